@@ -1,0 +1,192 @@
+"""Datasets on disk, and the token streams that training and evaluation read from them.
+
+A dataset is a folder:
+
+    manifest.json               format, tokenizer, special ids, and per split: files with sizes and sha256, counts
+    tokenizer.model             the SentencePiece model that made it
+    SPLIT/tokens.bin            the documents' token ids, each document followed by the end-of-document id
+    SPLIT/doc_tokens.npy        int64 (documents,): tokens of each document, its end-of-document id not counted
+    SPLIT/doc_bytes.npy         int64 (documents,): UTF-8 bytes of each document
+    SPLIT/names.txt             a name per line and document
+
+`Streams.batch(step)` is a pure function of (dataset, number of streams, seq_len, step): resuming a run, or going on
+with another number of ranks, needs no state.
+"""
+
+import hashlib
+import heapq
+import json
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.vocab import Vocab
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
+TOKENS, DOC_TOKENS, DOC_BYTES, NAMES = "tokens.bin", "doc_tokens.npy", "doc_bytes.npy", "names.txt"
+DTYPES = ("<u2", "<u4")
+
+
+def token_dtype(vocab_size: int) -> str:
+    """Smallest storage type for ids below `vocab_size`."""
+    return DTYPES[0] if vocab_size <= 1 << 16 else DTYPES[1]
+
+
+class Split:
+    """One split of a dataset, memory-mapped.
+
+    tokens: (n,) unsigned ids, end-of-document ids included; doc_tokens, doc_bytes: int64 (documents,).
+    """
+
+    def __init__(self, name: str, folder: Path, dtype: str):
+        self.name = name
+        self.tokens = np.memmap(folder / TOKENS, dtype=dtype, mode="r")
+        self.doc_tokens = np.load(folder / DOC_TOKENS, allow_pickle=False)
+        self.doc_bytes = np.load(folder / DOC_BYTES, allow_pickle=False)
+
+
+class Dataset:
+    """A dataset that is whole as far as its manifest and file sizes tell. Raises UserError where it is not."""
+
+    def __init__(self, root):
+        self.root = Path(root)
+        self.manifest = _read_manifest(self.root)
+        self.vocab = Vocab.load(self.root / TOKENIZER)
+        if self.vocab.fingerprint != self.manifest["tokenizer"]["pieces_sha256"]:
+            raise UserError(f"{self.root / TOKENIZER} is not the tokenizer that made the dataset, by the hash in "
+                            f"{MANIFEST}: put the original file back or prepare the dataset again")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the manifest: two datasets with the same fingerprint hold the same documents in the same order."""
+        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def split_names(self) -> list:
+        return list(self.manifest["splits"])
+
+    def split(self, name: str) -> Split:
+        if name not in self.manifest["splits"]:
+            raise UserError(f"{self.root} has no split {name!r}: it has {', '.join(self.split_names)}")
+        entry, folder = self.manifest["splits"][name], self.root / name
+        for file, facts in entry["files"].items():
+            path = folder / file
+            size = path.stat().st_size if path.is_file() else None
+            if size != facts["size"]:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise UserError(f"{path} {found}, where {MANIFEST} says {facts['size']} bytes: prepare the dataset "
+                                "again, or copy that file again")
+        split = Split(name, folder, self.manifest["dtype"])
+        if len(split.tokens) != entry["tokens"] or len(split.doc_tokens) != entry["documents"]:
+            raise UserError(f"{folder} does not hold the {entry['tokens']} tokens in {entry['documents']} documents "
+                            f"that {MANIFEST} says: prepare the dataset again")
+        return split
+
+
+def _read_manifest(root: Path) -> dict:
+    path = root / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{root} holds no dataset (no {MANIFEST}): make one from a folder of .txt files with "
+                        f"`python tools/prepare_data.py --input FOLDER --out {root}`")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged (not JSON: {error}): prepare the dataset again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise UserError(f"{path} has format {found!r}, this program reads format {FORMAT}: prepare the dataset again")
+    problem = _manifest_problem(manifest)
+    if problem:
+        raise UserError(f"{path} is damaged ({problem}): prepare the dataset again")
+    return manifest
+
+
+def _manifest_problem(manifest):
+    """What is wrong with a manifest's structure, or None."""
+    if manifest.get("dtype") not in DTYPES:
+        return f"dtype is {manifest.get('dtype')!r}"
+    if not isinstance(manifest.get("tokenizer"), dict) or "pieces_sha256" not in manifest["tokenizer"]:
+        return "tokenizer.pieces_sha256 is missing"
+    splits = manifest.get("splits")
+    if not isinstance(splits, dict) or not splits:
+        return "splits is missing"
+    for name, entry in splits.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
+            return f"splits.{name}.files is missing"
+        for file in (TOKENS, DOC_TOKENS, DOC_BYTES, NAMES):
+            facts = entry["files"].get(file)
+            if not isinstance(facts, dict) or not isinstance(facts.get("size"), int):
+                return f"splits.{name}.files.{file} is missing"
+        for key in ("documents", "tokens", "bytes"):
+            if not isinstance(entry.get(key), int):
+                return f"splits.{name}.{key} is missing"
+    return None
+
+
+def assign_documents(doc_tokens, streams: int) -> np.ndarray:
+    """Stream of each document, int32: in order, each goes to the stream with the fewest tokens so far (ties: lowest
+    index). Loads leave the end-of-document tokens out, as the baseline's loader does."""
+    load = [(0, stream) for stream in range(streams)]  # already a heap
+    chosen = np.empty(len(doc_tokens), np.int32)
+    for document, tokens in enumerate(np.asarray(doc_tokens).tolist()):
+        tokens_so_far, stream = load[0]
+        chosen[document] = stream
+        heapq.heapreplace(load, (tokens_so_far + tokens, stream))
+    return chosen
+
+
+class Streams:
+    """A split cut into `count` endless token streams, of which each optimiser step reads one window each.
+
+    Window k of a stream is its tokens [k * seq_len, (k + 1) * seq_len + 1), so that neighbours share one token, and
+    each stream wraps on its own.
+    """
+
+    def __init__(self, split: Split, count: int, seq_len: int):
+        documents = len(split.doc_tokens)
+        if documents < count:
+            raise UserError(f"the split {split.name!r} has {documents} documents, fewer than the {count} streams that "
+                            f"train_batch_size {count} needs: prepare more documents or lower train_batch_size to "
+                            f"at most {documents}")
+        self.count, self.seq_len = count, seq_len
+        self._tokens = split.tokens
+        ends = np.cumsum(split.doc_tokens + 1)
+        starts = ends - (split.doc_tokens + 1)  # of each document in the packed file
+        stream_of = assign_documents(split.doc_tokens, count)
+        order = np.argsort(stream_of, kind="stable")
+        bounds = np.searchsorted(stream_of[order], np.arange(count + 1))
+        self._streams = []  # per stream: position of each document in the stream (one more: its length), and in the file
+        for stream in range(count):
+            documents = order[bounds[stream] : bounds[stream + 1]]
+            position = np.zeros(len(documents) + 1, np.int64)
+            np.cumsum(split.doc_tokens[documents] + 1, out=position[1:])
+            self._streams.append((position, starts[documents]))
+
+    def batch(self, index: int, rows=None) -> np.ndarray:
+        """Windows of batch `index` (from 0): int64 (rows, seq_len + 1). Inputs are [:, :-1], targets [:, 1:].
+
+        rows: the streams wanted, all by default. Rank r of W reads range(r, count, W).
+        """
+        rows = range(self.count) if rows is None else rows
+        batch = np.empty((len(rows), self.seq_len + 1), np.int64)
+        for out, stream in zip(batch, rows):
+            self._read(stream, index * self.seq_len, out)
+        return batch
+
+    def _read(self, stream, start, out):
+        position, in_file = self._streams[stream]
+        start %= position[-1]
+        document = int(np.searchsorted(position, start, "right")) - 1
+        filled = 0
+        while filled < len(out):
+            offset = start - position[document]
+            take = min(len(out) - filled, position[document + 1] - start)
+            first = in_file[document] + offset
+            out[filled : filled + take] = self._tokens[first : first + take]
+            filled += take
+            document = (document + 1) % len(in_file)
+            start = position[document]

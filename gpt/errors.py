@@ -1,0 +1,38 @@
+"""The user's errors: one sentence with what is wrong, where, and what to do; exit code 2; no traceback."""
+
+import os
+import sys
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The message says what is wrong, where, and what to do."""
+
+
+class RunError(Exception):
+    """A run that cannot go on through no mistake in its input. The message says what happened and what is safe."""
+
+
+def run(main):
+    """Run a command's `main()` and leave the process with its exit code: 0 done, 2 a user's mistake, 1 a failed run.
+
+    Ranks that share a host read the same input and so find the same mistake: before the process group exists only
+    local rank 0 of each host prints it, afterwards every rank does, since by then a mistake may be one rank's own.
+    """
+    try:
+        code = main() or 0
+    except (UserError, RunError) as error:
+        distributed = sys.modules.get("torch.distributed")
+        connected = distributed is not None and distributed.is_available() and distributed.is_initialized()
+        if connected or os.environ.get("LOCAL_RANK", "0") == "0":
+            who = f"[rank {distributed.get_rank()}] " if connected and distributed.get_world_size() > 1 else ""
+            print(f"{who}error: {error}", file=sys.stderr, flush=True)
+        code = 2 if isinstance(error, UserError) else 1
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "gpt":
+            raise
+        print(f"error: the package {error.name!r} is not installed here ({sys.executable}): run `pip install -e .` "
+              "in the project's folder", file=sys.stderr, flush=True)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

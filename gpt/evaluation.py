@@ -1,0 +1,178 @@
+"""Held-out loss, exact and independent of how it is computed.
+
+A split is one token stream, documents in order. Window 0 scores all of its targets, every later window starts `last_n`
+tokens further and scores only its last `last_n` targets, so every token but the stream's first is scored exactly once,
+with at least seq_len - last_n tokens of context. Windows are shared out over ranks and batch rows; only sums are
+combined, so any number of processes finds the same result.
+
+Two sets of sums are kept:
+- ours: all targets; bytes from the vocabulary's exact table. Bits per byte and normalised quantities leave out the
+  targets that carry no bytes (ends of documents) from both sums.
+- `languini`, as the seed project prints them: the first window scores only its last `last_n` targets too, targets
+  equal to the padding id 0 are left out, and its "bytes" are the characters of each window's decoded targets.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+TOP = 10
+
+
+@dataclass
+class Sums:
+    """Sums over scored targets. Floats are float64, counts are integers."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    text_nats: float = 0.0  # over the targets that carry bytes
+    bytes: int = 0
+    top1: int = 0
+    top10: int = 0
+
+
+@dataclass
+class Tally:
+    """Running sums of an evaluation, ours and the seed project's."""
+
+    ours: Sums = field(default_factory=Sums)
+    languini: Sums = field(default_factory=Sums)
+
+    def values(self) -> list:
+        return [*vars(self.ours).values(), *vars(self.languini).values()]
+
+    @classmethod
+    def from_values(cls, values):
+        names = list(vars(Sums()))
+        kinds = [type(value) for value in vars(Sums()).values()] * 2
+        values = [kind(value) for kind, value in zip(kinds, values)]
+        return cls(Sums(*values[: len(names)]), Sums(*values[len(names) :]))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Inputs [start, start + length), targets one further; the last `scored` targets count."""
+
+    start: int
+    length: int
+    scored: int
+
+
+def windows(tokens: int, seq_len: int, last_n: int) -> int:
+    """Number of windows of a stream of `tokens` tokens."""
+    return 1 + max(0, math.ceil((tokens - 1 - seq_len) / last_n)) if tokens > 1 else 0
+
+
+def window(index: int, tokens: int, seq_len: int, last_n: int) -> Window:
+    """Window `index` (from 0). The last one is as long as the stream lasts."""
+    start = index * last_n
+    length = min(seq_len, tokens - 1 - start)
+    return Window(start, length, length if index == 0 else length - (seq_len - last_n))
+
+
+class Evaluator:
+    """Evaluates a model on one split.
+
+    score(tokens, targets, mask): int64, int64, bool tensors (B, T) -> TokenScores of the marked positions in row order.
+    batch_size: windows per batch over all ranks. max_batches: -1 for the whole split, else as many batches from its
+    beginning. rank, world_size: this process's share; every rank makes the same number of calls of `score`.
+    """
+
+    def __init__(self, split, vocab, seq_len, last_n, batch_size, max_batches=-1, rank=0, world_size=1):
+        self.split, self.vocab, self.seq_len, self.last_n = split, vocab, seq_len, last_n
+        self._tokens = split.tokens
+        count = windows(len(self._tokens), seq_len, last_n)
+        self.windows = count if max_batches < 0 else min(count, max_batches * batch_size)
+        self._rows = math.ceil(batch_size / world_size)  # windows per call on this rank
+        self._mine = range(rank, self.windows, world_size)
+        most = math.ceil(self.windows / world_size)
+        self.calls = math.ceil(most / self._rows)
+
+    def run(self, score, device="cpu") -> Tally:
+        """This rank's tally; sum `Tally.values()` over ranks for the whole."""
+        tally = Tally()
+        for call in range(self.calls):
+            mine = self._mine[call * self._rows : (call + 1) * self._rows]
+            chosen = [window(i, len(self._tokens), self.seq_len, self.last_n) for i in mine]
+            tokens, mask = self._batch(chosen)
+            inputs = torch.from_numpy(tokens).to(device)
+            with torch.no_grad():
+                scores = score(inputs[:, :-1], inputs[:, 1:], torch.from_numpy(mask).to(device))
+            if chosen:
+                self._add(tally, chosen, mine, scores.nats.double().cpu().numpy(), scores.rank.cpu().numpy())
+        return tally
+
+    def _batch(self, chosen):
+        """(rows, T + 1) ids and the (rows, T) mask of scored targets; T is the longest window's length.
+
+        A rank without a window left makes a call all the same, on one dummy row, since ranks may share the weights.
+        """
+        length = max((w.length for w in chosen), default=1)
+        tokens = np.zeros((max(1, len(chosen)), length + 1), np.int64)
+        mask = np.zeros((len(tokens), length), bool)
+        for row, w in enumerate(chosen):
+            tokens[row, : w.length + 1] = self._tokens[w.start : w.start + w.length + 1]
+            mask[row, w.length - w.scored : w.length] = True
+        if not chosen:
+            mask[0, 0] = True
+        return tokens, mask
+
+    def _add(self, tally, chosen, indices, nats, rank):
+        first = 0
+        for w, index in zip(chosen, indices):
+            part = slice(first, first + w.scored)
+            end = w.start + w.length + 1
+            targets = np.asarray(self._tokens[end - w.scored : end], np.int64)
+            self._add_ours(tally.ours, targets, nats[part], rank[part])
+            skipped = min(w.scored, max(0, self.seq_len - self.last_n)) if index == 0 else 0
+            self._add_languini(tally.languini, targets[skipped:], nats[part][skipped:], rank[part][skipped:])
+            first += w.scored
+
+    def _add_ours(self, sums, targets, nats, rank):
+        sizes = self.vocab.byte_lengths[targets]
+        sums.nats += float(nats.sum())
+        sums.tokens += len(targets)
+        sums.text_nats += float(nats[sizes > 0].sum())
+        sums.bytes += int(sizes.sum())
+        sums.top1 += int((rank < 1).sum())
+        sums.top10 += int((rank < TOP).sum())
+
+    def _add_languini(self, sums, targets, nats, rank):
+        kept = targets != 0
+        nats = float(nats[kept].sum())
+        sums.nats += nats
+        sums.tokens += int(kept.sum())
+        sums.text_nats += nats
+        sums.bytes += len(self.vocab.decode(targets[kept]))
+        sums.top1 += int((rank[kept] < 1).sum())
+        sums.top10 += int((rank[kept] < TOP).sum())
+
+
+def summary(tally: Tally) -> dict:
+    """The published quantities: nats per token, per byte, bits per byte, hit rates; `languini` as the seed project's."""
+    ours, languini = _quantities(tally.ours), _quantities(tally.languini)
+    del languini["bits_per_byte"], languini["total_loss"]
+    return {**ours, "languini": languini}
+
+
+def _quantities(sums: Sums) -> dict:
+    loss = sums.nats / sums.tokens if sums.tokens else math.nan
+    normalised = sums.text_nats / sums.bytes if sums.bytes else math.nan
+    return {
+        "tokens": sums.tokens,
+        "bytes": sums.bytes,
+        "total_loss": sums.nats,
+        "loss": loss,
+        "ppl": _exp(loss),
+        "normalised_loss": normalised,
+        "normalised_ppl": _exp(normalised),
+        "bits_per_byte": normalised / math.log(2),
+        "top1": sums.top1 / sums.tokens if sums.tokens else math.nan,
+        "top10": sums.top10 / sums.tokens if sums.tokens else math.nan,
+    }
+
+
+def _exp(value):
+    return math.exp(value) if value < 700 else math.inf

@@ -1,0 +1,1 @@
+"""Operations of the hot loop, each written for speed and small memory."""

@@ -1,0 +1,154 @@
+"""The GPT of the Languini Kitchen's baseline, as a plain nn.Module: it knows no DeepSpeed and no files.
+
+Pre-LN blocks, learned positions, token embedding scaled by sqrt(h_dim), tanh-GELU, LayerNorm with bias and eps 1e-5,
+biases everywhere but the head, head not tied to the embedding, no dropout.
+Shapes: B batch, T tokens, C h_dim, H heads, D head_dim, V vocabulary.
+
+`python gpt/model.py [preset]` builds a model, feeds it a batch and prints shapes and parameter counts.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # the project's folder instead of gpt/, whose module names must shadow nobody's
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
+from gpt.plan import ModelConfig
+
+
+class Attention(nn.Module):
+    """Causal self-attention. q, k and v are strided views of one GEMM's output, never copied."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.n_heads, self.head_dim = config.n_heads, config.head_dim
+        width = config.n_heads * config.head_dim
+        self.qkv = nn.Linear(config.h_dim, 3 * width)
+        self.c_proj = nn.Linear(width, config.h_dim)
+
+    def forward(self, x):  # (B, T, C)
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.n_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.c_proj(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.h_dim, config.mlp_dim)
+        self.c_proj = nn.Linear(config.mlp_dim, config.h_dim)
+
+    def forward(self, x):  # (B, T, C)
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.ln1 = nn.LayerNorm(config.h_dim, eps=1e-5)
+        self.attn = Attention(config)
+        self.ln2 = nn.LayerNorm(config.h_dim, eps=1e-5)
+        self.mlp = MLP(config)
+
+    def forward(self, x):  # (B, T, C)
+        x = x + self.attn(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+class Head(nn.Module):
+    """The output layer. A module of its own, so that engines which gather weights per module see its weight used."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.h_dim))
+
+    def forward(self, hidden, targets=None, score=False):
+        """hidden (N, C), targets (N,): the mean loss, or TokenScores if `score`; without targets the logits (N, V)."""
+        if targets is None:
+            return hidden @ self.weight.t()
+        return (score_tokens if score else linear_cross_entropy)(hidden, self.weight, targets)
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer with learned positions; weights are drawn from `seed`.
+
+    Initialisation: weights N(0, 0.02), but each MLP's output N(0, 0.02 / sqrt(2 n_layers)); biases 0.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.h_dim)
+        self.position_embedding = nn.Embedding(config.seq_len, config.h_dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.ln_f = nn.LayerNorm(config.h_dim, eps=1e-5)
+        self.head = Head(config)
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    @torch.no_grad()
+    def _initialise(self, generator):
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif ".ln" in name or name.startswith("ln_f"):
+                parameter.fill_(1.0)
+            else:
+                std = 0.02 / math.sqrt(2 * self.config.n_layers) if name.endswith("mlp.c_proj.weight") else 0.02
+                parameter.normal_(0.0, std, generator=generator)
+
+    def forward(self, tokens, targets=None, scored=None):
+        """tokens, targets: (B, T) int64, T <= seq_len; scored: (B, T) bool.
+
+        With targets: the mean loss in nats per token, an fp32 scalar. With `scored`, TokenScores of the marked
+        positions in row order, no others go through the head. With tokens alone: the logits (B, T, V).
+        """
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.token_embedding(tokens) * math.sqrt(self.config.h_dim) + self.position_embedding(positions)
+        for block in self.blocks:
+            x = block(x)
+        if scored is not None:
+            return self.head(self.ln_f(x[scored]), targets[scored], score=True)
+        x = self.ln_f(x)
+        if targets is None:
+            return self.head(x)
+        return self.head(x.flatten(0, 1), targets.flatten())
+
+
+def main():
+    from gpt.config import load_presets
+
+    presets = load_presets()
+    name = sys.argv[1] if len(sys.argv) > 1 else "nano"
+    if name not in presets or len(sys.argv) > 2:
+        from gpt.errors import UserError
+
+        raise UserError(f"usage: python gpt/model.py [PRESET], where PRESET is one of {', '.join(presets)}")
+    config = ModelConfig(**presets[name], vocab_size=16384, seq_len=512)
+    model = GPT(config)
+    tokens = torch.randint(config.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
+    print(f"{name}: {config}")
+    for key, parameter in model.named_parameters():
+        if not key.startswith("blocks.") or key.startswith("blocks.0."):
+            print(f"  {key:32s} {str(tuple(parameter.shape)):16s} {parameter.numel():>13,}")
+    print(f"  blocks.1 … blocks.{config.n_layers - 1} are like blocks.0")
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    print(f"parameters: {counted:,} (by formula: {config.parameters():,})")
+    with torch.no_grad():
+        logits, loss = model(tokens), model(tokens[:, :-1], tokens[:, 1:])
+    print(f"tokens {tuple(tokens.shape)} -> logits {tuple(logits.shape)} {logits.dtype}")
+    print(f"loss of the untrained model: {loss.item():.4f} nats per token (ln {config.vocab_size} = "
+          f"{math.log(config.vocab_size):.4f})")
+
+
+if __name__ == "__main__":
+    from gpt.errors import run
+
+    run(main)

@@ -1,0 +1,278 @@
+"""What a run's JSON may hold: every key with its type, range and meaning, and the checks that name each mistake.
+
+DeepSpeed accepts unknown top-level keys and misspelt optimizer parameters in silence; here they are mistakes.
+"""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Key:
+    """One value: its type (int, float, bool, str, or "pair" for two floats), its default and its range."""
+
+    kind: Any
+    default: Any = None
+    doc: str = ""
+    minimum: float | None = None  # inclusive
+    above: float | None = None  # exclusive lower bound
+    maximum: float | None = None  # inclusive
+    choices: tuple | None = None
+
+    def problem(self, value):
+        """What is wrong with `value`, or None. `value` is never None."""
+        if value == "auto":
+            return 'is "auto", which only the Hugging Face Trainer fills in: write the value'
+        if self.kind == "pair":
+            numbers = isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(v) for v in value)
+            return None if numbers and all(0 <= v < 1 for v in value) else f"is {value!r}, not two numbers in [0, 1)"
+        if self.kind is bool:
+            return None if isinstance(value, bool) else f"is {value!r}, not true or false"
+        if self.kind is str:
+            return self._out_of_choices(value) if isinstance(value, str) else f"is {value!r}, not a text"
+        if self.kind is int and not (isinstance(value, int) and not isinstance(value, bool)):
+            return f"is {value!r}, not a whole number"
+        if not _is_number(value):
+            return f"is {value!r}, not a number" + (" (leave the quotes out)" if _reads_as_number(value) else "")
+        return self._out_of_range(value) or self._out_of_choices(value)
+
+    def _out_of_range(self, value):
+        if not math.isfinite(value):
+            return f"is {value!r}, not a finite number"
+        if self.minimum is not None and value < self.minimum:
+            return f"is {value!r}, must be at least {self.minimum}"
+        if self.above is not None and value <= self.above:
+            return f"is {value!r}, must be above {self.above}"
+        if self.maximum is not None and value > self.maximum:
+            return f"is {value!r}, must be at most {self.maximum}"
+        return None
+
+    def _out_of_choices(self, value):
+        if self.choices is None or value in self.choices:
+            return None
+        return f"is {value!r}, must be one of {', '.join(map(str, self.choices))}"
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _reads_as_number(value):
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, str)
+
+
+def option(kind, default, doc, **limits):
+    """A dataclass field that carries its own Key."""
+    return field(default=default, metadata={"key": Key(kind, default, doc, **limits)})
+
+
+@dataclass(frozen=True)
+class Options:
+    """The block "gpt" of a run's JSON; each is a command-line option of the same name."""
+
+    preset: str | None = option(str, None, "model shape by name, from gpt/presets.yaml")
+    n_layers: int | None = option(int, None, "transformer blocks; overrides the preset's", minimum=1)
+    h_dim: int | None = option(int, None, "width of the residual stream; overrides the preset's", minimum=1)
+    mlp_dim: int | None = option(int, None, "hidden width of the MLPs; overrides the preset's", minimum=1)
+    n_heads: int | None = option(int, None, "attention heads; overrides the preset's", minimum=1)
+    head_dim: int | None = option(int, None, "width of one head; overrides the preset's", minimum=1)
+    vocab_size: int = option(int, 16384, "ids of the tokenizer; must be the dataset's", minimum=2)
+    seq_len: int = option(int, 512, "tokens of context, in training and evaluation", minimum=2)
+    seed: int = option(int, 0, "seed of the initial weights", minimum=0)
+    data_root: str = option(str, "data/sample", "dataset folder; data/sample is built by itself where absent")
+    run_dir: str | None = option(str, None, "where the run is kept; default runs/<name of the JSON file>")
+    comment: str = option(str, "", "free text kept in config.yaml and shown by the loggers")
+    max_train_steps: int = option(int, REQUIRED, "optimiser steps of the whole run", minimum=0)
+    eval_data_split: str = option(str, "test", "split that is evaluated during training")
+    eval_every: int = option(int, 500, "steps between evaluations; 0 or less: never")
+    max_eval_steps: int = option(int, 500, "batches of one evaluation, -1: the whole split", minimum=-1)
+    eval_batch_size: int = option(int, 16, "windows of one evaluation batch, over all GPUs", minimum=1)
+    last_n: int = option(int, 128, "targets scored in each evaluation window but the first", minimum=1)
+    log_terminal_every: int = option(int, 100, "steps between lines on the terminal; 0 or less: never")
+    log_metrics_every: int = option(int, 1, "steps between training lines of metrics.jsonl; 0 or less: never")
+    log_grads_every: int = option(int, 1000, "steps between norms of weights, gradients and steps; 0 or less: never")
+    log_ckpt_every: int = option(int, 1000, "steps between checkpoints; 0 or less: only at the end")
+    logger_type: str = option(str, "none", "beside metrics.jsonl: TensorBoard, wandb (offline unless WANDB_MODE says "
+                              "otherwise), or both", choices=("none", "tb", "wandb", "all"))  # fmt: skip
+    wandb_project_name: str = option(str, "gpt", "project that wandb files the run under")
+    tokens_per_second: float | None = option(float, None, "throughput of the reference GPU, for the compute class",
+                                             above=0)  # fmt: skip
+
+
+GPT_KEYS = {f.name: f.metadata["key"] for f in dataclasses.fields(Options)}
+
+_COSINE = {
+    "max_lr": Key(float, 6e-4, "peak of the learning rate", above=0),
+    "min_lr": Key(float, 6e-6, "learning rate from decay_steps on", minimum=0),
+    "warmup_steps": Key(int, 200, "steps of linear warm-up", minimum=0),
+    "decay_steps": Key(int, REQUIRED, "steps until the cosine reaches min_lr", minimum=1),
+}
+_POSITIVE, _RATIO, _STEPS = Key(float, minimum=0), Key(float, minimum=0, maximum=1), Key(int, minimum=0)
+_WARMUP = {"warmup_num_steps": _STEPS, "warmup_type": Key(str, choices=("log", "linear"))}
+_WARMUP_LR = {**_WARMUP, "warmup_min_lr": _POSITIVE, "warmup_max_lr": _POSITIVE}
+COSINE = "LanguiniCosineLR"
+SCHEDULERS = {  # type -> parameters; all but the first are DeepSpeed's own
+    COSINE: _COSINE,
+    "WarmupLR": _WARMUP_LR,
+    "WarmupDecayLR": {**_WARMUP_LR, "total_num_steps": Key(int, REQUIRED, minimum=1)},
+    "WarmupCosineLR": {**_WARMUP, "total_num_steps": Key(int, REQUIRED, minimum=1), "warmup_min_ratio": _RATIO,
+                       "cos_min_ratio": _RATIO},
+    "OneCycle": {"cycle_min_lr": Key(float, REQUIRED, minimum=0), "cycle_max_lr": Key(float, REQUIRED, minimum=0),
+                 "decay_lr_rate": _POSITIVE, "cycle_first_step_size": _STEPS, "cycle_second_step_size": _STEPS,
+                 "cycle_first_stair_count": _STEPS, "cycle_second_stair_count": _STEPS, "decay_step_size": _STEPS,
+                 "cycle_momentum": Key(bool), "cycle_min_mom": _RATIO, "cycle_max_mom": _RATIO,
+                 "decay_mom_rate": _POSITIVE},
+    "LRRangeTest": {"lr_range_test_min_lr": _POSITIVE, "lr_range_test_step_size": _STEPS,
+                    "lr_range_test_step_rate": _POSITIVE, "lr_range_test_staircase": Key(bool)},
+}  # fmt: skip
+
+_LR = {"lr": Key(float, doc="learning rate; not with LanguiniCosineLR, which owns it", above=0)}
+_ADAM = {
+    **_LR,
+    "betas": Key("pair", [0.9, 0.95], "decay of the first and second moment"),
+    "eps": Key(float, 1e-8, "added to the root of the second moment", above=0),
+    "weight_decay": Key(float, 0.0, "decoupled weight decay", minimum=0),
+    "torch_adam": Key(bool, True, "torch's fused Adam; false: DeepSpeed's, which is compiled on first use"),
+    "adam_w_mode": Key(bool, doc="decoupled weight decay (DeepSpeed's default, for Adam too)"),
+    "amsgrad": Key(bool),
+    "fused": Key(bool, True, "one kernel for all parameters, with torch_adam"),
+}
+OPTIMIZERS = {
+    "Adam": _ADAM,
+    "AdamW": _ADAM,
+    "SGD": {**_LR, "momentum": _RATIO, "dampening": _RATIO, "weight_decay": _POSITIVE, "nesterov": Key(bool)},
+    "Lion": {**_LR, "betas": Key("pair"), "weight_decay": _POSITIVE},
+}
+
+FP16_KEYS = {
+    "enabled": Key(bool, False, "train in fp16 with loss scaling"),
+    "loss_scale": Key(float, 0, "fixed loss scale; 0: dynamic", minimum=0),
+    "initial_scale_power": Key(int, 16, "the dynamic scale starts at 2 to this power", minimum=0, maximum=32),
+    "loss_scale_window": Key(int, 2000, "steps without overflow before the scale doubles", minimum=1),
+    "hysteresis": Key(int, 1, "overflows before the scale halves", minimum=1),
+    "consecutive_hysteresis": Key(bool),
+    "min_loss_scale": Key(int, 1, "the run stops when an overflow happens at this scale", minimum=1),
+}
+BF16_KEYS = {"enabled": Key(bool, False, "train in bf16"), "immediate_grad_update": Key(bool)}
+_OFFLOAD = {
+    "device": Key(str, REQUIRED, choices=("none", "cpu", "nvme")), "nvme_path": Key(str), "pin_memory": Key(bool),
+    "buffer_count": Key(int, minimum=1),
+}  # fmt: skip
+_SIZE = Key(int, minimum=1)
+ZERO_KEYS = {
+    "stage": Key(int, 1, "1: optimizer states are shared out, 2: gradients too, 3: weights too", choices=(0, 1, 2, 3)),
+    "reduce_bucket_size": Key(int, doc="elements reduced at a time", minimum=1),
+    "allgather_bucket_size": Key(int, doc="elements gathered at a time", minimum=1),
+    "offload_optimizer": {**_OFFLOAD, "pipeline_read": Key(bool), "pipeline_write": Key(bool), "fast_init": Key(bool),
+                          "ratio": _RATIO},
+    "offload_param": {**_OFFLOAD, "buffer_size": _SIZE, "max_in_cpu": _STEPS},
+    "sub_group_size": _SIZE, "stage3_prefetch_bucket_size": _STEPS, "stage3_param_persistence_threshold": _STEPS,
+    "stage3_model_persistence_threshold": _STEPS, "stage3_max_live_parameters": _STEPS,
+    "stage3_max_reuse_distance": _STEPS, "stage3_gather_16bit_weights_on_model_save": Key(bool),
+    "stage3_module_granularity_threshold": _STEPS, "stage3_use_all_reduce_for_fetch_params": Key(bool),
+    "zero_hpz_partition_size": _SIZE, "memory_efficient_linear": Key(bool),
+    **dict.fromkeys(("contiguous_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce",
+                     "allgather_partitions", "overlap_comm", "load_from_fp32_weights", "ignore_unused_parameters",
+                     "round_robin_gradients", "zero_quantized_weights", "zero_quantized_gradients"), Key(bool)),
+}  # fmt: skip
+TOP_KEYS = {
+    "gpt": GPT_KEYS,
+    "train_batch_size": Key(int, doc="sequences per optimiser step, over all GPUs", minimum=1),
+    "train_micro_batch_size_per_gpu": Key(int, doc="sequences per forward pass; solved where absent", minimum=1),
+    "gradient_accumulation_steps": Key(int, doc="forward passes per optimiser step and GPU", minimum=1),
+    "gradient_clipping": Key(float, 0.0, "largest norm of the whole gradient; 0: no clipping", minimum=0),
+    "fp16": FP16_KEYS,
+    "bf16": BF16_KEYS,
+    "zero_optimization": ZERO_KEYS,
+    "optimizer": {"type": Key(str, REQUIRED, choices=tuple(OPTIMIZERS)), "params": OPTIMIZERS},
+    "scheduler": {"type": Key(str, REQUIRED, choices=tuple(SCHEDULERS)), "params": SCHEDULERS},
+    "prescale_gradients": Key(bool),
+    "gradient_predivide_factor": Key(float, above=0),
+    "communication_data_type": Key(str, choices=("fp16", "bf16", "fp32")),
+    "zero_allow_untested_optimizer": Key(bool),
+    "zero_force_ds_cpu_optimizer": Key(bool),
+    "wall_clock_breakdown": Key(bool),
+    "memory_breakdown": Key(bool),
+    "dump_state": Key(bool),
+}  # fmt: skip
+# DeepSpeed's own blocks that pass through as they are: observers, and the tuning of its file and memory traffic.
+PASSED_THROUGH = ("aio", "comms_logger", "flops_profiler", "tensorboard", "wandb", "csv_monitor", "comet", "timers",
+                  "activation_checkpointing", "disable_python_gc", "data_types")  # fmt: skip
+# Real DeepSpeed blocks that would make the run something else than what its JSON says.
+REFUSED = {
+    "torch_autocast": "with fp16 it clips scaled gradients: use fp16 or bf16",
+    "amp": "it needs apex: use fp16 or bf16",
+    "elasticity": "it changes the batch size: resume on another number of GPUs instead",
+    "pipeline": "the model is not cut into pipeline stages",
+    "tensor_parallel": "the model is not sharded over tensors: use ZeRO stage 3",
+    "curriculum_learning": "batches are a pure function of the step",
+    "data_efficiency": "batches are a pure function of the step",
+    "progressive_layer_drop": "the model has no layer drop",
+    "compression_training": "it changes the model",
+    "steps_per_print": 'progress is printed by "gpt": {"log_terminal_every"}',
+    "checkpoint": "checkpoints are written and found by the trainer itself",
+}
+
+
+def nearest(name, known):
+    """" (did you mean …?)" for the known name closest to `name`, or an empty text."""
+    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def check(block, keys, path="") -> list:
+    """All mistakes in a JSON block against its table of keys, as sentences that begin with the value's path."""
+    errors = []
+    if not isinstance(block, dict):
+        return [f"{path or 'the file'} is {block!r}, not a block {{…}}"]
+    for name, value in block.items():
+        where = f"{path}.{name}" if path else name
+        key = keys.get(name)
+        if key is None:
+            errors += _unknown(name, where, path, keys)
+        elif name == "params" and "type" in keys:
+            variant = key.get(block.get("type")) if isinstance(block.get("type"), str) else None
+            errors += check(value, variant, where) if variant is not None else []
+        elif isinstance(key, dict):
+            errors += check(value, key, where)
+        elif value is not None and key.problem(value):
+            errors.append(f"{where} {key.problem(value)}")
+    for name, key in keys.items():
+        if isinstance(key, Key) and key.default is REQUIRED and block.get(name) is None:
+            errors.append(f"{path + '.' if path else ''}{name} is missing" + (f": {key.doc}" if key.doc else ""))
+    return errors
+
+
+def _unknown(name, where, path, keys):
+    if not path and name in PASSED_THROUGH:
+        return []
+    if not path and name in REFUSED:
+        return [f"{where} is not supported here: {REFUSED[name]}"]
+    homes = [home for home in _homes(TOP_KEYS, name) if home != where]
+    close = nearest(name, keys if path else [*keys, *PASSED_THROUGH])
+    if homes and not close:
+        return [f"{where} is not known there: it belongs in {' or '.join(homes)}"]
+    return [f"{where} is not a known key{close}"]
+
+
+def _homes(keys, name, path=""):
+    """Paths at which a key called `name` exists."""
+    found = []
+    for key, value in keys.items():
+        where = f"{path}.{key}" if path else key
+        if key == name:
+            found.append(where)
+        if isinstance(value, dict) and key == "params":
+            found += [f"{where}.{name}"] if any(name in variant for variant in value.values()) else []
+        elif isinstance(value, dict):
+            found += _homes(value, name, where)
+    return found

@@ -1,0 +1,193 @@
+"""The training loop, and what surrounds it: start or resume, evaluate, save, report."""
+
+import time
+
+from gpt import checkpoint
+from gpt.config import Config
+from gpt.corpus import TOKENIZER, Dataset, Streams
+from gpt.errors import RunError, UserError
+from gpt.evaluation import Evaluator, Tally, summary
+from gpt.metrics import Clock, Metrics, Progress
+from gpt.model import GPT
+
+
+class Trainer:
+    """One run: `config` on `dataset` by an `engine`, kept in `config.run_dir`."""
+
+    def __init__(self, config: Config, dataset: Dataset, make_engine, world, resume: str):
+        self.config, self.dataset, self.world = config, dataset, world
+        options, batch = config.options, config.batch
+        self.run_dir = config.run_dir
+        self.checkpoints = self.run_dir / "checkpoints"
+        self.streams = Streams(dataset.split("train"), batch.global_size, options.seq_len)
+        self.rows = range(world.rank, batch.global_size, world.size)
+        self.evaluator = Evaluator(dataset.split(options.eval_data_split), dataset.vocab, options.seq_len,
+                                   options.last_n, options.eval_batch_size, options.max_eval_steps, world.rank,
+                                   world.size)  # fmt: skip
+        self.resolved = resolved(config, dataset)
+        start_tag = self._find_start(resume)
+        self.engine = make_engine(GPT(config.model, options.seed), config, world)
+        self.step = self.engine.load(self.checkpoints, start_tag)["step"] if start_tag else 0
+        self.resumed = start_tag is not None
+        self.saved_step = self.step if self.resumed else None
+
+    def _find_start(self, resume):
+        """Tag to go on from, or None. All ranks look before any writes."""
+        tag = checkpoint.latest(self.checkpoints) if self.checkpoints.is_dir() else None
+        if tag is None and resume == "must":
+            raise UserError(f"--resume must: {self.checkpoints} has no checkpoint to go on from")
+        if tag is not None and resume == "never":
+            raise UserError(f"--resume never: {self.run_dir} already holds a run: name another --run_dir, or go on with "
+                            "--resume auto")
+        if tag is not None:
+            differences = _differences(checkpoint.read_config(self.checkpoints / tag / checkpoint.CONFIG), self.resolved)
+            if differences:
+                raise UserError(f"{self.run_dir} holds a run with other settings ({'; '.join(differences)}): name "
+                                "another --run_dir, or give the settings that it began with")
+        self.world.barrier()
+        return tag
+
+    def train(self):
+        """From the present step to the last: steps, reports, evaluations, checkpoints."""
+        options, first, last = self.config.options, self.step, self.config.options.max_train_steps
+        leader = self.world.rank == 0
+        if leader:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            checkpoint.discard_leftovers(self.checkpoints)
+            checkpoint.write_config(self.run_dir / checkpoint.CONFIG, self.resolved)
+        self.world.barrier()
+        self.metrics = Metrics(self.run_dir, self.config, self.resolved, active=leader)
+        self.progress = Progress(first, last, active=leader)
+        self.clock = Clock()
+        self._announce()
+        if not self.resumed and options.eval_every > 0:
+            self._evaluate()
+        self._mark = (self.step, self.clock.seconds())
+        while self.step < last:
+            self._train_step()
+            if _due(self.step, options.eval_every) or (self.step == last and options.eval_every > 0):
+                self._evaluate()
+            if _due(self.step, options.log_ckpt_every) or self.step == last:
+                self._save()
+        if self.saved_step is None:
+            self._save()
+        self.progress.close()
+        self.progress.say(f"done: {self.step} steps, checkpoint {self.checkpoints / checkpoint.tag_of(self.saved_step)}")
+        self.metrics.close()
+
+    def _announce(self):
+        model, batch = self.config.model, self.config.batch
+        for notice in self.config.notices:
+            self.progress.say(f"notice: {notice}")
+        if self.resumed:
+            self.progress.say(f"resuming {self.run_dir} after step {self.step}")
+            self.metrics.write({"event": "resume", "step": self.step})
+        self.progress.say(
+            f"{self.run_dir}: {model.parameters():,} parameters, {self.config.precision}, ZeRO stage "
+            f"{self.config.engine['zero_optimization']['stage']}, {self.world.size} x {self.world.device.type}; "
+            f"{batch.global_size} x {model.seq_len} tokens a step (micro batch {batch.micro_size}, accumulation "
+            f"{batch.accumulation}) from {self.dataset.root}"
+        )
+
+    def _train_step(self):
+        options, number = self.config.options, self.step + 1
+        logged, shown = _due(number, options.log_metrics_every), _due(number, options.log_terminal_every)
+        want_norms = _due(number, options.log_grads_every)
+        batch = self.streams.batch(self.step, self.rows)
+        batch = batch.reshape(self.config.batch.accumulation, self.config.batch.micro_size, -1)
+        lr = self.engine.lr
+        while not (result := self.engine.step(batch, logged or shown, want_norms)).applied:
+            self._skipped(number)
+        self.step = number
+        self.progress.advance()
+        if want_norms:
+            self.metrics.write({"event": "norms", "step": number, **result.norms})
+        if logged or shown:
+            self._report(result.loss, lr, logged, shown)
+
+    def _skipped(self, number):
+        """An update with a gradient that is not finite was left out. Under fp16 the scale sank: the same batch again."""
+        if self.config.precision != "fp16":
+            raise RunError(f"the gradient of step {number} is not finite in {self.config.precision}, and nothing was "
+                           f"updated: lower max_lr or set gradient_clipping, and go on from {self.checkpoints}")
+        self.metrics.write({"event": "overflow", "step": number, "loss_scale": self.engine.loss_scale})
+
+    def _report(self, loss, lr, logged, shown):
+        tokens_per_step = self.config.batch.global_size * self.config.model.seq_len
+        mark_step, mark_seconds = self._mark
+        seconds = self.clock.seconds()
+        speed = (self.step - mark_step) * tokens_per_step / max(seconds - mark_seconds, 1e-9)
+        if logged:
+            self.metrics.write({
+                "event": "train", "step": self.step, "loss": loss, "lr": lr, "grad_norm": self.engine.grad_norm,
+                "loss_scale": self.engine.loss_scale, "tokens": self.step * tokens_per_step,
+                "tokens_per_second": speed,
+            })  # fmt: skip
+        if shown:
+            left = (self.config.options.max_train_steps - self.step) * tokens_per_step / speed
+            self.progress.report(self.step, loss, lr, speed, left)
+            self._mark = (self.step, seconds)
+
+    def _evaluate(self):
+        self.clock.pause()
+        began = time.perf_counter()
+        tally = self.evaluator.run(self.engine.module, self.world.device)
+        values = self.world.sum(self.world.tensor(tally.values())).tolist()
+        found = summary(Tally.from_values(values))
+        split = self.config.options.eval_data_split
+        self.metrics.write({"event": "eval", "step": self.step, "split": split, **found,
+                            "seconds": time.perf_counter() - began})  # fmt: skip
+        untrained = " (untrained)" if self.step == 0 else ""
+        self.progress.say(f"eval after step {self.step}{untrained} on {split}: loss {found['loss']:.4f}  normalised "
+                          f"perplexity {found['normalised_ppl']:.4f}  bits per byte {found['bits_per_byte']:.4f}")
+        self.clock.go_on()
+
+    def _save(self):
+        """Write a checkpoint: all ranks into a staging folder, then rank 0 commits it."""
+        self.clock.pause()
+        began = time.perf_counter()
+        tag = checkpoint.staging_tag(self.step)
+        self.engine.save(self.checkpoints, tag, {"step": self.step})
+        if self.world.rank == 0:
+            checkpoint.write_config(self.checkpoints / tag / checkpoint.CONFIG, self.resolved)
+            (self.checkpoints / tag / TOKENIZER).write_bytes(self.dataset.vocab.model)
+        self.world.barrier()
+        if self.world.rank == 0:
+            checkpoint.commit(self.checkpoints, self.step)
+            self.metrics.write({"event": "checkpoint", "step": self.step, "seconds": time.perf_counter() - began})
+        self.world.barrier()
+        self.saved_step = self.step
+        self.clock.go_on()
+
+
+def _due(step, every):
+    return every > 0 and step % every == 0
+
+
+def resolved(config: Config, dataset: Dataset) -> dict:
+    """config.yaml: the resolved configuration and the dataset it runs on."""
+    return {**config.as_dict(), "dataset": {"root": str(dataset.root), "fingerprint": dataset.fingerprint,
+                                            "tokenizer": dataset.vocab.fingerprint}}  # fmt: skip
+
+
+def _differences(old: dict, new: dict) -> list:
+    """Settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer, seed."""
+
+    def curve(tree):
+        deepspeed, gpt = tree.get("deepspeed") or {}, tree.get("gpt") or {}
+        return {
+            "model": tree.get("model"), "precision": tree.get("precision"), "schedule": tree.get("schedule"),
+            "train_batch_size": deepspeed.get("train_batch_size"), "optimizer": deepspeed.get("optimizer"),
+            "gradient_clipping": deepspeed.get("gradient_clipping"), "scheduler": deepspeed.get("scheduler"),
+            "seed": gpt.get("seed"), "dataset": (tree.get("dataset") or {}).get("fingerprint"),
+        }  # fmt: skip
+
+    differences = []
+    then, now = curve(old), curve(new)
+    for key in then:
+        if isinstance(then[key], dict) and isinstance(now[key], dict):
+            names = [n for n in {**then[key], **now[key]} if then[key].get(n) != now[key].get(n)]
+            differences += [f"{key}.{n} was {then[key].get(n)}, is {now[key].get(n)}" for n in names]
+        elif then[key] != now[key]:
+            differences.append(f"{key} was {then[key]}, is {now[key]}")
+    return differences
