@@ -32,6 +32,9 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad
+from deepspeed.utils.tensor_fragment import fragment_address
+
+_PICKLED = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)  # types in DeepSpeed's optimizer files
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class StepResult:
 
     applied: bool  # False: fp16 overflow, nothing was changed but the loss scale
     loss: float | None  # mean over the global batch, nats per token
-    norms: dict | None  # {"weight" | "gradient" | "step": {parameter group: 2-norm}}
+    norms: dict | None  # {"weight" | "gradient" | "update": {parameter group: 2-norm}}
 
 
 class Engine:
@@ -228,7 +231,7 @@ class Engine:
         return [(p, weight.clone(), self._gradient(p)) for p, weight in held if weight is not None]
 
     def _norms(self, before):
-        """2-norms of weight, gradient and step per parameter group: a module's own weights and biases."""
+        """2-norms of weight, gradient and update per parameter group: a module's own weights and biases."""
         groups = list(dict.fromkeys(name.rpartition(".")[0] for name in self._names.values()))
         squares = torch.zeros(3, len(groups), dtype=torch.float64, device=self.world.device)
         for parameter, weight, gradient in before:
@@ -236,7 +239,7 @@ class Engine:
             for row, values in enumerate((weight, gradient, self._weight(parameter) - weight)):
                 squares[row, index] += values.double().square().sum()
         norms = self.world.sum(squares).sqrt().tolist()
-        return {kind: dict(zip(groups, row)) for kind, row in zip(("weight", "gradient", "step"), norms)}
+        return {kind: dict(zip(groups, row)) for kind, row in zip(("weight", "gradient", "update"), norms)}
 
     def save(self, folder, tag: str, state: dict):
         """Write this rank's part of a checkpoint into folder/tag; `state` is plain values. All ranks together."""
@@ -253,4 +256,4 @@ class _WeightsOnlyLoading(TorchCheckpointEngine):
     """DeepSpeed's files, read without running code from their pickles."""
 
     def load(self, path, map_location=None):
-        return load_weights_only(path, (LossScaler, DynamicLossScaler, ZeroStageEnum), map_location)
+        return load_weights_only(path, _PICKLED, map_location)

@@ -90,8 +90,8 @@ class Evaluator:
         most = math.ceil(self.windows / world_size)
         self.calls = math.ceil(most / self._rows)
 
-    def run(self, score, device="cpu") -> Tally:
-        """This rank's tally; sum `Tally.values()` over ranks for the whole."""
+    def run(self, score, device="cpu", after_call=lambda: None) -> Tally:
+        """This rank's tally; sum `Tally.values()` over ranks for the whole. `after_call()` follows every call."""
         tally = Tally()
         for call in range(self.calls):
             mine = self._mine[call * self._rows : (call + 1) * self._rows]
@@ -102,6 +102,7 @@ class Evaluator:
                 scores = score(inputs[:, :-1], inputs[:, 1:], torch.from_numpy(mask).to(device))
             if chosen:
                 self._add(tally, chosen, mine, scores.nats.double().cpu().numpy(), scores.rank.cpu().numpy())
+            after_call()
         return tally
 
     def _batch(self, chosen):

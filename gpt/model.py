@@ -78,12 +78,13 @@ class Head(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer with learned positions; weights are drawn from `seed`.
+    """A decoder-only transformer with learned positions.
 
+    Weights are drawn from `seed`, the same for the same seed; None leaves them unset, for weights that will be loaded.
     Initialisation: weights N(0, 0.02), but each MLP's output N(0, 0.02 / sqrt(2 n_layers)); biases 0.
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 0):
+    def __init__(self, config: ModelConfig, seed: int | None = 0):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.h_dim)
@@ -91,7 +92,8 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.ln_f = nn.LayerNorm(config.h_dim, eps=1e-5)
         self.head = Head(config)
-        self._initialise(torch.Generator().manual_seed(seed))
+        if seed is not None:
+            self._initialise(torch.Generator().manual_seed(seed))
 
     @torch.no_grad()
     def _initialise(self, generator):

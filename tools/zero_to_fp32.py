@@ -1,0 +1,32 @@
+"""DeepSpeed checkpoint of any ZeRO stage -> model.safetensors (fp32) + config.yaml + tokenizer.model, verified.
+
+    python tools/zero_to_fp32.py runs/24h/checkpoints runs/24h/export [--tag global_step1000]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt.errors import run
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)
+    parser.add_argument("checkpoint_dir", help="a run's checkpoints folder, or one checkpoint in it")
+    parser.add_argument("output_dir", help="the folder to make")
+    parser.add_argument("--tag", help="which checkpoint; default the one that `latest` names")
+    args = parser.parse_args()
+
+    from gpt.consolidate import WEIGHTS, consolidate
+
+    found = consolidate(args.checkpoint_dir, args.output_dir, args.tag)
+    weights = Path(args.output_dir) / WEIGHTS
+    print(f"{weights}: {found['parameters']:,} fp32 parameters after step {found['step']}, from ZeRO stage "
+          f"{found['stage']}; names, shapes and values verified")
+
+
+if __name__ == "__main__":
+    run(main)
