@@ -155,8 +155,15 @@ def _override(tree: dict, overrides: dict, errors: list):
             tree.pop("train_micro_batch_size_per_gpu", None)  # what the command line leaves open is solved again
 
 
+def _without_nulls(tree):
+    """A copy in which what is null is absent."""
+    if isinstance(tree, dict):
+        return {key: _without_nulls(value) for key, value in tree.items() if value is not None}
+    return copy.deepcopy(tree)
+
+
 def _with_defaults(block, keys):
-    filled = {name: value for name, value in block.items() if value is not None}
+    filled = dict(block)
     for name, key in keys.items():
         if isinstance(key, schema.Key) and key.default not in (None, schema.REQUIRED):
             filled.setdefault(name, copy.copy(key.default))
@@ -212,7 +219,7 @@ def resolve(tree: dict, name: str, world_size: int = 1, overrides: dict | None =
 
     Raises UserError with all mistakes that were found.
     """
-    tree, errors = copy.deepcopy(tree), []
+    tree, errors = _without_nulls(tree), []
     if isinstance(tree, dict):
         _override(tree, overrides or {}, errors)
         tree.setdefault("gpt", {})

@@ -44,7 +44,6 @@ class World:
     rank: int
     size: int
     device: torch.device
-    has_fp16: bool  # whether the device computes in fp16 at speed
 
     def barrier(self):
         if self.size > 1:
@@ -59,6 +58,11 @@ class World:
     def tensor(self, values):
         """Numbers as a float64 tensor on this process's device."""
         return torch.tensor(values, dtype=torch.float64, device=self.device)
+
+
+def has_fp16() -> bool:
+    """Whether this machine's accelerator computes in fp16."""
+    return deepspeed.accelerator.get_accelerator().is_fp16_supported()
 
 
 def _single_process_environment():
@@ -83,13 +87,11 @@ def connect(verbose: bool = False) -> World:
         # The first init_distributed on a CPU would compile an operator that only inference uses: minutes, and a compiler.
         deepspeed.ops.__compatible_ops__ = {}
         _share_cores()
+    else:
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(verbose=verbose)
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    local_rank = int(os.environ["LOCAL_RANK"])
-    if not on_cpu:
-        accelerator.set_device(local_rank)
-    device = torch.device("cpu") if on_cpu else torch.device(accelerator.device_name(local_rank))
-    return World(rank, size, device, accelerator.is_fp16_supported())
+    device = "cpu" if on_cpu else accelerator.device_name(int(os.environ["LOCAL_RANK"]))
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device(device))
 
 
 def _share_cores():

@@ -7,6 +7,7 @@
 Exit code 0: done; 2: a mistake in the input; 1: the run cannot go on.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,47 +20,42 @@ SAMPLE = "data/sample"
 
 def main():
     from gpt.config import load, parse_command_line
-    from gpt.corpus import Dataset
 
     args = parse_command_line(sys.argv[1:])
     world_size, rank = launched_world()
     config = load(args.ds_config, world_size, args.overrides)
-    if config.options.data_root == SAMPLE and not Path(SAMPLE).exists():
-        if rank == 0:  # the others wait for it in connect()
-            from gpt.prepare import prepare_sample
+    if rank == 0 and config.options.data_root == SAMPLE and not Path(SAMPLE).exists():
+        from gpt.prepare import prepare_sample
 
-            prepare_sample(SAMPLE)
-        dataset = None
-    else:
-        dataset = open_dataset(config)
+        prepare_sample(SAMPLE)
 
     from gpt import engine
-    from gpt.trainer import Trainer
 
-    world = engine.connect(args.verbose)
-    if config.precision == "fp16" and not world.has_fp16:
-        config = config.without_fp16(f"fp16 asked for, but this {world.device.type} has no fast fp16: training in fp32")
-    trainer = Trainer(config, dataset or open_dataset(config), engine.Engine, world, args.resume)
-    trainer.train()
+    if config.precision == "fp16" and not engine.has_fp16():
+        config = config.without_fp16("fp16 is asked for, but this machine has no GPU that computes in it: "
+                                     "training in fp32")  # fmt: skip
+    waits_for_sample = config.options.data_root == SAMPLE and not Path(SAMPLE).exists()
+    trainer = None if waits_for_sample else make_trainer(config, rank, world_size, args.resume)
+    world = engine.connect(args.verbose)  # the sample is there now: rank 0 has made it
+    trainer = trainer or make_trainer(config, rank, world_size, args.resume)
+    trainer.train(engine.Engine, world)
     engine.disconnect()
 
 
-def launched_world():
-    """(number of ranks, this rank) as the launcher (deepspeed, torchrun) announces them; (1, 0) where none does."""
-    import os
-
-    return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-
-
-def open_dataset(config):
-    """The run's dataset, checked for what the run will ask of it."""
+def make_trainer(config, rank, world_size, resume):
     from gpt.corpus import Dataset
+    from gpt.trainer import Trainer
 
     dataset = Dataset(config.options.data_root)
     if dataset.vocab.size != config.model.vocab_size:
         raise UserError(f"gpt.vocab_size is {config.model.vocab_size}, but the tokenizer of {dataset.root} has "
                         f"{dataset.vocab.size} ids: set --vocab_size {dataset.vocab.size}, or choose another dataset")
-    return dataset
+    return Trainer(config, dataset, rank, world_size, resume)
+
+
+def launched_world():
+    """(number of ranks, this rank) as the launcher (deepspeed, torchrun) announces them; (1, 0) where none does."""
+    return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
 
 
 if __name__ == "__main__":

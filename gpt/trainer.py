@@ -12,28 +12,26 @@ from gpt.model import GPT
 
 
 class Trainer:
-    """One run: `config` on `dataset` by an `engine`, kept in `config.run_dir`."""
+    """One run of `config` on `dataset`, kept in `config.run_dir`, as one of `world_size` ranks sees it.
 
-    def __init__(self, config: Config, dataset: Dataset, make_engine, world, resume: str):
-        self.config, self.dataset, self.world = config, dataset, world
+    Making one checks everything that can be checked before a device is taken, and writes nothing. Raises UserError.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, rank: int, world_size: int, resume: str = "auto"):
         options, batch = config.options, config.batch
-        self.run_dir = config.run_dir
+        self.config, self.dataset, self.run_dir = config, dataset, config.run_dir
         self.checkpoints = self.run_dir / "checkpoints"
         self.streams = Streams(dataset.split("train"), batch.global_size, options.seq_len)
-        self.rows = range(world.rank, batch.global_size, world.size)
+        self.rows = range(rank, batch.global_size, world_size)
         self.evaluator = Evaluator(dataset.split(options.eval_data_split), dataset.vocab, options.seq_len,
-                                   options.last_n, options.eval_batch_size, options.max_eval_steps, world.rank,
-                                   world.size)  # fmt: skip
+                                   options.last_n, options.eval_batch_size, options.max_eval_steps, rank,
+                                   world_size)  # fmt: skip
         self.resolved = resolved(config, dataset)
-        start_tag = self._find_start(resume)
-        self.engine = make_engine(GPT(config.model, options.seed), config, world)
-        self.step = self.engine.load(self.checkpoints, start_tag)["step"] if start_tag else 0
-        self.resumed = start_tag is not None
-        self.saved_step = self.step if self.resumed else None
+        self.start_tag = self._find_start(resume)
 
     def _find_start(self, resume):
-        """Tag to go on from, or None. All ranks look before any writes."""
-        tag = checkpoint.latest(self.checkpoints) if self.checkpoints.is_dir() else None
+        """Tag of the checkpoint to go on from, or None."""
+        tag = checkpoint.latest(self.checkpoints)
         if tag is None and resume == "must":
             raise UserError(f"--resume must: {self.checkpoints} has no checkpoint to go on from")
         if tag is not None and resume == "never":
@@ -44,23 +42,29 @@ class Trainer:
             if differences:
                 raise UserError(f"{self.run_dir} holds a run with other settings ({'; '.join(differences)}): name "
                                 "another --run_dir, or give the settings that it began with")
-        self.world.barrier()
         return tag
 
-    def train(self):
-        """From the present step to the last: steps, reports, evaluations, checkpoints."""
+    def train(self, make_engine, world):
+        """From the first step, or the one after the latest checkpoint, to the last. All ranks call it together.
+
+        make_engine: gpt.engine.Engine. world: gpt.engine.World.
+        """
+        self.world = world
+        self.engine = make_engine(GPT(self.config.model, self.config.options.seed), self.config, world)
+        self.step = self.engine.load(self.checkpoints, self.start_tag)["step"] if self.start_tag else 0
+        self.saved_step = self.step if self.start_tag else None
         options, first, last = self.config.options, self.step, self.config.options.max_train_steps
-        leader = self.world.rank == 0
+        leader = world.rank == 0
         if leader:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             checkpoint.discard_leftovers(self.checkpoints)
             checkpoint.write_config(self.run_dir / checkpoint.CONFIG, self.resolved)
-        self.world.barrier()
+        world.barrier()
         self.metrics = Metrics(self.run_dir, self.config, self.resolved, active=leader)
         self.progress = Progress(first, last, active=leader)
         self.clock = Clock()
         self._announce()
-        if not self.resumed and options.eval_every > 0:
+        if not self.start_tag and options.eval_every > 0:
             self._evaluate()
         self._mark = (self.step, self.clock.seconds())
         while self.step < last:
@@ -79,7 +83,7 @@ class Trainer:
         model, batch = self.config.model, self.config.batch
         for notice in self.config.notices:
             self.progress.say(f"notice: {notice}")
-        if self.resumed:
+        if self.start_tag:
             self.progress.say(f"resuming {self.run_dir} after step {self.step}")
             self.metrics.write({"event": "resume", "step": self.step})
         self.progress.say(
@@ -171,7 +175,8 @@ def resolved(config: Config, dataset: Dataset) -> dict:
 
 
 def _differences(old: dict, new: dict) -> list:
-    """Settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer, seed."""
+    """Settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer, seed; and
+    what DeepSpeed's files fit: ranks and ZeRO stage."""
 
     def curve(tree):
         deepspeed, gpt = tree.get("deepspeed") or {}, tree.get("gpt") or {}
@@ -180,6 +185,8 @@ def _differences(old: dict, new: dict) -> list:
             "train_batch_size": deepspeed.get("train_batch_size"), "optimizer": deepspeed.get("optimizer"),
             "gradient_clipping": deepspeed.get("gradient_clipping"), "scheduler": deepspeed.get("scheduler"),
             "seed": gpt.get("seed"), "dataset": (tree.get("dataset") or {}).get("fingerprint"),
+            "ranks": (tree.get("batch") or {}).get("world_size"),
+            "zero_optimization.stage": (deepspeed.get("zero_optimization") or {}).get("stage"),
         }  # fmt: skip
 
     differences = []

@@ -1,0 +1,56 @@
+"""A few optimiser steps of an Engine, for tests: `python engine_run.py FILE.json OUT DATA [fp16]`, under any launcher.
+
+Rank 0 writes OUT/result.pt: losses, gradient norms, group norms, and the engine's own fp32 weights.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from gpt import checkpoint, engine
+from gpt.config import resolve
+from gpt.corpus import Dataset, Streams
+from gpt.model import GPT
+from gpt.trainer import resolved
+
+
+def main(config_file, out, data, *flags):
+    world = engine.connect()
+    out = Path(out)
+    config = resolve(json.loads(Path(config_file).read_text()), "test", world.size)
+    if "fp16" in flags:  # as if this CPU were fast in it
+        type(engine.deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
+    dataset = Dataset(data)
+    streams = Streams(dataset.split("train"), config.batch.global_size, config.options.seq_len)
+    rows = range(world.rank, config.batch.global_size, world.size)
+    run = engine.Engine(GPT(config.model, config.options.seed), config, world)
+    result = {"loss": [], "grad_norm": [], "norms": [], "scale": [], "skipped": 0, "lr": [],
+              "clipping": run._ds.gradient_clipping()}  # fmt: skip
+    step = 0
+    while step < config.options.max_train_steps:
+        batch = streams.batch(step, rows).reshape(config.batch.accumulation, config.batch.micro_size, -1)
+        lr = run.lr
+        found = run.step(batch, want_norms=True)
+        if not found.applied:
+            result["skipped"] += 1
+            continue
+        step += 1
+        for name, value in (("loss", found.loss), ("grad_norm", run.grad_norm), ("norms", found.norms),
+                            ("scale", run.loss_scale), ("lr", lr)):  # fmt: skip
+            result[name].append(value)
+    run.save(out, "global_step1", {"step": step})
+    full = engine.deepspeed.utils.safe_get_full_fp32_param
+    stage0 = config.engine["zero_optimization"]["stage"] == 0
+    result["weights"] = {n: (p.detach() if stage0 else full(p)).clone() for n, p in run.module.named_parameters()}
+    if world.rank == 0:
+        checkpoint.write_config(out / "global_step1" / checkpoint.CONFIG, resolved(config, dataset))
+        (out / "global_step1" / "tokenizer.model").write_bytes(dataset.vocab.model)
+        torch.save(result, out / "result.pt")
+    world.barrier()
+    engine.disconnect()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,203 @@
+import json
+from pathlib import Path
+
+import pytest
+from conftest import tiny_run, write_run
+
+from gpt.config import load, parse_command_line, resolve
+from gpt.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "ds_configs"
+SEED_OPTIONS = {  # option -> (a value, where it shows in the resolved configuration)
+    "train_batch_size": ("512", lambda c: c.batch.global_size),
+    "gradient_accumulation_steps": ("2", lambda c: c.batch.accumulation),
+    "decay_steps": ("777", lambda c: c.schedule.decay_steps),
+    "max_train_steps": ("99", lambda c: c.options.max_train_steps),
+    "max_lr": ("0.001", lambda c: c.schedule.max_lr),
+    "min_lr": ("1e-05", lambda c: c.schedule.min_lr),
+    "grad_clip_norm": ("0.5", lambda c: c.engine["gradient_clipping"]),
+    "seq_len": ("256", lambda c: c.model.seq_len),
+    "seed": ("5", lambda c: c.options.seed),
+    "tokens_per_second": ("1234.5", lambda c: c.options.tokens_per_second),
+    "log_terminal_every": ("7", lambda c: c.options.log_terminal_every),
+    "log_metrics_every": ("8", lambda c: c.options.log_metrics_every),
+    "log_grads_every": ("9", lambda c: c.options.log_grads_every),
+    "log_ckpt_every": ("-1", lambda c: c.options.log_ckpt_every),
+    "eval_every": ("11", lambda c: c.options.eval_every),
+    "max_eval_steps": ("-1", lambda c: c.options.max_eval_steps),
+    "eval_batch_size": ("13", lambda c: c.options.eval_batch_size),
+    "data_root": ("some/where", lambda c: c.options.data_root),
+    "run_dir": ("runs/other", lambda c: str(c.run_dir)),
+    "comment": ("two words", lambda c: c.options.comment),
+    "logger_type": ("all", lambda c: c.options.logger_type),
+    "wandb_project_name": ("mine", lambda c: c.options.wandb_project_name),
+    "n_layers": ("3", lambda c: c.model.n_layers),
+    "h_dim": ("96", lambda c: c.model.h_dim),
+    "mlp_dim": ("100", lambda c: c.model.mlp_dim),
+    "n_heads": ("5", lambda c: c.model.n_heads),
+    "head_dim": ("24", lambda c: c.model.head_dim),
+    "vocab_size": ("1000", lambda c: c.model.vocab_size),
+}
+
+
+@pytest.mark.parametrize("name", SEED_OPTIONS)
+def test_every_option_of_the_seed_project_overrides_the_file(name):
+    text, shown = SEED_OPTIONS[name]
+    args = parse_command_line(["--ds_config", "x.json", f"--{name}", text])
+    before, after = load(CONFIGS / "24h.json"), load(CONFIGS / "24h.json", 1, args.overrides)
+    assert str(shown(after)) == text
+    assert shown(before) != shown(after)
+
+
+def test_precedence_is_defaults_then_file_then_command_line():
+    config = resolve(tiny_run(gpt={"seed": 3}), "tiny")
+    assert config.options.seed == 3 and config.options.log_metrics_every == 1
+    assert resolve(tiny_run(gpt={"seed": 3}), "tiny", 1, {("gpt", "seed"): 4}).options.seed == 4
+
+
+def test_resolving_changes_nothing_it_was_given():
+    tree = tiny_run()
+    before = json.dumps(tree)
+    resolve(tree, "tiny", 2, {("gpt", "seed"): 4})
+    assert json.dumps(tree) == before
+
+
+def test_a_shape_needs_no_preset_and_overrides_one():
+    assert resolve(tiny_run(gpt={"preset": "XL", "n_layers": 1}), "tiny").model.n_layers == 1
+    with pytest.raises(UserError, match="gpt.preset is missing, and so is h_dim: name a preset"):
+        resolve(tiny_run(gpt={"h_dim": None}), "tiny")
+
+
+def test_accumulation_on_the_command_line_replaces_the_files_micro_batch():
+    tree = tiny_run(train_micro_batch_size_per_gpu=4)
+    args = parse_command_line(["--ds_config", "x", "--gradient_accumulation_steps", "4"])
+    assert resolve(tree, "tiny", 1, args.overrides).batch.micro_size == 2
+
+
+def edit(path, value):
+    """tiny_run() with the value at a dotted path set (None: taken out)."""
+    tree = tiny_run()
+    block = tree
+    *parents, last = path.split(".")
+    for name in parents:
+        block = block.setdefault(name, {})
+    block[last] = value
+    return tree
+
+
+BAD = [
+    ("gradient_cliping", 1.0, "gradient_cliping is not a known key (did you mean 'gradient_clipping'?)"),
+    ("zero_optimisation", {"stage": 1}, "zero_optimisation is not a known key (did you mean 'zero_optimization'?)"),
+    ("zero_optimization.stag", 1, "zero_optimization.stag is not a known key (did you mean 'stage'?)"),
+    ("gpt.log_term_every", 1, "gpt.log_term_every is not a known key (did you mean 'log_terminal_every'?)"),
+    ("scheduler.params.warmup_step", 1,
+     "scheduler.params.warmup_step is not a known key (did you mean 'warmup_steps'?)"),
+    ("optimizer", {"type": "Adam", "params": {"beta": [0.9, 0.95]}},
+     "optimizer.params.beta is not a known key (did you mean 'betas'?)"),
+    ("max_train_steps", 5, "max_train_steps is not known there: it belongs in gpt.max_train_steps"),
+    ("gpt.stage", 1, "gpt.stage is not known there: it belongs in zero_optimization.stage"),
+    ("train_batch_size", "auto", 'train_batch_size is "auto", which only the Hugging Face Trainer fills in: write the value'),
+    ("train_batch_size", 0, "train_batch_size is 0, must be at least 1"),
+    ("train_batch_size", 2.5, "train_batch_size is 2.5, not a whole number"),
+    ("train_batch_size", True, "train_batch_size is True, not a whole number"),
+    ("scheduler.params.max_lr", "6e-4", "scheduler.params.max_lr is '6e-4', not a number (leave the quotes out)"),
+    ("scheduler.params.max_lr", -1, "scheduler.params.max_lr is -1, must be above 0"),
+    ("scheduler.params.min_lr", 1, "scheduler.params.min_lr 1 is above max_lr 0.003"),
+    ("scheduler.params.decay_steps", None,
+     "scheduler.params.decay_steps is missing: steps until the cosine reaches min_lr"),
+    ("scheduler.params.decay_steps", 1,
+     "scheduler.params.decay_steps 1 is less than warmup_steps 2: the warm-up would never end"),
+    ("scheduler.type", "CosineLR", "scheduler.type is 'CosineLR', must be one of LanguiniCosineLR, WarmupLR, "
+     "WarmupDecayLR, WarmupCosineLR, OneCycle, LRRangeTest"),
+    ("scheduler", None, "the learning rate is missing: give a scheduler, or optimizer.params.lr for a constant one"),
+    ("optimizer", {"type": "Adam", "params": {"lr": 1e-3}}, "optimizer.params.lr is set beside LanguiniCosineLR, which "
+     "owns the learning rate: leave it out and set scheduler.params.max_lr"),
+    ("optimizer", {"type": "Adan"}, "optimizer.type is 'Adan', must be one of Adam, AdamW, SGD, Lion"),
+    ("optimizer", {"params": {}}, "optimizer.type is missing"),
+    ("optimizer", {"type": "Adam", "params": {"betas": 0.9}}, "optimizer.params.betas is 0.9, not two numbers in [0, 1)"),
+    ("fp16", {"enabled": "yes"}, "fp16.enabled is 'yes', not true or false"),
+    ("fp16", True, "fp16 is True, not a block {…}"),
+    ("zero_optimization.stage", 4, "zero_optimization.stage is 4, must be one of 0, 1, 2, 3"),
+    ("gradient_clipping", float("nan"), "gradient_clipping is nan, not a finite number"),
+    ("gpt.preset", "smal", "gpt.preset is 'smal' (did you mean 'small'?): the presets are nano, mini, tiny, small, "
+     "medium, large, XL"),
+    ("gpt.logger_type", "tensorboard", "gpt.logger_type is 'tensorboard', must be one of none, tb, wandb, all"),
+    ("gpt.eval_batch_size", 0, "gpt.eval_batch_size is 0, must be at least 1"),
+    ("gpt.seq_len", 0, "gpt.seq_len is 0, must be at least 2"),
+    ("gpt.last_n", 33, "gpt.last_n 33 is more than gpt.seq_len 32"),
+    ("gpt.max_train_steps", None, "gpt.max_train_steps is missing: optimiser steps of the whole run"),
+    ("torch_autocast", {"enabled": True},
+     "torch_autocast is not supported here: with fp16 it clips scaled gradients: use fp16 or bf16"),
+    ("gradient_accumulation_steps", 3, "train_batch_size 8 is not micro batch 2 x gradient_accumulation_steps 3 x 1 "
+     "rank(s): with 1 rank(s) gradient_accumulation_steps can be 1, 2, 4, 8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path, value, sentence", BAD, ids=[f"{path}={value}" for path, value, _ in BAD])
+def test_a_mistake_gets_its_sentence(path, value, sentence):
+    with pytest.raises(UserError) as caught:
+        resolve(edit(path, value), "tiny")
+    assert str(caught.value) == f"tiny: {sentence}"
+
+
+def test_values_that_contradict_each_other():
+    both = tiny_run(fp16={"enabled": True}, bf16={"enabled": True})
+    with pytest.raises(UserError, match="fp16.enabled and bf16.enabled are both true: choose one"):
+        resolve(both, "tiny")
+    for block in ("fp16", "bf16"):
+        with pytest.raises(UserError, match="zero_optimization.stage is 0 with 16-bit training"):
+            resolve(tiny_run(zero_optimization={"stage": 0}, **{block: {"enabled": True}}), "tiny")
+
+
+def test_all_mistakes_come_in_one_report():
+    tree = tiny_run(gradient_cliping=1, train_batch_size="8", gpt={"sed": 1})
+    with pytest.raises(UserError) as caught:
+        resolve(tree, "tiny")
+    assert str(caught.value).splitlines()[0] == "tiny has 3 mistakes:"
+    assert [line.split()[0] for line in str(caught.value).splitlines()[1:]] == ["1.", "2.", "3."]
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("{", "line 1, column 2: not valid JSON"),
+        ('{"gpt": {}, "gpt": {}}', "the key 'gpt' stands twice in one block"),
+        ("[]", "x: the file is [], not a block {…}"),
+    ],
+)
+def test_a_file_that_is_no_config(tmp_path, text, sentence):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argv, sentence",
+    [
+        (["--max_lrr", "1"], "command line: unknown option --max_lrr (did you mean '--max_lr'?) (--help lists the options)"),
+        (["--max_lr"], "command line: argument --max_lr: expected one argument (--help lists the options)"),
+        (["--seed", "x"], "command line: argument --seed: invalid int value: 'x' (--help lists the options)"),
+        (["--max_l", "1"], "command line: unknown option --max_l (did you mean '--max_lr'?) (--help lists the options)"),
+        (["24h.json"], "command line: '24h.json' stands where an option --name was expected"),
+    ],
+)
+def test_a_mistake_on_the_command_line_gets_its_sentence(argv, sentence):
+    with pytest.raises(UserError) as caught:
+        parse_command_line(["--ds_config", "x.json", *argv])
+    assert str(caught.value) == sentence
+
+
+def test_an_option_of_our_schedule_needs_our_schedule(tmp_path):
+    tree = edit("scheduler", {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-3}})
+    tree["optimizer"] = {"type": "Adam", "params": {"lr": 1e-3}}
+    assert resolve(tree, "tiny").schedule is None
+    with pytest.raises(UserError, match="--max_lr sets a parameter of LanguiniCosineLR, but the file's scheduler is WarmupLR"):
+        resolve(tree, "tiny", 1, {("scheduler", "params", "max_lr"): 1.0})
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match=f"cannot read the config {tmp_path}/no.json: No such file or directory"):
+        load(tmp_path / "no.json")
+    assert write_run(tmp_path).is_file()

@@ -1,0 +1,263 @@
+"""Datasets on disk and token streams, against streams built by hand from lists."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from gpt.corpus import Dataset, Split, Streams, token_dtype
+from gpt.errors import UserError
+from gpt.prepare import TOKENIZER_OPTIONS, Document, write_dataset
+from gpt.vocab import Vocab
+
+EOD = 2
+TEXTS = {"a": "one\n", "b": "two and a half\n", "c": "three", "d": "four, for a change\n"}
+
+
+def reference_streams(documents, count, eod=EOD):
+    """Documents in order, each to the stream with the fewest tokens so far; ends of documents do not count."""
+    loads, streams = [0] * count, [[] for _ in range(count)]
+    for document in documents:
+        stream = loads.index(min(loads))  # the first of equals
+        loads[stream] += len(document)
+        streams[stream] += [*document, eod]
+    return streams
+
+
+def reference_batch(streams, seq_len, step):
+    return [[stream[(step * seq_len + i) % len(stream)] for i in range(seq_len + 1)] for stream in streams]
+
+
+def pack(folder, documents, dtype):
+    """Write a split by hand."""
+    folder.mkdir(exist_ok=True)
+    np.array([token for document in documents for token in [*document, EOD]], dtype).tofile(folder / "tokens.bin")
+    np.save(folder / "doc_tokens.npy", np.array([len(document) for document in documents], np.int64))
+    np.save(folder / "doc_bytes.npy", np.array([len(document) for document in documents], np.int64))
+    (folder / "names.txt").write_text("".join(f'"{i}"\n' for i in range(len(documents))))
+    return Split(folder.name, folder, dtype)
+
+
+def random_documents(rng, count, largest_id=65_535):
+    longest = rng.choice([1, 3, 20, 300])
+    return [[rng.randint(3, largest_id) for _ in range(rng.randint(1, longest))] for _ in range(count)]
+
+
+def build(folder, vocab, texts=TEXTS, test=None):
+    splits = {"train": texts, "test": test or {"t": "a test\n", "u": "another test\n"}}
+    splits = {name: [Document(*item) for item in texts.items()] for name, texts in splits.items()}
+    write_dataset(splits, vocab, folder, {}, say=lambda text: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vocab(sample):
+    return Vocab.load(sample / "tokenizer.model")
+
+
+@pytest.fixture
+def small(tmp_path, vocab):
+    return build(tmp_path / "small", vocab)
+
+
+@pytest.mark.parametrize("dtype, largest_id", [("<u2", 65_535), ("<u4", 300_000)])
+def test_batches_are_those_of_streams_built_by_hand(tmp_path, dtype, largest_id):
+    rng = random.Random(dtype)
+    for _ in range(150):
+        count = rng.randint(1, 8)
+        documents = random_documents(rng, rng.randint(count, 40), largest_id)
+        seq_len = rng.randint(1, 50)
+        streams = Streams(pack(tmp_path / "split", documents, dtype), count, seq_len)
+        expected = reference_streams(documents, count)
+        for step in [0, 1, *(rng.randint(2, 200) for _ in range(5)), 10**9, 10**9 + rng.randint(1, 99)]:
+            batch = streams.batch(step)
+            assert batch.dtype == np.int64
+            assert batch.tolist() == reference_batch(expected, seq_len, step), (len(documents), count, seq_len, step)
+
+
+def test_equal_loads_go_to_the_lowest_stream_and_ends_of_documents_do_not_count(tmp_path):
+    # With ends counted, stream 0 would hold 3 against 4 tokens in stream 1, and get the fourth document.
+    documents = [[10], [20, 21, 22], [11], [12], [13]]
+    batch = Streams(pack(tmp_path / "split", documents, "<u2"), 2, 7).batch(0)
+    assert batch.tolist() == [[10, EOD, 11, EOD, 12, EOD, 13, EOD], [20, 21, 22, EOD] * 2]
+
+
+def test_neighbouring_windows_share_one_token_and_miss_none(tmp_path):
+    documents = random_documents(random.Random(1), 12)
+    streams = Streams(pack(tmp_path / "split", documents, "<u2"), 3, 16)
+    batches = [streams.batch(step) for step in range(20)]
+    for row, expected in enumerate(reference_streams(documents, 3)):
+        seen = [token for batch in batches for token in batch[row, :-1].tolist()]
+        assert seen == (expected * (320 // len(expected) + 1))[:320]
+        assert all(first[row, -1] == second[row, 0] for first, second in zip(batches, batches[1:]))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+def test_rows_of_all_ranks_are_the_whole_batch(tmp_path, world):
+    split = pack(tmp_path / "split", random_documents(random.Random(world), 60), "<u2")
+    whole = Streams(split, 24, 13)
+    ranks = [Streams(split, 24, 13) for _ in range(world)]
+    for step in (0, 1, 77, 10**9):
+        batch = whole.batch(step)
+        for rank, streams in enumerate(ranks):
+            rows = streams.batch(step, range(rank, 24, world))
+            assert rows.dtype == np.int64 and np.array_equal(rows, batch[rank::world])
+
+
+def test_batch_depends_on_its_step_only(tmp_path):
+    split = pack(tmp_path / "split", random_documents(random.Random(2), 30), "<u2")
+    streams = Streams(split, 5, 11)
+    in_order = [streams.batch(step) for step in range(40)]
+    streams.batch(7)[:] = 0  # a batch is the caller's own
+    for step in random.Random(3).sample(range(40), 40):
+        assert np.array_equal(streams.batch(step), in_order[step])
+        assert np.array_equal(Streams(split, 5, 11).batch(step), in_order[step])
+
+
+@pytest.mark.parametrize("name, count, seq_len", [("train", 1, 512), ("train", 16, 100), ("python", 79, 33)])
+def test_batches_of_the_sample(sample, name, count, seq_len):
+    packed = np.fromfile(sample / name / "tokens.bin", "<u2").tolist()
+    lengths = np.load(sample / name / "doc_tokens.npy").tolist()
+    documents, at = [], 0
+    for length in lengths:
+        assert packed[at + length] == EOD
+        documents.append(packed[at : at + length])
+        at += length + 1
+    assert at == len(packed) and packed.count(EOD) == len(lengths)
+    streams, expected = Streams(Dataset(sample).split(name), count, seq_len), reference_streams(documents, count)
+    for step in (0, 1, 5, 300, 12_345, 10**9):
+        assert streams.batch(step).tolist() == reference_batch(expected, seq_len, step)
+
+
+def test_ids_above_65535_are_stored_in_four_bytes(small, tmp_path):
+    assert [token_dtype(size) for size in (300, 65_536, 65_537, 10**6)] == ["<u2", "<u2", "<u4", "<u4"]
+    documents = [[70_000, 3], [65_536], [299_999, 65_535, 4]]
+    pack(small / "train", documents, "<u4")
+    manifest = json.loads((small / "manifest.json").read_text())
+    entry = manifest["splits"]["train"]
+    entry.update(documents=3, tokens=9)
+    for file, facts in entry["files"].items():
+        facts["size"] = (small / "train" / file).stat().st_size
+    (small / "manifest.json").write_text(json.dumps({**manifest, "dtype": "<u4"}))
+    batch = Streams(Dataset(small).split("train"), 1, 8).batch(0)
+    assert batch.tolist() == [[70_000, 3, EOD, 65_536, EOD, 299_999, 65_535, 4, EOD]]
+
+
+def test_fewer_documents_than_streams(small):
+    split = Dataset(small).split("train")
+    assert Streams(split, 4, 8).batch(0).shape == (4, 9)
+    with pytest.raises(UserError) as error:
+        Streams(split, 5, 8)
+    assert str(error.value) == (
+        "the split 'train' has 4 documents, fewer than the 5 streams that train_batch_size 5 needs: prepare more "
+        "documents or lower train_batch_size to at most 4"
+    )
+
+
+def test_dataset_tells_what_it_holds(small, vocab):
+    dataset = Dataset(small)
+    assert dataset.split_names == ["train", "test"]
+    assert dataset.vocab.fingerprint == vocab.fingerprint
+    split = dataset.split("train")
+    assert split.doc_bytes.tolist() == [len(text.encode()) for text in TEXTS.values()]
+    assert len(split.tokens) == split.doc_tokens.sum() + 4
+    with pytest.raises(UserError, match=r"small has no split 'wood': it has train, test$"):
+        dataset.split("wood")
+
+
+def test_fingerprint_changes_with_any_document(tmp_path, vocab):
+    same = [Dataset(build(tmp_path / name, vocab)).fingerprint for name in ("first", "second")]
+    assert same[0] == same[1]
+    changed = [build(tmp_path / f"changed-{name}", vocab, {**TEXTS, name: text.swapcase()}) for name, text in TEXTS.items()]
+    changed += [build(tmp_path / "test-changed", vocab, test={"t": "b test\n", "u": "another test\n"}),
+                build(tmp_path / "one-more", vocab, {**TEXTS, "e": "five"}),
+                build(tmp_path / "renamed", vocab, {("z" if name == "d" else name): t for name, t in TEXTS.items()}),
+                build(tmp_path / "reordered", vocab, dict(reversed(TEXTS.items())))]  # fmt: skip
+    assert len({same[0], *(Dataset(folder).fingerprint for folder in changed)}) == 1 + len(changed)
+
+
+def edit(*path, value=None):
+    """A damage: the manifest's entry at `path` is set to `value`, or taken out."""
+
+    def damage(folder):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        entry = manifest
+        for key in path[:-1]:
+            entry = entry[key]
+        if value is None:
+            del entry[path[-1]]
+        else:
+            entry[path[-1]] = value
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return damage
+
+
+def write(file, content):
+    return lambda folder: (folder / file).write_bytes(content)
+
+
+def remove(file):
+    return lambda folder: (folder / file).unlink()
+
+
+def truncate(file):
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:-2])
+
+
+def scribble(file):
+    """A damage that keeps the file's size."""
+    return lambda folder: (folder / file).write_bytes(b"x" * (folder / file).stat().st_size)
+
+
+AGAIN = "prepare the dataset again"
+DAMAGES = {
+    "no folder": (shutil.rmtree, "small", "python tools/prepare_data.py --input FOLDER --out"),
+    "no manifest": (remove("manifest.json"), "manifest.json", "python tools/prepare_data.py --input FOLDER --out"),
+    "manifest not JSON": (truncate("manifest.json"), "manifest.json", AGAIN),
+    "manifest empty": (write("manifest.json", b""), "manifest.json", AGAIN),
+    "manifest not UTF-8": (write("manifest.json", b"\xff\xfe"), "manifest.json", AGAIN),
+    "manifest no object": (write("manifest.json", b"[]"), "manifest.json", AGAIN),
+    "other format": (edit("format", value=2), "manifest.json has format 2", AGAIN),
+    "other dtype": (edit("dtype", value="<i8"), "manifest.json", AGAIN),
+    **{f"no {' '.join(path)}": (edit(*path), "manifest.json", AGAIN) for path in (
+        ["format"], ["dtype"], ["tokenizer"], ["tokenizer", "pieces_sha256"], ["splits"], ["splits", "train", "files"],
+        *(["splits", "train", key] for key in ("documents", "tokens", "bytes")),
+        *(["splits", "train", "files", file] for file in ("tokens.bin", "doc_tokens.npy", "doc_bytes.npy", "names.txt")),
+        ["splits", "train", "files", "tokens.bin", "size"])},
+    "no split": (edit("splits", value={}), "manifest.json", AGAIN),
+    "split no object": (edit("splits", "train", value=[1]), "manifest.json", AGAIN),
+    "tokens.bin truncated": (truncate("train/tokens.bin"), "train/tokens.bin", AGAIN),
+    "no tokens.bin": (remove("train/tokens.bin"), "train/tokens.bin", AGAIN),
+    "no doc_tokens.npy": (remove("train/doc_tokens.npy"), "train/doc_tokens.npy is missing", AGAIN),
+    "doc_bytes.npy truncated": (truncate("train/doc_bytes.npy"), "train/doc_bytes.npy", AGAIN),
+    "doc_tokens.npy scribbled": (scribble("train/doc_tokens.npy"), "train", AGAIN),
+    "doc_bytes.npy scribbled": (scribble("train/doc_bytes.npy"), "train", AGAIN),
+    "no split folder": (lambda folder: shutil.rmtree(folder / "train"), "train/", AGAIN),
+    "count of tokens": (edit("splits", "train", "tokens", value=5), "train", AGAIN),
+    "count of documents": (edit("splits", "train", "documents", value=3), "train", AGAIN),
+    "no tokenizer": (remove("tokenizer.model"), "tokenizer.model", ""),
+    "tokenizer empty": (write("tokenizer.model", b""), "tokenizer.model", ""),
+    "tokenizer truncated": (truncate("tokenizer.model"), "tokenizer.model", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage, names, remedy", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damage_is_named_with_its_remedy(small, damage, names, remedy):
+    Dataset(small).split("train")
+    damage(small)
+    with pytest.raises(UserError) as error:
+        Dataset(small).split("train")
+    message = str(error.value)
+    assert names in message and remedy in message and str(small) in message and "\n" not in message
+
+
+def test_tokenizer_replaced_by_another(small, tmp_path):
+    (tmp_path / "text.txt").write_text("some other text\n" * 9)
+    options = dict(TOKENIZER_OPTIONS, input=tmp_path / "text.txt", minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(model_prefix=small / "tokenizer", vocab_size=275, **options)
+    with pytest.raises(UserError, match="tokenizer.model is not the tokenizer that made the dataset.*put the original"):
+        Dataset(small)

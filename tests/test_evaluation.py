@@ -1,0 +1,241 @@
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+
+from gpt.evaluation import Evaluator, Tally, summary
+from gpt.kernels.linear_cross_entropy import TokenScores
+from gpt.model import GPT
+from gpt.plan import ModelConfig
+from gpt.prepare import Document, train_tokenizer
+
+ENGLISH = [
+    "The kitchen opens at seven, and nobody eats before the bread is out of the oven.\n" * 2,
+    "Whoever bakes the bread opens the kitchen; whoever eats the bread closes the oven.\n",
+    "Nobody knows whether the oven was open before the kitchen was.\n\n  Seven breads later, nobody asks.\n",
+]
+DOCUMENTS = [ENGLISH[0], "厨房七点开门。🍞🔥 The bread: 面包很好吃！\n", ENGLISH[1], "naïve café — 🥐🥐🥐\n", ENGLISH[2]]
+SEQ_LEN = 32
+
+
+def fake_evaluator(tokens, seq_len, last_n, batch_size=1, **options):
+    """Over the ids 0, 1, 2, …, so that a target's id is its position in the stream; each stands for one byte."""
+    vocab = SimpleNamespace(byte_lengths=np.ones(tokens, np.int64), decode=lambda ids: "x" * len(ids))
+    split = SimpleNamespace(tokens=np.arange(tokens, dtype=np.uint16))
+    return Evaluator(split, vocab, seq_len, last_n, batch_size, **options)
+
+
+class FakeScore:
+    """Nats are the target's position. Keeps (context, target) of every scored position, call by call."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, tokens, targets, mask):
+        rows, columns = np.nonzero(mask.numpy())
+        self.calls.append([(tokens[r, : c + 1].tolist(), targets[r, c].item()) for r, c in zip(rows, columns)])
+        wanted = targets[mask]
+        return TokenScores(wanted.float(), wanted % 13)
+
+    @property
+    def scored(self):
+        return [pair for call in self.calls for pair in call]
+
+
+def lengths(seq_len):
+    return sorted({1, max(1, seq_len // 3), seq_len - 1, seq_len} - {0})
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 7, 24, 64])
+def test_every_token_but_the_first_is_scored_once_with_enough_context(seq_len):
+    for last_n, tokens in itertools.product(lengths(seq_len), [*range(2, 30), 63, 64, 65, 66, 100, 129, 199, 200]):
+        score = FakeScore()
+        tally = fake_evaluator(tokens, seq_len, last_n, batch_size=5).run(score)
+        assert sorted(target for _, target in score.scored) == list(range(1, tokens))
+        for context, target in score.scored:
+            assert context == list(range(target - len(context), target)) and len(context) <= seq_len
+            assert len(context) >= min(target, seq_len - last_n)
+            assert target > seq_len or len(context) == target  # window 0 scores all of its targets
+        assert tally.ours.tokens == tally.ours.bytes == tokens - 1
+        assert tally.ours.nats == tokens * (tokens - 1) / 2
+
+
+def run_ranks(world_size, **options):
+    """(summed tally values, number of calls per rank)"""
+    sums, calls = 0, []
+    for rank in range(world_size):
+        score = FakeScore()
+        sums = sums + np.array(fake_evaluator(rank=rank, world_size=world_size, **options).run(score).values())
+        calls.append(len(score.calls))
+    return sums.tolist(), calls
+
+
+@pytest.mark.parametrize("tokens", [2, 9, 60, 151])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("max_batches", [-1, 1, 4])
+def test_any_number_of_ranks_finds_the_same_sums(tokens, batch_size, max_batches):
+    options = dict(tokens=tokens, seq_len=16, last_n=6, batch_size=batch_size, max_batches=max_batches)
+    alone, _ = run_ranks(1, **options)
+    windows = 1 + max(0, math.ceil((tokens - 1 - 16) / 6))
+    chosen = windows if max_batches < 0 else min(windows, max_batches * batch_size)
+    assert Tally.from_values(alone).ours.tokens == min(tokens - 1, 16 + 6 * (chosen - 1))
+    for world_size in (2, 3, 5, 16):
+        together, calls = run_ranks(world_size, **options)
+        assert together == alone
+        assert len(set(calls)) == 1
+        assert Tally.from_values(together) == Tally.from_values(alone)
+
+
+def test_tally_survives_its_way_through_floats():
+    tally = fake_evaluator(50, 16, 6).run(FakeScore())
+    again = Tally.from_values([float(value) for value in tally.values()])
+    assert again == tally and type(again.ours.bytes) is int and summary(again) == summary(tally)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """(vocab, stream, model): a model that has learned something of the five documents, in float64."""
+    vocab = train_tokenizer([Document(str(i), text) for i, text in enumerate(ENGLISH)], 300)
+    stream = np.concatenate([[*vocab.encode(text), vocab.eod_id] for text in DOCUMENTS]).astype(np.uint16)
+    model = GPT(ModelConfig(n_layers=1, h_dim=16, mlp_dim=32, n_heads=2, head_dim=4, vocab_size=300, seq_len=SEQ_LEN))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    rows = torch.from_numpy(stream[: len(stream) // 33 * 33].astype(np.int64)).view(-1, 33)
+    for _ in range(25):
+        optimizer.zero_grad()
+        model(rows[:, :-1], rows[:, 1:]).backward()
+        optimizer.step()
+    return vocab, stream, model.double().requires_grad_(False)
+
+
+def evaluate(trained, stream, seq_len, last_n, **options):
+    vocab, _, model = trained
+    return summary(Evaluator(SimpleNamespace(tokens=stream), vocab, seq_len, last_n, 4, **options).run(model))
+
+
+def nats_and_rank(logits, target):
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    return math.log(np.exp(logits).sum()) - logits[target], order.index(target)
+
+
+def quantities(scores, text_nats, size):
+    """scores: (nats, rank) of every scored target."""
+    nats, tokens = sum(n for n, _ in scores), len(scores)
+    return {
+        "tokens": tokens,
+        "bytes": size,
+        "loss": nats / tokens,
+        "ppl": math.exp(nats / tokens),
+        "normalised_loss": text_nats / size,
+        "normalised_ppl": math.exp(text_nats / size),
+        "top1": sum(rank == 0 for _, rank in scores) / tokens,
+        "top10": sum(rank <= 9 for _, rank in scores) / tokens,
+    }
+
+
+def reference(trained, stream, seq_len, last_n):
+    """Target by target: each is predicted from the start of the first window that reaches it."""
+    vocab, _, model = trained
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
+    scores, text_nats, size = [], 0.0, 0
+    for position in range(1, len(stream)):
+        start = max(0, math.ceil((position - seq_len) / last_n)) * last_n
+        context, target = torch.from_numpy(stream[start:position].astype(np.int64)), int(stream[position])
+        scores.append(nats_and_rank(model(context[None])[0, -1].numpy(), target))
+        if pieces.is_byte(target):
+            length = 1
+        elif pieces.is_control(target) or pieces.id_to_piece(target) == "<D>":
+            length = 0
+        else:
+            length = len(pieces.id_to_piece(target).replace("\u2581", " ").encode())
+        size += length
+        text_nats += scores[-1][0] if length else 0.0
+    expected = quantities(scores, text_nats, size)
+    return {**expected, "total_loss": sum(n for n, _ in scores), "bits_per_byte": text_nats / size / math.log(2)}
+
+
+def languini_reference(trained, stream, seq_len, last_n):
+    """Window by window as the seed project goes, padding the last one: (quantities, decoded targets per window)."""
+    vocab, _, model = trained
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
+    scores, texts = [], []
+    for start in range(0, len(stream) - 1, last_n):
+        row = np.zeros(seq_len + 1, np.int64)
+        ids = stream[start : start + seq_len + 1]
+        row[: len(ids)] = ids
+        logits = model(torch.from_numpy(row[None, :-1]))[0].numpy()
+        scored = [(logits[i], int(row[i + 1])) for i in range(seq_len - last_n, seq_len) if row[i + 1] != 0]
+        scores += [nats_and_rank(*pair) for pair in scored]
+        texts.append(pieces.decode([target for _, target in scored]))
+    return quantities(scores, sum(n for n, _ in scores), sum(map(len, texts))), texts
+
+
+def with_zeros(stream):
+    """A stream of a vocabulary whose id 0 occurs: the seed project takes it for padding."""
+    stream = stream.copy()
+    stream[5::41] = 0
+    return stream
+
+
+WINDOWS = [(SEQ_LEN, 8), (SEQ_LEN, SEQ_LEN), (12, 5), (3, 1)]
+
+
+@pytest.mark.parametrize("seq_len, last_n", WINDOWS)
+@pytest.mark.parametrize("change", [lambda stream: stream, with_zeros], ids=["text", "zeros"])
+def test_quantities_agree_with_brute_force(trained, seq_len, last_n, change):
+    stream = change(trained[1])
+    got, expected = evaluate(trained, stream, seq_len, last_n), reference(trained, stream, seq_len, last_n)
+    del got["languini"]
+    assert got == pytest.approx(expected, rel=1e-9)
+    assert 0 < got["top1"] < got["top10"] < 1
+
+
+@pytest.mark.parametrize("seq_len, last_n", WINDOWS)
+@pytest.mark.parametrize("change", [lambda stream: stream, with_zeros], ids=["text", "zeros"])
+def test_languini_quantities_agree_with_brute_force(trained, seq_len, last_n, change):
+    stream = change(trained[1])
+    expected, texts = languini_reference(trained, stream, seq_len, last_n)
+    assert any("\ufffd" in text for text in texts) and any("<D>" in text for text in texts)
+    assert evaluate(trained, stream, seq_len, last_n)["languini"] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("seq_len, last_n", WINDOWS)
+def test_bytes_are_the_size_of_the_text(trained, seq_len, last_n):
+    vocab, stream, _ = trained
+    first = vocab.decode([int(stream[0])])
+    size = len("".join(DOCUMENTS).encode()) - len(first.encode())
+    assert first.isascii() and evaluate(trained, stream, seq_len, last_n)["bytes"] == size
+
+
+def test_ranks_agree_on_a_real_model(trained):
+    vocab, stream, model = trained
+    sums = 0
+    for rank in range(3):
+        evaluator = Evaluator(SimpleNamespace(tokens=stream), vocab, SEQ_LEN, 8, 4, rank=rank, world_size=3)
+        sums = sums + np.array(evaluator.run(model).values())
+    alone, together = evaluate(trained, stream, SEQ_LEN, 8), summary(Tally.from_values(sums.tolist()))
+    assert together.pop("languini") == pytest.approx(alone.pop("languini"), rel=1e-12)
+    assert together == pytest.approx(alone, rel=1e-12)
+
+
+@pytest.mark.parametrize("tokens", [2, 20, 26, SEQ_LEN, SEQ_LEN + 1])
+def test_split_of_one_window(trained, tokens):
+    stream = trained[1][:tokens]
+    got, languini = evaluate(trained, stream, SEQ_LEN, 8), evaluate(trained, stream, SEQ_LEN, 8)["languini"]
+    del got["languini"]
+    assert got == pytest.approx(reference(trained, stream, SEQ_LEN, 8), rel=1e-9)
+    assert languini["tokens"] == max(0, tokens - 1 - (SEQ_LEN - 8))
+    if languini["tokens"]:
+        assert languini == pytest.approx(languini_reference(trained, stream, SEQ_LEN, 8)[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_split_without_targets_has_no_numbers(tokens):
+    score = FakeScore()
+    result = summary(fake_evaluator(tokens, 16, 6).run(score))
+    assert score.calls == [] and result["tokens"] == result["bytes"] == 0
+    for name in ("loss", "ppl", "normalised_loss", "normalised_ppl", "bits_per_byte", "top1", "top10"):
+        assert math.isnan(result[name]), name

@@ -1,0 +1,312 @@
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from gpt.config import load_presets
+from gpt.kernels import linear_cross_entropy as kernel
+from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
+from gpt.model import GPT
+from gpt.plan import ModelConfig
+
+MODEL_PY = Path(__file__).resolve().parents[1] / "gpt" / "model.py"
+PUBLISHED_MILLIONS = {"mini": 27.5, "tiny": 53.9, "small": 110.6, "medium": 336.4, "large": 731.1, "XL": 1478.2}
+SHAPES = [
+    ModelConfig(n_layers=1, h_dim=8, mlp_dim=32, n_heads=2, head_dim=4, vocab_size=29, seq_len=12),
+    ModelConfig(n_layers=3, h_dim=12, mlp_dim=20, n_heads=3, head_dim=2, vocab_size=61, seq_len=9),
+    ModelConfig(n_layers=2, h_dim=10, mlp_dim=16, n_heads=4, head_dim=8, vocab_size=40, seq_len=16),
+]
+SMALL = SHAPES[1]
+
+
+def varied(config, dtype=torch.float64, seed=1):
+    """A model whose every parameter matters: at initialisation biases are zero and attention is nearly uniform."""
+    model = GPT(config, seed=seed).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+def random_batch(config, rows=3, length=None, seed=2):
+    """(tokens, targets)"""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(config.vocab_size, (rows, (length or config.seq_len) + 1), generator=generator)
+    return ids[:, :-1], ids[:, 1:]
+
+
+def random_head(rows, vocab_size, width=6, dtype=torch.float64, seed=3):
+    """(hidden, weight, targets), both leaves of autograd."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(vocab_size, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(vocab_size, (rows,), generator=generator)
+
+
+def numpy_logits(state, config, tokens):
+    """The forward pass in float64, one sequence and one head at a time."""
+    state = {name: value.double().numpy() for name, value in state.items()}
+
+    def linear(x, name):
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def layer_norm(x, name):
+        x = x - x.mean(1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-5)
+        return x * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    def attention(x, name):
+        q, k, v = np.split(linear(x, f"{name}.qkv"), 3, axis=1)
+        future = np.triu(np.ones((len(x), len(x)), bool), 1)
+        heads = []
+        for h in range(config.n_heads):
+            own = slice(h * config.head_dim, (h + 1) * config.head_dim)
+            weights = np.exp(np.where(future, -np.inf, q[:, own] @ k[:, own].T / math.sqrt(config.head_dim)))
+            heads.append(weights / weights.sum(1, keepdims=True) @ v[:, own])
+        return linear(np.concatenate(heads, 1), f"{name}.c_proj")
+
+    def mlp(x, name):
+        x = linear(x, f"{name}.c_fc")
+        x = 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        return linear(x, f"{name}.c_proj")
+
+    def forward(ids):
+        x = state["token_embedding.weight"][ids] * math.sqrt(config.h_dim)
+        x = x + state["position_embedding.weight"][: len(ids)]
+        for block in (f"blocks.{i}" for i in range(config.n_layers)):
+            x = x + attention(layer_norm(x, f"{block}.ln1"), f"{block}.attn")
+            x = x + mlp(layer_norm(x, f"{block}.ln2"), f"{block}.mlp")
+        return layer_norm(x, "ln_f") @ state["head.weight"].T
+
+    return np.stack([forward(ids) for ids in tokens.numpy()])
+
+
+def numpy_cross_entropy(hidden, weight, targets):
+    """Mean loss and d(sum of nats)/d(logits), in float64."""
+    logits = hidden.detach().double().numpy() @ weight.detach().double().numpy().T
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    one_hot = np.eye(len(weight))[targets.numpy()]
+    return -(log_p * one_hot).sum(1).mean(), np.exp(log_p) - one_hot
+
+
+@pytest.mark.parametrize("preset", PUBLISHED_MILLIONS)
+def test_presets_have_the_published_sizes(preset):
+    config = ModelConfig(**load_presets()[preset], vocab_size=16384, seq_len=512)
+    assert round(config.parameters() / 1e6, 1) == PUBLISHED_MILLIONS[preset]
+    with torch.device("meta"):
+        model = GPT(config, seed=None)
+    assert sum(p.numel() for p in model.parameters()) == config.parameters()
+
+
+@pytest.mark.parametrize("config", SHAPES)
+def test_counted_parameters_of_small_shapes(config):
+    assert sum(p.numel() for p in GPT(config).parameters()) == config.parameters()
+
+
+@pytest.mark.parametrize("config", SHAPES)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_forward_agrees_with_numpy(config, dtype, tolerance):
+    model = varied(config, dtype)
+    for length in (config.seq_len, 1, 5):
+        tokens, targets = random_batch(config, length=length)
+        logits = numpy_logits(model.state_dict(), config, tokens)
+        assert np.abs(model(tokens).detach().numpy() - logits).max() < tolerance * max(1, np.abs(logits).max())
+        log_p = logits - np.log(np.exp(logits).sum(2, keepdims=True))
+        loss = -np.take_along_axis(log_p, targets.numpy()[..., None], 2).mean()
+        assert model(tokens, targets).item() == pytest.approx(loss, rel=tolerance)
+
+
+def test_gradients_of_all_parameters_agree_with_finite_differences():
+    config = ModelConfig(n_layers=2, h_dim=4, mlp_dim=5, n_heads=2, head_dim=3, vocab_size=7, seq_len=4)
+    model, (tokens, targets) = varied(config), random_batch(config, rows=2)
+    names = [name for name, _ in model.named_parameters()]
+
+    def loss(*values):
+        return torch.func.functional_call(model, dict(zip(names, values)), (tokens, targets))
+
+    values = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    assert torch.autograd.gradcheck(loss, values)
+
+
+def test_gradients_of_linear_cross_entropy_agree_with_finite_differences(monkeypatch):
+    monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", 3 * 11)
+    assert torch.autograd.gradcheck(linear_cross_entropy, random_head(rows=8, vocab_size=11))
+
+
+@pytest.mark.parametrize("elements", [1, 53, 7 * 53 + 5, 1 << 22])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_linear_cross_entropy_is_cross_entropy(monkeypatch, elements, dtype, tolerance):
+    monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", elements)
+    hidden, weight, targets = random_head(rows=45, vocab_size=53, dtype=dtype)
+    expected = F.cross_entropy(hidden @ weight.t(), targets)
+    got = linear_cross_entropy(hidden, weight, targets)
+    assert got.dtype == dtype and got.item() == pytest.approx(expected.item(), rel=tolerance)
+    wanted = torch.autograd.grad(2.5 * expected, (hidden, weight))
+    for value, reference in zip(torch.autograd.grad(2.5 * got, (hidden, weight)), wanted):
+        assert value.dtype == dtype
+        torch.testing.assert_close(value, reference, rtol=tolerance, atol=tolerance)
+
+
+def test_linear_cross_entropy_never_holds_all_logits(monkeypatch):
+    rows, vocab_size, width, chunk = 512, 4096, 8, 1 << 15
+    monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", chunk)
+    sizes = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))
+            return result
+
+    hidden, weight, targets = random_head(rows, vocab_size, width, torch.float32)
+    with Recorder():
+        linear_cross_entropy(hidden, weight, targets).backward()
+    assert max(sizes) <= max(chunk, weight.numel())
+    sizes.clear()
+    with Recorder():  # the recorder does see them where they are
+        F.cross_entropy(hidden @ weight.t(), targets).backward()
+    assert max(sizes) == rows * vocab_size
+
+
+def check_fp16(hidden, weight, targets, scale):
+    """Compare fp16 gradients of scale * loss with float64 ones, element by element.
+
+    With u = 2**-11, fp16's relative rounding error: logits err by at most u * max|logit|, so that softmax - one-hot
+    errs by twice that, relative to itself; it and the two products are rounded to fp16 once each. Absolute errors are
+    the smallest fp16 number, 2**-24, in the result.
+    """
+    loss = linear_cross_entropy(hidden, weight, targets)
+    assert loss.dtype == torch.float32
+    expected, gradient = numpy_cross_entropy(hidden, weight, targets)
+    h, w = hidden.detach().double().numpy(), weight.detach().double().numpy()
+    u, largest = 2.0**-11, np.abs(h @ w.T).max()
+    assert abs(loss.item() - expected) <= 2 * u * largest
+    (scale * loss).backward()
+    factor = scale / len(h)
+    error = factor * (u * (2 * largest + 4) * np.abs(gradient) + 2.0**-34)
+    for got, true, bound in [
+        (hidden.grad, factor * gradient @ w, error @ np.abs(w)),
+        (weight.grad, factor * gradient.T @ h, error.T @ np.abs(h)),
+    ]:
+        assert got.dtype == torch.float16
+        assert np.abs(true).max() < 60000, "the test must not ask for more than fp16 can hold"
+        got, bound = got.double().numpy(), bound + 2.0**-24
+        assert np.isfinite(got).all()
+        assert (np.abs(got - true) <= bound).all()
+        far_above = np.abs(true) > np.maximum(2 * bound, 2.0**-20)
+        assert far_above.mean() > 0.1 and (got[far_above] != 0).all()
+
+
+@pytest.mark.parametrize("rows, scale", [(8, 1.0), (8, 1024.0), (2048, 1.0), (2048, 2.0**16)])
+def test_fp16_gradients_neither_vanish_nor_overflow(rows, scale):
+    hidden, weight, targets = random_head(rows, vocab_size=64, dtype=torch.float16)
+    with torch.no_grad():  # the last 16 tokens are improbable: about 1e-6 each
+        hidden[:, 0] = 1
+        weight *= 0.5
+        weight[:48, 0], weight[48:, 0] = 2, -8
+    check_fp16(hidden, weight, targets % 48, scale)
+
+
+def test_fp16_gradient_of_a_frequent_token_does_not_overflow():
+    """Rows with the same target add up in the weight's gradient before their mean is taken."""
+    hidden, weight, targets = random_head(2048, vocab_size=64, dtype=torch.float16)
+    with torch.no_grad():
+        hidden[:, 0] = 1
+        weight *= 0.1
+    check_fp16(hidden, weight, torch.where(targets < 32, 7, targets), scale=1.0)
+
+
+def test_scored_positions_only(monkeypatch):
+    config = SMALL
+    monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", 2 * config.vocab_size)
+    model, (tokens, targets) = varied(config), random_batch(config, rows=4)
+    scored = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(4)) < 0.4
+    with torch.no_grad():
+        logits = model(tokens)[scored]
+    seen = []
+    model.head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
+    scores = model(tokens, targets, scored)
+    wanted = targets[scored]
+    assert seen == [scored.sum()] and 0 < seen[0] < tokens.numel()
+    nats = -logits.log_softmax(1)[range(len(wanted)), wanted]
+    torch.testing.assert_close(scores.nats, nats, rtol=1e-12, atol=1e-12)
+    ranks = [sorted(range(config.vocab_size), key=lambda i: -row[i]).index(t) for row, t in zip(logits, wanted)]
+    assert scores.rank.tolist() == ranks and len(set(ranks)) > 5
+
+
+def test_equal_logits_rank_by_id():
+    weight = torch.tensor([[1.0], [3.0], [2.0], [3.0], [2.0], [2.0]])
+    scores = score_tokens(torch.ones(6, 1), weight, torch.arange(6))
+    assert scores.rank.tolist() == [5, 0, 2, 1, 3, 4]
+
+
+def test_later_tokens_change_no_earlier_logit():
+    config = SMALL
+    model, (tokens, _) = varied(config), random_batch(config)
+    before = model(tokens)
+    for changed in range(config.seq_len):
+        other = tokens.clone()
+        other[:, changed] = (other[:, changed] + 1) % config.vocab_size
+        after = model(other)
+        assert torch.equal(after[:, :changed], before[:, :changed])
+        assert (after[:, changed:] != before[:, changed:]).any(2).all()
+
+
+def test_seed_decides_the_weights():
+    first, again, other = GPT(SMALL, seed=5), GPT(SMALL, seed=5), GPT(SMALL, seed=6)
+    drawn = [name for name, p in first.named_parameters() if name.endswith("weight") and p.dim() == 2]
+    assert len(drawn) == 3 + 4 * SMALL.n_layers
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+        assert torch.equal(value, other.state_dict()[name]) == (name not in drawn)
+
+
+def test_initial_values():
+    config = ModelConfig(n_layers=8, h_dim=128, mlp_dim=192, n_heads=4, head_dim=24, vocab_size=400, seq_len=64)
+    for name, value in GPT(config, seed=7).named_parameters():
+        if name.endswith("bias"):
+            assert (value == 0).all(), name
+        elif "ln" in name:
+            assert (value == 1).all(), name
+        else:
+            std = 0.02 / math.sqrt(2 * 8) if "mlp.c_proj" in name else 0.02
+            for part in value.chunk(3) if "qkv" in name else [value]:
+                # five standard errors of a mean and of a standard deviation
+                assert abs(part.mean().item()) < 5 * std / math.sqrt(part.numel()), name
+                assert part.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * part.numel())), name
+
+
+def test_attention_reads_q_k_v_where_their_gemm_wrote_them(monkeypatch):
+    model, outputs, inputs = GPT(SMALL), [], []
+    attend = F.scaled_dot_product_attention
+
+    def spy(q, k, v, **options):
+        inputs.append((q, k, v))
+        return attend(q, k, v, **options)
+
+    monkeypatch.setattr("gpt.model.F.scaled_dot_product_attention", spy)
+    for block in model.blocks:
+        block.attn.qkv.register_forward_hook(lambda module, args, output: outputs.append(output))
+    model(random_batch(SMALL)[0])
+    assert len(inputs) == len(outputs) == SMALL.n_layers
+    for qkv, output in zip(inputs, outputs):
+        assert {t.untyped_storage().data_ptr() for t in qkv} == {output.untyped_storage().data_ptr()}
+
+
+def test_command_prints_the_parameter_count(run_command, tmp_path):
+    done = run_command([sys.executable, MODEL_PY, "nano"], cwd=tmp_path)
+    config = ModelConfig(**load_presets()["nano"], vocab_size=16384, seq_len=512)
+    assert done.returncode == 0 and f"{config.parameters():,}" in done.stdout
+
+
+def test_command_names_the_presets(run_command, tmp_path):
+    done = run_command([sys.executable, MODEL_PY, "gigantic"], cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.strip().splitlines()) == 1
+    assert all(name in done.stderr for name in ["nano", *PUBLISHED_MILLIONS])

@@ -1,0 +1,115 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt.config import load
+from gpt.errors import UserError
+from gpt.plan import CosineSchedule, ModelConfig, plan_batch
+
+CONFIGS = Path(__file__).resolve().parents[1] / "ds_configs"
+
+
+def published_schedule(steps, max_lr, min_lr, warmup, decay):
+    """The baseline's formula: min(s, w)/w * [min + (1 + cos(pi * min(s, d)/d))/2 * (max - min)], in long double."""
+    s = np.asarray(steps, np.longdouble)
+    cosine = np.cos(np.longdouble(np.pi) * np.minimum(s, decay) / decay)
+    return np.minimum(s, warmup) / warmup * (min_lr + (1 + cosine) / 2 * (max_lr - min_lr))
+
+
+def test_schedule_of_24h_is_exact_at_every_step():
+    schedule = load(CONFIGS / "24h.json").schedule
+    steps = np.arange(1, 36529 + 100)
+    wanted = published_schedule(steps, 6e-4, 6e-6, 200, 36529)
+    found = np.array([schedule.lr(int(step)) for step in steps])
+    assert np.max(np.abs(found - wanted) / wanted) < 1e-12
+    assert found[-1] == found[36528] == pytest.approx(6e-6, rel=1e-12)
+
+
+def test_schedule_at_points_known_by_hand():
+    schedule = CosineSchedule(max_lr=1.0, min_lr=0.0, warmup_steps=0, decay_steps=4)
+    assert [schedule.lr(s) for s in (2, 4, 5)] == pytest.approx([0.5, 0.0, 0.0], abs=1e-15)
+    assert CosineSchedule(1.0, 1.0, 10, 100).lr(1) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "given, wanted",
+    [
+        ((256, None, 8, 1), (256, 32, 8, 1)),
+        ((256, None, 8, 8), (256, 4, 8, 8)),
+        ((256, 4, None, 8), (256, 4, 8, 8)),
+        ((None, 4, 2, 8), (64, 4, 2, 8)),
+        ((None, 4, None, 2), (8, 4, 1, 2)),
+        ((16, None, None, 2), (16, 8, 1, 2)),
+        ((16, 4, 2, 2), (16, 4, 2, 2)),
+    ],
+)
+def test_batch_is_solved(given, wanted):
+    plan = plan_batch(*given)
+    assert (plan.global_size, plan.micro_size, plan.accumulation, plan.world_size) == wanted
+
+
+@pytest.mark.parametrize("given", [(256, None, 8, 3), (256, None, 512, 1), (16, 3, None, 2), (16, 4, 4, 2), (3, None, 1, 4)])
+def test_batch_that_does_not_fit_says_what_would(given):
+    with pytest.raises(UserError, match=r"is not micro batch .* rank\(s\): (with|train_batch_size must be a multiple)"):
+        plan_batch(*given)
+
+
+def test_batch_advice_is_right():
+    with pytest.raises(UserError) as caught:
+        plan_batch(24, None, 5, 4)
+    assert str(caught.value).endswith("with 4 rank(s) gradient_accumulation_steps can be 1, 2, 3, 6")
+    for accumulation in (1, 2, 3, 6):
+        plan_batch(24, None, accumulation, 4)
+
+
+def test_flops_against_a_count_of_every_product():
+    """Two FLOPs per multiply-add of one sequence's forward pass, three times that with the backward pass."""
+    c = ModelConfig(n_layers=2, h_dim=6, mlp_dim=10, n_heads=2, head_dim=4, vocab_size=11, seq_len=8)
+    products = 0
+    for _ in range(c.n_layers):
+        products += c.seq_len * c.h_dim * 3 * 8 + c.seq_len * 8 * c.h_dim + 2 * c.seq_len * c.h_dim * c.mlp_dim
+        products += 2 * c.n_heads * c.head_dim * c.seq_len**2 / 2  # scores and values, half of them masked
+    products += c.seq_len * c.h_dim * c.vocab_size
+    assert c.matmul_flops_per_token() == 3 * 2 * products / c.seq_len
+
+
+@pytest.mark.parametrize(
+    "name, preset, batch, accumulation, steps, speed",
+    [
+        ("6h", "small", 128, 4, 18265, 55416),
+        ("12h", "small", 128, 4, 36529, 55416),
+        ("24h", "small", 256, 8, 36529, 55416),
+        ("48h", "medium", 256, 32, 21908, 16618),
+        ("96h", "medium", 256, 32, 43817, 16618),
+    ],
+)
+def test_compute_classes_are_the_published_ones(name, preset, batch, accumulation, steps, speed):
+    config = load(CONFIGS / f"{name}.json")
+    options = config.options
+    assert (options.preset, config.batch.global_size, config.batch.accumulation) == (preset, batch, accumulation)
+    assert options.max_train_steps == config.schedule.decay_steps == steps
+    assert options.tokens_per_second == speed
+    hours = steps * batch * 512 / speed / 3600
+    assert hours == pytest.approx(int(name[:-1]), rel=1e-4)
+    assert (config.schedule.max_lr, config.schedule.min_lr, config.schedule.warmup_steps) == (6e-4, 6e-6, 200)
+    assert (options.log_terminal_every, options.eval_every) == (100, 500)
+    assert (options.log_grads_every, options.log_ckpt_every) == (1000, 1000)
+    adam = config.engine["optimizer"]
+    assert adam["type"] == "Adam" and adam["params"]["betas"] == [0.9, 0.95] and adam["params"]["eps"] == 1e-8
+    assert adam["params"]["weight_decay"] == 0 and config.engine["gradient_clipping"] == 0
+    assert config.precision == "fp16" and config.engine["fp16"]["loss_scale"] == 0
+    assert config.engine["zero_optimization"]["stage"] == 1
+    assert (config.model.seq_len, config.model.vocab_size) == (512, 16384)
+
+
+def test_every_shipped_config_loads_and_is_plain_json():
+    files = sorted(CONFIGS.glob("*.json"))
+    assert {f.stem for f in files} >= {"quickstart", "mini", "6h", "12h", "24h", "48h", "96h"}
+    for file in files:
+        config = load(file)
+        assert config.engine["zero_optimization"]["stage"] >= 1
+        assert json.loads(file.read_text())["gradient_clipping"] == 0.0
+        assert math.isfinite(config.schedule.lr(1))

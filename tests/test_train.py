@@ -1,0 +1,169 @@
+"""Whole runs through the real commands."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, read_metrics, write_run
+from safetensors.torch import load_file
+
+from gpt.consolidate import consolidate
+
+TRAIN = ROOT / "gpt" / "train.py"
+
+
+def losses(run_dir):
+    return np.array([event["loss"] for event in read_metrics(run_dir, "train")])
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory, sample, run_command):
+    """Six steps under `deepspeed` with one process: the folder in which they ran."""
+    folder = tmp_path_factory.mktemp("one")
+    config = write_run(folder, gpt={"data_root": str(sample), "eval_every": 3, "log_grads_every": 3, "seed": 1})
+    done = run_command(["deepspeed", "--num_gpus", 1, "--master_port", 29611, TRAIN, "--ds_config", config], folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def test_what_a_person_sees(one_rank):
+    lines = (one_rank / "stdout").read_text().splitlines()
+    assert any(line.startswith("eval after step 0 (untrained) on test: loss 7.6") for line in lines)
+    assert any(line.startswith("step 6/6  loss ") and "tokens/s  ETA 0:00:00" in line for line in lines)
+    assert lines[-1].endswith("exits successfully.") or "done: 6 steps" in lines[-1]
+
+
+def test_metrics_hold_every_step(one_rank):
+    train = read_metrics(one_rank / "runs/tiny", "train")
+    assert [event["step"] for event in train] == [1, 2, 3, 4, 5, 6]
+    assert [event["tokens"] for event in train] == [256 * step for step in range(1, 7)]
+    assert [event["step"] for event in read_metrics(one_rank / "runs/tiny", "eval")] == [0, 3, 6]
+    assert train[0]["lr"] == pytest.approx(0.5 * (6e-6 + 0.5 * (1 + np.cos(np.pi / 6)) * (3e-3 - 6e-6)), rel=1e-12)
+    assert train[-1]["lr"] == pytest.approx(6e-6, rel=1e-9)
+
+
+def test_norms_add_up_to_the_whole_gradient(one_rank):
+    norms = {event["step"]: event for event in read_metrics(one_rank / "runs/tiny", "norms")}
+    train = {event["step"]: event for event in read_metrics(one_rank / "runs/tiny", "train")}
+    assert set(norms) == {3, 6}
+    for step in norms:
+        whole = np.sqrt(sum(value**2 for value in norms[step]["gradient"].values()))
+        assert whole == pytest.approx(train[step]["grad_norm"], rel=1e-5)
+    assert {"token_embedding", "blocks.1.attn.qkv", "head"} <= set(norms[3]["update"])
+
+
+def test_two_ranks_find_the_same_losses(one_rank, tmp_path, run_command):
+    command = ["deepspeed", "--num_gpus", 2, "--master_port", 29612, TRAIN, "--ds_config", one_rank / "tiny.json"]
+    done = run_command(command, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(tmp_path / "runs/tiny") == pytest.approx(losses(one_rank / "runs/tiny"), abs=1e-5)
+    for mine, theirs in zip(read_metrics(tmp_path / "runs/tiny", "norms"), read_metrics(one_rank / "runs/tiny", "norms")):
+        for kind in ("weight", "gradient", "update"):
+            assert mine[kind] == pytest.approx(theirs[kind], rel=1e-3)
+    for mine, theirs in zip(read_metrics(tmp_path / "runs/tiny", "eval"), read_metrics(one_rank / "runs/tiny", "eval")):
+        assert (mine["tokens"], mine["bytes"]) == (theirs["tokens"], theirs["bytes"])
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("launcher", ["python", "torchrun"])
+def test_other_launchers_do_the_same(launcher, one_rank, tmp_path, run_command):
+    start = [sys.executable] if launcher == "python" else ["torchrun", "--master_port", 29613, "--nproc_per_node", 1]
+    done = run_command([*start, TRAIN, "--ds_config", one_rank / "tiny.json"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (losses(tmp_path / "runs/tiny") == losses(one_rank / "runs/tiny")).all()
+
+
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_last_bit(one_rank, tmp_path, run_command):
+    command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json"]
+    first = run_command([*command, "--max_train_steps", 4], tmp_path)
+    second = run_command([*command, "--resume", "must"], tmp_path)
+    assert first.returncode == second.returncode == 0, second.stderr
+    assert "resuming runs/tiny after step 4" in second.stdout
+    assert (losses(tmp_path / "runs/tiny") == losses(one_rank / "runs/tiny")).all()
+    consolidate(tmp_path / "runs/tiny/checkpoints", tmp_path / "resumed")
+    consolidate(one_rank / "runs/tiny/checkpoints", tmp_path / "undisturbed")
+    resumed, undisturbed = (load_file(tmp_path / name / "model.safetensors") for name in ("resumed", "undisturbed"))
+    assert resumed.keys() == undisturbed.keys()
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in resumed)
+
+
+def test_going_on_with_other_settings_is_refused(one_rank, run_command):
+    command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json"]
+    done = run_command([*command, "--max_lr", "0.1", "--n_layers", "3"], one_rank)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "runs/tiny holds a run with other settings (model.n_layers was 2, is 3; schedule.max_lr was 0.003, is 0.1)" in (
+        done.stderr
+    )
+    done = run_command([*command, "--resume", "never"], one_rank)
+    assert done.returncode == 2
+    assert "--resume never: runs/tiny already holds a run: name another --run_dir" in done.stderr
+
+
+def test_the_evaluator_repeats_the_runs_own_figure(one_rank, sample, tmp_path, run_command):
+    done = run_command([sys.executable, ROOT / "tools/zero_to_fp32.py", one_rank / "runs/tiny/checkpoints", tmp_path / "out"],
+                       tmp_path)  # fmt: skip
+    assert done.returncode == 0 and "verified" in done.stdout, done.stderr
+    first_words = tmp_path / "data"
+    shutil.copytree(sample, first_words)
+    evaluate = [sys.executable, "-X", "importtime", ROOT / "gpt/eval.py", "--checkpoint_file",
+                tmp_path / "out/model.safetensors", "--last_n", 16, "--batch_size", 64, "--json", tmp_path / "o.json"]  # fmt: skip
+    done = run_command(evaluate, tmp_path)
+    assert done.returncode == 0, done.stderr
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "torch" in imported and not imported & {"deepspeed", "wandb"}
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert f"normalised perplexity     {found['normalised_ppl']:14.4f}" in done.stdout
+    source = json.loads((sample / "manifest.json").read_text())["splits"]["test"]
+    assert found["tokens"] == source["tokens"] - 1
+    assert list(found) == ["split", "checkpoint", "dataset", "seq_len", "last_n", "tokens", "bytes", "total_loss", "loss",
+                           "ppl", "normalised_loss", "normalised_ppl", "bits_per_byte", "top1", "top10", "languini"]  # fmt: skip
+
+
+def test_every_logger_writes(one_rank, tmp_path, run_command):
+    command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json", "--logger_type", "all", "--max_train_steps", 2,
+               "--comment", "a comment"]  # fmt: skip
+    done = run_command(command, tmp_path, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(tmp_path / "runs/tiny/tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == [1, 2]
+    assert board.Scalars("eval/test/normalised_ppl")[0].value > 1
+    runs = list((tmp_path / "runs/tiny/wandb/wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(runs) == 1 and runs[0].stat().st_size > 1000
+
+
+def test_24h_on_a_laptop_asks_for_its_data_only(tmp_path, run_command):
+    command = ["deepspeed", "--master_port", 29614, TRAIN, "--ds_config", ROOT / "ds_configs/24h.json", "--max_train_steps", 2]
+    done = run_command(command, tmp_path)
+    assert done.returncode == 2
+    assert "error: data/books holds no dataset (no manifest.json): make one from a folder of .txt files with " in done.stderr
+    assert "python tools/prepare_data.py --input FOLDER --out data/books" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_RUNS = [
+    (["--ds_config", "no.json"], "error: cannot read the config no.json: No such file or directory"),
+    (["--train_batch_siz", "4"], "unknown option --train_batch_siz (did you mean '--train_batch_size'?)"),
+    (["--vocab_size", "2047"], "gpt.vocab_size is 2047, but the tokenizer of {data} has 2048 ids: set --vocab_size 2048"),
+    (["--train_batch_size", "512"], "the split 'train' has 240 documents, fewer than the 512 streams that train_batch_size "
+     "512 needs: prepare more documents or lower train_batch_size to at most 240"),
+    (["--eval_data_split", "java"], "{data} has no split 'java': it has train, test, python"),
+    (["--resume", "must"], "--resume must: runs/tiny/checkpoints has no checkpoint to go on from"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options, sentence", BAD_RUNS, ids=[options[0] for options, _ in BAD_RUNS])
+def test_a_mistake_ends_with_its_sentence_and_code_2(options, sentence, sample, tmp_path, run_command):
+    config = write_run(tmp_path, gpt={"data_root": str(sample)})
+    done = run_command([sys.executable, TRAIN, "--ds_config", config, *options], tmp_path)
+    assert done.returncode == 2
+    assert sentence.format(data=sample) in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.json"]
