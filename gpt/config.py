@@ -258,6 +258,8 @@ def _freeze(tree, name, model, batch) -> Config:
     tree["train_batch_size"] = batch.global_size
     tree["train_micro_batch_size_per_gpu"] = batch.micro_size
     tree["gradient_accumulation_steps"] = batch.accumulation
+    if tree["optimizer"]["type"] == "SGD":  # element by element, so it may work on stretches of parameters
+        tree.setdefault("zero_allow_untested_optimizer", True)
     params = tree["optimizer"]["params"]
     if "offload_optimizer" in tree["zero_optimization"] or params.get("torch_adam") is False:
         params.pop("fused", None)  # torch's own word; DeepSpeed's Adams do not know it

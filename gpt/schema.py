@@ -150,7 +150,6 @@ OPTIMIZERS = {
     "Adam": _ADAM,
     "AdamW": _ADAM,
     "SGD": {**_LR, "momentum": _RATIO, "dampening": _RATIO, "weight_decay": _POSITIVE, "nesterov": Key(bool)},
-    "Lion": {**_LR, "betas": Key("pair"), "weight_decay": _POSITIVE},
 }
 
 FP16_KEYS = {

@@ -112,7 +112,7 @@ BAD = [
     ("scheduler", None, "the learning rate is missing: give a scheduler, or optimizer.params.lr for a constant one"),
     ("optimizer", {"type": "Adam", "params": {"lr": 1e-3}}, "optimizer.params.lr is set beside LanguiniCosineLR, which "
      "owns the learning rate: leave it out and set scheduler.params.max_lr"),
-    ("optimizer", {"type": "Adan"}, "optimizer.type is 'Adan', must be one of Adam, AdamW, SGD, Lion"),
+    ("optimizer", {"type": "Adan"}, "optimizer.type is 'Adan', must be one of Adam, AdamW, SGD"),
     ("optimizer", {"params": {}}, "optimizer.type is missing"),
     ("optimizer", {"type": "Adam", "params": {"betas": 0.9}}, "optimizer.params.betas is 0.9, not two numbers in [0, 1)"),
     ("fp16", {"enabled": "yes"}, "fp16.enabled is 'yes', not true or false"),

@@ -79,7 +79,7 @@ def test_batches_are_those_of_streams_built_by_hand(tmp_path, dtype, largest_id)
 
 
 def test_equal_loads_go_to_the_lowest_stream_and_ends_of_documents_do_not_count(tmp_path):
-    # With ends counted, stream 0 would hold 3 against 4 tokens in stream 1, and get the fourth document.
+    # The last document meets a tie at 3 tokens; with ends counted it would be 6 against 4, and the other stream's.
     documents = [[10], [20, 21, 22], [11], [12], [13]]
     batch = Streams(pack(tmp_path / "split", documents, "<u2"), 2, 7).batch(0)
     assert batch.tolist() == [[10, EOD, 11, EOD, 12, EOD, 13, EOD], [20, 21, 22, EOD] * 2]
@@ -171,7 +171,7 @@ def test_dataset_tells_what_it_holds(small, vocab):
 def test_fingerprint_changes_with_any_document(tmp_path, vocab):
     same = [Dataset(build(tmp_path / name, vocab)).fingerprint for name in ("first", "second")]
     assert same[0] == same[1]
-    changed = [build(tmp_path / f"changed-{name}", vocab, {**TEXTS, name: text.swapcase()}) for name, text in TEXTS.items()]
+    changed = [build(tmp_path / f"in-{name}", vocab, {**TEXTS, name: text.swapcase()}) for name, text in TEXTS.items()]
     changed += [build(tmp_path / "test-changed", vocab, test={"t": "b test\n", "u": "another test\n"}),
                 build(tmp_path / "one-more", vocab, {**TEXTS, "e": "five"}),
                 build(tmp_path / "renamed", vocab, {("z" if name == "d" else name): t for name, t in TEXTS.items()}),

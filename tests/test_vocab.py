@@ -175,8 +175,8 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_fingerprint_depends_on_the_pieces_only(tmp_path):
     (tmp_path / "text.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
-    sentencepiece.SentencePieceTrainer.train(input=tmp_path / "text.txt", model_prefix=tmp_path / "other", vocab_size=320,
-                                             minloglevel=2, **TOKENIZER_OPTIONS)  # fmt: skip
+    options = dict(TOKENIZER_OPTIONS, input=tmp_path / "text.txt", model_prefix=tmp_path / "other", minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(vocab_size=320, **options)
     first, second = Vocab(train()), Vocab.load(tmp_path / "other.model")
     assert first.model != second.model, "the file embeds where it was trained"
     assert first.fingerprint == second.fingerprint

