@@ -45,8 +45,17 @@ class Split:
     def __init__(self, name: str, folder: Path, dtype: str):
         self.name = name
         self.tokens = np.memmap(folder / TOKENS, dtype=dtype, mode="r")
-        self.doc_tokens = np.load(folder / DOC_TOKENS, allow_pickle=False)
-        self.doc_bytes = np.load(folder / DOC_BYTES, allow_pickle=False)
+        self.doc_tokens, self.doc_bytes = _load_counts(folder / DOC_TOKENS), _load_counts(folder / DOC_BYTES)
+
+
+def _load_counts(path) -> np.ndarray:
+    try:
+        counts = np.load(path, allow_pickle=False)
+    except ValueError:
+        counts = None
+    if counts is None or counts.dtype != np.int64 or counts.ndim != 1:
+        raise UserError(f"{path} is damaged: prepare the dataset again, or copy that file again")
+    return counts
 
 
 class Dataset:
@@ -81,7 +90,8 @@ class Dataset:
                 raise UserError(f"{path} {found}, where {MANIFEST} says {facts['size']} bytes: prepare the dataset "
                                 "again, or copy that file again")
         split = Split(name, folder, self.manifest["dtype"])
-        if len(split.tokens) != entry["tokens"] or len(split.doc_tokens) != entry["documents"]:
+        documents, tokens = len(split.doc_tokens), int(split.doc_tokens.sum()) + len(split.doc_tokens)
+        if (documents, tokens, len(split.tokens)) != (entry["documents"], entry["tokens"], entry["tokens"]):
             raise UserError(f"{folder} does not hold the {entry['tokens']} tokens in {entry['documents']} documents "
                             f"that {MANIFEST} says: prepare the dataset again")
         return split

@@ -176,4 +176,4 @@ def _quantities(sums: Sums) -> dict:
 
 
 def _exp(value):
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value > 700 else math.exp(value)

@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -94,6 +95,8 @@ def splits_of_folder(folder, test_every=None) -> dict:
         raise UserError(f"{folder} has no sub-folder `train`: make one sub-folder per split, or give --test_every N "
                         "to split all .txt files by rule")
     for name, documents in splits.items():
+        if name in (corpus.MANIFEST, corpus.TOKENIZER):
+            raise UserError(f"a split cannot be called {name!r}, the name of a file of the dataset: rename {folder / name}")
         if not documents:
             raise UserError(f"the split {name!r} is empty: {folder / name} holds no .txt file")
     return splits
@@ -129,17 +132,38 @@ def train_tokenizer(documents, vocab_size: int) -> Vocab:
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(f"--vocab_size {vocab_size} is too small: 3 special ids and 256 bytes need "
                         f"at least {SMALLEST_VOCABULARY}")
-    model = io.BytesIO()
+    model, mistakes = io.BytesIO(), []
+
+    def sentences():  # SentencePiece would swallow a mistake that is raised in here
+        try:
+            yield from _sentences(documents)
+        except UserError as error:
+            mistakes.append(error)
+
     sentencepiece.set_random_generator_seed(0)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(documents), model_writer=model, vocab_size=vocab_size, minloglevel=2,
-            **TOKENIZER_OPTIONS,
-        )  # fmt: skip
+            sentence_iterator=sentences(), model_writer=model, vocab_size=vocab_size, minloglevel=2, **TOKENIZER_OPTIONS
+        )
+        failure = None
     except RuntimeError as error:
-        raise UserError(f"the text is too little for a vocabulary of {vocab_size}: lower --vocab_size or give more "
-                        f"text (SentencePiece says: {str(error).strip().splitlines()[-1]})") from error
+        failure = error
+    if mistakes:
+        raise mistakes[0]
+    if failure is not None:
+        raise UserError(_why_training_failed(str(failure), vocab_size)) from failure
     return Vocab(model.getvalue())
+
+
+def _why_training_failed(message, vocab_size):
+    limit = re.search(r"set it to a value <= (\d+)", message)
+    if limit:
+        return (f"the text is too little for a vocabulary of {vocab_size}: lower --vocab_size to at most "
+                f"{limit[1]}, or give more text")
+    needed = re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message)
+    if needed:
+        return f"a vocabulary of {vocab_size} has no room for the {needed[2]} characters that it needs: raise --vocab_size"
+    return f"no tokenizer of {vocab_size} ids could be trained on the text (SentencePiece says: {message.strip()})"
 
 
 def _hash_file(path) -> dict:
@@ -160,14 +184,14 @@ def _write_split(folder: Path, documents, vocab: Vocab, dtype) -> dict:
             if not text:
                 empty += 1
                 continue
-            ids, size = vocab.encode(text), len(text.encode())
-            if int(vocab.byte_lengths[ids].sum()) != size:
+            ids, content = vocab.encode(text), text.encode()
+            if not vocab.is_lossless(ids, content):
                 raise UserError(f"{vocab.name} does not encode {document.name} without loss: use a tokenizer trained "
                                 "with byte_fallback, the identity normalisation and no dummy prefix, or leave "
                                 "--tokenizer out to train one")
             out.write(np.append(ids, vocab.eod_id).astype(dtype).tobytes())
             doc_tokens.append(len(ids))
-            doc_bytes.append(size)
+            doc_bytes.append(len(content))
             names.append(document.name)
     if not names:
         raise UserError(f"the split {folder.name!r} is empty: all of its {empty} documents are empty files")

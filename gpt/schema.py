@@ -223,7 +223,7 @@ REFUSED = {
 
 
 def nearest(name, known):
-    """" (did you mean …?)" for the known name closest to `name`, or an empty text."""
+    """The words (did you mean …?) for the known name closest to `name`, or an empty text."""
     found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f" (did you mean {found[0]!r}?)" if found else ""
 

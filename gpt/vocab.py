@@ -24,11 +24,14 @@ class Vocab:
         self.model, self.name = model, name
         try:
             self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise UserError(f"{name} is not a SentencePiece model: give the .model file of a trained one") from error
-        self.size = self._sp.vocab_size()
+            self.size = self._sp.vocab_size()
+        except RuntimeError:
+            self.size = 0
+        if not self.size:
+            raise UserError(f"{name} is not a SentencePiece model: give the .model file of a trained one")
         self.eod_id = self._find_eod()
-        self.byte_lengths = np.array([self._byte_length(i) for i in range(self.size)], np.int64)
+        self._bytes = [self._piece_bytes(i) for i in range(self.size)]
+        self.byte_lengths = np.array([len(piece) for piece in self._bytes], np.int64)
         self._byte_ids = {self._byte_value(i): i for i in range(self.size) if self._sp.is_byte(i)}
         self._by_line = not any("\n" in self._sp.id_to_piece(i) for i in range(self.size))
         special = [re.escape(BLANK)] if len(self._byte_ids) == 256 else []
@@ -69,10 +72,14 @@ class Vocab:
     def _byte_value(self, i):
         return int(self._sp.id_to_piece(i)[3:5], 16)  # "<0x0A>"
 
-    def _byte_length(self, i):
+    def _piece_bytes(self, i):
         if i == self.eod_id or self._sp.is_control(i) or self._sp.is_unknown(i) or self._sp.is_unused(i):
-            return 0
-        return 1 if self._sp.is_byte(i) else len(self._sp.id_to_piece(i).replace(BLANK, " ").encode())
+            return b""
+        return bytes([self._byte_value(i)]) if self._sp.is_byte(i) else self._sp.id_to_piece(i).replace(BLANK, " ").encode()
+
+    def is_lossless(self, ids, text: bytes) -> bool:
+        """Whether the tokens stand for exactly these bytes."""
+        return b"".join([self._bytes[i] for i in ids.tolist()]) == text
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a document, int32, without the end-of-document id.

@@ -214,6 +214,7 @@ def scribble(file):
 
 
 AGAIN = "prepare the dataset again"
+FILES = ("tokens.bin", "doc_tokens.npy", "doc_bytes.npy", "names.txt")
 DAMAGES = {
     "no folder": (shutil.rmtree, "small", "python tools/prepare_data.py --input FOLDER --out"),
     "no manifest": (remove("manifest.json"), "manifest.json", "python tools/prepare_data.py --input FOLDER --out"),
@@ -226,8 +227,7 @@ DAMAGES = {
     **{f"no {' '.join(path)}": (edit(*path), "manifest.json", AGAIN) for path in (
         ["format"], ["dtype"], ["tokenizer"], ["tokenizer", "pieces_sha256"], ["splits"], ["splits", "train", "files"],
         *(["splits", "train", key] for key in ("documents", "tokens", "bytes")),
-        *(["splits", "train", "files", file] for file in ("tokens.bin", "doc_tokens.npy", "doc_bytes.npy", "names.txt")),
-        ["splits", "train", "files", "tokens.bin", "size"])},
+        ["splits", "train", "files", "tokens.bin", "size"], *(["splits", "train", "files", name] for name in FILES))},
     "no split": (edit("splits", value={}), "manifest.json", AGAIN),
     "split no object": (edit("splits", "train", value=[1]), "manifest.json", AGAIN),
     "tokens.bin truncated": (truncate("train/tokens.bin"), "train/tokens.bin", AGAIN),

@@ -22,6 +22,15 @@ DOCUMENTS = [ENGLISH[0], "厨房七点开门。🍞🔥 The bread: 面包很好�
 SEQ_LEN = 32
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """On tensors as small as these, threads only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def fake_evaluator(tokens, seq_len, last_n, batch_size=1, **options):
     """Over the ids 0, 1, 2, …, so that a target's id is its position in the stream; each stands for one byte."""
     vocab = SimpleNamespace(byte_lengths=np.ones(tokens, np.int64), decode=lambda ids: "x" * len(ids))
@@ -47,7 +56,7 @@ class FakeScore:
 
 
 def lengths(seq_len):
-    return sorted({1, max(1, seq_len // 3), seq_len - 1, seq_len} - {0})
+    return sorted({1, seq_len // 3, seq_len - 1, seq_len} - {0})
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 24, 64])

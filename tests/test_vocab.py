@@ -39,8 +39,9 @@ NASTY = {
     "a very long line": "the quick <brown> fox " * 5000 + "\nshort",
     "a very long word": "x" * 50_000,
 }
-ALPHABET = ["<D>", "<D", "<", "D", ">", BLANK, "\0", "\r", "\n", "\n\n", "\r\n", " ", "  ", "\t", "the ", "fox", ".\n", "1",
-            "é", "e\u0301", "😀", "中", "\ufeff", "\ufffd", "<0x0A>", "<unk>", "<pad>", "\u2028", "\U0010ffff"]  # fmt: skip
+ALPHABET = ["<D>", "<D", "<", "D", ">", BLANK, "\0", "\r", "\n", "\n\n", "\r\n", " ", "  ", "\t", "the ", "fox", ".\n",
+            "1", "é", "e\u0301", "😀", "中", "\ufeff", "\ufffd", "<0x0A>", "<unk>", "<pad>", "\u2028",
+            "\U0010ffff"]  # fmt: skip
 
 
 def train(sentences=SENTENCES, vocab_size=320, **options):

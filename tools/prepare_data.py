@@ -48,7 +48,7 @@ def main():
         vocab = Vocab.load(args.tokenizer)
     else:
         print(f"training a tokenizer on {len(splits['train'])} documents", flush=True)
-        vocab = prepare.train_tokenizer(splits["train"], args.vocab_size or 16384)
+        vocab = prepare.train_tokenizer(splits["train"], 16384 if args.vocab_size is None else args.vocab_size)
     provenance = {"source": f"text files, {'every %d-th is test' % args.test_every if args.test_every else 'a folder per split'}",
                   "tokenizer": "given" if args.tokenizer else "trained on the split `train`"}
     prepare.write_dataset(splits, vocab, args.out, provenance)

@@ -35,6 +35,13 @@ def _logits(hidden, weight):
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def _safe_factor(hidden, shift):
+    """A power of two, at most 1, by which `hidden` (n, H) may be multiplied so that no sum over its rows with
+    coefficients in [-shift, shift] leaves the range of fp16. Stays on the device."""
+    bound = hidden.abs().amax().float() * (shift * hidden.shape[0] / 32768.0)
+    return torch.exp2(-torch.ceil(torch.log2(bound.clamp(min=1.0))))
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets):
@@ -60,7 +67,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_weight is not None and dtype == stats:
                 grad_weight.addmm_(gradient.t(), hidden[part])
             elif grad_weight is not None:
-                grad_weight += gradient.t() @ hidden[part]
+                factor = _safe_factor(hidden[part], shift)
+                grad_weight += (gradient.t() @ (hidden[part] * factor.to(dtype))).to(stats) / factor
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.factor = 1.0 / (shift * rows)
         ctx.weight_dtype = weight.dtype
