@@ -92,6 +92,8 @@ def linear_cross_entropy(hidden, weight, targets):
     hidden: (N, H), weight: (V, H) of the same dtype, targets: (N,) int64 in [0, V). Beside the gradients (in fp32 for
     the weight) it holds one chunk of fp32 logits. Softmax and sums are in fp32. Differentiable once.
     """
+    if not torch.is_grad_enabled():  # needs_input_grad would ask for the gradients all the same
+        hidden, weight = hidden.detach(), weight.detach()
     return _LinearCrossEntropy.apply(hidden, weight, targets)
 
 
