@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from gpt import schema
-from gpt.errors import UserError
+from gpt.errors import Parser, UserError
 from gpt.plan import BatchPlan, CosineSchedule, ModelConfig, plan_batch
 
 # Command-line options that belong to DeepSpeed's keys. They carry the seed project's names.
@@ -93,11 +93,6 @@ def read_json(path) -> dict:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from error
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(f"command line: {message} (--help lists the options)")
-
-
 def _key_of(path):
     keys = schema.TOP_KEYS
     for name in path[:-1]:
@@ -105,9 +100,9 @@ def _key_of(path):
     return keys[path[-1]]
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="train.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
-                     description="Train a GPT as a JSON file says; options override the file.")  # fmt: skip
+def _parser() -> Parser:
+    parser = Parser("Train a GPT as a JSON file says; options override the file.", prog="train.py",
+                    argument_default=argparse.SUPPRESS)  # fmt: skip
     parser.add_argument("--ds_config", required=True, metavar="FILE.json", help="the run's config, see ds_configs/")
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
                         help="auto: go on from run_dir's latest checkpoint, if any (default); must: refuse to start "

@@ -1,5 +1,6 @@
 """The user's errors: one sentence with what is wrong, where, and what to do; exit code 2; no traceback."""
 
+import argparse
 import os
 import sys
 
@@ -10,6 +11,17 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that cannot go on through no mistake in its input. The message says what happened and what is safe."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line on which a mistake is a UserError, and options are never guessed from a prefix."""
+
+    def __init__(self, description, **options):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False, **options)  # fmt: skip
+
+    def error(self, message):
+        raise UserError(f"command line: {message} (--help lists the options)")
 
 
 def run(main):

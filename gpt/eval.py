@@ -3,19 +3,17 @@
     python gpt/eval.py --checkpoint_file runs/24h/export/model.safetensors [--eval_data_split test] [--json out.json]
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # instead of gpt/, whose module names must shadow nobody's
 
-from gpt.errors import UserError, run
+from gpt.errors import Parser, UserError, run
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--checkpoint_file", required=True, help="model.safetensors, made by tools/zero_to_fp32.py")
     parser.add_argument("--config_file", help="the run's config.yaml; default the one beside the weights")
     parser.add_argument("--data_root", help="dataset folder; default the one that the model was trained on")

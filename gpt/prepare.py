@@ -56,7 +56,7 @@ class Document:
 def in_stable_order(documents) -> list:
     """Documents by the sha256 of their names: a shuffle that needs no seed, and in which a new document moves no
     other. Neighbours on disk (one author's books, one year's speeches) so end up far apart in training."""
-    return sorted(documents, key=lambda document: hashlib.sha256(document.name.encode()).digest())
+    return sorted(documents, key=lambda document: hashlib.sha256(os.fsencode(document.name)).digest())
 
 
 def split_every(documents, test_every: int) -> dict:
@@ -162,7 +162,7 @@ def _why_training_failed(message, vocab_size):
                 f"{limit[1]}, or give more text")
     needed = re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message)
     if needed:
-        return f"a vocabulary of {vocab_size} has no room for the {needed[2]} characters that it needs: raise --vocab_size"
+        return f"a vocabulary of {vocab_size} has no room for the text's characters: raise --vocab_size to {needed[2]} or more"
     return f"no tokenizer of {vocab_size} ids could be trained on the text (SentencePiece says: {message.strip()})"
 
 
@@ -211,7 +211,7 @@ def _write_split(folder: Path, documents, vocab: Vocab, dtype) -> dict:
 def write_dataset(splits: dict, vocab: Vocab, out, provenance: dict, say=print):
     """Encode {split name: documents} into the dataset folder `out`, which must not exist yet."""
     out = Path(out)
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"{out} exists already: remove it first, or name another folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,8 @@ class Vocab:
             with open(path, "rb") as file:
                 return cls(file.read(), str(path))
         except OSError as error:
-            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}; every dataset folder holds its own, and "
+                            "tools/prepare_data.py makes it") from error
 
     @property
     def fingerprint(self) -> str:

@@ -6,7 +6,6 @@ Forward, backward and fused Adam of the plain model, without DeepSpeed. The matm
 before and after each step, so that a noisy machine slows both. FLOPs by the formula in gpt/plan.py.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import UserError, run
+from gpt.errors import Parser, UserError, run
 
 
 def main():
@@ -24,8 +23,7 @@ def main():
     from gpt.config import load_presets
     from gpt.plan import ModelConfig
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--preset", default="mini", help="model shape (default mini)")
     parser.add_argument("--micro_batch", type=int, default=4, help="sequences per forward pass (default 4)")
     parser.add_argument("--accumulation", type=int, default=2, help="forward passes per step (default 2)")

@@ -7,21 +7,20 @@
 Without --test_every each sub-folder of the input becomes the split of its name; `train` must be among them.
 """
 
-import argparse
+import os
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import UserError, run
+from gpt.errors import Parser, UserError, run
 
 
 def main():
     from gpt import prepare
     from gpt.vocab import Vocab
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--sample", metavar="OUT", help="build the embedded sample dataset in this folder")
     parser.add_argument("--input", metavar="FOLDER", help="folder of UTF-8 .txt files, one document each")
     parser.add_argument("--out", metavar="FOLDER", help="where the dataset goes; it must not exist yet")
@@ -33,7 +32,7 @@ def main():
     if args.sample is not None:
         if any(value is not None for key, value in vars(args).items() if key != "sample"):
             raise UserError("--sample takes no other option: it has its own text and its own vocabulary")
-        if Path(args.sample).exists():
+        if os.path.lexists(args.sample):
             raise UserError(f"{args.sample} exists already: remove it first, or name another folder")
         prepare.prepare_sample(args.sample)
         return
@@ -41,7 +40,7 @@ def main():
         raise UserError("give --input FOLDER and --out FOLDER, or --sample OUT")
     if args.tokenizer is not None and args.vocab_size is not None:
         raise UserError("--vocab_size is for training a tokenizer: leave it out when --tokenizer gives one")
-    if Path(args.out).exists():
+    if os.path.lexists(args.out):
         raise UserError(f"{args.out} exists already: remove it first, or name another folder")
     splits = prepare.splits_of_folder(args.input, args.test_every)
     if args.tokenizer:

@@ -3,18 +3,16 @@
     python tools/zero_to_fp32.py runs/24h/checkpoints runs/24h/export [--tag global_step1000]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import run
+from gpt.errors import Parser, run
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("checkpoint_dir", help="a run's checkpoints folder, or one checkpoint in it")
     parser.add_argument("output_dir", help="the folder to make")
     parser.add_argument("--tag", help="which checkpoint; default the one that `latest` names")
