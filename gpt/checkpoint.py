@@ -89,8 +89,8 @@ def read_config(path) -> dict:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}): use the config.yaml that was written "
                         "beside the checkpoint") from error
-    if not isinstance(found, dict) or not isinstance(found.get("model"), dict) or not isinstance(found.get("gpt"), dict):
-        raise UserError(f"{path} is not the config.yaml of a run: it lacks the blocks `model` and `gpt`")
+    if not isinstance(found, dict) or not isinstance(found.get("model"), dict) or not isinstance(found.get("run"), dict):
+        raise UserError(f"{path} is not the config.yaml of a run: it lacks the blocks `model` and `run`")
     return found
 
 

@@ -18,13 +18,13 @@ from gpt.plan import BatchPlan, CosineSchedule, ModelConfig, plan_batch
 
 # Command-line options that belong to DeepSpeed's keys. They carry the seed project's names.
 DEEPSPEED_OPTIONS = {
-    "train_batch_size": ("train_batch_size",),
-    "gradient_accumulation_steps": ("gradient_accumulation_steps",),
-    "grad_clip_norm": ("gradient_clipping",),
-    "max_lr": ("scheduler", "params", "max_lr"),
-    "min_lr": ("scheduler", "params", "min_lr"),
-    "warmup_steps": ("scheduler", "params", "warmup_steps"),
-    "decay_steps": ("scheduler", "params", "decay_steps"),
+    "train_batch_size": "train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "grad_clip_norm": "gradient_clipping",
+    "max_lr": "scheduler.params.max_lr",
+    "min_lr": "scheduler.params.min_lr",
+    "warmup_steps": "scheduler.params.warmup_steps",
+    "decay_steps": "scheduler.params.decay_steps",
 }
 SHAPE = ("n_layers", "h_dim", "mlp_dim", "n_heads", "head_dim")
 
@@ -39,6 +39,7 @@ class Config:
     batch: BatchPlan
     schedule: CosineSchedule | None  # None: DeepSpeed's own scheduler, or a constant learning rate
     engine: dict
+    sources: dict  # {dotted path of a value: where it comes from}
     notices: tuple = ()  # what was decided otherwise than asked, and why
 
     @property
@@ -53,19 +54,39 @@ class Config:
     def without_fp16(self, reason: str) -> "Config":
         """The same run in fp32, with a notice that says why."""
         engine = {**self.engine, "fp16": {**self.engine["fp16"], "enabled": False}}
-        return dataclasses.replace(self, engine=engine, notices=(*self.notices, reason))
+        return dataclasses.replace(self, engine=engine, sources={**self.sources, "fp16.enabled": f"derived: {reason}"},
+                                   notices=(*self.notices, reason))  # fmt: skip
+
+    def tree(self) -> dict:
+        """The run as one JSON tree of resolved values, which resolves to this Config again."""
+        ours = {"type": schema.COSINE, "params": dataclasses.asdict(self.schedule)} if self.schedule else None
+        gpt = {**dataclasses.asdict(self.options), **{name: getattr(self.model, name) for name in SHAPE}}
+        return {**self.engine, **({"scheduler": ours} if ours else {}), "gpt": gpt}
+
+    def values(self) -> list:
+        """(dotted path, value, source) of every resolved value, in the order of the tree."""
+        return [(path, value, self.sources.get(path, "default")) for path, value in leaves(self.tree())]
 
     def as_dict(self) -> dict:
-        """Plain values for config.yaml: all that a reader needs to know what was run."""
+        """Plain values for config.yaml: all that a reader needs to know what was run, and where each value is from."""
         return {
             "name": self.name,
             "precision": self.precision,
             "model": dataclasses.asdict(self.model),
             "batch": dataclasses.asdict(self.batch),
-            "schedule": dataclasses.asdict(self.schedule) if self.schedule else None,
-            "gpt": dataclasses.asdict(self.options),
-            "deepspeed": self.engine,
+            "run": self.tree(),
+            "sources": {path: source for path, _, source in self.values()},
         }
+
+
+def leaves(tree, path=""):
+    """(dotted path, value) of everything in a tree that is no block."""
+    for name, value in tree.items():
+        where = f"{path}.{name}" if path else name
+        if isinstance(value, dict):
+            yield from leaves(value, where)
+        else:
+            yield where, value
 
 
 def load_presets() -> dict:
@@ -73,53 +94,96 @@ def load_presets() -> dict:
     return yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
 
 
-def read_json(path) -> dict:
-    """The JSON file of a run; a duplicated key is a mistake."""
-
-    def no_duplicates(pairs):
-        for index, (key, _) in enumerate(pairs):
-            if key in (earlier for earlier, _ in pairs[:index]):
-                raise UserError(f"{path}: the key {key!r} stands twice in one block")
-        return dict(pairs)
-
+def read_file(path):
+    """(tree, the run's name, {dotted path: line}) of a run's JSON file, or of the config.yaml of an earlier run, whose
+    tree it holds. A duplicated key is a mistake."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"cannot read the config {path}: {reason}") from error
+    if Path(path).suffix in (".yaml", ".yml"):
+        try:
+            saved = yaml.safe_load(text)
+        except yaml.YAMLError:
+            saved = None
+        if not isinstance(saved, dict) or not isinstance(saved.get("run"), dict):
+            raise UserError(f"{path} is not the config.yaml of a run: give a .json file, or a run's own config.yaml")
+        saved["run"].pop("train_micro_batch_size_per_gpu", None)  # solved again for the present number of ranks
+        return saved["run"], str(saved.get("name")), {}
     try:
-        return json.loads(text, object_pairs_hook=no_duplicates)
+        tree = json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from error
+    try:
+        lines = dict(_lines(yaml.compose(text.replace("\t", " "))))
+    except yaml.YAMLError:  # JSON that this YAML reader does not take: messages go without line numbers
+        lines = {}
+    return tree, Path(path).stem, lines
+
+
+def _no_duplicates(pairs, path):
+    for index, (key, _) in enumerate(pairs):
+        if key in (earlier for earlier, _ in pairs[:index]):
+            raise UserError(f"{path}: the key {key!r} stands twice in one block")
+    return dict(pairs)
+
+
+def _lines(node, path=""):
+    """(dotted path, line) of every key. JSON is YAML, whose parser tells where things stand."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            where = f"{path}.{key.value}" if path else key.value
+            yield where, key.start_mark.line + 1
+            yield from _lines(value, where)
 
 
 def _key_of(path):
+    *blocks, last = path.split(".")
     keys = schema.TOP_KEYS
-    for name in path[:-1]:
+    for name in blocks:
         keys = keys[name][schema.COSINE] if name == "params" else keys[name]
-    return keys[path[-1]]
+    return keys[last]
+
+
+def _boolean(text):
+    if text.lower() not in ("true", "false"):
+        raise ValueError
+    return text.lower() == "true"
+
+
+_boolean.__name__ = "true or false"  # as argparse's message calls it
 
 
 def _parser() -> Parser:
     parser = Parser("Train a GPT as a JSON file says; options override the file.", prog="train.py",
                     argument_default=argparse.SUPPRESS)  # fmt: skip
-    parser.add_argument("--ds_config", required=True, metavar="FILE.json", help="the run's config, see ds_configs/")
+    parser.add_argument("--ds_config", required=True, metavar="FILE.json", help="the run's config, see ds_configs/, or "
+                        "a run's config.yaml, to run it again")  # fmt: skip
     parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
                         help="auto: go on from run_dir's latest checkpoint, if any (default); must: refuse to start "
                         "afresh; never: refuse to go on")  # fmt: skip
+    parser.add_argument("--dry_run", action="store_true", default=False, help="print what the run will cost, and end")
+    parser.add_argument("--explain", action="store_true", default=False, help="print every value and where it comes "
+                        "from, and end")  # fmt: skip
+    parser.add_argument("--world_size", type=int, default=None, metavar="N", help="ranks to assume in --dry_run and "
+                        "--explain")  # fmt: skip
     parser.add_argument("--verbose", action="store_true", default=False, help="show DeepSpeed's own messages")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # appended by the launcher
-    options = {**DEEPSPEED_OPTIONS, **{name: ("gpt", name) for name in schema.GPT_KEYS}}
+    options = {**DEEPSPEED_OPTIONS, **{name: f"gpt.{name}" for name in schema.GPT_KEYS}}
     for name, path in options.items():
         key = _key_of(path)
         default = "" if key.default in (None, schema.REQUIRED, "") else f" (default {key.default})"
-        parser.add_argument(f"--{name}", dest=".".join(path), type=key.kind, metavar=key.kind.__name__.upper(),
+        kind = _boolean if key.kind is bool else key.kind
+        choices = load_presets() if name == "preset" else key.choices or ()
+        default = (f": {', '.join(choices)}" if choices else "") + default
+        parser.add_argument(f"--{name}", dest=path, type=kind, metavar=key.kind.__name__.upper(),
                             help=(key.doc + default).replace("%", "%%"))  # fmt: skip
     return parser
 
 
 def parse_command_line(argv) -> argparse.Namespace:
-    """Namespace of ds_config, resume, verbose, and `overrides`: {path as a tuple: value} of the other options given."""
+    """Namespace of train.py's own flags, and `overrides`: {dotted path: value} of the run's options that were given."""
     parser = _parser()
     known, unknown = parser.parse_known_args(argv)
     if unknown:
@@ -128,26 +192,79 @@ def parse_command_line(argv) -> argparse.Namespace:
         if not first.startswith("--"):
             raise UserError(f"command line: {unknown[0]!r} stands where an option --name was expected")
         raise UserError(f"command line: unknown option {first}{schema.nearest(first, names)} (--help lists the options)")
-    own = {"ds_config", "resume", "verbose", "local_rank"}
-    overrides = {tuple(path.split(".")): value for path, value in vars(known).items() if path not in own}
+    own = {"ds_config", "resume", "dry_run", "explain", "world_size", "verbose", "local_rank"}
+    overrides = {path: value for path, value in vars(known).items() if path not in own}
+    if known.world_size is not None and (known.world_size < 1 or not (known.dry_run or known.explain)):
+        raise UserError("command line: --world_size takes a positive number, beside --dry_run or --explain; a run's own "
+                        "number of ranks is the launcher's (--num_gpus, --hostfile)")
     return argparse.Namespace(**{name: getattr(known, name) for name in own}, overrides=overrides)
 
 
-def _override(tree: dict, overrides: dict, errors: list):
-    for path, value in overrides.items():
-        if path[0] == "scheduler":
-            found = tree["scheduler"].get("type") if isinstance(tree.get("scheduler"), dict) else None
-            if found != schema.COSINE:
-                errors.append(f"--{path[-1]} sets a parameter of {schema.COSINE}, but the file's scheduler is {found}: "
-                              f"set its own parameters in the file")
-                continue
-        block = tree
-        for name in path[:-1]:
+class _Resolution:
+    """A tree on its way to a Config: values, where they come from, and the mistakes found so far."""
+
+    def __init__(self, tree, file, lines):
+        self.tree, self.file = _without_nulls(tree), file
+        self.sources = {path: f"{file}:{line}" for path, line in lines.items()}
+        self.mistakes = []  # (path, what is wrong with it)
+
+    def mistake(self, path, text):
+        self.mistakes.append((path, text))
+
+    def get(self, path):
+        """The value at a dotted path; None where it is absent, or part of a mistake."""
+        if any(path == bad or path.startswith(f"{bad}.") for bad, _ in self.mistakes):
+            return None
+        value = self.tree
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    def set(self, path, value, source):
+        block = self.tree
+        *parents, last = path.split(".")
+        for name in parents:
             block = block.setdefault(name, {}) if isinstance(block, dict) else None
         if isinstance(block, dict):  # where it is not, the check of the whole tree says so
-            block[path[-1]] = value
-        if path == ("gradient_accumulation_steps",) or path == ("train_batch_size",):
-            tree.pop("train_micro_batch_size_per_gpu", None)  # what the command line leaves open is solved again
+            block[last] = value
+            self.sources[path] = source
+
+    def override(self, overrides):
+        for path, value in overrides.items():
+            kind = self.get("scheduler.type")
+            if path.startswith("scheduler.") and kind != schema.COSINE:
+                self.mistake(f"--{path.rpartition('.')[2]}", f"sets a parameter of {schema.COSINE}, but the file's "
+                             f"scheduler is {kind}: set its own parameters in the file")  # fmt: skip
+                continue
+            self.set(path, value, "command line")
+            if path in ("gradient_accumulation_steps", "train_batch_size"):
+                self.tree.pop("train_micro_batch_size_per_gpu", None)  # what the command line leaves open is solved again
+
+    def fill(self, keys, path=""):
+        """Defaults for what is absent."""
+        block = self.get(path) if path else self.tree
+        for name, key in keys.items():
+            where = f"{path}.{name}" if path else name
+            if isinstance(key, schema.Key) and key.default not in (None, schema.REQUIRED) and name not in block:
+                self.set(where, copy.copy(key.default), "default")
+
+    def report(self):
+        """All mistakes as one UserError."""
+        texts = []
+        for path, text in self.mistakes:
+            where = next((self.sources[p] for p in _upwards(path) if p in self.sources), self.file)
+            if path.startswith("--"):
+                where = "command line"
+            texts.append(f"{where}: {path} {text}" if path else text)
+        if len(texts) == 1:
+            raise UserError(texts[0])
+        raise UserError(f"{self.file}: {len(texts)} mistakes\n" + "\n".join(f"  {i}. {t}" for i, t in enumerate(texts, 1)))
+
+
+def _upwards(path):
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
 
 
 def _without_nulls(tree):
@@ -157,118 +274,125 @@ def _without_nulls(tree):
     return copy.deepcopy(tree)
 
 
-def _with_defaults(block, keys):
-    filled = dict(block)
-    for name, key in keys.items():
-        if isinstance(key, schema.Key) and key.default not in (None, schema.REQUIRED):
-            filled.setdefault(name, copy.copy(key.default))
-    return filled
+def _contradictions(found: _Resolution):
+    """Values that are right one by one and wrong together. What is part of a mistake already is left alone."""
+    get = found.get
+    stage = get("zero_optimization.stage")
+    if get("fp16.enabled") and get("bf16.enabled"):
+        found.mistake("fp16.enabled", "and bf16.enabled are both true: choose one")
+    elif stage == 0 and (get("fp16.enabled") or get("bf16.enabled")):
+        found.mistake("zero_optimization.stage", "is 0 with 16-bit training, where DeepSpeed does not scale the loss "
+                      "rightly: use stage 1, 2 or 3")  # fmt: skip
+    for block, needed in (("offload_optimizer", 1), ("offload_param", 3)):
+        device = get(f"zero_optimization.{block}.device")
+        if device not in (None, "none") and stage is not None and stage < needed:
+            found.mistake(f"zero_optimization.{block}", f"needs stage {needed} or more, and the stage is {stage}")
+        if device == "nvme" and not get(f"zero_optimization.{block}.nvme_path"):
+            found.mistake(f"zero_optimization.{block}.nvme_path", "is missing: the folder on the NVMe disk")
+    if get("gpt.max_eval_steps") == 0:
+        found.mistake("gpt.max_eval_steps", "is 0, which scores nothing: give -1 for the whole split, or turn evaluation "
+                      "off with eval_every 0")  # fmt: skip
+    kind, lr = get("scheduler.type"), get("optimizer.params.lr")
+    if kind == schema.COSINE and lr is not None:
+        found.mistake("optimizer.params.lr", f"is set beside {schema.COSINE}, which owns the learning rate: leave it out "
+                      "and set scheduler.params.max_lr")  # fmt: skip
+    if "scheduler" not in found.tree and lr is None and get("optimizer.params") is not None:
+        found.mistake("scheduler", "is missing, and so is the learning rate: give a scheduler, or optimizer.params.lr "
+                      "for a constant one")  # fmt: skip
+    pairs = (("scheduler.params.min_lr", "scheduler.params.max_lr"), ("gpt.last_n", "gpt.seq_len"),
+             ("scheduler.params.warmup_steps", "scheduler.params.decay_steps"))  # fmt: skip
+    for low, high in pairs:
+        if get(low) is not None and get(high) is not None and get(low) > get(high):
+            found.mistake(low, f"is {get(low)}, more than {high} {get(high)}")
 
 
-def _contradictions(tree: dict) -> list:
-    """Values that are right one by one and wrong together."""
-    errors = []
-    zero, options = tree["zero_optimization"], tree["gpt"]
-    stage = zero["stage"]
-    if tree["fp16"]["enabled"] and tree["bf16"]["enabled"]:
-        errors.append("fp16.enabled and bf16.enabled are both true: choose one")
-    elif stage == 0 and (tree["fp16"]["enabled"] or tree["bf16"]["enabled"]):
-        errors.append("zero_optimization.stage is 0 with 16-bit training, where DeepSpeed does not scale the loss "
-                      "rightly: use stage 1, 2 or 3")
-    optimizer, scheduler = tree.get("optimizer", {}), tree.get("scheduler", {})
-    has_lr = optimizer.get("params", {}).get("lr") is not None
-    if scheduler.get("type") == schema.COSINE and has_lr:
-        errors.append(f"optimizer.params.lr is set beside {schema.COSINE}, which owns the learning rate: leave it out "
-                      "and set scheduler.params.max_lr")
-    if not scheduler and not has_lr:
-        errors.append("the learning rate is missing: give a scheduler, or optimizer.params.lr for a constant one")
-    if scheduler.get("type") == schema.COSINE:
-        params = scheduler["params"]
-        if params["min_lr"] > params["max_lr"]:
-            errors.append(f"scheduler.params.min_lr {params['min_lr']} is above max_lr {params['max_lr']}")
-        if params["decay_steps"] < params["warmup_steps"]:
-            errors.append(f"scheduler.params.decay_steps {params['decay_steps']} is less than warmup_steps "
-                          f"{params['warmup_steps']}: the warm-up would never end")
-    if options["last_n"] > options["seq_len"]:
-        errors.append(f"gpt.last_n {options['last_n']} is more than gpt.seq_len {options['seq_len']}")
-    return errors
-
-
-def _shape(options: dict, errors: list):
-    presets = load_presets()
-    name = options.get("preset")
+def _shape(found: _Resolution):
+    presets, name = load_presets(), found.get("gpt.preset")
     if name is not None and name not in presets:
-        errors.append(f"gpt.preset is {name!r}{schema.nearest(name, presets)}: the presets are {', '.join(presets)}")
+        found.mistake("gpt.preset", f"is {name!r}{schema.nearest(name, presets)}: the presets are {', '.join(presets)}")
         return None
-    shape = {**presets.get(name, {}), **{key: options[key] for key in SHAPE if options.get(key) is not None}}
-    missing = [key for key in SHAPE if key not in shape]
-    if missing:
-        errors.append(f"gpt.preset is missing, and so is {', '.join(missing)}: name a preset ({', '.join(presets)}) or "
-                      "give the whole shape")
-        return None
-    return ModelConfig(**shape, vocab_size=options["vocab_size"], seq_len=options["seq_len"])
+    given = {key: found.get(f"gpt.{key}") for key in SHAPE}
+    for key, value in presets.get(name, {}).items():
+        if given[key] is None:
+            given[key] = value
+            found.sources[f"gpt.{key}"] = f"preset {name}"
+    missing = [key for key in SHAPE if given[key] is None]
+    if missing and not any(path.startswith("gpt.") and path[4:] in (*SHAPE, "preset") for path, _ in found.mistakes):
+        found.mistake("gpt.preset", f"is missing, and so is {', '.join(missing)}: name a preset ({', '.join(presets)}) "
+                      "or give the whole shape")  # fmt: skip
+    sizes = found.get("gpt.vocab_size"), found.get("gpt.seq_len")
+    return None if missing or None in sizes else ModelConfig(**given, vocab_size=sizes[0], seq_len=sizes[1])
 
 
-def resolve(tree: dict, name: str, world_size: int = 1, overrides: dict | None = None) -> Config:
+def _batch(found: _Resolution, world_size):
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    if any(path in keys for path, _ in found.mistakes):
+        return None
+    try:
+        plan = plan_batch(*map(found.get, keys), world_size)
+    except UserError as error:
+        found.mistake("train_batch_size", str(error).removeprefix("train_batch_size "))
+        return None
+    for key, value in zip(keys, (plan.global_size, plan.micro_size, plan.accumulation)):
+        if found.get(key) is None:
+            others = " and ".join(other for other in keys if other != key)
+            found.set(key, value, f"derived: from {others}, {world_size} rank(s)")
+    return plan
+
+
+def resolve(tree, name: str, world_size: int = 1, overrides=None, lines=None, file=None, look_further=None) -> Config:
     """Check and resolve the parsed JSON of a run for `world_size` ranks; `tree` itself is left as it is.
 
-    Raises UserError with all mistakes that were found.
+    overrides: {dotted path: value} from the command line. lines: {dotted path: line} in `file`, for messages.
+    look_further: called with the valid options of the "gpt" block and the batch size, returns more mistakes as
+    sentences. Raises UserError with all mistakes that were found, in one report.
     """
-    tree, errors = _without_nulls(tree), []
-    if isinstance(tree, dict):
-        _override(tree, overrides or {}, errors)
-        tree.setdefault("gpt", {})
-    errors += schema.check(tree, schema.TOP_KEYS)
-    if errors:
-        raise UserError(_report(name, errors))
+    found = _Resolution(tree, file or name, lines or {})
+    if not isinstance(found.tree, dict):
+        raise UserError(f"{found.file}: the file is {tree!r}, not a block {{…}}")
+    found.override(overrides or {})
+    for path, default in (("gpt", {}), ("optimizer", {"type": "Adam"}), ("fp16", {}), ("bf16", {}),
+                          ("zero_optimization", {})):  # fmt: skip
+        found.tree.setdefault(path, default)
+    for block in ("optimizer", "scheduler"):
+        if isinstance(found.tree.get(block), dict):
+            found.tree[block].setdefault("params", {})
+    found.mistakes += schema.check(found.tree, schema.TOP_KEYS)
+    found.fill(schema.TOP_KEYS)
     for block in ("gpt", "fp16", "bf16", "zero_optimization"):
-        tree[block] = _with_defaults(tree.get(block) or {}, schema.TOP_KEYS[block])
-    tree = _with_defaults(tree, schema.TOP_KEYS)
-    tree.setdefault("optimizer", {"type": "Adam"})
+        if isinstance(found.get(block), dict):
+            found.fill(schema.TOP_KEYS[block], block)
     for block, variants in (("optimizer", schema.OPTIMIZERS), ("scheduler", schema.SCHEDULERS)):
-        if block in tree:
-            keys = variants[tree[block]["type"]]
-            errors += schema.check(tree[block].get("params") or {}, keys, f"{block}.params")
-            tree[block]["params"] = _with_defaults(tree[block].get("params") or {}, keys)
-    if errors:
-        raise UserError(_report(name, errors))
-    errors += _contradictions(tree)
-    model = _shape(tree["gpt"], errors)
-    batch = None
-    try:
-        batch = plan_batch(tree.get("train_batch_size"), tree.get("train_micro_batch_size_per_gpu"),
-                           tree.get("gradient_accumulation_steps"), world_size)  # fmt: skip
-    except UserError as error:
-        errors.append(str(error))
-    if errors:
-        raise UserError(_report(name, errors))
-    return _freeze(tree, name, model, batch)
+        if isinstance(found.get(f"{block}.params"), dict) and found.get(f"{block}.type") in variants:
+            found.fill(variants[found.get(f"{block}.type")], f"{block}.params")
+    _contradictions(found)
+    model, batch = _shape(found), _batch(found, world_size)
+    if look_further is not None:
+        options = {key: found.get(f"gpt.{key}") for key in schema.GPT_KEYS}
+        found.mistakes += [("", text) for text in look_further(options, found.get("train_batch_size"))]
+    if found.mistakes:
+        found.report()
+    return _freeze(found, name, model, batch)
 
 
-def _freeze(tree, name, model, batch) -> Config:
-    options = schema.Options(**tree.pop("gpt"))
+def _freeze(found: _Resolution, name, model, batch) -> Config:
+    tree, options = found.tree, schema.Options(**found.tree.pop("gpt"))
     schedule = None
     if tree.get("scheduler", {}).get("type") == schema.COSINE:
         schedule = CosineSchedule(**tree.pop("scheduler")["params"])
-    tree["train_batch_size"] = batch.global_size
-    tree["train_micro_batch_size_per_gpu"] = batch.micro_size
-    tree["gradient_accumulation_steps"] = batch.accumulation
-    if tree["optimizer"]["type"] == "SGD":  # element by element, so it may work on stretches of parameters
-        tree.setdefault("zero_allow_untested_optimizer", True)
-    params = tree["optimizer"]["params"]
-    if "offload_optimizer" in tree["zero_optimization"] or params.get("torch_adam") is False:
-        params.pop("fused", None)  # torch's own word; DeepSpeed's Adams do not know it
-        params.pop("torch_adam", None)
-    return Config(name=name, options=options, model=model, batch=batch, schedule=schedule, engine=tree)
+    optimizer, params = tree["optimizer"], tree["optimizer"]["params"]
+    if optimizer["type"] == "SGD":  # element by element, so it may work on stretches of parameters
+        found.set("zero_allow_untested_optimizer", True, "derived: from optimizer.type")
+    if "offload_optimizer" in tree["zero_optimization"] and params.get("torch_adam"):
+        found.set("zero_force_ds_cpu_optimizer", False, "derived: from optimizer.params.torch_adam")
+    if params.get("torch_adam") is False:
+        for word in ("fused", "torch_adam"):  # torch's own; DeepSpeed's Adams do not know it
+            params.pop(word, None)
+    return Config(name=name, options=options, model=model, batch=batch, schedule=schedule, engine=tree,
+                  sources=found.sources)  # fmt: skip
 
 
-def _report(name, errors):
-    if len(errors) == 1:
-        return f"{name}: {errors[0]}"
-    listed = "\n".join(f"  {number}. {error}" for number, error in enumerate(errors, 1))
-    return f"{name} has {len(errors)} mistakes:\n{listed}"
-
-
-def load(path, world_size: int = 1, overrides: dict | None = None) -> Config:
-    """Read and resolve a run's JSON file. Raises UserError."""
-    return resolve(read_json(path), Path(path).stem, world_size, overrides)
+def load(path, world_size: int = 1, overrides=None, look_further=None) -> Config:
+    """Read and resolve a run's JSON file, or its config.yaml. Raises UserError with all mistakes in one report."""
+    tree, name, lines = read_file(path)
+    return resolve(tree, name, world_size, overrides, lines, Path(path).name, look_further)

@@ -73,7 +73,8 @@ def consolidate(checkpoint_dir, output_dir, tag=None) -> dict:
         checkpoint.write_config(building / checkpoint.CONFIG, {**config, "step": step})
         shutil.copyfile(source / TOKENIZER, building / TOKENIZER)
         _compare(building / WEIGHTS, weights)
-        building.chmod(0o755)  # mkdtemp's folders are private
+        (building / WEIGHTS).chmod(0o644)  # safetensors' files and mkdtemp's folders are private
+        building.chmod(0o755)
         building.replace(output)
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -149,6 +149,14 @@ def assign_documents(doc_tokens, streams: int) -> np.ndarray:
     return chosen
 
 
+def require_documents(split_name: str, documents: int, streams: int):
+    """Raise UserError where a split has fewer documents than streams."""
+    if documents < streams:
+        raise UserError(f"the split {split_name!r} has {documents} documents, fewer than the {streams} streams that "
+                        f"train_batch_size {streams} needs: prepare more documents or lower train_batch_size to "
+                        f"at most {documents}")
+
+
 class Streams:
     """A split cut into `count` endless token streams, of which each optimiser step reads one window each.
 
@@ -157,11 +165,7 @@ class Streams:
     """
 
     def __init__(self, split: Split, count: int, seq_len: int):
-        documents = len(split.doc_tokens)
-        if documents < count:
-            raise UserError(f"the split {split.name!r} has {documents} documents, fewer than the {count} streams that "
-                            f"train_batch_size {count} needs: prepare more documents or lower train_batch_size to "
-                            f"at most {documents}")
+        require_documents(split.name, len(split.doc_tokens), count)
         self.count, self.seq_len = count, seq_len
         self._tokens = split.tokens
         ends = np.cumsum(split.doc_tokens + 1)

@@ -147,6 +147,7 @@ class Engine:
             config={**config.engine, "optimizer": optimizer, "steps_per_print": sys.maxsize},
             lr_scheduler=None if schedule is None else lambda inner: _Schedule(inner, schedule),
         )
+        self._ds._copy_recovery_script = lambda folder: None  # a second zero_to_fp32.py, which loads pickles as code
         self._ds.checkpoint_engine = _WeightsOnlyLoading(self._ds._config)
         self.world, self.module = world, self._ds.module
         self._accumulation = config.batch.accumulation

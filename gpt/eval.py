@@ -19,8 +19,7 @@ def parse_args():
     parser.add_argument("--data_root", help="dataset folder; default the one that the model was trained on")
     parser.add_argument("--eval_data_split", default="test", help="split to evaluate (default test)")
     parser.add_argument("--seq_len", type=int, help="tokens of context; default the model's, and at most that")
-    parser.add_argument("--last_n", type=int, default=128, help="targets scored in each window but the first (default "
-                        "128, at most seq_len)")  # fmt: skip
+    parser.add_argument("--last_n", type=int, help="targets scored in each window but the first; default the run's own")
     parser.add_argument("--batch_size", type=int, help="windows at a time (default: 8,192 tokens' worth)")
     parser.add_argument("--device", help="default cuda where there is one, else cpu")
     parser.add_argument("--json", metavar="FILE", help="write the result here as well")
@@ -46,7 +45,9 @@ def main():
     config_file = Path(args.config_file) if args.config_file else weights.with_name(checkpoint.CONFIG)
     config = checkpoint.read_config(config_file)
     trained_on = config.get("dataset") or {}
-    dataset = Dataset(args.data_root or trained_on.get("root") or config["gpt"].get("data_root"))
+    if not (args.data_root or trained_on.get("root")):
+        raise UserError(f"{config_file} does not tell which dataset the model was trained on: give --data_root")
+    dataset = Dataset(args.data_root or trained_on["root"])
     if trained_on.get("tokenizer") not in (None, dataset.vocab.fingerprint):
         raise UserError(f"{dataset.root} was made with another tokenizer than the model was trained with: prepare the "
                         f"text with `--tokenizer {weights.with_name('tokenizer.model')}`")
@@ -74,7 +75,7 @@ def evaluate(args, weights, config, config_file, dataset) -> dict:
     if dataset.vocab.size != model.config.vocab_size:
         raise UserError(f"the tokenizer of {dataset.root} has {dataset.vocab.size} ids, but the model was trained with "
                         f"{model.config.vocab_size}: give the --data_root that it was trained on")
-    last_n = min(args.last_n, seq_len)
+    last_n = min(args.last_n or (config["run"].get("gpt") or {}).get("last_n") or 128, seq_len)
     evaluator = Evaluator(split, dataset.vocab, seq_len, last_n, args.batch_size or max(1, 8192 // seq_len))
     with tqdm(total=evaluator.calls, unit="batch", disable=not sys.stderr.isatty(), leave=False) as bar:
         tally = evaluator.run(model, device, bar.update)

@@ -46,7 +46,7 @@ def _scalars(event: dict, prefix=""):
     for key, value in event.items():
         if isinstance(value, dict):
             yield from _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and key != "step":
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ("step", "time"):
             yield prefix + key, value
 
 
@@ -74,7 +74,6 @@ class Wandb:
     def __init__(self, folder, project, name, notes, config):
         import wandb
 
-        folder.mkdir(exist_ok=True)
         self._run = wandb.init(project=project, name=name, notes=notes, config=config, dir=str(folder),
                                mode=os.environ.get("WANDB_MODE", "offline"),
                                settings=wandb.Settings(silent=True, console="off"))  # fmt: skip
@@ -98,12 +97,13 @@ class Metrics:
         if kind in ("tb", "all"):
             self._sinks.append(TensorBoard(run_dir / "tensorboard"))
         if kind in ("wandb", "all"):
-            self._sinks.append(Wandb(run_dir / "wandb", config.options.wandb_project_name, run_dir.name,
+            self._sinks.append(Wandb(run_dir, config.options.wandb_project_name, run_dir.name,
                                      config.options.comment, resolved))  # fmt: skip
 
     def write(self, event: dict):
+        """event: {"event": kind, "step": optimiser steps completed, …}; the time of writing is added."""
         for sink in self._sinks:
-            sink.write(event)
+            sink.write({**event, "time": round(time.time(), 3)})
 
     def close(self):
         for sink in self._sinks:

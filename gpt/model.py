@@ -17,6 +17,7 @@ if __name__ == "__main__":  # the project's folder instead of gpt/, whose module
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
 from gpt.plan import ModelConfig
@@ -80,13 +81,13 @@ class Head(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer with learned positions.
 
-    Weights are drawn from `seed`, the same for the same seed; None leaves them unset, for weights that will be loaded.
+    With activation_checkpointing only each block's input is kept for the backward pass. Weights are drawn from `seed`, the same for the same seed; None leaves them unset, for weights that will be loaded.
     Initialisation: weights N(0, 0.02), but each MLP's output N(0, 0.02 / sqrt(2 n_layers)); biases 0.
     """
 
-    def __init__(self, config: ModelConfig, seed: int | None = 0):
+    def __init__(self, config: ModelConfig, seed: int | None = 0, activation_checkpointing: bool = False):
         super().__init__()
-        self.config = config
+        self.config, self.activation_checkpointing = config, activation_checkpointing
         self.token_embedding = nn.Embedding(config.vocab_size, config.h_dim)
         self.position_embedding = nn.Embedding(config.seq_len, config.h_dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
@@ -115,7 +116,10 @@ class GPT(nn.Module):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.token_embedding(tokens) * math.sqrt(self.config.h_dim) + self.position_embedding(positions)
         for block in self.blocks:
-            x = block(x)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)  # nothing random to repeat
+            else:
+                x = block(x)
         if scored is not None:
             return self.head(self.ln_f(x[scored]), targets[scored], score=True)
         x = self.ln_f(x)

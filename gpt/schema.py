@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REQUIRED = object()
+ANY = "any"  # DeepSpeed's own, passed on as it is
 
 
 @dataclass(frozen=True)
 class Key:
-    """One value: its type (int, float, bool, str, or "pair" for two floats), its default and its range."""
+    """One value: its type (int, float, bool, str, "pair" for two floats, or ANY), its default and its range."""
 
     kind: Any
     default: Any = None
@@ -28,6 +29,8 @@ class Key:
         """What is wrong with `value`, or None. `value` is never None."""
         if value == "auto":
             return 'is "auto", which only the Hugging Face Trainer fills in: write the value'
+        if self.kind == ANY:
+            return None
         if self.kind == "pair":
             numbers = isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(v) for v in value)
             return None if numbers and all(0 <= v < 1 for v in value) else f"is {value!r}, not two numbers in [0, 1)"
@@ -87,7 +90,9 @@ class Options:
     head_dim: int | None = option(int, None, "width of one head; overrides the preset's", minimum=1)
     vocab_size: int = option(int, 16384, "ids of the tokenizer; must be the dataset's", minimum=2)
     seq_len: int = option(int, 512, "tokens of context, in training and evaluation", minimum=2)
-    seed: int = option(int, 0, "seed of the initial weights", minimum=0)
+    activation_checkpointing: bool = option(bool, False, "keep only each block's input for the backward pass and "
+                                            "compute the rest again: less memory, a third more time")  # fmt: skip
+    seed: int = option(int, 0, "seed of the initial weights; the order of the data depends on nothing but the dataset", minimum=0)
     data_root: str = option(str, "data/sample", "dataset folder; data/sample is built by itself where absent")
     run_dir: str | None = option(str, None, "where the run is kept; default runs/<name of the JSON file>")
     comment: str = option(str, "", "free text kept in config.yaml and shown by the loggers")
@@ -104,14 +109,14 @@ class Options:
     logger_type: str = option(str, "none", "beside metrics.jsonl: TensorBoard, wandb (offline unless WANDB_MODE says "
                               "otherwise), or both", choices=("none", "tb", "wandb", "all"))  # fmt: skip
     wandb_project_name: str = option(str, "gpt", "project that wandb files the run under")
-    tokens_per_second: float | None = option(float, None, "throughput of the reference GPU, for the compute class",
+    tokens_per_second: float | None = option(float, None, "throughput of the compute class's reference GPU, for --dry_run",
                                              above=0)  # fmt: skip
 
 
 GPT_KEYS = {f.name: f.metadata["key"] for f in dataclasses.fields(Options)}
 
 _COSINE = {
-    "max_lr": Key(float, 6e-4, "peak of the learning rate", above=0),
+    "max_lr": Key(float, 6e-4, "where the cosine starts; warm-up multiplies the cosine already under way", above=0),
     "min_lr": Key(float, 6e-6, "learning rate from decay_steps on", minimum=0),
     "warmup_steps": Key(int, 200, "steps of linear warm-up", minimum=0),
     "decay_steps": Key(int, REQUIRED, "steps until the cosine reaches min_lr", minimum=1),
@@ -161,28 +166,41 @@ FP16_KEYS = {
     "consecutive_hysteresis": Key(bool),
     "min_loss_scale": Key(int, 1, "the run stops when an overflow happens at this scale", minimum=1),
 }
-BF16_KEYS = {"enabled": Key(bool, False, "train in bf16"), "immediate_grad_update": Key(bool)}
+BF16_KEYS = {
+    "enabled": Key(bool, False, "train in bf16"),
+    **dict.fromkeys(("immediate_grad_update", "check_grad_overflow"), Key(bool)),
+}
 _OFFLOAD = {
-    "device": Key(str, REQUIRED, choices=("none", "cpu", "nvme")), "nvme_path": Key(str), "pin_memory": Key(bool),
-    "buffer_count": Key(int, minimum=1),
-}  # fmt: skip
-_SIZE = Key(int, minimum=1)
+    "device": Key(str, REQUIRED, "none, cpu or nvme", choices=("none", "cpu", "nvme")),
+    "nvme_path": Key(str, doc="folder on the NVMe disk, with device nvme"),
+    **dict.fromkeys(("pin_memory", "buffer_count"), Key(ANY)),
+}
 ZERO_KEYS = {
     "stage": Key(int, 1, "1: optimizer states are shared out, 2: gradients too, 3: weights too", choices=(0, 1, 2, 3)),
     "reduce_bucket_size": Key(int, doc="elements reduced at a time", minimum=1),
     "allgather_bucket_size": Key(int, doc="elements gathered at a time", minimum=1),
-    "offload_optimizer": {**_OFFLOAD, "pipeline_read": Key(bool), "pipeline_write": Key(bool), "fast_init": Key(bool),
-                          "ratio": _RATIO},
-    "offload_param": {**_OFFLOAD, "buffer_size": _SIZE, "max_in_cpu": _STEPS},
-    "sub_group_size": _SIZE, "stage3_prefetch_bucket_size": _STEPS, "stage3_param_persistence_threshold": _STEPS,
-    "stage3_model_persistence_threshold": _STEPS, "stage3_max_live_parameters": _STEPS,
-    "stage3_max_reuse_distance": _STEPS, "stage3_gather_16bit_weights_on_model_save": Key(bool),
-    "stage3_module_granularity_threshold": _STEPS, "stage3_use_all_reduce_for_fetch_params": Key(bool),
-    "zero_hpz_partition_size": _SIZE, "memory_efficient_linear": Key(bool),
-    **dict.fromkeys(("contiguous_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce",
-                     "allgather_partitions", "overlap_comm", "load_from_fp32_weights", "ignore_unused_parameters",
-                     "round_robin_gradients", "zero_quantized_weights", "zero_quantized_gradients"), Key(bool)),
+    "offload_optimizer": {**_OFFLOAD, **dict.fromkeys(("pipeline_read", "pipeline_write", "fast_init", "ratio",
+                                                       "super_offload", "cpuadam_cores_perc"), Key(ANY))},
+    "offload_param": {**_OFFLOAD, **dict.fromkeys(("buffer_size", "max_in_cpu"), Key(ANY))},
+    **dict.fromkeys(("sub_group_size", "zero_hpz_partition_size"), Key(int, minimum=1)),
+    **dict.fromkeys(("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+                     "stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+                     "stage3_module_granularity_threshold"), Key(int, minimum=0)),
+    **dict.fromkeys(("contiguous_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce", "overlap_comm",
+                     "allgather_partitions", "load_from_fp32_weights", "ignore_unused_parameters",
+                     "round_robin_gradients", "zero_quantized_weights", "zero_quantized_gradients",
+                     "zero_quantized_nontrainable_weights", "memory_efficient_linear", "override_module_apply",
+                     "log_trace_cache_warnings", "enable_sanity_checks", "stage3_gather_16bit_weights_on_model_save",
+                     "stage3_gather_fp16_weights_on_model_save", "stage3_use_all_reduce_for_fetch_params",
+                     "stage3_allgather_sequential", "pipeline_loading_checkpoint"), Key(bool)),
 }  # fmt: skip
+
+
+def _passed(*names):
+    return {"enabled": Key(bool), **dict.fromkeys(names, Key(ANY))}
+
+
+_MONITOR = ("output_path", "job_name")
 TOP_KEYS = {
     "gpt": GPT_KEYS,
     "train_batch_size": Key(int, doc="sequences per optimiser step, over all GPUs", minimum=1),
@@ -197,29 +215,60 @@ TOP_KEYS = {
     "prescale_gradients": Key(bool),
     "gradient_predivide_factor": Key(float, above=0),
     "communication_data_type": Key(str, choices=("fp16", "bf16", "fp32")),
-    "zero_allow_untested_optimizer": Key(bool),
-    "zero_force_ds_cpu_optimizer": Key(bool),
-    "wall_clock_breakdown": Key(bool),
-    "memory_breakdown": Key(bool),
-    "dump_state": Key(bool),
+    **dict.fromkeys(("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "wall_clock_breakdown",
+                     "memory_breakdown", "dump_state", "disable_allgather", "disable_python_gc"), Key(bool)),
+    # DeepSpeed's own observers and file traffic.
+    "flops_profiler": _passed("profile_step", "module_depth", "top_modules", "detailed", "output_file",
+                              "recompute_fwd_factor"),
+    "comms_logger": _passed("verbose", "prof_all", "prof_ops", "debug"),
+    "tensorboard": _passed(*_MONITOR),
+    "csv_monitor": _passed(*_MONITOR),
+    "wandb": _passed("group", "team", "project"),
+    "comet": _passed("samples_log_interval", "project", "workspace", "api_key", "experiment_name", "experiment_key",
+                     "online", "mode"),
+    "aio": dict.fromkeys(("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events",
+                          "use_gds"), Key(ANY)),
+    "timers": {"throughput": dict.fromkeys(("enabled", "synchronized"), Key(bool))},
+    "data_types": {"grad_accum_dtype": Key(str, choices=("fp16", "bf16", "fp32"))},
 }  # fmt: skip
-# DeepSpeed's own blocks that pass through as they are: observers, and the tuning of its file and memory traffic.
-PASSED_THROUGH = ("aio", "comms_logger", "flops_profiler", "tensorboard", "wandb", "csv_monitor", "comet", "timers",
-                  "activation_checkpointing", "disable_python_gc", "data_types")  # fmt: skip
-# Real DeepSpeed blocks that would make the run something else than what its JSON says.
+
+
+def _refused(reason, *names):
+    return dict.fromkeys(names, reason)
+
+
+# Real keys of DeepSpeed that would make the run something else than what its JSON says, or do nothing.
 REFUSED = {
-    "torch_autocast": "with fp16 it clips scaled gradients: use fp16 or bf16",
-    "amp": "it needs apex: use fp16 or bf16",
-    "elasticity": "it changes the batch size: resume on another number of GPUs instead",
-    "pipeline": "the model is not cut into pipeline stages",
-    "tensor_parallel": "the model is not sharded over tensors: use ZeRO stage 3",
-    "curriculum_learning": "batches are a pure function of the step",
-    "data_efficiency": "batches are a pure function of the step",
-    "progressive_layer_drop": "the model has no layer drop",
-    "compression_training": "it changes the model",
-    "steps_per_print": 'progress is printed by "gpt": {"log_terminal_every"}',
-    "checkpoint": "checkpoints are written and found by the trainer itself",
-}
+    **_refused("with fp16 it clips scaled gradients: use fp16 or bf16", "torch_autocast"),
+    **_refused("it needs apex: use fp16 or bf16", "amp"),
+    **_refused("it changes the batch size: set train_batch_size", "elasticity", "autotuning"),
+    **_refused("batches are a pure function of the step", "curriculum_learning", "data_efficiency",
+               "dataloader_drop_last", "managed_gradient_accumulation"),
+    **_refused("the model is not cut that way: use ZeRO stage 3", "pipeline", "tensor_parallel", "expert_parallel",
+               "use_data_before_expert_parallelism", "seq_parallel_communication_data_type", "hybrid_engine"),
+    **_refused("it changes the model", "progressive_layer_drop", "compression_training", "quantize_training",
+               "weight_quantization", "sparse_attention", "eigenvalue"),
+    **_refused("gradients are averaged over the global batch, and dense", "gradient_allreduce_op", "sparse_gradients"),
+    **_refused("checkpoints are written and found by the trainer itself", "checkpoint", "nebula", "datastates_ckpt"),
+    **_refused('progress is printed by "gpt": {"log_terminal_every"}, details by --verbose', "steps_per_print",
+               "log_level"),
+    **_refused('set "gpt": {"activation_checkpointing": true}', "activation_checkpointing"),
+    **_refused('set "gpt": {"vocab_size"}', "vocabulary_size"),
+    **_refused("compilation is not part of the trainer", "compile", "graph_harvesting"),
+    **_refused("the weights must have an fp32 copy", "fp16.fp16_master_weights_and_grads",
+               "bf16.bf16_master_weights_and_grads", "bf16.bf16_optimizer_states"),
+    **_refused("inputs are token ids", "fp16.auto_cast"),
+    **_refused("use offload_optimizer or offload_param", "zero_optimization.cpu_offload",
+               "zero_optimization.cpu_offload_param", "zero_optimization.cpu_offload_use_pin_memory"),
+    **_refused("checkpoints of it cannot be consolidated", "zero_optimization.parameter_alignment",
+               "zero_optimization.zenflow", "zero_optimization.elastic_checkpoint", "zero_optimization.legacy_stage1",
+               "zero_optimization.save_muon_momentum_buffer_in_memory"),
+    **_refused("norms of the gradient are always reported", "zero_optimization.compute_grad_norm"),
+    **_refused("the model has no such modules", "zero_optimization.leaf_module"),
+    **_refused("it is fixed by optimizer.type", "optimizer.legacy_fusion"),
+    **_refused("all weights have one type: set fp16 or bf16", "data_types.param_dtype", "data_types.buffer_dtype",
+               "data_types.keep_in_fp32_modules"),
+}  # fmt: skip
 
 
 def nearest(name, known):
@@ -229,38 +278,34 @@ def nearest(name, known):
 
 
 def check(block, keys, path="") -> list:
-    """All mistakes in a JSON block against its table of keys, as sentences that begin with the value's path."""
-    errors = []
+    """All mistakes in a JSON block against its table of keys: (path of the value, what is wrong with it)."""
     if not isinstance(block, dict):
-        return [f"{path or 'the file'} is {block!r}, not a block {{…}}"]
+        return [(path, f"is {block!r}, not a block {{…}}")]
+    mistakes = []
     for name, value in block.items():
         where = f"{path}.{name}" if path else name
         key = keys.get(name)
         if key is None:
-            errors += _unknown(name, where, path, keys)
+            mistakes.append((where, _unknown(name, where, keys)))
         elif name == "params" and "type" in keys:
             variant = key.get(block.get("type")) if isinstance(block.get("type"), str) else None
-            errors += check(value, variant, where) if variant is not None else []
+            mistakes += check(value, variant, where) if variant is not None else []
         elif isinstance(key, dict):
-            errors += check(value, key, where)
-        elif value is not None and key.problem(value):
-            errors.append(f"{where} {key.problem(value)}")
+            mistakes += check(value, key, where)
+        elif key.problem(value):
+            mistakes.append((where, key.problem(value)))
     for name, key in keys.items():
-        if isinstance(key, Key) and key.default is REQUIRED and block.get(name) is None:
-            errors.append(f"{path + '.' if path else ''}{name} is missing" + (f": {key.doc}" if key.doc else ""))
-    return errors
+        if isinstance(key, Key) and key.default is REQUIRED and name not in block:
+            mistakes.append((f"{path}.{name}" if path else name, "is missing" + (f": {key.doc}" if key.doc else "")))
+    return mistakes
 
 
-def _unknown(name, where, path, keys):
-    if not path and name in PASSED_THROUGH:
-        return []
-    if not path and name in REFUSED:
-        return [f"{where} is not supported here: {REFUSED[name]}"]
+def _unknown(name, where, keys):
+    if where in REFUSED:
+        return f"is not supported here: {REFUSED[where]}"
     homes = [home for home in _homes(TOP_KEYS, name) if home != where]
-    close = nearest(name, keys if path else [*keys, *PASSED_THROUGH])
-    if homes and not close:
-        return [f"{where} is not known there: it belongs in {' or '.join(homes)}"]
-    return [f"{where} is not a known key{close}"]
+    close = nearest(name, keys)
+    return f"is not known there: it belongs in {' or '.join(homes)}" if homes and not close else f"is not a known key{close}"
 
 
 def _homes(keys, name, path=""):
@@ -272,6 +317,6 @@ def _homes(keys, name, path=""):
             found.append(where)
         if isinstance(value, dict) and key == "params":
             found += [f"{where}.{name}"] if any(name in variant for variant in value.values()) else []
-        elif isinstance(value, dict):
-            found += _homes(value, name, where)
+        elif isinstance(value, dict) and (not isinstance(value.get("enabled"), Key) or key in ("fp16", "bf16")):
+            found += _homes(value, name, where)  # DeepSpeed's observers share names that nobody looks for there
     return found

@@ -23,34 +23,80 @@ def main():
 
     args = parse_command_line(sys.argv[1:])
     world_size, rank = launched_world()
-    config = load(args.ds_config, world_size, args.overrides)
+    only_told = args.dry_run or args.explain
+    data = Data(may_be_absent=only_told)
+    config = load(args.ds_config, args.world_size or world_size, args.overrides, data.mistakes)
+    if only_told:
+        if rank == 0:
+            tell(args, config, data.dataset)
+        return
     if rank == 0 and config.options.data_root == SAMPLE and not Path(SAMPLE).exists():
         from gpt.prepare import prepare_sample
 
         prepare_sample(SAMPLE)
 
     from gpt import engine
+    from gpt.trainer import Trainer
 
     if config.precision == "fp16" and not engine.has_fp16():
         config = config.without_fp16("fp16 is asked for, but this machine has no GPU that computes in it: "
                                      "training in fp32")  # fmt: skip
     waits_for_sample = config.options.data_root == SAMPLE and not Path(SAMPLE).exists()
-    trainer = None if waits_for_sample else make_trainer(config, rank, world_size, args.resume)
+    trainer = None if waits_for_sample else Trainer(config, data.open(config), rank, world_size, args.resume)
     world = engine.connect(args.verbose)  # the sample is there now: rank 0 has made it
-    trainer = trainer or make_trainer(config, rank, world_size, args.resume)
+    trainer = trainer or Trainer(config, data.open(config), rank, world_size, args.resume)
     trainer.train(engine.Engine, world)
     engine.disconnect()
 
 
-def make_trainer(config, rank, world_size, resume):
-    from gpt.corpus import Dataset
-    from gpt.trainer import Trainer
+class Data:
+    """The run's dataset, looked at while its configuration is checked, so that all mistakes come in one report."""
 
-    dataset = Dataset(config.options.data_root)
-    if dataset.vocab.size != config.model.vocab_size:
-        raise UserError(f"gpt.vocab_size is {config.model.vocab_size}, but the tokenizer of {dataset.root} has "
-                        f"{dataset.vocab.size} ids: set --vocab_size {dataset.vocab.size}, or choose another dataset")
-    return Trainer(config, dataset, rank, world_size, resume)
+    def __init__(self, may_be_absent: bool):
+        self.dataset, self._may_be_absent = None, may_be_absent
+
+    def mistakes(self, options: dict, batch_size) -> list:
+        """What is wrong with the dataset for these options of the "gpt" block; None stands for a mistaken value."""
+        from gpt.corpus import Dataset, require_documents
+
+        root = options["data_root"]
+        absent = root is None or not Path(root).exists()
+        if absent and (root in (None, SAMPLE) or self._may_be_absent):
+            return []
+        try:
+            self.dataset = Dataset(root)
+        except UserError as error:
+            return [str(error)]
+        found, size = [], self.dataset.vocab.size
+        if options["vocab_size"] not in (None, size):
+            found.append(f"gpt.vocab_size is {options['vocab_size']}, but the tokenizer of {root} has {size} ids: set "
+                         f"--vocab_size {size}, or choose another dataset")  # fmt: skip
+        try:
+            for name in filter(None, ("train", options["eval_data_split"])):
+                documents = len(self.dataset.split(name).doc_tokens)
+                if name == "train" and batch_size is not None:
+                    require_documents(name, documents, batch_size)
+        except UserError as error:
+            found.append(str(error))
+        return found
+
+    def open(self, config):
+        """The dataset, which by now must be there and fit. Raises UserError."""
+        options = {"data_root": config.options.data_root, "vocab_size": config.model.vocab_size,
+                   "eval_data_split": config.options.eval_data_split}  # fmt: skip
+        found = [] if self.dataset is not None else self.mistakes(options, config.batch.global_size)
+        if found:
+            raise UserError("; ".join(found))
+        return self.dataset
+
+
+def tell(args, config, dataset):
+    from gpt import dry_run
+
+    if args.explain:
+        print(dry_run.explain(config))
+    if args.dry_run:
+        print(dry_run.report(config, dataset))
 
 
 def launched_world():

@@ -3,7 +3,7 @@
 import time
 
 from gpt import checkpoint
-from gpt.config import Config
+from gpt.config import Config, leaves
 from gpt.corpus import TOKENIZER, Dataset, Streams
 from gpt.errors import RunError, UserError
 from gpt.evaluation import Evaluator, Tally, summary
@@ -50,11 +50,17 @@ class Trainer:
         make_engine: gpt.engine.Engine. world: gpt.engine.World.
         """
         self.world = world
-        self.engine = make_engine(GPT(self.config.model, self.config.options.seed), self.config, world)
+        options = self.config.options
+        model = GPT(self.config.model, options.seed, options.activation_checkpointing)
+        self.engine = make_engine(model, self.config, world)
         self.step = self.engine.load(self.checkpoints, self.start_tag)["step"] if self.start_tag else 0
         self.saved_step = self.step if self.start_tag else None
-        options, first, last = self.config.options, self.step, self.config.options.max_train_steps
+        first, last = self.step, options.max_train_steps
         leader = world.rank == 0
+        if self.start_tag and first >= last:
+            Progress(first, first, leader).say(f"{self.run_dir} is at step {first} already, and max_train_steps is {last}: "
+                                               "nothing to do")  # fmt: skip
+            return
         if leader:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             checkpoint.discard_leftovers(self.checkpoints)
@@ -96,6 +102,7 @@ class Trainer:
     def _train_step(self):
         options, number = self.config.options, self.step + 1
         logged, shown = _due(number, options.log_metrics_every), _due(number, options.log_terminal_every)
+        shown = shown or (number == options.max_train_steps and options.log_terminal_every > 0)
         want_norms = _due(number, options.log_grads_every)
         batch = self.streams.batch(self.step, self.rows)
         batch = batch.reshape(self.config.batch.accumulation, self.config.batch.micro_size, -1)
@@ -142,8 +149,10 @@ class Trainer:
         self.metrics.write({"event": "eval", "step": self.step, "split": split, **found,
                             "seconds": time.perf_counter() - began})  # fmt: skip
         untrained = " (untrained)" if self.step == 0 else ""
-        self.progress.say(f"eval after step {self.step}{untrained} on {split}: loss {found['loss']:.4f}  normalised "
-                          f"perplexity {found['normalised_ppl']:.4f}  bits per byte {found['bits_per_byte']:.4f}")
+        scored = f"{found['tokens']:,} of {max(0, len(self.evaluator.split.tokens) - 1):,} tokens"
+        self.progress.say(f"eval after step {self.step}{untrained} on {split} ({scored}): loss {found['loss']:.4f}  "
+                          f"normalised perplexity {found['normalised_ppl']:.4f}  bits per byte "
+                          f"{found['bits_per_byte']:.4f}")
         self.clock.go_on()
 
     def _save(self):
@@ -179,22 +188,20 @@ def _differences(old: dict, new: dict) -> list:
     what DeepSpeed's files fit: ranks and ZeRO stage."""
 
     def curve(tree):
-        deepspeed, gpt = tree.get("deepspeed") or {}, tree.get("gpt") or {}
+        run = tree["run"]
         return {
-            "model": tree.get("model"), "precision": tree.get("precision"), "schedule": tree.get("schedule"),
-            "train_batch_size": deepspeed.get("train_batch_size"), "optimizer": deepspeed.get("optimizer"),
-            "gradient_clipping": deepspeed.get("gradient_clipping"), "scheduler": deepspeed.get("scheduler"),
-            "seed": gpt.get("seed"), "dataset": (tree.get("dataset") or {}).get("fingerprint"),
+            "model": tree["model"], "precision": tree.get("precision"), "scheduler": run.get("scheduler"),
+            "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
+            "train_batch_size": run.get("train_batch_size"), "seed": (run.get("gpt") or {}).get("seed"),
+            "dataset": (tree.get("dataset") or {}).get("fingerprint"),
             "ranks": (tree.get("batch") or {}).get("world_size"),
-            "zero_optimization.stage": (deepspeed.get("zero_optimization") or {}).get("stage"),
+            "zero_optimization.stage": (run.get("zero_optimization") or {}).get("stage"),
         }  # fmt: skip
 
     differences = []
     then, now = curve(old), curve(new)
     for key in then:
-        if isinstance(then[key], dict) and isinstance(now[key], dict):
-            names = [n for n in {**then[key], **now[key]} if then[key].get(n) != now[key].get(n)]
-            differences += [f"{key}.{n} was {then[key].get(n)}, is {now[key].get(n)}" for n in names]
-        elif then[key] != now[key]:
-            differences.append(f"{key} was {then[key]}, is {now[key]}")
+        old_leaves, new_leaves = (dict(leaves({key: value})) for value in (then[key], now[key]))
+        differences += [f"{path} was {old_leaves.get(path)}, is {new_leaves.get(path)}"
+                        for path in {**old_leaves, **new_leaves} if old_leaves.get(path) != new_leaves.get(path)]
     return differences

@@ -52,13 +52,13 @@ def test_every_option_of_the_seed_project_overrides_the_file(name):
 def test_precedence_is_defaults_then_file_then_command_line():
     config = resolve(tiny_run(gpt={"seed": 3}), "tiny")
     assert config.options.seed == 3 and config.options.log_metrics_every == 1
-    assert resolve(tiny_run(gpt={"seed": 3}), "tiny", 1, {("gpt", "seed"): 4}).options.seed == 4
+    assert resolve(tiny_run(gpt={"seed": 3}), "tiny", 1, {"gpt.seed": 4}).options.seed == 4
 
 
 def test_resolving_changes_nothing_it_was_given():
     tree = tiny_run()
     before = json.dumps(tree)
-    resolve(tree, "tiny", 2, {("gpt", "seed"): 4})
+    resolve(tree, "tiny", 2, {"gpt.seed": 4})
     assert json.dumps(tree) == before
 
 
@@ -102,14 +102,15 @@ BAD = [
     ("train_batch_size", True, "train_batch_size is True, not a whole number"),
     ("scheduler.params.max_lr", "6e-4", "scheduler.params.max_lr is '6e-4', not a number (leave the quotes out)"),
     ("scheduler.params.max_lr", -1, "scheduler.params.max_lr is -1, must be above 0"),
-    ("scheduler.params.min_lr", 1, "scheduler.params.min_lr 1 is above max_lr 0.003"),
+    ("scheduler.params.min_lr", 1, "scheduler.params.min_lr is 1, more than scheduler.params.max_lr 0.003"),
     ("scheduler.params.decay_steps", None,
      "scheduler.params.decay_steps is missing: steps until the cosine reaches min_lr"),
     ("scheduler.params.decay_steps", 1,
-     "scheduler.params.decay_steps 1 is less than warmup_steps 2: the warm-up would never end"),
+     "scheduler.params.warmup_steps is 2, more than scheduler.params.decay_steps 1"),
     ("scheduler.type", "CosineLR", "scheduler.type is 'CosineLR', must be one of LanguiniCosineLR, WarmupLR, "
      "WarmupDecayLR, WarmupCosineLR, OneCycle, LRRangeTest"),
-    ("scheduler", None, "the learning rate is missing: give a scheduler, or optimizer.params.lr for a constant one"),
+    ("scheduler", None, "scheduler is missing, and so is the learning rate: give a scheduler, or optimizer.params.lr for a "
+     "constant one"),
     ("optimizer", {"type": "Adam", "params": {"lr": 1e-3}}, "optimizer.params.lr is set beside LanguiniCosineLR, which "
      "owns the learning rate: leave it out and set scheduler.params.max_lr"),
     ("optimizer", {"type": "Adan"}, "optimizer.type is 'Adan', must be one of Adam, AdamW, SGD"),
@@ -124,7 +125,7 @@ BAD = [
     ("gpt.logger_type", "tensorboard", "gpt.logger_type is 'tensorboard', must be one of none, tb, wandb, all"),
     ("gpt.eval_batch_size", 0, "gpt.eval_batch_size is 0, must be at least 1"),
     ("gpt.seq_len", 0, "gpt.seq_len is 0, must be at least 2"),
-    ("gpt.last_n", 33, "gpt.last_n 33 is more than gpt.seq_len 32"),
+    ("gpt.last_n", 33, "gpt.last_n is 33, more than gpt.seq_len 32"),
     ("gpt.max_train_steps", None, "gpt.max_train_steps is missing: optimiser steps of the whole run"),
     ("torch_autocast", {"enabled": True},
      "torch_autocast is not supported here: with fp16 it clips scaled gradients: use fp16 or bf16"),
@@ -153,7 +154,7 @@ def test_all_mistakes_come_in_one_report():
     tree = tiny_run(gradient_cliping=1, train_batch_size="8", gpt={"sed": 1})
     with pytest.raises(UserError) as caught:
         resolve(tree, "tiny")
-    assert str(caught.value).splitlines()[0] == "tiny has 3 mistakes:"
+    assert str(caught.value).splitlines()[0] == "tiny: 3 mistakes"
     assert [line.split()[0] for line in str(caught.value).splitlines()[1:]] == ["1.", "2.", "3."]
 
 
@@ -162,7 +163,7 @@ def test_all_mistakes_come_in_one_report():
     [
         ("{", "line 1, column 2: not valid JSON"),
         ('{"gpt": {}, "gpt": {}}', "the key 'gpt' stands twice in one block"),
-        ("[]", "x: the file is [], not a block {…}"),
+        ("[]", "x.json: the file is [], not a block {…}"),
     ],
 )
 def test_a_file_that_is_no_config(tmp_path, text, sentence):
@@ -194,7 +195,7 @@ def test_an_option_of_our_schedule_needs_our_schedule(tmp_path):
     tree["optimizer"] = {"type": "Adam", "params": {"lr": 1e-3}}
     assert resolve(tree, "tiny").schedule is None
     with pytest.raises(UserError, match="--max_lr sets a parameter of LanguiniCosineLR, but the file's scheduler is WarmupLR"):
-        resolve(tree, "tiny", 1, {("scheduler", "params", "max_lr"): 1.0})
+        resolve(tree, "tiny", 1, {"scheduler.params.max_lr": 1.0})
 
 
 def test_a_missing_file(tmp_path):

@@ -32,7 +32,7 @@ def one_rank(tmp_path_factory, sample, run_command):
 
 def test_what_a_person_sees(one_rank):
     lines = (one_rank / "stdout").read_text().splitlines()
-    assert any(line.startswith("eval after step 0 (untrained) on test: loss 7.6") for line in lines)
+    assert any(line.startswith("eval after step 0 (untrained) on test (528 of 108,605 tokens): loss 7.6") for line in lines)
     assert any(line.startswith("step 6/6  loss ") and "tokens/s  ETA 0:00:00" in line for line in lines)
     assert lines[-1].endswith("exits successfully.") or "done: 6 steps" in lines[-1]
 
@@ -95,7 +95,7 @@ def test_going_on_with_other_settings_is_refused(one_rank, run_command):
     command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json"]
     done = run_command([*command, "--max_lr", "0.1", "--n_layers", "3"], one_rank)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "runs/tiny holds a run with other settings (model.n_layers was 2, is 3; schedule.max_lr was 0.003, is 0.1)" in (
+    assert "runs/tiny holds a run with other settings (model.n_layers was 2, is 3; scheduler.params.max_lr was 0.003, is 0.1)" in (
         done.stderr
     )
     done = run_command([*command, "--resume", "never"], one_rank)
@@ -134,7 +134,7 @@ def test_every_logger_writes(one_rank, tmp_path, run_command):
     board.Reload()
     assert [event.step for event in board.Scalars("train/loss")] == [1, 2]
     assert board.Scalars("eval/test/normalised_ppl")[0].value > 1
-    runs = list((tmp_path / "runs/tiny/wandb/wandb").glob("offline-run-*/run-*.wandb"))
+    runs = list((tmp_path / "runs/tiny/wandb").glob("offline-run-*/run-*.wandb"))
     assert len(runs) == 1 and runs[0].stat().st_size > 1000
 
 

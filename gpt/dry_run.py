@@ -1,0 +1,124 @@
+"""What can be known before a GPU is held: `train.py --dry_run` and `--explain`. Imports neither torch nor deepspeed."""
+
+import math
+import shutil
+
+from gpt import plan
+from gpt.config import Config
+from gpt.metrics import duration
+
+CLASSES = (3, 6, 12, 24, 48, 96, 192, 384)  # hours
+GPU_CHUNK_ELEMENTS = 1 << 26
+MOMENTS = {"Adam": 2, "AdamW": 2, "SGD": 0}
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "update")
+
+
+def explain(config: Config) -> str:
+    """Every resolved value with its source, a line each."""
+    rows = [(path, repr(value) if isinstance(value, str) else str(value), source) for path, value, source in config.values()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(f"{path:{widths[0]}}  {value:{widths[1]}}  {source}" for path, value, source in rows)
+
+
+def report(config: Config, dataset) -> str:
+    """The run's size, memory, disk and time. dataset: gpt.corpus.Dataset, or None where it is not there yet."""
+    sections = (_model(config), _data(config, dataset), _memory(config), _disk(config), _time(config, dataset))
+    return "\n\n".join("\n".join(section) for section in sections)
+
+
+def _model(config):
+    model, batch, options = config.model, config.batch, config.options
+    tokens = options.max_train_steps * batch.global_size * model.seq_len
+    flops = tokens * model.matmul_flops_per_token()
+    schedule = config.schedule
+    rate = (f"learning rate  {schedule.warmup_steps:,} steps of warm-up to {schedule.max_lr:g}, cosine to "
+            f"{schedule.min_lr:g} at step {schedule.decay_steps:,}") if schedule else \
+        "learning rate  by DeepSpeed's own scheduler"  # fmt: skip
+    return [
+        f"{config.name} on {batch.world_size} rank(s), {config.precision}, ZeRO stage {config.engine['zero_optimization']['stage']}",
+        f"model          {model.parameters():,} parameters: {model.n_layers} layers, h_dim {model.h_dim}, mlp_dim "
+        f"{model.mlp_dim}, {model.n_heads} x {model.head_dim} heads, vocabulary {model.vocab_size:,}",
+        f"batch          {batch.global_size} x {model.seq_len} = {batch.global_size * model.seq_len:,} tokens a step: micro "
+        f"batch {batch.micro_size} x accumulation {batch.accumulation} x {batch.world_size} rank(s)",
+        f"training       {options.max_train_steps:,} steps, {tokens:,} tokens, {tokens / model.parameters():.1f} per parameter",
+        f"compute        {flops:.3e} FLOPs in matrix products ({model.matmul_flops_per_token():,} per token)",
+        rate,
+    ]  # fmt: skip
+
+
+def _data(config, dataset):
+    options = config.options
+    if dataset is None:
+        return [f"data           {options.data_root} is not there yet"]
+    splits = dataset.manifest["splits"]
+    tokens = options.max_train_steps * config.batch.global_size * config.model.seq_len
+    train = splits["train"]
+    return [f"data           {dataset.root}: {train['tokens']:,} tokens in {train['documents']:,} documents to train on, "
+            f"read {tokens / train['tokens']:.2f} times"]  # fmt: skip
+
+
+def _memory(config):
+    stage, offload = config.engine["zero_optimization"]["stage"], config.engine["zero_optimization"].get("offload_optimizer")
+    off = bool(offload) and offload["device"] != "none"
+    chosen = config.options.activation_checkpointing
+
+    def estimate(at, checkpointing):
+        return plan.memory(
+            config.model, config.batch.micro_size, config.batch.world_size, at, config.precision, checkpointing,
+            GPU_CHUNK_ELEMENTS, MOMENTS[config.engine["optimizer"]["type"]], off and at > 0,
+            config.engine["zero_optimization"].get("stage3_max_live_parameters", 10**9),
+        )  # fmt: skip
+
+    rows = [[getattr(estimate(at, chosen), part) for at in range(4)] for part in PARTS]
+    rows.append([estimate(at, chosen).total for at in range(4)])
+    rows.append([estimate(at, not chosen).total for at in range(4)])
+    other = "without" if chosen else "with"
+    names = [*PARTS, "most at once", f"{other} activation checkpointing"]
+    lines = ["memory per rank in GiB" + " " * 14 + "".join(f"{'ZeRO ' + str(at) + ('*' if at == stage else ' '):>10s}" for at in range(4))]
+    lines += [f"  {name:34s}" + "".join(f"{value / 2**30:>9.2f} " for value in row) for name, row in zip(names, rows)]
+    lines.append(f"  * this run, {'with' if chosen else 'without'} activation checkpointing"
+                 + (", optimizer states in host memory" if off else ""))  # fmt: skip
+    return lines
+
+
+def _disk(config):
+    options = config.options
+    size = plan.checkpoint_bytes(config.model, config.engine["zero_optimization"]["stage"], config.precision,
+                                 MOMENTS[config.engine["optimizer"]["type"]])  # fmt: skip
+    every = options.log_ckpt_every
+    count = math.ceil(options.max_train_steps / every) if every > 0 else 1
+    place = config.run_dir.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    short = " - NOT ENOUGH: keep fewer with a larger log_ckpt_every" if count * size > free else ""
+    return [f"disk           {count} checkpoint(s) of {size / 1e9:.2f} GB: {count * size / 1e9:.1f} GB in {config.run_dir}, "
+            f"{free / 1e9:.1f} GB free{short}"]  # fmt: skip
+
+
+def _time(config, dataset):
+    options, model = config.options, config.model
+    per_step = config.batch.global_size * model.seq_len
+    lines = []
+    if options.tokens_per_second:
+        hours = options.max_train_steps * per_step / options.tokens_per_second / 3600
+        lines.append(f"time           {hours:.2f} hours at {options.tokens_per_second:,.0f} tokens/s "
+                     f"({duration(hours * 3600)}), the reference GPU's; steps per class:")  # fmt: skip
+        lines.append("               " + ", ".join(
+            f"{h}h {round(h * 3600 * options.tokens_per_second / per_step):,}" for h in CLASSES))  # fmt: skip
+    else:
+        lines.append("time           unknown: set tokens_per_second to the GPU's measured throughput")
+    if options.eval_every > 0:
+        windows_each = options.max_eval_steps * options.eval_batch_size if options.max_eval_steps >= 0 else None
+        if dataset is not None:
+            tokens = dataset.manifest["splits"][options.eval_data_split]["tokens"]
+            most = plan.windows(tokens, model.seq_len, options.last_n)
+            windows_each = most if windows_each is None else min(most, windows_each)
+        times = options.max_train_steps // options.eval_every + 1
+        if windows_each is None:
+            lines.append(f"evaluation     {times} times over the whole split {options.eval_data_split!r}")
+        else:
+            cost = times * windows_each * model.seq_len / 3 / max(1, options.max_train_steps * per_step)
+            lines.append(f"evaluation     {times} times {windows_each:,} windows of {model.seq_len} tokens: {cost:.1%} of the "
+                         "training's FLOPs")  # fmt: skip
+    return lines
