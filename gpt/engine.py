@@ -115,7 +115,11 @@ class _Schedule(torch.optim.lr_scheduler.LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self):
-        return [self._schedule.lr(self.last_epoch + 1)] * len(self.optimizer.param_groups)
+        return [self.lr_after(self.last_epoch)] * len(self.optimizer.param_groups)
+
+    def lr_after(self, steps):
+        """Learning rate that the optimiser gets once `steps` steps are done."""
+        return self._schedule.lr(steps + 1)
 
     def state_dict(self):
         return {"last_epoch": self.last_epoch}
@@ -153,6 +157,40 @@ class Engine:
         self._accumulation = config.batch.accumulation
         self._stage = config.engine["zero_optimization"]["stage"]
         self._names = {parameter: name for name, parameter in self.module.named_parameters()}
+        differences = [f"{name} is {found}, the config says {asked}" for name, asked, found in self._read_back(config)
+                       if asked != found]  # fmt: skip
+        if differences:
+            raise RunError("DeepSpeed would run something else than the config says, so nothing was trained: "
+                           + "; ".join(differences))  # fmt: skip
+
+    def _read_back(self, config):
+        """(name, value asked for, value that the engine has) of what makes the curve."""
+        ds, asked = self._ds, config.engine
+        kind, params = asked["optimizer"]["type"], asked["optimizer"]["params"]
+        group = ds.optimizer.param_groups[0]
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
+        yield "train_batch_size", config.batch.global_size, ds.train_batch_size()
+        yield "train_micro_batch_size_per_gpu", config.batch.micro_size, ds.train_micro_batch_size_per_gpu()
+        yield "gradient_accumulation_steps", config.batch.accumulation, ds.gradient_accumulation_steps()
+        yield "ranks", config.batch.world_size, ds.world_size
+        yield "gradient_clipping", asked["gradient_clipping"], ds.gradient_clipping()
+        yield "zero_optimization.stage", asked["zero_optimization"]["stage"], ds.zero_optimization_stage()
+        yield "precision", dtype, next(self.module.parameters()).dtype
+        if params.get("torch_adam", True):  # DeepSpeed's "Adam" is AdamW unless told otherwise
+            decoupled = kind == "AdamW" or (kind == "Adam" and params.get("adam_w_mode", True))
+            yield "optimizer.type", "AdamW" if decoupled else kind, type(ds.basic_optimizer).__name__
+        for name in params.keys() & group.keys() - {"lr"}:
+            yield f"optimizer.params.{name}", _plain(params[name]), _plain(group[name])
+        if config.precision == "fp16":
+            fixed = asked["fp16"]["loss_scale"]
+            yield "loss scale", fixed or 2.0 ** asked["fp16"]["initial_scale_power"], self.loss_scale
+        if config.schedule is None:
+            scheduler = asked.get("scheduler", {}).get("type")
+            yield "scheduler.type", scheduler, type(ds.lr_scheduler).__name__ if ds.lr_scheduler else None
+            return
+        yield "learning rate of step 1", config.schedule.lr(1), group["lr"]
+        for step in (2, config.schedule.warmup_steps, config.schedule.decay_steps):
+            yield f"learning rate of step {step}", config.schedule.lr(step), ds.lr_scheduler.lr_after(step - 1)
 
     @property
     def lr(self) -> float:
@@ -167,7 +205,8 @@ class Engine:
 
     @property
     def loss_scale(self) -> float:
-        return float(self._ds.loss_scale() or 1.0) if self._ds.fp16_enabled() else 1.0
+        """What the loss is multiplied by before the backward pass; 1 unless in fp16."""
+        return float(self._ds.optimizer.loss_scale) if self._ds.fp16_enabled() else 1.0
 
     def step(self, batch, want_loss: bool = True, want_norms: bool = False) -> StepResult:
         """One optimiser step on this rank's part of a global batch.
@@ -253,6 +292,10 @@ class Engine:
         path, state = self._ds.load_checkpoint(str(folder), tag=tag)
         assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
         return state
+
+
+def _plain(value):
+    return tuple(value) if isinstance(value, list) else value
 
 
 class _WeightsOnlyLoading(TorchCheckpointEngine):

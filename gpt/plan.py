@@ -154,7 +154,8 @@ def memory(model: ModelConfig, micro_size: int, world_size: int, stage: int, pre
     """
     n, width = model.parameters(), 4 if precision == "fp32" else 2
     own = -(-n // world_size)  # elements of one rank's share, rounded up
-    copy = 4 * own if stage or precision != "fp32" else 0
+    updated = own if stage else n  # elements that one rank updates
+    copy = 4 * updated if stage or precision != "fp32" else 0
     tokens = micro_size * model.seq_len
     per_block, per_input = _activations(model, width)
     blocks = model.n_layers * per_input + per_block if checkpointing else model.n_layers * per_block
@@ -163,11 +164,11 @@ def memory(model: ModelConfig, micro_size: int, world_size: int, stage: int, pre
     return Memory(
         weights=width * (own if stage == 3 else n),
         gradients=width * (own if stage >= 2 else n),
-        optimizer=0 if offload else copy + 4 * moments * (own if stage else n),
+        optimizer=0 if offload else copy + 4 * moments * updated,
         activations=tokens * (blocks + final),
         logits=chunk * (8 if precision == "fp32" else 12) + 4 * model.vocab_size * model.h_dim,
         gathered=width * min(n, live_parameters) if stage == 3 and world_size > 1 else 0,
-        update=4 * own if precision != "fp32" and not offload else 0,
+        update=4 * updated if precision != "fp32" and not offload else 0,
     )
 
 

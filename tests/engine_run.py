@@ -25,6 +25,10 @@ def main(config_file, out, data, *flags):
     dataset = Dataset(data)
     streams = Streams(dataset.split("train"), config.batch.global_size, config.options.seq_len)
     rows = range(world.rank, config.batch.global_size, world.size)
+    if "plant" in flags:  # what an engine that does otherwise would look like
+        initialize = engine.deepspeed.initialize
+        planted = {"gradient_clipping": 1.0, "gradient_accumulation_steps": 1, "train_batch_size": 4}
+        engine.deepspeed.initialize = lambda config, **rest: initialize(config={**config, **planted}, **rest)
     run = engine.Engine(GPT(config.model, config.options.seed), config, world)
     result = {"loss": [], "grad_norm": [], "norms": [], "scale": [], "skipped": 0, "lr": [],
               "clipping": run._ds.gradient_clipping()}  # fmt: skip

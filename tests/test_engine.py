@@ -1,6 +1,7 @@
 """The engine against plain torch: the same steps without DeepSpeed, in one process, on the whole batch."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -42,6 +43,15 @@ def plain_torch(config_file, data):
     return losses, norms, {name: p.detach() for name, p in model.named_parameters()}
 
 
+def test_an_engine_that_does_otherwise_is_an_error(sample, tmp_path, run_command):
+    config = write_run(tmp_path)
+    done = run_command([sys.executable, ROOT / "tests/engine_run.py", config, tmp_path, sample, "plant"], tmp_path)
+    assert "DeepSpeed would run something else than the config says, so nothing was trained: train_batch_size is 4, the " \
+        "config says 8; gradient_accumulation_steps is 1, the config says 2; gradient_clipping is 1.0, the config says " \
+        "0.0" in done.stderr  # fmt: skip
+    assert done.returncode != 0
+
+
 def run_engine(run_command, folder, config, sample, ranks, *flags):
     command = ["torchrun", "--master_port", 29621, "--nproc_per_node", ranks, ROOT / "tests/engine_run.py", config, folder,
                sample, *flags]  # fmt: skip
@@ -80,7 +90,9 @@ def test_fp16_skips_overflows_and_repeats_the_batch(sample, tmp_path, run_comman
     found = run_engine(run_command, tmp_path, config, sample, 1, "fp16")
     losses, norms, _ = plain_torch(config, sample)
     assert found["skipped"] >= 1
-    assert found["scale"][-1] < 2**32 and math.log2(found["scale"][-1]).is_integer()
+    assert found["scale"][-1] == 2.0 ** (32 - found["skipped"])
+    for whole, groups in zip(found["grad_norm"], found["norms"]):  # the loss scale is taken out of both
+        assert math.sqrt(sum(norm**2 for norm in groups["gradient"].values())) == pytest.approx(whole, rel=1e-3)
     assert found["loss"] == pytest.approx(losses, abs=5e-3)
     assert found["grad_norm"] == pytest.approx(norms, rel=2e-2)
     assert found["lr"] == [load(config).schedule.lr(step) for step in (1, 2, 3)]

@@ -1,0 +1,140 @@
+"""What --dry_run and --explain tell, against measurements and arithmetic of their own."""
+
+import re
+import sys
+import weakref
+
+import pytest
+import torch
+from conftest import ROOT, read_metrics, tiny_run, write_run
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from gpt.config import load, resolve
+from gpt.dry_run import explain, report
+from gpt.kernels.linear_cross_entropy import CHUNK_ELEMENTS
+from gpt.model import GPT
+from gpt.plan import ModelConfig, checkpoint_bytes, memory
+
+TRAIN = ROOT / "gpt" / "train.py"
+
+
+class LiveStorages(TorchDispatchMode):
+    """Bytes of all storages that were made inside and are still alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        inputs = {t.untyped_storage().data_ptr() for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)}
+        for tensor in tree_flatten(result)[0]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in inputs:
+                self.made.append(weakref.ref(tensor.untyped_storage()))
+        return result
+
+    def bytes(self):
+        alive = {storage.data_ptr(): storage.nbytes() for ref in self.made if (storage := ref()) is not None}
+        return sum(alive.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("shape", [(4, 64, 256, 4, 16, 100, 64), (2, 96, 200, 5, 24, 50, 32)], ids=["even", "odd"])
+def test_activations_are_what_torch_keeps_for_the_backward_pass(shape, checkpointing, monkeypatch):
+    config = ModelConfig(*shape)
+    model = GPT(config, 0, checkpointing)
+    tokens = torch.randint(config.vocab_size, (8, config.seq_len + 1))
+    with LiveStorages() as live:
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        kept = live.bytes()
+    estimate = memory(config, 8, 1, 1, "fp32", checkpointing, CHUNK_ELEMENTS["cpu"])
+    block = 0
+    if checkpointing:  # the estimate also holds the one block that is computed again in the backward pass
+        block = (4 * config.h_dim + 4 * config.n_heads * config.head_dim + 2 * config.mlp_dim) * 4 * 8 * config.seq_len
+    head = 4 * config.vocab_size * config.h_dim
+    assert kept == pytest.approx(estimate.activations - block + head, rel=0.1)
+    assert loss.requires_grad
+
+
+@pytest.mark.parametrize("stage, ranks", [(0, 1), (1, 1), (1, 2), (2, 2), (3, 2)])
+def test_weights_gradients_and_optimizer_are_what_the_engine_holds(stage, ranks, tmp_path, run_command):
+    gpt = {"h_dim": 128, "mlp_dim": 512, "n_heads": 4, "head_dim": 32, "n_layers": 6, "vocab_size": 256, "seq_len": 8,
+           "last_n": 8}  # fmt: skip
+    small = {"reduce_bucket_size": 1000, "allgather_bucket_size": 1000, "stage3_param_persistence_threshold": 0}
+    config = write_run(tmp_path, gpt=gpt, zero_optimization={"stage": stage, **small})
+    command = ["torchrun", "--master_port", 29631, "--nproc_per_node", ranks, ROOT / "tests/memory_run.py", config]
+    done = run_command(command, tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    held = int(re.search(r"held (\d+)", done.stdout)[1])
+    estimate = memory(load(config).model, 2, ranks, stage, "fp32", False, 1)
+    assert held == pytest.approx(estimate.weights + estimate.gradients + estimate.optimizer, rel=0.1)
+
+
+def test_memory_of_the_zero_paper():
+    """Rajbhandari et al., figure 1: 7.5 B parameters on 64 GPUs in fp16 hold 120, 31.4, 16.6 and 1.9 GB."""
+    model = ModelConfig(n_layers=36, h_dim=4096, mlp_dim=16384, n_heads=32, head_dim=128, vocab_size=32000, seq_len=1024)
+    scale = 7.5e9 / model.parameters()
+    found = [memory(model, 1, 64, stage, "fp16", False, 1) for stage in range(4)]
+    held = [(m.weights + m.gradients + m.optimizer) * scale / 1e9 for m in found]
+    assert held == pytest.approx([120, 31.4, 16.6, 1.9], rel=0.02)
+
+
+def test_size_of_a_checkpoint_is_what_a_run_writes(sample, tmp_path, run_command):
+    config = write_run(tmp_path, gpt={"data_root": str(sample), "h_dim": 128, "max_train_steps": 1})
+    done = run_command([sys.executable, TRAIN, "--ds_config", config], tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs/tiny/checkpoints/global_step1"
+    written = sum(path.stat().st_size for path in folder.glob("*.pt"))
+    assert written == pytest.approx(checkpoint_bytes(load(config).model, 1, "fp32"), rel=0.1)
+
+
+def test_24h_is_told_without_torch_or_data(tmp_path, run_command):
+    command = [sys.executable, "-X", "importtime", TRAIN, "--ds_config", ROOT / "ds_configs/24h.json", "--dry_run",
+               "--world_size", "64"]  # fmt: skip
+    done = run_command([*command, "--gradient_accumulation_steps", "1"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "deepspeed", "wandb"}
+    for words in ("110,615,040 parameters", "micro batch 4 x accumulation 1 x 64 rank(s)", "4,787,929,088 tokens, 43.3 per",
+                  "24.00 hours at 55,416 tokens/s", "24h 36,529", "data/books is not there yet", "37 checkpoint(s)",
+                  "ZeRO 1*", "200 steps of warm-up"):  # fmt: skip
+        assert words in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_is_counted_where_it_is(sample):
+    from gpt.corpus import Dataset
+
+    config = resolve(tiny_run(gpt={"max_train_steps": 13004, "eval_every": 13004, "max_eval_steps": -1}), "tiny")
+    text = report(config, Dataset(sample))
+    assert "3,328,914 tokens in 240 documents to train on, read 1.00 times" in text
+    # 1 + ceil((108,605 - 32) / 16) windows, twice, against 13,004 steps of 256 tokens at three times the cost
+    assert "2 times 6,787 windows of 32 tokens: 4.3% of the training's FLOPs" in text
+
+
+def test_every_value_tells_its_source(tmp_path):
+    path = write_run(tmp_path, gpt={"preset": "nano", "n_layers": 2, "h_dim": None})
+    lines = {line.split()[0]: line for line in explain(load(path, 2, {"gpt.seed": 7})).splitlines()}
+    assert lines["gpt.seed"].split()[1:] == ["7", "command", "line"]
+    assert lines["gpt.h_dim"].split()[1:] == ["128", "preset", "nano"]
+    assert lines["gpt.n_layers"].split()[1:] == ["2", "tiny.json:1"]
+    assert lines["gpt.log_metrics_every"].split()[1:] == ["1", "default"]
+    assert lines["train_micro_batch_size_per_gpu"].split()[1:] == ["2", "derived:", "from", "train_batch_size", "and",
+                                                                    "gradient_accumulation_steps,", "2", "rank(s)"]  # fmt: skip
+    shipped = dict(line.split(maxsplit=1) for line in explain(load(ROOT / "ds_configs/24h.json")).splitlines())
+    number = (ROOT / "ds_configs/24h.json").read_text().splitlines().index('    "preset": "small",') + 1
+    assert shipped["gpt.preset"].endswith(f"24h.json:{number}")
+
+
+def test_a_runs_config_yaml_runs_it_again(sample, tmp_path, run_command):
+    config = write_run(tmp_path, gpt={"data_root": str(sample), "max_train_steps": 2}, gradient_clipping=0.5)
+    first = run_command([sys.executable, TRAIN, "--ds_config", config, "--seed", 5], tmp_path)
+    saved = tmp_path / "runs/tiny/config.yaml"
+    again = run_command([sys.executable, TRAIN, "--ds_config", saved, "--run_dir", "runs/again"], tmp_path)
+    assert first.returncode == again.returncode == 0, again.stderr
+    losses = [[event["loss"] for event in read_metrics(tmp_path / run, "train")] for run in ("runs/tiny", "runs/again")]
+    assert losses[0] == losses[1]
+    one, two = load(config, 1, {"gpt.seed": 5}), load(saved)
+    assert (one.model, one.batch, one.schedule, one.engine) == (two.model, two.batch, two.schedule, two.engine)
+    assert "gpt.seed: command line" in saved.read_text() and "gradient_clipping: tiny.json:1" in saved.read_text()
