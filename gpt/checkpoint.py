@@ -1,10 +1,12 @@
 """Checkpoints as folders of files: staging, committing, finding, reading without running code. Knows no DeepSpeed.
 
     runs/24h/checkpoints/latest                 the name of the newest whole checkpoint
-    runs/24h/checkpoints/global_step1000/       DeepSpeed's files, config.yaml, tokenizer.model
+    runs/24h/checkpoints/global_step1000/       DeepSpeed's files, config.yaml, tokenizer.model, and files.json with
+                                                the size and sha256 of each
     runs/24h/checkpoints/.global_step1500.staging/   one that is being written, or what a crash left of one
 """
 
+import json
 import os
 import pickle
 import shutil
@@ -14,8 +16,10 @@ import torch
 import yaml
 
 from gpt.errors import UserError
+from gpt.files import hash_file, sync, write_atomically
 
 LATEST = "latest"
+FILES = "files.json"
 CONFIG = "config.yaml"
 
 
@@ -32,15 +36,17 @@ def commit(folder, step: int) -> Path:
     """Make the staged checkpoint of `step` the latest one. Called by one process, after all have written."""
     folder = Path(folder)
     staged, final = folder / staging_tag(step), folder / tag_of(step)
+    files = {path.name: hash_file(path) for path in sorted(staged.iterdir())}
+    (staged / FILES).write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
     for path in staged.iterdir():
-        _sync(path)
-    _sync(staged)
+        sync(path)
+    sync(staged)
     if final.exists():  # the same step, saved before a resume: replaced as a whole
         old = folder / f".{tag_of(step)}.old"
         shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
     os.rename(staged, final)
-    _write_atomically(folder / LATEST, final.name + "\n")
+    write_atomically(folder / LATEST, final.name + "\n")
     shutil.rmtree(folder / f".{tag_of(step)}.old", ignore_errors=True)
     return final
 
@@ -51,15 +57,42 @@ def discard_leftovers(folder):
         shutil.rmtree(path, ignore_errors=True)
 
 
+def verify(folder):
+    """Raise UserError unless every file of a committed checkpoint is as it was written."""
+    folder = Path(folder)
+    try:
+        files = json.loads((folder / FILES).read_text(encoding="utf-8"))
+        files = {str(name): dict(facts) for name, facts in files.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{folder / FILES} cannot be read, so the checkpoint cannot be verified: use another one (--tag, "
+                        "or its name in the file `latest`)") from error
+    for name, facts in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing: use another checkpoint (--tag, or its name in the file `latest`)")
+        if hash_file(path) != facts:
+            raise UserError(f"{path} is not as it was written (its sha256 differs): use another checkpoint (--tag, or its "
+                            "name in the file `latest`)")
+
+
+def _committed(folder) -> list:
+    return sorted((p.name for p in Path(folder).glob("global_step*") if p.is_dir()), key=lambda name: (len(name), name))
+
+
 def latest(folder) -> str | None:
-    """Tag of the newest committed checkpoint, or None where the folder has none."""
+    """Tag of the newest committed checkpoint, or None where the folder has none. Raises UserError for a folder with
+    checkpoints of which none is named, since starting afresh would overwrite them."""
     pointer = Path(folder) / LATEST
-    if not pointer.is_file():
+    try:
+        tag = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        tag = None
+    there = _committed(folder)
+    if tag is None and not there:
         return None
-    tag = pointer.read_text(encoding="utf-8").strip()
-    if not (pointer.parent / tag).is_dir() or not tag:
-        raise UserError(f"{pointer} names {tag!r}, which is not there: write the name of one of the global_step… "
-                        "folders beside it into that file")
+    if tag is None or tag not in there:
+        found = f"names {tag[:80]!r}, which is not there" if tag is not None else "is missing"
+        raise UserError(f"{pointer} {found}: write the name of a checkpoint into it ({', '.join(there) or 'none is there'})")
     return tag
 
 
@@ -71,11 +104,10 @@ def resolve(folder, tag=None) -> Path:
     if tag is None and (folder / CONFIG).is_file() and any(folder.glob("*_model_states.pt")):
         return folder
     tag = tag or latest(folder)
-    if tag is None or not (folder / tag).is_dir():
-        there = sorted(path.name for path in folder.glob("global_step*") if path.is_dir())
-        found = f"it has {', '.join(there)}" if there else "it has none"
-        raise UserError(f"{folder} has no checkpoint {tag!r}: {found}" if tag else
-                        f"{folder} has no file `latest`, so no checkpoint was committed there: {found}")
+    if tag not in _committed(folder):
+        there = ", ".join(_committed(folder))
+        raise UserError(f"{folder} has no checkpoint{f' {tag!r}' if tag else ''}: "
+                        + (f"it has {there}" if there else "train first, or give a run's checkpoints folder"))
     return folder / tag
 
 
@@ -95,7 +127,7 @@ def read_config(path) -> dict:
 
 
 def write_config(path, config: dict):
-    _write_atomically(Path(path), yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_atomically(Path(path), yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
 
 def load_weights_only(path, classes=(), map_location="cpu", mmap=False):
@@ -114,19 +146,3 @@ def load_weights_only(path, classes=(), map_location="cpu", mmap=False):
         raise UserError(f"{path} is damaged: {reason[:120]}") from error
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:120]}") from error
-
-
-def _sync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_atomically(path: Path, text: str):
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text, encoding="utf-8")
-    _sync(aside)
-    os.replace(aside, path)
-    _sync(path.parent)

@@ -98,7 +98,7 @@ def read_file(path):
     """(tree, the run's name, {dotted path: line}) of a run's JSON file, or of the config.yaml of an earlier run, whose
     tree it holds. A duplicated key is a mistake."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # some editors put a byte order mark in front
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"cannot read the config {path}: {reason}") from error
@@ -115,6 +115,8 @@ def read_file(path):
         tree = json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a run's JSON ({error})") from error
     try:
         lines = dict(_lines(yaml.compose(text.replace("\t", " "))))
     except yaml.YAMLError:  # JSON that this YAML reader does not take: messages go without line numbers
@@ -289,6 +291,8 @@ def _contradictions(found: _Resolution):
             found.mistake(f"zero_optimization.{block}", f"needs stage {needed} or more, and the stage is {stage}")
         if device == "nvme" and not get(f"zero_optimization.{block}.nvme_path"):
             found.mistake(f"zero_optimization.{block}.nvme_path", "is missing: the folder on the NVMe disk")
+    if get("optimizer.params.nesterov") and not get("optimizer.params.momentum"):
+        found.mistake("optimizer.params.nesterov", "needs optimizer.params.momentum above 0")
     if get("gpt.max_eval_steps") == 0:
         found.mistake("gpt.max_eval_steps", "is 0, which scores nothing: give -1 for the whole split, or turn evaluation "
                       "off with eval_every 0")  # fmt: skip
@@ -296,6 +300,10 @@ def _contradictions(found: _Resolution):
     if kind == schema.COSINE and lr is not None:
         found.mistake("optimizer.params.lr", f"is set beside {schema.COSINE}, which owns the learning rate: leave it out "
                       "and set scheduler.params.max_lr")  # fmt: skip
+    peak = {"WarmupCosineLR": "lr", "WarmupLR": "warmup_max_lr", "WarmupDecayLR": "warmup_max_lr"}.get(kind)
+    if peak and lr is None and get(f"scheduler.params.{peak}") is None:
+        found.mistake("optimizer.params.lr" if peak == "lr" else f"scheduler.params.{peak}", "is missing: the peak of the "
+                      "learning rate, which DeepSpeed would choose by itself")  # fmt: skip
     if "scheduler" not in found.tree and lr is None and get("optimizer.params") is not None:
         found.mistake("scheduler", "is missing, and so is the learning rate: give a scheduler, or optimizer.params.lr "
                       "for a constant one")  # fmt: skip
@@ -317,7 +325,8 @@ def _shape(found: _Resolution):
             given[key] = value
             found.sources[f"gpt.{key}"] = f"preset {name}"
     missing = [key for key in SHAPE if given[key] is None]
-    if missing and not any(path.startswith("gpt.") and path[4:] in (*SHAPE, "preset") for path, _ in found.mistakes):
+    mistaken = {path for path, _ in found.mistakes}
+    if missing and not mistaken & {"gpt", "gpt.preset", *(f"gpt.{key}" for key in SHAPE)}:
         found.mistake("gpt.preset", f"is missing, and so is {', '.join(missing)}: name a preset ({', '.join(presets)}) "
                       "or give the whole shape")  # fmt: skip
     sizes = found.get("gpt.vocab_size"), found.get("gpt.seq_len")

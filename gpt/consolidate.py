@@ -18,6 +18,7 @@ from gpt.corpus import TOKENIZER
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.plan import ModelConfig
+from gpt.schema import GPT_KEYS
 
 WEIGHTS = "model.safetensors"
 
@@ -38,10 +39,9 @@ def model_config(config: dict, where) -> ModelConfig:
     """The shape in a config.yaml. Raises UserError where a value is missing or no whole number."""
     fields = ModelConfig.__dataclass_fields__
     found = {name: config["model"].get(name) for name in fields}
-    wrong = [name for name, value in found.items() if not isinstance(value, int) or isinstance(value, bool) or value < 1]
+    wrong = [f"model.{name} {GPT_KEYS[name].problem(value)}" for name, value in found.items() if GPT_KEYS[name].problem(value)]
     if wrong:
-        raise UserError(f"{where}: model.{wrong[0]} is {found[wrong[0]]!r}, not a positive whole number: use the "
-                        "config.yaml that was written beside the checkpoint")
+        raise UserError(f"{where}: {wrong[0]}; use the config.yaml that was written beside the checkpoint")
     return ModelConfig(**found)
 
 
@@ -60,6 +60,7 @@ def consolidate(checkpoint_dir, output_dir, tag=None) -> dict:
     output = Path(output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists already: remove it first, or name another folder")
+    checkpoint.verify(source)
     config = checkpoint.read_config(source / checkpoint.CONFIG)
     shapes = expected_shapes(model_config(config, source / checkpoint.CONFIG))
     step, stage, weights = read_weights(source)

@@ -42,10 +42,17 @@ class Split:
     tokens: (n,) unsigned ids, end-of-document ids included; doc_tokens, doc_bytes: int64 (documents,).
     """
 
-    def __init__(self, name: str, folder: Path, dtype: str):
-        self.name = name
+    def __init__(self, name: str, folder: Path, dtype: str, vocab_size: int):
+        self.name, self.vocab_size, self._path = name, vocab_size, folder / TOKENS
         self.tokens = np.memmap(folder / TOKENS, dtype=dtype, mode="r")
         self.doc_tokens, self.doc_bytes = _load_counts(folder / DOC_TOKENS), _load_counts(folder / DOC_BYTES)
+
+
+    def check_ids(self, ids):
+        """Raise UserError where ids that were read from this split are none of the vocabulary's."""
+        if ids.max(initial=0) >= self.vocab_size:
+            raise UserError(f"{self._path} is damaged: it holds the id {ids.max()}, and the tokenizer has "
+                            f"{self.vocab_size}; prepare the dataset again, or copy that file again")
 
 
 def _load_counts(path) -> np.ndarray:
@@ -53,7 +60,7 @@ def _load_counts(path) -> np.ndarray:
         counts = np.load(path, allow_pickle=False)
     except ValueError:
         counts = None
-    if counts is None or counts.dtype != np.int64 or counts.ndim != 1:
+    if counts is None or counts.dtype != np.int64 or counts.ndim != 1 or counts.min(initial=1) < 1:
         raise UserError(f"{path} is damaged: prepare the dataset again, or copy that file again")
     return counts
 
@@ -82,14 +89,14 @@ class Dataset:
         if name not in self.manifest["splits"]:
             raise UserError(f"{self.root} has no split {name!r}: it has {', '.join(self.split_names)}")
         entry, folder = self.manifest["splits"][name], self.root / name
-        for file, facts in entry["files"].items():
-            path = folder / file
+        for file in (TOKENS, DOC_TOKENS, DOC_BYTES, NAMES):
+            path, wanted = folder / file, entry["files"][file]["size"]
             size = path.stat().st_size if path.is_file() else None
-            if size != facts["size"]:
+            if size != wanted:
                 found = "is missing" if size is None else f"has {size} bytes"
-                raise UserError(f"{path} {found}, where {MANIFEST} says {facts['size']} bytes: prepare the dataset "
+                raise UserError(f"{path} {found}, where {MANIFEST} says {wanted} bytes: prepare the dataset "
                                 "again, or copy that file again")
-        split = Split(name, folder, self.manifest["dtype"])
+        split = Split(name, folder, self.manifest["dtype"], self.vocab.size)
         documents, tokens = len(split.doc_tokens), int(split.doc_tokens.sum()) + len(split.doc_tokens)
         if (documents, tokens, len(split.tokens)) != (entry["documents"], entry["tokens"], entry["tokens"]):
             raise UserError(f"{folder} does not hold the {entry['tokens']} tokens in {entry['documents']} documents "
@@ -104,7 +111,7 @@ def _read_manifest(root: Path) -> dict:
                         f"`python tools/prepare_data.py --input FOLDER --out {root}`")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged (not JSON: {error}): prepare the dataset again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
@@ -167,7 +174,7 @@ class Streams:
     def __init__(self, split: Split, count: int, seq_len: int):
         require_documents(split.name, len(split.doc_tokens), count)
         self.count, self.seq_len = count, seq_len
-        self._tokens = split.tokens
+        self._split, self._tokens = split, split.tokens
         ends = np.cumsum(split.doc_tokens + 1)
         starts = ends - (split.doc_tokens + 1)  # of each document in the packed file
         stream_of = assign_documents(split.doc_tokens, count)
@@ -189,6 +196,7 @@ class Streams:
         batch = np.empty((len(rows), self.seq_len + 1), np.int64)
         for out, stream in zip(batch, rows):
             self._read(stream, index * self.seq_len, out)
+        self._split.check_ids(batch)
         return batch
 
     def _read(self, stream, start, out):

@@ -24,6 +24,15 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"command line: {message} (--help lists the options)")
 
 
+def _main_with_sentences(main):
+    try:
+        return main()
+    except OSError as error:  # a path that cannot be read or written: the input's fault, wherever it is noticed
+        if error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}; make the path usable or give another one") from error
+
+
 def run(main):
     """Run a command's `main()` and leave the process with its exit code: 0 done, 2 a user's mistake, 1 a failed run.
 
@@ -31,7 +40,7 @@ def run(main):
     local rank 0 of each host prints it, afterwards every rank does, since by then a mistake may be one rank's own.
     """
     try:
-        code = main() or 0
+        code = _main_with_sentences(main) or 0
     except (UserError, RunError) as error:
         distributed = sys.modules.get("torch.distributed")
         connected = distributed is not None and distributed.is_available() and distributed.is_initialized()

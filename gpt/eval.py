@@ -36,15 +36,15 @@ def main():
     weights = Path(args.checkpoint_file)
     if weights.is_dir():
         raise UserError(f"{weights} is a folder: give the file {weights / 'model.safetensors'}")
-    if args.json and not Path(args.json).resolve().parent.is_dir():
-        raise UserError(f"--json {args.json}: its folder does not exist")
+    if args.json and (Path(args.json).is_dir() or not Path(args.json).resolve().parent.is_dir()):
+        raise UserError(f"--json {args.json}: give the name of a file in a folder that exists")
 
     from gpt import checkpoint
     from gpt.corpus import Dataset
 
     config_file = Path(args.config_file) if args.config_file else weights.with_name(checkpoint.CONFIG)
     config = checkpoint.read_config(config_file)
-    trained_on = config.get("dataset") or {}
+    trained_on = config["dataset"] if isinstance(config.get("dataset"), dict) else {}
     if not (args.data_root or trained_on.get("root")):
         raise UserError(f"{config_file} does not tell which dataset the model was trained on: give --data_root")
     dataset = Dataset(args.data_root or trained_on["root"])
@@ -67,6 +67,10 @@ def evaluate(args, weights, config, config_file, dataset) -> dict:
 
     split = dataset.split(args.eval_data_split)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} is not to be had here: {str(error).splitlines()[0]}") from error
     model = load_model(weights, config, config_file).to(device)
     seq_len = args.seq_len or model.config.seq_len
     if seq_len > model.config.seq_len:

@@ -97,6 +97,7 @@ class Evaluator:
         for row, w in enumerate(chosen):
             tokens[row, : w.length + 1] = self._tokens[w.start : w.start + w.length + 1]
             mask[row, w.length - w.scored : w.length] = True
+        self.split.check_ids(tokens)
         if not chosen:
             mask[0, 0] = True
         return tokens, mask

@@ -70,17 +70,24 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
     if micro_size is None:
         micro_size = global_size // (accumulation * world_size)
     if micro_size * accumulation * world_size != global_size or not micro_size * accumulation:
-        fitting = [a for a in range(1, global_size // world_size + 1) if global_size % (a * world_size) == 0]
-        advice = (
-            f"with {world_size} rank(s) gradient_accumulation_steps can be {', '.join(map(str, fitting))}"
-            if fitting
-            else f"train_batch_size must be a multiple of the {world_size} ranks"
-        )
+        if global_size % world_size == 0:
+            fitting = _divisors(global_size // world_size)
+            advice = f"with {world_size} rank(s) gradient_accumulation_steps can be {', '.join(map(str, fitting))}"
+        else:
+            ranks = [n for n in _divisors(global_size) if n <= 2 * world_size][-6:]
+            near = sorted({max(1, global_size // world_size) * world_size, (global_size // world_size + 1) * world_size})
+            advice = (f"train_batch_size must be a multiple of the ranks, for example {' or '.join(map(str, near))}; "
+                      f"{global_size} sequences fit {', '.join(map(str, ranks))} rank(s)")  # fmt: skip
         raise UserError(
             f"train_batch_size {global_size} is not micro batch {micro_size} x gradient_accumulation_steps "
             f"{accumulation} x {world_size} rank(s): {advice}"
         )
     return BatchPlan(global_size, micro_size, accumulation, world_size)
+
+
+def _divisors(number: int) -> list:
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
 
 
 @dataclass(frozen=True)

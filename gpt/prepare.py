@@ -19,6 +19,7 @@ import sentencepiece
 
 from gpt import corpus
 from gpt.errors import UserError
+from gpt.files import hash_file
 from gpt.vocab import END_OF_DOCUMENT, Vocab
 
 # The baseline's options (Languini Kitchen's books_16384.model).
@@ -29,6 +30,7 @@ TOKENIZER_OPTIONS = dict(
     normalization_rule_name="identity", user_defined_symbols=END_OF_DOCUMENT, split_digits=True,
     vocabulary_output_piece_score=False,
 )  # fmt: skip
+LARGEST_VOCABULARY = 1 << 20
 SMALLEST_VOCABULARY = 3 + 256 + 1  # pad, unk, <D>, the bytes, one piece
 LONGEST_SENTENCE = 1000  # characters. SentencePiece ignores training sentences of more than 4,192 bytes.
 SAMPLE_VOCABULARY = 2048
@@ -132,6 +134,8 @@ def train_tokenizer(documents, vocab_size: int) -> Vocab:
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(f"--vocab_size {vocab_size} is too small: 3 special ids and 256 bytes need "
                         f"at least {SMALLEST_VOCABULARY}")
+    if vocab_size > LARGEST_VOCABULARY:
+        raise UserError(f"--vocab_size {vocab_size} is too large: give at most {LARGEST_VOCABULARY}")
     model, mistakes = io.BytesIO(), []
 
     def sentences():  # SentencePiece would swallow a mistake that is raised in here
@@ -166,14 +170,6 @@ def _why_training_failed(message, vocab_size):
     return f"no tokenizer of {vocab_size} ids could be trained on the text (SentencePiece says: {message.strip()})"
 
 
-def _hash_file(path) -> dict:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"size": os.path.getsize(path), "sha256": digest.hexdigest()}
-
-
 def _write_split(folder: Path, documents, vocab: Vocab, dtype) -> dict:
     """Encode `documents` into `folder`; returns the split's entry in the manifest."""
     folder.mkdir()
@@ -204,7 +200,7 @@ def _write_split(folder: Path, documents, vocab: Vocab, dtype) -> dict:
         "tokens": sum(doc_tokens) + len(names),
         "bytes": sum(doc_bytes),
         "empty_documents_left_out": empty,
-        "files": {file: _hash_file(folder / file) for file in files},
+        "files": {file: hash_file(folder / file) for file in files},
     }
 
 

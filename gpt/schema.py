@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REQUIRED = object()
+LARGEST = 2**53  # whole numbers beyond it are no exact floats, and surely mistakes
 ANY = "any"  # DeepSpeed's own, passed on as it is
 
 
@@ -36,8 +37,10 @@ class Key:
             return None if numbers and all(0 <= v < 1 for v in value) else f"is {value!r}, not two numbers in [0, 1)"
         if self.kind is bool:
             return None if isinstance(value, bool) else f"is {value!r}, not true or false"
+        if self.kind is str and isinstance(value, str):
+            return "is empty" if not value and self.default != "" else self._out_of_choices(value)
         if self.kind is str:
-            return self._out_of_choices(value) if isinstance(value, str) else f"is {value!r}, not a text"
+            return f"is {value!r}, not a text"
         if self.kind is int and not (isinstance(value, int) and not isinstance(value, bool)):
             return f"is {value!r}, not a whole number"
         if not _is_number(value):
@@ -45,6 +48,8 @@ class Key:
         return self._out_of_range(value) or self._out_of_choices(value)
 
     def _out_of_range(self, value):
+        if isinstance(value, int) and abs(value) > LARGEST:
+            return f"is beyond {LARGEST}, too large to be meant"
         if not math.isfinite(value):
             return f"is {value!r}, not a finite number"
         if self.minimum is not None and value < self.minimum:
@@ -83,13 +88,13 @@ class Options:
     """The block "gpt" of a run's JSON; each is a command-line option of the same name."""
 
     preset: str | None = option(str, None, "model shape by name, from gpt/presets.yaml")
-    n_layers: int | None = option(int, None, "transformer blocks; overrides the preset's", minimum=1)
-    h_dim: int | None = option(int, None, "width of the residual stream; overrides the preset's", minimum=1)
-    mlp_dim: int | None = option(int, None, "hidden width of the MLPs; overrides the preset's", minimum=1)
-    n_heads: int | None = option(int, None, "attention heads; overrides the preset's", minimum=1)
-    head_dim: int | None = option(int, None, "width of one head; overrides the preset's", minimum=1)
-    vocab_size: int = option(int, 16384, "ids of the tokenizer; must be the dataset's", minimum=2)
-    seq_len: int = option(int, 512, "tokens of context, in training and evaluation", minimum=2)
+    n_layers: int | None = option(int, None, "transformer blocks; overrides the preset's", minimum=1, maximum=10_000)
+    h_dim: int | None = option(int, None, "width of the residual stream; overrides the preset's", minimum=1, maximum=10**6)
+    mlp_dim: int | None = option(int, None, "hidden width of the MLPs; overrides the preset's", minimum=1, maximum=10**6)
+    n_heads: int | None = option(int, None, "attention heads; overrides the preset's", minimum=1, maximum=10**5)
+    head_dim: int | None = option(int, None, "width of one head; overrides the preset's", minimum=1, maximum=10**5)
+    vocab_size: int = option(int, 16384, "ids of the tokenizer; must be the dataset's", minimum=2, maximum=2**24)
+    seq_len: int = option(int, 512, "tokens of context, in training and evaluation", minimum=2, maximum=2**24)
     activation_checkpointing: bool = option(bool, False, "keep only each block's input for the backward pass and "
                                             "compute the rest again: less memory, a third more time")  # fmt: skip
     seed: int = option(int, 0, "seed of the initial weights; the order of the data depends on nothing but the dataset", minimum=0)
@@ -203,9 +208,10 @@ def _passed(*names):
 _MONITOR = ("output_path", "job_name")
 TOP_KEYS = {
     "gpt": GPT_KEYS,
-    "train_batch_size": Key(int, doc="sequences per optimiser step, over all GPUs", minimum=1),
-    "train_micro_batch_size_per_gpu": Key(int, doc="sequences per forward pass; solved where absent", minimum=1),
-    "gradient_accumulation_steps": Key(int, doc="forward passes per optimiser step and GPU", minimum=1),
+    "train_batch_size": Key(int, doc="sequences per optimiser step, over all GPUs", minimum=1, maximum=10**7),
+    "train_micro_batch_size_per_gpu": Key(int, doc="sequences per forward pass; solved where absent", minimum=1,
+                                          maximum=10**7),
+    "gradient_accumulation_steps": Key(int, doc="forward passes per optimiser step and GPU", minimum=1, maximum=10**7),
     "gradient_clipping": Key(float, 0.0, "largest norm of the whole gradient; 0: no clipping", minimum=0),
     "fp16": FP16_KEYS,
     "bf16": BF16_KEYS,

@@ -7,6 +7,7 @@ from gpt.config import Config, leaves
 from gpt.corpus import TOKENIZER, Dataset, Streams
 from gpt.errors import RunError, UserError
 from gpt.evaluation import Evaluator, Tally, summary
+from gpt.files import FolderLock
 from gpt.metrics import Clock, Metrics, Progress
 from gpt.model import GPT
 
@@ -14,12 +15,13 @@ from gpt.model import GPT
 class Trainer:
     """One run of `config` on `dataset`, kept in `config.run_dir`, as one of `world_size` ranks sees it.
 
-    Making one checks everything that can be checked before a device is taken, and writes nothing. Raises UserError.
+    Making one checks everything that can be checked before a device is taken, and writes nothing but the run's folder
+    with its lock. Raises UserError.
     """
 
     def __init__(self, config: Config, dataset: Dataset, rank: int, world_size: int, resume: str = "auto"):
         options, batch = config.options, config.batch
-        self.config, self.dataset, self.run_dir = config, dataset, config.run_dir
+        self.config, self.dataset, self.run_dir, self.rank = config, dataset, config.run_dir, rank
         self.checkpoints = self.run_dir / "checkpoints"
         self.streams = Streams(dataset.split("train"), batch.global_size, options.seq_len)
         self.rows = range(rank, batch.global_size, world_size)
@@ -28,6 +30,7 @@ class Trainer:
                                    world_size)  # fmt: skip
         self.resolved = resolved(config, dataset)
         self.start_tag = self._find_start(resume)
+        self.lock = FolderLock(self.run_dir) if rank == 0 else None
 
     def _find_start(self, resume):
         """Tag of the checkpoint to go on from, or None."""
@@ -38,6 +41,8 @@ class Trainer:
             raise UserError(f"--resume never: {self.run_dir} already holds a run: name another --run_dir, or go on with "
                             "--resume auto")
         if tag is not None:
+            if self.rank == 0:
+                checkpoint.verify(self.checkpoints / tag)
             differences = _differences(checkpoint.read_config(self.checkpoints / tag / checkpoint.CONFIG), self.resolved)
             if differences:
                 raise UserError(f"{self.run_dir} holds a run with other settings ({'; '.join(differences)}): name "
@@ -160,7 +165,12 @@ class Trainer:
         self.clock.pause()
         began = time.perf_counter()
         tag = checkpoint.staging_tag(self.step)
-        self.engine.save(self.checkpoints, tag, {"step": self.step})
+        try:
+            self.engine.save(self.checkpoints, tag, {"step": self.step})
+        except (OSError, RuntimeError) as error:
+            raise RunError(f"the checkpoint of step {self.step} could not be written to {self.checkpoints} "
+                           f"({str(error).splitlines()[0][:120]}); earlier checkpoints are whole, and the same command goes "
+                           "on from the latest") from error  # fmt: skip
         if self.world.rank == 0:
             checkpoint.write_config(self.checkpoints / tag / checkpoint.CONFIG, self.resolved)
             (self.checkpoints / tag / TOKENIZER).write_bytes(self.dataset.vocab.model)
@@ -194,7 +204,7 @@ def _differences(old: dict, new: dict) -> list:
             "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
             "train_batch_size": run.get("train_batch_size"), "seed": (run.get("gpt") or {}).get("seed"),
             "dataset": (tree.get("dataset") or {}).get("fingerprint"),
-            "ranks": (tree.get("batch") or {}).get("world_size"),
+            "ranks": tree["batch"].get("world_size") if isinstance(tree.get("batch"), dict) else None,
             "zero_optimization.stage": (run.get("zero_optimization") or {}).get("stage"),
         }  # fmt: skip
 

@@ -25,12 +25,12 @@ class Vocab:
         try:
             self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.size = self._sp.vocab_size()
-        except RuntimeError:
+            self.eod_id = self._find_eod() if self.size else None
+            self._bytes = [self._piece_bytes(i) for i in range(self.size)]
+        except (RuntimeError, ValueError):
             self.size = 0
         if not self.size:
             raise UserError(f"{name} is not a SentencePiece model: give the .model file of a trained one")
-        self.eod_id = self._find_eod()
-        self._bytes = [self._piece_bytes(i) for i in range(self.size)]
         self.byte_lengths = np.array([len(piece) for piece in self._bytes], np.int64)
         self._byte_ids = {self._byte_value(i): i for i in range(self.size) if self._sp.is_byte(i)}
         self._by_line = not any("\n" in self._sp.id_to_piece(i) for i in range(self.size))

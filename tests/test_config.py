@@ -127,6 +127,67 @@ BAD = [
     ("gpt.seq_len", 0, "gpt.seq_len is 0, must be at least 2"),
     ("gpt.last_n", 33, "gpt.last_n is 33, more than gpt.seq_len 32"),
     ("gpt.max_train_steps", None, "gpt.max_train_steps is missing: optimiser steps of the whole run"),
+    ("scheduler.parms", {}, "scheduler.parms is not a known key (did you mean 'params'?)"),
+    ("scheduler", {"type": "WarmupLR", "params": {"warmup_max_lr": 1, "warmup_typ": "log"}},
+     "scheduler.params.warmup_typ is not a known key (did you mean 'warmup_type'?)"),
+    ("optimizer", {"type": "Adam", "param": {}}, "optimizer.param is not a known key (did you mean 'params'?)"),
+    ("optimizer", {"type": "SGD", "params": {"betas": [0.9, 0.9]}},
+     "optimizer.params.betas is not a known key"),
+    ("optimizer", {"type": "SGD", "params": {"nesterov": True}},
+     "optimizer.params.nesterov needs optimizer.params.momentum above 0"),
+    ("optimizer", {"type": "Adam", "params": {"eps": 0}}, "optimizer.params.eps is 0, must be above 0"),
+    ("optimizer", {"type": "Adam", "params": {"weight_decay": -0.1}},
+     "optimizer.params.weight_decay is -0.1, must be at least 0"),
+    ("optimizer", {"type": "Adam", "params": {"betas": [0.9, 1.0]}},
+     "optimizer.params.betas is [0.9, 1.0], not two numbers in [0, 1)"),
+    ("optimizer", "Adam", "optimizer is 'Adam', not a block {…}"),
+    ("scheduler", {"type": "WarmupCosineLR", "params": {"total_num_steps": 10}}, "optimizer.params.lr is missing: the peak "
+     "of the learning rate, which DeepSpeed would choose by itself"),
+    ("scheduler", {"type": "WarmupDecayLR", "params": {"warmup_max_lr": 1}}, "scheduler.params.total_num_steps is missing"),
+    ("fp16.loss_scal", 0, "fp16.loss_scal is not a known key (did you mean 'loss_scale'?)"),
+    ("fp16.initial_scale_power", 64, "fp16.initial_scale_power is 64, must be at most 32"),
+    ("fp16.hysteresis", 0, "fp16.hysteresis is 0, must be at least 1"),
+    ("fp16.fp16_master_weights_and_grads", True,
+     "fp16.fp16_master_weights_and_grads is not supported here: the weights must have an fp32 copy"),
+    ("bf16.enable", True, "bf16.enable is not a known key (did you mean 'enabled'?)"),
+    ("zero_optimization.offload_optimizer", {"devise": "cpu", "device": "cpu"},
+     "zero_optimization.offload_optimizer.devise is not a known key (did you mean 'device'?)"),
+    ("zero_optimization.offload_optimizer", {"device": "disk"},
+     "zero_optimization.offload_optimizer.device is 'disk', must be one of none, cpu, nvme"),
+    ("zero_optimization.offload_optimizer", {"device": "nvme"},
+     "zero_optimization.offload_optimizer.nvme_path is missing: the folder on the NVMe disk"),
+    ("zero_optimization.offload_param", {"device": "cpu"},
+     "zero_optimization.offload_param needs stage 3 or more, and the stage is 1"),
+    ("zero_optimization", {"stage": 0, "offload_optimizer": {"device": "cpu"}},
+     "zero_optimization.offload_optimizer needs stage 1 or more, and the stage is 0"),
+    ("zero_optimization.cpu_offload", True,
+     "zero_optimization.cpu_offload is not supported here: use offload_optimizer or offload_param"),
+    ("zero_optimization.reduce_bucket_size", 5e8, "zero_optimization.reduce_bucket_size is 500000000.0, not a whole number"),
+    ("zero_optimization", [1], "zero_optimization is [1], not a block {…}"),
+    ("tensorboard", {"enabled": "x"}, "tensorboard.enabled is 'x', not true or false"),
+    ("aio", 3, "aio is 3, not a block {…}"),
+    ("data_types", {"grad_accum_dtype": "foo"}, "data_types.grad_accum_dtype is 'foo', must be one of fp16, bf16, fp32"),
+    ("elasticity", {}, "elasticity is not supported here: it changes the batch size: set train_batch_size"),
+    ("steps_per_print", 10, 'steps_per_print is not supported here: progress is printed by "gpt": {"log_terminal_every"}, '
+     "details by --verbose"),
+    ("activation_checkpointing", {},
+     'activation_checkpointing is not supported here: set "gpt": {"activation_checkpointing": true}'),
+    ("seed", 3, "seed is not known there: it belongs in gpt.seed"),
+    ("max_lr", 3, "max_lr is not known there: it belongs in scheduler.params.max_lr"),
+    ("lr", 3, "lr is not known there: it belongs in optimizer.params.lr"),
+    ("gpt", 3, "gpt is 3, not a block {…}"),
+    ("gpt.seed", -1, "gpt.seed is -1, must be at least 0"),
+    ("gpt.seed", 10**30, "gpt.seed is beyond 9007199254740992, too large to be meant"),
+    ("gpt.run_dir", "", "gpt.run_dir is empty"),
+    ("gpt.data_root", 3, "gpt.data_root is 3, not a text"),
+    ("gpt.max_eval_steps", 0, "gpt.max_eval_steps is 0, which scores nothing: give -1 for the whole split, or turn "
+     "evaluation off with eval_every 0"),
+    ("gpt.max_eval_steps", -2, "gpt.max_eval_steps is -2, must be at least -1"),
+    ("gpt.activation_checkpointing", 1, "gpt.activation_checkpointing is 1, not true or false"),
+    ("gpt.n_heads", 0, "gpt.n_heads is 0, must be at least 1"),
+    ("gpt.n_layers", 2.0, "gpt.n_layers is 2.0, not a whole number"),
+    ("train_micro_batch_size_per_gpu", 3, "train_batch_size 8 is not micro batch 3 x gradient_accumulation_steps 2 x 1 "
+     "rank(s): with 1 rank(s) gradient_accumulation_steps can be 1, 2, 4, 8"),
     ("torch_autocast", {"enabled": True},
      "torch_autocast is not supported here: with fp16 it clips scaled gradients: use fp16 or bf16"),
     ("gradient_accumulation_steps", 3, "train_batch_size 8 is not micro batch 2 x gradient_accumulation_steps 3 x 1 "
@@ -139,6 +200,35 @@ def test_a_mistake_gets_its_sentence(path, value, sentence):
     with pytest.raises(UserError) as caught:
         resolve(edit(path, value), "tiny")
     assert str(caught.value) == f"tiny: {sentence}"
+
+
+def test_the_table_is_long_enough_to_be_worth_something():
+    assert len({(path, str(value)) for path, value, _ in BAD}) >= 60
+
+
+def test_five_mistakes_in_24h_come_with_their_lines(tmp_path):
+    text = (CONFIGS / "24h.json").read_text()
+    for right, wrong in (('"gradient_clipping"', '"gradient_cliping"'), ('"loss_scale": 0', '"loss_scale": "0"'),
+                         ('"stage": 1', '"stage": 5'), ('"preset": "small"', '"preset": "smal"'),
+                         ('"gradient_accumulation_steps": 8', '"gradient_accumulation_steps": 7')):  # fmt: skip
+        assert right in text
+        text = text.replace(right, wrong)
+    path = tmp_path / "24h.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "24h.json: 5 mistakes"
+    for line in lines[1:]:
+        number = int(line.split("24h.json:")[1].split(":")[0])
+        named = line.split()[2].rpartition(".")[2]
+        assert f'"{named}"' in text.splitlines()[number - 1], line
+
+
+def test_mistakes_about_the_data_stand_in_the_same_report():
+    with pytest.raises(UserError) as caught:
+        resolve(tiny_run(gradient_cliping=1), "tiny", look_further=lambda options, size: [f"{options['seed']} {size}"])
+    assert str(caught.value).splitlines()[2] == "  2. 0 8"
 
 
 def test_values_that_contradict_each_other():

@@ -38,7 +38,7 @@ def pack(folder, documents, dtype):
     np.save(folder / "doc_tokens.npy", np.array([len(document) for document in documents], np.int64))
     np.save(folder / "doc_bytes.npy", np.array([len(document) for document in documents], np.int64))
     (folder / "names.txt").write_text("".join(f'"{i}"\n' for i in range(len(documents))))
-    return Split(folder.name, folder, dtype)
+    return Split(folder.name, folder, dtype, vocab_size=1 << 32)
 
 
 def random_documents(rng, count, largest_id=65_535):
@@ -142,7 +142,11 @@ def test_ids_above_65535_are_stored_in_four_bytes(small, tmp_path):
     for file, facts in entry["files"].items():
         facts["size"] = (small / "train" / file).stat().st_size
     (small / "manifest.json").write_text(json.dumps({**manifest, "dtype": "<u4"}))
-    batch = Streams(Dataset(small).split("train"), 1, 8).batch(0)
+    split = Dataset(small).split("train")
+    with pytest.raises(UserError, match=r"tokens.bin is damaged: it holds the id 299999, and the tokenizer has \d+; prepare"):
+        Streams(split, 1, 8).batch(0)
+    split.vocab_size = 300_000
+    batch = Streams(split, 1, 8).batch(0)
     assert batch.tolist() == [[70_000, 3, EOD, 65_536, EOD, 299_999, 65_535, 4, EOD]]
 
 

@@ -22,6 +22,10 @@ DOCUMENTS = [ENGLISH[0], "厨房七点开门。🍞🔥 The bread: 面包很好�
 SEQ_LEN = 32
 
 
+def split_of(tokens):
+    return SimpleNamespace(tokens=tokens, check_ids=lambda ids: None)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """On tensors as small as these, threads only wait for one another."""
@@ -34,7 +38,7 @@ def one_thread():
 def fake_evaluator(tokens, seq_len, last_n, batch_size=1, **options):
     """Over the ids 0, 1, 2, …, so that a target's id is its position in the stream; each stands for one byte."""
     vocab = SimpleNamespace(byte_lengths=np.ones(tokens, np.int64), decode=lambda ids: "x" * len(ids))
-    split = SimpleNamespace(tokens=np.arange(tokens, dtype=np.uint16))
+    split = split_of(np.arange(tokens, dtype=np.uint16))
     return Evaluator(split, vocab, seq_len, last_n, batch_size, **options)
 
 
@@ -122,7 +126,7 @@ def trained():
 
 def evaluate(trained, stream, seq_len, last_n, **options):
     vocab, _, model = trained
-    return summary(Evaluator(SimpleNamespace(tokens=stream), vocab, seq_len, last_n, 4, **options).run(model))
+    return summary(Evaluator(split_of(stream), vocab, seq_len, last_n, 4, **options).run(model))
 
 
 def nats_and_rank(logits, target):
@@ -223,7 +227,7 @@ def test_ranks_agree_on_a_real_model(trained):
     vocab, stream, model = trained
     sums = 0
     for rank in range(3):
-        evaluator = Evaluator(SimpleNamespace(tokens=stream), vocab, SEQ_LEN, 8, 4, rank=rank, world_size=3)
+        evaluator = Evaluator(split_of(stream), vocab, SEQ_LEN, 8, 4, rank=rank, world_size=3)
         sums = sums + np.array(evaluator.run(model).values())
     alone, together = evaluate(trained, stream, SEQ_LEN, 8), summary(Tally.from_values(sums.tolist()))
     assert together.pop("languini") == pytest.approx(alone.pop("languini"), rel=1e-12)

@@ -53,7 +53,7 @@ def test_batch_is_solved(given, wanted):
 
 @pytest.mark.parametrize("given", [(256, None, 8, 3), (256, None, 512, 1), (16, 3, None, 2), (16, 4, 4, 2), (3, None, 1, 4)])
 def test_batch_that_does_not_fit_says_what_would(given):
-    with pytest.raises(UserError, match=r"is not micro batch .* rank\(s\): (with|train_batch_size must be a multiple)"):
+    with pytest.raises(UserError, match=r"is not micro batch .* rank\(s\): (with|train_batch_size must be a multiple of the ranks, for example)"):
         plan_batch(*given)
 
 
@@ -63,6 +63,12 @@ def test_batch_advice_is_right():
     assert str(caught.value).endswith("with 4 rank(s) gradient_accumulation_steps can be 1, 2, 3, 6")
     for accumulation in (1, 2, 3, 6):
         plan_batch(24, None, accumulation, 4)
+
+
+def test_advice_for_ranks_that_do_not_divide():
+    with pytest.raises(UserError) as caught:
+        plan_batch(256, None, 8, 6)
+    assert str(caught.value).endswith("for example 252 or 258; 256 sequences fit 1, 2, 4, 8 rank(s)")
 
 
 def test_flops_against_a_count_of_every_product():

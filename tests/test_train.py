@@ -1,6 +1,7 @@
 """Whole runs through the real commands."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -11,6 +12,8 @@ from conftest import ROOT, read_metrics, write_run
 from safetensors.torch import load_file
 
 from gpt.consolidate import consolidate
+from gpt.errors import UserError
+from gpt.files import FolderLock, hash_file
 
 TRAIN = ROOT / "gpt" / "train.py"
 
@@ -148,6 +151,57 @@ def test_24h_on_a_laptop_asks_for_its_data_only(tmp_path, run_command):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(one_rank, tmp_path, run_command):
+    shutil.copytree(one_rank / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs/tiny/checkpoints"
+    command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json", "--max_train_steps", 8]
+    for name in sorted(path.name for path in (folder / "global_step6").iterdir()):
+        path = folder / "global_step6" / name
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :])
+        with pytest.raises(UserError, match=name if name != "files.json" else "files.json|is missing|is not as it was"):
+            consolidate(folder, tmp_path / "out")
+        if name.endswith("optim_states.pt"):
+            done = run_command(command, tmp_path)
+            assert done.returncode == 2 and f"{name} is not as it was written (its sha256 differs)" in done.stderr
+        path.write_bytes(content)
+    (folder / "latest").unlink()  # starting afresh would overwrite what is there
+    done = run_command(command, tmp_path)
+    assert done.returncode == 2
+    assert "checkpoints/latest is missing: write the name of a checkpoint into it (global_step6)" in done.stderr
+
+
+def test_a_second_run_in_the_same_folder_is_refused(sample, tmp_path, run_command):
+    config = write_run(tmp_path, gpt={"data_root": str(sample)})
+    lock = FolderLock(tmp_path / "runs/tiny")
+    done = run_command([sys.executable, TRAIN, "--ds_config", config], tmp_path)
+    assert done.returncode == 2
+    assert "another process is training in runs/tiny: wait for it, or name another --run_dir" in done.stderr
+    lock.release()
+
+
+def test_pickles_with_code_are_never_run(one_rank, tmp_path, run_command):
+    class Trap:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/sprung",)
+
+    shutil.copytree(one_rank / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs/tiny/checkpoints/global_step6"
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        content = (folder / name).read_bytes()
+        torch.save({"optimizer_state_dict": Trap(), "module": Trap()}, folder / name)
+        files = {path.name: hash_file(path) for path in folder.iterdir() if path.name != "files.json"}
+        (folder / "files.json").write_text(json.dumps(files))
+        with pytest.raises(UserError, match="holds code or types that a checkpoint does not need, and was not loaded"):
+            consolidate(folder, tmp_path / "out")
+        done = run_command([sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json", "--max_train_steps", 8], tmp_path)
+        assert done.returncode == 2 and "holds code or types" in done.stderr
+        done = run_command([sys.executable, ROOT / "gpt/eval.py", "--checkpoint_file", folder / name], tmp_path)
+        assert done.returncode == 2 and "files with pickles are never loaded" in done.stderr
+        (folder / name).write_bytes(content)
+    assert not (tmp_path / "sprung").exists()
+
+
 BAD_RUNS = [
     (["--ds_config", "no.json"], "error: cannot read the config no.json: No such file or directory"),
     (["--train_batch_siz", "4"], "unknown option --train_batch_siz (did you mean '--train_batch_size'?)"),
@@ -156,14 +210,20 @@ BAD_RUNS = [
      "512 needs: prepare more documents or lower train_batch_size to at most 240"),
     (["--eval_data_split", "java"], "{data} has no split 'java': it has train, test, python"),
     (["--resume", "must"], "--resume must: runs/tiny/checkpoints has no checkpoint to go on from"),
+    (["--run_dir", "tiny.json"], "tiny.json: File exists; make the path usable or give another one"),
+    (["--seq_len", "0"], "command line: gpt.seq_len is 0, must be at least 2"),
+    (["--grad_clip_norm", "-1"], "command line: gradient_clipping is -1.0, must be at least 0"),
+    (["--preset", "smal"], "gpt.preset is 'smal' (did you mean 'small'?)"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("options, sentence", BAD_RUNS, ids=[options[0] for options, _ in BAD_RUNS])
 def test_a_mistake_ends_with_its_sentence_and_code_2(options, sentence, sample, tmp_path, run_command):
     config = write_run(tmp_path, gpt={"data_root": str(sample)})
-    done = run_command([sys.executable, TRAIN, "--ds_config", config, *options], tmp_path)
+    command = ["deepspeed", "-q", "--num_gpus", 2, "--master_port", 29615, TRAIN, "--ds_config", config, *options]
+    done = run_command(command, tmp_path)
     assert done.returncode == 2
-    assert sentence.format(data=sample) in done.stderr
-    assert done.stderr.count("\n") == 1 and done.stdout == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.json"]
+    assert done.stderr.count(sentence.format(data=sample)) == 1  # one report, not one per rank
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stdout
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in left] == ["tiny.json"]
