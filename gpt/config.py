@@ -1,9 +1,8 @@
-"""From a JSON file and a command line to one resolved, frozen configuration.
+"""From a JSON file and the command line's overrides to one resolved, frozen configuration.
 
 Precedence: defaults < JSON < command line. Every value has one owner; nothing is changed after it is resolved.
 """
 
-import argparse
 import copy
 import dataclasses
 import json
@@ -13,19 +12,9 @@ from pathlib import Path
 import yaml
 
 from gpt import schema
-from gpt.errors import Parser, UserError
+from gpt.errors import UserError
 from gpt.plan import BatchPlan, CosineSchedule, ModelConfig, plan_batch
 
-# Command-line options that belong to DeepSpeed's keys. They carry the seed project's names.
-DEEPSPEED_OPTIONS = {
-    "train_batch_size": "train_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "grad_clip_norm": "gradient_clipping",
-    "max_lr": "scheduler.params.max_lr",
-    "min_lr": "scheduler.params.min_lr",
-    "warmup_steps": "scheduler.params.warmup_steps",
-    "decay_steps": "scheduler.params.decay_steps",
-}
 SHAPE = ("n_layers", "h_dim", "mlp_dim", "n_heads", "head_dim")
 
 
@@ -138,68 +127,6 @@ def _lines(node, path=""):
             where = f"{path}.{key.value}" if path else key.value
             yield where, key.start_mark.line + 1
             yield from _lines(value, where)
-
-
-def _key_of(path):
-    *blocks, last = path.split(".")
-    keys = schema.TOP_KEYS
-    for name in blocks:
-        keys = keys[name][schema.COSINE] if name == "params" else keys[name]
-    return keys[last]
-
-
-def _boolean(text):
-    if text.lower() not in ("true", "false"):
-        raise ValueError
-    return text.lower() == "true"
-
-
-_boolean.__name__ = "true or false"  # as argparse's message calls it
-
-
-def _parser() -> Parser:
-    parser = Parser("Train a GPT as a JSON file says; options override the file.", prog="train.py",
-                    argument_default=argparse.SUPPRESS)  # fmt: skip
-    parser.add_argument("--ds_config", required=True, metavar="FILE.json", help="the run's config, see ds_configs/, or "
-                        "a run's config.yaml, to run it again")  # fmt: skip
-    parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
-                        help="auto: go on from run_dir's latest checkpoint, if any (default); must: refuse to start "
-                        "afresh; never: refuse to go on")  # fmt: skip
-    parser.add_argument("--dry_run", action="store_true", default=False, help="print what the run will cost, and end")
-    parser.add_argument("--explain", action="store_true", default=False, help="print every value and where it comes "
-                        "from, and end")  # fmt: skip
-    parser.add_argument("--world_size", type=int, default=None, metavar="N", help="ranks to assume in --dry_run and "
-                        "--explain")  # fmt: skip
-    parser.add_argument("--verbose", action="store_true", default=False, help="show DeepSpeed's own messages")
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # appended by the launcher
-    options = {**DEEPSPEED_OPTIONS, **{name: f"gpt.{name}" for name in schema.GPT_KEYS}}
-    for name, path in options.items():
-        key = _key_of(path)
-        default = "" if key.default in (None, schema.REQUIRED, "") else f" (default {key.default})"
-        kind = _boolean if key.kind is bool else key.kind
-        choices = load_presets() if name == "preset" else key.choices or ()
-        default = (f": {', '.join(choices)}" if choices else "") + default
-        parser.add_argument(f"--{name}", dest=path, type=kind, metavar=key.kind.__name__.upper(),
-                            help=(key.doc + default).replace("%", "%%"))  # fmt: skip
-    return parser
-
-
-def parse_command_line(argv) -> argparse.Namespace:
-    """Namespace of train.py's own flags, and `overrides`: {dotted path: value} of the run's options that were given."""
-    parser = _parser()
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        names = [flag for action in parser._actions for flag in action.option_strings]
-        first = unknown[0].split("=")[0]
-        if not first.startswith("--"):
-            raise UserError(f"command line: {unknown[0]!r} stands where an option --name was expected")
-        raise UserError(f"command line: unknown option {first}{schema.nearest(first, names)} (--help lists the options)")
-    own = {"ds_config", "resume", "dry_run", "explain", "world_size", "verbose", "local_rank"}
-    overrides = {path: value for path, value in vars(known).items() if path not in own}
-    if known.world_size is not None and (known.world_size < 1 or not (known.dry_run or known.explain)):
-        raise UserError("command line: --world_size takes a positive number, beside --dry_run or --explain; a run's own "
-                        "number of ranks is the launcher's (--num_gpus, --hostfile)")
-    return argparse.Namespace(**{name: getattr(known, name) for name in own}, overrides=overrides)
 
 
 class _Resolution:

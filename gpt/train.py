@@ -19,7 +19,8 @@ SAMPLE = "data/sample"
 
 
 def main():
-    from gpt.config import load, parse_command_line
+    from gpt.command_line import parse_command_line
+    from gpt.config import load
 
     args = parse_command_line(sys.argv[1:])
     world_size, rank = launched_world()

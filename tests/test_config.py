@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from conftest import tiny_run, write_run
 
-from gpt.config import load, parse_command_line, resolve
+from gpt.command_line import parse_command_line
+from gpt.config import load, resolve
 from gpt.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "ds_configs"

@@ -37,7 +37,7 @@ def main():
 
 def reference() -> str:
     from gpt import schema
-    from gpt.config import DEEPSPEED_OPTIONS
+    from gpt.command_line import DEEPSPEED_OPTIONS
 
     options = ", ".join(f"`--{name}` (`{path}`)" for name, path in DEEPSPEED_OPTIONS.items() if name != path)
     parts = [INTRODUCTION.format(options=options)]
