@@ -34,6 +34,9 @@ class Trainer:
 
     def _find_start(self, resume):
         """Tag of the checkpoint to go on from, or None."""
+        for folder in (self.run_dir, self.checkpoints):
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder} is a file, where a run wants to be kept: name another --run_dir")
         tag = checkpoint.latest(self.checkpoints)
         if tag is None and resume == "must":
             raise UserError(f"--resume must: {self.checkpoints} has no checkpoint to go on from")

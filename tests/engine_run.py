@@ -44,15 +44,18 @@ def main(config_file, out, data, *flags):
         for name, value in (("loss", found.loss), ("grad_norm", run.grad_norm), ("norms", found.norms),
                             ("scale", run.loss_scale), ("lr", lr)):  # fmt: skip
             result[name].append(value)
-    run.save(out, "global_step1", {"step": step})
+    staged = checkpoint.staging_tag(1)
+    run.save(out, staged, {"step": step})
     full = engine.deepspeed.utils.safe_get_full_fp32_param
     stage0 = config.engine["zero_optimization"]["stage"] == 0
     result["weights"] = {n: (p.detach() if stage0 else full(p)).clone() for n, p in run.module.named_parameters()}
     if world.rank == 0:
-        checkpoint.write_config(out / "global_step1" / checkpoint.CONFIG, resolved(config, dataset))
-        (out / "global_step1" / "tokenizer.model").write_bytes(dataset.vocab.model)
+        checkpoint.write_config(out / staged / checkpoint.CONFIG, resolved(config, dataset))
+        (out / staged / "tokenizer.model").write_bytes(dataset.vocab.model)
         torch.save(result, out / "result.pt")
     world.barrier()
+    if world.rank == 0:
+        checkpoint.commit(out, 1)
     engine.disconnect()
 
 

@@ -210,7 +210,7 @@ BAD_RUNS = [
      "512 needs: prepare more documents or lower train_batch_size to at most 240"),
     (["--eval_data_split", "java"], "{data} has no split 'java': it has train, test, python"),
     (["--resume", "must"], "--resume must: runs/tiny/checkpoints has no checkpoint to go on from"),
-    (["--run_dir", "tiny.json"], "tiny.json: File exists; make the path usable or give another one"),
+    (["--run_dir", "tiny.json"], "tiny.json is a file, where a run wants to be kept: name another --run_dir"),
     (["--seq_len", "0"], "command line: gpt.seq_len is 0, must be at least 2"),
     (["--grad_clip_norm", "-1"], "command line: gradient_clipping is -1.0, must be at least 0"),
     (["--preset", "smal"], "gpt.preset is 'smal' (did you mean 'small'?)"),
