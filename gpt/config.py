@@ -301,6 +301,9 @@ def resolve(tree, name: str, world_size: int = 1, overrides=None, lines=None, fi
     for block, variants in (("optimizer", schema.OPTIMIZERS), ("scheduler", schema.SCHEDULERS)):
         if isinstance(found.get(f"{block}.params"), dict) and found.get(f"{block}.type") in variants:
             found.fill(variants[found.get(f"{block}.type")], f"{block}.params")
+    if found.get("gpt.last_n") is None and found.get("gpt.seq_len") is not None:
+        if not any(path == "gpt.last_n" for path, _ in found.mistakes):
+            found.set("gpt.last_n", min(128, found.get("gpt.seq_len")), "derived: from gpt.seq_len")
     _contradictions(found)
     model, batch = _shape(found), _batch(found, world_size)
     if look_further is not None:

@@ -106,7 +106,8 @@ class Options:
     eval_every: int = option(int, 500, "steps between evaluations; 0 or less: never")
     max_eval_steps: int = option(int, 500, "batches of one evaluation, -1: the whole split", minimum=-1)
     eval_batch_size: int = option(int, 16, "windows of one evaluation batch, over all GPUs", minimum=1)
-    last_n: int = option(int, 128, "targets scored in each evaluation window but the first", minimum=1)
+    last_n: int | None = option(int, None, "targets scored in each evaluation window but the first; default 128, or "
+                                "seq_len where that is less", minimum=1)  # fmt: skip
     log_terminal_every: int = option(int, 100, "steps between lines on the terminal; 0 or less: never")
     log_metrics_every: int = option(int, 1, "steps between training lines of metrics.jsonl; 0 or less: never")
     log_grads_every: int = option(int, 1000, "steps between norms of weights, gradients and steps; 0 or less: never")

@@ -56,6 +56,11 @@ def test_precedence_is_defaults_then_file_then_command_line():
     assert resolve(tiny_run(gpt={"seed": 3}), "tiny", 1, {"gpt.seed": 4}).options.seed == 4
 
 
+def test_last_n_follows_a_short_context():
+    assert resolve(tiny_run(gpt={"last_n": None, "seq_len": 64}), "tiny").options.last_n == 64
+    assert resolve(tiny_run(gpt={"last_n": None, "seq_len": 512}), "tiny").options.last_n == 128
+
+
 def test_resolving_changes_nothing_it_was_given():
     tree = tiny_run()
     before = json.dumps(tree)
