@@ -1,14 +1,17 @@
 """Checkpoints as folders of files: staging, committing, finding, reading without running code. Knows no DeepSpeed.
 
     runs/24h/checkpoints/latest                 the name of the newest whole checkpoint
-    runs/24h/checkpoints/global_step1000/       DeepSpeed's files, config.yaml, tokenizer.model, and files.json with
-                                                the size and sha256 of each
+    runs/24h/checkpoints/global_step1000/       DeepSpeed's files, config.yaml, tokenizer.model, and checkpoint.json:
+                                                step, tokens, ranks, a probe batch with its loss, and every file's
+                                                size and sha256. It is written last, so it marks a whole checkpoint.
     runs/24h/checkpoints/.global_step1500.staging/   one that is being written, or what a crash left of one
 """
 
+import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -19,7 +22,8 @@ from gpt.errors import UserError
 from gpt.files import hash_file, sync, write_atomically
 
 LATEST = "latest"
-FILES = "files.json"
+MANIFEST = "checkpoint.json"
+FORMAT = 1
 CONFIG = "config.yaml"
 
 
@@ -32,68 +36,137 @@ def staging_tag(step: int) -> str:
     return f".{tag_of(step)}.staging"
 
 
-def commit(folder, step: int) -> Path:
-    """Make the staged checkpoint of `step` the latest one. Called by one process, after all have written."""
-    folder = Path(folder)
-    staged, final = folder / staging_tag(step), folder / tag_of(step)
-    files = {path.name: hash_file(path) for path in sorted(staged.iterdir())}
-    (staged / FILES).write_text(json.dumps(files, indent=1) + "\n", encoding="utf-8")
-    for path in staged.iterdir():
+def own_files(folder, rank: int) -> dict:
+    """{name: size and sha256} of the files that `rank` wrote into a staged checkpoint, written through to the disk."""
+    mine = [path for path in sorted(Path(folder).iterdir()) if rank_of(path) == rank]
+    for path in mine:
         sync(path)
-    sync(staged)
-    if final.exists():  # the same step, saved before a resume: replaced as a whole
-        old = folder / f".{tag_of(step)}.old"
+    return {path.name: hash_file(path) for path in mine}
+
+
+def rank_of(path) -> int:
+    """The rank whose part of a checkpoint a file is; 0 for what all share."""
+    found = re.match(r"zero_pp_rank_(\d+)_", path.name)
+    return int(found[1]) if found else 0
+
+
+def commit(folder, step: int, files: dict, facts: dict) -> Path:
+    """Make the staged checkpoint of `step` the latest one. Called by one process, after all have written.
+
+    files: {name: size and sha256} of everything in it. facts: what else its manifest shall hold.
+    """
+    folder = Path(folder)
+    staged, final, old = (folder / name for name in (staging_tag(step), tag_of(step), f".{tag_of(step)}.old"))
+    write_manifest(staged, {"format": FORMAT, "step": step, **facts, "files": files})
+    if final.exists():  # the same step, saved before a resume: set aside until the new one stands
         shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
     os.rename(staged, final)
+    sync(folder)
     write_atomically(folder / LATEST, final.name + "\n")
-    shutil.rmtree(folder / f".{tag_of(step)}.old", ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     return final
 
 
-def discard_leftovers(folder):
-    """Remove what a crash left half-written."""
+def clean_up(folder):
+    """Undo what a crash left: half-written checkpoints go, one that was set aside while its successor did not stand yet
+    comes back."""
     for path in Path(folder).glob(".global_step*"):
-        shutil.rmtree(path, ignore_errors=True)
+        tag = path.name[1:].rpartition(".")[0]
+        if path.name.endswith(".old") and not (Path(folder) / tag).exists():
+            os.rename(path, Path(folder) / tag)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def verify(folder):
-    """Raise UserError unless every file of a committed checkpoint is as it was written."""
-    folder = Path(folder)
+def retain(folder, keep_last: int, keep_every: int):
+    """Delete committed checkpoints but the newest `keep_last` and those at multiples of `keep_every` steps; 0 or less
+    keep_last keeps all. The one that `latest` names always stays."""
+    if keep_last <= 0:
+        return
+    tags = committed(folder)
+    named = _pointed_at(folder)
+    for tag in tags[:-keep_last]:
+        step = int(tag.removeprefix("global_step"))
+        if tag != named and not (keep_every > 0 and step % keep_every == 0):
+            doomed = Path(folder) / f".{tag}.staging"  # out of sight at once, so that no half of it can be found
+            os.rename(Path(folder) / tag, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def write_manifest(folder, manifest: dict):
+    """Write checkpoint.json with a sha256 of its own content."""
+    write_atomically(Path(folder) / MANIFEST, json.dumps({**manifest, "sha256": _seal(manifest)}) + "\n")
+
+
+def _seal(manifest):
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(folder) -> dict:
+    """The manifest of a committed checkpoint. Raises UserError where there is none, or none that can be read."""
+    path = Path(folder) / MANIFEST
     try:
-        files = json.loads((folder / FILES).read_text(encoding="utf-8"))
-        files = {str(name): dict(facts) for name, facts in files.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{folder / FILES} cannot be read, so the checkpoint cannot be verified: use another one (--tag, "
-                        "or its name in the file `latest`)") from error
-    for name, facts in files.items():
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT or manifest["sha256"] != _seal(manifest):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is missing or damaged, so the checkpoint was not committed or cannot be verified: use "
+                        "another one") from error
+    return manifest
+
+
+def verify(folder) -> dict:
+    """The manifest of a checkpoint of which every file is as it was written; UserError names the first that is not."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    for name, facts in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path} is missing: use another checkpoint (--tag, or its name in the file `latest`)")
-        if hash_file(path) != facts:
-            raise UserError(f"{path} is not as it was written (its sha256 differs): use another checkpoint (--tag, or its "
-                            "name in the file `latest`)")
+            raise UserError(f"{path} is missing: use another checkpoint")
+        if path.stat().st_size != facts["size"] or hash_file(path) != facts:
+            raise UserError(f"{path} is not as it was written (its size or sha256 differs): use another checkpoint")
+    return manifest
 
 
-def _committed(folder) -> list:
-    return sorted((p.name for p in Path(folder).glob("global_step*") if p.is_dir()), key=lambda name: (len(name), name))
+def committed(folder) -> list:
+    """Tags of the checkpoints in a folder, oldest first."""
+    tags = [path.name for path in Path(folder).glob("global_step*") if path.is_dir() and path.name[11:].isdecimal()]
+    return sorted(tags, key=lambda tag: int(tag[11:]))
+
+
+def _pointed_at(folder):
+    try:
+        return (Path(folder) / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return None
 
 
 def latest(folder) -> str | None:
-    """Tag of the newest committed checkpoint, or None where the folder has none. Raises UserError for a folder with
-    checkpoints of which none is named, since starting afresh would overwrite them."""
-    pointer = Path(folder) / LATEST
-    try:
-        tag = pointer.read_text(encoding="utf-8", errors="replace").strip()
-    except FileNotFoundError:
-        tag = None
-    there = _committed(folder)
-    if tag is None and not there:
+    """Tag that `latest` names; the newest committed one where it names none that is there; None without any."""
+    tags, named = committed(folder), _pointed_at(folder)
+    return named if named in tags else tags[-1] if tags else None
+
+
+def newest_good(folder, notices: list) -> str | None:
+    """Tag of the latest checkpoint that is whole; `notices` gets a sentence for each newer one that is not.
+
+    None where the folder has no checkpoint. Raises UserError where it has some and none is whole.
+    """
+    tag, tags = latest(folder), committed(folder)
+    if tag is None:
         return None
-    if tag is None or tag not in there:
-        found = f"names {tag[:80]!r}, which is not there" if tag is not None else "is missing"
-        raise UserError(f"{pointer} {found}: write the name of a checkpoint into it ({', '.join(there) or 'none is there'})")
-    return tag
+    if tag != _pointed_at(folder):
+        notices.append(f"{Path(folder) / LATEST} does not name a checkpoint that is there: taking {tag}")
+    for candidate in reversed(tags[: tags.index(tag) + 1]):
+        try:
+            verify(Path(folder) / candidate)
+            return candidate
+        except UserError as error:
+            notices.append(f"CHECKPOINT NOT USED: {error}; going back to an earlier one")
+    raise UserError(f"no checkpoint in {folder} is whole ({notices[-1].removeprefix('CHECKPOINT NOT USED: ')}): bring one back "
+                    "from a copy, or start afresh in another --run_dir")
 
 
 def resolve(folder, tag=None) -> Path:
@@ -104,8 +177,8 @@ def resolve(folder, tag=None) -> Path:
     if tag is None and (folder / CONFIG).is_file() and any(folder.glob("*_model_states.pt")):
         return folder
     tag = tag or latest(folder)
-    if tag not in _committed(folder):
-        there = ", ".join(_committed(folder))
+    if tag not in committed(folder):
+        there = ", ".join(committed(folder))
         raise UserError(f"{folder} has no checkpoint{f' {tag!r}' if tag else ''}: "
                         + (f"it has {there}" if there else "train first, or give a run's checkpoints folder"))
     return folder / tag

@@ -40,9 +40,11 @@ def _parser() -> Parser:
                     argument_default=argparse.SUPPRESS)  # fmt: skip
     parser.add_argument("--ds_config", required=True, metavar="FILE.json", help="the run's config, see ds_configs/, or "
                         "a run's config.yaml, to run it again")  # fmt: skip
-    parser.add_argument("--resume", choices=("auto", "must", "never"), default="auto",
+    parser.add_argument("--resume", default="auto", metavar="auto|must|never|TAG",
                         help="auto: go on from run_dir's latest checkpoint, if any (default); must: refuse to start "
-                        "afresh; never: refuse to go on")  # fmt: skip
+                        "afresh; never: refuse to go on; global_step1000: go on from that one")  # fmt: skip
+    parser.add_argument("--allow_change", action="append", default=[], metavar="KEY", help="let a setting differ from the "
+                        "checkpoint's, such as scheduler.params.max_lr; once for each")  # fmt: skip
     parser.add_argument("--dry_run", action="store_true", default=False, help="print what the run will cost, and end")
     parser.add_argument("--explain", action="store_true", default=False, help="print every value and where it comes "
                         "from, and end")  # fmt: skip
@@ -72,7 +74,10 @@ def parse_command_line(argv) -> argparse.Namespace:
         if not first.startswith("--"):
             raise UserError(f"command line: {unknown[0]!r} stands where an option --name was expected")
         raise UserError(f"command line: unknown option {first}{schema.nearest(first, names)} (--help lists the options)")
-    own = {"ds_config", "resume", "dry_run", "explain", "world_size", "verbose", "local_rank"}
+    own = {"ds_config", "resume", "allow_change", "dry_run", "explain", "world_size", "verbose", "local_rank"}
+    if known.resume not in ("auto", "must", "never") and not known.resume.startswith("global_step"):
+        raise UserError(f"command line: --resume {known.resume}: give auto, must, never or a checkpoint's name such as "
+                        "global_step1000")  # fmt: skip
     overrides = {path: value for path, value in vars(known).items() if path not in own}
     if known.world_size is not None and (known.world_size < 1 or not (known.dry_run or known.explain)):
         raise UserError("command line: --world_size takes a positive number, beside --dry_run or --explain; a run's own "

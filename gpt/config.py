@@ -37,6 +37,13 @@ class Config:
         return next((name for name in ("fp16", "bf16") if self.engine[name]["enabled"]), "fp32")
 
     @property
+    def moments(self) -> int:
+        """Numbers per parameter that the optimizer keeps beside the weight."""
+        if self.engine["optimizer"]["type"] != "SGD":
+            return 2
+        return 1 if self.engine["optimizer"]["params"].get("momentum") else 0
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.options.run_dir or f"runs/{self.name}")
 

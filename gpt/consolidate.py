@@ -87,10 +87,10 @@ def read_weights(source: Path):
     models = _rank_files(source, "mp_rank_00_model_states.pt", "zero_pp_rank_*_mp_rank_00_model_states.pt")
     model = checkpoint.load_weights_only(models[0], _STAND_INS)
     ranks, step = model["dp_world_size"], model["step"]
-    optimizers = sorted(source.glob("*_optim_states.pt"), key=_rank_of)
+    optimizers = sorted(source.glob("*_optim_states.pt"), key=checkpoint.rank_of)
     if not optimizers and model.get("optimizer") is not None:  # stage 0: the model file holds all, in fp32
         return step, 0, {name: weight.float() for name, weight in model["module"].items()}
-    missing = [r for r in range(ranks) if r not in [_rank_of(path) for path in optimizers]]
+    missing = [r for r in range(ranks) if r not in [checkpoint.rank_of(path) for path in optimizers]]
     if missing:
         raise UserError(f"{source} lacks zero_pp_rank_{missing[0]}_mp_rank_00_optim_states.pt of a run on {ranks} "
                         "rank(s): copy the checkpoint's files from every host into one folder")
@@ -103,14 +103,10 @@ def read_weights(source: Path):
 def _rank_files(source, single, pattern):
     if (source / single).is_file():
         return [source / single]
-    files = sorted(source.glob(pattern), key=_rank_of)
+    files = sorted(source.glob(pattern), key=checkpoint.rank_of)
     if not files:
         raise UserError(f"{source} holds no file {single} or {pattern}: it is no whole DeepSpeed checkpoint")
     return files
-
-
-def _rank_of(path):
-    return int(path.name.split("_")[3]) if "zero_pp_rank_" in path.name else 0
 
 
 def _join_stage12(states, groups):

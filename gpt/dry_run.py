@@ -9,7 +9,6 @@ from gpt.metrics import duration
 
 CLASSES = (3, 6, 12, 24, 48, 96, 192, 384)  # hours
 GPU_CHUNK_ELEMENTS = 1 << 26
-MOMENTS = {"Adam": 2, "AdamW": 2, "SGD": 0}
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "update")
 
 
@@ -65,7 +64,7 @@ def _memory(config):
     def estimate(at, checkpointing):
         return plan.memory(
             config.model, config.batch.micro_size, config.batch.world_size, at, config.precision, checkpointing,
-            GPU_CHUNK_ELEMENTS, MOMENTS[config.engine["optimizer"]["type"]], off and at > 0,
+            GPU_CHUNK_ELEMENTS, config.moments, off and at > 0,
             config.engine["zero_optimization"].get("stage3_max_live_parameters", 10**9),
         )  # fmt: skip
 
@@ -84,14 +83,17 @@ def _memory(config):
 def _disk(config):
     options = config.options
     size = plan.checkpoint_bytes(config.model, config.engine["zero_optimization"]["stage"], config.precision,
-                                 MOMENTS[config.engine["optimizer"]["type"]])  # fmt: skip
+                                 config.moments)  # fmt: skip
     every = options.log_ckpt_every
     count = math.ceil(options.max_train_steps / every) if every > 0 else 1
+    if 0 < options.keep_last < count:
+        forever = options.max_train_steps // options.keep_every if options.keep_every > 0 else 0
+        count = min(count, options.keep_last + 1 + forever)  # one more while it is being written
     place = config.run_dir.resolve()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
-    short = " - NOT ENOUGH: keep fewer with a larger log_ckpt_every" if count * size > free else ""
+    short = " - NOT ENOUGH: keep fewer with keep_last" if count * size > free else ""
     return [f"disk           {count} checkpoint(s) of {size / 1e9:.2f} GB: {count * size / 1e9:.1f} GB in {config.run_dir}, "
             f"{free / 1e9:.1f} GB free{short}"]  # fmt: skip
 

@@ -55,6 +55,13 @@ class World:
             torch.distributed.all_reduce(tensor)
         return tensor
 
+    def gather(self, value) -> list:
+        """Every rank's plain `value`, in the order of ranks."""
+        values = [value] * self.size
+        if self.size > 1:
+            torch.distributed.all_gather_object(values, value)
+        return values
+
     def tensor(self, values):
         """Numbers as a float64 tensor on this process's device."""
         return torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -152,7 +159,7 @@ class Engine:
             lr_scheduler=None if schedule is None else lambda inner: _Schedule(inner, schedule),
         )
         self._ds._copy_recovery_script = lambda folder: None  # a second zero_to_fp32.py, which loads pickles as code
-        self._ds.checkpoint_engine = _WeightsOnlyLoading(self._ds._config)
+        self._files = self._ds.checkpoint_engine = _CarefulFiles(self._ds._config)
         self.world, self.module = world, self._ds.module
         self._accumulation = config.batch.accumulation
         self._stage = config.engine["zero_optimization"]["stage"]
@@ -283,9 +290,20 @@ class Engine:
         norms = self.world.sum(squares).sqrt().tolist()
         return {kind: dict(zip(groups, row)) for kind, row in zip(("weight", "gradient", "update"), norms)}
 
-    def save(self, folder, tag: str, state: dict):
-        """Write this rank's part of a checkpoint into folder/tag; `state` is plain values. All ranks together."""
+    def probe(self, tokens) -> float:
+        """Loss of the present weights on tokens, int64 (rows, seq_len + 1); all ranks together on the same tokens."""
+        tokens = torch.from_numpy(tokens).to(self.world.device)
+        with torch.no_grad():
+            return self.module(tokens[:, :-1], tokens[:, 1:]).item()
+
+    def save(self, folder, tag: str, state: dict) -> str | None:
+        """Write this rank's part of a checkpoint into folder/tag; `state` is plain values. All ranks together.
+
+        Returns what went wrong on this rank, or None. Whatever it is, the other ranks are not left waiting.
+        """
+        self._files.failure = None
         self._ds.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
+        return self._files.failure
 
     def load(self, folder, tag: str) -> dict:
         """Load the checkpoint folder/tag of the same world size and ZeRO stage; returns its `state`."""
@@ -298,8 +316,17 @@ def _plain(value):
     return tuple(value) if isinstance(value, list) else value
 
 
-class _WeightsOnlyLoading(TorchCheckpointEngine):
-    """DeepSpeed's files, read without running code from their pickles."""
+class _CarefulFiles(TorchCheckpointEngine):
+    """DeepSpeed's files: read without running code from their pickles; a write that fails is noted, not raised, so that
+    DeepSpeed's own barriers still bring all ranks together."""
+
+    failure = None
+
+    def save(self, state_dict, path):
+        try:
+            super().save(state_dict, path)
+        except (OSError, RuntimeError) as error:
+            self.failure = self.failure or f"{path}: {str(error).splitlines()[0][:120]}"
 
     def load(self, path, map_location=None):
         return load_weights_only(path, _PICKLED, map_location)

@@ -43,9 +43,9 @@ def main():
         config = config.without_fp16("fp16 is asked for, but this machine has no GPU that computes in it: "
                                      "training in fp32")  # fmt: skip
     waits_for_sample = config.options.data_root == SAMPLE and not Path(SAMPLE).exists()
-    trainer = None if waits_for_sample else Trainer(config, data.open(config), rank, world_size, args.resume)
+    trainer = None if waits_for_sample else Trainer(config, data.open(config), rank, world_size, args.resume, args.allow_change)
     world = engine.connect(args.verbose)  # the sample is there now: rank 0 has made it
-    trainer = trainer or Trainer(config, data.open(config), rank, world_size, args.resume)
+    trainer = trainer or Trainer(config, data.open(config), rank, world_size, args.resume, args.allow_change)
     trainer.train(engine.Engine, world)
     engine.disconnect()
 

@@ -1,8 +1,9 @@
 """The training loop, and what surrounds it: start or resume, evaluate, save, report."""
 
+import shutil
 import time
 
-from gpt import checkpoint
+from gpt import checkpoint, plan
 from gpt.config import Config, leaves
 from gpt.corpus import TOKENIZER, Dataset, Streams
 from gpt.errors import RunError, UserError
@@ -16,10 +17,13 @@ class Trainer:
     """One run of `config` on `dataset`, kept in `config.run_dir`, as one of `world_size` ranks sees it.
 
     Making one checks everything that can be checked before a device is taken, and writes nothing but the run's folder
-    with its lock. Raises UserError.
+    with its lock. Rank 0 alone looks for a checkpoint, so that all go on from the same one. Raises UserError.
+
+    resume: auto, must, never or a checkpoint's tag. allowed: settings that may differ from the checkpoint's.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, rank: int, world_size: int, resume: str = "auto"):
+    def __init__(self, config: Config, dataset: Dataset, rank: int, world_size: int, resume: str = "auto",
+                 allowed=()):  # fmt: skip
         options, batch = config.options, config.batch
         self.config, self.dataset, self.run_dir, self.rank = config, dataset, config.run_dir, rank
         self.checkpoints = self.run_dir / "checkpoints"
@@ -29,27 +33,37 @@ class Trainer:
                                    options.last_n, options.eval_batch_size, options.max_eval_steps, rank,
                                    world_size)  # fmt: skip
         self.resolved = resolved(config, dataset)
-        self.start_tag = self._find_start(resume)
+        self.notices = list(config.notices)
+        self.start_tag = self._find_start(resume, allowed) if rank == 0 else None
         self.lock = FolderLock(self.run_dir) if rank == 0 else None
 
-    def _find_start(self, resume):
+    def _find_start(self, resume, allowed):
         """Tag of the checkpoint to go on from, or None."""
         for folder in (self.run_dir, self.checkpoints):
             if folder.exists() and not folder.is_dir():
                 raise UserError(f"{folder} is a file, where a run wants to be kept: name another --run_dir")
-        tag = checkpoint.latest(self.checkpoints)
+        if resume in ("auto", "must"):
+            tag = checkpoint.newest_good(self.checkpoints, self.notices)
+        else:
+            tag = checkpoint.latest(self.checkpoints) if resume == "never" else resume
+            if tag == resume:
+                checkpoint.verify(checkpoint.resolve(self.checkpoints, tag))
         if tag is None and resume == "must":
             raise UserError(f"--resume must: {self.checkpoints} has no checkpoint to go on from")
         if tag is not None and resume == "never":
             raise UserError(f"--resume never: {self.run_dir} already holds a run: name another --run_dir, or go on with "
                             "--resume auto")
         if tag is not None:
-            if self.rank == 0:
-                checkpoint.verify(self.checkpoints / tag)
             differences = _differences(checkpoint.read_config(self.checkpoints / tag / checkpoint.CONFIG), self.resolved)
+            unknown = [key for key in allowed if key not in differences]
+            if unknown:
+                raise UserError(f"--allow_change {unknown[0]}: that does not differ from the checkpoint; what differs: "
+                                f"{', '.join(differences) or 'nothing'}")
+            self.notices += [f"changed on resuming: {differences.pop(key)}" for key in allowed]
             if differences:
-                raise UserError(f"{self.run_dir} holds a run with other settings ({'; '.join(differences)}): name "
-                                "another --run_dir, or give the settings that it began with")
+                raise UserError(f"{self.run_dir} holds a run with other settings ({'; '.join(differences.values())}): name "
+                                "another --run_dir, give the settings that it began with, or allow a change on purpose "
+                                "with --allow_change KEY")
         return tag
 
     def train(self, make_engine, world):
@@ -61,7 +75,9 @@ class Trainer:
         options = self.config.options
         model = GPT(self.config.model, options.seed, options.activation_checkpointing)
         self.engine = make_engine(model, self.config, world)
-        self.step = self.engine.load(self.checkpoints, self.start_tag)["step"] if self.start_tag else 0
+        self.start_tag = world.gather(self.start_tag)[0]
+        self.probe = self.streams.batch(0, range(min(2, self.config.batch.global_size)))
+        self.step = self._load() if self.start_tag else 0
         self.saved_step = self.step if self.start_tag else None
         first, last = self.step, options.max_train_steps
         leader = world.rank == 0
@@ -71,7 +87,7 @@ class Trainer:
             return
         if leader:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            checkpoint.discard_leftovers(self.checkpoints)
+            checkpoint.clean_up(self.checkpoints)
             checkpoint.write_config(self.run_dir / checkpoint.CONFIG, self.resolved)
         world.barrier()
         self.metrics = Metrics(self.run_dir, self.config, self.resolved, active=leader)
@@ -90,12 +106,15 @@ class Trainer:
         if self.saved_step is None:
             self._save()
         self.progress.close()
+        if self.saved_step != self.step:
+            raise RunError(f"the run is done, but its last checkpoint could not be written to {self.checkpoints}: make room, "
+                           f"and the same command goes on from step {self.saved_step or 0}")  # fmt: skip
         self.progress.say(f"done: {self.step} steps, checkpoint {self.checkpoints / checkpoint.tag_of(self.saved_step)}")
         self.metrics.close()
 
     def _announce(self):
         model, batch = self.config.model, self.config.batch
-        for notice in self.config.notices:
+        for notice in self.notices:
             self.progress.say(f"notice: {notice}")
         if self.start_tag:
             self.progress.say(f"resuming {self.run_dir} after step {self.step}")
@@ -163,27 +182,77 @@ class Trainer:
                           f"{found['bits_per_byte']:.4f}")
         self.clock.go_on()
 
+    def _load(self) -> int:
+        """Load the checkpoint to go on from; returns its step. A loss that differs from the stored one is an error."""
+        manifest = checkpoint.read_manifest(self.checkpoints / self.start_tag)
+        self.engine.load(self.checkpoints, self.start_tag)
+        found, stored = self.engine.probe(self.probe), manifest["probe"]["loss"]
+        tolerance = 1e-5 if self.config.precision == "fp32" else 2e-3
+        if manifest["probe"]["tokens"] == self.probe.tolist() and not abs(found - stored) <= tolerance * abs(stored):
+            raise RunError(f"{self.checkpoints / self.start_tag} was loaded, but its weights give the loss {found:.6f} on its "
+                           f"probe batch, where they gave {stored:.6f} when it was saved: nothing was trained; go on from "
+                           "another checkpoint")  # fmt: skip
+        return manifest["step"]
+
     def _save(self):
-        """Write a checkpoint: all ranks into a staging folder, then rank 0 commits it."""
+        """Write a checkpoint: all ranks into a staging folder, then rank 0 commits it. If that fails anywhere, training
+        goes on, and earlier checkpoints are as they were."""
         self.clock.pause()
         began = time.perf_counter()
-        tag = checkpoint.staging_tag(self.step)
-        try:
-            self.engine.save(self.checkpoints, tag, {"step": self.step})
-        except (OSError, RuntimeError) as error:
-            raise RunError(f"the checkpoint of step {self.step} could not be written to {self.checkpoints} "
-                           f"({str(error).splitlines()[0][:120]}); earlier checkpoints are whole, and the same command goes "
-                           "on from the latest") from error  # fmt: skip
-        if self.world.rank == 0:
-            checkpoint.write_config(self.checkpoints / tag / checkpoint.CONFIG, self.resolved)
-            (self.checkpoints / tag / TOKENIZER).write_bytes(self.dataset.vocab.model)
-        self.world.barrier()
-        if self.world.rank == 0:
-            checkpoint.commit(self.checkpoints, self.step)
+        loss = self.engine.probe(self.probe)
+        staged = self.checkpoints / checkpoint.staging_tag(self.step)
+        failure = self._no_room()
+        if failure is None:
+            failure = self.engine.save(self.checkpoints, staged.name, {"step": self.step})
+            failure, files = self._hash(staged, failure)
+            everyone = self.world.gather((failure, files))
+            failure = next((failed for failed, _ in everyone if failed), None)
+            if failure is None:
+                failure = self._commit({name: facts for _, own in everyone for name, facts in own.items()}, loss)
+        if failure is None:
+            self.saved_step = self.step
             self.metrics.write({"event": "checkpoint", "step": self.step, "seconds": time.perf_counter() - began})
+        else:
+            self.metrics.write({"event": "checkpoint_failed", "step": self.step, "reason": failure})
+            self.progress.say(f"WARNING: the checkpoint of step {self.step} could not be written ({failure}); training goes "
+                              f"on, the latest checkpoint is that of step {self.saved_step or 0}")  # fmt: skip
+            if self.rank == 0:
+                shutil.rmtree(staged, ignore_errors=True)
         self.world.barrier()
-        self.saved_step = self.step
         self.clock.go_on()
+
+    def _no_room(self):
+        """Why a checkpoint would not fit on the disk, or None; rank 0 decides for all."""
+        config = self.config
+        need = plan.checkpoint_bytes(config.model, config.engine["zero_optimization"]["stage"], config.precision,
+                                     config.moments)  # fmt: skip
+        free = shutil.disk_usage(self.checkpoints).free
+        short = f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free" if free < need else None
+        return self.world.gather(short)[0]
+
+    def _hash(self, staged, failure):
+        """(failure, {name: size and sha256}) of this rank's files, after rank 0 has added what all share."""
+        try:
+            if self.rank == 0 and failure is None:
+                checkpoint.write_config(staged / checkpoint.CONFIG, self.resolved)
+                (staged / TOKENIZER).write_bytes(self.dataset.vocab.model)
+            return failure, checkpoint.own_files(staged, self.rank) if failure is None else {}
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}", {}
+
+    def _commit(self, files, loss):
+        """Rank 0 makes the staged checkpoint the latest; returns what went wrong, on all ranks."""
+        failure = None
+        if self.rank == 0:
+            tokens = self.step * self.config.batch.global_size * self.config.model.seq_len
+            facts = {"tokens": tokens, "ranks": self.world.size, "dataset": self.dataset.fingerprint,
+                     "probe": {"tokens": self.probe.tolist(), "loss": loss}}  # fmt: skip
+            try:
+                checkpoint.commit(self.checkpoints, self.step, files, facts)
+                checkpoint.retain(self.checkpoints, self.config.options.keep_last, self.config.options.keep_every)
+            except OSError as error:
+                failure = f"{error.filename}: {error.strerror}"
+        return self.world.gather(failure)[0]
 
 
 def _due(step, every):
@@ -196,8 +265,8 @@ def resolved(config: Config, dataset: Dataset) -> dict:
                                             "tokenizer": dataset.vocab.fingerprint}}  # fmt: skip
 
 
-def _differences(old: dict, new: dict) -> list:
-    """Settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer, seed; and
+def _differences(old: dict, new: dict) -> dict:
+    """{setting: sentence} of the settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer, seed; and
     what DeepSpeed's files fit: ranks and ZeRO stage."""
 
     def curve(tree):
@@ -211,10 +280,10 @@ def _differences(old: dict, new: dict) -> list:
             "zero_optimization.stage": (run.get("zero_optimization") or {}).get("stage"),
         }  # fmt: skip
 
-    differences = []
+    differences = {}
     then, now = curve(old), curve(new)
     for key in then:
         old_leaves, new_leaves = (dict(leaves({key: value})) for value in (then[key], now[key]))
-        differences += [f"{path} was {old_leaves.get(path)}, is {new_leaves.get(path)}"
-                        for path in {**old_leaves, **new_leaves} if old_leaves.get(path) != new_leaves.get(path)]
+        differences |= {path: f"{path} was {old_leaves.get(path)}, is {new_leaves.get(path)}"
+                        for path in {**old_leaves, **new_leaves} if old_leaves.get(path) != new_leaves.get(path)}
     return differences

@@ -1,0 +1,186 @@
+"""Checkpoints that are damaged, missing, too many or too large for the disk."""
+
+import os
+import shutil
+import sys
+
+import pytest
+from conftest import ROOT, read_metrics, write_run
+
+from gpt import checkpoint
+from gpt.consolidate import consolidate
+from gpt.errors import UserError
+
+TRAIN = ROOT / "gpt" / "train.py"
+FILES = ["checkpoint.json", "config.yaml", "mp_rank_00_model_states.pt", "tokenizer.model",
+         "zero_pp_rank_0_mp_rank_00_optim_states.pt"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, sample, run_command):
+    """A run of six steps with a checkpoint at each, of which the last three are kept."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_run(folder, gpt={"data_root": str(sample), "log_ckpt_every": 1})
+    done = run_command([sys.executable, TRAIN, "--ds_config", config], folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def go_on(run, run_command, *options, steps=8):
+    command = [sys.executable, TRAIN, "--ds_config", run / "tiny.json", "--max_train_steps", steps, *options]
+    return run_command(command, run)
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+
+
+def test_a_checkpoint_tells_what_it_is(run):
+    folder = run / "runs/tiny/checkpoints"
+    assert checkpoint.committed(folder) == ["global_step4", "global_step5", "global_step6"]
+    assert (folder / "latest").read_text() == "global_step6\n"
+    assert sorted(os.listdir(folder / "global_step6")) == FILES
+    manifest = checkpoint.verify(folder / "global_step6")
+    assert (manifest["step"], manifest["tokens"], manifest["ranks"]) == (6, 6 * 256, 1)
+    assert sorted([*manifest["files"], "checkpoint.json"]) == FILES
+    assert 6 < manifest["probe"]["loss"] < 8
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
+@pytest.mark.parametrize("name", FILES)
+def test_any_damage_is_found_named_and_walked_back_from(name, how, run):
+    folder = run / "runs/tiny/checkpoints"
+    damage(folder / "global_step6" / name, how)
+    with pytest.raises(UserError):
+        consolidate(folder, run / "out")
+    notices = []
+    assert checkpoint.newest_good(folder, notices) == "global_step5"
+    assert name in notices[0] and len(notices) == 1
+
+
+def test_a_resumed_run_says_loudly_what_it_did_not_use(run, run_command):
+    damage(run / "runs/tiny/checkpoints/global_step6/mp_rank_00_model_states.pt", "flipped")
+    done = go_on(run, run_command)
+    assert done.returncode == 0, done.stderr
+    assert "notice: CHECKPOINT NOT USED: runs/tiny/checkpoints/global_step6/mp_rank_00_model_states.pt is not as it was" in (
+        done.stdout
+    )
+    assert "resuming runs/tiny after step 5" in done.stdout
+    by_step = {}
+    for event in read_metrics(run / "runs/tiny", "train"):
+        by_step.setdefault(event["step"], []).append(event["loss"])
+    assert by_step[6][0] == by_step[6][1]
+    assert checkpoint.verify(run / "runs/tiny/checkpoints/global_step6")["step"] == 6  # written again, whole
+
+
+def test_no_whole_checkpoint_is_an_error_that_overwrites_nothing(run, run_command):
+    folder = run / "runs/tiny/checkpoints"
+    for tag in checkpoint.committed(folder):
+        damage(folder / tag / "config.yaml", "truncated")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = go_on(run, run_command)
+    assert done.returncode == 2
+    assert "error: no checkpoint in runs/tiny/checkpoints is whole" in done.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("content", [None, "", "..", "global_step99", "x" * 400])
+def test_a_lost_pointer_loses_nothing(content, run):
+    folder = run / "runs/tiny/checkpoints"
+    (folder / "latest").unlink() if content is None else (folder / "latest").write_text(content)
+    notices = []
+    assert checkpoint.newest_good(folder, notices) == "global_step6"
+    assert "does not name a checkpoint that is there: taking global_step6" in notices[0]
+
+
+def test_a_checkpoint_by_name(run, run_command):
+    done = go_on(run, run_command, "--resume", "global_step4")
+    assert done.returncode == 0 and "resuming runs/tiny after step 4" in done.stdout, done.stderr
+    done = go_on(run, run_command, "--resume", "global_step7000")
+    assert done.returncode == 2 and "has no checkpoint 'global_step7000': it has global_step" in done.stderr
+
+
+def test_a_change_must_be_allowed(run, run_command):
+    refused = go_on(run, run_command, "--max_lr", "0.002")
+    assert refused.returncode == 2 and "(scheduler.params.max_lr was 0.003, is 0.002)" in refused.stderr
+    wrong = go_on(run, run_command, "--max_lr", "0.002", "--allow_change", "seed")
+    assert wrong.returncode == 2 and "--allow_change seed: that does not differ from the checkpoint" in wrong.stderr
+    allowed = go_on(run, run_command, "--max_lr", "0.002", "--allow_change", "scheduler.params.max_lr")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "notice: changed on resuming: scheduler.params.max_lr was 0.003, is 0.002" in allowed.stdout
+
+
+def test_weights_that_are_not_those_that_were_saved_are_noticed(run, run_command):
+    folder = run / "runs/tiny/checkpoints/global_step6"
+    manifest = checkpoint.read_manifest(folder)
+    manifest["probe"]["loss"] *= 1.001
+    checkpoint.write_manifest(folder, manifest)
+    done = go_on(run, run_command)
+    assert done.returncode == 1
+    assert "its weights give the loss" in done.stderr and "nothing was trained" in done.stderr
+
+
+def test_what_a_crash_leaves_is_put_right(run):
+    folder = run / "runs/tiny/checkpoints"
+    os.rename(folder / "global_step6", folder / ".global_step6.old")  # killed between setting aside and renaming
+    (folder / ".global_step7.staging").mkdir()
+    checkpoint.clean_up(folder)
+    assert sorted(os.listdir(folder)) == ["global_step4", "global_step5", "global_step6", "latest"]
+
+
+def test_retention(tmp_path):
+    for step in range(1, 11):
+        (tmp_path / f"global_step{step}").mkdir()
+    (tmp_path / "latest").write_text("global_step3")
+    checkpoint.retain(tmp_path, 2, 4)
+    assert checkpoint.committed(tmp_path) == [f"global_step{step}" for step in (3, 4, 8, 9, 10)]
+    checkpoint.retain(tmp_path, 0, 0)
+    assert len(checkpoint.committed(tmp_path)) == 5
+
+
+def test_the_tool_names_what_is_damaged(run, run_command):
+    tool = [sys.executable, ROOT / "tools/verify_checkpoint.py"]
+    done = run_command([*tool, "runs/tiny/checkpoints"], run)
+    assert done.returncode == 0 and done.stdout.count("whole, 4 files") == 3
+    damage(run / "runs/tiny/checkpoints/global_step5/tokenizer.model", "truncated")
+    done = run_command([*tool, "runs/tiny/checkpoints"], run)
+    assert done.returncode == 1 and done.stdout.count("whole, 4 files") == 2
+    assert "global_step5: NOT WHOLE: runs/tiny/checkpoints/global_step5/tokenizer.model is not as it was" in done.stdout
+    assert run_command([*tool, "runs/tiny"], run).returncode == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_does_not_stop_the_training(sample, tmp_path, run_command):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = run_command(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], tmp_path)
+    if mounted.returncode:
+        pytest.skip("this machine mounts no tmpfs")
+    try:
+        options = {"data_root": str(sample), "log_ckpt_every": 2, "keep_last": 5, "run_dir": str(disk / "run")}
+        config = write_run(tmp_path, gpt=options)
+        done = run_command([sys.executable, TRAIN, "--ds_config", config], tmp_path)
+        assert "WARNING: the checkpoint of step 4 could not be written" in done.stdout
+        assert "step 6/6" in done.stdout
+        assert done.returncode == 1 and "the run is done, but its last checkpoint could not be written" in done.stderr
+        assert checkpoint.newest_good(disk / "run/checkpoints", []) == "global_step2"
+        assert sorted(os.listdir(disk / "run/checkpoints")) == ["global_step2", "latest"]
+        make_room = run_command(["mount", "-o", "remount,size=30m", disk], tmp_path)
+        assert make_room.returncode == 0
+        done = run_command([sys.executable, TRAIN, "--ds_config", config], tmp_path)
+        assert done.returncode == 0 and "after step 2" in done.stdout
+    finally:
+        run_command(["umount", disk], tmp_path)
