@@ -25,6 +25,7 @@ setup(
         "pyyaml>=6,<7",
         "safetensors>=0.4.3,<1",
         "tqdm>=4.60,<5",
+        "psutil>=5.9",
         "tensorboard>=2.14,<3",
         "wandb>=0.19,<1",
     ],

@@ -11,6 +11,7 @@ from gpt.evaluation import Evaluator, Tally, summary
 from gpt.files import FolderLock
 from gpt.metrics import Clock, Metrics, Progress
 from gpt.model import GPT
+from gpt.signals import StopRequest
 
 
 class Trainer:
@@ -71,7 +72,7 @@ class Trainer:
 
         make_engine: gpt.engine.Engine. world: gpt.engine.World.
         """
-        self.world = world
+        self.world, self.stop = world, StopRequest()
         options = self.config.options
         model = GPT(self.config.model, options.seed, options.activation_checkpointing)
         self.engine = make_engine(model, self.config, world)
@@ -96,21 +97,33 @@ class Trainer:
         self._announce()
         if not self.start_tag and options.eval_every > 0:
             self._evaluate()
-        self._mark = (self.step, self.clock.seconds())
-        while self.step < last:
+        self._mark, stopping = (self.step, self.clock.seconds()), self._must_stop()
+        while self.step < last and not stopping:
             self._train_step()
+            if stopping := self._must_stop():
+                break
             if _due(self.step, options.eval_every) or (self.step == last and options.eval_every > 0):
                 self._evaluate()
             if _due(self.step, options.log_ckpt_every) or self.step == last:
                 self._save()
-        if self.saved_step is None:
+        if self.saved_step is None or (stopping and self.saved_step != self.step):
             self._save()
         self.progress.close()
+        if stopping and self.saved_step == self.step:
+            self.metrics.write({"event": "stopped", "step": self.step, "reason": stopping})
+            self.progress.say(f"stopped by {stopping} and saved after step {self.step} of {last}: the same command goes on")
+            self.metrics.close()
+            return
         if self.saved_step != self.step:
             raise RunError(f"the run is done, but its last checkpoint could not be written to {self.checkpoints}: make room, "
                            f"and the same command goes on from step {self.saved_step or 0}")  # fmt: skip
         self.progress.say(f"done: {self.step} steps, checkpoint {self.checkpoints / checkpoint.tag_of(self.saved_step)}")
         self.metrics.close()
+
+    def _must_stop(self) -> str | None:
+        """Why the run must stop now, if any rank was asked to; all ranks find the same."""
+        asked = self.world.sum(self.world.tensor([0.0 if self.stop.reason is None else 1.0])).item()
+        return next(reason for reason in self.world.gather(self.stop.reason) if reason) if asked else None
 
     def _announce(self):
         model, batch = self.config.model, self.config.batch

@@ -1,0 +1,70 @@
+"""A request to stop, from a signal or because the launcher is gone, that a run acts on between two steps."""
+
+import os
+import signal
+import threading
+import time
+
+import psutil
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+GRACE_SECONDS = 25  # DeepSpeed's launcher kills what still runs 30 s after it was told to end
+WATCH_SECONDS = 0.5
+
+
+class StopRequest:
+    """`reason` is None until this process is asked to stop, then a few words.
+
+    SIGTERM, SIGINT and SIGUSR1 ask; a second SIGINT leaves at once. A launcher that dies tells its ranks nothing, and
+    they would train on unseen, so a thread watches it: once it is gone this process is asked to stop too, and ends by
+    itself if it could not within GRACE_SECONDS, for example because other ranks no longer answer.
+    """
+
+    def __init__(self):
+        self.reason = None
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+        watched = _launchers()
+        if watched:
+            threading.Thread(target=self._watch, args=(watched,), daemon=True).start()
+
+    def _on_signal(self, number, frame):
+        if number == signal.SIGINT and self.reason is not None:
+            os._exit(130)
+        self.reason = self.reason or signal.Signals(number).name
+
+    def _watch(self, watched):
+        while all(_parent_of(pid) == parent for pid, parent in watched):
+            time.sleep(WATCH_SECONDS)
+        self.reason = self.reason or "the launcher is gone"
+        time.sleep(GRACE_SECONDS)
+        os._exit(1)
+
+
+def _launchers() -> list:
+    """(process, its parent) of this process and of each launcher above it that could die alone.
+
+    `deepspeed` starts `deepspeed.launcher.launch`, which starts the ranks; `torchrun` starts them itself. A shell is no
+    launcher: a run in the background outlives its shell.
+    """
+    found, process = [], psutil.Process()
+    try:
+        while (parent := process.parent()) is not None and _is_launcher(parent):
+            found.append((process.pid, parent.pid))
+            process = parent
+    except psutil.Error:
+        pass  # a process that may not be looked at is not watched
+    return found
+
+
+def _is_launcher(process):
+    words = process.cmdline()
+    return any(os.path.basename(word) in ("deepspeed", "deepspeed.launcher.launch", "torchrun") or word.startswith(
+        ("deepspeed.launcher", "torch.distributed")) for word in words)  # fmt: skip
+
+
+def _parent_of(pid):
+    try:
+        return psutil.Process(pid).ppid()
+    except psutil.Error:
+        return None
