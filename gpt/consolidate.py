@@ -7,6 +7,7 @@ by stand-ins. A consolidated folder holds model.safetensors, config.yaml and tok
 import math
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -84,20 +85,63 @@ def consolidate(checkpoint_dir, output_dir, tag=None) -> dict:
 
 def read_weights(source: Path):
     """(step, ZeRO stage, {name: fp32 tensor}) of a checkpoint's folder."""
+    state = read_state(source)
+    return state.step, state.stage, state.weights
+
+
+@dataclass(frozen=True)
+class FullState:
+    """A checkpoint with its tensors whole, whatever ranks and ZeRO stage wrote it."""
+
+    step: int
+    stage: int
+    weights: dict  # {parameter name: fp32 tensor}
+    moments: dict  # {"exp_avg", "exp_avg_sq" or "momentum_buffer": {parameter name: fp32 tensor}}
+    updates: float  # optimizer steps that the moments have seen
+    scheduler: dict | None  # the scheduler's own state
+
+
+def read_state(source: Path) -> FullState:
+    """All tensors of a checkpoint's folder, put together. Raises UserError where a file is missing or strange."""
     models = _rank_files(source, "mp_rank_00_model_states.pt", "zero_pp_rank_*_mp_rank_00_model_states.pt")
     model = checkpoint.load_weights_only(models[0], _STAND_INS)
-    ranks, step = model["dp_world_size"], model["step"]
     optimizers = sorted(source.glob("*_optim_states.pt"), key=checkpoint.rank_of)
-    if not optimizers and model.get("optimizer") is not None:  # stage 0: the model file holds all, in fp32
-        return step, 0, {name: weight.float() for name, weight in model["module"].items()}
-    missing = [r for r in range(ranks) if r not in [checkpoint.rank_of(path) for path in optimizers]]
-    if missing:
-        raise UserError(f"{source} lacks zero_pp_rank_{missing[0]}_mp_rank_00_optim_states.pt of a run on {ranks} "
-                        "rank(s): copy the checkpoint's files from every host into one folder")
-    states = [checkpoint.load_weights_only(p, _STAND_INS, mmap=True)["optimizer_state_dict"] for p in optimizers[:ranks]]
-    stage = int(states[0]["zero_stage"])
-    groups = model["param_shapes"]
-    return step, stage, (_join_stage3 if stage == 3 else _join_stage12)(states, groups)
+    try:
+        if not optimizers and model.get("optimizer") is not None:
+            return _unshared(model)
+        ranks = model["dp_world_size"]
+        missing = [r for r in range(ranks) if r not in [checkpoint.rank_of(path) for path in optimizers]]
+        if missing:
+            raise UserError(f"{source} lacks zero_pp_rank_{missing[0]}_mp_rank_00_optim_states.pt of a run on {ranks} "
+                            "rank(s): copy the checkpoint's files from every host into one folder")
+        states = [checkpoint.load_weights_only(path, _STAND_INS, mmap=True)["optimizer_state_dict"] for path in optimizers]
+        return _shared(model, states[:ranks])
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{source} is not a checkpoint of this trainer ({type(error).__name__}: {error})") from error
+
+
+def _unshared(model) -> FullState:
+    """Stage 0: the model file holds all, in fp32."""
+    names, inner = list(model["module"]), model["optimizer"]["state"]
+    keys = [key for key, value in inner.get(0, {}).items() if torch.is_tensor(value) and value.dim()]
+    moments = {key: {name: inner[index][key] for index, name in enumerate(names)} for key in keys}
+    weights = {name: weight.float() for name, weight in model["module"].items()}
+    return FullState(model["step"], 0, weights, moments, float(inner.get(0, {}).get("step", 0)), model["lr_scheduler"])
+
+
+def _shared(model, states) -> FullState:
+    """Stages 1 to 3: every rank's optimizer file holds its stretches of weights and moments."""
+    stage, groups = int(states[0]["zero_stage"]), model["param_shapes"]
+    if stage == 3:
+        flat, inner = [state["fp32_flat_groups"] for state in states], [s["optimizer_state_dict"]["state"] for s in states]
+    else:
+        flat = [state["single_partition_of_fp32_groups"] for state in states]
+        inner = [state["base_optimizer_state"]["state"] for state in states]
+    join = _join_stage3 if stage == 3 else _join_stage12
+    first = inner[0].get(0, {})
+    keys = [key for key, value in first.items() if torch.is_tensor(value) and value.shape == flat[0][0].shape]
+    moments = {key: join([[s[index][key] for index in range(len(s))] for s in inner], groups) for key in keys}
+    return FullState(model["step"], stage, join(flat, groups), moments, float(first.get("step", 0)), model["lr_scheduler"])
 
 
 def _rank_files(source, single, pattern):
@@ -109,12 +153,14 @@ def _rank_files(source, single, pattern):
     return files
 
 
-def _join_stage12(states, groups):
-    """Each group's parameters lie flattened one after another, and every rank holds an equal stretch of them."""
+def _join_stage12(flat, groups):
+    """Each group's parameters lie flattened one after another, and every rank holds an equal stretch of them.
+
+    flat: per rank, a flat tensor per group.
+    """
     weights = {}
     for index, shapes in enumerate(groups):
-        stretches = [state["single_partition_of_fp32_groups"][index] for state in states]
-        start = 0
+        stretches, start = [rank[index] for rank in flat], 0
         for name, shape in shapes.items():
             weights[name] = _cut(stretches, start, math.prod(shape)).view(shape)
             start += math.prod(shape)
@@ -132,9 +178,9 @@ def _cut(stretches, start, count):
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _join_stage3(states, groups):
-    """Every parameter is cut into equal stretches, one per rank, the last one padded."""
-    flat = [torch.cat(state["fp32_flat_groups"]) for state in states]
+def _join_stage3(flat, groups):
+    """Every parameter is cut into equal stretches, one per rank, the last one padded. flat as in `_join_stage12`."""
+    flat = [rank[0] if len(rank) == 1 else torch.cat(rank) for rank in flat]
     weights, start = {}, 0
     for name, shape in ((name, shape) for shapes in groups for name, shape in shapes.items()):
         count = math.prod(shape)

@@ -311,6 +311,68 @@ class Engine:
         assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
         return state
 
+    def adopt(self, full, loss_scale: float):
+        """Take over whole tensors (gpt.consolidate.FullState) of a run on other ranks or at another ZeRO stage."""
+        inner = self._ds.optimizer if self._stage == 0 else self._ds.optimizer.optimizer
+        for parameter, name in self._names.items():
+            flat, start, size = self._home(parameter)
+            if flat is None:
+                continue
+            own = self._own_stretch(parameter, full.weights[name])
+            flat.data.view(-1).narrow(0, start, size)[: own.numel()].copy_(own)
+            state = inner.state[flat]
+            for key, values in full.moments.items():
+                if key not in state:
+                    state[key] = torch.zeros_like(flat, dtype=torch.float32)
+                    state["step"] = torch.tensor(full.updates, dtype=torch.float32)
+                own = self._own_stretch(parameter, values[name]).to(flat.device)
+                state[key].view(-1).narrow(0, start, size)[: own.numel()].copy_(own)
+        self._refresh_weights()
+        if self._ds.lr_scheduler is not None:
+            self._ds.lr_scheduler.load_state_dict(full.scheduler)
+            for group, lr in zip(self._ds.optimizer.param_groups, self._ds.lr_scheduler.get_lr()):
+                group["lr"] = lr
+        if self._ds.fp16_enabled():
+            self._ds.optimizer.loss_scaler.cur_scale = loss_scale
+
+    def _home(self, parameter):
+        """(flat tensor that the optimizer updates, where in it this rank's stretch of a parameter begins, its size)."""
+        if self._stage == 0:
+            return parameter, 0, parameter.numel()
+        zero = self._ds.optimizer
+        if self._stage == 3:
+            group, start, size = zero.grad_position[zero.get_param_id(parameter)]
+            return zero.fp32_partitioned_groups_flat[group], start, size
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None, 0, 0
+        address = mapping.hp_fragment_address
+        return zero.single_partition_of_fp32_groups[mapping.param_group_index], address.start, address.numel
+
+    def _own_stretch(self, parameter, values):
+        """This rank's part of a whole tensor of the parameter's shape, flat."""
+        values = values.reshape(-1)
+        if self._stage == 3:
+            size = parameter.ds_tensor.numel()
+            return values[size * self.world.rank :][: self._own_size(parameter)]
+        if self._stage:
+            address = parameter._hp_mapping.lp_fragment_address
+            return values[address.start : address.start + address.numel]
+        return values
+
+    def _refresh_weights(self):
+        """Have the weights of the hot loop follow their fp32 copies."""
+        if self._stage == 3:
+            for parameter in self._names:
+                own = self._weight(parameter)
+                parameter.ds_tensor.data.view(-1)[: own.numel()].copy_(own)
+            persistent = self._ds.optimizer.persistent_parameters
+            if persistent:
+                persistent[0].partition(persistent)
+                persistent[0].all_gather(persistent)
+        elif self._stage:
+            self._ds.optimizer.update_lp_params()
+
 
 def _plain(value):
     return tuple(value) if isinstance(value, list) else value

@@ -5,6 +5,7 @@ import time
 
 from gpt import checkpoint, plan
 from gpt.config import Config, leaves
+from gpt.consolidate import read_state
 from gpt.corpus import TOKENIZER, Dataset, Streams
 from gpt.errors import RunError, UserError
 from gpt.evaluation import Evaluator, Tally, summary
@@ -198,11 +199,19 @@ class Trainer:
     def _load(self) -> int:
         """Load the checkpoint to go on from; returns its step. A loss that differs from the stored one is an error."""
         manifest = checkpoint.read_manifest(self.checkpoints / self.start_tag)
-        self.engine.load(self.checkpoints, self.start_tag)
+        folder = self.checkpoints / self.start_tag
+        here = {"ranks": self.world.size, "zero_stage": self.config.engine["zero_optimization"]["stage"],
+                "precision": self.config.precision}  # fmt: skip
+        there = {key: manifest[key] for key in here}
+        if here == there:
+            self.engine.load(self.checkpoints, self.start_tag)
+        else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
+            self.engine.adopt(read_state(folder), manifest["loss_scale"])
+            self.notices.append(f"the checkpoint was written as {there}, and goes on as {here}")
         found, stored = self.engine.probe(self.probe), manifest["probe"]["loss"]
-        tolerance = 1e-5 if self.config.precision == "fp32" else 2e-3
+        tolerance = 1e-5 if self.config.precision == there["precision"] == "fp32" else 2e-3
         if manifest["probe"]["tokens"] == self.probe.tolist() and not abs(found - stored) <= tolerance * abs(stored):
-            raise RunError(f"{self.checkpoints / self.start_tag} was loaded, but its weights give the loss {found:.6f} on its "
+            raise RunError(f"{folder} was loaded, but its weights give the loss {found:.6f} on its "
                            f"probe batch, where they gave {stored:.6f} when it was saved: nothing was trained; go on from "
                            "another checkpoint")  # fmt: skip
         return manifest["step"]
@@ -258,7 +267,9 @@ class Trainer:
         failure = None
         if self.rank == 0:
             tokens = self.step * self.config.batch.global_size * self.config.model.seq_len
-            facts = {"tokens": tokens, "ranks": self.world.size, "dataset": self.dataset.fingerprint,
+            facts = {"tokens": tokens, "ranks": self.world.size, "precision": self.config.precision,
+                     "zero_stage": self.config.engine["zero_optimization"]["stage"],
+                     "loss_scale": self.engine.loss_scale, "dataset": self.dataset.fingerprint,
                      "probe": {"tokens": self.probe.tolist(), "loss": loss}}  # fmt: skip
             try:
                 checkpoint.commit(self.checkpoints, self.step, files, facts)
@@ -279,8 +290,7 @@ def resolved(config: Config, dataset: Dataset) -> dict:
 
 
 def _differences(old: dict, new: dict) -> dict:
-    """{setting: sentence} of the settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer, seed; and
-    what DeepSpeed's files fit: ranks and ZeRO stage."""
+    """{setting: sentence} of the settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer, seed."""
 
     def curve(tree):
         run = tree["run"]
@@ -289,8 +299,6 @@ def _differences(old: dict, new: dict) -> dict:
             "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
             "train_batch_size": run.get("train_batch_size"), "seed": (run.get("gpt") or {}).get("seed"),
             "dataset": (tree.get("dataset") or {}).get("fingerprint"),
-            "ranks": tree["batch"].get("world_size") if isinstance(tree.get("batch"), dict) else None,
-            "zero_optimization.stage": (run.get("zero_optimization") or {}).get("stage"),
         }  # fmt: skip
 
     differences = {}
