@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 
 import psutil
 
@@ -22,11 +21,17 @@ class StopRequest:
 
     def __init__(self):
         self.reason = None
-        for number in SIGNALS:
-            signal.signal(number, self._on_signal)
-        watched = _launchers()
-        if watched:
-            threading.Thread(target=self._watch, args=(watched,), daemon=True).start()
+        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, args=(_launchers(),), daemon=True)
+        self._thread.start()
+
+    def close(self):
+        """Listen no more: the run is over."""
+        self._closed.set()
+        self._thread.join()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number, frame):
         if number == signal.SIGINT and self.reason is not None:
@@ -35,10 +40,11 @@ class StopRequest:
 
     def _watch(self, watched):
         while all(_parent_of(pid) == parent for pid, parent in watched):
-            time.sleep(WATCH_SECONDS)
+            if self._closed.wait(WATCH_SECONDS):
+                return
         self.reason = self.reason or "the launcher is gone"
-        time.sleep(GRACE_SECONDS)
-        os._exit(1)
+        if not self._closed.wait(GRACE_SECONDS):
+            os._exit(1)
 
 
 def _launchers() -> list:

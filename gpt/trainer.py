@@ -69,57 +69,62 @@ class Trainer:
         return tag
 
     def train(self, make_engine, world):
-        """From the first step, or the one after the latest checkpoint, to the last. All ranks call it together.
+        """Train, evaluate and save until the last step or a request to stop. All ranks call it together.
 
         make_engine: gpt.engine.Engine. world: gpt.engine.World.
         """
         self.world, self.stop = world, StopRequest()
-        options = self.config.options
-        model = GPT(self.config.model, options.seed, options.activation_checkpointing)
-        self.engine = make_engine(model, self.config, world)
-        self.start_tag = world.gather(self.start_tag)[0]
-        self.probe = self.streams.batch(0, range(min(2, self.config.batch.global_size)))
-        self.step = self._load() if self.start_tag else 0
-        self.saved_step = self.step if self.start_tag else None
-        first, last = self.step, options.max_train_steps
-        leader = world.rank == 0
-        if self.start_tag and first >= last:
-            Progress(first, first, leader).say(f"{self.run_dir} is at step {first} already, and max_train_steps is {last}: "
-                                               "nothing to do")  # fmt: skip
+        try:
+            self._run(make_engine)
+        finally:
+            self.stop.close()
+
+    def _run(self, make_engine):
+        self._begin(make_engine)
+        options, last, stopping = self.config.options, self.config.options.max_train_steps, None
+        if self.start_tag and self.step >= last:
+            self.progress.say(f"{self.run_dir} is at step {self.step} already, and max_train_steps is {last}: nothing to do")
             return
-        if leader:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            checkpoint.clean_up(self.checkpoints)
-            checkpoint.write_config(self.run_dir / checkpoint.CONFIG, self.resolved)
-        world.barrier()
-        self.metrics = Metrics(self.run_dir, self.config, self.resolved, active=leader)
-        self.progress = Progress(first, last, active=leader)
-        self.clock = Clock()
         self._announce()
         if not self.start_tag and options.eval_every > 0:
             self._evaluate()
-        self._mark, stopping = (self.step, self.clock.seconds()), self._must_stop()
-        while self.step < last and not stopping:
+        self._mark = (self.step, self.clock.seconds())
+        while self.step < last and not (stopping := self._must_stop()):
             self._train_step()
-            if stopping := self._must_stop():
-                break
             if _due(self.step, options.eval_every) or (self.step == last and options.eval_every > 0):
                 self._evaluate()
             if _due(self.step, options.log_ckpt_every) or self.step == last:
                 self._save()
         if self.saved_step is None or (stopping and self.saved_step != self.step):
             self._save()
+        self._end(stopping)
+
+    def _begin(self, make_engine):
+        """Make the engine and load the checkpoint that rank 0 found."""
+        world, options = self.world, self.config.options
+        model = GPT(self.config.model, options.seed, options.activation_checkpointing)
+        self.engine = make_engine(model, self.config, world)
+        self.start_tag = world.gather(self.start_tag)[0]
+        self.probe = self.streams.batch(0, range(min(2, self.config.batch.global_size)))
+        self.step = self._load() if self.start_tag else 0
+        self.saved_step = self.step if self.start_tag else None
+        self.progress = Progress(self.step, options.max_train_steps, active=world.rank == 0)
+        self.clock = Clock()
+
+    def _end(self, stopping):
+        """Say how the run ended. Raises RunError where its last steps could not be saved."""
         self.progress.close()
         if stopping and self.saved_step == self.step:
             self.metrics.write({"event": "stopped", "step": self.step, "reason": stopping})
-            self.progress.say(f"stopped by {stopping} and saved after step {self.step} of {last}: the same command goes on")
-            self.metrics.close()
-            return
-        if self.saved_step != self.step:
-            raise RunError(f"the run is done, but its last checkpoint could not be written to {self.checkpoints}: make room, "
-                           f"and the same command goes on from step {self.saved_step or 0}")  # fmt: skip
-        self.progress.say(f"done: {self.step} steps, checkpoint {self.checkpoints / checkpoint.tag_of(self.saved_step)}")
         self.metrics.close()
+        if self.saved_step != self.step:
+            raise RunError(f"the last checkpoint could not be written to {self.checkpoints}: make room, and the same command "
+                           f"goes on from step {self.saved_step or 0}")  # fmt: skip
+        if stopping:
+            self.progress.say(f"stopped by {stopping} and saved after step {self.step} of "
+                              f"{self.config.options.max_train_steps}: the same command goes on")  # fmt: skip
+        else:
+            self.progress.say(f"done: {self.step} steps, checkpoint {self.checkpoints / checkpoint.tag_of(self.step)}")
 
     def _must_stop(self) -> str | None:
         """Why the run must stop now, if any rank was asked to; all ranks find the same."""
@@ -127,6 +132,13 @@ class Trainer:
         return next(reason for reason in self.world.gather(self.stop.reason) if reason) if asked else None
 
     def _announce(self):
+        """Open the run's files and say what is about to run."""
+        if self.rank == 0:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            checkpoint.clean_up(self.checkpoints)
+            checkpoint.write_config(self.run_dir / checkpoint.CONFIG, self.resolved)
+        self.world.barrier()
+        self.metrics = Metrics(self.run_dir, self.config, self.resolved, active=self.rank == 0)
         model, batch = self.config.model, self.config.batch
         for notice in self.notices:
             self.progress.say(f"notice: {notice}")

@@ -55,5 +55,5 @@ def write_run(folder, name="tiny", **options):
 
 def read_metrics(run_dir, event=None):
     lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    events = [json.loads(line) for line in lines]
+    events = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be half written
     return [e for e in events if event is None or e["event"] == event]

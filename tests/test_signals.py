@@ -48,14 +48,21 @@ def check(who, name, port, sample, folder, run_command):
     run_dir = folder / "runs/tiny"
     with open(folder / "out", "w") as out:
         started = subprocess.Popen(command, cwd=folder, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}, stdout=out,
-                                   stderr=out, start_new_session=True)  # fmt: skip
-    wait_for(lambda: steps_done(run_dir) >= 8, 90, "the first steps")
-    processes = tree(started)
-    assert len(processes["rank"]) == 2
-    everyone = sum(processes.values(), [])
-    processes[who][0].send_signal(getattr(signal, f"SIG{name}"))
-    started.wait(60)
-    wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in everyone), 60, "ending")
+                                   stderr=out, start_new_session=True,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+    everyone = []
+    try:
+        wait_for(lambda: steps_done(run_dir) >= 8, 90, "the first steps")
+        processes = tree(started)
+        everyone = sum(processes.values(), [])
+        assert len(processes["rank"]) == 2
+        processes[who][0].send_signal(getattr(signal, f"SIG{name}"))
+        started.wait(60)
+        wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in everyone), 60, "ending")
+    finally:
+        for process in everyone or [psutil.Process(started.pid)]:
+            if process.is_running():
+                process.kill()
     notices = []
     tag = checkpoint.newest_good(run_dir / "checkpoints", notices)
     assert notices == []
