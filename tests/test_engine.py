@@ -60,7 +60,10 @@ def run_engine(run_command, folder, config, sample, ranks, *flags):
     return torch.load(folder / "result.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("stage, ranks, clip", [(0, 2, 0.0), (1, 2, 0.25), (2, 2, 0.0), (3, 2, 0.25), (1, 1, 0.0)])
+@pytest.mark.parametrize("stage, ranks, clip", [
+    (1, 2, 0.25), (3, 2, 0.0), pytest.param(0, 2, 0.0, marks=pytest.mark.slow),
+    pytest.param(2, 2, 0.0, marks=pytest.mark.slow), pytest.param(3, 2, 0.25, marks=pytest.mark.slow),
+    pytest.param(1, 1, 0.0, marks=pytest.mark.slow)])  # fmt: skip
 def test_the_engine_does_what_plain_torch_does(stage, ranks, clip, sample, tmp_path, run_command):
     # Adam hardly sees the gradient's size, so clipping is tried with SGD.
     optimizer = {"optimizer": {"type": "SGD"}} if clip else {}

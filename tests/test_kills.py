@@ -74,8 +74,8 @@ def check(kills, undisturbed, sample, folder):
     assert not list(Path(run_dir / "checkpoints").glob(".*"))
 
 
-def test_three_kills(undisturbed, sample, tmp_path):
-    check(3, undisturbed, sample, tmp_path)
+def test_two_kills(undisturbed, sample, tmp_path):
+    check(2, undisturbed, sample, tmp_path)
 
 
 @pytest.mark.slow
