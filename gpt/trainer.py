@@ -83,6 +83,7 @@ class Trainer:
         self._begin(make_engine)
         options, last, stopping = self.config.options, self.config.options.max_train_steps, None
         if self.start_tag and self.step >= last:
+            self.progress.close()
             self.progress.say(f"{self.run_dir} is at step {self.step} already, and max_train_steps is {last}: nothing to do")
             return
         self._announce()
