@@ -122,11 +122,7 @@ class _Schedule(torch.optim.lr_scheduler.LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self):
-        return [self.lr_after(self.last_epoch)] * len(self.optimizer.param_groups)
-
-    def lr_after(self, steps):
-        """Learning rate that the optimiser gets once `steps` steps are done."""
-        return self._schedule.lr(steps + 1)
+        return [self._schedule.lr(self.last_epoch + 1)] * len(self.optimizer.param_groups)
 
     def state_dict(self):
         return {"last_epoch": self.last_epoch}
@@ -161,7 +157,6 @@ class Engine:
         self._ds._copy_recovery_script = lambda folder: None  # a second zero_to_fp32.py, which loads pickles as code
         self._files = self._ds.checkpoint_engine = _CarefulFiles(self._ds._config)
         self.world, self.module = world, self._ds.module
-        self._accumulation = config.batch.accumulation
         self._stage = config.engine["zero_optimization"]["stage"]
         self._names = {parameter: name for name, parameter in self.module.named_parameters()}
         differences = [f"{name} is {found}, the config says {asked}" for name, asked, found in self._read_back(config)
@@ -196,8 +191,17 @@ class Engine:
             yield "scheduler.type", scheduler, type(ds.lr_scheduler).__name__ if ds.lr_scheduler else None
             return
         yield "learning rate of step 1", config.schedule.lr(1), group["lr"]
-        for step in (2, config.schedule.warmup_steps, config.schedule.decay_steps):
-            yield f"learning rate of step {step}", config.schedule.lr(step), ds.lr_scheduler.lr_after(step - 1)
+        for step in (2, max(1, config.schedule.warmup_steps), config.schedule.decay_steps):
+            ds.lr_scheduler.last_epoch = step - 1
+            self._set_lr()
+            yield f"learning rate of step {step}", config.schedule.lr(step), group["lr"]
+        ds.lr_scheduler.last_epoch = 0
+        self._set_lr()
+
+    def _set_lr(self):
+        """Give the optimiser the learning rate that its schedule is at."""
+        for group, lr in zip(self._ds.optimizer.param_groups, self._ds.lr_scheduler.get_lr()):
+            group["lr"] = lr
 
     @property
     def lr(self) -> float:
@@ -265,9 +269,8 @@ class Engine:
         else:
             mapping = parameter._hp_mapping
             gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten()
-            if gradient.numel() != mapping.hp_fragment.numel():  # the whole gradient: cut out this rank's stretch
-                address = mapping.lp_fragment_address
-                gradient = gradient[address.start : address.start + address.numel]
+            if gradient.numel() != mapping.hp_fragment.numel():  # the whole gradient
+                gradient = self._own_stretch(parameter, gradient)
         return gradient.float() / self.loss_scale
 
     def _own_size(self, parameter):
@@ -305,11 +308,10 @@ class Engine:
         self._ds.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
         return self._files.failure
 
-    def load(self, folder, tag: str) -> dict:
-        """Load the checkpoint folder/tag of the same world size and ZeRO stage; returns its `state`."""
-        path, state = self._ds.load_checkpoint(str(folder), tag=tag)
+    def load(self, folder, tag: str):
+        """Load the checkpoint folder/tag of the same world size and ZeRO stage."""
+        path, _ = self._ds.load_checkpoint(str(folder), tag=tag)
         assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
-        return state
 
     def adopt(self, full, loss_scale: float):
         """Take over whole tensors (gpt.consolidate.FullState) of a run on other ranks or at another ZeRO stage."""
@@ -330,8 +332,7 @@ class Engine:
         self._refresh_weights()
         if self._ds.lr_scheduler is not None:
             self._ds.lr_scheduler.load_state_dict(full.scheduler)
-            for group, lr in zip(self._ds.optimizer.param_groups, self._ds.lr_scheduler.get_lr()):
-                group["lr"] = lr
+            self._set_lr()
         if self._ds.fp16_enabled():
             self._ds.optimizer.loss_scaler.cur_scale = loss_scale
 

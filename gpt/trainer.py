@@ -61,7 +61,7 @@ class Trainer:
             if unknown:
                 raise UserError(f"--allow_change {unknown[0]}: that does not differ from the checkpoint; what differs: "
                                 f"{', '.join(differences) or 'nothing'}")
-            self.notices += [f"changed on resuming: {differences.pop(key)}" for key in allowed]
+            self.notices += [f"changed on resuming: {differences.pop(key)}" for key in dict.fromkeys(allowed)]
             if differences:
                 raise UserError(f"{self.run_dir} holds a run with other settings ({'; '.join(differences.values())}): name "
                                 "another --run_dir, give the settings that it began with, or allow a change on purpose "
@@ -211,8 +211,8 @@ class Trainer:
 
     def _load(self) -> int:
         """Load the checkpoint to go on from; returns its step. A loss that differs from the stored one is an error."""
-        manifest = checkpoint.read_manifest(self.checkpoints / self.start_tag)
         folder = self.checkpoints / self.start_tag
+        manifest = checkpoint.read_manifest(folder)
         here = {"ranks": self.world.size, "zero_stage": self.config.engine["zero_optimization"]["stage"],
                 "precision": self.config.precision}  # fmt: skip
         there = {key: manifest[key] for key in here}
@@ -303,7 +303,8 @@ def resolved(config: Config, dataset: Dataset) -> dict:
 
 
 def _differences(old: dict, new: dict) -> dict:
-    """{setting: sentence} of the settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer, seed."""
+    """{setting: sentence} of the settings that make a curve another curve: shape, data, batch, schedule, precision,
+    optimizer, seed."""
 
     def curve(tree):
         run = tree["run"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import cached_property
 
 import numpy as np
 import sentencepiece
@@ -47,7 +48,7 @@ class Vocab:
             raise UserError(f"cannot read the tokenizer {path}: {error.strerror}; every dataset folder holds its own, and "
                             "tools/prepare_data.py makes it") from error
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 over the pieces and their kinds. The .model file's own hash also depends on how it was trained."""
         digest = hashlib.sha256()

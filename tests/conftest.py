@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gpt.prepare import prepare_sample
 
@@ -17,6 +18,15 @@ def sample(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "sample"
     prepare_sample(folder, say=lambda text: None)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """On tensors as small as these, threads only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,8 @@ def main(config_file, out, data, *flags):
         initialize = engine.deepspeed.initialize
         planted = {"gradient_clipping": 1.0, "gradient_accumulation_steps": 1, "train_batch_size": 4}
         engine.deepspeed.initialize = lambda config, **rest: initialize(config={**config, **planted}, **rest)
+    if "late" in flags:  # a schedule that is one step behind
+        engine._Schedule.get_lr = lambda self: [self._schedule.lr(self.last_epoch)] * len(self.optimizer.param_groups)
     run = engine.Engine(GPT(config.model, config.options.seed), config, world)
     result = {"loss": [], "grad_norm": [], "norms": [], "scale": [], "skipped": 0, "lr": [],
               "clipping": run._ds.gradient_clipping()}  # fmt: skip

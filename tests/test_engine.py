@@ -52,6 +52,14 @@ def test_an_engine_that_does_otherwise_is_an_error(sample, tmp_path, run_command
     assert done.returncode != 0
 
 
+def test_a_schedule_that_is_late_is_an_error(sample, tmp_path, run_command):
+    config = write_run(tmp_path)
+    done = run_command([sys.executable, ROOT / "tests/engine_run.py", config, tmp_path, sample, "late"], tmp_path)
+    assert done.returncode != 0
+    for step in (1, 2, 6):
+        assert f"learning rate of step {step} is " in done.stderr
+
+
 def run_engine(run_command, folder, config, sample, ranks, *flags):
     command = ["torchrun", "--master_port", 29621, "--nproc_per_node", ranks, ROOT / "tests/engine_run.py", config, folder,
                sample, *flags]  # fmt: skip

@@ -26,13 +26,7 @@ def split_of(tokens):
     return SimpleNamespace(tokens=tokens, check_ids=lambda ids: None)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On tensors as small as these, threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def fake_evaluator(tokens, seq_len, last_n, batch_size=1, **options):

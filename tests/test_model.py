@@ -25,13 +25,7 @@ SHAPES = [
 SMALL = SHAPES[1]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On tensors as small as these, threads only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def varied(config, dtype=torch.float64, seed=1):
