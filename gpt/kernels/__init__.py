@@ -1,1 +1,52 @@
-"""Operations of the hot loop, each written for speed and small memory."""
+"""Operations of the hot loop, each written for speed and small memory.
+
+Each fused operation has a Triton version for GPUs and a plain torch version beside it; `choose` says which one to use.
+"""
+
+MINIMUM_CAPABILITY = (8, 0)  # Ampere: the oldest generation for which tests/kernel_gates.yaml holds figures
+
+
+def _why_triton_cannot_run(device_type):
+    """None if the Triton kernels can run on this device, else (what is wrong, what to do)."""
+    import torch
+
+    from gpt.kernels.launch import HAVE_TRITON, interpreted
+
+    if not HAVE_TRITON:
+        return "the package triton is not installed", "run `pip install triton`"
+    if interpreted():
+        return None
+    if device_type != "cuda" or not torch.cuda.is_available():
+        return "there is no CUDA device", "set TRITON_INTERPRET=1 to try them, slowly, on the CPU"
+    capability = torch.cuda.get_device_capability()
+    if capability < MINIMUM_CAPABILITY:
+        return "compute capability {}.{} is below {}.{}".format(*capability, *MINIMUM_CAPABILITY), "take a newer GPU"
+    return None
+
+
+def choose(kernels: str, device_type: str) -> tuple[str, str]:
+    """Which implementation to run, "triton" or "torch", and why, in one sentence.
+
+    kernels: "torch", "triton", or "auto" for Triton wherever it runs compiled on a GPU. device_type: "cuda", "cpu", …
+    Raises UserError where "triton" is asked for and cannot run.
+    """
+    from gpt.errors import UserError
+
+    if kernels not in ("auto", "triton", "torch"):
+        raise UserError(f'kernels is {kernels!r}: give "auto", "triton" or "torch"')
+    if kernels == "torch":
+        return "torch", "Plain torch kernels were asked for."
+    obstacle = _why_triton_cannot_run(device_type)
+    if kernels == "triton":
+        if obstacle is None:
+            return "triton", "Triton kernels were asked for."
+        problem, remedy = obstacle
+        raise UserError(f'kernels is "triton", but {problem}: {remedy}, or set kernels to "auto" or "torch"')
+    if obstacle is not None:
+        return "torch", f"Plain torch kernels, since {obstacle[0]}."
+
+    from gpt.kernels.launch import interpreted
+
+    if interpreted():
+        return "torch", "Plain torch kernels, since TRITON_INTERPRET is set and interpreted kernels are slow."
+    return "triton", "Triton kernels, since triton is installed and the GPU is recent enough."

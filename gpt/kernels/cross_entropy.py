@@ -1,0 +1,136 @@
+"""Cross-entropy of a chunk of logits, whose gradient takes the logits' place, and the rank of each target.
+
+The softmax is taken about the row's largest logit, found together with the sum of exponentials in one pass over the
+row (Milakov, Gimelshein, arXiv 1805.02867). All arithmetic is in fp32 (fp64 for fp64 logits), whatever the logits are.
+"""
+
+import torch
+from torch import Tensor
+
+from gpt.kernels.launch import jit, next_power_of_2, num_warps, on_device_of, statistics_dtype, tl
+
+IGNORE_INDEX = -100
+BLOCK = 4096  # the most logits that a program looks at together
+
+
+@jit()
+def _kernel(
+    logits, targets, nats, rank, stride, vocab_size, scale, IGNORED: tl.constexpr, GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr
+):  # fmt: skip
+    """One program a row. rank is None where it is not wanted; GRADIENT: write (softmax - one-hot) * scale over the row.
+
+    A target outside the vocabulary is not read: its nats are NaN, so that it cannot pass unseen.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * stride
+    target = tl.load(targets + row)
+    known = (target >= 0) & (target < vocab_size)
+    wanted = tl.load(logits + target, mask=known, other=float("nan")).to(nats.dtype.element_ty)
+    # The lowest finite number where -inf would do, so that no difference of two of them is NaN.
+    peak = tl.full((), -3.4e38, nats.dtype.element_ty)
+    total = tl.full((), 0.0, nats.dtype.element_ty)
+    ahead = tl.full((), 0, tl.int32)
+    for start in range(0, vocab_size, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        value = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf")).to(nats.dtype.element_ty)
+        higher = tl.maximum(peak, tl.max(value, 0))
+        total = total * tl.exp(peak - higher) + tl.sum(tl.exp(value - higher), 0)
+        peak = higher
+        if rank is not None:
+            before = (value > wanted) | ((value == wanted) & (ids < target))
+            ahead += tl.sum(before.to(tl.int32), 0)
+    ignored = target == IGNORED
+    tl.store(nats + row, tl.where(ignored, 0.0, peak - wanted + tl.log(total)))
+    if rank is not None:
+        tl.store(rank + row, tl.where(ignored, 0, ahead).to(tl.int64))
+    if GRADIENT:
+        for start in range(0, vocab_size, BLOCK):
+            ids = start + tl.arange(0, BLOCK)
+            value = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf")).to(nats.dtype.element_ty)
+            difference = tl.exp(value - peak) / total - tl.where(ids == target, 1.0, 0.0)
+            result = tl.where(ignored, 0.0, difference * scale)
+            tl.store(logits + ids, result.to(logits.dtype.element_ty), mask=ids < vocab_size)
+
+
+def launch(logits, targets, nats, rank, scale, gradient):
+    """logits: (n, V), rows strided, overwritten if `gradient`; nats (n,) and rank (n,) int64 or None are written."""
+    block = min(BLOCK, next_power_of_2(logits.shape[1]))
+    with on_device_of(logits):
+        _kernel[(logits.shape[0],)](
+            logits, targets, nats, rank, logits.stride(0), logits.shape[1], scale, IGNORED=IGNORE_INDEX,
+            GRADIENT=gradient, BLOCK=block, num_warps=min(8, num_warps(block)),
+        )  # fmt: skip
+
+
+def _checked(logits, targets):
+    assert logits.stride(1) == 1 and targets.is_contiguous() and targets.shape == logits.shape[:1]
+    return torch.empty(logits.shape[0], dtype=statistics_dtype(logits), device=logits.device)
+
+
+@torch.library.custom_op("gpt::softmax_gradient_", mutates_args=("logits",))
+def _softmax_gradient_(logits: Tensor, targets: Tensor, scale: float, want_gradient: bool) -> Tensor:
+    nats = _checked(logits, targets)
+    launch(logits, targets, nats, None, scale, want_gradient)
+    return nats
+
+
+@_softmax_gradient_.register_fake
+def _(logits, targets, scale, want_gradient):
+    return torch.empty(logits.shape[0], dtype=statistics_dtype(logits), device=logits.device)
+
+
+@torch.library.custom_op("gpt::score_logits", mutates_args=())
+def _score_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    nats, rank = _checked(logits, targets), torch.empty_like(targets)
+    launch(logits, targets, nats, rank, 1.0, False)
+    return nats, rank
+
+
+@_score_logits.register_fake
+def _(logits, targets):
+    nats = torch.empty(logits.shape[0], dtype=statistics_dtype(logits), device=logits.device)
+    return nats, torch.empty_like(targets)
+
+
+@torch.no_grad()
+def softmax_gradient_(logits, targets, scale, want_gradient=True, kernels="torch"):
+    """nats = -log softmax(logits)[target], (n,) in fp32; with `want_gradient` the logits become their gradient * scale.
+
+    logits: (n, V) fp16, bf16 or fp32, rows may be strided; targets: (n,) int64 in [0, V), or -100 for a row that has 0
+    nats and gradient 0. The gradient of the sum of nats is softmax - one-hot; it is multiplied in fp32 by `scale`, a
+    plain number, and rounded once to the logits' dtype. kernels: "torch" or "triton".
+    """
+    if kernels == "triton":
+        return _softmax_gradient_(logits, targets, scale, want_gradient)
+    # The logits themselves where they may be overwritten and are wide enough, else a copy.
+    work = logits.to(statistics_dtype(logits), copy=not want_gradient)
+    ignored = (targets == IGNORE_INDEX)[:, None]
+    wanted = targets[:, None].masked_fill(ignored, 0)
+    work -= work.amax(1, keepdim=True)
+    target_logits = work.gather(1, wanted)
+    total = work.exp_().sum(1, keepdim=True)
+    nats = (total.log() - target_logits).masked_fill_(ignored, 0.0)
+    if want_gradient:
+        work *= (scale / total).masked_fill_(ignored, 0.0)
+        work.scatter_add_(1, wanted, torch.full_like(total, -scale).masked_fill_(ignored, 0.0))
+        if work is not logits:
+            logits.copy_(work)
+    return nats[:, 0]
+
+
+@torch.no_grad()
+def score_logits(logits, targets, kernels="torch"):
+    """(nats, rank) of each target, the logits left as they are; nats as in `softmax_gradient_`.
+
+    rank: (n,) int64, how many ids have a larger logit, of equal ones those with a lower id; 0 for ignored rows.
+    """
+    if kernels == "triton":
+        return _score_logits(logits, targets)
+    nats = softmax_gradient_(logits, targets, 1.0, want_gradient=False)
+    ignored = (targets == IGNORE_INDEX)[:, None]
+    wanted = targets[:, None].masked_fill(ignored, 0)
+    target_logits = logits.gather(1, wanted)
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    ahead = (logits > target_logits) | ((logits == target_logits) & (ids < wanted))
+    return nats, ahead.sum(1).masked_fill_(ignored[:, 0], 0)

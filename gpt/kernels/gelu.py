@@ -1,0 +1,145 @@
+"""GELU of a sum with a bias, forward and backward in one kernel each, the bias's gradient in the backward kernel.
+
+gelu(z) = z/2 (1 + tanh(u)), u = sqrt(2/pi) (z + 0.044715 z^3) (Hendrycks, Gimpel, arXiv 1606.08415), computed as z * s
+with s = sigmoid(2u): the same function without the cancellation in 1 + tanh(u) at negative u. In fp32 (fp64 for fp64
+tensors); the bias's gradient is summed per program and then over programs, always in the same order.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt.kernels.launch import as_rows, jit, next_power_of_2, num_warps, on_device_of, share_rows, statistics_dtype, tl
+
+COLUMNS = 1024  # the most columns of one program: four warps with 8 numbers a thread
+FORWARD_ROWS = 4  # rows of a forward program: four independent loads a thread
+
+
+@jit()
+def _sigmoid_2u(z):
+    """(s, 1 - s) for z in [-16, 16], where neither exp nor z^3 overflows. At |z| = 16 s is 0 or 1 to 1e-137."""
+    double_u = 1.5957691216057308 * (z + 0.044715 * z * z * z)
+    tail = tl.exp(-tl.abs(double_u))
+    large = 1.0 / (1.0 + tail)
+    small = tail * large
+    return tl.where(double_u >= 0, large, small), tl.where(double_u >= 0, small, large)
+
+
+@jit()
+def _forward_kernel(
+    x, bias, result, x_stride, rows, width, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One program a tile of ROWS rows and BLOCK columns."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < width)
+    z = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(WIDE)
+    z += tl.load(bias + column, mask=column < width, other=0.0).to(WIDE)
+    s, _ = _sigmoid_2u(tl.minimum(tl.maximum(z, -16.0), 16.0))
+    tl.store(result + row * width + column, (z * s).to(result.dtype.element_ty), mask=inside)
+
+
+@jit(do_not_specialize=["rows", "rows_per_program"])
+def _backward_kernel(
+    grad, x, bias, grad_x, partial, grad_stride, x_stride, rows, rows_per_program, width, BLOCK: tl.constexpr
+):
+    """Each program walks over its rows, BLOCK columns of them, and leaves its sums of d x in partial (programs, width).
+
+    d gelu / d z = s + z s (1 - s) d(2u)/dz.
+    """
+    program = tl.program_id(0)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    shift = tl.load(bias + column, mask=inside, other=0.0).to(partial.dtype.element_ty)
+    bias_sum = tl.zeros((BLOCK,), partial.dtype.element_ty)
+    first = program * rows_per_program
+    for index in range(first, min(first + rows_per_program, rows)):
+        row = tl.cast(index, tl.int64)
+        z = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(partial.dtype.element_ty) + shift
+        upstream = tl.load(grad + row * grad_stride + column, mask=inside, other=0.0).to(partial.dtype.element_ty)
+        z = tl.minimum(tl.maximum(z, -16.0), 16.0)
+        s, rest = _sigmoid_2u(z)
+        slope = 1.5957691216057308 * (1.0 + 0.134145 * z * z)
+        result = upstream * (s + z * s * rest * slope)
+        bias_sum += result
+        tl.store(grad_x + row * width + column, result.to(grad_x.dtype.element_ty), mask=inside)
+    tl.store(partial + program * width + column, bias_sum, mask=inside)
+
+
+def block_size(width: int) -> int:
+    return min(COLUMNS, next_power_of_2(width))
+
+
+def launch_forward(x, bias, result):
+    """x: (rows, width), rows strided; bias: (width,); result, contiguous, is written."""
+    rows, width = x.shape
+    block = block_size(width)
+    wide = tl.float64 if x.dtype == torch.float64 else tl.float32
+    with on_device_of(x):
+        _forward_kernel[(-(-rows // FORWARD_ROWS), -(-width // block))](
+            x, bias, result, x.stride(0), rows, width, WIDE=wide, ROWS=FORWARD_ROWS, BLOCK=block,
+            num_warps=num_warps(block),
+        )  # fmt: skip
+
+
+def launch_backward(grad, x, bias, grad_x, partial, rows_per_program):
+    """grad, x: (rows, width), rows strided; grad_x and partial (programs, width) are contiguous and written."""
+    rows, width = x.shape
+    block = block_size(width)
+    with on_device_of(x):
+        _backward_kernel[(partial.shape[0], -(-width // block))](
+            grad, x, bias, grad_x, partial, grad.stride(0), x.stride(0), rows, rows_per_program, width, BLOCK=block,
+            num_warps=num_warps(block),
+        )  # fmt: skip
+
+
+@torch.library.custom_op("gpt::bias_gelu", mutates_args=())
+def _bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    assert bias.shape == x.shape[-1:] and bias.is_contiguous()
+    result = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    launch_forward(as_rows(x), bias, result)
+    return result
+
+
+@_bias_gelu.register_fake
+def _(x, bias):
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+@torch.library.custom_op("gpt::bias_gelu_backward", mutates_args=())
+def _bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and bias."""
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, width = as_rows(x).shape
+    block = block_size(width)
+    programs, per_program = share_rows(rows, num_warps(block) * -(-width // block), x.device)
+    partial = torch.empty((programs, width), dtype=statistics_dtype(x), device=x.device)
+    launch_backward(as_rows(grad), as_rows(x), bias, grad_x, partial, per_program)
+    return grad_x, partial.sum(0).to(bias.dtype)
+
+
+@_bias_gelu_backward.register_fake
+def _(grad, x, bias):
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty_like(bias)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad):
+    return _bias_gelu_backward(grad, *ctx.saved_tensors)
+
+
+_bias_gelu.register_autograd(_backward, setup_context=_setup_context)
+
+
+def bias_gelu(x, bias, kernels="torch"):
+    """tanh-GELU of x + bias, in x's dtype. x: (…, width), any strides; bias: (width,). Differentiable once.
+
+    kernels: "torch", which rounds the sum to x's dtype before the GELU, or "triton", which rounds the result alone and
+    keeps x, not the sum, for the backward pass.
+    """
+    if kernels == "triton":
+        return _bias_gelu(x, bias)
+    return F.gelu(x + bias, approximate="tanh")
