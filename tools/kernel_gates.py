@@ -1,0 +1,243 @@
+"""Compile every Triton kernel for GPUs that need not be here, and compare what the compiler made of it with a table.
+
+    python tools/kernel_gates.py                            all kernels, sm_80 to sm_90, fp16 and bf16
+    python tools/kernel_gates.py --arch sm_80 --dtype fp16  some of them
+    python tools/kernel_gates.py --write                    make the table anew
+
+The table, tests/kernel_gates.yaml, holds for each kernel, width, dtype and architecture the most registers a thread and
+bytes of shared memory a program may take, and how many of its loads from global memory must be 128 bits wide; spilled
+registers and atomics are never allowed. The kernels come with the launch parameters of the training run: the tool calls their launchers, with a
+recorder in the kernel's place. Exit code 0: all within the table; 1: a kernel is not, and is named. Needs triton, no GPU.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt.errors import Parser, UserError, run
+
+TABLE = Path(__file__).resolve().parents[1] / "tests" / "kernel_gates.yaml"
+ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90"]
+DTYPES = ["fp16", "bf16"]
+H_DIMS, MLP_DIMS, VOCAB_SIZE, ROWS = [768, 1024, 1536, 2048], [3072, 4096, 6144, 8192], 16384, 64
+
+# In PTX
+LOAD_128 = r"\bld\.global\S*\.(?:v4\.[bfsu]32|v2\.[bfsu]64|v8\.[bfsu]16|b128)\b"
+ATOMIC = r"\b(?:atom|red)\.\S+"
+
+
+class Case(NamedTuple):
+    """A kernel as the training run launches it: launch(dtype) reaches module.kernel with its arguments."""
+
+    name: str
+    width: int
+    module: object
+    kernel: str
+    launch: object
+
+
+class Gate(NamedTuple):
+    """One line of the table: ceilings where it is read, figures where it is measured."""
+
+    kernel: str
+    width: int
+    dtype: str
+    arch: str
+    registers: int  # a thread
+    shared: int  # bytes a program
+    loads_128: int  # instructions that load 128 bits a thread from global memory; a floor, not a ceiling
+    spills: int = 0  # bytes a thread
+    atomics: int = 0  # instructions
+
+    def key(self):
+        return self[:4]
+
+
+def cases():
+    import torch
+
+    from gpt.kernels import cross_entropy, gelu, layer_norm
+
+    def norm_forward(width, added, dtype):
+        x, weight = torch.empty(ROWS, width, dtype=dtype), torch.empty(width, dtype=dtype)
+        residual = torch.empty_like(x) if added else None
+        layer_norm.launch_forward(x, residual, weight, weight, x, residual, torch.empty(2, ROWS), 1e-5)
+
+    def norm_backward(width, added, dtype):
+        x, weight = torch.empty(ROWS, width, dtype=dtype), torch.empty(width, dtype=dtype)
+        grad_total, stats = torch.empty_like(x) if added else None, torch.empty(2, ROWS)
+        layer_norm.launch_backward(x, grad_total, x, weight, stats, x, torch.empty(2, 4, width), 16)
+
+    def gelu_forward(width, dtype):
+        x = torch.empty(ROWS, width, dtype=dtype)
+        gelu.launch_forward(x, x[0], x)
+
+    def gelu_backward(width, dtype):
+        x = torch.empty(ROWS, width, dtype=dtype)
+        gelu.launch_backward(x, x, x[0], x, torch.empty(4, width), 16)
+
+    def entropy(want_rank, want_gradient, dtype):
+        logits, targets = torch.empty(ROWS, VOCAB_SIZE, dtype=dtype), torch.empty(ROWS, dtype=torch.int64)
+        cross_entropy.launch(logits, targets, torch.empty(ROWS), targets if want_rank else None, 1024.0, want_gradient)
+
+    for width in H_DIMS:
+        for prefix, added in [("add_", True), ("", False)]:
+            yield Case(f"{prefix}layer_norm forward", width, layer_norm, "_forward_kernel",
+                       partial(norm_forward, width, added))  # fmt: skip
+            yield Case(f"{prefix}layer_norm backward", width, layer_norm, "_backward_kernel",
+                       partial(norm_backward, width, added))  # fmt: skip
+    for width in MLP_DIMS:
+        yield Case("bias_gelu forward", width, gelu, "_forward_kernel", partial(gelu_forward, width))
+        yield Case("bias_gelu backward", width, gelu, "_backward_kernel", partial(gelu_backward, width))
+    for name, rank, gradient in [("gradient", False, True), ("nats", False, False), ("rank", True, False)]:
+        yield Case(f"cross_entropy {name}", VOCAB_SIZE, cross_entropy, "_kernel", partial(entropy, rank, gradient))
+
+
+class _Recorder:
+    """Stands in for a kernel: `recorder[grid](...)` keeps the arguments."""
+
+    def __getitem__(self, grid):
+        return self
+
+    def __call__(self, *args, **options):
+        self.args, self.options = args, options
+
+
+def specialised(case, dtype):
+    """(kernel, signature, constants, attributes, compiler options) of a launch, as triton's just-in-time path has them:
+    None, 1 and constexpr arguments are compiled in, integers and addresses divisible by 16 are known to be."""
+    import torch
+    from triton.runtime.jit import mangle_type
+
+    kernel, recorder = getattr(case.module, case.kernel), _Recorder()
+    setattr(case.module, case.kernel, recorder)
+    try:
+        case.launch({"fp16": torch.float16, "bf16": torch.bfloat16}[dtype])
+    finally:
+        setattr(case.module, case.kernel, kernel)
+    values = dict(zip(kernel.arg_names, recorder.args))
+    options = {name: value for name, value in recorder.options.items() if name not in kernel.arg_names}
+    values.update((name, value) for name, value in recorder.options.items() if name in kernel.arg_names)
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        free = parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not free):
+            signature[parameter.name], constants[(index,)] = "constexpr", value
+            continue
+        signature[parameter.name] = mangle_type(value)
+        number = value.data_ptr() if isinstance(value, torch.Tensor) else value
+        if type(number) is int and number % 16 == 0 and not free:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return kernel, signature, constants, attributes, options
+
+
+def _resources(cubin):
+    """(registers a thread, bytes of stack and local memory a thread) of the one kernel in a cubin."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        text = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text).groups())
+    return registers, stack + local
+
+
+_compiled = {}
+
+
+def measure(case, dtype, arch) -> Gate:
+    """What the compiler makes of a case. Widths that lead to the same compilation are compiled once."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, signature, constants, attributes, options = specialised(case, dtype)
+    key = (case.module.__name__, case.kernel, arch, *map(str, (signature, constants, attributes, options)))
+    if key not in _compiled:
+        source = ASTSource(kernel, signature, constants, attributes)
+        done = triton.compile(source, target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32), options=options)
+        wide, atomics = (len(re.findall(pattern, done.asm["ptx"])) for pattern in (LOAD_128, ATOMIC))
+        registers, spills = _resources(done.asm["cubin"])
+        _compiled[key] = registers, done.metadata.shared, wide, spills, atomics
+    return Gate(case.name, case.width, dtype, arch, *_compiled[key])
+
+
+def complaints(found: Gate, allowed: Gate | None) -> list[str]:
+    """What is worse than the table allows, one sentence each."""
+    name = f"{found.kernel}, width {found.width}, {found.dtype}, {found.arch}"
+    if allowed is None:
+        return [f"{name}: not in the table"]
+    result = []
+    for field in ("registers", "shared", "spills", "atomics"):
+        if getattr(found, field) > getattr(allowed, field):
+            result.append(f"{name}: {field} {getattr(found, field)}, the table allows {getattr(allowed, field)}")
+    if found.loads_128 < allowed.loads_128:
+        result.append(f"{name}: 128-bit loads {found.loads_128}, the table wants {allowed.loads_128}")
+    return result
+
+
+def read_table(path=TABLE):
+    """(the triton version the table was made with, ceilings by (kernel, width, dtype, arch))"""
+    import yaml
+
+    table = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    gates = [Gate(**line) for line in table["gates"]]
+    return table["triton"], {gate.key(): gate for gate in gates}
+
+
+def write_table(gates, version):
+    lines = [
+        "# Ceilings for the compiled kernels, made by `python tools/kernel_gates.py --write`. registers: a thread; shared:",
+        "# bytes a program; loads_128: the fewest 128-bit loads from global memory. Spills and atomics are never allowed.",
+        f'triton: "{version}"',
+        "gates:",
+    ]
+    for gate in gates:
+        lines.append("  - {" + ", ".join(f"{k}: {v}" for k, v in zip(gate._fields[:7], gate)) + "}")
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main():
+    parser = Parser(__doc__)
+    parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--write", action="store_true", help="write all figures into the table instead of comparing")
+    args = parser.parse_args()
+
+    from gpt.kernels.launch import HAVE_TRITON, interpreted
+
+    if not HAVE_TRITON or interpreted():
+        raise UserError("the kernels' compiler is not at hand: install triton and leave TRITON_INTERPRET unset")
+    import triton
+
+    if args.write:
+        args.arch, args.dtype = ARCHITECTURES, DTYPES
+    found = [measure(case, dtype, arch) for case in cases() for dtype in args.dtype for arch in args.arch]
+    for gate in found:
+        print(f"{gate.kernel:24s} {gate.width:6d} {gate.dtype} {gate.arch}  registers {gate.registers:3d}  "
+              f"shared {gate.shared:5d}  128-bit loads {gate.loads_128:2d}  spills {gate.spills}")
+    if args.write:
+        for gate in found:
+            if gate.spills or gate.atomics or not gate.loads_128:
+                raise UserError(f"no ceiling can be made of {gate}: mend the kernel first")
+        write_table(found, triton.__version__)
+        return 0
+    version, table = read_table()
+    if version != triton.__version__:
+        print(f"note: the table was made with triton {version}, this is {triton.__version__}, whose figures may differ")
+    worse = [sentence for gate in found for sentence in complaints(gate, table.get(gate.key()))]
+    print("\n".join(worse) if worse else f"{len(found)} compilations within the table")
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    run(main)
