@@ -185,11 +185,11 @@ def complaints(found: Gate, allowed: Gate | None) -> list[str]:
     return result
 
 
-def read_table(path=TABLE):
+def read_table():
     """(the triton version the table was made with, ceilings by (kernel, width, dtype, arch))"""
     import yaml
 
-    table = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
     gates = [Gate(**line) for line in table["gates"]]
     return table["triton"], {gate.key(): gate for gate in gates}
 

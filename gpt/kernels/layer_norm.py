@@ -159,7 +159,7 @@ def _setup_context(ctx, inputs, output):
     x, residual, weight, _, _ = inputs
     _, total, stats = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(stats)
+    ctx.mark_non_differentiable(*((stats, total) if residual is None else (stats,)))
     ctx.save_for_backward(x if residual is None else total, weight, stats)
     ctx.x_dtype = x.dtype
 
