@@ -89,6 +89,49 @@ def close(got, expected, bound):
     assert (error <= allowed).all(), f"error {np.max(error / allowed):.3g} times the bound"
 
 
+# ---- Buffers; first, since a stray write in the later tests may end the process
+
+
+@only_triton
+@pytest.mark.parametrize("rows, width", [(1, 7), (5, 100), (3, 1025)])
+def test_layer_norm_stays_in_its_buffers(rows, width, kernels):
+    x, residual, grad_normed, grad_total = (strided(random(rows, width, seed=s)) for s in range(4))
+    weight, bias, outputs = fenced(random(width, seed=5)), fenced(random(width, seed=6)), Outputs()
+    for residual, grad_total in [(residual, grad_total), (None, None)]:
+        normed, total, stats = outputs(rows, width), outputs(rows, width), outputs(2, rows)
+        layer_norm.launch_forward(x, residual, weight, bias, normed, total, stats, 1e-5)
+        source = total if residual is not None else total.copy_(x)
+        programs, per_program = launch.share_rows(rows, 1, x.device)
+        grads = outputs(rows, width), outputs(2, programs, width)
+        layer_norm.launch_backward(grad_normed, grad_total, source, weight, stats, *grads, per_program)
+    outputs.check()
+
+
+@only_triton
+@pytest.mark.parametrize("rows, width", [(1, 7), (5, 100), (3, 1025)])
+def test_gelu_stays_in_its_buffers(rows, width, kernels):
+    x, grad = strided(random(rows, width)), strided(random(rows, width, seed=1))
+    bias, outputs = fenced(random(width, seed=2)), Outputs()
+    gelu.launch_forward(x, bias, outputs(rows, width))
+    programs, per_program = launch.share_rows(rows, 1, x.device)
+    gelu.launch_backward(grad, x, bias, outputs(rows, width), outputs(programs, width), per_program)
+    outputs.check()
+
+
+@only_triton
+@pytest.mark.parametrize("vocab_size", [5, 1000, 5000])
+def test_cross_entropy_stays_in_its_buffers(vocab_size, kernels):
+    values, targets, outputs = random(3, vocab_size), torch.tensor([0, 1, vocab_size - 1]), Outputs()
+    logits = outputs(3, vocab_size + 9)
+    logits[:, 3:-6] = values
+    rank = torch.full((2 * MARGIN + 3,), -7)
+    view = rank[MARGIN:-MARGIN]
+    cross_entropy.launch(logits[:, 3:-6], targets, outputs(3), view, 1.0, True)
+    assert (rank == -7).sum() == 2 * MARGIN and logits[:, :3].isnan().all() and logits[:, -6:].isnan().all()
+    logits[:, :3] = logits[:, -6:] = 0
+    outputs.check()
+
+
 # ---- LayerNorm
 
 
@@ -179,21 +222,6 @@ def test_layer_norm_whose_results_are_used_in_part(kernels):
 
 
 @only_triton
-@pytest.mark.parametrize("rows, width", [(1, 7), (5, 100), (3, 1025)])
-def test_layer_norm_stays_in_its_buffers(rows, width, kernels):
-    x, residual, grad_normed, grad_total = (strided(random(rows, width, seed=s)) for s in range(4))
-    weight, bias, outputs = fenced(random(width, seed=5)), fenced(random(width, seed=6)), Outputs()
-    for residual, grad_total in [(residual, grad_total), (None, None)]:
-        normed, total, stats = outputs(rows, width), outputs(rows, width), outputs(2, rows)
-        layer_norm.launch_forward(x, residual, weight, bias, normed, total, stats, 1e-5)
-        source = total if residual is not None else total.copy_(x)
-        programs, per_program = launch.share_rows(rows, 1, x.device)
-        grads = outputs(rows, width), outputs(2, programs, width)
-        layer_norm.launch_backward(grad_normed, grad_total, source, weight, stats, *grads, per_program)
-    outputs.check()
-
-
-@only_triton
 def test_layer_norm_beyond_the_widest(kernels):
     with pytest.raises(UserError, match='8193 numbers.*8192.*kernels to "torch"'):
         layer_norm.layer_norm(torch.zeros(1, 8193), torch.ones(8193), torch.zeros(8193), kernels=kernels)
@@ -247,17 +275,6 @@ def test_gelu_of_extreme_numbers(dtype, large, kernels):
     result.sum().backward()
     assert torch.equal(result, torch.tensor([[large, 0, 0, large]], dtype=dtype))
     assert x.grad.tolist() == [[1, 0, 0.5, 1]]
-
-
-@only_triton
-@pytest.mark.parametrize("rows, width", [(1, 7), (5, 100), (3, 1025)])
-def test_gelu_stays_in_its_buffers(rows, width, kernels):
-    x, grad = strided(random(rows, width)), strided(random(rows, width, seed=1))
-    bias, outputs = fenced(random(width, seed=2)), Outputs()
-    gelu.launch_forward(x, bias, outputs(rows, width))
-    programs, per_program = launch.share_rows(rows, 1, x.device)
-    gelu.launch_backward(grad, x, bias, outputs(rows, width), outputs(programs, width), per_program)
-    outputs.check()
 
 
 # ---- Cross-entropy
@@ -343,20 +360,6 @@ def test_ignored_targets(kernels):
 def test_targets_outside_the_vocabulary_are_not_numbers(target, kernels):
     nats = softmax_gradient_(random(2, 128), torch.tensor([target, 3]), 1.0, kernels=kernels)
     assert nats.isnan().tolist() == [True, False]
-
-
-@only_triton
-@pytest.mark.parametrize("vocab_size", [5, 1000, 5000])
-def test_cross_entropy_stays_in_its_buffers(vocab_size, kernels):
-    values, targets, outputs = random(3, vocab_size), torch.tensor([0, 1, vocab_size - 1]), Outputs()
-    logits = outputs(3, vocab_size + 9)
-    logits[:, 3:-6] = values
-    rank = torch.full((2 * MARGIN + 3,), -7)
-    view = rank[MARGIN:-MARGIN]
-    cross_entropy.launch(logits[:, 3:-6], fenced(targets.double()).long(), outputs(3), view, 1.0, True)
-    assert (rank == -7).sum() == 2 * MARGIN and logits[:, :3].isnan().all() and logits[:, -6:].isnan().all()
-    logits[:, :3] = logits[:, -6:] = 0
-    outputs.check()
 
 
 # ---- What torch asks of an operation

@@ -6,8 +6,9 @@
 
 The table, tests/kernel_gates.yaml, holds for each kernel, width, dtype and architecture the most registers a thread and
 bytes of shared memory a program may take, and how many of its loads from global memory must be 128 bits wide; spilled
-registers and atomics are never allowed. The kernels come with the launch parameters of the training run: the tool calls their launchers, with a
-recorder in the kernel's place. Exit code 0: all within the table; 1: a kernel is not, and is named. Needs triton, no GPU.
+registers and atomics are never allowed. The kernels come with the launch parameters of a training run: the tool calls
+their launchers, with a recorder in the kernel's place. Exit code 0: all within the table; 1: a kernel is not, and is
+named. Needs triton, no GPU.
 """
 
 import re
