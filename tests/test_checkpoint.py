@@ -144,11 +144,11 @@ def test_what_a_crash_leaves_is_put_right(run):
 def test_retention(tmp_path):
     for step in range(1, 11):
         (tmp_path / f"global_step{step}").mkdir()
-    (tmp_path / "latest").write_text("global_step3")
+    (tmp_path / "latest").write_text("global_step9")
     checkpoint.retain(tmp_path, 2, 4)
-    assert checkpoint.committed(tmp_path) == [f"global_step{step}" for step in (3, 4, 8, 9, 10)]
+    assert checkpoint.committed(tmp_path) == [f"global_step{step}" for step in (4, 8, 9, 10)]
     checkpoint.retain(tmp_path, 0, 0)
-    assert len(checkpoint.committed(tmp_path)) == 5
+    assert len(checkpoint.committed(tmp_path)) == 4
 
 
 def test_the_tool_names_what_is_damaged(run, run_command):
