@@ -17,7 +17,7 @@ from gpt.watchdog import Watchdog
 
 MAX_OVERFLOWS = 100  # fp16 overflows in a row on one batch; a loss scale halves from 2^32 to 1 in 32
 MAX_LEFT_OUT = 10  # batches refused in a row, or returns to the same checkpoint, before the run gives up
-PROBE_ROWS, PROBE_TOKENS = 2, 64
+PROBE_ROWS, PROBE_TOKENS = 2, 32
 
 
 class Trainer:

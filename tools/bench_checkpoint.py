@@ -59,7 +59,7 @@ def measure(args, scratch):
     saver.report = events.append
     plain = []
     for number in range(args.repeats + 1):
-        saver.begin(number, tokens[0, :, :65], {})
+        saver.begin(number, tokens[0, :, :33], {})
         saver.finish()
         source = saver.folder / committed(saver.folder)[-1]
         contents = {path.name: load_weights_only(path, STAND_INS) for path in source.glob("*.pt")}
