@@ -321,11 +321,18 @@ class _CarefulFiles(TorchCheckpointEngine):
 
     failure = None
 
+    def makedirs(self, path, exist_ok=False):
+        self._noting_failure(path, lambda: super(_CarefulFiles, self).makedirs(path, exist_ok))
+
     def save(self, state_dict, path):
+        self._noting_failure(path, lambda: super(_CarefulFiles, self).save(state_dict, path))
+
+    def _noting_failure(self, path, work):
         try:
-            super().save(state_dict, path)
+            work()
         except (OSError, RuntimeError) as error:
-            self.failure = self.failure or f"{path}: {str(error).splitlines()[0][:120]}"
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+            self.failure = self.failure or f"{path}: {reason}"
 
     def load(self, path, map_location=None):
         return load_weights_only(path, _PICKLED, map_location)

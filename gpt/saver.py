@@ -87,8 +87,11 @@ class Saver:
         config = self._config
         need = plan.checkpoint_bytes(config.model, config.engine["zero_optimization"]["stage"], config.precision,
                                      config.moments)  # fmt: skip
-        free = shutil.disk_usage(self.folder).free
-        short = f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free" if free < need else None
+        try:
+            free = shutil.disk_usage(self.folder).free
+            short = f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free" if free < need else None
+        except OSError as error:
+            short = f"{error.filename}: {error.strerror}"
         return self._world.gather(short)[0]
 
     def _hash(self, pending):

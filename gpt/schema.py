@@ -120,7 +120,7 @@ class Options:
                                  "a loss is a spike", above=0)
     rewind_batches: int = option(int, 2, "batches that rewind leaves out: the one whose loss leapt and those before it",
                                  minimum=1)
-    step_timeout: float = option(float, 600.0, "seconds without progress after which all ranks show their stacks and end; "
+    step_timeout: float = option(float, 1800.0, "seconds without progress after which all ranks show their stacks and end; "
                                  "0 or less: never")
     logger_type: str = option(str, "none", "beside metrics.jsonl: TensorBoard, wandb (offline unless WANDB_MODE says "
                               "otherwise), or both", choices=("none", "tb", "wandb", "all"))  # fmt: skip

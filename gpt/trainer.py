@@ -137,7 +137,7 @@ class Trainer:
             self.metrics.close()
             raise AgreedError(f"the last checkpoint could not be written to {self.saver.folder}: make room, and the same "
                               f"command goes on from step {self.saver.saved_step or 0}")  # fmt: skip
-        if not self.stopping:
+        if self.step >= self.config.options.max_train_steps and not self._owes_evaluation():
             self.metrics.close()
             folder = self.saver.folder / checkpoint.tag_of(self.step)
             self.progress.say(f"done: {self.step} steps, checkpoint {folder}")
