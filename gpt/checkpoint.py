@@ -25,6 +25,9 @@ LATEST = "latest"
 MANIFEST = "checkpoint.json"
 FORMAT = 1
 CONFIG = "config.yaml"
+# Relative difference between two computations of the probe batch's loss from the same weights: summation order in fp32;
+# in 16 bits also the rounding of weights and activations, since consolidated weights are the fp32 ones.
+PROBE_TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
 
 
 def tag_of(step: int) -> str:
@@ -77,15 +80,18 @@ def clean_up(folder):
             os.rename(path, Path(folder) / tag)
         else:
             shutil.rmtree(path, ignore_errors=True)
+    for path in Path(folder).glob(".*.new"):
+        path.unlink()
 
 
 def retain(folder, keep_last: int, keep_every: int):
     """Delete committed checkpoints but the newest `keep_last` and those at multiples of `keep_every` steps; 0 or less
-    keep_last keeps all. The one that `latest` names always stays."""
+    keep_last keeps all. The one that `latest` names always stays, and so do those after it."""
     if keep_last <= 0:
         return
+    named = latest(folder)
     tags = committed(folder)
-    named = _pointed_at(folder)
+    tags = tags[: tags.index(named) + 1] if named else []  # newer ones are of a course that the run went back from
     for tag in tags[:-keep_last]:
         step = int(tag.removeprefix("global_step"))
         if tag != named and not (keep_every > 0 and step % keep_every == 0):
@@ -136,6 +142,11 @@ def committed(folder) -> list:
     return sorted(tags, key=lambda tag: int(tag[11:]))
 
 
+def go_back(folder, tag: str):
+    """Have a run that ends now go on from an earlier checkpoint than its newest."""
+    write_atomically(Path(folder) / LATEST, tag + "\n")
+
+
 def _pointed_at(folder):
     try:
         return (Path(folder) / LATEST).read_text(encoding="utf-8", errors="replace").strip()
@@ -167,6 +178,17 @@ def newest_good(folder, notices: list) -> str | None:
             notices.append(f"CHECKPOINT NOT USED: {error}; going back to an earlier one")
     raise UserError(f"no checkpoint in {folder} is whole ({notices[-1].removeprefix('CHECKPOINT NOT USED: ')}): bring one back "
                     "from a copy, or start afresh in another --run_dir")
+
+
+def whole(folder) -> dict:
+    """{tag: manifest} of the checkpoints up to the latest one that are whole, oldest first."""
+    tags, found = committed(folder), {}
+    for tag in tags[: tags.index(latest(folder)) + 1] if tags else []:
+        try:
+            found[tag] = verify(Path(folder) / tag)
+        except UserError:
+            continue
+    return found
 
 
 def resolve(folder, tag=None) -> Path:

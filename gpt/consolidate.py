@@ -1,22 +1,26 @@
 """A DeepSpeed checkpoint of any ZeRO stage to one file of fp32 weights, checked; and that file back into a model.
 
 Nothing here imports DeepSpeed, and no pickle runs code: the few types of DeepSpeed that stand in its files are replaced
-by stand-ins. A consolidated folder holds model.safetensors, config.yaml and tokenizer.model.
+by stand-ins. A consolidated folder holds model.safetensors, config.yaml, tokenizer.model, and checkpoint.json with the
+size and sha256 of each. Checkpoints are memory-mapped and put together one tensor at a time.
 """
 
+import json
 import math
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from gpt import checkpoint
 from gpt.corpus import TOKENIZER
 from gpt.errors import UserError
+from gpt.files import hash_file
 from gpt.model import GPT
 from gpt.plan import ModelConfig
 from gpt.schema import GPT_KEYS
@@ -28,7 +32,7 @@ class _StandIn:
     """In place of DeepSpeed's types of which nothing is needed here."""
 
 
-_STAND_INS = (
+STAND_INS = (
     (_StandIn, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
     (_StandIn, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
     (_StandIn, "deepspeed.utils.tensor_fragment.fragment_address"),
@@ -55,13 +59,14 @@ def expected_shapes(config: ModelConfig) -> dict:
 def consolidate(checkpoint_dir, output_dir, tag=None) -> dict:
     """Write the fp32 weights of a checkpoint into the new folder `output_dir`; returns {"step", "parameters", "stage"}.
 
-    The result is whole or absent. Raises UserError for a missing or damaged checkpoint, or an existing output.
+    The result is whole or absent: names, shapes, types and values are checked, and its loss on the checkpoint's probe
+    batch. Raises UserError for a missing or damaged checkpoint, or an existing output.
     """
     source = checkpoint.resolve(checkpoint_dir, tag)
     output = Path(output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists already: remove it first, or name another folder")
-    checkpoint.verify(source)
+    manifest = checkpoint.verify(source)
     config = checkpoint.read_config(source / checkpoint.CONFIG)
     shapes = expected_shapes(model_config(config, source / checkpoint.CONFIG))
     step, stage, weights = read_weights(source)
@@ -71,16 +76,47 @@ def consolidate(checkpoint_dir, output_dir, tag=None) -> dict:
     output.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        save_file(weights, str(building / WEIGHTS), metadata={"format": "pt", "step": str(step)})
+        _write(building / WEIGHTS, weights, {"format": "pt", "step": str(step)})
         checkpoint.write_config(building / checkpoint.CONFIG, {**config, "step": step})
         shutil.copyfile(source / TOKENIZER, building / TOKENIZER)
         _compare(building / WEIGHTS, weights)
-        (building / WEIGHTS).chmod(0o644)  # safetensors' files and mkdtemp's folders are private
-        building.chmod(0o755)
+        loss = _probe(building / WEIGHTS, config, manifest, source)
+        files = {name: hash_file(building / name) for name in (WEIGHTS, checkpoint.CONFIG, TOKENIZER)}
+        facts = {"step": step, "made_from": {"checkpoint": source.name, "sha256": manifest["sha256"]}}
+        checkpoint.write_manifest(building, {"format": checkpoint.FORMAT, **facts, "files": files})
+        building.chmod(0o755)  # mkdtemp's folders are private
         building.replace(output)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return {"step": step, "stage": stage, "parameters": sum(w.numel() for w in weights.values())}
+    return {"step": step, "stage": stage, "parameters": sum(map(math.prod, shapes.values())), "probe_loss": loss}
+
+
+def _write(path, weights, metadata):
+    """The format of safetensors, one tensor at a time: the header's length in 8 bytes, a JSON header, the values."""
+    header, end = {"__metadata__": metadata}, 0
+    for name, weight in weights.items():
+        size = 4 * weight.numel()
+        header[name] = {"dtype": "F32", "shape": list(weight.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for weight in weights.values():
+            file.write(memoryview(weight.contiguous().numpy()).cast("B"))
+
+
+def _probe(path, config, manifest, source) -> float | None:
+    """Loss of the written weights on the checkpoint's probe batch. Raises UserError where it is not the stored one."""
+    tokens, stored = torch.tensor(manifest["probe"]["tokens"]), manifest["probe"]["loss"]
+    if not tokens.numel():
+        return None
+    with torch.no_grad():
+        found = load_model(path, config, path)(tokens[:, :-1], tokens[:, 1:]).item()
+    if not abs(found - stored) <= checkpoint.PROBE_TOLERANCE[manifest["precision"]] * abs(stored):
+        raise UserError(f"{source}: the consolidated weights give the loss {found:.6f} on the probe batch, where training "
+                        f"had {stored:.6f} when it saved them: use another checkpoint")
+    return found
 
 
 def read_weights(source: Path):
@@ -89,13 +125,34 @@ def read_weights(source: Path):
     return state.step, state.stage, state.weights
 
 
+class _Joined(Mapping):
+    """{name: tensor}, each put together from the ranks' pieces of it when it is asked for.
+
+    parts: {name: (shape, flat pieces in order, whose end may be padding)}.
+    """
+
+    def __init__(self, parts: dict):
+        self._parts = parts
+
+    def __getitem__(self, name):
+        shape, pieces = self._parts[name]
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return whole.detach().narrow(0, 0, math.prod(shape)).view(shape)
+
+    def __iter__(self):
+        return iter(self._parts)
+
+    def __len__(self):
+        return len(self._parts)
+
+
 @dataclass(frozen=True)
 class FullState:
     """A checkpoint with its tensors whole, whatever ranks and ZeRO stage wrote it."""
 
     step: int
     stage: int
-    weights: dict  # {parameter name: fp32 tensor}
+    weights: Mapping  # {parameter name: fp32 tensor}
     moments: dict  # {"exp_avg", "exp_avg_sq" or "momentum_buffer": {parameter name: fp32 tensor}}
     updates: float  # optimizer steps that the moments have seen
     scheduler: dict | None  # the scheduler's own state
@@ -104,7 +161,7 @@ class FullState:
 def read_state(source: Path) -> FullState:
     """All tensors of a checkpoint's folder, put together. Raises UserError where a file is missing or strange."""
     models = _rank_files(source, "mp_rank_00_model_states.pt", "zero_pp_rank_*_mp_rank_00_model_states.pt")
-    model = checkpoint.load_weights_only(models[0], _STAND_INS)
+    model = checkpoint.load_weights_only(models[0], STAND_INS, mmap=True)
     optimizers = sorted(source.glob("*_optim_states.pt"), key=checkpoint.rank_of)
     try:
         if not optimizers and model.get("optimizer") is not None:
@@ -114,7 +171,7 @@ def read_state(source: Path) -> FullState:
         if missing:
             raise UserError(f"{source} lacks zero_pp_rank_{missing[0]}_mp_rank_00_optim_states.pt of a run on {ranks} "
                             "rank(s): copy the checkpoint's files from every host into one folder")
-        states = [checkpoint.load_weights_only(path, _STAND_INS, mmap=True)["optimizer_state_dict"] for path in optimizers]
+        states = [checkpoint.load_weights_only(path, STAND_INS, mmap=True)["optimizer_state_dict"] for path in optimizers]
         return _shared(model, states[:ranks])
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{source} is not a checkpoint of this trainer ({type(error).__name__}: {error})") from error
@@ -158,37 +215,36 @@ def _join_stage12(flat, groups):
 
     flat: per rank, a flat tensor per group.
     """
-    weights = {}
+    parts = {}
     for index, shapes in enumerate(groups):
         stretches, start = [rank[index] for rank in flat], 0
         for name, shape in shapes.items():
-            weights[name] = _cut(stretches, start, math.prod(shape)).view(shape)
+            parts[name] = shape, _cut(stretches, start, math.prod(shape))
             start += math.prod(shape)
-    return weights
+    return _Joined(parts)
 
 
 def _cut(stretches, start, count):
-    """Elements [start, start + count) of stretches laid end to end; a view where one stretch holds them all."""
-    parts, size = [], stretches[0].numel()
-    while count:
-        rank, offset = divmod(start, size)
-        take = min(count, size - offset)
-        parts.append(stretches[rank].narrow(0, offset, take))
-        start, count = start + take, count - take
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    """Views of elements [start, start + count) of stretches laid end to end."""
+    parts = []
+    for stretch in stretches:
+        take = max(0, min(count, stretch.numel() - start))
+        if take:
+            parts.append(stretch.narrow(0, start, take))
+            start, count = start + take, count - take
+        start -= stretch.numel()
+    assert count == 0, "the stretches end before the parameter does"
+    return parts
 
 
 def _join_stage3(flat, groups):
     """Every parameter is cut into equal stretches, one per rank, the last one padded. flat as in `_join_stage12`."""
-    flat = [rank[0] if len(rank) == 1 else torch.cat(rank) for rank in flat]
-    weights, start = {}, 0
+    parts, start = {}, 0
     for name, shape in ((name, shape) for shapes in groups for name, shape in shapes.items()):
-        count = math.prod(shape)
-        stretch = math.ceil(count / len(flat))
-        parts = [rank.narrow(0, start, stretch) for rank in flat]
-        weights[name] = torch.cat(parts).narrow(0, 0, count).view(shape)
+        stretch = math.ceil(math.prod(shape) / len(flat))
+        parts[name] = shape, [piece for rank in flat for piece in _cut(rank, start, stretch)]
         start += stretch
-    return weights
+    return _Joined(parts)
 
 
 def _check(weights, shapes, where):
@@ -226,6 +282,7 @@ def load_model(weights_file, config: dict, where) -> GPT:
         raise UserError(f"{weights_file} is not a safetensors file ({error}): give the model.safetensors that "
                         "tools/zero_to_fp32.py wrote; files with pickles are never loaded") from error
     _check(weights, expected_shapes(shape), weights_file)
-    model = GPT(shape, seed=None)
-    model.load_state_dict(weights)
+    with torch.device("meta"):
+        model = GPT(shape, seed=None)
+    model.load_state_dict(weights, assign=True)
     return model.eval()

@@ -7,7 +7,7 @@ A dataset is a folder:
     SPLIT/tokens.bin            the documents' token ids, each document followed by the end-of-document id
     SPLIT/doc_tokens.npy        int64 (documents,): tokens of each document, its end-of-document id not counted
     SPLIT/doc_bytes.npy         int64 (documents,): UTF-8 bytes of each document
-    SPLIT/names.txt             a name per line and document
+    SPLIT/names.txt             a document's name per line, as a JSON string
 
 `Streams.batch(step)` is a pure function of (dataset, number of streams, seq_len, step): resuming a run, or going on
 with another number of ranks, needs no state.
@@ -47,6 +47,11 @@ class Split:
         self.tokens = np.memmap(folder / TOKENS, dtype=dtype, mode="r")
         self.doc_tokens, self.doc_bytes = _load_counts(folder / DOC_TOKENS), _load_counts(folder / DOC_BYTES)
 
+
+    def names(self) -> list:
+        """The documents' names, in order."""
+        lines = (self._path.parent / NAMES).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
 
     def check_ids(self, ids):
         """Raise UserError where ids that were read from this split are none of the vocabulary's."""
@@ -179,6 +184,7 @@ class Streams:
         starts = ends - (split.doc_tokens + 1)  # of each document in the packed file
         stream_of = assign_documents(split.doc_tokens, count)
         order = np.argsort(stream_of, kind="stable")
+        self._starts = starts
         bounds = np.searchsorted(stream_of[order], np.arange(count + 1))
         self._streams = []  # per stream: position of each document in the stream (one more: its length), and in the file
         for stream in range(count):
@@ -198,6 +204,22 @@ class Streams:
             self._read(stream, index * self.seq_len, out)
         self._split.check_ids(batch)
         return batch
+
+    def documents(self, index: int) -> list:
+        """Names of the documents that batch `index` is made from, each once."""
+        names = self._split.names()
+        wanted = [document for stream in range(self.count) for document in self._documents_of(stream, index)]
+        return [names[document] for document in dict.fromkeys(wanted)]
+
+    def _documents_of(self, stream, index):
+        position, in_file = self._streams[stream]
+        start, left = index * self.seq_len % position[-1], self.seq_len + 1
+        document = int(np.searchsorted(position, start, "right")) - 1
+        while left > 0:
+            yield int(np.searchsorted(self._starts, in_file[document]))
+            left -= position[document + 1] - start
+            document = (document + 1) % len(in_file)
+            start = position[document]
 
     def _read(self, stream, start, out):
         position, in_file = self._streams[stream]

@@ -4,6 +4,7 @@
 """
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -16,6 +17,8 @@ import torch.distributed
 from gpt.checkpoint import load_weights_only
 from gpt.config import Config
 from gpt.errors import RunError
+from gpt.shards import Shards
+from gpt.world import World
 
 
 def _only_errors(record):
@@ -31,40 +34,9 @@ import deepspeed.ops
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_grad
 from deepspeed.utils.tensor_fragment import fragment_address
 
 _PICKLED = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)  # types in DeepSpeed's optimizer files
-
-
-@dataclass(frozen=True)
-class World:
-    """This process's place among the others, and its device."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    def barrier(self):
-        if self.size > 1:
-            torch.distributed.barrier()
-
-    def sum(self, tensor):
-        """Sum of `tensor` over all ranks, in place."""
-        if self.size > 1:
-            torch.distributed.all_reduce(tensor)
-        return tensor
-
-    def gather(self, value) -> list:
-        """Every rank's plain `value`, in the order of ranks."""
-        values = [value] * self.size
-        if self.size > 1:
-            torch.distributed.all_gather_object(values, value)
-        return values
-
-    def tensor(self, values):
-        """Numbers as a float64 tensor on this process's device."""
-        return torch.tensor(values, dtype=torch.float64, device=self.device)
 
 
 def has_fp16() -> bool:
@@ -133,11 +105,16 @@ class _Schedule(torch.optim.lr_scheduler.LRScheduler):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step was, as far as it was asked for."""
+    """What one optimiser step was."""
 
-    applied: bool  # False: fp16 overflow, nothing was changed but the loss scale
-    loss: float | None  # mean over the global batch, nats per token
+    applied: bool  # False: nothing was changed but, after an fp16 overflow, the loss scale
+    exhausted: bool  # an fp16 overflow at a loss scale that can sink no further
+    loss: torch.Tensor  # mean over this rank's part of the global batch, nats per token; float64, on the device
     norms: dict | None  # {"weight" | "gradient" | "update": {parameter group: 2-norm}}
+
+
+class _LossScaleExhausted(Exception):
+    """DeepSpeed left out an update, and cannot lower the loss scale any more."""
 
 
 class Engine:
@@ -159,6 +136,7 @@ class Engine:
         self.world, self.module = world, self._ds.module
         self._stage = config.engine["zero_optimization"]["stage"]
         self._names = {parameter: name for name, parameter in self.module.named_parameters()}
+        self._shards = Shards(self._ds, self._names, self._stage, world)
         differences = [f"{name} is {found}, the config says {asked}" for name, asked, found in self._read_back(config)
                        if asked != found]  # fmt: skip
         if differences:
@@ -219,79 +197,89 @@ class Engine:
         """What the loss is multiplied by before the backward pass; 1 unless in fp16."""
         return float(self._ds.optimizer.loss_scale) if self._ds.fp16_enabled() else 1.0
 
-    def step(self, batch, want_loss: bool = True, want_norms: bool = False) -> StepResult:
+    def step(self, batch, want_norms: bool = False, accept=None, pulse=lambda: None) -> StepResult:
         """One optimiser step on this rank's part of a global batch.
 
         batch: int64 (accumulation, micro batch, seq_len + 1). All ranks call it together, with the same wishes.
+        accept: called on all ranks with the global batch's mean loss before the update, False leaves the update out.
+        pulse: called after every micro-batch.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        before = []
-        for index, micro_batch in enumerate(torch.from_numpy(batch).to(self.world.device)):
-            loss = self._ds(micro_batch[:, :-1], micro_batch[:, 1:])
-            total += loss.detach()
+        before, rejected, exhausted = [], False, False
+        for index, micro_batch in enumerate(torch.from_numpy(batch).to(self.world.device), 1):
+            loss, last = self._ds(micro_batch[:, :-1], micro_batch[:, 1:]), index == len(batch)
+            total += loss.detach() / len(batch)
+            if last and accept is not None:
+                rejected = not accept(self.world.sum(total.clone()).item() / self.world.size)
+                loss = loss * math.nan if rejected else loss  # a gradient that the optimizer leaves out by itself
             self._ds.backward(loss)
-            if want_norms and index == len(batch) - 1:
-                before = self._fragments()
-            self._update()
-        applied = self._ds.was_step_applied()
-        norms = self._norms(before) if want_norms and applied else None
-        loss = self.world.sum(total).item() / (len(batch) * self.world.size) if want_loss else None
-        return StepResult(applied, loss, norms)
+            before = self._shards.fragments(self.loss_scale) if want_norms and last else []
+            try:
+                applied = self._update(last, rejected)
+            except _LossScaleExhausted:
+                applied, exhausted = False, True
+            pulse()
+        return StepResult(applied, exhausted, total, self._shards.norms(before) if want_norms and applied else None)
 
-    def _update(self):
+    def _update(self, last, rejected) -> bool:
+        """Have the optimizer step if this was the last micro-batch; returns whether it did."""
+        if last and self._stage == 0 and (rejected or not self._finite_gradient()):
+            return self._pass_over()
+        scaler = self._ds.optimizer.loss_scaler if rejected and self._ds.fp16_enabled() else None
+        before = dict(vars(scaler)) if scaler else None
         try:
+            if scaler:
+                scaler.raise_error_at_min_scale = False
             self._ds.step()
         except Exception as error:
             if "loss scale already at minimum" not in str(error):
                 raise
-            raise RunError("the fp16 gradient overflows at the smallest loss scale: the weights or the learning rate "
-                           "have run away; go on from an earlier checkpoint with a lower max_lr, or set "
-                           "gradient_clipping or bf16") from error
+            raise _LossScaleExhausted from error
+        if scaler:  # the batch was refused, so its gradient says nothing about the scale
+            vars(scaler).update(before)
+        return self._ds.was_step_applied()
 
-    def _weight(self, parameter):
-        """This rank's own stretch of a parameter, fp32 and flat, or None where other ranks hold all of it.
+    def _finite_gradient(self):
+        return all(bool(torch.isfinite(p.grad).all()) for p in self._names if p.grad is not None)
 
-        ZeRO 1 and 2 keep a stretch of the flattened parameters per rank, ZeRO 3 a stretch of every parameter; at stage
-        0 all ranks hold the same, and rank 0 speaks for all.
+    def _pass_over(self):
+        """Stage 0, where nothing else keeps a bad gradient from the weights: an optimizer step without gradients does
+        nothing, and its schedule is set back."""
+        for parameter in self._names:
+            parameter.grad = None
+        schedule = self._ds.lr_scheduler
+        before = schedule.state_dict() if schedule is not None else None
+        self._ds.step()
+        if schedule is not None:
+            schedule.load_state_dict(before)
+            self._set_lr()
+        return False
+
+    def first_nonfinite(self, batch) -> str | None:
+        """Where the first value that is not finite arises in a forward and backward pass on this rank's batch: in a
+        module's output, or in the gradient that reaches it; None if all are finite. All ranks together.
+
+        For a run that gives up: the gradients of these passes stay behind.
         """
-        if self._stage == 3:
-            return safe_get_local_fp32_param(parameter).flatten()[: self._own_size(parameter)]
-        if self._stage == 0:
-            return parameter.detach().flatten().float() if self.world.rank == 0 else None
-        return None if parameter._hp_mapping is None else parameter._hp_mapping.hp_fragment
+        found = []
 
-    def _gradient(self, parameter):
-        """Gradient of `_weight(parameter)`, loss scale taken out; only between backward and the update."""
-        if self._stage == 3:
-            gradient = safe_get_local_grad(parameter).flatten()[: self._own_size(parameter)]
-        elif self._stage == 0:
-            gradient = parameter.grad.flatten()
-        else:
-            mapping = parameter._hp_mapping
-            gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten()
-            if gradient.numel() != mapping.hp_fragment.numel():  # the whole gradient
-                gradient = self._own_stretch(parameter, gradient)
-        return gradient.float() / self.loss_scale
+        def watch(name):
+            def seen(module, inputs, output):
+                if not torch.is_tensor(output):
+                    return
+                if not bool(torch.isfinite(output).all()):
+                    found.append(f"the output of {name}")
+                elif output.requires_grad:
+                    output.register_hook(lambda gradient: None if bool(torch.isfinite(gradient).all())
+                                         else found.append(f"the gradient of the output of {name}"))  # fmt: skip
+            return seen
 
-    def _own_size(self, parameter):
-        size = parameter.ds_tensor.numel()
-        return max(0, min(size, parameter.ds_numel - size * self.world.rank))  # the rest of the stretch is padding
-
-    def _fragments(self):
-        """(parameter, its weight before the update, its gradient) for all that this rank holds."""
-        held = [(parameter, self._weight(parameter)) for parameter in self._names]
-        return [(p, weight.clone(), self._gradient(p)) for p, weight in held if weight is not None]
-
-    def _norms(self, before):
-        """2-norms of weight, gradient and update per parameter group: a module's own weights and biases."""
-        groups = list(dict.fromkeys(name.rpartition(".")[0] for name in self._names.values()))
-        squares = torch.zeros(3, len(groups), dtype=torch.float64, device=self.world.device)
-        for parameter, weight, gradient in before:
-            index = groups.index(self._names[parameter].rpartition(".")[0])
-            for row, values in enumerate((weight, gradient, self._weight(parameter) - weight)):
-                squares[row, index] += values.double().square().sum()
-        norms = self.world.sum(squares).sqrt().tolist()
-        return {kind: dict(zip(groups, row)) for kind, row in zip(("weight", "gradient", "update"), norms)}
+        hooks = [module.register_forward_hook(watch(name)) for name, module in self.module.named_modules() if name]
+        for micro_batch in torch.from_numpy(batch).to(self.world.device):
+            self._ds.backward(self._ds(micro_batch[:, :-1], micro_batch[:, 1:]))
+        for hook in hooks:
+            hook.remove()
+        return found[0] if found else None
 
     def probe(self, tokens) -> float:
         """Loss of the present weights on tokens, int64 (rows, seq_len + 1); all ranks together on the same tokens."""
@@ -315,64 +303,12 @@ class Engine:
 
     def adopt(self, full, loss_scale: float):
         """Take over whole tensors (gpt.consolidate.FullState) of a run on other ranks or at another ZeRO stage."""
-        inner = self._ds.optimizer if self._stage == 0 else self._ds.optimizer.optimizer
-        for parameter, name in self._names.items():
-            flat, start, size = self._home(parameter)
-            if flat is None:
-                continue
-            own = self._own_stretch(parameter, full.weights[name])
-            flat.data.view(-1).narrow(0, start, size)[: own.numel()].copy_(own)
-            state = inner.state[flat]
-            for key, values in full.moments.items():
-                if key not in state:
-                    state[key] = torch.zeros_like(flat, dtype=torch.float32)
-                    state["step"] = torch.tensor(full.updates, dtype=torch.float32)
-                own = self._own_stretch(parameter, values[name]).to(flat.device)
-                state[key].view(-1).narrow(0, start, size)[: own.numel()].copy_(own)
-        self._refresh_weights()
+        self._shards.adopt(full)
         if self._ds.lr_scheduler is not None:
             self._ds.lr_scheduler.load_state_dict(full.scheduler)
             self._set_lr()
         if self._ds.fp16_enabled():
             self._ds.optimizer.loss_scaler.cur_scale = loss_scale
-
-    def _home(self, parameter):
-        """(flat tensor that the optimizer updates, where in it this rank's stretch of a parameter begins, its size)."""
-        if self._stage == 0:
-            return parameter, 0, parameter.numel()
-        zero = self._ds.optimizer
-        if self._stage == 3:
-            group, start, size = zero.grad_position[zero.get_param_id(parameter)]
-            return zero.fp32_partitioned_groups_flat[group], start, size
-        mapping = parameter._hp_mapping
-        if mapping is None:
-            return None, 0, 0
-        address = mapping.hp_fragment_address
-        return zero.single_partition_of_fp32_groups[mapping.param_group_index], address.start, address.numel
-
-    def _own_stretch(self, parameter, values):
-        """This rank's part of a whole tensor of the parameter's shape, flat."""
-        values = values.reshape(-1)
-        if self._stage == 3:
-            size = parameter.ds_tensor.numel()
-            return values[size * self.world.rank :][: self._own_size(parameter)]
-        if self._stage:
-            address = parameter._hp_mapping.lp_fragment_address
-            return values[address.start : address.start + address.numel]
-        return values
-
-    def _refresh_weights(self):
-        """Have the weights of the hot loop follow their fp32 copies."""
-        if self._stage == 3:
-            for parameter in self._names:
-                own = self._weight(parameter)
-                parameter.ds_tensor.data.view(-1)[: own.numel()].copy_(own)
-            persistent = self._ds.optimizer.persistent_parameters
-            if persistent:
-                persistent[0].partition(persistent)
-                persistent[0].all_gather(persistent)
-        elif self._stage:
-            self._ds.optimizer.update_lp_params()
 
 
 def _plain(value):
@@ -385,11 +321,18 @@ class _CarefulFiles(TorchCheckpointEngine):
 
     failure = None
 
+    def makedirs(self, path, exist_ok=False):
+        self._noting_failure(path, lambda: super(_CarefulFiles, self).makedirs(path, exist_ok))
+
     def save(self, state_dict, path):
+        self._noting_failure(path, lambda: super(_CarefulFiles, self).save(state_dict, path))
+
+    def _noting_failure(self, path, work):
         try:
-            super().save(state_dict, path)
+            work()
         except (OSError, RuntimeError) as error:
-            self.failure = self.failure or f"{path}: {str(error).splitlines()[0][:120]}"
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+            self.failure = self.failure or f"{path}: {reason}"
 
     def load(self, path, map_location=None):
         return load_weights_only(path, _PICKLED, map_location)

@@ -13,6 +13,10 @@ class RunError(Exception):
     """A run that cannot go on through no mistake in its input. The message says what happened and what is safe."""
 
 
+class AgreedError(RunError):
+    """A RunError that all ranks raise together, and rank 0 tells."""
+
+
 class Parser(argparse.ArgumentParser):
     """A command line on which a mistake is a UserError, and options are never guessed from a prefix."""
 
@@ -44,9 +48,14 @@ def run(main):
     except (UserError, RunError) as error:
         distributed = sys.modules.get("torch.distributed")
         connected = distributed is not None and distributed.is_available() and distributed.is_initialized()
-        if connected or os.environ.get("LOCAL_RANK", "0") == "0":
+        agreed = isinstance(error, AgreedError) and connected
+        if agreed and distributed.get_rank() != 0:
+            distributed.barrier()  # rank 0 has told: the first that ends has a launcher end the others
+        elif connected or os.environ.get("LOCAL_RANK", "0") == "0":
             who = f"[rank {distributed.get_rank()}] " if connected and distributed.get_world_size() > 1 else ""
-            print(f"{who}error: {error}", file=sys.stderr, flush=True)
+            print(f"{'' if agreed else who}error: {error}", file=sys.stderr, flush=True)
+            if agreed:
+                distributed.barrier()
         code = 2 if isinstance(error, UserError) else 1
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "gpt":

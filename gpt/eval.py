@@ -47,6 +47,8 @@ def main():
     trained_on = config["dataset"] if isinstance(config.get("dataset"), dict) else {}
     if not (args.data_root or trained_on.get("root")):
         raise UserError(f"{config_file} does not tell which dataset the model was trained on: give --data_root")
+    if weights.with_name(checkpoint.MANIFEST).is_file():
+        checkpoint.verify(weights.parent)
     dataset = Dataset(args.data_root or trained_on["root"])
     if trained_on.get("tokenizer") not in (None, dataset.vocab.fingerprint):
         raise UserError(f"{dataset.root} was made with another tokenizer than the model was trained with: prepare the "
@@ -82,7 +84,11 @@ def evaluate(args, weights, config, config_file, dataset) -> dict:
     last_n = min(args.last_n or (config["run"].get("gpt") or {}).get("last_n") or 128, seq_len)
     evaluator = Evaluator(split, dataset.vocab, seq_len, last_n, args.batch_size or max(1, 8192 // seq_len))
     with tqdm(total=evaluator.calls, unit="batch", disable=not sys.stderr.isatty(), leave=False) as bar:
-        tally = evaluator.run(model, device, bar.update)
+        def advance():
+            bar.update()
+            return True
+
+        tally = evaluator.run(model, device, advance)
     return {"split": split.name, "checkpoint": str(weights), "dataset": str(dataset.root), "seq_len": seq_len,
             "last_n": last_n, **summary(tally)}  # fmt: skip
 

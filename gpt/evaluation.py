@@ -71,8 +71,11 @@ class Evaluator:
         most = math.ceil(self.windows / world_size)
         self.calls = math.ceil(most / self._rows)
 
-    def run(self, score, device="cpu", after_call=lambda: None) -> Tally:
-        """This rank's tally; sum `Tally.values()` over ranks for the whole. `after_call()` follows every call."""
+    def run(self, score, device="cpu", goes_on=lambda: True) -> Tally | None:
+        """This rank's tally; sum `Tally.values()` over ranks for the whole.
+
+        goes_on(): called after every call of `score`, on every rank equally often; if it is false this returns None.
+        """
         tally = Tally()
         for call in range(self.calls):
             mine = self._mine[call * self._rows : (call + 1) * self._rows]
@@ -83,7 +86,8 @@ class Evaluator:
                 scores = score(inputs[:, :-1], inputs[:, 1:], torch.from_numpy(mask).to(device))
             if chosen:
                 self._add(tally, chosen, mine, scores.nats.double().cpu().numpy(), scores.rank.cpu().numpy())
-            after_call()
+            if not goes_on():
+                return None
         return tally
 
     def _batch(self, chosen):

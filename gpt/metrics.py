@@ -145,6 +145,12 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
+    def rewind(self, step: int):
+        """The run went back to an earlier step."""
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.refresh()
+
     def say(self, text: str):
         if self._bar is not None:
             self._bar.write(text)

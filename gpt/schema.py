@@ -114,6 +114,14 @@ class Options:
     log_ckpt_every: int = option(int, 1000, "steps between checkpoints; 0 or less: only at the end")
     keep_last: int = option(int, 3, "newest checkpoints that are kept; 0 or less: all")
     keep_every: int = option(int, 0, "checkpoints at multiples of so many steps are kept for good; 0 or less: none")
+    spike_policy: str = option(str, "warn", "where the loss leaps: warn; skip: leave the batch out before it does harm; "
+                               "rewind: back to a checkpoint, and on without the last batches", choices=("warn", "skip", "rewind"))
+    spike_zscore: float = option(float, 8.0, "robust standard deviations above the median of the last 64 losses from which "
+                                 "a loss is a spike", above=0)
+    rewind_batches: int = option(int, 2, "batches that rewind leaves out: the one whose loss leapt and those before it",
+                                 minimum=1)
+    step_timeout: float = option(float, 1800.0, "seconds without progress after which all ranks show their stacks and end; "
+                                 "0 or less: never")
     logger_type: str = option(str, "none", "beside metrics.jsonl: TensorBoard, wandb (offline unless WANDB_MODE says "
                               "otherwise), or both", choices=("none", "tb", "wandb", "all"))  # fmt: skip
     wandb_project_name: str = option(str, "gpt", "project that wandb files the run under")

@@ -3,11 +3,13 @@
 import os
 import signal
 import threading
+import time
 
 import psutil
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-GRACE_SECONDS = 25  # DeepSpeed's launcher kills what still runs 30 s after it was told to end
+LAUNCHER_SECONDS = 30  # DeepSpeed's launcher kills what still runs so long after it was told to end
+GRACE_SECONDS = LAUNCHER_SECONDS - 5
 WATCH_SECONDS = 0.5
 
 
@@ -20,7 +22,7 @@ class StopRequest:
     """
 
     def __init__(self):
-        self.reason = None
+        self.reason, self._asked = None, None
         self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, args=(_launchers(),), daemon=True)
@@ -36,13 +38,21 @@ class StopRequest:
     def _on_signal(self, number, frame):
         if number == signal.SIGINT and self.reason is not None:
             os._exit(130)
-        self.reason = self.reason or signal.Signals(number).name
+        self._ask(signal.Signals(number).name)
+
+    def _ask(self, reason):
+        self._asked = self._asked or time.monotonic()
+        self.reason = self.reason or reason
+
+    def seconds_ago(self) -> float | None:
+        """Seconds since this process was asked to stop; None if only another rank was."""
+        return None if self._asked is None else time.monotonic() - self._asked
 
     def _watch(self, watched):
         while all(_parent_of(pid) == parent for pid, parent in watched):
             if self._closed.wait(WATCH_SECONDS):
                 return
-        self.reason = self.reason or "the launcher is gone"
+        self._ask("the launcher is gone")
         if not self._closed.wait(GRACE_SECONDS):
             os._exit(1)
 

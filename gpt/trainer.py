@@ -1,18 +1,23 @@
-"""The training loop, and what surrounds it: start or resume, evaluate, save, report."""
+"""The training loop: start or resume, step, evaluate, save, and what to do when the numbers go wrong."""
 
-import shutil
 import time
 
-from gpt import checkpoint, plan
-from gpt.config import Config, leaves
-from gpt.consolidate import read_state
-from gpt.corpus import TOKENIZER, Dataset, Streams
-from gpt.errors import RunError, UserError
+from gpt import checkpoint
+from gpt.config import Config
+from gpt.corpus import Dataset, Streams
+from gpt.errors import AgreedError
 from gpt.evaluation import Evaluator, Tally, summary
-from gpt.files import FolderLock
 from gpt.metrics import Clock, Metrics, Progress
 from gpt.model import GPT
-from gpt.signals import StopRequest
+from gpt.saver import Saver
+from gpt.signals import LAUNCHER_SECONDS, StopRequest
+from gpt.spikes import SpikeDetector, batch_index
+from gpt.start import claim, resolved
+from gpt.watchdog import Watchdog
+
+MAX_OVERFLOWS = 100  # fp16 overflows in a row on one batch; a loss scale halves from 2^32 to 1 in 32
+MAX_LEFT_OUT = 10  # batches refused in a row, or returns to the same checkpoint, before the run gives up
+PROBE_ROWS, PROBE_TOKENS = 2, 32
 
 
 class Trainer:
@@ -28,7 +33,6 @@ class Trainer:
                  allowed=()):  # fmt: skip
         options, batch = config.options, config.batch
         self.config, self.dataset, self.run_dir, self.rank = config, dataset, config.run_dir, rank
-        self.checkpoints = self.run_dir / "checkpoints"
         self.streams = Streams(dataset.split("train"), batch.global_size, options.seq_len)
         self.rows = range(rank, batch.global_size, world_size)
         self.evaluator = Evaluator(dataset.split(options.eval_data_split), dataset.vocab, options.seq_len,
@@ -36,110 +40,83 @@ class Trainer:
                                    world_size)  # fmt: skip
         self.resolved = resolved(config, dataset)
         self.notices = list(config.notices)
-        self.start_tag = self._find_start(resume, allowed) if rank == 0 else None
-        self.lock = FolderLock(self.run_dir) if rank == 0 else None
-
-    def _find_start(self, resume, allowed):
-        """Tag of the checkpoint to go on from, or None."""
-        for folder in (self.run_dir, self.checkpoints):
-            if folder.exists() and not folder.is_dir():
-                raise UserError(f"{folder} is a file, where a run wants to be kept: name another --run_dir")
-        if resume in ("auto", "must"):
-            tag = checkpoint.newest_good(self.checkpoints, self.notices)
-        else:
-            tag = checkpoint.latest(self.checkpoints) if resume == "never" else resume
-            if tag == resume:
-                checkpoint.verify(checkpoint.resolve(self.checkpoints, tag))
-        if tag is None and resume == "must":
-            raise UserError(f"--resume must: {self.checkpoints} has no checkpoint to go on from")
-        if tag is not None and resume == "never":
-            raise UserError(f"--resume never: {self.run_dir} already holds a run: name another --run_dir, or go on with "
-                            "--resume auto")
-        if tag is not None:
-            differences = _differences(checkpoint.read_config(self.checkpoints / tag / checkpoint.CONFIG), self.resolved)
-            unknown = [key for key in allowed if key not in differences]
-            if unknown:
-                raise UserError(f"--allow_change {unknown[0]}: that does not differ from the checkpoint; what differs: "
-                                f"{', '.join(differences) or 'nothing'}")
-            self.notices += [f"changed on resuming: {differences.pop(key)}" for key in dict.fromkeys(allowed)]
-            if differences:
-                raise UserError(f"{self.run_dir} holds a run with other settings ({'; '.join(differences.values())}): name "
-                                "another --run_dir, give the settings that it began with, or allow a change on purpose "
-                                "with --allow_change KEY")
-        return tag
+        self.start_tag, self.lock = None, None
+        if rank == 0:
+            self.start_tag, self.lock = claim(config, self.resolved, resume, allowed, self.notices)
+        self.step, self.evaluated_step = 0, None
+        self.left_out, self.spikes = [], SpikeDetector()  # indices of batches that nothing was learnt from
+        self.refused, self.overflows = 0, 0  # batches, and tries of one batch, in a row
+        self.returns = {}  # {tag: how often the run went back to it}
 
     def train(self, make_engine, world):
         """Train, evaluate and save until the last step or a request to stop. All ranks call it together.
 
-        make_engine: gpt.engine.Engine. world: gpt.engine.World.
+        make_engine: gpt.engine.Engine. world: gpt.world.World. Raises AgreedError where the run cannot go on.
         """
-        self.world, self.stop = world, StopRequest()
+        self.world, self.stop, self.stopping = world, StopRequest(), None
+        self.watchdog = Watchdog(world, self.config.options.step_timeout)
         try:
             self._run(make_engine)
         finally:
+            self.watchdog.close()
             self.stop.close()
 
     def _run(self, make_engine):
         self._begin(make_engine)
-        options, last, stopping = self.config.options, self.config.options.max_train_steps, None
-        if self.start_tag and self.step >= last:
+        options, last = self.config.options, self.config.options.max_train_steps
+        if self.start_tag and self.step >= last and not self._owes_evaluation():
             self.progress.close()
             self.progress.say(f"{self.run_dir} is at step {self.step} already, and max_train_steps is {last}: nothing to do")
             return
         self._announce()
-        if not self.start_tag and options.eval_every > 0:
+        self._agree()
+        if self._owes_evaluation():
             self._evaluate()
-        self._mark = (self.step, self.clock.seconds())
-        while self.step < last and not (stopping := self._must_stop()):
-            self._train_step()
-            if _due(self.step, options.eval_every) or (self.step == last and options.eval_every > 0):
+        while self.step < last and not self.stopping:
+            if not self._train_step():
+                continue
+            if self._owes_evaluation():
                 self._evaluate()
-            if _due(self.step, options.log_ckpt_every) or self.step == last:
+            if _due(self.step, options.log_ckpt_every) and self.step < last:
                 self._save()
-        if self.saved_step is None or (stopping and self.saved_step != self.step):
+        self.saver.finish()
+        if self.saver.saved_step != self.step:
             self._save()
-        self._end(stopping)
+            self.saver.finish()
+        self._end()
 
     def _begin(self, make_engine):
         """Make the engine and load the checkpoint that rank 0 found."""
         world, options = self.world, self.config.options
         model = GPT(self.config.model, options.seed, options.activation_checkpointing)
         self.engine = make_engine(model, self.config, world)
+        self.saver = Saver(self.config, self.resolved, self.dataset, self.engine, world)
+        rows = range(min(PROBE_ROWS, self.config.batch.global_size))
+        self.probe = self.streams.batch(0, rows)[:, : PROBE_TOKENS + 1]
         self.start_tag = world.gather(self.start_tag)[0]
-        self.probe = self.streams.batch(0, range(min(2, self.config.batch.global_size)))
-        self.step = self._load() if self.start_tag else 0
-        self.saved_step = self.step if self.start_tag else None
+        if self.start_tag:
+            self._load(self.start_tag)
         self.progress = Progress(self.step, options.max_train_steps, active=world.rank == 0)
         self.clock = Clock()
+        self._mark = (self.step, self.clock.seconds())
 
-    def _end(self, stopping):
-        """Say how the run ended. Raises RunError where its last steps could not be saved."""
-        self.progress.close()
-        if stopping and self.saved_step == self.step:
-            self.metrics.write({"event": "stopped", "step": self.step, "reason": stopping})
-        self.metrics.close()
-        if self.saved_step != self.step:
-            raise RunError(f"the last checkpoint could not be written to {self.checkpoints}: make room, and the same command "
-                           f"goes on from step {self.saved_step or 0}")  # fmt: skip
-        if stopping:
-            self.progress.say(f"stopped by {stopping} and saved after step {self.step} of "
-                              f"{self.config.options.max_train_steps}: the same command goes on")  # fmt: skip
-        else:
-            self.progress.say(f"done: {self.step} steps, checkpoint {self.checkpoints / checkpoint.tag_of(self.step)}")
-
-    def _must_stop(self) -> str | None:
-        """Why the run must stop now, if any rank was asked to; all ranks find the same."""
-        asked = self.world.sum(self.world.tensor([0.0 if self.stop.reason is None else 1.0])).item()
-        return next(reason for reason in self.world.gather(self.stop.reason) if reason) if asked else None
+    def _load(self, tag):
+        """Go on from a checkpoint: its weights, and where the run was."""
+        manifest = self.saver.load(tag, self.probe, self.notices)
+        self.step, self.evaluated_step = manifest["step"], manifest["evaluated_step"]
+        self.left_out = sorted({*self.left_out, *manifest["left_out"]})
+        self.spikes = SpikeDetector(manifest["losses"])
 
     def _announce(self):
         """Open the run's files and say what is about to run."""
         if self.rank == 0:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            checkpoint.clean_up(self.checkpoints)
+            self.saver.folder.mkdir(parents=True, exist_ok=True)
             checkpoint.write_config(self.run_dir / checkpoint.CONFIG, self.resolved)
+            if self.start_tag:
+                checkpoint.go_back(self.saver.folder, self.start_tag)
         self.world.barrier()
         self.metrics = Metrics(self.run_dir, self.config, self.resolved, active=self.rank == 0)
+        self.saver.report, self.saver.say = self.metrics.write, self.progress.say
         model, batch = self.config.model, self.config.batch
         for notice in self.notices:
             self.progress.say(f"notice: {notice}")
@@ -153,31 +130,162 @@ class Trainer:
             f"{batch.accumulation}) from {self.dataset.root}"
         )
 
-    def _train_step(self):
+    def _end(self):
+        """Say how the run ended. Raises AgreedError where its last steps could not be saved."""
+        self.progress.close()
+        if self.saver.saved_step != self.step:
+            self.metrics.close()
+            raise AgreedError(f"the last checkpoint could not be written to {self.saver.folder}: make room, and the same "
+                              f"command goes on from step {self.saver.saved_step or 0}")  # fmt: skip
+        if self.step >= self.config.options.max_train_steps and not self._owes_evaluation():
+            self.metrics.close()
+            folder = self.saver.folder / checkpoint.tag_of(self.step)
+            self.progress.say(f"done: {self.step} steps, checkpoint {folder}")
+            return
+        seconds = self.stop.seconds_ago()
+        self.metrics.write({"event": "stopped", "step": self.step, "reason": self.stopping, "seconds": seconds})
+        self.metrics.close()
+        slow = "" if seconds is None or seconds < LAUNCHER_SECONDS / 2 else (
+            f"; NOTE: that took {seconds:.0f} s, and launchers wait {LAUNCHER_SECONDS} s before they kill")  # fmt: skip
+        self.progress.say(f"stopped by {self.stopping} and saved after step {self.step} of "
+                          f"{self.config.options.max_train_steps}: the same command goes on{slow}")  # fmt: skip
+
+    def _agree(self, loss=0.0) -> float:
+        """What the ranks tell each other after every step: returns the mean of `loss`; finds out whether any of them was
+        asked to stop, and whether all are ready to take a save further."""
+        values = self.world.tensor([0.0, self.stop.reason is not None, self.saver.ready])
+        values[0] += loss
+        loss, asked, ready = self.world.sum(values).tolist()
+        if asked and not self.stopping:
+            self.stopping = next(reason for reason in self.world.gather(self.stop.reason) if reason)
+        if ready == self.world.size:
+            self.saver.advance()
+        return loss / self.world.size
+
+    def _train_step(self) -> bool:
+        """Try one optimiser step; returns whether the run is a step further."""
         options, number = self.config.options, self.step + 1
-        logged, shown = _due(number, options.log_metrics_every), _due(number, options.log_terminal_every)
-        shown = shown or (number == options.max_train_steps and options.log_terminal_every > 0)
+        index = batch_index(self.step, self.left_out)
         want_norms = _due(number, options.log_grads_every)
-        batch = self.streams.batch(self.step, self.rows)
+        self.watchdog.progress(f"reading the batch of step {number}")
+        batch = self.streams.batch(index, self.rows)
         batch = batch.reshape(self.config.batch.accumulation, self.config.batch.micro_size, -1)
         lr = self.engine.lr
-        while not (result := self.engine.step(batch, logged or shown, want_norms)).applied:
-            self._skipped(number)
-        self.step = number
+        self.refusing = False
+        accept = self._accept if options.spike_policy == "skip" else None
+        result = self.engine.step(batch, want_norms, accept, lambda: self.watchdog.progress(f"computing step {number}"))
+        loss = self._agree(result.loss)
+        score = self.spikes.score(loss)
+        if not result.applied:
+            self._not_applied(number, loss, score, batch, index, result.exhausted)
+            return False
+        if score > options.spike_zscore and self._spiked(number, loss, score, index):
+            return False
+        self.spikes.add(loss)
+        self.step, self.refused, self.overflows = number, 0, 0
         self.progress.advance()
         if want_norms:
             self.metrics.write({"event": "norms", "step": number, **result.norms})
-        if logged or shown:
-            self._report(result.loss, lr, logged, shown)
+        self._report(loss, lr)
+        return True
 
-    def _skipped(self, number):
-        """An update with a gradient that is not finite was left out. Under fp16 the scale sank: the same batch again."""
-        if self.config.precision != "fp16":
-            raise RunError(f"the gradient of step {number} is not finite in {self.config.precision}, and nothing was "
-                           f"updated: lower max_lr or set gradient_clipping, and go on from {self.checkpoints}")
-        self.metrics.write({"event": "overflow", "step": number, "loss_scale": self.engine.loss_scale})
+    def _accept(self, loss) -> bool:
+        self.refusing = self.spikes.score(loss) > self.config.options.spike_zscore
+        return not self.refusing
 
-    def _report(self, loss, lr, logged, shown):
+    def _not_applied(self, number, loss, score, batch, index, exhausted):
+        """The weights were not updated: try again, leave the batch out, go back, or give up."""
+        options = self.config.options
+        if options.spike_policy == "skip" and self.refusing:
+            self._leave_out(number, loss, score, index, batch)
+        elif self.config.precision == "fp16":
+            self.overflows += 1
+            self.metrics.write({"event": "overflow", "step": number, "loss_scale": self.engine.loss_scale,
+                                "in_a_row": self.overflows})  # fmt: skip
+            if exhausted or self.overflows >= MAX_OVERFLOWS or self.config.engine["fp16"]["loss_scale"]:
+                self._fail(number, f"the fp16 gradient overflowed {self.overflows} time(s) in a row, the last time at loss "
+                           f"scale {self.engine.loss_scale:g}", index, batch)  # fmt: skip
+        elif options.spike_policy == "skip":
+            self._leave_out(number, loss, score, index, batch)
+        elif options.spike_policy == "warn" or not self._rewind(number, loss, score, index):
+            self._fail(number, f"the gradient is not finite in {self.config.precision}", index, batch)
+
+    def _leave_out(self, number, loss, score, index, batch):
+        """Policy skip: the same step again, from the next batch."""
+        self.left_out = [*self.left_out, index]
+        self.refused += 1
+        self.metrics.write({"event": "skip", "step": number, "loss": loss, "zscore": score, "batch": index,
+                            "documents": self.streams.documents(index)})  # fmt: skip
+        self.progress.say(f"SPIKE: the loss of batch {index} is {loss:.4f} ({score:.1f} deviations from the median): left "
+                          f"out of step {number}")  # fmt: skip
+        if self.refused >= MAX_LEFT_OUT:
+            self._fail(number, f"{self.refused} batches in a row were left out", index, batch)
+
+    def _spiked(self, number, loss, score, index) -> bool:
+        """The loss of a step leapt: warn, or go back; returns whether the run went back."""
+        if self.config.options.spike_policy == "rewind" and self._rewind(number, loss, score, index):
+            return True
+        self.metrics.write({"event": "spike", "step": number, "loss": loss, "zscore": score, "batch": index,
+                            "documents": self.streams.documents(index)})  # fmt: skip
+        self.progress.say(f"SPIKE: the loss of step {number} is {loss:.4f}, {score:.1f} deviations above the median of the "
+                          "last steps")  # fmt: skip
+        return False
+
+    def _rewind(self, number, loss, score, index) -> bool:
+        """Policy rewind: load the checkpoint before the batches that led here, and leave them out. Returns False where
+        there is no checkpoint yet."""
+        first = index - self.config.options.rewind_batches + 1
+        self.saver.finish()
+        tag = self.world.gather(self._before(first) if self.rank == 0 else None)[0]
+        if tag is None:
+            return False
+        self.returns[tag] = self.returns.get(tag, 0) + 1
+        if self.returns[tag] > MAX_LEFT_OUT:
+            self._fail(number, f"the run went back to {tag} {MAX_LEFT_OUT} times", index, None)
+        self.clock.pause()
+        self._load(tag)
+        reached = batch_index(self.step, self.left_out)
+        out = list(range(max(first, reached), index + 1))
+        self.left_out = sorted({*self.left_out, *out})
+        if self.rank == 0:
+            checkpoint.go_back(self.saver.folder, tag)
+        self.metrics.write({"event": "rewind", "step": number, "to": self.step, "loss": loss, "zscore": score,
+                            "batches": out, "documents": [self.streams.documents(i) for i in out]})  # fmt: skip
+        self.progress.rewind(self.step)
+        self.progress.say(f"SPIKE: the loss of step {number} is {loss:.4f} ({score:.1f} deviations from the median): back to "
+                          f"step {self.step}, leaving out the batches {out[0]} to {index}")  # fmt: skip
+        self.overflows = 0
+        self.clock.go_on()
+        self._mark = (self.step, self.clock.seconds())
+        return True
+
+    def _before(self, index) -> str | None:
+        """Tag of the newest whole checkpoint that has not seen batch `index`, else of the oldest whole one."""
+        whole = checkpoint.whole(self.saver.folder)
+        seen = {tag: batch_index(manifest["step"], manifest["left_out"]) for tag, manifest in whole.items()}
+        return next((tag for tag in reversed(seen) if seen[tag] <= index), next(iter(seen), None))
+
+    def _fail(self, number, what, index, batch):
+        """Give up, with all that helps to find out why. batch: this rank's part of it, to look for the first value
+        that is not finite, or None."""
+        self.saver.finish()
+        found = self.world.gather(self.engine.first_nonfinite(batch) if batch is not None else None)
+        where = [f"{place} on rank {rank}" for rank, place in enumerate(found) if place]
+        names = self.streams.documents(index)
+        reason = (f"step {number}: {what}" + (f"; the first value that is not finite is in {where[0]}" if where else "")
+                  + f"; batch {index} is made from {len(names)} documents ({', '.join(names[:20])}{', …' * (len(names) > 20)})")
+        self.metrics.write({"event": "failed", "step": self.step, "reason": reason, "documents": names})
+        self.metrics.close()
+        self.progress.close()
+        saved = self.saver.saved_step
+        raise AgreedError(f"{reason}; nothing was updated, the latest checkpoint is "
+                          + (f"{self.saver.folder / checkpoint.tag_of(saved)}" if saved is not None else "none yet")
+                          + ": lower max_lr, set gradient_clipping, or leave batches out with --spike_policy skip or rewind")
+
+    def _report(self, loss, lr):
+        options = self.config.options
+        logged, shown = _due(self.step, options.log_metrics_every), _due(self.step, options.log_terminal_every)
+        shown = shown or (self.step == options.max_train_steps and options.log_terminal_every > 0)
         tokens_per_step = self.config.batch.global_size * self.config.model.seq_len
         mark_step, mark_seconds = self._mark
         seconds = self.clock.seconds()
@@ -193,132 +301,44 @@ class Trainer:
             self.progress.report(self.step, loss, lr, speed, left)
             self._mark = (self.step, seconds)
 
+    def _owes_evaluation(self) -> bool:
+        options = self.config.options
+        due = _due(self.step, options.eval_every) or (self.step == options.max_train_steps and options.eval_every > 0)
+        return due and self.evaluated_step != self.step
+
     def _evaluate(self):
+        """Evaluate the present weights; a request to stop ends it, and it is made up for when the run goes on."""
         self.clock.pause()
         began = time.perf_counter()
-        tally = self.evaluator.run(self.engine.module, self.world.device)
-        values = self.world.sum(self.world.tensor(tally.values())).tolist()
-        found = summary(Tally.from_values(values))
+        tally = self.evaluator.run(self.engine.module, self.world.device, self._goes_on)
+        if tally is not None:
+            values = self.world.sum(self.world.tensor(tally.values())).tolist()
+            self._report_evaluation(summary(Tally.from_values(values)), time.perf_counter() - began)
+            self.evaluated_step = self.step
+        self.clock.go_on()
+
+    def _goes_on(self) -> bool:
+        """Between two batches of an evaluation: whether to go on."""
+        self.watchdog.progress(f"evaluating after step {self.step}")
+        self._agree()
+        return not self.stopping
+
+    def _report_evaluation(self, found, seconds):
         split = self.config.options.eval_data_split
-        self.metrics.write({"event": "eval", "step": self.step, "split": split, **found,
-                            "seconds": time.perf_counter() - began})  # fmt: skip
+        self.metrics.write({"event": "eval", "step": self.step, "split": split, **found, "seconds": seconds})
         untrained = " (untrained)" if self.step == 0 else ""
         scored = f"{found['tokens']:,} of {max(0, len(self.evaluator.split.tokens) - 1):,} tokens"
         self.progress.say(f"eval after step {self.step}{untrained} on {split} ({scored}): loss {found['loss']:.4f}  "
                           f"normalised perplexity {found['normalised_ppl']:.4f}  bits per byte "
                           f"{found['bits_per_byte']:.4f}")
-        self.clock.go_on()
-
-    def _load(self) -> int:
-        """Load the checkpoint to go on from; returns its step. A loss that differs from the stored one is an error."""
-        folder = self.checkpoints / self.start_tag
-        manifest = checkpoint.read_manifest(folder)
-        here = {"ranks": self.world.size, "zero_stage": self.config.engine["zero_optimization"]["stage"],
-                "precision": self.config.precision}  # fmt: skip
-        there = {key: manifest[key] for key in here}
-        if here == there:
-            self.engine.load(self.checkpoints, self.start_tag)
-        else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
-            self.engine.adopt(read_state(folder), manifest["loss_scale"])
-            self.notices.append(f"the checkpoint was written as {there}, and goes on as {here}")
-        found, stored = self.engine.probe(self.probe), manifest["probe"]["loss"]
-        tolerance = 1e-5 if self.config.precision == there["precision"] == "fp32" else 2e-3
-        if manifest["probe"]["tokens"] == self.probe.tolist() and not abs(found - stored) <= tolerance * abs(stored):
-            raise RunError(f"{folder} was loaded, but its weights give the loss {found:.6f} on its "
-                           f"probe batch, where they gave {stored:.6f} when it was saved: nothing was trained; go on from "
-                           "another checkpoint")  # fmt: skip
-        return manifest["step"]
 
     def _save(self):
-        """Write a checkpoint: all ranks into a staging folder, then rank 0 commits it. If that fails anywhere, training
-        goes on, and earlier checkpoints are as they were."""
         self.clock.pause()
-        began = time.perf_counter()
-        loss = self.engine.probe(self.probe)
-        staged = self.checkpoints / checkpoint.staging_tag(self.step)
-        failure = self._no_room()
-        if failure is None:
-            failure = self.engine.save(self.checkpoints, staged.name, {"step": self.step})
-            failure, files = self._hash(staged, failure)
-            everyone = self.world.gather((failure, files))
-            failure = next((failed for failed, _ in everyone if failed), None)
-            if failure is None:
-                failure = self._commit({name: facts for _, own in everyone for name, facts in own.items()}, loss)
-        if failure is None:
-            self.saved_step = self.step
-            self.metrics.write({"event": "checkpoint", "step": self.step, "seconds": time.perf_counter() - began})
-        else:
-            self.metrics.write({"event": "checkpoint_failed", "step": self.step, "reason": failure})
-            self.progress.say(f"WARNING: the checkpoint of step {self.step} could not be written ({failure}); training goes "
-                              f"on, the latest checkpoint is that of step {self.saved_step or 0}")  # fmt: skip
-            if self.rank == 0:
-                shutil.rmtree(staged, ignore_errors=True)
-        self.world.barrier()
+        self.watchdog.progress(f"saving after step {self.step}")
+        self.saver.begin(self.step, self.probe, {"evaluated_step": self.evaluated_step, "left_out": self.left_out,
+                                                 "losses": self.spikes.losses})  # fmt: skip
         self.clock.go_on()
-
-    def _no_room(self):
-        """Why a checkpoint would not fit on the disk, or None; rank 0 decides for all."""
-        config = self.config
-        need = plan.checkpoint_bytes(config.model, config.engine["zero_optimization"]["stage"], config.precision,
-                                     config.moments)  # fmt: skip
-        free = shutil.disk_usage(self.checkpoints).free
-        short = f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free" if free < need else None
-        return self.world.gather(short)[0]
-
-    def _hash(self, staged, failure):
-        """(failure, {name: size and sha256}) of this rank's files, after rank 0 has added what all share."""
-        try:
-            if self.rank == 0 and failure is None:
-                checkpoint.write_config(staged / checkpoint.CONFIG, self.resolved)
-                (staged / TOKENIZER).write_bytes(self.dataset.vocab.model)
-            return failure, checkpoint.own_files(staged, self.rank) if failure is None else {}
-        except OSError as error:
-            return f"{error.filename}: {error.strerror}", {}
-
-    def _commit(self, files, loss):
-        """Rank 0 makes the staged checkpoint the latest; returns what went wrong, on all ranks."""
-        failure = None
-        if self.rank == 0:
-            tokens = self.step * self.config.batch.global_size * self.config.model.seq_len
-            facts = {"tokens": tokens, "ranks": self.world.size, "precision": self.config.precision,
-                     "zero_stage": self.config.engine["zero_optimization"]["stage"],
-                     "loss_scale": self.engine.loss_scale, "dataset": self.dataset.fingerprint,
-                     "probe": {"tokens": self.probe.tolist(), "loss": loss}}  # fmt: skip
-            try:
-                checkpoint.commit(self.checkpoints, self.step, files, facts)
-                checkpoint.retain(self.checkpoints, self.config.options.keep_last, self.config.options.keep_every)
-            except OSError as error:
-                failure = f"{error.filename}: {error.strerror}"
-        return self.world.gather(failure)[0]
 
 
 def _due(step, every):
     return every > 0 and step % every == 0
-
-
-def resolved(config: Config, dataset: Dataset) -> dict:
-    """config.yaml: the resolved configuration and the dataset it runs on."""
-    return {**config.as_dict(), "dataset": {"root": str(dataset.root), "fingerprint": dataset.fingerprint,
-                                            "tokenizer": dataset.vocab.fingerprint}}  # fmt: skip
-
-
-def _differences(old: dict, new: dict) -> dict:
-    """{setting: sentence} of the settings that make a curve another curve: shape, data, batch, schedule, precision,
-    optimizer, seed."""
-
-    def curve(tree):
-        run = tree["run"]
-        return {
-            "model": tree["model"], "precision": tree.get("precision"), "scheduler": run.get("scheduler"),
-            "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
-            "train_batch_size": run.get("train_batch_size"), "seed": (run.get("gpt") or {}).get("seed"),
-            "dataset": (tree.get("dataset") or {}).get("fingerprint"),
-        }  # fmt: skip
-
-    differences = {}
-    then, now = curve(old), curve(new)
-    for key in then:
-        old_leaves, new_leaves = (dict(leaves({key: value})) for value in (then[key], now[key]))
-        differences |= {path: f"{path} was {old_leaves.get(path)}, is {new_leaves.get(path)}"
-                        for path in {**old_leaves, **new_leaves} if old_leaves.get(path) != new_leaves.get(path)}
-    return differences

@@ -43,7 +43,7 @@ def main(config_file, out, data, *flags):
             result["skipped"] += 1
             continue
         step += 1
-        for name, value in (("loss", found.loss), ("grad_norm", run.grad_norm), ("norms", found.norms),
+        for name, value in (("loss", world.sum(found.loss).item() / world.size), ("grad_norm", run.grad_norm), ("norms", found.norms),
                             ("scale", run.loss_scale), ("lr", lr)):  # fmt: skip
             result[name].append(value)
     staged = checkpoint.staging_tag(1)
@@ -58,7 +58,7 @@ def main(config_file, out, data, *flags):
     world.barrier()
     if world.rank == 0:
         files = {name: facts for rank in range(world.size) for name, facts in checkpoint.own_files(out / staged, rank).items()}
-        checkpoint.commit(out, 1, files, {"probe": {"tokens": [], "loss": 0.0}})
+        checkpoint.commit(out, 1, files, {"precision": config.precision, "probe": {"tokens": [], "loss": 0.0}})
     engine.disconnect()
 
 

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, read_metrics, write_run
@@ -144,11 +147,11 @@ def test_what_a_crash_leaves_is_put_right(run):
 def test_retention(tmp_path):
     for step in range(1, 11):
         (tmp_path / f"global_step{step}").mkdir()
-    (tmp_path / "latest").write_text("global_step3")
+    (tmp_path / "latest").write_text("global_step9")
     checkpoint.retain(tmp_path, 2, 4)
-    assert checkpoint.committed(tmp_path) == [f"global_step{step}" for step in (3, 4, 8, 9, 10)]
+    assert checkpoint.committed(tmp_path) == [f"global_step{step}" for step in (4, 8, 9, 10)]
     checkpoint.retain(tmp_path, 0, 0)
-    assert len(checkpoint.committed(tmp_path)) == 5
+    assert len(checkpoint.committed(tmp_path)) == 4
 
 
 def test_the_tool_names_what_is_damaged(run, run_command):
@@ -184,3 +187,66 @@ def test_a_full_disk_does_not_stop_the_training(sample, tmp_path, run_command):
         assert done.returncode == 0 and "after step 2" in done.stdout
     finally:
         run_command(["umount", disk], tmp_path)
+
+
+CONSOLIDATE = """
+import sys
+from gpt.consolidate import consolidate, expected_shapes
+from gpt.plan import ModelConfig
+expected_shapes(ModelConfig(1, 2, 2, 1, 2, 2, 2))  # what torch imports for it is not at issue
+print("ready", flush=True)
+sys.stdin.readline()
+consolidate(*sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@pytest.mark.parametrize("stage", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_consolidation_needs_little_memory(stage, sample, tmp_path, run_command):
+    gpt = {"data_root": str(sample), "n_layers": 24, "h_dim": 256, "mlp_dim": 1024, "n_heads": 4, "head_dim": 64,
+           "max_train_steps": 1}  # fmt: skip
+    config = write_run(tmp_path, zero_optimization={"stage": stage}, gpt=gpt)
+    command = ["torchrun", "--master_port", 29721, "--nproc_per_node", 2, TRAIN, "--ds_config", config]
+    done = run_command(command, tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen([sys.executable, "-c", CONSOLIDATE, tmp_path / "runs/tiny/checkpoints", tmp_path / "out"],
+                               cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+
+    def anonymous():  # pages of mapped files can be dropped at any time, and do not count
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+        return 0  # it has ended
+
+    process.stdout.readline()
+    before = peak = anonymous()
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    while process.poll() is None:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+    assert process.returncode == 0
+    weights = (tmp_path / "out/model.safetensors").stat().st_size
+    assert weights > 75e6 and peak - before < 30e6  # the largest tensor takes 2 MB, the probe's pass a few
+
+
+def test_consolidated_weights_are_verified_too(run, run_command):
+    consolidate(run / "runs/tiny/checkpoints", run / "out")
+    tool = [sys.executable, ROOT / "tools/verify_checkpoint.py", "out"]
+    assert run_command(tool, run).stdout.startswith("out: whole, 3 files, ")
+    evaluate = [sys.executable, ROOT / "gpt/eval.py", "--checkpoint_file", "out/model.safetensors"]
+    damage(run / "out/model.safetensors", "flipped")
+    done = run_command(tool, run)
+    assert done.returncode == 1 and "out/model.safetensors is not as it was written" in done.stdout
+    done = run_command(evaluate, run)
+    assert done.returncode == 2 and "out/model.safetensors is not as it was written" in done.stderr
+
+
+def test_consolidated_weights_must_give_the_probes_loss(run):
+    folder = run / "runs/tiny/checkpoints/global_step6"
+    manifest = checkpoint.read_manifest(folder)
+    manifest["probe"]["loss"] *= 1.001
+    checkpoint.write_manifest(folder, manifest)
+    with pytest.raises(UserError, match="the consolidated weights give the loss .* where training had"):
+        consolidate(folder, run / "out")
+    assert not (run / "out").exists()

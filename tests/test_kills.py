@@ -16,19 +16,33 @@ from safetensors.torch import load_file
 from gpt import checkpoint
 from gpt.consolidate import consolidate
 
-TRAIN = ROOT / "gpt" / "train.py"
+TRAIN, PLANTED = ROOT / "gpt" / "train.py", ROOT / "tests" / "planted.py"
 STEPS = 60
 
 
-def start(folder, sample):
+def start(folder, sample, fault=None):
     """Two ranks without a launcher that would notice a death: a checkpoint at every second step, so that much of the
-    time goes into saves."""
+    time goes into saves. fault: planted in both, see planted.py."""
     gpt = {"data_root": str(sample), "max_train_steps": STEPS, "log_ckpt_every": 2, "log_terminal_every": 0}
     config = write_run(folder, gpt=gpt)
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29681", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *([PLANTED, fault] if fault else [TRAIN]), "--ds_config", config]
     with open(folder / "out", "a") as out:
-        return [subprocess.Popen([sys.executable, TRAIN, "--ds_config", config], cwd=folder, stdout=out, stderr=out,
-                                 env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]  # fmt: skip
+        processes = []
+        for rank in range(2):  # in one process group, so that a rank can take the other along
+            group = processes[0].pid if processes else 0
+            processes.append(subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, preexec_fn=lambda: os.setpgid(0, group),
+                                              env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}))  # fmt: skip
+        return processes
+
+
+def kill_at_random(processes, run_dir, before, chance):
+    """Kill both ranks a while after their first step; while they start it would prove less."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not ((run_dir / "metrics.jsonl").exists() and len(read_metrics(run_dir)) > before):
+        time.sleep(0.02)
+    time.sleep(chance.random() * 0.4)
+    kill(processes)
 
 
 def kill(processes):
@@ -52,13 +66,13 @@ def undisturbed(tmp_path_factory, sample):
 
 def check(kills, undisturbed, sample, folder):
     run_dir, chance, begun = folder / "runs/tiny", random.Random(kills), 0
-    for _ in range(kills):
-        processes, before = start(folder, sample), len(read_metrics(run_dir)) if run_dir.exists() else 0
-        end = time.monotonic() + 60
-        while time.monotonic() < end and not ((run_dir / "metrics.jsonl").exists() and len(read_metrics(run_dir)) > before):
-            time.sleep(0.02)  # until it trains; killing it while it starts would prove less
-        time.sleep(chance.random() * 0.4)
-        kill(processes)
+    for number in range(kills):
+        before = len(read_metrics(run_dir)) if run_dir.exists() else 0
+        if number % 2:
+            kill_at_random(start(folder, sample), run_dir, before, chance)
+        else:  # inside a save: at a file operation of one of the first checkpoints
+            ends = [process.wait(120) for process in start(folder, sample, f"kill={chance.randint(1, 60)}")]
+            assert ends == [-signal.SIGKILL] * 2 or (ends == [0, 0] and begun > STEPS - 12), (folder / "out").read_text()
         notices = []
         tag = checkpoint.newest_good(run_dir / "checkpoints", notices) if (run_dir / "checkpoints").exists() else None
         assert not [notice for notice in notices if "NOT USED" in notice]
@@ -72,6 +86,65 @@ def check(kills, undisturbed, sample, folder):
     found = weights(folder, "export")
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert not list(Path(run_dir / "checkpoints").glob(".*"))
+
+
+def operations_of_a_commit(folder, die_before):
+    """Commit the staged checkpoint of step 6 in a process of its own that dies before its n-th file operation; returns
+    whether it lived."""
+    child = os.fork()
+    if child == 0:
+        left = [die_before]
+
+        def counting(module, name):
+            original = getattr(module, name)
+
+            def counted(*args, **kwargs):
+                left[0] -= 1
+                return os._exit(9) if left[0] == 0 else original(*args, **kwargs)
+
+            setattr(module, name, counted)
+
+        for module, name in ((os, "rename"), (os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (Path, "write_text")):
+            counting(module, name)
+        try:
+            checkpoint.clean_up(folder)
+            stage(folder, 6)
+            files = checkpoint.own_files(folder / checkpoint.staging_tag(6), 0)
+            checkpoint.commit(folder, 6, files, {})
+            checkpoint.retain(folder, 2, 0)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def stage(folder, step):
+    staged = folder / checkpoint.staging_tag(step)
+    staged.mkdir(parents=True)
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        with open(staged / name, "w") as file:
+            file.write(f"{name} {step}")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_commit_that_dies_anywhere_loses_nothing(again, tmp_path):
+    for instant in range(1, 100):
+        folder = tmp_path / str(instant)
+        for step in (2, 4, *([6] if again else [])):
+            stage(folder, step)
+            checkpoint.commit(folder, step, checkpoint.own_files(folder / checkpoint.staging_tag(step), 0), {})
+        code = operations_of_a_commit(folder, instant)
+        assert code in (0, 9)
+        checkpoint.clean_up(folder)
+        notices = []
+        found = checkpoint.newest_good(folder, notices)
+        assert found == "global_step6" or (found == "global_step4" and not again and code == 9)
+        assert not notices or found == "global_step6"  # at most `latest` is one behind what stands
+        assert not list(folder.glob(".*"))
+        if code == 0:
+            assert checkpoint.committed(folder) == ["global_step4", "global_step6"]
+            break
+    assert 10 < instant < 99
 
 
 def test_two_kills(undisturbed, sample, tmp_path):

@@ -2,6 +2,7 @@
 
     python tools/verify_checkpoint.py runs/24h/checkpoints                     all of them
     python tools/verify_checkpoint.py runs/24h/checkpoints/global_step1000
+    python tools/verify_checkpoint.py runs/24h/export                          what tools/zero_to_fp32.py made
 
 Names the first file of each that is not as it was written. Exit code 0: all whole; 1: one is not.
 """
@@ -16,7 +17,7 @@ from gpt.errors import Parser, UserError, run
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("folder", help="a run's checkpoints folder, or one checkpoint in it")
+    parser.add_argument("folder", help="a run's checkpoints folder, one checkpoint in it, or consolidated weights")
     args = parser.parse_args()
 
     from gpt import checkpoint
@@ -25,7 +26,8 @@ def main():
     tags = checkpoint.committed(folder)
     folders = [folder / tag for tag in tags] or [folder]
     if not tags and not (folder / checkpoint.MANIFEST).is_file():
-        raise UserError(f"{folder} holds no checkpoint: give a run's checkpoints folder, or one checkpoint in it")
+        raise UserError(f"{folder} holds no checkpoint: give a run's checkpoints folder, one checkpoint in it, or a "
+                        "folder that tools/zero_to_fp32.py made")
     whole = 0
     for path in folders:
         try:

@@ -21,9 +21,10 @@ def main():
     from gpt.consolidate import WEIGHTS, consolidate
 
     found = consolidate(args.checkpoint_dir, args.output_dir, args.tag)
-    weights = Path(args.output_dir) / WEIGHTS
+    weights, loss = Path(args.output_dir) / WEIGHTS, found["probe_loss"]
     print(f"{weights}: {found['parameters']:,} fp32 parameters after step {found['step']}, from ZeRO stage "
-          f"{found['stage']}; names, shapes and values verified")
+          f"{found['stage']}; names, shapes and values verified"
+          + (f", and the loss on the probe batch ({loss:.6f})" if loss is not None else ""))
 
 
 if __name__ == "__main__":

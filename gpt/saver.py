@@ -1,0 +1,150 @@
+"""Checkpoints of a running run: written by all ranks together, hashed beside the training, committed when whole."""
+
+import shutil
+import threading
+import time
+
+from gpt import checkpoint, plan
+from gpt.consolidate import read_state
+from gpt.corpus import TOKENIZER
+from gpt.errors import AgreedError
+
+
+class Saver:
+    """Writes and loads the checkpoints of one run, in `run_dir`/checkpoints. All ranks call its methods together.
+
+    A save has three parts. `begin` writes the files, and training waits for it. A thread per rank then has them written
+    through to the disk and hashed, while training goes on. Once every rank is `ready`, `advance` has a thread of rank 0
+    commit the checkpoint, and, when called again, tells how it went. What fails is reported and costs that checkpoint
+    only: training goes on, and earlier ones are as they were.
+
+    report(event), say(text): where the metrics and a person's lines go, on rank 0.
+    """
+
+    def __init__(self, config, resolved: dict, dataset, engine, world):
+        self._config, self._resolved, self._dataset = config, resolved, dataset
+        self._engine, self._world = engine, world
+        self.folder = config.run_dir / "checkpoints"
+        self.saved_step = None  # of the latest checkpoint that this process committed or loaded
+        self._pending = None
+        self.report = self.say = lambda anything: None
+
+    @property
+    def ready(self) -> bool:
+        """Whether this rank's thread has done its part of the save that is under way."""
+        return self._pending is not None and not self._pending.thread.is_alive()
+
+    def begin(self, step: int, probe, state: dict):
+        """Write the files of a checkpoint, and start hashing them. probe: tokens whose loss is kept with it.
+
+        state: plain values for its manifest. Finishes an earlier save first.
+        """
+        self.finish()
+        began, staged = time.perf_counter(), self.folder / checkpoint.staging_tag(step)
+        config = self._config
+        facts = {
+            **state, "tokens": step * config.batch.global_size * config.model.seq_len, "ranks": self._world.size,
+            "precision": config.precision, "zero_stage": config.engine["zero_optimization"]["stage"],
+            "loss_scale": self._engine.loss_scale, "dataset": self._dataset.fingerprint,
+            "probe": {"tokens": probe.tolist(), "loss": self._engine.probe(probe)},
+        }  # fmt: skip
+        failure = self._no_room() or self._engine.save(self.folder, staged.name, {"step": step})
+        pending = self._pending = _Pending(step, staged, facts, failure, began)
+        pending.run(lambda: self._hash(pending))
+        pending.pause = time.perf_counter() - began
+
+    def finish(self):
+        """Wait for a save that is under way."""
+        while self._pending is not None:
+            self._pending.thread.join()
+            self.advance()
+
+    def advance(self):
+        """Take a save one part further, once every rank is ready."""
+        pending, world = self._pending, self._world
+        found = world.gather((pending.failure, pending.files))
+        pending.failure = next((failure for failure, _ in found if failure), None)
+        if pending.failure is None and not pending.committing:
+            files = {name: facts for _, own in found for name, facts in own.items()}
+            pending.committing = True
+            pending.run(lambda: self._commit(pending, files) if world.rank == 0 else None)
+            return
+        self._pending = None
+        if pending.failure is None:
+            self.saved_step = pending.step
+            self.report({"event": "checkpoint", "step": pending.step, "seconds": pending.pause,
+                         "seconds_to_commit": time.perf_counter() - pending.began, "bytes": pending.bytes})  # fmt: skip
+            return
+        self.report({"event": "checkpoint_failed", "step": pending.step, "reason": pending.failure})
+        self.say(f"WARNING: the checkpoint of step {pending.step} could not be written ({pending.failure}); training goes "
+                 f"on, the latest checkpoint is that of step {self.saved_step or 0}")  # fmt: skip
+        if world.rank == 0:
+            shutil.rmtree(pending.staged, ignore_errors=True)
+        world.barrier()
+
+    def _no_room(self):
+        """Why a checkpoint would not fit on the disk, or None; rank 0 decides for all."""
+        config = self._config
+        need = plan.checkpoint_bytes(config.model, config.engine["zero_optimization"]["stage"], config.precision,
+                                     config.moments)  # fmt: skip
+        try:
+            free = shutil.disk_usage(self.folder).free
+            short = f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free" if free < need else None
+        except OSError as error:
+            short = f"{error.filename}: {error.strerror}"
+        return self._world.gather(short)[0]
+
+    def _hash(self, pending):
+        """Add what all ranks share (rank 0), and hash this rank's files."""
+        if pending.failure is None:
+            if self._world.rank == 0:
+                checkpoint.write_config(pending.staged / checkpoint.CONFIG, self._resolved)
+                (pending.staged / TOKENIZER).write_bytes(self._dataset.vocab.model)
+            pending.files = checkpoint.own_files(pending.staged, self._world.rank)
+
+    def _commit(self, pending, files):
+        options = self._config.options
+        checkpoint.commit(self.folder, pending.step, files, pending.facts)
+        pending.bytes = sum(facts["size"] for facts in files.values())
+        checkpoint.retain(self.folder, options.keep_last, options.keep_every)
+
+    def load(self, tag: str, probe, notices: list) -> dict:
+        """Load a checkpoint, of whatever ranks and ZeRO stage; returns its manifest.
+
+        Raises AgreedError where the weights then give another loss on the probe batch than when they were saved.
+        """
+        manifest = checkpoint.read_manifest(self.folder / tag)
+        here = {"ranks": self._world.size, "zero_stage": self._config.engine["zero_optimization"]["stage"],
+                "precision": self._config.precision}  # fmt: skip
+        there = {key: manifest[key] for key in here}
+        if here == there:
+            self._engine.load(self.folder, tag)
+        else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
+            self._engine.adopt(read_state(self.folder / tag), manifest["loss_scale"])
+            notices.append(f"the checkpoint was written as {there}, and goes on as {here}")
+        found, stored = self._engine.probe(probe), manifest["probe"]["loss"]
+        tolerance = max(checkpoint.PROBE_TOLERANCE[here["precision"]], checkpoint.PROBE_TOLERANCE[there["precision"]])
+        if manifest["probe"]["tokens"] == probe.tolist() and not abs(found - stored) <= tolerance * abs(stored):
+            raise AgreedError(f"{self.folder / tag} was loaded, but its weights give the loss {found:.6f} on its probe "
+                              f"batch, where they gave {stored:.6f} when it was saved: nothing was trained; go on from "
+                              "another checkpoint")  # fmt: skip
+        self.saved_step = manifest["step"]
+        return manifest
+
+
+class _Pending:
+    """A save that is under way, and the thread that works on it."""
+
+    def __init__(self, step, staged, facts, failure, began):
+        self.step, self.staged, self.facts, self.failure, self.began = step, staged, facts, failure, began
+        self.files, self.committing, self.pause, self.bytes, self.thread = {}, False, None, None, None
+
+    def run(self, work):
+        def noting_failure():
+            try:
+                work()
+            except OSError as error:
+                self.failure = f"{error.filename}: {error.strerror}"
+
+        self.thread = threading.Thread(target=noting_failure)
+        self.thread.start()

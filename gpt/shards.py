@@ -1,0 +1,123 @@
+"""Where DeepSpeed's ZeRO keeps each parameter: this rank's stretches of weights, gradients and optimizer states.
+
+Part of the boundary that gpt/engine.py is: it reads and writes DeepSpeed's objects, but needs nothing of its modules.
+"""
+
+import torch
+
+
+class Shards:
+    """This rank's stretches of all parameters of one engine.
+
+    ds: DeepSpeed's engine. names: {parameter: name}. stage: of ZeRO; 1 and 2 keep a stretch of the flattened parameters
+    per rank, 3 a stretch of every parameter; at stage 0 all ranks hold the same, and rank 0 speaks for all.
+    """
+
+    def __init__(self, ds, names: dict, stage: int, world):
+        self._ds, self._names, self._stage, self._world = ds, names, stage, world
+
+    def _weight(self, parameter):
+        """This rank's own stretch of a parameter, fp32 and flat, or None where other ranks hold all of it."""
+        if self._stage == 3:
+            return self._ds.optimizer.get_local_fp32_param(parameter).flatten()[: self._own_size(parameter)]
+        if self._stage == 0:
+            return parameter.detach().flatten().float() if self._world.rank == 0 else None
+        return None if parameter._hp_mapping is None else parameter._hp_mapping.hp_fragment
+
+    def _gradient(self, parameter, loss_scale):
+        """Gradient of `_weight(parameter)`, loss scale taken out; only between backward and the update."""
+        if self._stage == 3:
+            gradient = self._ds.optimizer.get_local_fp32_grad_for_param(parameter).flatten()[: self._own_size(parameter)]
+        elif self._stage == 0:
+            gradient = parameter.grad.flatten()
+        else:
+            mapping = parameter._hp_mapping
+            gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten()
+            if gradient.numel() != mapping.hp_fragment.numel():  # the whole gradient
+                gradient = self._own_stretch(parameter, gradient)
+        return gradient.float() / loss_scale
+
+    def _own_size(self, parameter):
+        size = parameter.ds_tensor.numel()
+        return max(0, min(size, parameter.ds_numel - size * self._world.rank))  # the rest of the stretch is padding
+
+    def fragments(self, loss_scale: float) -> list:
+        """(parameter, its weight before the update, its gradient) for all that this rank holds."""
+        held = [(parameter, self._weight(parameter)) for parameter in self._names]
+        return [(p, weight.clone(), self._gradient(p, loss_scale)) for p, weight in held if weight is not None]
+
+    def norms(self, before) -> dict:
+        """2-norms of weight, gradient and update since `before` (of `fragments`) per parameter group: a module's own weights and biases."""
+        groups = list(dict.fromkeys(name.rpartition(".")[0] for name in self._names.values()))
+        squares = torch.zeros(3, len(groups), dtype=torch.float64, device=self._world.device)
+        for parameter, weight, gradient in before:
+            index = groups.index(self._names[parameter].rpartition(".")[0])
+            for row, values in enumerate((weight, gradient, self._weight(parameter) - weight)):
+                squares[row, index] += values.double().square().sum()
+        norms = self._world.sum(squares).sqrt().tolist()
+        return {kind: dict(zip(groups, row)) for kind, row in zip(("weight", "gradient", "update"), norms)}
+
+    def adopt(self, full):
+        """Take over whole weights and moments (gpt.consolidate.FullState), each rank its stretches."""
+        inner = self._ds.optimizer if self._stage == 0 else self._ds.optimizer.optimizer
+        for parameter, name in self._names.items():
+            flat, start, size = self._home(parameter)
+            if flat is None:
+                continue
+            own = self._own_stretch(parameter, full.weights[name])
+            flat.data.view(-1).narrow(0, start, size)[: own.numel()].copy_(own)
+            state = inner.state[flat]
+            if full.moments:
+                state["step"] = self._updates(inner, flat, full.updates)
+            for key, values in full.moments.items():
+                if key not in state:
+                    state[key] = torch.zeros_like(flat, dtype=torch.float32)
+                own = self._own_stretch(parameter, values[name]).to(flat.device)
+                state[key].view(-1).narrow(0, start, size)[: own.numel()].copy_(own)
+        self._refresh_weights()
+
+    def _updates(self, inner, flat, count):
+        """The number of updates as an optimizer keeps it: torch's in a tensor, beside the weights if it is fused there;
+        DeepSpeed's own in a number."""
+        if not type(inner).__module__.startswith("torch."):
+            return int(count)
+        fused = any(group.get("fused") for group in inner.param_groups)
+        return torch.tensor(count, dtype=torch.float32, device=flat.device if fused else "cpu")
+
+    def _home(self, parameter):
+        """(flat tensor that the optimizer updates, where in it this rank's stretch of a parameter begins, its size)."""
+        if self._stage == 0:
+            return parameter, 0, parameter.numel()
+        zero = self._ds.optimizer
+        if self._stage == 3:
+            group, start, size = zero.grad_position[zero.get_param_id(parameter)]
+            return zero.fp32_partitioned_groups_flat[group], start, size
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None, 0, 0
+        address = mapping.hp_fragment_address
+        return zero.single_partition_of_fp32_groups[mapping.param_group_index], address.start, address.numel
+
+    def _own_stretch(self, parameter, values):
+        """This rank's part of a whole tensor of the parameter's shape, flat."""
+        values = values.reshape(-1)
+        if self._stage == 3:
+            size = parameter.ds_tensor.numel()
+            return values[size * self._world.rank :][: self._own_size(parameter)]
+        if self._stage:
+            address = parameter._hp_mapping.lp_fragment_address
+            return values[address.start : address.start + address.numel]
+        return values
+
+    def _refresh_weights(self):
+        """Have the weights of the hot loop follow their fp32 copies."""
+        if self._stage == 3:
+            for parameter in self._names:
+                own = self._weight(parameter)
+                parameter.ds_tensor.data.view(-1)[: own.numel()].copy_(own)
+            persistent = self._ds.optimizer.persistent_parameters
+            if persistent:
+                persistent[0].partition(persistent)
+                persistent[0].all_gather(persistent)
+        elif self._stage:
+            self._ds.optimizer.update_lp_params()

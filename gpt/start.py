@@ -1,0 +1,83 @@
+"""How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for all."""
+
+from gpt import checkpoint
+from gpt.config import Config, leaves
+from gpt.corpus import Dataset
+from gpt.errors import UserError
+from gpt.files import FolderLock
+
+
+def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
+    """(tag of the checkpoint to go on from or None, lock of the run's folder). `notices` gets what a user should know.
+
+    resume: auto, must, never or a checkpoint's tag. allowed: settings that may differ from the checkpoint's.
+    What a crash left in the folder is put right first. Raises UserError where there is no checkpoint, where there must
+    be none, where settings differ, or where another process is in the folder.
+    """
+    run_dir, folder = config.run_dir, config.run_dir / "checkpoints"
+    for place in (run_dir, folder):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{place} is a file, where a run wants to be kept: name another --run_dir")
+    lock = FolderLock(run_dir) if run_dir.exists() else None  # a mistake below shall leave no new folder behind
+    if folder.exists():
+        checkpoint.clean_up(folder)
+    tag = _find(run_dir, folder, resume, notices)
+    if tag is not None:
+        _compare(checkpoint.read_config(folder / tag / checkpoint.CONFIG), resolved, allowed, run_dir, notices)
+    return tag, lock or FolderLock(run_dir)
+
+
+def _find(run_dir, folder, resume, notices):
+    if resume in ("auto", "must"):
+        tag = checkpoint.newest_good(folder, notices)
+    else:
+        tag = checkpoint.latest(folder) if resume == "never" else resume
+        if tag == resume:
+            checkpoint.verify(checkpoint.resolve(folder, tag))
+    if tag is None and resume == "must":
+        raise UserError(f"--resume must: {folder} has no checkpoint to go on from")
+    if tag is not None and resume == "never":
+        raise UserError(f"--resume never: {run_dir} already holds a run: name another --run_dir, or go on with "
+                        "--resume auto")
+    return tag
+
+
+def _compare(old, new, allowed, run_dir, notices):
+    differences = _differences(old, new)
+    unknown = [key for key in allowed if key not in differences]
+    if unknown:
+        raise UserError(f"--allow_change {unknown[0]}: that does not differ from the checkpoint; what differs: "
+                        f"{', '.join(differences) or 'nothing'}")
+    notices += [f"changed on resuming: {differences.pop(key)}" for key in dict.fromkeys(allowed)]
+    if differences:
+        raise UserError(f"{run_dir} holds a run with other settings ({'; '.join(differences.values())}): name "
+                        "another --run_dir, give the settings that it began with, or allow a change on purpose "
+                        "with --allow_change KEY")
+
+
+def resolved(config: Config, dataset: Dataset) -> dict:
+    """config.yaml: the resolved configuration and the dataset it runs on."""
+    return {**config.as_dict(), "dataset": {"root": str(dataset.root), "fingerprint": dataset.fingerprint,
+                                            "tokenizer": dataset.vocab.fingerprint}}  # fmt: skip
+
+
+def _differences(old: dict, new: dict) -> dict:
+    """{setting: sentence} of the settings that make a curve another curve: shape, data, batch, schedule, precision,
+    optimizer, seed."""
+
+    def curve(tree):
+        run = tree["run"]
+        return {
+            "model": tree["model"], "precision": tree.get("precision"), "scheduler": run.get("scheduler"),
+            "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
+            "train_batch_size": run.get("train_batch_size"), "seed": (run.get("gpt") or {}).get("seed"),
+            "dataset": (tree.get("dataset") or {}).get("fingerprint"),
+        }  # fmt: skip
+
+    differences = {}
+    then, now = curve(old), curve(new)
+    for key in then:
+        old_leaves, new_leaves = (dict(leaves({key: value})) for value in (then[key], now[key]))
+        differences |= {path: f"{path} was {old_leaves.get(path)}, is {new_leaves.get(path)}"
+                        for path in {**old_leaves, **new_leaves} if old_leaves.get(path) != new_leaves.get(path)}
+    return differences

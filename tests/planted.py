@@ -1,0 +1,143 @@
+"""A training run with a fault planted in it: `python planted.py FAULT[,FAULT…] TRAIN-OPTIONS`, under any launcher.
+
+spike=N        batch N is made of random tokens
+without=N+M    the run never sees the batches N and M: those after them move up
+nan=N          the second block's MLP gives NaN on batch N
+overflow=N     a gradient of batch N overflows fp16, whatever the loss scale
+fp16           this CPU is taken for one that is fast in fp16
+hang=R@N       rank R sleeps before step N
+stop=R@N       rank R is suspended before step N, as by SIGSTOP
+slow=S         every evaluation batch takes S seconds
+kill=K         all ranks are killed at the K-th file operation in which a checkpoint takes part
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+import numpy as np
+import torch
+
+from gpt import corpus, engine, evaluation, model, spikes, train
+from gpt.errors import run
+
+
+class Plant:
+    def __init__(self, faults):
+        self.index = None  # of the batch that is being trained on
+        for fault in faults.split(","):
+            name, _, value = fault.partition("=")
+            getattr(self, name)(value)
+
+    def _on_batch(self, change):
+        """Have `change(index, batch)` see every training batch."""
+        read = corpus.Streams.batch
+
+        def batch(streams, index, rows=None):
+            self.index = index
+            found = change(index, read(streams, index, rows))
+            return found
+
+        corpus.Streams.batch = batch
+
+    def spike(self, value):
+        def change(index, batch):
+            return batch if index != int(value) else np.random.default_rng(index).integers(259, 2048, batch.shape)
+
+        self._on_batch(change)
+
+    def without(self, value):
+        read, absent = corpus.Streams.batch, [int(number) for number in value.split("+")]
+        corpus.Streams.batch = lambda streams, index, rows=None: read(streams, spikes.batch_index(index, absent), rows)
+
+    def nan(self, value):
+        forward = model.MLP.forward
+        self._on_batch(lambda index, batch: batch)
+        model.MLP.forward = lambda mlp, x: forward(mlp, x) * self._factor(mlp, value, float("nan"))
+
+    def overflow(self, value):
+        forward = model.MLP.forward
+        self._on_batch(lambda index, batch: batch)
+
+        class Overflow(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx, gradient):
+                return gradient * float("inf")
+
+        def changed(mlp, x):
+            y = forward(mlp, x)
+            return Overflow.apply(y) if self._factor(mlp, value, 0) == 0 else y
+
+        model.MLP.forward = changed
+
+    def _factor(self, mlp, value, factor):
+        mine = mlp.c_fc.weight.shape and torch.is_grad_enabled() and self.index == int(value)
+        return factor if mine and getattr(mlp, "planted", None) == 1 else 1
+
+    def fp16(self, value):
+        type(engine.deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
+
+    def hang(self, value):
+        self._at(value, lambda: time.sleep(10_000))
+
+    def stop(self, value):
+        self._at(value, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+    def _at(self, value, action):
+        rank, number = map(int, value.split("@"))
+        self._on_batch(lambda index, batch: action() or batch if (rank, number) == (int(os.environ["RANK"]), index + 1)
+                       else batch)  # fmt: skip
+
+    def slow(self, value):
+        add = evaluation.Evaluator._add
+        evaluation.Evaluator._add = lambda *args: time.sleep(float(value)) or add(*args)
+
+    def kill(self, value):
+        left = [int(value)]
+
+        def counting(module, name):
+            original = getattr(module, name)
+
+            def counted(*args, **kwargs):
+                if any("global_step" in str(arg) or "latest" in str(arg) for arg in args):
+                    left[0] -= 1
+                    if left[0] == 0:
+                        os.killpg(0, signal.SIGKILL)
+                return original(*args, **kwargs)
+
+            setattr(module, name, counted)
+
+        from gpt import checkpoint, files
+
+        for module, name in ((os, "rename"), (os, "replace"), (torch, "save"), (checkpoint, "sync"), (files, "sync"),
+                             (checkpoint, "hash_file"), (checkpoint, "write_atomically"), (checkpoint.shutil, "rmtree")):  # fmt: skip
+            counting(module, name)
+
+
+def mark_modules():
+    """Number the MLPs, so that a fault can sit in one."""
+    made = model.MLP.__init__
+    count = []
+
+    def init(mlp, config):
+        made(mlp, config)
+        mlp.planted = len(count)
+        count.append(mlp)
+
+    model.MLP.__init__ = init
+
+
+if __name__ == "__main__":
+    faults = sys.argv.pop(1)
+    mark_modules()
+    Plant(faults)
+    run(train.main)
