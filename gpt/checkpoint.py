@@ -23,7 +23,7 @@ from gpt.files import hash_file, sync, write_atomically
 
 LATEST = "latest"
 MANIFEST = "checkpoint.json"
-FORMAT = 1
+FORMAT = 2
 CONFIG = "config.yaml"
 # Relative difference between two computations of the probe batch's loss from the same weights: summation order in fp32;
 # in 16 bits also the rounding of weights and activations, since consolidated weights are the fp32 ones.

@@ -65,4 +65,15 @@ def run(main):
         code = 2
     except KeyboardInterrupt:
         code = 130
+    _leave(code)
+
+
+def _leave(code):
+    """End the process. After a distributed run without Python's own finalization: gloo's worker threads can still hold
+    tensors then, and giving those back to an interpreter that is going away aborts the process now and then, after all
+    its work is done (github.com/pytorch/pytorch/pull/179291)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "gpt.engine" in sys.modules:
+        os._exit(code)
     sys.exit(code)

@@ -7,10 +7,12 @@ import time
 import traceback
 
 ALARM = "alarm"
+STARTING_SECONDS = 1800.0  # for building the model, loading it, and a first step that may have to compile
 
 
 class Watchdog:
-    """A thread per rank that wants a sign of progress every `limit` seconds; 0 or less: none is wanted.
+    """A thread per rank that wants a sign of progress every `limit` seconds; 0 or less: none is wanted. Until the first
+    micro-batch is computed it waits STARTING_SECONDS if that is longer.
 
     Each rank's thread tells the others on the blackboard that it is alive and how far its rank has come. Once one has
     waited too long all write their Python stacks to stderr, with a line that names the rank that is behind, and the
@@ -43,7 +45,8 @@ class Watchdog:
             now = time.monotonic()
             silent = silent + min(now - before, 2 * self._tick) if self._count == seen else 0.0
             before, seen, ticks = now, self._count, ticks + 1
-            if silent >= self._limit or not self._tell(ticks):
+            patience = self._limit if self._count > 2 else max(self._limit, STARTING_SECONDS)
+            if silent >= patience or not self._tell(ticks):
                 return self._give_up(ticks)
 
     def _tell(self, ticks) -> bool:

@@ -180,16 +180,18 @@ def test_a_rank_that_hangs_is_named_and_all_end(fault, said, sample, tmp_path):
                "MASTER_PORT": "29703", "OMP_NUM_THREADS": "1"}  # fmt: skip
         command = [sys.executable, PLANTED, fault, "--ds_config", config, "--step_timeout", "4"]
         processes.append(subprocess.Popen(list(map(str, command)), cwd=tmp_path, env=env, text=True, stderr=subprocess.PIPE))
-    suspended = int(fault[5]) if fault.startswith("stop") else None
-    for rank, process in enumerate(processes):
-        if rank != suspended:
+    try:
+        for rank, process in enumerate(processes):
+            if fault.startswith(f"stop={rank}"):
+                continue
             error = process.communicate(timeout=90)[1]
             assert process.returncode == 1 and said in error, error
             assert "no progress for 4 s (gpt.step_timeout) while" in error and "in _train_step" in error
             assert ("time.sleep(10_000)" in error) == (fault == f"hang={rank}@12")  # the stack shows where it hangs
-    if suspended is not None:
-        processes[suspended].kill()
-        processes[suspended].communicate()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     assert checkpoint.newest_good(tmp_path / "runs/tiny/checkpoints", []) in ("global_step5", "global_step10")
 
 
