@@ -265,13 +265,13 @@ class Engine:
 
         def watch(name):
             def seen(module, inputs, output):
-                if not torch.is_tensor(output):
-                    return
-                if not bool(torch.isfinite(output).all()):
-                    found.append(f"the output of {name}")
-                elif output.requires_grad:
-                    output.register_hook(lambda gradient: None if bool(torch.isfinite(gradient).all())
-                                         else found.append(f"the gradient of the output of {name}"))  # fmt: skip
+                for value in output if isinstance(output, tuple) else (output,):
+                    if torch.is_tensor(value) and not bool(torch.isfinite(value).all()):
+                        found.append(f"the output of {name}")
+                    elif torch.is_tensor(value) and value.requires_grad:
+                        value.register_hook(lambda gradient: None if bool(torch.isfinite(gradient).all())
+                                            else found.append(f"the gradient of the output of {name}"))  # fmt: skip
+
             return seen
 
         hooks = [module.register_forward_hook(watch(name)) for name, module in self.module.named_modules() if name]

@@ -4,6 +4,9 @@ Pre-LN blocks, learned positions, token embedding scaled by sqrt(h_dim), tanh-GE
 biases everywhere but the head, head not tied to the embedding, no dropout.
 Shapes: B batch, T tokens, C h_dim, H heads, D head_dim, V vocabulary.
 
+The residual stream runs beside the blocks: each branch's output is added to it by the LayerNorm of the next branch, so
+that one kernel can do both. `kernels` is "torch" or "triton", see gpt/kernels.
+
 `python gpt/model.py [preset]` builds a model, feeds it a batch and prints shapes and parameter counts.
 """
 
@@ -15,10 +18,12 @@ if __name__ == "__main__":  # the project's folder instead of gpt/, whose module
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from gpt.kernels.attention import causal_attention
+from gpt.kernels.gelu import linear_gelu
+from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
 from gpt.plan import ModelConfig
 
@@ -37,62 +42,91 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.n_heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.c_proj(y.transpose(1, 2).reshape(batch, length, -1))
+        return self.c_proj(causal_attention(q, k, v))
+
+
+class AddNorm(nn.LayerNorm):
+    """Adds a branch's output to the residual stream, and normalises the sum."""
+
+    def __init__(self, config: ModelConfig, kernels: str):
+        super().__init__(config.h_dim, eps=1e-5)
+        self.kernels = kernels
+
+    def forward(self, branch, stream):
+        """branch, stream: (B, T, C), branch None for none. Returns (LayerNorm of the new stream, new stream)."""
+        if branch is None:
+            return layer_norm(stream, self.weight, self.bias, self.eps, self.kernels), stream
+        return add_layer_norm(branch, stream, self.weight, self.bias, self.eps, self.kernels)
+
+
+class LinearGELU(nn.Linear):
+    """tanh-GELU of a linear layer."""
+
+    def __init__(self, config: ModelConfig, kernels: str):
+        super().__init__(config.h_dim, config.mlp_dim)
+        self.kernels = kernels
+
+    def forward(self, x):
+        return linear_gelu(x, self.weight, self.bias, self.kernels)
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, kernels: str):
         super().__init__()
-        self.c_fc = nn.Linear(config.h_dim, config.mlp_dim)
+        self.c_fc = LinearGELU(config, kernels)
         self.c_proj = nn.Linear(config.mlp_dim, config.h_dim)
 
     def forward(self, x):  # (B, T, C)
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return self.c_proj(self.c_fc(x))
 
 
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, kernels: str):
         super().__init__()
-        self.ln1 = nn.LayerNorm(config.h_dim, eps=1e-5)
+        self.ln1 = AddNorm(config, kernels)
         self.attn = Attention(config)
-        self.ln2 = nn.LayerNorm(config.h_dim, eps=1e-5)
-        self.mlp = MLP(config)
+        self.ln2 = AddNorm(config, kernels)
+        self.mlp = MLP(config, kernels)
 
-    def forward(self, x):  # (B, T, C)
-        x = x + self.attn(self.ln1(x))
-        return x + self.mlp(self.ln2(x))
+    def forward(self, branch, stream):
+        """(output of the last branch, stream without it), each (B, T, C), for those of the block before; None at first."""
+        x, stream = self.ln1(branch, stream)
+        x, stream = self.ln2(self.attn(x), stream)
+        return self.mlp(x), stream
 
 
 class Head(nn.Module):
     """The output layer. A module of its own, so that engines which gather weights per module see its weight used."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, kernels: str):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.h_dim))
+        self.kernels = kernels
 
     def forward(self, hidden, targets=None, score=False):
         """hidden (N, C), targets (N,): the mean loss, or TokenScores if `score`; without targets the logits (N, V)."""
         if targets is None:
             return hidden @ self.weight.t()
-        return (score_tokens if score else linear_cross_entropy)(hidden, self.weight, targets)
+        return (score_tokens if score else linear_cross_entropy)(hidden, self.weight, targets, self.kernels)
 
 
 class GPT(nn.Module):
     """A decoder-only transformer with learned positions.
 
-    With activation_checkpointing only each block's input is kept for the backward pass. Weights are drawn from `seed`, the same for the same seed; None leaves them unset, for weights that will be loaded.
+    With activation_checkpointing only each block's input is kept for the backward pass. Weights are drawn from `seed`,
+    the same for the same seed; None leaves them unset, for weights that will be loaded.
     Initialisation: weights N(0, 0.02), but each MLP's output N(0, 0.02 / sqrt(2 n_layers)); biases 0.
     """
 
-    def __init__(self, config: ModelConfig, seed: int | None = 0, activation_checkpointing: bool = False):
+    def __init__(self, config: ModelConfig, seed: int | None = 0, activation_checkpointing: bool = False,
+                 kernels: str = "torch"):  # fmt: skip
         super().__init__()
         self.config, self.activation_checkpointing = config, activation_checkpointing
         self.token_embedding = nn.Embedding(config.vocab_size, config.h_dim)
         self.position_embedding = nn.Embedding(config.seq_len, config.h_dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.ln_f = nn.LayerNorm(config.h_dim, eps=1e-5)
-        self.head = Head(config)
+        self.blocks = nn.ModuleList(Block(config, kernels) for _ in range(config.n_layers))
+        self.ln_f = AddNorm(config, kernels)
+        self.head = Head(config, kernels)
         if seed is not None:
             self._initialise(torch.Generator().manual_seed(seed))
 
@@ -114,15 +148,18 @@ class GPT(nn.Module):
         positions in row order, no others go through the head. With tokens alone: the logits (B, T, V).
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.token_embedding(tokens) * math.sqrt(self.config.h_dim) + self.position_embedding(positions)
+        stream = self.token_embedding(tokens) * math.sqrt(self.config.h_dim) + self.position_embedding(positions)
+        branch = None
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)  # nothing random to repeat
+                stream = stream if branch is None else stream + branch  # one tensor to keep, not two
+                branch, stream = checkpoint(block, None, stream, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x)
+                branch, stream = block(branch, stream)
         if scored is not None:
-            return self.head(self.ln_f(x[scored]), targets[scored], score=True)
-        x = self.ln_f(x)
+            x, _ = self.ln_f(branch[scored], stream[scored])
+            return self.head(x, targets[scored], score=True)
+        x, _ = self.ln_f(branch, stream)
         if targets is None:
             return self.head(x)
         return self.head(x.flatten(0, 1), targets.flatten())

@@ -97,6 +97,8 @@ class Options:
     seq_len: int = option(int, 512, "tokens of context, in training and evaluation", minimum=2, maximum=2**24)
     activation_checkpointing: bool = option(bool, False, "keep only each block's input for the backward pass and "
                                             "compute the rest again: less memory, a third more time")  # fmt: skip
+    kernels: str = option(str, "auto", "of LayerNorm, GELU and cross-entropy: triton, torch, or auto for Triton on GPUs that "
+                          "it is built for", choices=("auto", "triton", "torch"))  # fmt: skip
     seed: int = option(int, 0, "seed of the initial weights; the order of the data depends on nothing but the dataset", minimum=0)
     data_root: str = option(str, "data/sample", "dataset folder; data/sample is built by itself where absent")
     run_dir: str | None = option(str, None, "where the run is kept; default runs/<name of the JSON file>")

@@ -2,11 +2,14 @@
 
 import time
 
+import torch
+
 from gpt import checkpoint
 from gpt.config import Config
 from gpt.corpus import Dataset, Streams
 from gpt.errors import AgreedError
 from gpt.evaluation import Evaluator, Tally, summary
+from gpt.kernels import attention, choose
 from gpt.metrics import Clock, Metrics, Progress
 from gpt.model import GPT
 from gpt.saver import Saver
@@ -38,6 +41,7 @@ class Trainer:
         self.evaluator = Evaluator(dataset.split(options.eval_data_split), dataset.vocab, options.seq_len,
                                    options.last_n, options.eval_batch_size, options.max_eval_steps, rank,
                                    world_size)  # fmt: skip
+        self.kernels, self.kernels_reason = choose(options.kernels, "cuda" if torch.cuda.is_available() else "cpu")
         self.resolved = resolved(config, dataset)
         self.notices = list(config.notices)
         self.start_tag, self.lock = None, None
@@ -88,7 +92,7 @@ class Trainer:
     def _begin(self, make_engine):
         """Make the engine and load the checkpoint that rank 0 found."""
         world, options = self.world, self.config.options
-        model = GPT(self.config.model, options.seed, options.activation_checkpointing)
+        model = GPT(self.config.model, options.seed, options.activation_checkpointing, self.kernels)
         self.engine = make_engine(model, self.config, world)
         self.saver = Saver(self.config, self.resolved, self.dataset, self.engine, world)
         rows = range(min(PROBE_ROWS, self.config.batch.global_size))
@@ -127,8 +131,16 @@ class Trainer:
             f"{self.run_dir}: {model.parameters():,} parameters, {self.config.precision}, ZeRO stage "
             f"{self.config.engine['zero_optimization']['stage']}, {self.world.size} x {self.world.device.type}; "
             f"{batch.global_size} x {model.seq_len} tokens a step (micro batch {batch.micro_size}, accumulation "
-            f"{batch.accumulation}) from {self.dataset.root}"
+            f"{batch.accumulation}) from {self.dataset.root}; kernels: {self.kernels} "
+            f"({self.kernels_reason}), attention: {self._attention()}"
         )
+
+    def _attention(self):
+        """The backend that torch takes for it here."""
+        model = self.config.model
+        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.config.precision]
+        shape = (self.config.batch.micro_size, model.n_heads, model.seq_len, model.head_dim)
+        return attention.backend(shape, dtype, self.world.device)
 
     def _end(self):
         """Say how the run ended. Raises AgreedError where its last steps could not be saved."""

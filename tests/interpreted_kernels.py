@@ -20,6 +20,8 @@ from gpt.kernels import cross_entropy, gelu, launch, layer_norm
 from gpt.kernels.cross_entropy import score_logits, softmax_gradient_
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm
+from gpt.model import GPT
+from gpt.plan import ModelConfig
 
 TRITON = pytest.param("triton", marks=pytest.mark.skipif(not launch.interpreted(), reason="triton is not installed"))
 both = pytest.mark.parametrize("kernels", ["torch", TRITON])
@@ -391,3 +393,19 @@ def test_operations_are_registered_soundly(kernels):
         ("score_logits", logits, targets),
     ]:
         torch.library.opcheck(getattr(torch.ops.gpt, name).default, tuple(args))
+
+
+@pytest.mark.skipif(not launch.interpreted(), reason="triton is not installed")
+def test_a_whole_model_with_the_kernels():
+    """The fp32 model by Triton and by torch: losses and gradients differ by the order of sums alone."""
+    config = ModelConfig(n_layers=2, h_dim=24, mlp_dim=40, n_heads=2, head_dim=8, vocab_size=37, seq_len=6)
+    tokens = torch.randint(37, (2, 7), generator=torch.Generator().manual_seed(1))
+    found = {}
+    for kernels in ("torch", "triton"):
+        model = GPT(config, seed=3, kernels=kernels)
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        scores = model(tokens[:, :-1], tokens[:, 1:], torch.ones(2, 6, dtype=torch.bool))
+        found[kernels] = [loss, scores.nats, scores.rank, *(parameter.grad for parameter in model.parameters())]
+    for one, other in zip(*found.values()):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -60,7 +60,7 @@ MACHINES = [  # capability, triton installed, interpreted, auto's choice, words 
 def test_automatic_choice(gpu, capability, installed, interpreted, expected, words):
     device_type = gpu(capability, installed, interpreted)
     choice, reason = choose("auto", device_type)
-    assert choice == expected and words in reason and reason.endswith(".") and reason.count("\n") == 0
+    assert choice == expected and words in reason and reason.count("\n") == 0
     assert choose("torch", device_type)[0] == "torch"
 
 

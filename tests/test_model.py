@@ -275,7 +275,7 @@ def test_attention_reads_q_k_v_where_their_gemm_wrote_them(monkeypatch):
         inputs.append((q, k, v))
         return attend(q, k, v, **options)
 
-    monkeypatch.setattr("gpt.model.F.scaled_dot_product_attention", spy)
+    monkeypatch.setattr("gpt.kernels.attention.F.scaled_dot_product_attention", spy)
     for block in model.blocks:
         block.attn.qkv.register_forward_hook(lambda module, args, output: outputs.append(output))
     model(random_batch(SMALL)[0])

@@ -25,7 +25,7 @@ def _why_triton_cannot_run(device_type):
 
 
 def choose(kernels: str, device_type: str) -> tuple[str, str]:
-    """Which implementation to run, "triton" or "torch", and why, in one sentence.
+    """Which implementation to run, "triton" or "torch", and why, in a few words.
 
     kernels: "torch", "triton", or "auto" for Triton wherever it runs compiled on a GPU. device_type: "cuda", "cpu", …
     Raises UserError where "triton" is asked for and cannot run.
@@ -35,18 +35,18 @@ def choose(kernels: str, device_type: str) -> tuple[str, str]:
     if kernels not in ("auto", "triton", "torch"):
         raise UserError(f'kernels is {kernels!r}: give "auto", "triton" or "torch"')
     if kernels == "torch":
-        return "torch", "Plain torch kernels were asked for."
+        return "torch", "as asked for"
     obstacle = _why_triton_cannot_run(device_type)
     if kernels == "triton":
         if obstacle is None:
-            return "triton", "Triton kernels were asked for."
+            return "triton", "as asked for"
         problem, remedy = obstacle
         raise UserError(f'kernels is "triton", but {problem}: {remedy}, or set kernels to "auto" or "torch"')
     if obstacle is not None:
-        return "torch", f"Plain torch kernels, since {obstacle[0]}."
+        return "torch", obstacle[0]
 
     from gpt.kernels.launch import interpreted
 
     if interpreted():
-        return "torch", "Plain torch kernels, since TRITON_INTERPRET is set and interpreted kernels are slow."
-    return "triton", "Triton kernels, since triton is installed and the GPU is recent enough."
+        return "torch", "TRITON_INTERPRET is set, and interpreted kernels are slow"
+    return "triton", "triton is installed and the GPU is recent enough"
