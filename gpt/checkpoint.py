@@ -163,9 +163,12 @@ def latest(folder) -> str | None:
 def newest_good(folder, notices: list) -> str | None:
     """Tag of the latest checkpoint that is whole; `notices` gets a sentence for each newer one that is not.
 
-    None where the folder has no checkpoint. Raises UserError where it has some and none is whole.
+    None where the folder never had one. Raises UserError where it has some and none is whole, or where all are gone.
     """
     tag, tags = latest(folder), committed(folder)
+    if tag is None and _pointed_at(folder) is not None:
+        raise UserError(f"{Path(folder) / LATEST} names a checkpoint, but none is there: bring one back from a copy, or remove "
+                        "that file to start afresh")
     if tag is None:
         return None
     if tag != _pointed_at(folder):

@@ -23,6 +23,7 @@ def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
         checkpoint.clean_up(folder)
     tag = _find(run_dir, folder, resume, notices)
     if tag is not None:
+        _require_facts(folder / tag)
         _compare(checkpoint.read_config(folder / tag / checkpoint.CONFIG), resolved, allowed, run_dir, notices)
     return tag, lock or FolderLock(run_dir)
 
@@ -40,6 +41,18 @@ def _find(run_dir, folder, resume, notices):
         raise UserError(f"--resume never: {run_dir} already holds a run: name another --run_dir, or go on with "
                         "--resume auto")
     return tag
+
+
+FACTS = {"step": int, "evaluated_step": (int, type(None)), "left_out": list, "losses": list, "probe": dict, "ranks": int,
+         "precision": str, "zero_stage": int, "loss_scale": (int, float)}  # fmt: skip
+
+
+def _require_facts(folder):
+    manifest = checkpoint.read_manifest(folder)
+    wrong = [name for name, kind in FACTS.items() if name not in manifest or not isinstance(manifest[name], kind)]
+    if wrong:
+        raise UserError(f"{folder / checkpoint.MANIFEST} does not tell {wrong[0]}: another version of the trainer wrote it; go "
+                        "on with that one, or start afresh in another --run_dir")
 
 
 def _compare(old, new, allowed, run_dir, notices):

@@ -144,6 +144,23 @@ def test_what_a_crash_leaves_is_put_right(run):
     assert sorted(os.listdir(folder)) == ["global_step4", "global_step5", "global_step6", "latest"]
 
 
+def test_facts_that_are_missing_are_named(run, run_command):
+    folder = run / "runs/tiny/checkpoints/global_step6"
+    manifest = checkpoint.read_manifest(folder)
+    del manifest["left_out"]
+    checkpoint.write_manifest(folder, manifest)
+    done = go_on(run, run_command)
+    assert done.returncode == 2 and "checkpoint.json does not tell left_out: another version" in done.stderr
+
+
+def test_checkpoints_that_are_gone_are_no_fresh_start(run, run_command):
+    folder = run / "runs/tiny/checkpoints"
+    for tag in checkpoint.committed(folder):
+        shutil.rmtree(folder / tag)
+    done = go_on(run, run_command)
+    assert done.returncode == 2 and "runs/tiny/checkpoints/latest names a checkpoint, but none is there" in done.stderr
+
+
 def test_retention(tmp_path):
     for step in range(1, 11):
         (tmp_path / f"global_step{step}").mkdir()
