@@ -28,7 +28,7 @@ class Key:
 
     def problem(self, value):
         """What is wrong with `value`, or None. `value` is never None."""
-        if value == "auto":
+        if value == "auto" and "auto" not in (self.choices or ()):
             return 'is "auto", which only the Hugging Face Trainer fills in: write the value'
         if self.kind == ANY:
             return None

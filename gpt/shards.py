@@ -47,7 +47,8 @@ class Shards:
         return [(p, weight.clone(), self._gradient(p, loss_scale)) for p, weight in held if weight is not None]
 
     def norms(self, before) -> dict:
-        """2-norms of weight, gradient and update since `before` (of `fragments`) per parameter group: a module's own weights and biases."""
+        """2-norms of weight, gradient and update since `before` (from `fragments`) per parameter group: a module's own
+        weights and biases."""
         groups = list(dict.fromkeys(name.rpartition(".")[0] for name in self._names.values()))
         squares = torch.zeros(3, len(groups), dtype=torch.float64, device=self._world.device)
         for parameter, weight, gradient in before:

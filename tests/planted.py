@@ -128,8 +128,8 @@ def mark_modules():
     made = model.MLP.__init__
     count = []
 
-    def init(mlp, config):
-        made(mlp, config)
+    def init(mlp, *args):
+        made(mlp, *args)
         mlp.planted = len(count)
         count.append(mlp)
 

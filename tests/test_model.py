@@ -14,6 +14,7 @@ from gpt.kernels import linear_cross_entropy as kernel
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
 from gpt.model import GPT
 from gpt.plan import ModelConfig
+from tools.plain_gpt import PlainGPT
 
 MODEL_PY = Path(__file__).resolve().parents[1] / "gpt" / "model.py"
 PUBLISHED_MILLIONS = {"mini": 27.5, "tiny": 53.9, "small": 110.6, "medium": 336.4, "large": 731.1, "XL": 1478.2}
@@ -282,6 +283,17 @@ def test_attention_reads_q_k_v_where_their_gemm_wrote_them(monkeypatch):
     assert len(inputs) == len(outputs) == SMALL.n_layers
     for qkv, output in zip(inputs, outputs):
         assert {t.untyped_storage().data_ptr() for t in qkv} == {output.untyped_storage().data_ptr()}
+
+
+@pytest.mark.parametrize("config", SHAPES)
+def test_the_plain_model_of_the_bench_is_the_same_model(config):
+    model, (tokens, targets) = varied(config), random_batch(config)
+    plain = PlainGPT(model)
+    mine, other = model(tokens, targets), plain(tokens, targets)
+    assert mine.item() == pytest.approx(other.item(), rel=1e-12)
+    mine.backward(), other.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain.weights[name.replace(".", "/")].grad, rtol=1e-9, atol=1e-12)
 
 
 def test_command(run_command, tmp_path):

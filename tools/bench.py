@@ -2,8 +2,9 @@
 
     python tools/bench.py --preset mini --micro_batch 4 --accumulation 2
 
-Forward, backward and fused Adam of the plain model, without DeepSpeed. The matmul rate is measured in the same process,
-before and after each step, so that a noisy machine slows both. FLOPs by the formula in gpt/plan.py.
+Forward, backward and fused Adam of the model, without DeepSpeed, and in turn with them the same steps of the same model
+written in the most obvious way (tools/plain_gpt.py). The matmul rate is measured in the same process, before and after
+each step, so that a noisy machine slows all. FLOPs by the formula in gpt/plan.py.
 """
 
 import json
@@ -41,7 +42,7 @@ def main():
     print(f"{args.preset} on {device} ({torch.get_num_threads()} threads), fp32, {args.accumulation} x "
           f"{args.micro_batch} x {args.seq_len} tokens a step, median of {args.steps} steps")
     print(f"  {result['tokens_per_second']:,.0f} tokens/s, {result['flops'] / 1e9:,.1f} GFLOP/s in the step's matrix "
-          f"products")
+          f"products; {result['ratio_to_plain']:.2f} times the plain model's {result['plain_tokens_per_second']:,.0f}")
     print(f"  {result['matmul_flops'] / 1e9:,.1f} GFLOP/s in a plain matrix product: the step reaches "
           f"{result['share']:.0%} of it")
     if args.json:
@@ -52,17 +53,21 @@ def measure(config, args, device) -> dict:
     """Medians over steps; the share is the median of each step's own ratio to the matmul rate beside it."""
     import torch
 
+    from gpt.kernels import choose
     from gpt.model import GPT
+    from tools.plain_gpt import PlainGPT
 
-    model = GPT(config).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    model = GPT(config, kernels=choose("auto", device)[0]).to(device)
+    plain = PlainGPT(model).to(device)
+    optimizers = {which: torch.optim.AdamW(which.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+                  for which in (model, plain)}  # fmt: skip
     batch = torch.randint(config.vocab_size, (args.accumulation, args.micro_batch, config.seq_len + 1), device=device)
 
-    def step():
+    def step(which=model):
         for micro in batch:
-            (model(micro[:, :-1], micro[:, 1:]) / args.accumulation).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+            (which(micro[:, :-1], micro[:, 1:]) / args.accumulation).backward()
+        optimizers[which].step()
+        optimizers[which].zero_grad()
 
     square = torch.randn(2048, 2048, device=device)
     product = torch.empty_like(square)
@@ -78,17 +83,20 @@ def measure(config, args, device) -> dict:
         return 2 * 2048**3 / seconds(lambda: torch.mm(square, square, out=product))
 
     for _ in range(2):
-        seconds(step), matmul_rate()
+        seconds(step), seconds(lambda: step(plain)), matmul_rate()
     tokens = batch[..., 1:].numel()
     flops = tokens * config.matmul_flops_per_token()
-    times, rates = [], []
+    times, rates, plain_times = [], [], []
     for _ in range(args.steps):
         before = matmul_rate()
         times.append(seconds(step))
         rates.append((before + matmul_rate()) / 2)
+        plain_times.append(seconds(lambda: step(plain)))
     return {
         "device": device, "tokens_per_second": tokens / statistics.median(times),
         "flops": flops / statistics.median(times), "matmul_flops": statistics.median(rates),
+        "plain_tokens_per_second": tokens / statistics.median(plain_times),
+        "ratio_to_plain": statistics.median(slow / fast for slow, fast in zip(plain_times, times)),
         "share": statistics.median(flops / t / rate for t, rate in zip(times, rates)),
     }  # fmt: skip
 
