@@ -29,6 +29,9 @@ setup(
         "tensorboard>=2.14,<3",
         "wandb>=0.19,<1",
     ],
-    extras_require={"sample": SAMPLE, "test": [*SAMPLE, "pytest>=8,<10", "pytest-xdist>=3,<4",
-                              "triton==3.7.1; platform_system == 'Linux'"]},
+    extras_require={
+        "sample": SAMPLE,
+        "bench": ["transformers>=4.40,<6", "matplotlib>=3.8,<4"],
+        "test": [*SAMPLE, "pytest>=8,<10", "pytest-xdist>=3,<4", "triton==3.7.1; platform_system == 'Linux'"],
+    },
 )
