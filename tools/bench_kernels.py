@@ -129,7 +129,8 @@ def draw(result, path):
     intensities = sorted({row["flops"] / row["bytes"] for row in found})
     line = [intensities[0] / 2, peak / bandwidth, intensities[-1] * 2]
     axes.loglog(line, [min(peak, bandwidth * x) / 1e9 for x in line], color="black", linewidth=1)
-    axes.annotate(f"{bandwidth / 1e9:,.0f} GB/s", (line[0], bandwidth * line[0] / 1e9), xytext=(4, 14), textcoords="offset points")
+    axes.annotate(f"{bandwidth / 1e9:,.0f} GB/s", (line[0], bandwidth * line[0] / 1e9), xytext=(-6, 14), textcoords="offset points",
+                  ha="right")  # fmt: skip
     axes.annotate(f"{peak / 1e9:,.0f} GFLOP/s", (line[2], peak / 1e9), xytext=(0, 5), textcoords="offset points", ha="right")
     for name, marker, fill in (("ours", "o", "black"), ("eager", "s", "none"), ("compiled", "^", "none")):
         rows = [row for row in found if row["way"] == name]
@@ -137,8 +138,9 @@ def draw(result, path):
             axes.scatter([row["flops"] / row["bytes"] for row in rows], [row["flops_per_second"] / 1e9 for row in rows],
                          marker=marker, facecolors=fill, edgecolors="black", s=45, label=name, zorder=3)  # fmt: skip
     for row in (row for row in found if row["way"] == "ours"):
-        axes.annotate(row["operation"], (row["flops"] / row["bytes"], row["flops_per_second"] / 1e9), xytext=(8, -3),
-                      textcoords="offset points", fontsize=9)  # fmt: skip
+        x, right = row["flops"] / row["bytes"], row["flops"] / row["bytes"] > intensities[-1] / 10
+        axes.annotate(row["operation"], (x, row["flops_per_second"] / 1e9), xytext=(-8 if right else 8, -3),
+                      textcoords="offset points", fontsize=9, ha="right" if right else "left")  # fmt: skip
     axes.set(xlabel="FLOPs per byte that must be moved", ylabel="GFLOP/s, forward and backward",
              title=f"{result['preset']}, {result['micro_batch']} x {result['seq_len']} tokens, {result['device']}")  # fmt: skip
     axes.margins(x=0.15, y=0.15)
