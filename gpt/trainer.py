@@ -92,8 +92,9 @@ class Trainer:
     def _begin(self, make_engine):
         """Make the engine and load the checkpoint that rank 0 found."""
         world, options = self.world, self.config.options
-        model = GPT(self.config.model, options.seed, options.activation_checkpointing, self.kernels)
-        self.engine = make_engine(model, self.config, world)
+        with torch.device("meta"):
+            model = GPT(self.config.model, None, options.activation_checkpointing, self.kernels)
+        self.engine = make_engine(model, self.config, world, model.initial_weights(options.seed))
         self.saver = Saver(self.config, self.resolved, self.dataset, self.engine, world)
         rows = range(min(PROBE_ROWS, self.config.batch.global_size))
         self.probe = self.streams.batch(0, rows)[:, : PROBE_TOKENS + 1]
