@@ -1,7 +1,7 @@
 """Engines of many configurations, one after another in the same processes: `python equivalence_run.py FILE.json OUT DATA`.
 
-FILE.json: {"ranks": [world size, …], "runs": {name: a run's JSON}}. Every run takes all its steps on every number of ranks
-that its batch fits. DeepSpeed is imported once, and the ranks are forked from there. OUT gets RANKS.json: {name: figures}.
+FILE.json: {name: [numbers of ranks, a run's JSON]}. Every run takes all its steps on each of its numbers of ranks. DeepSpeed
+is imported once, and the ranks are forked from there. OUT gets RANKS.json: {name: figures}.
 """
 
 import json
@@ -15,7 +15,6 @@ import torch
 from gpt import engine
 from gpt.config import resolve
 from gpt.corpus import Dataset, Streams
-from gpt.errors import UserError
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.model import GPT
 
@@ -57,11 +56,7 @@ def rank_of(size, rank, port, runs, out, data):
     # As if this CPU were fast in it.
     type(engine.deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
     for name, tree in runs.items():
-        try:
-            config = resolve(tree, name, world.size)
-        except UserError:
-            continue  # more ranks and micro-batches than sequences
-        found[name] = run(config, dataset, world)
+        found[name] = run(resolve(tree, name, world.size), dataset, world)
     if rank == 0:
         (Path(out) / f"{size}.json").write_text(json.dumps(found))
     engine.disconnect()
@@ -70,7 +65,8 @@ def rank_of(size, rank, port, runs, out, data):
 def main(file, out, data):
     torch.set_num_threads(1)
     asked = json.loads(Path(file).read_text())
-    for size in asked["ranks"]:
+    for size in sorted({size for sizes, _ in asked.values() for size in sizes}):
+        runs = {name: tree for name, (sizes, tree) in asked.items() if size in sizes}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -80,7 +76,7 @@ def main(file, out, data):
             if children[-1] == 0:
                 code = 1
                 try:
-                    rank_of(size, rank, port, asked["runs"], out, data)
+                    rank_of(size, rank, port, runs, out, data)
                     code = 0
                 finally:
                     sys.excepthook(*sys.exc_info()) if code else None
