@@ -11,6 +11,8 @@ import sys
 import warnings
 from dataclasses import dataclass
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
+
 import torch
 import torch.distributed
 
@@ -27,7 +29,6 @@ def _only_errors(record):
 
 logging.getLogger("DeepSpeed").addFilter(_only_errors)  # it speaks from its import on; connect(verbose=True) lets it
 warnings.filterwarnings("ignore", category=FutureWarning)
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import deepspeed
 import deepspeed.ops

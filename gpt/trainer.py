@@ -9,6 +9,7 @@ from gpt.config import Config
 from gpt.corpus import Dataset, Streams
 from gpt.errors import AgreedError
 from gpt.evaluation import Evaluator, Tally, summary
+from gpt.failures import Failures
 from gpt.kernels import attention, choose
 from gpt.metrics import Clock, Metrics, Progress
 from gpt.model import GPT
@@ -58,10 +59,13 @@ class Trainer:
         make_engine: gpt.engine.Engine. world: gpt.world.World. Raises AgreedError where the run cannot go on.
         """
         self.world, self.stop, self.stopping = world, StopRequest(), None
-        self.watchdog = Watchdog(world, self.config.options.step_timeout)
+        self.watchdog, failures = Watchdog(world, self.config.options.step_timeout), Failures(world)
         try:
             self._run(make_engine)
+        except Exception as error:
+            raise failures.end(error, self.step) from error
         finally:
+            failures.close()
             self.watchdog.close()
             self.stop.close()
 

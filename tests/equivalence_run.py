@@ -5,12 +5,11 @@ is imported once, and the ranks are forked from there. OUT gets RANKS.json: {nam
 """
 
 import json
-import os
-import socket
 import sys
 from pathlib import Path
 
 import torch
+from forked import fork_ranks
 
 from gpt import engine
 from gpt.config import resolve
@@ -49,40 +48,23 @@ def run(config, dataset, world):
     return found
 
 
-def rank_of(size, rank, port, runs, out, data):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
-    world, dataset, found = engine.connect(), Dataset(data), {}
-    # As if this CPU were fast in it.
-    type(engine.deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
-    for name, tree in runs.items():
-        found[name] = run(resolve(tree, name, world.size), dataset, world)
-    if rank == 0:
-        (Path(out) / f"{size}.json").write_text(json.dumps(found))
-    engine.disconnect()
-
-
 def main(file, out, data):
     torch.set_num_threads(1)
     asked = json.loads(Path(file).read_text())
     for size in sorted({size for sizes, _ in asked.values() for size in sizes}):
         runs = {name: tree for name, (sizes, tree) in asked.items() if size in sizes}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        children = []
-        for rank in range(size):
-            children.append(os.fork())
-            if children[-1] == 0:
-                code = 1
-                try:
-                    rank_of(size, rank, port, runs, out, data)
-                    code = 0
-                finally:
-                    sys.excepthook(*sys.exc_info()) if code else None
-                    os._exit(code)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        assert codes == [0] * size, codes
+        ends = fork_ranks(size, lambda: all_runs(runs, Path(out), Dataset(data)))
+        assert [code for code, _ in ends] == [0] * size, ends
+
+
+def all_runs(runs, out, dataset):
+    world = engine.connect()
+    # As if this CPU were fast in it.
+    type(engine.deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
+    found = {name: run(resolve(tree, name, world.size), dataset, world) for name, tree in runs.items()}
+    if world.rank == 0:
+        (out / f"{world.size}.json").write_text(json.dumps(found))
+    engine.disconnect()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
-"""Bytes of all tensors that an engine's process holds between two micro batches: `memory_run.py FILE.json`."""
+"""What an engine's process holds: `memory_run.py FILE.json`, under any launcher.
 
+Prints the bytes of all tensors between two micro batches, and, at ZeRO stage 3, by how many bytes the process grew at most
+while the weights were drawn and placed.
+"""
+
+import dataclasses
 import gc
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -24,9 +30,32 @@ def held():
     return sum(found.values())
 
 
+def resident(which="VmRSS"):
+    return int(re.search(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def place(shape, config, world):
+    """A model whose weights are placed; under ZeRO 3 every rank has the stretch of them that it would cut out of the whole."""
+    with torch.device("meta"):
+        model = GPT(shape, None)
+    engine._place(model, model.initial_weights(3), torch.float32, config.engine, world.device)
+    if shape.n_layers == 1:
+        for (name, whole), part in zip(GPT(shape, 3).named_parameters(), model.parameters(), strict=True):
+            own = whole.detach().flatten()[part.ds_tensor.numel() * world.rank :][: part.ds_tensor.numel()]
+            assert torch.equal(part.ds_tensor[: own.numel()], own), name
+    return model
+
+
 def main(config_file):
     world = engine.connect()
     config = resolve(json.loads(Path(config_file).read_text()), "test", world.size)
+    if config.engine["zero_optimization"]["stage"] == 3:
+        place(dataclasses.replace(config.model, n_layers=1), config, world)  # the first broadcast needs buffers
+        before = resident()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        kept = place(config.model, config, world)
+        print(f"grew {resident('VmHWM') - before}") if world.rank == 0 else None
+        del kept
     run = engine.Engine(GPT(config.model), config, world)
     tokens = torch.zeros(config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1, dtype=torch.int64)
     run.step(tokens.numpy())

@@ -7,6 +7,9 @@ overflow=N     a gradient of batch N overflows fp16, whatever the loss scale
 fp16           this CPU is taken for one that is fast in fp16
 hang=R@N       rank R sleeps before step N
 stop=R@N       rank R is suspended before step N, as by SIGSTOP
+bug=R@N        rank R raises a ValueError before step N
+memory=R@N     rank R is out of memory before step N
+exit=R@N       rank R's process ends before step N, with exit code 0
 slow=S         every evaluation batch takes S seconds
 kill=K         all ranks are killed at the K-th file operation in which a checkpoint takes part
 """
@@ -91,6 +94,15 @@ class Plant:
 
     def stop(self, value):
         self._at(value, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+    def bug(self, value):
+        self._at(value, lambda: int("a planted fault"))
+
+    def memory(self, value):
+        self._at(value, lambda: torch.empty(1 << 60, dtype=torch.uint8))
+
+    def exit(self, value):
+        self._at(value, lambda: os._exit(0))
 
     def _at(self, value, action):
         rank, number = map(int, value.split("@"))
