@@ -149,7 +149,7 @@ def mark_modules():
 
 
 if __name__ == "__main__":
-    faults = sys.argv.pop(1)
+    faults = sys.argv.pop(next(i for i, word in enumerate(sys.argv) if i and not word.startswith("--")))  # the launcher adds one
     mark_modules()
     Plant(faults)
     run(train.main)
