@@ -78,6 +78,9 @@ def _memory(config):
     rows.append([estimate(at, not chosen).total for at in range(4)])
     other = "without" if chosen else "with"
     names = [*PARTS, "most at once", f"{other} activation checkpointing"]
+    if off:
+        names.append("in host memory")
+        rows.append([estimate(at, chosen).host for at in range(4)])
     lines = ["memory per rank in GiB" + " " * 14 + "".join(f"{'ZeRO ' + str(at) + ('*' if at == stage else ' '):>10s}" for at in range(4))]
     lines += [f"  {name:34s}" + "".join(f"{value / 2**30:>9.2f} " for value in row) for name, row in zip(names, rows)]
     lines.append(f"  * this run, {'with' if chosen else 'without'} activation checkpointing"

@@ -1,7 +1,7 @@
-"""What an engine's process holds: `memory_run.py FILE.json`, under any launcher.
+"""What an engine's process holds: `memory_run.py RANKS FILE.json [RANKS FILE.json …]`, one run after another.
 
-Prints the bytes of all tensors between two micro batches, and, at ZeRO stage 3, by how many bytes the process grew at most
-while the weights were drawn and placed.
+Prints a line of JSON for each: bytes of all tensors between two micro batches, and, at ZeRO stage 3, by how many bytes the
+process grew at most while the weights were drawn and placed. Both of rank 0.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from forked import fork_ranks
 
 from gpt import engine
 from gpt.config import resolve
@@ -46,15 +47,15 @@ def place(shape, config, world):
     return model
 
 
-def main(config_file):
-    world = engine.connect()
+def measure(config_file):
+    world, grew = engine.connect(), None
     config = resolve(json.loads(Path(config_file).read_text()), "test", world.size)
     if config.engine["zero_optimization"]["stage"] == 3:
         place(dataclasses.replace(config.model, n_layers=1), config, world)  # the first broadcast needs buffers
         before = resident()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         kept = place(config.model, config, world)
-        print(f"grew {resident('VmHWM') - before}") if world.rank == 0 else None
+        grew = resident("VmHWM") - before
         del kept
     run = engine.Engine(GPT(config.model), config, world)
     tokens = torch.zeros(config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1, dtype=torch.int64)
@@ -62,9 +63,13 @@ def main(config_file):
     inner = run._ds
     inner.backward(inner(tokens[0, :, :-1], tokens[0, :, 1:]))  # gradients of a first micro batch are waiting now
     if world.rank == 0:
-        print(f"held {held()}")
+        print(json.dumps({"held": held(), "grew": grew}), flush=True)
+    world.barrier()
     engine.disconnect()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    torch.set_num_threads(1)
+    for ranks, file in zip(sys.argv[1::2], sys.argv[2::2]):
+        ends = fork_ranks(int(ranks), lambda: measure(file))
+        assert all(code == 0 for code, _ in ends), ends
