@@ -5,7 +5,7 @@ import re
 import threading
 import time
 
-from gpt.errors import AgreedError, RunError, SilentError, UserError, in_words, tell
+from gpt.errors import RunError, SilentError, UserError, in_words, tell
 
 FAILED = "failed"
 POLL_SECONDS = 2.0
@@ -31,11 +31,10 @@ class Failures:
         self._closed.set()
 
     def end(self, error: Exception, step: int) -> Exception:
-        """Tell an error that came after `step`, unless another rank has told one; returns the exception to leave with."""
+        """Tell an error that came after `step` and that the ranks did not agree on, unless another rank has told one;
+        returns the exception to leave with."""
         self.close()
         error = in_words(error)
-        if isinstance(error, AgreedError):
-            return error
         if self._first():
             tell(self._explained(error, step), f"[rank {self._world.rank}] " if self._board is not None else "")
         self._leave_last()

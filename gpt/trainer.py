@@ -62,6 +62,8 @@ class Trainer:
         self.watchdog, failures = Watchdog(world, self.config.options.step_timeout), Failures(world)
         try:
             self._run(make_engine)
+        except AgreedError:
+            raise
         except Exception as error:
             raise failures.end(error, self.step) from error
         finally:
