@@ -18,7 +18,7 @@ import torch.distributed
 
 from gpt.checkpoint import load_weights_only
 from gpt.config import Config
-from gpt.errors import RunError
+from gpt.errors import RunError, UserError
 from gpt.shards import Shards
 from gpt.world import World
 
@@ -32,6 +32,7 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -138,6 +139,16 @@ def _place(model, weights, dtype, settings, device):
         del values  # before the next is drawn
 
 
+def _require_nvme(config):
+    """Raise UserError where parts shall be offloaded to NVMe, and what DeepSpeed needs for it cannot be compiled."""
+    zero = config.engine["zero_optimization"]
+    block = next((name for name in ("offload_optimizer", "offload_param") if zero.get(name, {}).get("device") == "nvme"), None)
+    if block and not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(f"zero_optimization.{block}.device is nvme, which DeepSpeed's async_io operator serves, and it cannot be "
+                        "compiled here: install a C++ compiler and libaio with its headers (Debian: g++ libaio-dev), or "
+                        "offload to cpu")  # fmt: skip
+
+
 class Engine:
     """A model under DeepSpeed: optimiser steps over global batches, norms, checkpoints.
 
@@ -146,6 +157,7 @@ class Engine:
     """
 
     def __init__(self, model: torch.nn.Module, config: Config, world: World, weights=()):
+        _require_nvme(config)
         schedule = config.schedule
         optimizer = {**config.engine["optimizer"]}
         if schedule is not None:  # the rate that the optimiser is made with; the schedule sets it before every step

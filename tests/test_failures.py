@@ -6,6 +6,7 @@ Ranks that hang are in test_trouble.py, signals and killed launchers in test_sig
 import json
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -57,3 +58,14 @@ def test_under_a_launcher(launcher, sample, tmp_path, run_command):
     while left := [p.pid for p in psutil.process_iter(["cmdline"]) if str(config) in (p.info["cmdline"] or [])]:
         assert time.monotonic() < end, left
         time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(Path("/usr/include/libaio.h").exists(), reason="it can be compiled here")
+def test_nvme_where_it_cannot_be_compiled(sample, tmp_path, run_command):
+    offload = {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": str(tmp_path)}}
+    config = write_run(tmp_path, zero_optimization=offload, gpt={"data_root": str(sample)})
+    done = run_command([sys.executable, ROOT / "gpt/train.py", "--ds_config", config], tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "error: zero_optimization.offload_optimizer.device is nvme, which DeepSpeed's async_io operator serves, and it " \
+        "cannot be compiled here: install a C++ compiler and libaio" in done.stderr  # fmt: skip
