@@ -194,9 +194,12 @@ class Engine:
         yield "gradient_clipping", asked["gradient_clipping"], ds.gradient_clipping()
         yield "zero_optimization.stage", asked["zero_optimization"]["stage"], ds.zero_optimization_stage()
         yield "precision", _DTYPES[config.precision], next(self.module.parameters()).dtype
-        if params.get("torch_adam", True):  # DeepSpeed's "Adam" is AdamW unless told otherwise
-            decoupled = kind == "AdamW" or (kind == "Adam" and params.get("adam_w_mode", True))
+        # DeepSpeed's "Adam" is AdamW unless told otherwise.
+        decoupled = kind == "AdamW" or (kind == "Adam" and params.get("adam_w_mode", True))
+        if kind == "SGD" or "torch_adam" in params:
             yield "optimizer.type", "AdamW" if decoupled else kind, type(ds.basic_optimizer).__name__
+        else:
+            yield "optimizer.params.adam_w_mode", decoupled, bool(ds.basic_optimizer.adam_w_mode)
         for name in params.keys() & group.keys() - {"lr"}:
             yield f"optimizer.params.{name}", _plain(params[name]), _plain(group[name])
         if config.precision == "fp16":

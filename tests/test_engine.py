@@ -1,6 +1,7 @@
 """The engine against plain torch: the same steps without DeepSpeed, in one process, on the whole batch."""
 
 import math
+import shutil
 import sys
 
 import pytest
@@ -62,6 +63,20 @@ def test_the_engine_does_what_plain_torch_does(stage, ranks, clip, sample, tmp_p
     consolidate(tmp_path / "global_step1", tmp_path / "export")
     written = load_file(tmp_path / "export/model.safetensors")
     assert all(torch.equal(written[name], found["weights"][name]) for name in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed compiles it on first use")
+def test_deepspeeds_own_adam_in_host_memory(sample, tmp_path, run_command):
+    zero = {"stage": 3, "offload_optimizer": {"device": "cpu"}}
+    config = write_run(tmp_path, zero_optimization=zero, optimizer={"type": "Adam", "params": {"torch_adam": False}})
+    command = [sys.executable, ROOT / "tests/engine_run.py", config, tmp_path, sample]
+    done = run_command(command, tmp_path, timeout=900, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = torch.load(tmp_path / "result.pt", weights_only=True)
+    losses, norms, _, _ = plain_torch(config, sample)
+    assert found["loss"] == pytest.approx(losses, abs=1e-5)
+    assert found["grad_norm"] == pytest.approx(norms, rel=1e-4)
 
 
 def test_fp16_skips_overflows_and_repeats_the_batch(sample, tmp_path, run_command):
