@@ -11,12 +11,14 @@ import sys
 import warnings
 from dataclasses import dataclass
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
+
 import torch
 import torch.distributed
 
 from gpt.checkpoint import load_weights_only
 from gpt.config import Config
-from gpt.errors import RunError
+from gpt.errors import RunError, UserError
 from gpt.shards import Shards
 from gpt.world import World
 
@@ -27,10 +29,10 @@ def _only_errors(record):
 
 logging.getLogger("DeepSpeed").addFilter(_only_errors)  # it speaks from its import on; connect(verbose=True) lets it
 warnings.filterwarnings("ignore", category=FutureWarning)
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -117,18 +119,55 @@ class _LossScaleExhausted(Exception):
     """DeepSpeed left out an update, and cannot lower the loss scale any more."""
 
 
-class Engine:
-    """A model under DeepSpeed: optimiser steps over global batches, norms, checkpoints."""
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-    def __init__(self, model: torch.nn.Module, config: Config, world: World):
+
+def _place(model, weights, dtype, settings, device):
+    """Give a model its parameters one at a time: on the device, whole or, under ZeRO 3, cut up and this rank's stretch
+    kept."""
+    first = None
+    for name, values in weights:
+        owner, _, own_name = name.rpartition(".")
+        parameter = torch.nn.Parameter(values.to(device, dtype))
+        setattr(model.get_submodule(owner), own_name, parameter)
+        if settings["zero_optimization"]["stage"] == 3:
+            if first is None:  # makes of it a parameter that can do the same to others
+                deepspeed.zero.Init(module=torch.nn.ParameterList([parameter]), config_dict_or_path=settings)
+                first = parameter
+            else:
+                first.convert_to_zero_parameters(param_list=[parameter])
+        del values  # before the next is drawn
+
+
+def _require_nvme(config):
+    """Raise UserError where parts shall be offloaded to NVMe, and what DeepSpeed needs for it cannot be compiled."""
+    zero = config.engine["zero_optimization"]
+    block = next((name for name in ("offload_optimizer", "offload_param") if zero.get(name, {}).get("device") == "nvme"), None)
+    if block and not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(f"zero_optimization.{block}.device is nvme, which DeepSpeed's async_io operator serves, and it cannot be "
+                        "compiled here: install a C++ compiler and libaio with its headers (Debian: g++ libaio-dev), or "
+                        "offload to cpu")  # fmt: skip
+
+
+class Engine:
+    """A model under DeepSpeed: optimiser steps over global batches, norms, checkpoints.
+
+    weights: (name, fp32 tensor) of every parameter of a model that is on torch's meta device, in their order. Each is
+    brought to its place before the next is asked for, so that under ZeRO 3 no rank ever holds the whole model.
+    """
+
+    def __init__(self, model: torch.nn.Module, config: Config, world: World, weights=()):
+        _require_nvme(config)
         schedule = config.schedule
         optimizer = {**config.engine["optimizer"]}
         if schedule is not None:  # the rate that the optimiser is made with; the schedule sets it before every step
             optimizer["params"] = {**optimizer["params"], "lr": schedule.lr(1)}
+        settings = {**config.engine, "optimizer": optimizer, "steps_per_print": sys.maxsize}
+        _place(model, weights, _DTYPES[config.precision], settings, world.device)
         self._ds, *_ = deepspeed.initialize(
             model=model,
             model_parameters=list(model.parameters()),
-            config={**config.engine, "optimizer": optimizer, "steps_per_print": sys.maxsize},
+            config=settings,
             lr_scheduler=None if schedule is None else lambda inner: _Schedule(inner, schedule),
         )
         self._ds._copy_recovery_script = lambda folder: None  # a second zero_to_fp32.py, which loads pickles as code
@@ -148,17 +187,19 @@ class Engine:
         ds, asked = self._ds, config.engine
         kind, params = asked["optimizer"]["type"], asked["optimizer"]["params"]
         group = ds.optimizer.param_groups[0]
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
         yield "train_batch_size", config.batch.global_size, ds.train_batch_size()
         yield "train_micro_batch_size_per_gpu", config.batch.micro_size, ds.train_micro_batch_size_per_gpu()
         yield "gradient_accumulation_steps", config.batch.accumulation, ds.gradient_accumulation_steps()
         yield "ranks", config.batch.world_size, ds.world_size
         yield "gradient_clipping", asked["gradient_clipping"], ds.gradient_clipping()
         yield "zero_optimization.stage", asked["zero_optimization"]["stage"], ds.zero_optimization_stage()
-        yield "precision", dtype, next(self.module.parameters()).dtype
-        if params.get("torch_adam", True):  # DeepSpeed's "Adam" is AdamW unless told otherwise
-            decoupled = kind == "AdamW" or (kind == "Adam" and params.get("adam_w_mode", True))
+        yield "precision", _DTYPES[config.precision], next(self.module.parameters()).dtype
+        # DeepSpeed's "Adam" is AdamW unless told otherwise.
+        decoupled = kind == "AdamW" or (kind == "Adam" and params.get("adam_w_mode", True))
+        if kind == "SGD" or "torch_adam" in params:
             yield "optimizer.type", "AdamW" if decoupled else kind, type(ds.basic_optimizer).__name__
+        else:
+            yield "optimizer.params.adam_w_mode", decoupled, bool(ds.basic_optimizer.adam_w_mode)
         for name in params.keys() & group.keys() - {"lr"}:
             yield f"optimizer.params.{name}", _plain(params[name]), _plain(group[name])
         if config.precision == "fp16":
@@ -187,10 +228,9 @@ class Engine:
         return self._ds.get_lr()[0]
 
     @property
-    def grad_norm(self) -> float | None:
-        """2-norm of the whole gradient of the last step, before clipping; None under ZeRO stage 0."""
-        norm = self._ds.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def grad_norm(self) -> float:
+        """2-norm of the whole gradient of the last step, before clipping."""
+        return float(self._norm if self._stage == 0 else self._ds.get_global_grad_norm())
 
     @property
     def loss_scale(self) -> float:
@@ -223,8 +263,10 @@ class Engine:
 
     def _update(self, last, rejected) -> bool:
         """Have the optimizer step if this was the last micro-batch; returns whether it did."""
-        if last and self._stage == 0 and (rejected or not self._finite_gradient()):
-            return self._pass_over()
+        if last and self._stage == 0:  # where DeepSpeed tells no norm
+            self._norm = self._shards.gradient_norm()
+            if rejected or not math.isfinite(self._norm):
+                return self._pass_over()
         scaler = self._ds.optimizer.loss_scaler if rejected and self._ds.fp16_enabled() else None
         before = dict(vars(scaler)) if scaler else None
         try:
@@ -238,9 +280,6 @@ class Engine:
         if scaler:  # the batch was refused, so its gradient says nothing about the scale
             vars(scaler).update(before)
         return self._ds.was_step_applied()
-
-    def _finite_gradient(self):
-        return all(bool(torch.isfinite(p.grad).all()) for p in self._names if p.grad is not None)
 
     def _pass_over(self):
         """Stage 0, where nothing else keeps a bad gradient from the weights: an optimizer step without gradients does

@@ -143,6 +143,7 @@ class Memory:
     logits: int  # one chunk of logits with its temporaries, and the output layer's gradients until the backward pass
     gathered: int  # ZeRO 3: weights of other ranks, while they are in use
     update: int  # temporary fp32 gradients of the update
+    host: int  # not on the device but in this rank's share of host memory: what is offloaded
 
     @property
     def total(self) -> int:
@@ -176,6 +177,7 @@ def memory(model: ModelConfig, micro_size: int, world_size: int, stage: int, pre
         logits=chunk * (8 if precision == "fp32" else 12) + 4 * model.vocab_size * model.h_dim,
         gathered=width * min(n, live_parameters) if stage == 3 and world_size > 1 else 0,
         update=4 * updated if precision != "fp32" and not offload else 0,
+        host=4 * updated * (2 + moments + (stage < 3)) if offload else 0,  # with fp32 gradients; below 3 their sum, too
     )
 
 

@@ -97,7 +97,7 @@ def tell(args, config, dataset):
     if args.explain:
         print(dry_run.explain(config))
     if args.dry_run:
-        print(dry_run.report(config, dataset))
+        print(dry_run.report(config, dataset, args.interconnect))
 
 
 def launched_world():

@@ -9,6 +9,7 @@ from gpt.config import Config
 from gpt.corpus import Dataset, Streams
 from gpt.errors import AgreedError
 from gpt.evaluation import Evaluator, Tally, summary
+from gpt.failures import Failures
 from gpt.kernels import attention, choose, require_compiler
 from gpt.metrics import Clock, Metrics, Progress
 from gpt.model import GPT
@@ -61,10 +62,15 @@ class Trainer:
         make_engine: gpt.engine.Engine. world: gpt.world.World. Raises AgreedError where the run cannot go on.
         """
         self.world, self.stop, self.stopping = world, StopRequest(), None
-        self.watchdog = Watchdog(world, self.config.options.step_timeout)
+        self.watchdog, failures = Watchdog(world, self.config.options.step_timeout), Failures(world)
         try:
             self._run(make_engine)
+        except AgreedError:
+            raise
+        except Exception as error:
+            raise failures.end(error, self.step) from error
         finally:
+            failures.close()
             self.watchdog.close()
             self.stop.close()
 
@@ -95,9 +101,9 @@ class Trainer:
     def _begin(self, make_engine):
         """Make the engine and load the checkpoint that rank 0 found."""
         world, options = self.world, self.config.options
-        model = GPT(self.config.model, options.seed, options.activation_checkpointing, self.kernels,
-                    options.compile)  # fmt: skip
-        self.engine = make_engine(model, self.config, world)
+        with torch.device("meta"):
+            model = GPT(self.config.model, None, options.activation_checkpointing, self.kernels, options.compile)
+        self.engine = make_engine(model, self.config, world, model.initial_weights(options.seed))
         self.saver = Saver(self.config, self.resolved, self.dataset, self.engine, world)
         rows = range(min(PROBE_ROWS, self.config.batch.global_size))
         self.probe = self.streams.batch(0, rows)[:, : PROBE_TOKENS + 1]
