@@ -7,7 +7,7 @@ import torch
 from gpt import checkpoint
 from gpt.config import Config
 from gpt.corpus import Dataset, Streams
-from gpt.errors import AgreedError
+from gpt.errors import AgreedError, RunError
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.kernels import attention, choose
 from gpt.metrics import Clock, Metrics, Progress
@@ -61,6 +61,12 @@ class Trainer:
         self.watchdog = Watchdog(world, self.config.options.step_timeout)
         try:
             self._run(make_engine)
+        except RuntimeError as error:
+            if not world.is_lost(error):
+                raise
+            raise RunError(f"the connection to another rank has ended ({str(error).splitlines()[0]}); gone: "
+                           f"{self.watchdog.who_is_gone()}. The same command goes on from the latest checkpoint, on other "
+                           "hosts too") from error  # fmt: skip
         finally:
             self.watchdog.close()
             self.stop.close()
