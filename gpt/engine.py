@@ -11,6 +11,8 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # which torch reads when it is imported
+
 import torch
 import torch.distributed
 
@@ -18,7 +20,7 @@ from gpt.checkpoint import load_weights_only
 from gpt.config import Config
 from gpt.errors import RunError
 from gpt.launch import launched
-from gpt.roll_call import JOIN_SECONDS, Deadline, own_versions, roll_call
+from gpt.roll_call import JOIN_SECONDS, Deadline, roll_call
 from gpt.shards import Shards
 from gpt.watchdog import STARTING_SECONDS
 from gpt.world import World
@@ -30,7 +32,6 @@ def _only_errors(record):
 
 logging.getLogger("DeepSpeed").addFilter(_only_errors)  # it speaks from its import on; connect(verbose=True) lets it
 warnings.filterwarnings("ignore", category=FutureWarning)
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import deepspeed
 import deepspeed.ops
@@ -61,7 +62,7 @@ def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 
     accelerator = deepspeed.accelerator.get_accelerator()
     on_cpu = accelerator.device_name() == "cpu"
     local_rank = int(os.environ["LOCAL_RANK"])
-    store, hosts = roll_call(launch, {**own_versions(), **dict(facts)})
+    store, hosts = roll_call(launch, dict(facts))
     if on_cpu:
         # The first init_distributed on a CPU would compile an operator that only inference uses: minutes, and a compiler.
         deepspeed.ops.__compatible_ops__ = {}

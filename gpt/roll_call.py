@@ -5,37 +5,25 @@ every rank first puts a note about itself into the store that rank 0 (or torchru
 Rank 0 reads all, the others its verdict: one note to write and one to read for each, however many they are.
 """
 
-import hashlib
 import json
 import os
-import platform
 import socket
 import sys
 import threading
 import time
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 import torch
 import torch.distributed
 
 from gpt.errors import RunError, UserError
+from gpt.host_report import interface_of, own_address, versions
 
+PROJECT = Path(__file__).resolve().parents[1]
 JOIN_SECONDS = 600.0  # many hosts that import torch from one file server take minutes
 NOTICE_SECONDS = 30.0
 VERDICT = "verdict"
-
-
-def own_versions() -> dict:
-    """What has to be the same on all ranks, beside the configuration: {what it is: its version}."""
-    source = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*")):
-        if path.suffix in (".py", ".yaml"):
-            source.update(path.read_bytes())
-    return {"Python": platform.python_version(), "torch": torch.__version__, "deepspeed": version("deepspeed"),
-            "project code (gpt/)": source.hexdigest()[:12]}  # fmt: skip
 
 
 def store(seconds: float, is_master=False):
@@ -50,8 +38,8 @@ def store(seconds: float, is_master=False):
 def roll_call(launch, facts: dict, seconds: float = JOIN_SECONDS) -> tuple:
     """(the store, every rank's host name in the order of ranks). All ranks call it together.
 
-    launch: gpt.launch.Launch. facts: {what: a short text} that all ranks must have in common, or None where this one
-    does not know. Raises UserError where ranks differ, RunError where some have not come after `seconds`.
+    launch: gpt.launch.Launch. facts: {what: a short text} that all ranks must have in common beside versions and code,
+    or None where this one does not know. Raises UserError where ranks differ, RunError where some have not come after `seconds`.
     """
     kept_here = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -64,7 +52,7 @@ def roll_call(launch, facts: dict, seconds: float = JOIN_SECONDS) -> tuple:
         raise RunError(f"rank {launch.rank} on {socket.gethostname()} could not reach rank 0 at {place} within {seconds:g} s: "
                        "rank 0 has not started, or that address or port is closed to this host; tools/preflight.py "
                        "looks into it") from error  # fmt: skip
-    note = {"size": launch.size, "host": socket.gethostname(), "address": own_address(os.environ["MASTER_ADDR"]), "facts": facts}
+    note = {"size": launch.size, "host": socket.gethostname(), "address": own_address(os.environ["MASTER_ADDR"]), "facts": {**versions(str(PROJECT)), **facts}}
     if board.add(f"claims of rank {launch.rank}", 1) > 1:
         raise RunError(f"two processes say that they are rank {launch.rank}, the second on {note['host']}: give each host its "
                        "own --node_rank, and each run its own --master_port")  # fmt: skip
@@ -138,21 +126,6 @@ def _until(condition, seconds) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def own_address(peer: str) -> str | None:
-    """This host's address on the way to another; None where there is no way."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((peer, 9))  # sends nothing
-            return probe.getsockname()[0]
-    except OSError:
-        return None
-
-
-def interface_of(address: str) -> str | None:
-    """Name of the network interface that has an address."""
-    return next((name for name, found in psutil.net_if_addrs().items() if any(a.address == address for a in found)), None)
 
 
 def _choose_interface(host, verdict):

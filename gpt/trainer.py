@@ -62,9 +62,9 @@ class Trainer:
         try:
             self._run(make_engine)
         except RuntimeError as error:
-            if not world.is_lost(error):
+            if not world.lost(error):
                 raise
-            raise RunError(f"the connection to another rank has ended ({str(error).splitlines()[0]}); gone: "
+            raise RunError(f"the connection to another rank has ended ({world.lost(error)}); gone: "
                            f"{self.watchdog.who_is_gone()}. The same command goes on from the latest checkpoint, on other "
                            "hosts too") from error  # fmt: skip
         finally:

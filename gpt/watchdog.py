@@ -138,7 +138,8 @@ class Watchdog:
             late = self._late()
         except RuntimeError:
             return self._rank_0_is_gone()
-        time.sleep(2 * self._tick)  # the others ask rank 0 meanwhile
+        if self._world.rank == 0:
+            time.sleep(2 * self._tick)  # the others still ask
         return late
 
     def _rank_0_is_gone(self):

@@ -1,5 +1,6 @@
 """This process among the others of a run: what they exchange outside the engine's own gradients."""
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -21,9 +22,12 @@ class World:
         """What a person calls a rank: with its host, where there are several."""
         return f"rank {rank} on {self.hosts[rank]}" if len(set(self.hosts)) > 1 else f"rank {rank}"
 
-    def is_lost(self, error: RuntimeError) -> bool:
-        """Whether it says that the connection to another rank has ended."""
-        return self.size > 1 and (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error))
+    def lost(self, error: RuntimeError) -> str | None:
+        """What an error says of the end of a connection to another rank, in brief; None if it is another kind of error."""
+        text = str(error).splitlines()[0] if str(error) else ""
+        if self.size == 1 or not (isinstance(error, torch.distributed.DistError) or "/gloo/" in text):
+            return None
+        return re.sub(r"^\[\S+\] ", "", text.partition(". This is typically")[0])
 
     def barrier(self):
         if self.size > 1:

@@ -49,7 +49,7 @@ class Hosts:
             self._in_switch("ip", "link", "add", "br0", "type", "bridge")
             self._in_switch("ip", "link", "set", "br0", "up")
             self._first = {name: self._boot(number, name) for number, name in enumerate(self.names, 1)}
-            self._wait(lambda: all(self.run("node1", ["ssh", name, "true"], timeout=10).returncode == 0 for name in self.names),
+            self._wait(lambda: all(self.run("node1", ["ssh", name, "true"], timeout=60).returncode == 0 for name in self.names),
                        "sshd on every host")  # fmt: skip
         except BaseException:
             self.close()
@@ -130,7 +130,7 @@ class Hosts:
         return process
 
     def _wait(self, condition, what):
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not condition():
             if time.monotonic() > end or any(process.poll() is not None for process in self._processes):
                 raise RuntimeError(f"{what} did not come up")
