@@ -47,14 +47,14 @@ class Preflight:
         self.hosts, self.data_root, self.run_dir = hosts, Path(data_root).absolute(), Path(run_dir).absolute()
         self.port, self.seconds = port, seconds
         self._ssh = [*SSH, *(["-p", str(ssh_port)] if ssh_port else [])]
-        self.rows, self.reports, self.skews = [], {}, {}
+        self.rows, self.reports, self.skews, self.exported = [], {}, {}, {}
 
     def run(self) -> list:
+        self._environment()
         self._ask_hosts()
         if self.reports:
             for check in (self._versions, self._dataset, self._devices, self._names, self._clocks, self._disks):
                 check()
-        self._environment()
         if len(self.hosts) > 1 and set(self.reports) == set(self.hosts):
             self._network()
         return self.rows
@@ -165,7 +165,7 @@ class Preflight:
                 self._add(FAIL, "devices", f"{host} has no GPU and {report['cores']} cores, and the hostfile says slots={slots}",
                           f"write at most slots={report['cores']}")  # fmt: skip
             else:
-                self._add(OK, "devices", f"{host}: {slots} {'GPUs' if gpus else 'slots on CPU, no GPU'}")
+                self._add(OK, "devices", f"{host}: slots={slots}, {gpus or 'no'} GPU{'s' * (gpus > 1)}")
 
     def _names(self):
         for host, report in self.reports.items():
@@ -175,6 +175,8 @@ class Preflight:
             address, interface = report["name_address"], self.interface(host)
             if len(self.hosts) > 1 and interface is None:
                 self._add(FAIL, "interface", f"{host} has no way to the other hosts", "check its network and its /etc/hosts")
+            elif "GLOO_SOCKET_IFNAME" in self.exported and len(self.hosts) > 1:
+                self._add(OK, "interface", f"{host}: {interface}")
             elif len(self.hosts) > 1 and (address is None or address.startswith("127.")):
                 self._add(WARN, "interface", f"{host}: its own name is {address}, which no other host can reach; train.py takes "
                           f"{interface} instead", "for other programs, and to be sure: --write_env")  # fmt: skip
@@ -206,6 +208,7 @@ class Preflight:
         for path in dict.fromkeys((Path.home() / ENVIRONMENT, Path(ENVIRONMENT).absolute())):
             try:
                 if found := read_environment(path):
+                    self.exported |= found
                     self._add(OK, "environment", f"{path}: {', '.join(f'{name}={value}' for name, value in found.items())}")
             except UserError as error:
                 self._add(FAIL, "environment", *str(error).rsplit(": ", 1))
