@@ -267,3 +267,18 @@ def test_hosts_leave_nothing_behind(tmp_path):
     wait_for(lambda: not any(str(tmp_path) in word for found in psutil.process_iter(["cmdline"]) for word in found.info["cmdline"] or ()),
              20, "the end of all processes")  # fmt: skip
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_told_to_end_has_all_hosts_save(two, folder, sample):
+    process = start_training(two, folder, sample, 60)
+    try:
+        two.run("node1", ["kill", "-TERM", two.processes("node1", f"bin/deepspeed .*{folder}")[0]])
+        process.wait(90)
+        of_run = f"local_rank=0 --ds_config {folder / 'tiny.json'}"
+        wait_for(lambda: not any(two.processes(name, of_run) for name in two.names), 60, "ending")
+    finally:
+        process.kill()
+    run_dir = folder / "runs/tiny"
+    saved = int(checkpoint.newest_good(run_dir / "checkpoints", []).removeprefix("global_step"))
+    assert saved == len(losses(run_dir)) and f"stopped by SIGTERM and saved after step {saved} of 1000000" in told(folder)
