@@ -65,10 +65,13 @@ class FolderLock:
         except BlockingIOError as error:
             raise UserError(f"another process is training in {folder}: wait for it, or name another --run_dir") from error
         self.token = secrets.token_hex(8)
-        self._file.truncate(0)
-        self._file.write(self.token)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.truncate(0)
+            self._file.write(self.token)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(f"{folder / LOCK} cannot be written: {error.strerror}; make room, or name another --run_dir") from error
 
     def release(self):
         self._file.close()

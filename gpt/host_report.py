@@ -130,7 +130,7 @@ def measure(asked: str):
     unreachable = [pair for peer in range(size) for pair in json.loads(store.get(f"unreachable {peer}"))]
     found = {"unreachable": unreachable}
     if not unreachable:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(address) or "")
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(address))
         backend = found["backend"] = "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=limit)
         data = torch.zeros(asked["megabytes"] << 18, device="cuda" if backend == "nccl" else "cpu")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class Preflight:
         return process
 
     def _on_all(self, work):
-        with ThreadPoolExecutor(len(self.hosts)) as pool:
+        with futures.ThreadPoolExecutor(len(self.hosts)) as pool:
             return dict(zip(self.hosts, pool.map(work, self.hosts)))
 
     # ── what each host says of itself ──
@@ -114,16 +114,16 @@ class Preflight:
     def _report_of(self, host, call):
         """(what the host reported or None, why not)"""
         process = self._start(host, call)
-        first, ended = None, time.monotonic() + self.seconds
-        with ThreadPoolExecutor(1) as reader:
+        end = time.monotonic() + self.seconds
+        with futures.ThreadPoolExecutor(1) as reader:
             line = reader.submit(process.stdout.readline)
             try:
-                first = line.result(self.seconds)
-                self.skews[host] = float(first) - time.time()
-                out, _ = process.communicate(timeout=max(1, ended - time.monotonic()))
+                self.skews[host] = float(line.result(self.seconds)) - time.time()
+                out, _ = process.communicate(timeout=max(1, end - time.monotonic()))
                 return json.loads(out), None
-            except (TimeoutError, subprocess.TimeoutExpired):
+            except (futures.TimeoutError, subprocess.TimeoutExpired):
                 process.kill()
+                process.wait()
                 return None, f"no answer within {self.seconds:g} s"
             except ValueError:
                 process.wait()
