@@ -5,6 +5,7 @@ Precedence: defaults < JSON < command line. Every value has one owner; nothing i
 
 import copy
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,12 @@ class Config:
     def values(self) -> list:
         """(dotted path, value, source) of every resolved value, in the order of the tree."""
         return [(path, value, self.sources.get(path, "default")) for path, value in leaves(self.tree())]
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for two runs of the same configuration, whatever their values' sources."""
+        text = json.dumps([self.precision, self.tree()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def as_dict(self) -> dict:
         """Plain values for config.yaml: all that a reader needs to know what was run, and where each value is from."""

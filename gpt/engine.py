@@ -6,12 +6,12 @@
 import logging
 import math
 import os
-import socket
 import sys
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it when it is imported
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # which torch reads when it is imported
 
 import torch
 import torch.distributed
@@ -19,7 +19,10 @@ import torch.distributed
 from gpt.checkpoint import load_weights_only
 from gpt.config import Config
 from gpt.errors import RunError, UserError
+from gpt.launch import launched
+from gpt.roll_call import JOIN_SECONDS, Deadline, roll_call
 from gpt.shards import Shards
+from gpt.watchdog import STARTING_SECONDS
 from gpt.world import World
 
 
@@ -46,38 +49,37 @@ def has_fp16() -> bool:
     return deepspeed.accelerator.get_accelerator().is_fp16_supported()
 
 
-def _single_process_environment():
-    """What a launcher would have set, for a process that was started without one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if "RANK" not in os.environ:
-        os.environ.update(single)
+def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 0.0) -> World:
+    """Join the process group that the launcher announced, once all ranks have come.
 
-
-def connect(verbose: bool = False) -> World:
-    """Join the process group that the launcher announces, or make one of this single process."""
-    _single_process_environment()
+    launch: gpt.launch.Launch, asked for where it is None. facts: {what: text} that must be the same on all ranks.
+    step_timeout: seconds after which a watchdog ends the run; the group's own limit is longer, for it names nobody.
+    Raises UserError and RunError as gpt.roll_call does.
+    """
+    launch = launch or launched()
     if verbose:
         logging.getLogger("DeepSpeed").removeFilter(_only_errors)
         deepspeed.utils.set_log_level_from_string("info")
     accelerator = deepspeed.accelerator.get_accelerator()
     on_cpu = accelerator.device_name() == "cpu"
+    local_rank = int(os.environ["LOCAL_RANK"])
+    store, hosts = roll_call(launch, dict(facts))
     if on_cpu:
         # The first init_distributed on a CPU would compile an operator that only inference uses: minutes, and a compiler.
         deepspeed.ops.__compatible_ops__ = {}
-        _share_cores()
+        _share_cores(hosts.count(hosts[launch.rank]))
     else:
-        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(verbose=verbose)
-    device = "cpu" if on_cpu else accelerator.device_name(int(os.environ["LOCAL_RANK"]))
-    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device(device))
+        accelerator.set_device(local_rank)
+    with Deadline(JOIN_SECONDS, f"all ranks have come, but rank {launch.rank} on {hosts[launch.rank]} could not connect to all "
+                  f"others within {JOIN_SECONDS:g} s: their hosts must reach each other on every port; tools/preflight.py "
+                  "looks into it"):  # fmt: skip
+        deepspeed.init_distributed(verbose=verbose, timeout=timedelta(seconds=2 * max(step_timeout, STARTING_SECONDS)))
+    device = "cpu" if on_cpu else accelerator.device_name(local_rank)
+    return World(launch.rank, launch.size, torch.device(device), hosts, store)
 
 
-def _share_cores():
+def _share_cores(ranks_here: int):
     """Share this host's cores among its ranks, unless OMP_NUM_THREADS says otherwise."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // ranks_here))

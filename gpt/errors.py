@@ -18,6 +18,10 @@ class AgreedError(RunError):
     """A RunError that all ranks raise together, and rank 0 tells."""
 
 
+class AgreedUserError(UserError):
+    """A UserError that all ranks raise together, and rank 0 tells."""
+
+
 class SilentError(Exception):
     """The end of a process that has nothing more to say: the failure was told, here or by another rank."""
 
@@ -73,7 +77,7 @@ def run(main):
             raise
         distributed = sys.modules.get("torch.distributed")
         connected = distributed is not None and distributed.is_available() and distributed.is_initialized()
-        agreed = isinstance(error, AgreedError) and connected
+        agreed = isinstance(error, (AgreedError, AgreedUserError)) and connected
         if agreed and distributed.get_rank() != 0:
             distributed.barrier()  # rank 0 has told: the first that ends has a launcher end the others
         elif connected or os.environ.get("LOCAL_RANK", "0") == "0":

@@ -10,7 +10,6 @@ from gpt.errors import RunError, SilentError, UserError, in_words, tell
 FAILED = "failed"
 POLL_SECONDS = 2.0
 BOARD_SECONDS = 10.0
-LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket|remote process", re.IGNORECASE)
 
 
 class Failures:
@@ -18,11 +17,11 @@ class Failures:
 
     A rank that fails notes it on the blackboard. A thread per rank looks there and ends its process, with exit code 1, a
     few seconds later, so that nobody waits in a collective for one that will not come. Where a rank dies without a note,
-    the first whose collectives break tells that.
+    the first whose collectives break tells that, and which one it is, as far as `who_is_gone()` finds out.
     """
 
-    def __init__(self, world):
-        self._world, self._board = world, world.blackboard(BOARD_SECONDS)
+    def __init__(self, world, who_is_gone):
+        self._world, self._board, self._who_is_gone = world, world.blackboard(BOARD_SECONDS), who_is_gone
         self._closed = threading.Event()
         if self._board is not None:
             threading.Thread(target=self._watch, daemon=True).start()
@@ -33,10 +32,13 @@ class Failures:
     def end(self, error: Exception, step: int) -> Exception:
         """Tell an error that came after `step` and that the ranks did not agree on, unless another rank has told one;
         returns the exception to leave with."""
-        self.close()
         error = in_words(error)
+        lost = self._world.lost(error)
+        if lost:  # found out before the note, on which the other ranks would end: they still have to show that they live
+            told = self._explained_loss(lost, step)
+        self.close()
         if self._first():
-            tell(self._explained(error, step), f"[rank {self._world.rank}] " if self._board is not None else "")
+            tell(told if lost else self._explained(error, step), f"[rank {self._world.rank}] " if self._board is not None else "")
         self._leave_last()
         return SilentError(2 if isinstance(error, UserError) else 1)
 
@@ -48,11 +50,12 @@ class Failures:
             return RunError(f"out of memory after step {step}{f' ({wanted[0].lower()})' if wanted else ''}: raise "
                             "gradient_accumulation_steps, set --activation_checkpointing true, or take a higher ZeRO stage "
                             "(--dry_run tells what each of them needs); the same command goes on from the latest checkpoint")
-        if self._board is not None and isinstance(error, RuntimeError) and LOST.search(str(error)):
-            reason = re.sub(r"^\[[^]]*\] *", "", str(error).strip()).splitlines()[0].split(". ")[0]  # without torch's file name
-            return RunError(f"another rank is gone without a word after step {step}: it was killed, its host ran out of "
-                            f"memory or is out of reach ({reason}); the same command goes on from the latest checkpoint")
         return error
+
+    def _explained_loss(self, reason, step):
+        return RunError(f"another rank is gone without a word after step {step}: it was killed, its host ran out of memory or "
+                        f"is out of reach ({reason}); gone: {self._who_is_gone()}. The same command goes on from the latest "
+                        "checkpoint, on other hosts too")  # fmt: skip
 
     def _leave_last(self):
         """Rank 0 may keep the blackboard: it stays until the others have read it."""

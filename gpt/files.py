@@ -3,9 +3,13 @@
 import fcntl
 import hashlib
 import os
+import secrets
+import time
 from pathlib import Path
 
 from gpt.errors import UserError
+
+LOCK = ".lock"
 
 
 def hash_file(path) -> dict:
@@ -35,16 +39,39 @@ def write_atomically(path: Path, text: str):
     sync(path.parent)
 
 
+def is_locked_by(folder: Path, token: str) -> bool:
+    """Whether a folder, on whatever host, is the one that the FolderLock of this token keeps."""
+    for patience in (0, 0.1, 1, 5):  # a network file system shows a new file late
+        time.sleep(patience)
+        try:
+            if (folder / LOCK).read_text(encoding="utf-8") == token:
+                return True
+        except OSError:
+            pass
+    return False
+
+
 class FolderLock:
-    """Keeps a second process out of a folder until `release()` or the end of this process, however it ends."""
+    """Keeps a second process out of a folder until `release()` or the end of this process, however it ends.
+
+    `token` is a text of this lock's own that its file holds: who finds it there looks at the same folder.
+    """
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / ".lock", "w")
+        self._file = open(folder / LOCK, "a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"another process is training in {folder}: wait for it, or name another --run_dir") from error
+        self.token = secrets.token_hex(8)
+        try:
+            self._file.truncate(0)
+            self._file.write(self.token)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(f"{folder / LOCK} cannot be written: {error.strerror}; make room, or name another --run_dir") from error
 
     def release(self):
         self._file.close()

@@ -7,9 +7,10 @@ import torch
 from gpt import checkpoint
 from gpt.config import Config
 from gpt.corpus import Dataset, Streams
-from gpt.errors import AgreedError
+from gpt.errors import AgreedError, AgreedUserError
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.failures import Failures
+from gpt.files import is_locked_by
 from gpt.kernels import attention, choose, require_compiler
 from gpt.metrics import Clock, Metrics, Progress
 from gpt.model import GPT
@@ -62,10 +63,11 @@ class Trainer:
         make_engine: gpt.engine.Engine. world: gpt.world.World. Raises AgreedError where the run cannot go on.
         """
         self.world, self.stop, self.stopping = world, StopRequest(), None
-        self.watchdog, failures = Watchdog(world, self.config.options.step_timeout), Failures(world)
+        self.watchdog = Watchdog(world, self.config.options.step_timeout)
+        failures = Failures(world, self.watchdog.who_is_gone)
         try:
             self._run(make_engine)
-        except AgreedError:
+        except (AgreedError, AgreedUserError):
             raise
         except Exception as error:
             raise failures.end(error, self.step) from error
@@ -101,18 +103,27 @@ class Trainer:
     def _begin(self, make_engine):
         """Make the engine and load the checkpoint that rank 0 found."""
         world, options = self.world, self.config.options
+        self.start_tag, token = world.gather((self.start_tag, self.lock and self.lock.token))[0]
+        self._require_one_folder(token)
         with torch.device("meta"):
             model = GPT(self.config.model, None, options.activation_checkpointing, self.kernels, options.compile)
         self.engine = make_engine(model, self.config, world, model.initial_weights(options.seed))
         self.saver = Saver(self.config, self.resolved, self.dataset, self.engine, world)
         rows = range(min(PROBE_ROWS, self.config.batch.global_size))
         self.probe = self.streams.batch(0, rows)[:, : PROBE_TOKENS + 1]
-        self.start_tag = world.gather(self.start_tag)[0]
         if self.start_tag:
             self._load(self.start_tag)
         self.progress = Progress(self.step, options.max_train_steps, active=world.rank == 0)
         self.clock = Clock()
         self._mark = (self.step, self.clock.seconds())
+
+    def _require_one_folder(self, token):
+        """Raise AgreedUserError where a host has a run folder of its own: no host would then have a whole checkpoint."""
+        sees = self.world.gather(is_locked_by(self.run_dir, token))
+        if not all(sees):
+            raise AgreedUserError(f"{self.run_dir} on {self.world.hosts[sees.index(False)]} is not the folder that rank 0 on "
+                                  f"{self.world.hosts[0]} has: all ranks write their parts of a checkpoint into one folder, so give "
+                                  "a --run_dir on a disk that the hosts share; nothing was trained")  # fmt: skip
 
     def _load(self, tag):
         """Go on from a checkpoint: its weights, and where the run was."""

@@ -26,7 +26,7 @@ QUICK = ("bug=0@12", "memory=1@12", "exit=1@12")
 
 @pytest.mark.parametrize("faults", [QUICK, pytest.param(tuple(set(TOLD) - set(QUICK)), marks=pytest.mark.slow)])
 def test_the_rank_that_fails_tells_and_all_end(faults, sample, tmp_path, run_command):
-    gpt = {"data_root": str(sample), "max_train_steps": 1000, "log_ckpt_every": 5, "log_terminal_every": 0}
+    gpt = {"data_root": str(sample), "max_train_steps": 1000, "log_ckpt_every": 5, "log_terminal_every": 0, "step_timeout": 8}
     config = write_run(tmp_path, gpt=gpt)
     command = [sys.executable, ROOT / "tests/failing_run.py", ",".join(faults), "--ds_config", config]
     done = run_command(command, tmp_path, timeout=600, OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR")
