@@ -85,6 +85,18 @@ def leaves(tree, path=""):
             yield where, value
 
 
+def curve(tree: dict) -> dict:
+    """Of a config.yaml, the settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer,
+    seed."""
+    run = tree["run"]
+    return {
+        "model": tree["model"], "precision": tree.get("precision"), "scheduler": run.get("scheduler"),
+        "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
+        "train_batch_size": run.get("train_batch_size"), "seed": (run.get("gpt") or {}).get("seed"),
+        "dataset": (tree.get("dataset") or {}).get("fingerprint"),
+    }  # fmt: skip
+
+
 def load_presets() -> dict:
     """Model shapes by name: {preset: {n_layers, h_dim, mlp_dim, n_heads, head_dim}}."""
     return yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
@@ -118,6 +130,21 @@ def read_file(path):
     except yaml.YAMLError:  # JSON that this YAML reader does not take: messages go without line numbers
         lines = {}
     return tree, Path(path).stem, lines
+
+
+def read_config(path) -> dict:
+    """The resolved configuration that stands beside a checkpoint or consolidated weights."""
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}; the config.yaml "
+                        "that was written beside the checkpoint is needed (--config_file)") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}): use the config.yaml that was written "
+                        "beside the checkpoint") from error
+    if not isinstance(found, dict) or not isinstance(found.get("model"), dict) or not isinstance(found.get("run"), dict):
+        raise UserError(f"{path} is not the config.yaml of a run: it lacks the blocks `model` and `run`")
+    return found
 
 
 def _no_duplicates(pairs, path):

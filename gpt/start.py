@@ -1,7 +1,7 @@
 """How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for all."""
 
 from gpt import checkpoint
-from gpt.config import Config, leaves
+from gpt.config import Config, curve, leaves, read_config
 from gpt.corpus import Dataset
 from gpt.errors import UserError
 from gpt.files import FolderLock
@@ -24,7 +24,7 @@ def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
     tag = _find(run_dir, folder, resume, notices)
     if tag is not None:
         _require_facts(folder / tag)
-        _compare(checkpoint.read_config(folder / tag / checkpoint.CONFIG), resolved, allowed, run_dir, notices)
+        _compare(read_config(folder / tag / checkpoint.CONFIG), resolved, allowed, run_dir, notices)
     return tag, lock or FolderLock(run_dir)
 
 
@@ -75,18 +75,7 @@ def resolved(config: Config, dataset: Dataset) -> dict:
 
 
 def _differences(old: dict, new: dict) -> dict:
-    """{setting: sentence} of the settings that make a curve another curve: shape, data, batch, schedule, precision,
-    optimizer, seed."""
-
-    def curve(tree):
-        run = tree["run"]
-        return {
-            "model": tree["model"], "precision": tree.get("precision"), "scheduler": run.get("scheduler"),
-            "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
-            "train_batch_size": run.get("train_batch_size"), "seed": (run.get("gpt") or {}).get("seed"),
-            "dataset": (tree.get("dataset") or {}).get("fingerprint"),
-        }  # fmt: skip
-
+    """{setting: sentence} of the settings by which two curves differ."""
     differences = {}
     then, now = curve(old), curve(new)
     for key in then:
