@@ -87,6 +87,13 @@ class Run:
         return self.last_step >= planned and evaluated
 
     @property
+    def state(self) -> str:
+        """In words: finished, or how far it is."""
+        if self.finished:
+            return "finished" if self.final() else "finished, and never evaluated"
+        return f"at step {self.last_step:,} of {self.options['max_train_steps']:,}"
+
+    @property
     def planned_reference_hours(self) -> float | None:
         """Its compute class: hours that the reference accelerator takes for the whole run."""
         return self._reference_hours(self.options["max_train_steps"])
@@ -128,11 +135,13 @@ class Run:
         speed = self.options.get("tokens_per_second")
         return step * self.tokens_per_step / speed / 3600 if speed else None
 
-    def why_not(self, axis: str) -> str:
-        """A sentence for an axis that is not to be had."""
-        if axis == "reference_hours":
-            return f"{self.name}: no reference accelerator-hours, since its config.yaml has no gpt.tokens_per_second"
-        return f"{self.name}: no {AXES[axis].label}, since its {METRICS} does not hold them"
+
+def without(axis: str, runs) -> str:
+    """A sentence on runs for which an axis is not to be had."""
+    names = ", ".join(run.name for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+    if axis == "reference_hours":
+        return f"no reference accelerator-hours for {names}: config.yaml has no gpt.tokens_per_second"
+    return f"no {AXES[axis].label} for {names}: {METRICS} does not hold them"
 
 
 def values(events: list, name: str) -> np.ndarray:
@@ -305,6 +314,14 @@ class Group:
         spread = found[..., 1].std(axis=0, ddof=1) if len(tables) > 1 else None
         return found[..., 0].mean(axis=0), found[..., 1].mean(axis=0), spread
 
+    def final(self, axis: str, name: str):
+        """(x, values) of the last evaluations, one value a run. Raises UserError where the axis is not to be had."""
+        events = [run.final() for run in self.runs]
+        x = self.runs[0].over(axis, events[:1])
+        if x is None:
+            raise UserError(without(axis, self.runs))
+        return float(x[0]), values(events, name)
+
 
 OF_A_CURVE = ("max_train_steps", "tokens_per_second", "spike_policy", "eval_data_split", "max_eval_steps",
               "eval_batch_size", "last_n")  # fmt: skip
@@ -329,3 +346,43 @@ def _common_name(names) -> str:
     bare = {re.sub(r"[-_. ]*seed[-_=]?\d*$", "", name) for name in names}
     name = bare.pop() if len(bare) == 1 else os.path.commonprefix(names).rstrip("-_. /")
     return name or f"{names[0]} …"
+
+
+def incomparable(runs) -> str | None:
+    """Why the final evaluations of runs do not measure the same, or None: dataset, split and bytes scored must agree."""
+    first = runs[0]
+    for other in runs[1:]:
+        names = f"{first.name} and {other.name}"
+        if first.fingerprint != other.fingerprint or first.fingerprint is None:
+            return f"{names} {_apart('trained on datasets with the fingerprints', first.fingerprint, other.fingerprint)}"
+        one, two = (run.options.get("eval_data_split") for run in (first, other))
+        if one != two:
+            return f"{names} {_apart('were evaluated on the splits', one, two)}"
+        one, two = (run.final()["bytes"] for run in (first, other))
+        if one != two:
+            return (f"{names} {_apart('scored other parts of the split, of so many bytes:', one, two)}; the same seq_len, "
+                    "last_n, eval_batch_size and max_eval_steps score the same")  # fmt: skip
+    return None
+
+
+def _apart(what, one, two):
+    one, two = (value[:12] if isinstance(value, str) else value for value in (one, two))
+    return f"{what} {one} and {two}"
+
+
+def final_losses(groups, axis: str, notices: list) -> dict:
+    """{family: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising x. What is not finished
+    is left out with a notice. Raises UserError where the losses do not measure the same, or the axis is not to be had."""
+    whole, found = [], {}
+    for group in groups:
+        ready = [run for run in group.runs if run.finished and run.final()]
+        notices += [f"{run.name} is left out: {run.state}" for run in group.runs if run not in ready]
+        if ready:
+            whole.append(Group(group.name, ready))
+    reason = incomparable([run for group in whole for run in group.runs]) if whole else None
+    if reason:
+        raise UserError(f"final losses cannot be compared: {reason}")
+    for group in whole:
+        x, losses = group.final(axis, "normalised_loss")
+        found.setdefault(group.family, []).append((x, losses.mean(), losses.std(ddof=1) if len(losses) > 1 else None))
+    return {family: sorted(points, key=lambda point: point[0]) for family, points in found.items()}
