@@ -64,7 +64,7 @@ class Run:
     @property
     def fingerprint(self) -> str | None:
         """sha256 of the dataset's manifest."""
-        return (self.config.get("dataset") or {}).get("fingerprint")
+        return self.config.get("dataset", {}).get("fingerprint")
 
     @property
     def family(self) -> str:
@@ -348,38 +348,43 @@ def _common_name(names) -> str:
     return name or f"{names[0]} …"
 
 
+def finished_only(groups, notices: list) -> list:
+    """The groups without what is not finished or was never evaluated; notices say what that is."""
+    found = []
+    for group in groups:
+        ready = [run for run in group.runs if run.finished and run.final()]
+        notices += [f"{run.name} is left out: {run.state}" for run in group.runs if run not in ready]
+        if ready:
+            found.append(Group(group.name if len(ready) > 1 else ready[0].name, ready))
+    return found
+
+
 def incomparable(runs) -> str | None:
     """Why the final evaluations of runs do not measure the same, or None: dataset, split and bytes scored must agree."""
-    first = runs[0]
-    for other in runs[1:]:
-        names = f"{first.name} and {other.name}"
-        if first.fingerprint != other.fingerprint or first.fingerprint is None:
-            return f"{names} {_apart('trained on datasets with the fingerprints', first.fingerprint, other.fingerprint)}"
-        one, two = (run.options.get("eval_data_split") for run in (first, other))
-        if one != two:
-            return f"{names} {_apart('were evaluated on the splits', one, two)}"
-        one, two = (run.final()["bytes"] for run in (first, other))
-        if one != two:
-            return (f"{names} {_apart('scored other parts of the split, of so many bytes:', one, two)}; the same seq_len, "
-                    "last_n, eval_batch_size and max_eval_steps score the same")  # fmt: skip
+    for run in runs:
+        missing = "its dataset's fingerprint" if run.fingerprint is None else (
+            "how many bytes its evaluations scored" if not isinstance(run.final().get("bytes"), int) else None)  # fmt: skip
+        if missing:
+            return f"{run.name} does not tell {missing}"
+    for first, other in zip(runs, runs[1:]):
+        names, splits = f"{first.name} and {other.name}", [run.options.get("eval_data_split") for run in (first, other)]
+        if first.fingerprint != other.fingerprint:
+            return (f"{names} were trained on different datasets (fingerprints {first.fingerprint[:12]} and "
+                    f"{other.fingerprint[:12]})")  # fmt: skip
+        if splits[0] != splits[1]:
+            return f"{names} were evaluated on different splits ({splits[0]} and {splits[1]})"
+        scored = [run.final()["bytes"] for run in (first, other)]
+        if scored[0] != scored[1]:
+            return (f"{names} scored different parts of the split {splits[0]!r} ({scored[0]:,} and {scored[1]:,} bytes): "
+                    "evaluate them with the same seq_len, last_n, eval_batch_size and max_eval_steps")  # fmt: skip
     return None
-
-
-def _apart(what, one, two):
-    one, two = (value[:12] if isinstance(value, str) else value for value in (one, two))
-    return f"{what} {one} and {two}"
 
 
 def final_losses(groups, axis: str, notices: list) -> dict:
     """{family: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising x. What is not finished
     is left out with a notice. Raises UserError where the losses do not measure the same, or the axis is not to be had."""
-    whole, found = [], {}
-    for group in groups:
-        ready = [run for run in group.runs if run.finished and run.final()]
-        notices += [f"{run.name} is left out: {run.state}" for run in group.runs if run not in ready]
-        if ready:
-            whole.append(Group(group.name, ready))
-    reason = incomparable([run for group in whole for run in group.runs]) if whole else None
+    whole, found = finished_only(groups, notices), {}
+    reason = incomparable([run for group in whole for run in group.runs])
     if reason:
         raise UserError(f"final losses cannot be compared: {reason}")
     for group in whole:
