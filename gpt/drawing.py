@@ -124,7 +124,9 @@ def label_ends(axes, ends, lines: int = 1):
     bottom, top = axes.get_window_extent().y0, axes.get_window_extent().y1
     ends = sorted(ends, key=lambda end: axes.transData.transform(end[:2])[1])
     wanted = [float(np.clip(axes.transData.transform(end[:2])[1], bottom, top)) for end in ends]
-    for (x, y, name, look), place in zip(ends, spread(wanted, gap)):
+    rank = np.arange(len(ends)) * gap
+    places = np.minimum(np.maximum(spread(wanted, gap), bottom + rank), top - rank[::-1])  # none beyond the axes' ends
+    for (x, y, name, look), place in zip(ends, places):
         axes.annotate(short(name), (x, y), (1.035, (place - bottom) / (top - bottom)), xycoords="data",
                       textcoords="axes fraction", va="center", fontsize=SMALL, color=look["color"], annotation_clip=False,
                       linespacing=1.3, parse_math=lines > 1,
