@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_tool
 from matplotlib import image
 from matplotlib.text import Text
 from scipy import optimize
@@ -14,8 +14,8 @@ from synthetic_runs import evaluation, synthetic_run, train, write_lines
 from gpt import drawing, figures
 from gpt.errors import UserError
 from gpt.runs import group_by_seed, read_runs
-from tools import plot
 
+plot = load_tool("plot")
 NAMES = {f"{quantity}_{axis}" for quantity in ("loss", "normalised_ppl")
          for axis in ("steps", "tokens", "flops", "hours", "reference_hours")}  # fmt: skip
 
