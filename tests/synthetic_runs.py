@@ -17,7 +17,8 @@ def config_yaml(folder, fingerprint="f" * 64, **options):
     """The config.yaml of tiny_run(gpt=options) in a new run's folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = resolve(tiny_run(gpt={"eval_every": 1, **options}), folder.name).as_dict()
+    config = resolve(tiny_run(gpt={"eval_every": 1, **options}), folder.name, lines={"scheduler.params.max_lr": 7},
+                     file="tiny.json").as_dict()  # fmt: skip
     config["dataset"] = {"root": "data/sample", "fingerprint": fingerprint, "tokenizer": "t" * 64}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return config

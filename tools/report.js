@@ -176,7 +176,7 @@ function hover(chart, place) {
 function listen(chart) {
   const svg = chart.svg, at = (event) => event.clientX - svg.getBoundingClientRect().left;
   let began = null, box = null;
-  svg.addEventListener("pointerdown", (event) => { began = at(event); dragging = true; svg.setPointerCapture?.(event.pointerId); });
+  svg.addEventListener("pointerdown", (event) => { began = at(event); dragging = true; if (event.isTrusted) svg.setPointerCapture(event.pointerId); });
   svg.addEventListener("pointermove", (event) => {
     const place = at(event);
     hover(chart, place);
