@@ -26,10 +26,11 @@ SMALL = 8.5  # points: names beside lines
 LABEL_GAP = 1.25  # distance of two labels, in heights of a line of text
 
 
-def style(index: int) -> dict:
-    """Colour, dashes and marker of the index-th line; all three change, so that any one tells lines apart."""
-    return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)],
-            "marker": MARKERS[index % len(MARKERS)]}  # fmt: skip
+def style(index: int, member: int | None = None) -> dict:
+    """Colour, dashes and marker of the index-th line, so that lines can be told apart without colour, too. member: its
+    number among lines of one kind, which share colour and dashes."""
+    marker = MARKERS[(index if member is None else member) % len(MARKERS)]
+    return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)], "marker": marker}
 
 
 def figure(names, panels: int = 1, height: float = HEIGHT, sample: float = 0.0):
@@ -43,7 +44,7 @@ def figure(names, panels: int = 1, height: float = HEIGHT, sample: float = 0.0):
     widths = [Text(0, 0, short(name), fontsize=SMALL, parse_math="\n" in name, figure=made).get_window_extent(renderer).width
               for name in names]  # fmt: skip
     room = max(widths, default=0) / made.dpi + sample + 0.3
-    made.subplots_adjust(left=0.1, right=1 - room / WIDTH, bottom=0.5 / (height * panels), top=1 - 0.3 / (height * panels),
+    made.subplots_adjust(left=0.125, right=1 - room / WIDTH, bottom=0.5 / (height * panels), top=1 - 0.3 / (height * panels),
                          hspace=0.12)  # fmt: skip
     return made, list(axes)
 
@@ -138,8 +139,8 @@ def legend(axes, names_and_styles):
     """Names with a piece of their lines, right of the axes from the top down: where lines end in one place."""
     for index, (name, look) in enumerate(names_and_styles):
         y = 1 - (index + 0.5) * LABEL_GAP * 9 / 72 / (axes.get_window_extent().height / axes.figure.dpi)
-        axes.plot([1.01, 1.07], [y, y], transform=axes.transAxes, clip_on=False, color=look["color"],
-                  linestyle=look["linestyle"])  # fmt: skip
+        axes.plot([1.01, 1.04, 1.07], [y, y, y], transform=axes.transAxes, clip_on=False, **look, markevery=[1],
+                  markerfacecolor="white")  # fmt: skip
         axes.text(1.085, y, short(name), transform=axes.transAxes, va="center", fontsize=SMALL, color=look["color"],
                   parse_math=False)  # fmt: skip
 

@@ -23,14 +23,23 @@ def _points(group, axis, kind, name, split=None):
     return (x[keep], mean[keep], spread if spread is None else spread[keep]) if keep.any() else None
 
 
+def looks(groups) -> list:
+    """A style for each group: one of its own, or, where there are families of several, its family's with its own marker."""
+    families = list(dict.fromkeys(group.family for group in groups))
+    if not 1 < len(families) < len(groups):
+        return [drawing.style(index) for index in range(len(groups))]
+    members = [sum(other.family == group.family for other in groups[:index]) for index, group in enumerate(groups)]
+    return [drawing.style(families.index(group.family), member) for group, member in zip(groups, members)]
+
+
 @drawing.in_style
 def curves(groups, axis: str, quantity: str, out) -> list:
     """Files of one of QUANTITIES over one of AXES; none where no group has both. Where a run holds evaluations of more
     splits than one, the one that its configuration names is drawn."""
     made, (axes,) = drawing.figure([group.title for group in groups])
     ends, drawn, trained, splits, seeds = [], [], False, set(), 0
-    for index, group in enumerate(groups):
-        look, split = drawing.style(index), (group.runs[0].splits() or [None])[0]
+    for group, look in zip(groups, looks(groups)):
+        split = (group.runs[0].splits() or [None])[0]
         train = _points(group, axis, "train", quantity)
         held_out = _points(group, axis, "eval", quantity, split)
         if train is not None:
@@ -65,7 +74,7 @@ def curves(groups, axis: str, quantity: str, out) -> list:
 @drawing.in_style
 def training(groups, out) -> list:
     """Files of learning rate, loss scale (where one is in use) and throughput over steps."""
-    series = {name: [(drawing.style(index), *found[:2]) for index, group in enumerate(groups)
+    series = {name: [(look, *found[:2]) for group, look in zip(groups, looks(groups))
                      if (found := _points(group, "steps", "train", name))] for name in PANELS}  # fmt: skip
     if not any((mean != 1).any() for _, _, mean in series["loss_scale"]):
         del series["loss_scale"]
@@ -76,13 +85,13 @@ def training(groups, out) -> list:
     for axes, (name, lines) in zip(panels, series.items()):
         for look, x, mean in lines:
             x, mean = drawing.thin(x, mean, log=False)
-            axes.plot(x, mean, color=look["color"], linestyle=look["linestyle"])
+            axes.plot(x, mean, **look, markevery=(len(x) // 8, max(1, len(x) // 4)), markerfacecolor="white")
         low, high = min(mean.min() for *_, mean in lines), max(mean.max() for *_, mean in lines)
         drawing.scale(axes.yaxis, low, high, log=name == "loss_scale")
         if name != "loss_scale":
             axes.set_ylim(0, 1.05 * high or 1)
         axes.set_ylabel(PANELS[name])
-    drawing.legend(panels[0], [(group.title, drawing.style(index)) for index, group in enumerate(groups)])
+    drawing.legend(panels[0], [(group.title, look) for group, look in zip(groups, looks(groups))])
     panels[-1].xaxis.set_major_formatter(lambda value, _: drawing.number(value))
     panels[-1].set_xlabel(AXES["steps"].label)
     made.align_ylabels()
@@ -116,7 +125,7 @@ def scaling(laws: dict, points: dict, split: str, axis: str, out) -> list:
     drawing.scale(axes.yaxis, *axes.get_ylim(), log=True)
     for at in met:
         axes.axvline(at, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-        axes.annotate(f"{at:.2g} {UNITS[axis]}", (at, 0.985), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right",
+        axes.annotate(rf"${_scientific(at, 3)}\,\mathrm{{{UNITS[axis]}}}$", (at, 0.985), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right",
                       fontsize=8, color="#444444")  # fmt: skip
     axes.set_xlabel(AXES[axis].label)
     axes.set_ylabel(f"final normalised loss on {split} (nats per byte)")
@@ -128,14 +137,15 @@ def scaling(laws: dict, points: dict, split: str, axis: str, out) -> list:
 
 def _formula(law, unit):
     """A law in matplotlib's mathtext."""
-    power = rf"{law.amplitude:.3g}\,(C\,/\,{_mantissa(law.reference)}\,\mathrm{{{unit}}})^{{{-law.exponent:.3f}}}"
+    power = rf"{law.amplitude:.3g}\,(C\,/\,{_scientific(law.reference, 2)}\,\mathrm{{{unit}}})^{{{-law.exponent:.3f}}}"
     return f"${law.offset:.3g}+{power}$" if law.offset else f"${power}$"
 
 
-def _mantissa(value):
-    text = f"{value:.2g}"
-    digits, _, exponent = text.partition("e")
-    return rf"{digits}\!\times\!10^{{{int(exponent)}}}" if exponent else text
+def _scientific(value, digits):
+    exponent = math.floor(math.log10(value))
+    if -4 <= exponent < 4:
+        return f"{float(f'{value:.{digits}g}'):g}"
+    return rf"{value / 10.0**exponent:.{digits}g}\!\times\!10^{{{exponent}}}"
 
 
 def pairs(names) -> list:

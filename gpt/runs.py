@@ -178,10 +178,11 @@ def family(config: dict) -> str:
 
 
 def read_runs(paths) -> list:
-    """Runs in their order; a folder of runs stands for all in it. Raises UserError where one holds no run."""
+    """Runs in their order; a folder of runs stands for all in it, 6h before 12h. Raises UserError where one holds no run."""
     folders = {}
     for path in map(Path, paths):
-        inside = sorted(folder.parent for folder in path.glob(f"*/{METRICS}")) if not (path / METRICS).is_file() else [path]
+        found = [path / METRICS] if (path / METRICS).is_file() else path.glob(f"*/{METRICS}")
+        inside = sorted((file.parent for file in found), key=lambda folder: _natural(folder.name))
         if not inside:
             what = "does not exist" if not path.exists() else f"holds no run (no {METRICS}), nor do the folders in it"
             raise UserError(f"{path} {what}: give the folder that training made (--run_dir)")
@@ -190,6 +191,12 @@ def read_runs(paths) -> list:
     for run, name in zip(runs, _short_names(list(folders))):
         run.name = name
     return runs
+
+
+def _natural(name):
+    """A key by which names sort as their numbers do: 0.25h, 0.5h, 6h, 12h."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [float(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def read_run(path: Path) -> Run:

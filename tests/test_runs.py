@@ -201,3 +201,9 @@ def test_mistakes(case, tmp_path):
     with pytest.raises(UserError) as error:
         read_runs([tmp_path / "none" if case == "absent" else run])
     assert str(error.value).startswith(sentence.format(root=tmp_path, run=run))
+
+
+def test_a_folder_of_runs_is_read_by_rising_numbers(tmp_path):
+    for name in ("12h-seed0", "6h-seed10", "6h-seed9", "0.25h", "0.5h", "a"):
+        synthetic_run(tmp_path / name, 5)
+    assert [run.name for run in read_runs([tmp_path])] == ["0.25h", "0.5h", "6h-seed9", "6h-seed10", "12h-seed0", "a"]
