@@ -76,8 +76,7 @@ def training(groups, out) -> list:
     """Files of learning rate, loss scale (where one is in use) and throughput over steps."""
     series = {name: [(look, *found[:2]) for group, look in zip(groups, looks(groups))
                      if (found := _points(group, "steps", "train", name))] for name in PANELS}  # fmt: skip
-    if not any((mean != 1).any() for _, _, mean in series["loss_scale"]):
-        del series["loss_scale"]
+    series["loss_scale"] = [line for line in series["loss_scale"] if (line[2] != 1).any()]
     series = {name: lines for name, lines in series.items() if lines}
     if not series:
         return []

@@ -244,6 +244,7 @@ def _clock(event):
 
 
 def _details(event):
+    """What an event tells, in words; of a start what its environment's table does not repeat, of documents the first."""
     def shown(value):
         if isinstance(value, float):
             return f"{value:.4g}"
@@ -251,9 +252,23 @@ def _details(event):
             return f"{value:,}"
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-    told = {key: value for key, value in event.items() if key not in ("event", "step", "time", "versions") and value is not None}
-    text = ", ".join(f"{key.replace('_', ' ')} {shown(value)}" for key, value in told.items())
+    told = {key: value for key, value in event.items() if value is not None and key not in ("event", "step", "time", "documents")
+            and (event["event"] != "start" or key in ("device", "ranks", "precision"))}  # fmt: skip
+    texts = [f"{key.replace('_', ' ')} {shown(value)}" for key, value in told.items()]
+    names = list(dict.fromkeys(_names(event.get("documents"))))
+    if names:
+        texts.append(f"{len(names)} document{'s' * (len(names) > 1)}: {', '.join(names[:4])}" + (", …" if len(names) > 4 else ""))
+    text = ", ".join(texts)
     return text if len(text) <= 600 else text[:600] + " …"
+
+
+def _names(documents):
+    """The texts in a list, or in lists of lists."""
+    for item in documents if isinstance(documents, list) else []:
+        if isinstance(item, list):
+            yield from _names(item)
+        else:
+            yield str(item)
 
 
 def _environment(one):
