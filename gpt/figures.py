@@ -6,7 +6,7 @@ import numpy as np
 
 from gpt import drawing
 from gpt.runs import AXES
-from gpt.scaling import Fit, crossings
+from gpt.scaling import crossings, pairs
 
 QUANTITIES = {"loss": "loss (nats per token)", "normalised_ppl": "normalised perplexity (per byte)"}
 PANELS = {"lr": "learning rate", "loss_scale": "loss scale", "tokens_per_second": "tokens per second"}
@@ -124,8 +124,8 @@ def scaling(laws: dict, points: dict, split: str, axis: str, out) -> list:
     drawing.scale(axes.yaxis, *axes.get_ylim(), log=True)
     for at in met:
         axes.axvline(at, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-        axes.annotate(rf"${_scientific(at, 3)}\,\mathrm{{{UNITS[axis]}}}$", (at, 0.985), xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right",
-                      fontsize=8, color="#444444")  # fmt: skip
+        axes.annotate(rf"${_scientific(at, 3)}\,\mathrm{{{UNITS[axis]}}}$", (at, 0.985), rotation=90, va="top",
+                      ha="right", xycoords=("data", "axes fraction"), fontsize=8, color="#444444")  # fmt: skip
     axes.set_xlabel(AXES[axis].label)
     axes.set_ylabel(f"final normalised loss on {split} (nats per byte)")
     axes.set_title("lines: power laws, thin beyond the data; bands: 95% for the law", fontsize=8, color="#444444")
@@ -145,46 +145,3 @@ def _scientific(value, digits):
     if -4 <= exponent < 4:
         return f"{float(f'{value:.{digits}g}'):g}"
     return rf"{value / 10.0**exponent:.{digits}g}\!\times\!10^{{{exponent}}}"
-
-
-def pairs(names) -> list:
-    """All pairs, each once."""
-    names = list(names)
-    return [(one, other) for index, one in enumerate(names) for other in names[index + 1 :]]
-
-
-def describe(laws: dict, axis: str) -> list:
-    """Lines that tell the laws, their uncertainty and where they cross."""
-    unit, lines = UNITS[axis], []
-    for family, law in laws.items():
-        lines.append(f"{family}: L(C) = {law.formula(unit)}")
-        lines += [f"  {text}" for text in _uncertainty(law)]
-    for one, other in pairs(laws):
-        found = crossings(laws[one], laws[other])
-        if not found:
-            lines.append(f"{one} and {other}: no crossing within a hundredfold of the compute that was measured")
-        for crossing in found:
-            low = "below" if crossing.low is None else f"{crossing.low:.3g}"
-            lines.append(f"{one} and {other} cross at C = {crossing.at:.3g} {unit}, {_interval(crossing, unit)}; "
-                         + ("within what was measured" if crossing.measured else "an extrapolation"))
-    return lines
-
-
-def _uncertainty(law: Fit):
-    widths = law.half_widths()
-    yield (f"exponent {-law.exponent:.4f} +- {widths[1]:.4f}, amplitude {law.amplitude:.4g} (+- {math.expm1(widths[0]):.2%})"
-           + (f", offset {law.offset:.4g} +- {widths[2]:.2g}" if law.offset else "")
-           + f" (95%, delta method, {law.freedom} degree{'s' * (law.freedom != 1)} of freedom)")  # fmt: skip
-    carried = "an offset needs 4 scales" if law.offset_p is None else (
-        f"an offset is {'' if law.offset else 'not '}carried by the data (F test: p = {law.offset_p:.2g})")
-    yield f"{len(law.compute)} points, relative residuals {law.residual:.2%}; {carried}"
-
-
-def _interval(crossing, unit):
-    if crossing.low is None and crossing.high is None:
-        return "which the data do not bound (95%)"
-    if crossing.low is None:
-        return f"at most {crossing.high:.3g} {unit} (95%)"
-    if crossing.high is None:
-        return f"at least {crossing.low:.3g} {unit} (95%)"
-    return f"between {crossing.low:.3g} and {crossing.high:.3g} {unit} (95%)"

@@ -184,3 +184,45 @@ def _edge(alike, index, step):
             return index
         index += step
     return None
+
+
+def pairs(names) -> list:
+    """All pairs, each once."""
+    names = list(names)
+    return [(one, other) for index, one in enumerate(names) for other in names[index + 1 :]]
+
+
+def describe(laws: dict, unit: str) -> list:
+    """Lines that tell the laws of families, {family: Fit}, their uncertainty and where they cross."""
+    lines = []
+    for family, law in laws.items():
+        lines.append(f"{family}: L(C) = {law.formula(unit)}")
+        lines += [f"  {text}" for text in _uncertainty(law)]
+    for one, other in pairs(laws):
+        found = crossings(laws[one], laws[other])
+        if not found:
+            lines.append(f"{one} and {other}: no crossing within a hundredfold of the compute that was measured")
+        for crossing in found:
+            lines.append(f"{one} and {other} cross at C = {crossing.at:.3g} {unit}, {_interval(crossing, unit)}; "
+                         + ("within what was measured" if crossing.measured else "an extrapolation"))
+    return lines
+
+
+def _uncertainty(law: Fit):
+    widths = law.half_widths()
+    yield (f"exponent {-law.exponent:.4f} +- {widths[1]:.4f}, amplitude {law.amplitude:.4g} (+- {math.expm1(widths[0]):.2%})"
+           + (f", offset {law.offset:.4g} +- {widths[2]:.2g}" if law.offset else "")
+           + f" (95%, delta method, {law.freedom} degree{'s' * (law.freedom != 1)} of freedom)")  # fmt: skip
+    carried = "an offset needs 4 scales" if law.offset_p is None else (
+        f"an offset is {'' if law.offset else 'not '}carried by the data (F test: p = {law.offset_p:.2g})")
+    yield f"{len(law.compute)} points, relative residuals {law.residual:.2%}; {carried}"
+
+
+def _interval(crossing, unit):
+    if crossing.low is None and crossing.high is None:
+        return "which the data do not bound (95%)"
+    if crossing.low is None:
+        return f"at most {crossing.high:.3g} {unit} (95%)"
+    if crossing.high is None:
+        return f"at least {crossing.low:.3g} {unit} (95%)"
+    return f"between {crossing.low:.3g} and {crossing.high:.3g} {unit} (95%)"

@@ -32,8 +32,8 @@ def ladder(folder, seeds=2, scales=(10, 20, 40, 80)):
 
 def test_the_whole_command(tmp_path, run_command):
     ladder(tmp_path / "runs")
-    done = [run_command([sys.executable, ROOT / "tools/plot.py", "runs", "--out", out, "--scaling"], tmp_path, OMP_NUM_THREADS="1")
-            for out in ("one", "two")]  # fmt: skip
+    command = [sys.executable, ROOT / "tools/plot.py", "runs", "--scaling", "--out"]
+    done = [run_command([*command, out], tmp_path, OMP_NUM_THREADS="1") for out in ("one", "two")]
     assert done[0].returncode == 0, done[0].stderr
     files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
     assert set(files) == {f"{name}.{kind}" for name in NAMES | {"training", "scaling"} for kind in ("png", "svg")}
@@ -68,9 +68,10 @@ def in_process(monkeypatch, folder, *options):
 
 
 REFUSED = {
-    "two scales": (["runs", "--scaling"], "--scaling: 2x32-mlp64-attn16: a power law needs final losses at 3 scales of compute at "
-                   "least, and there are 2"),
-    "no reference": (["plain", "--scaling"], "no reference accelerator-hours for plain: config.yaml has no gpt.tokens_per_second"),
+    "two scales": (["runs", "--scaling"], "--scaling: 2x32-mlp64-attn16: a power law needs final losses at 3 scales of compute "
+                   "at least, and there are 2"),
+    "no reference": (["plain", "--scaling"], "no reference accelerator-hours for plain: config.yaml has no "
+                     "gpt.tokens_per_second"),
     "unfinished": (["begun", "--scaling"], "--scaling: none of the runs is finished and evaluated"),
     "other data": (["plain", "other", "--scaling", "flops"], "final losses cannot be compared: plain and other were trained on "
                    "different datasets"),
@@ -120,7 +121,8 @@ def names_in(figure):
 def test_names_stand_apart_within_the_figure(count, tmp_path, monkeypatch):
     names = [f"run $x^{index}_" + "long" * (index % 4) for index in range(count)]
     for index, name in enumerate(names):
-        synthetic_run(tmp_path / name, 20, lambda step, index=index: 6 * (step + 1) ** -0.2 + 1e-3 * index, max_eval_steps=1 + index)
+        synthetic_run(tmp_path / name, 20, lambda step, index=index: 6 * (step + 1) ** -0.2 + 1e-3 * index,
+                      max_eval_steps=1 + index)  # fmt: skip
     groups = group_by_seed(read_runs([tmp_path]))
     figure = drawn(monkeypatch, lambda: figures.curves(groups, "steps", "loss", tmp_path))
     boxes = names_in(figure)
@@ -150,6 +152,18 @@ def test_a_figure_shows_the_numbers_of_its_runs(tmp_path, monkeypatch):
 def test_lines_can_be_told_apart_without_colour():
     styles = [drawing.style(index) for index in range(40)]
     assert len({(str(style["linestyle"]), style["marker"]) for style in styles}) == 40
+
+
+def test_a_family_keeps_its_look(tmp_path):
+    runs = read_runs([ladder(tmp_path, seeds=1)])
+    styles = {group.name: look for group, look in zip(group_by_seed(runs), figures.looks(group_by_seed(runs)))}
+    for layers in (2, 3):
+        mine = [look for name, look in styles.items() if name.startswith(f"{layers}l")]
+        assert len({(look["color"], str(look["linestyle"])) for look in mine}) == 1
+        assert len({look["marker"] for look in mine}) == 4
+    assert styles["2l-10h-seed0"]["color"] != styles["3l-10h-seed0"]["color"]
+    (alone,) = figures.looks(group_by_seed(runs)[:1])
+    assert alone == drawing.style(0)
 
 
 def test_names_move_as_little_as_they_can():

@@ -23,7 +23,8 @@ in_browser = pytest.mark.skipif(BROWSER is None, reason="there is no chromium he
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 EVENTS = [
-    {"event": "start", "step": 0, "device": "a device & more", "host": "<b>host</b>", "versions": {"torch": "9.9"}, "time": 1.7e9},
+    {"event": "start", "step": 0, "device": "a device & more", "host": "<b>host</b>", "versions": {"torch": "9.9"},
+     "time": 1.7e9},
     {"event": "overflow", "step": 2, "loss_scale": 32768.0, "in_a_row": 1, "time": 1.7e9 + 2},
     {"event": "spike", "step": 3, "loss": 9.5, "zscore": 12.25, "batch": 2, "documents": [HOSTILE], "time": 1.7e9 + 3},
     {"event": "checkpoint", "step": 4, "seconds": 0.25, "seconds_to_commit": 1.5, "bytes": 123456, "time": 1.7e9 + 4},
@@ -83,7 +84,8 @@ const wait = (ms) => new Promise((go) => setTimeout(go, ms));
 document.getElementById("page").onload = async () => {{
   const page = document.getElementById("page"), doc = page.contentDocument, svg = doc.getElementById("chart-loss");
   const box = svg.getBoundingClientRect(), found = {{}};
-  const point = (kind, x) => svg.dispatchEvent(new page.contentWindow.PointerEvent(kind, {{bubbles: true, clientX: box.left + x, clientY: box.top + 90}}));
+  const point = (kind, x) => svg.dispatchEvent(new page.contentWindow.PointerEvent(kind,
+    {{bubbles: true, clientX: box.left + x, clientY: box.top + 90}}));
   const ticks = () => [...svg.querySelectorAll("text[text-anchor=middle]")].map((tick) => tick.textContent);
   point("pointermove", 58 + (box.width - 68) / 2);
   found.tip = [...svg.parentElement.querySelectorAll(".tip div")].map((row) => row.textContent);

@@ -120,7 +120,7 @@ def test_names_are_as_short_as_they_are_distinct(tmp_path):
         synthetic_run(tmp_path / name, 5)
     assert [run.name for run in read_runs([tmp_path / "one/24h", tmp_path / "two/6h"])] == ["24h", "6h"]
     assert [run.name for run in read_runs([tmp_path / "one", tmp_path / "two", tmp_path / "one/24h"])] == [
-        "one/24h", "two/24h", "two/6h"]  # fmt: skip
+        "one/24h", "two/6h", "two/24h"]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape, name", [

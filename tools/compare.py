@@ -61,14 +61,13 @@ def leaderboard(groups, notices: list) -> dict:
 
 def _classes(groups):
     """Rows by compute class, rising. Steps are whole numbers, so hours are known to half a step."""
-    found = []
+    found, first = [], None  # first: (hours, half a step) of the present class's first row
     for row, half_step in sorted(map(_row, groups), key=lambda pair: pair[0]["reference_hours"]):
         hours = row["reference_hours"]
-        if found and hours <= max(found[-1][0]["reference_hours"] * SAME_CLASS, reach + half_step):
-            found[-1].append(row)
-        else:
-            found.append([row])
-            reach = hours + half_step
+        if first is None or hours > max(first[0] * SAME_CLASS, first[0] + first[1] + half_step):
+            found.append([])
+            first = hours, half_step
+        found[-1].append(row)
     return found
 
 

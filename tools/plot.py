@@ -31,7 +31,7 @@ def main():
     if missing:
         raise UserError(f"figures need {' and '.join(missing)}: run `pip install -e '.[plot]'` in the project's folder")
 
-    from gpt import figures
+    from gpt import figures, scaling
 
     runs = read_runs(args.runs)
     groups = group_by_seed(runs)
@@ -49,7 +49,7 @@ def main():
             paths += figures.curves(groups, axis, quantity, out)
     if laws:
         paths += figures.scaling(*laws, args.scaling, out)
-        print("\n".join(figures.describe(laws[0], args.scaling)))
+        print("\n".join(scaling.describe(laws[0], figures.UNITS[args.scaling])))
     for notice in notices:
         print(f"notice: {notice}")
     print(f"{out}: {', '.join(path.stem for path in paths[::2])} (.png, .svg)")

@@ -214,8 +214,8 @@ def _sections(one, index):
              ("config", "Configuration", _table(["setting", "value", "from"], facts + config))]  # fmt: skip
     opened = {"evaluation", "events"}
     return f"<h2>{_text(one.name)}</h2>\n" + "\n".join(
-        f'<details id="{name}-{index}"{" open" if name in opened and not index else ""}><summary>{label}</summary>{content}</details>'
-        for name, label, content in parts)  # fmt: skip
+        f'<details id="{name}-{index}"{" open" if name in opened and not index else ""}><summary>{label}</summary>{content}'
+        "</details>" for name, label, content in parts)  # fmt: skip
 
 
 def _evaluation(one):
@@ -257,7 +257,7 @@ def _details(event):
     texts = [f"{key.replace('_', ' ')} {shown(value)}" for key, value in told.items()]
     names = list(dict.fromkeys(_names(event.get("documents"))))
     if names:
-        texts.append(f"{len(names)} document{'s' * (len(names) > 1)}: {', '.join(names[:4])}" + (", …" if len(names) > 4 else ""))
+        texts.append(f"{len(names)} document{'s' * (len(names) > 1)}: {', '.join(names[:4])}{', …' * (len(names) > 4)}")
     text = ", ".join(texts)
     return text if len(text) <= 600 else text[:600] + " …"
 
