@@ -4,6 +4,7 @@ Needs matplotlib (extra `plot`).
 """
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ def in_style(draw):
     """Decorator: run a function that draws under SETTINGS."""
 
     def wrapped(*args, **kwargs):
-        with rc_context(SETTINGS):
+        with rc_context(SETTINGS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # the figure shows it
             return draw(*args, **kwargs)
 
     wrapped.__doc__ = draw.__doc__

@@ -66,7 +66,7 @@ def curves(groups, axis: str, quantity: str, out) -> list:
     axes.set_ylabel(QUANTITIES[quantity])
     told = [f"marked: held out ({', '.join(sorted(map(str, splits)))})"] * bool(splits)
     told += ["thin: training"] * trained + ["band: one standard deviation over seeds"] * bool(seeds)
-    axes.set_title("; ".join(told), fontsize=8, color="#444444")
+    axes.set_title("; ".join(told), fontsize=8, color="#444444", parse_math=False)
     drawing.label_ends(axes, ends)
     return drawing.save(made, out / f"{quantity}_{axis}")
 
@@ -127,7 +127,7 @@ def scaling(laws: dict, points: dict, split: str, axis: str, out) -> list:
         axes.annotate(rf"${_scientific(at, 3)}\,\mathrm{{{UNITS[axis]}}}$", (at, 0.985), rotation=90, va="top",
                       ha="right", xycoords=("data", "axes fraction"), fontsize=8, color="#444444")  # fmt: skip
     axes.set_xlabel(AXES[axis].label)
-    axes.set_ylabel(f"final normalised loss on {split} (nats per byte)")
+    axes.set_ylabel(f"final normalised loss on {split} (nats per byte)", parse_math=False)
     axes.set_title("lines: power laws, thin beyond the data; bands: 95% for the law", fontsize=8, color="#444444")
     drawing.label_ends(axes, [(wide[-1], float(law.loss_at(wide[-1])), labels[family], drawing.style(index))
                               for index, (family, law) in enumerate(laws.items())], lines=2)  # fmt: skip

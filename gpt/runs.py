@@ -388,13 +388,17 @@ def incomparable(runs) -> str | None:
 
 
 def final_losses(groups, axis: str, notices: list) -> dict:
-    """{family: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising x. What is not finished
-    is left out with a notice. Raises UserError where the losses do not measure the same, or the axis is not to be had."""
+    """{family: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising x. Runs that are not
+    finished, and losses that are not finite, are left out with a notice. Raises UserError where losses do not measure the
+    same, or the axis is not to be had."""
     whole, found = finished_only(groups, notices), {}
     reason = incomparable([run for group in whole for run in group.runs])
     if reason:
         raise UserError(f"final losses cannot be compared: {reason}")
     for group in whole:
         x, losses = group.final(axis, "normalised_loss")
+        if not (np.isfinite(losses) & (losses > 0)).all():
+            notices.append(f"{group.name} is left out: its final normalised loss is not finite")
+            continue
         found.setdefault(group.family, []).append((x, losses.mean(), losses.std(ddof=1) if len(losses) > 1 else None))
     return {family: sorted(points, key=lambda point: point[0]) for family, points in found.items()}

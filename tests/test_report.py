@@ -179,7 +179,7 @@ def test_watching_follows_the_run_to_its_end(tmp_path):
         process.wait()
     assert process.returncode == 0 and told.startswith(f"{out}: 1 run, 0.")
     last = out.read_text()
-    assert '"reload":null' in last and "<td>finished</td>" in last
+    assert '"reload":null' in last and ">finished</td>" in last
     assert sorted(os.listdir(tmp_path)) == ["report.html", "run"]  # nothing is left aside
 
 

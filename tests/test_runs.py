@@ -1,12 +1,15 @@
 """Runs read back from their folders."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT, write_run
 from synthetic_runs import FLOPS_PER_TOKEN, TOKENS_PER_STEP, config_yaml, evaluation, synthetic_run, train, write_lines
 
+from gpt.corpus import Dataset
 from gpt.errors import UserError
 from gpt.runs import family, final_losses, group_by_seed, incomparable, read_runs, values
 
@@ -140,9 +143,11 @@ def test_final_losses_by_family_and_scale(tmp_path):
                           n_layers={"a": 2, "b": 3}[name])  # fmt: skip
     synthetic_run(tmp_path / "unfinished", 60, tokens_per_second=256 / 3600)
     write_lines(tmp_path / "unfinished", [train(59, 3.0), evaluation(50, 3.0)])
+    synthetic_run(tmp_path / "diverged", 60, final=float("nan"), tokens_per_second=256 / 3600, n_layers=4)
     notices = []
     found = final_losses(group_by_seed(read_runs([tmp_path])), "reference_hours", notices)
-    assert notices == ["unfinished is left out: at step 59 of 60"]
+    assert notices == ["unfinished is left out: at step 59 of 60",
+                       "diverged is left out: its final normalised loss is not finite"]  # fmt: skip
     flat = [(name, *point) for name, points in found.items() for point in points]
     expected = [(name, steps, np.mean(losses), np.std(losses, ddof=1)) for (name, steps), losses in finals.items()]
     shapes = {"a": "2x32-mlp64-attn16", "b": "3x32-mlp64-attn16"}
@@ -167,6 +172,27 @@ def test_what_does_not_measure_the_same_is_not_compared(options, line, reason, t
         write_lines(tmp_path / name, [train(5, 3.0), evaluation(5, 3.0, **lines)])
     assert incomparable(read_runs([tmp_path / "a", tmp_path / "b"])) == reason
     assert incomparable(read_runs([tmp_path / "a"])) is None
+
+
+def test_what_the_trainer_writes_is_read(sample, tmp_path, run_command):
+    config = write_run(tmp_path, gpt={"data_root": str(sample), "eval_every": 3, "tokens_per_second": 64.0, "seed": 5})
+    command = [sys.executable, ROOT / "gpt/train.py", "--ds_config", config]
+    for steps in (4, 6):
+        done = run_command([*command, "--max_train_steps", steps], tmp_path, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+    (run,) = read_runs([tmp_path / "runs/tiny"])
+    assert run.finished and run.notices == [] and run.options["seed"] == 5
+    assert run.fingerprint == Dataset(sample).fingerprint and run.family == "2x32-mlp64-attn16"
+    lines = run.curve("train")
+    assert run.over("steps", lines).tolist() == [1, 2, 3, 4, 5, 6]
+    assert run.over("tokens", lines).tolist() == [256 * step for step in range(1, 7)]
+    assert run.over("flops", lines)[-1] == 6 * 256 * FLOPS_PER_TOKEN
+    assert run.over("reference_hours", lines)[-1] == pytest.approx(6 * 256 / 64 / 3600, rel=1e-12)
+    assert [e["step"] for e in run.curve("eval", "test")] == [0, 3, 4, 6] and run.final()["bytes"] > 1000
+    for tool, options in (("plot", ["--out", "figures"]), ("report", ["--out", "report.html"]), ("compare", [])):
+        done = run_command([sys.executable, ROOT / f"tools/{tool}.py", "runs", *options], tmp_path, OMP_NUM_THREADS="1")
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert f"| 1 | tiny | 2x32-mlp64-attn16 | 0.1451 M | 6 x 256 | 1 | {run.final()['normalised_ppl']:.4f} | " in done.stdout
 
 
 def break_config(path, change):

@@ -36,6 +36,8 @@ def main():
     runs = read_runs(args.runs)
     groups = group_by_seed(runs)
     notices = [notice for one in runs for notice in one.notices]
+    if len({(one.fingerprint, one.options.get("eval_data_split")) for one in runs}) > 1:
+        notices.append("the runs are of different datasets or splits: their losses do not measure the same")
     laws = fit_laws(groups, args.scaling, notices) if args.scaling else None  # a mistake is told before a file is written
     if not any(one.last_step for one in runs):
         raise UserError("no run has a line of training yet: there is nothing to draw")

@@ -120,13 +120,16 @@ def _text(value) -> str:
 
 
 def _table(head, rows, numbers=()) -> str:
-    """An HTML table of escaped cells; in the columns `numbers` they stand at the right."""
+    """An HTML table of escaped cells; in the columns `numbers` they stand at the right, and only long ones are broken."""
     def cells(row, tag):
-        return "".join(f'<{tag}{" class=n" if index in numbers else ""}>{"-" if cell is None else _text(cell)}</{tag}>'
-                       for index, cell in enumerate(row))  # fmt: skip
+        for index, cell in enumerate(row):
+            text = "-" if cell is None else str(cell)
+            kind = " class=n" if index in numbers else " class=s" if len(text) <= 36 else ""
+            yield f"<{tag}{kind}>{_text(text)}</{tag}>"
 
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{cells(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join(f"<tr>{''.join(cells(row, 'td'))}</tr>" for row in rows)
+    head = "".join(cells(head, "th"))
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _figure(value, digits=4) -> str:
@@ -134,7 +137,7 @@ def _figure(value, digits=4) -> str:
     number = values([{"value": value}], "value")[0]
     if not math.isfinite(number):
         return "-"
-    return f"{int(value):,}" if float(value).is_integer() and abs(number) < 1e15 else f"{number:,.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) else f"{number:,.{digits}f}"
 
 
 def _summary(one):
