@@ -15,7 +15,6 @@ import re
 import shutil
 from pathlib import Path
 
-import torch
 import yaml
 
 from gpt.errors import UserError
@@ -209,6 +208,21 @@ def resolve(folder, tag=None) -> Path:
     return folder / tag
 
 
+def read_config(path) -> dict:
+    """The resolved configuration that stands beside a checkpoint or consolidated weights."""
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}; the config.yaml "
+                        "that was written beside the checkpoint is needed (--config_file)") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}): use the config.yaml that was written "
+                        "beside the checkpoint") from error
+    if not isinstance(found, dict) or not isinstance(found.get("model"), dict) or not isinstance(found.get("run"), dict):
+        raise UserError(f"{path} is not the config.yaml of a run: it lacks the blocks `model` and `run`")
+    return found
+
+
 def write_config(path, config: dict):
     write_atomically(Path(path), yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
@@ -218,6 +232,8 @@ def load_weights_only(path, classes=(), map_location="cpu", mmap=False):
 
     classes: classes, or (class, "module.name") to let a class of our own stand in for a pickled name.
     """
+    import torch  # the rest of this module does without, and so do the tools that look at runs
+
     try:
         with torch.serialization.safe_globals(list(classes)):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)

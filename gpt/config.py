@@ -132,21 +132,6 @@ def read_file(path):
     return tree, Path(path).stem, lines
 
 
-def read_config(path) -> dict:
-    """The resolved configuration that stands beside a checkpoint or consolidated weights."""
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}; the config.yaml "
-                        "that was written beside the checkpoint is needed (--config_file)") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}): use the config.yaml that was written "
-                        "beside the checkpoint") from error
-    if not isinstance(found, dict) or not isinstance(found.get("model"), dict) or not isinstance(found.get("run"), dict):
-        raise UserError(f"{path} is not the config.yaml of a run: it lacks the blocks `model` and `run`")
-    return found
-
-
 def _no_duplicates(pairs, path):
     for index, (key, _) in enumerate(pairs):
         if key in (earlier for earlier, _ in pairs[:index]):

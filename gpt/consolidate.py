@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from gpt import checkpoint
-from gpt.config import read_config
 from gpt.corpus import TOKENIZER
 from gpt.errors import UserError
 from gpt.files import hash_file
@@ -68,7 +67,7 @@ def consolidate(checkpoint_dir, output_dir, tag=None) -> dict:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists already: remove it first, or name another folder")
     manifest = checkpoint.verify(source)
-    config = read_config(source / checkpoint.CONFIG)
+    config = checkpoint.read_config(source / checkpoint.CONFIG)
     shapes = expected_shapes(model_config(config, source / checkpoint.CONFIG))
     step, stage, weights = read_weights(source)
     _check(weights, shapes, source)

@@ -40,11 +40,10 @@ def main():
         raise UserError(f"--json {args.json}: give the name of a file in a folder that exists")
 
     from gpt import checkpoint
-    from gpt.config import read_config
     from gpt.corpus import Dataset
 
     config_file = Path(args.config_file) if args.config_file else weights.with_name(checkpoint.CONFIG)
-    config = read_config(config_file)
+    config = checkpoint.read_config(config_file)
     trained_on = config["dataset"] if isinstance(config.get("dataset"), dict) else {}
     if not (args.data_root or trained_on.get("root")):
         raise UserError(f"{config_file} does not tell which dataset the model was trained on: give --data_root")

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gpt.config import SHAPE, curve, load_presets, read_config
+from gpt.checkpoint import CONFIG, read_config
+from gpt.config import SHAPE, curve, load_presets
 from gpt.errors import UserError
 from gpt.plan import ModelConfig
 
-METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+METRICS = "metrics.jsonl"
 CURVES = ("train", "eval", "norms", "activations")  # the other events are things that happened, and stay so
 
 

@@ -1,7 +1,7 @@
 """How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for all."""
 
 from gpt import checkpoint
-from gpt.config import Config, curve, leaves, read_config
+from gpt.config import Config, curve, leaves
 from gpt.corpus import Dataset
 from gpt.errors import UserError
 from gpt.files import FolderLock
@@ -24,7 +24,7 @@ def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
     tag = _find(run_dir, folder, resume, notices)
     if tag is not None:
         _require_facts(folder / tag)
-        _compare(read_config(folder / tag / checkpoint.CONFIG), resolved, allowed, run_dir, notices)
+        _compare(checkpoint.read_config(folder / tag / checkpoint.CONFIG), resolved, allowed, run_dir, notices)
     return tag, lock or FolderLock(run_dir)
 
 

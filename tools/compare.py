@@ -106,7 +106,7 @@ def markdown(result) -> list:
         for place, row in enumerate(found["rows"], 1):
             cells = [str(place), _cell(row["name"]), row["model"], f"{row['parameters'] / 1e6:,.4g} M",
                      f"{row['steps']:,} x {row['tokens_per_step']:,}", str(len(row["seeds"])),
-                     *(_mean(row[name], digits) for name, digits in zip(FIGURES, (4, 4, 4, 3)))]  # fmt: skip
+                     *(_mean(row[name], ".3g" if name == "hours" else ".4f") for name in FIGURES)]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -114,8 +114,8 @@ def markdown(result) -> list:
 def _mean(found, digits):
     if found is None:
         return "-"
-    spread = "" if found["std"] is None else f" ± {found['std']:.{digits}f}"
-    return f"{found['mean']:.{digits}f}{spread}"
+    spread = "" if found["std"] is None else f" ± {found['std']:{digits}}"
+    return f"{found['mean']:{digits}}{spread}"
 
 
 def _cell(text):
