@@ -85,7 +85,7 @@ def leaves(tree, path=""):
             yield where, value
 
 
-def curve(tree: dict) -> dict:
+def curve_settings(tree: dict) -> dict:
     """Of a config.yaml, the settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer,
     seed."""
     run = tree["run"]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt.checkpoint import CONFIG, read_config
-from gpt.config import SHAPE, curve, load_presets
+from gpt.config import SHAPE, curve_settings, load_presets
 from gpt.errors import UserError
 from gpt.plan import ModelConfig
 
@@ -137,7 +137,7 @@ class Run:
         return step * self.tokens_per_step / speed / 3600 if speed else None
 
 
-def without(axis: str, runs) -> str:
+def missing_axis(axis: str, runs) -> str:
     """A sentence on runs for which an axis is not to be had."""
     names = ", ".join(run.name for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
     if axis == "reference_hours":
@@ -327,7 +327,7 @@ class Group:
         events = [run.final() for run in self.runs]
         x = self.runs[0].over(axis, events[:1])
         if x is None:
-            raise UserError(without(axis, self.runs))
+            raise UserError(missing_axis(axis, self.runs))
         return float(x[0]), values(events, name)
 
 
@@ -339,7 +339,7 @@ def group_by_seed(runs) -> list:
     """Groups, in the order of their first runs. A second run with the same seed is no second seed: it begins a group."""
     groups = {}
     for run in runs:
-        settings = {**curve(run.config), "seed": None, **{name: run.options.get(name) for name in OF_A_CURVE}}
+        settings = {**curve_settings(run.config), "seed": None, **{name: run.options.get(name) for name in OF_A_CURVE}}
         key, repeat = json.dumps(settings, sort_keys=True, default=str), 0
         while run.options.get("seed") in [other.options.get("seed") for other in groups.get((key, repeat), [])]:
             repeat += 1

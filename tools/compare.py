@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 
 from gpt.errors import Parser, UserError, run
-from gpt.runs import finished_only, group_by_seed, incomparable, read_runs, values, without
+from gpt.runs import finished_only, group_by_seed, incomparable, missing_axis, read_runs, values
 
 SAME_CLASS = 1.02  # ratio of hours up to which runs are of one class: a step more or less is no other class
 FIGURES = ("normalised_ppl", "bits_per_byte", "loss", "hours")
@@ -52,7 +52,7 @@ def leaderboard(groups, notices: list) -> dict:
         raise UserError(f"these runs cannot be compared: {reason}")
     classless = [one for one in runs if one.planned_reference_hours is None]
     if classless:
-        raise UserError(f"no compute class: {without('reference_hours', classless)}")
+        raise UserError(f"no compute class: {missing_axis('reference_hours', classless)}")
     first = runs[0]
     classes = [{"reference_hours": rows[0]["reference_hours"], "rows": sorted(rows, key=_rank)} for rows in _classes(groups)]
     return {"dataset": first.fingerprint, "split": first.options["eval_data_split"], "bytes": first.final()["bytes"],

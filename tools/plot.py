@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, run
-from gpt.runs import AXES, final_losses, group_by_seed, read_runs, without
+from gpt.runs import AXES, final_losses, group_by_seed, missing_axis, read_runs
 
 
 def main():
@@ -46,7 +46,7 @@ def main():
     paths = figures.training(groups, out)
     for axis in AXES:
         lacking = [one for one in runs if one.over(axis, one.curve("train") + one.curve("eval")) is None]
-        notices += [without(axis, lacking)] if lacking else []
+        notices += [missing_axis(axis, lacking)] if lacking else []
         for quantity in figures.QUANTITIES:
             paths += figures.curves(groups, axis, quantity, out)
     if laws:

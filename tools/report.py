@@ -52,12 +52,13 @@ def main():
         raise UserError(f"--out {out}: give the name of an .html file in a folder that exists")
     if args.watch is not None and not 1 <= args.watch <= 86400:
         raise UserError(f"--watch {args.watch:g}: give seconds from 1 to 86400")
+    finished = args.watch is None
     while True:
-        runs = read_runs(args.runs)
-        going_on = args.watch is not None and not all(one.finished for one in runs)
-        write_atomically(out, page(runs, reload=args.watch if going_on else None))
-        if not going_on:
+        runs, last_time = read_runs(args.runs), finished
+        write_atomically(out, page(runs, reload=None if last_time else args.watch))
+        if last_time:
             break
+        finished = all(one.finished for one in runs)  # the last checkpoint comes after the last evaluation: look once more
         time.sleep(args.watch)
     for notice in (notice for one in runs for notice in one.notices):
         print(f"notice: {notice}")
