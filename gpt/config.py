@@ -92,6 +92,18 @@ def leaves(tree, path=""):
             yield where, value
 
 
+def curve_settings(tree: dict) -> dict:
+    """Of a config.yaml, the settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer,
+    seed."""
+    run = tree["run"]
+    return {
+        "model": tree["model"], "precision": tree.get("precision"), "scheduler": run.get("scheduler"),
+        "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
+        "train_batch_size": run.get("train_batch_size"), "seed": (run.get("gpt") or {}).get("seed"),
+        "dataset": (tree.get("dataset") or {}).get("fingerprint"),
+    }  # fmt: skip
+
+
 def load_presets() -> dict:
     """Model shapes by name: {preset: {n_layers, h_dim, mlp_dim, n_heads, head_dim}}."""
     return yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))

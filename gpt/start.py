@@ -1,7 +1,7 @@
 """How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for all."""
 
 from gpt import checkpoint
-from gpt.config import Config, leaves
+from gpt.config import Config, curve_settings, leaves
 from gpt.corpus import Dataset
 from gpt.errors import UserError
 from gpt.files import FolderLock
@@ -75,20 +75,9 @@ def resolved(config: Config, dataset: Dataset) -> dict:
 
 
 def _differences(old: dict, new: dict) -> dict:
-    """{setting: sentence} of the settings that make a curve another curve: shape, data, batch, schedule, precision,
-    optimizer, seed."""
-
-    def curve(tree):
-        run = tree["run"]
-        return {
-            "model": tree["model"], "precision": tree.get("precision"), "scheduler": run.get("scheduler"),
-            "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
-            "train_batch_size": run.get("train_batch_size"), "seed": (run.get("gpt") or {}).get("seed"),
-            "dataset": (tree.get("dataset") or {}).get("fingerprint"),
-        }  # fmt: skip
-
+    """{setting: sentence} of the settings by which two curves differ."""
     differences = {}
-    then, now = curve(old), curve(new)
+    then, now = curve_settings(old), curve_settings(new)
     for key in then:
         old_leaves, new_leaves = (dict(leaves({key: value})) for value in (then[key], now[key]))
         differences |= {path: f"{path} was {old_leaves.get(path)}, is {new_leaves.get(path)}"

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import subprocess
@@ -67,3 +68,13 @@ def read_metrics(run_dir, event=None):
     lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     events = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be half written
     return [e for e in events if event is None or e["event"] == event]
+
+
+def load_tool(name):
+    """A command of tools/ as a module, without its change of sys.path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+        tool = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tool)
+    return tool
