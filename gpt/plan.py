@@ -31,19 +31,21 @@ class ModelConfig:
         embeddings = (self.vocab_size + self.seq_len) * self.h_dim
         return embeddings + self.n_layers * block + 2 * self.h_dim + self.vocab_size * self.h_dim
 
-    def matmul_flops_per_token(self) -> int:
+    def matmul_flops_per_token(self, causal: bool = True) -> int:
         """FLOPs of one token's forward and backward matrix products; look-ups, norms and activations are not counted.
 
         2 FLOPs per weight and token in the forward pass and 4 in the backward pass (Kaplan et al., arXiv 2001.08361,
         table 1), over the weights of the GEMMs, the head included. Attention scores and their product with v add
         2 * 2 * seq_len * n_heads * head_dim per layer and pass, halved since a causal query sees half of the keys on
-        average.
+        average (as Dao, arXiv 2307.08691, section 4.1, counts them). Not causal: not halved, as PaLM (arXiv 2204.02311,
+        appendix B), the Languini Kitchen and torch's FlopCounterMode count. What is computed twice, under activation
+        checkpointing or in a fused attention's backward pass, counts once.
         """
         attention = self.n_heads * self.head_dim
         weights = self.n_layers * (4 * attention * self.h_dim + 2 * self.h_dim * self.mlp_dim)
         weights += self.vocab_size * self.h_dim
-        causal_attention = self.n_layers * 2 * self.seq_len * attention
-        return 3 * (2 * weights + causal_attention)
+        scores_and_values = self.n_layers * (2 if causal else 4) * self.seq_len * attention
+        return 3 * (2 * weights + scores_and_values)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def _find(run_dir, folder, resume, notices):
 
 
 FACTS = {"step": int, "evaluated_step": (int, type(None)), "left_out": list, "losses": list, "probe": dict, "ranks": int,
-         "precision": str, "zero_stage": int, "loss_scale": (int, float)}  # fmt: skip
+         "precision": str, "zero_stage": int, "loss_scale": (int, float), "seconds": (int, float)}  # fmt: skip
 
 
 def _require_facts(folder):
