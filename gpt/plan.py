@@ -73,10 +73,10 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
         micro_size = global_size // (accumulation * world_size)
     if micro_size * accumulation * world_size != global_size or not micro_size * accumulation:
         if global_size % world_size == 0:
-            fitting = _divisors(global_size // world_size)
+            fitting = divisors(global_size // world_size)
             advice = f"with {world_size} rank(s) gradient_accumulation_steps can be {', '.join(map(str, fitting))}"
         else:
-            ranks = [n for n in _divisors(global_size) if n <= 2 * world_size][-6:]
+            ranks = [n for n in divisors(global_size) if n <= 2 * world_size][-6:]
             near = sorted({max(1, global_size // world_size) * world_size, (global_size // world_size + 1) * world_size})
             advice = (f"train_batch_size must be a multiple of the ranks, for example {' or '.join(map(str, near))}; "
                       f"{global_size} sequences fit {', '.join(map(str, ranks))} rank(s)")  # fmt: skip
@@ -87,7 +87,7 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
     return BatchPlan(global_size, micro_size, accumulation, world_size)
 
 
-def _divisors(number: int) -> list:
+def divisors(number: int) -> list:
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)})
 
