@@ -13,6 +13,7 @@ import csv
 import hashlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,9 +23,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+import psutil
+
 from gpt import classes
 from gpt.errors import Parser, UserError, run
 
+POLL_SECONDS = 0.1
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "MemoryError")
 
 
@@ -60,8 +64,8 @@ def parse():
     parser.add_argument("--micro_batch", type=int, nargs="+", metavar="N", help="measure these; default: the config's own")
     parser.add_argument("--steps", type=int, default=10, help="steps that are timed (default 10)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them that are not (default 3)")
-    parser.add_argument("--memory_limit", type=float, metavar="GIB", help="on a CPU: what a measurement may take; default: "
-                        "what is free")  # fmt: skip
+    parser.add_argument("--memory_limit", type=float, metavar="GIB", help="host memory that a measurement may take; default: "
+                        "most of what is free")  # fmt: skip
     parser.add_argument("--hours", type=float, nargs="+", default=list(classes.HOURS), help="compute classes to tell the steps "
                         "of (default 3 6 12 … 384)")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write everything here")
@@ -144,8 +148,9 @@ def measure_all(args, tree, name) -> dict:
     report = {"config": name, "config_hash": None, "train_batch_size": batch, "seq_len": model.seq_len,
               "parameters": model.parameters(), "flops_per_token": model.matmul_flops_per_token(), "results": []}  # fmt: skip
     for size, at_size in configs.items():
-        result = in_child({"tree": at_size.tree(), "name": name, "steps": args.steps, "warmup": args.warmup,
-                           "memory_limit": args.memory_limit})  # fmt: skip
+        free = psutil.virtual_memory().available
+        result = in_child({"tree": at_size.tree(), "name": name, "steps": args.steps, "warmup": args.warmup},
+                          args.memory_limit * 2**30 if args.memory_limit else 0.95 * free)  # fmt: skip
         report |= result.pop("machine", {})
         report["results"].append({"micro_batch": size, "accumulation": batch // size, **result})
         print(row(report["results"][-1]), flush=True)
@@ -174,17 +179,26 @@ def row(result) -> str:
                     f"{result['peak_memory'] / 2**30:>6.2f} GiB {utilisation:>6s}")  # fmt: skip
 
 
-def in_child(task) -> dict:
-    """Measure in a process of its own, whose death is a result as well."""
+def in_child(task, memory_limit) -> dict:
+    """Measure in a process of its own, whose death is a result as well. memory_limit: bytes of host memory."""
     launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     env = {key: value for key, value in os.environ.items() if key not in launched}
-    done = subprocess.run([sys.executable, str(Path(__file__).resolve()), "--child"], input=json.dumps(task), text=True,
-                          capture_output=True, env=env)  # fmt: skip
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    if done.returncode == -9 or any(words in done.stderr for words in NO_MEMORY):
+    command = [sys.executable, str(Path(__file__).resolve()), "--child"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=env) as child:  # fmt: skip
+        given, output = json.dumps(task), None
+        while output is None:
+            try:
+                output, errors = child.communicate(given, timeout=POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                given = None
+                if resident(child.pid) > memory_limit:  # before the system looks for something to kill
+                    child.kill()
+    if child.returncode == 0:
+        return json.loads(output.splitlines()[-1])
+    if child.returncode == -signal.SIGKILL or any(words in errors for words in NO_MEMORY):
         return {"status": "out of memory"}
-    said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+    said = [line for line in errors.splitlines() if line.strip()] or [f"exit code {child.returncode}"]
     return {"status": f"failed: {said[-1].removeprefix('error: ')}"}
 
 
@@ -197,7 +211,6 @@ def measure(task) -> dict:
     from gpt.kernels import choose
     from gpt.model import GPT
 
-    limit_memory(task["memory_limit"])
     config = resolve(task["tree"], task["name"])
     if config.precision == "fp16" and not engine.has_fp16():
         config = config.without_fp16("no GPU that computes in fp16")
@@ -233,16 +246,12 @@ def measure(task) -> dict:
     return found
 
 
-def limit_memory(gibibytes):
-    """On a CPU: an allocation beyond the limit, or beyond what is free now, fails, instead of the machine."""
-    import resource
-
-    import psutil
-    import torch
-
-    if not torch.cuda.is_available():
-        most = int(gibibytes * 2**30) if gibibytes else psutil.virtual_memory().available
-        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+def resident(pid) -> int:
+    """Bytes of host memory that a process occupies."""
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return 0
 
 
 def classes_here(report, hours, own_batch) -> dict:
