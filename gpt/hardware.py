@@ -44,8 +44,8 @@ def device_name(device: torch.device) -> str:
     """As CUDA calls it; of a CPU the architecture and the threads that torch computes with."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return f"{device.type} ({platform.machine()}{threads})"
+    threads = torch.get_num_threads()
+    return f"{device.type} ({platform.machine()}, {threads} thread{'s' * (threads > 1)})"
 
 
 def peak_memory(device: torch.device) -> int:
