@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 AXES = ("step", "train_tokens", "flops", "hours", "reference_hours")  # what every train and eval line can be drawn over
 
+
 class JsonLines:
     """metrics.jsonl: one JSON object a line, appended. Non-finite numbers are written as null."""
 

@@ -112,6 +112,21 @@ def test_activations_against_float64(one_thread):
     assert found["max_abs"] == pytest.approx({name: np.abs(value).max() for name, value in values.items()}, rel=1e-5)
 
 
+@pytest.mark.slow
+def test_a_compiled_model_is_seen_as_well(one_thread):
+    model, tokens = GPT(ModelConfig(2, 16, 32, 2, 4, 50, 8), seed=3), torch.arange(16).view(2, 8)
+    statistics = []
+    for compiled in (False, True):
+        if compiled:
+            model.compile(backend="eager")
+            model(tokens)
+        seen = ActivationStatistics(model)
+        with seen:
+            model(tokens)
+        statistics.append(seen.summary(ALONE))
+    assert statistics[0] == statistics[1]
+
+
 def test_activations_that_are_not_finite_are_seen(one_thread):
     model = GPT(ModelConfig(2, 16, 32, 2, 4, 50, 8), seed=3)
     with torch.no_grad():

@@ -85,6 +85,8 @@ BAD = [
     (["--classes", "a.json", "--out", "o", "--seed", "1"], "are not for a sweep: give --out and --seeds"),
     (["--classes", "a.json", "--out", "o", "--max_lr", "-1"], "scheduler.params.max_lr is -1.0, must be above 0"),
     (["--classes", "a.json", "--out", "o", "--data_root", "nowhere"], "nowhere"),
+    (["--classes", "a.json", "--out", "o", "--launcher", "deepspee --num_gpus 2"], "--launcher deepspee: there is no such command"),
+    (["--classes", "a.json", "--out", "o", "--launcher", "x 'y"], "--launcher x 'y: No closing quotation"),
     (["--classes", "6h", "a.json", "--out", "o"], "data/books holds no dataset"),
 ]  # fmt: skip
 

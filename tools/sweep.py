@@ -12,6 +12,7 @@ and the sweep ends; after that, or after a kill, the same command goes on. Exit 
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def main():
             print(f"--- run {number} of {len(runs)}: {entry.name}, from step {entry.step} of {entry.last}", flush=True)
             entry.status = "running"
             write_summary(out, runs)
-            entry.train(shlex.split(args.launcher) if args.launcher else [sys.executable], rest, stop)
+            entry.train(args.launcher, rest, stop)
             write_summary(out, runs)
     lock.release()
     print(table(runs))
@@ -71,6 +72,12 @@ def parse():
     if taken or parsed.dry_run or parsed.explain or parsed.world_size or parsed.resume != "auto":
         raise UserError("command line: --run_dir, --seed, --resume, --dry_run, --explain and --world_size are not for a sweep: "
                         "give --out and --seeds")  # fmt: skip
+    try:
+        args.launcher = shlex.split(args.launcher) if args.launcher else [sys.executable]
+    except ValueError as error:
+        raise UserError(f"command line: --launcher {args.launcher}: {error}") from error
+    if shutil.which(args.launcher[0]) is None:
+        raise UserError(f"command line: --launcher {args.launcher[0]}: there is no such command")
     return args, rest, parsed.overrides
 
 
@@ -149,7 +156,7 @@ class Entry:
         own += [] if self.seed is None else ["--seed", self.seed]
         code = stop.wait_for(subprocess.Popen([*launcher, *map(str, [TRAIN, *own]), *rest], start_new_session=True))
         self.wait_for_others()  # a launcher may end before its ranks have saved
-        if self.look() != "finished" and code != 0:
+        if self.look() != "finished" and code != 0 and not stop.reason:
             self.status = "failed"
             print(f"{self.name} ended with exit code {code} at step {self.step}", flush=True)
 
