@@ -96,8 +96,7 @@ class Trainer:
     def _begin(self, make_engine):
         """Make the engine and load the checkpoint that rank 0 found."""
         world, options = self.world, self.config.options
-        model = GPT(self.config.model, options.seed, options.activation_checkpointing, self.kernels)
-        self.engine = make_engine(model, self.config, world)
+        self.engine = make_engine(build(self.config, self.kernels), self.config, world)
         self.saver = Saver(self.config, self.resolved, self.dataset, self.engine, world)
         rows = range(min(PROBE_ROWS, self.config.batch.global_size))
         self.probe = self.streams.batch(0, rows)[:, : PROBE_TOKENS + 1]
@@ -373,6 +372,12 @@ class Trainer:
             self.watchdog.progress(f"saving after step {self.step}")
             self.saver.begin(self.step, self.probe, {"evaluated_step": self.evaluated_step, "left_out": self.left_out,
                                                      "losses": self.spikes.losses, "seconds": self.meter.seconds})  # fmt: skip
+
+
+def build(config: Config, kernels: str) -> GPT:
+    """The model that a run trains, freshly drawn. kernels: "torch" or "triton"."""
+    options = config.options
+    return GPT(config.model, options.seed, options.activation_checkpointing, kernels)
 
 
 def _due(step, every):

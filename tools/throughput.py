@@ -209,14 +209,14 @@ def measure(task) -> dict:
     from gpt import engine, hardware
     from gpt.config import resolve
     from gpt.kernels import choose
-    from gpt.model import GPT
+    from gpt.trainer import build
 
     config = resolve(task["tree"], task["name"])
     if config.precision == "fp16" and not engine.has_fp16():
         config = config.without_fp16("no GPU that computes in fp16")
     world = engine.connect()
     kernels, _ = choose(config.options.kernels, world.device.type)
-    made = engine.Engine(GPT(config.model, config.options.seed, config.options.activation_checkpointing, kernels), config, world)
+    made = engine.Engine(build(config, kernels), config, world)
     shape = (config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1)
     tokens = torch.randint(config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0)).numpy()
     seconds, tries = [], 0
