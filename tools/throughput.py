@@ -9,6 +9,7 @@ Options of train.py are taken as well. Each micro batch is measured in a process
 gpt.engine.Engine on one device, from random tokens to updated weights, on the clock until their loss is known.
 """
 
+import copy
 import csv
 import hashlib
 import json
@@ -22,8 +23,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
-
-import psutil
 
 from gpt import classes
 from gpt.errors import Parser, UserError, run
@@ -81,9 +80,8 @@ def parse():
         return args, None, None, None
     tree, name, _ = read_file(args.ds_config) if args.ds_config else (
         classes.shipped_tree(overrides["gpt.preset"], classes.batch_of(0)), overrides["gpt.preset"], {})  # fmt: skip
-    if args.precision and isinstance(tree, dict):
-        tree = {key: value for key, value in tree.items() if key not in ("fp16", "bf16")}
-        overrides |= {f"{args.precision}.enabled": True} if args.precision != "fp32" else {}
+    if args.precision:
+        overrides |= {f"{name}.enabled": name == args.precision for name in ("fp16", "bf16")}
     return args, changed(tree, overrides), overrides, name
 
 
@@ -109,15 +107,13 @@ def check(args, parsed, rest):
 
 def changed(tree, overrides):
     """A run's JSON with the values of the command line in it."""
-    if not isinstance(tree, dict):
-        return tree  # the check of the whole says what is wrong
-    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    tree = copy.deepcopy(tree)
     for path, value in overrides.items():
         block, (*parents, last) = tree, path.split(".")
         for parent in parents:
-            block[parent] = dict(block.get(parent) or {})
-            block = block[parent]
-        block[last] = value
+            block = block.setdefault(parent, {}) if isinstance(block, dict) else None
+        if isinstance(block, dict):  # where it is not, the check of the whole tree says so
+            block[last] = value
     return tree
 
 
@@ -133,6 +129,8 @@ def resolved(tree, name, micro_size=None):
 
 def measure_all(args, tree, name) -> dict:
     """Measure every micro batch that was asked for, each in a child, until memory ends; prints as it goes."""
+    import psutil
+
     from gpt.plan import divisors
 
     if (args.sweep or args.micro_batch) and isinstance(tree, dict):
@@ -248,6 +246,8 @@ def measure(task) -> dict:
 
 def resident(pid) -> int:
     """Bytes of host memory that a process occupies."""
+    import psutil
+
     try:
         return psutil.Process(pid).memory_info().rss
     except psutil.Error:
