@@ -109,7 +109,7 @@ BAD = [
     (["--ds_config", "tiny.json", "--steps", "x"], "argument --steps: invalid int value: 'x'"),
     (["--ds_config", "tiny.json", "--hours", "0"], "--hours must be above 0, and below a million"),
     (["--ds_config", "tiny.json", "--memory_limit", "nan"], "--memory_limit must be above 0"),
-    (["--ds_config", "flat.json", "--max_lr", "1", "--precision", "bf16"], "gpt is 5, not a block {…}"),
+    (["--ds_config", "flat.json", "--seed", "1", "--precision", "bf16"], "gpt is 5, not a block {…}"),
     (["--ds_config", "tiny.json", "--resume", "must"], "--resume and --allow_change are for train.py"),
     (["--ds_config", "tiny.json", "--max_l", "1"], "unknown option --max_l (did you mean '--max_lr'?)"),
     (["--ds_config", "tiny.json", "--hours", "6", "--write_config", "."], "6h.json is there already: name another folder with "
@@ -123,7 +123,8 @@ BAD = [
 @pytest.mark.parametrize("options, sentence", [pytest.param(*case, id=" ".join(case[0]) or "nothing") for case in BAD])
 def test_a_mistake_ends_before_anything_is_measured(options, sentence, tmp_path, run_command):
     write_run(tmp_path), write_run(tmp_path, "6h")
-    (tmp_path / "flat.json").write_text('{"gpt": 5, "scheduler": [], "train_batch_size": 8}')
+    flat = {"gpt": 5, "optimizer": {"type": "Adam", "params": {"lr": 0.1}}, "train_batch_size": 8}
+    (tmp_path / "flat.json").write_text(json.dumps(flat))
     done = run_command([sys.executable, THROUGHPUT, *options], tmp_path)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert sentence in done.stderr
