@@ -69,9 +69,9 @@ def parse():
     args, rest = parser.parse_known_args()
     parsed = parse_command_line(["--ds_config", "", *rest])
     taken = {"gpt.run_dir", "gpt.seed"} & parsed.overrides.keys()
-    if taken or parsed.dry_run or parsed.explain or parsed.world_size or parsed.resume != "auto":
-        raise UserError("command line: --run_dir, --seed, --resume, --dry_run, --explain and --world_size are not for a sweep: "
-                        "give --out and --seeds")  # fmt: skip
+    if taken or parsed.dry_run or parsed.explain or parsed.world_size or parsed.allow_change or parsed.resume != "auto":
+        raise UserError("command line: --run_dir, --seed, --resume, --allow_change, --dry_run, --explain and --world_size are not for a "
+                        "sweep: give --out and --seeds")  # fmt: skip
     try:
         args.launcher = shlex.split(args.launcher) if args.launcher else [sys.executable]
     except ValueError as error:
