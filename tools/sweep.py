@@ -61,7 +61,8 @@ def parse():
     from gpt.command_line import parse_command_line
 
     parser = Parser(__doc__, prog="sweep.py")
-    parser.add_argument("--classes", nargs="+", required=True, metavar="CLASS", help="JSON files of runs, or names in ds_configs/")
+    parser.add_argument("--classes", nargs="+", required=True, metavar="CLASS", help="JSON files of runs, or names in "
+                        "ds_configs/")  # fmt: skip
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the runs are kept")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="train every class once with each; default: its own")
     parser.add_argument("--launcher", metavar="COMMAND", help='what starts gpt/train.py, such as "deepspeed --num_gpus 8"; '
@@ -70,8 +71,8 @@ def parse():
     parsed = parse_command_line(["--ds_config", "", *rest])
     taken = {"gpt.run_dir", "gpt.seed"} & parsed.overrides.keys()
     if taken or parsed.dry_run or parsed.explain or parsed.world_size or parsed.allow_change or parsed.resume != "auto":
-        raise UserError("command line: --run_dir, --seed, --resume, --allow_change, --dry_run, --explain and --world_size are not for a "
-                        "sweep: give --out and --seeds")  # fmt: skip
+        raise UserError("command line: --run_dir, --seed, --resume, --allow_change, --dry_run, --explain and --world_size are "
+                        "not for a sweep: give --out and --seeds")  # fmt: skip
     try:
         args.launcher = shlex.split(args.launcher) if args.launcher else [sys.executable]
     except ValueError as error:
@@ -164,8 +165,8 @@ class Entry:
         tokens = self.last * self.config.batch.global_size * self.config.model.seq_len
         speed = self.config.options.tokens_per_second
         return {"name": self.name, "run_dir": self.name, "config": str(self.file), "class": self.class_name,
-                "seed": self.config.options.seed, "reference_hours": tokens / speed / 3600 if speed else None, "steps": self.last,
-                "status": self.status, "step": self.step, "normalised_loss": self.final.get("normalised_loss"),
+                "seed": self.config.options.seed, "reference_hours": tokens / speed / 3600 if speed else None,
+                "steps": self.last, "status": self.status, "step": self.step, "normalised_loss": self.final.get("normalised_loss"),
                 "normalised_ppl": self.final.get("normalised_ppl")}  # fmt: skip
 
 
