@@ -3,11 +3,10 @@
 import math
 import shutil
 
-from gpt import plan, scale
+from gpt import classes, plan, scale
 from gpt.config import Config
 from gpt.metrics import duration
 
-CLASSES = (3, 6, 12, 24, 48, 96, 192, 384)  # hours
 GPU_CHUNK_ELEMENTS = 1 << 26
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "update")
 
@@ -115,7 +114,7 @@ def _time(config, dataset):
         lines.append(f"time           {hours:.2f} hours at {options.tokens_per_second:,.0f} tokens/s "
                      f"({duration(hours * 3600)}), the reference GPU's; steps per class:")  # fmt: skip
         lines.append("               " + ", ".join(
-            f"{h}h {round(h * 3600 * options.tokens_per_second / per_step):,}" for h in CLASSES))  # fmt: skip
+            f"{h}h {classes.steps_of(h, options.tokens_per_second, per_step):,}" for h in classes.HOURS))  # fmt: skip
     else:
         lines.append("time           unknown: set tokens_per_second to the GPU's measured throughput")
     if options.eval_every > 0:

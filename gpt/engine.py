@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -239,28 +240,32 @@ class Engine:
         """What the loss is multiplied by before the backward pass; 1 unless in fp16."""
         return float(self._ds.optimizer.loss_scale) if self._ds.fp16_enabled() else 1.0
 
-    def step(self, batch, want_norms: bool = False, accept=None, pulse=lambda: None) -> StepResult:
+    def step(self, batch, want_norms: bool = False, accept=None, mark=lambda part: None, watch=None) -> StepResult:
         """One optimiser step on this rank's part of a global batch.
 
         batch: int64 (accumulation, micro batch, seq_len + 1). All ranks call it together, with the same wishes.
         accept: called on all ranks with the global batch's mean loss before the update, False leaves the update out.
-        pulse: called after every micro-batch.
+        mark: called after every "forward", "backward" and "step" of a micro-batch. watch: entered around each forward.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         before, rejected, exhausted = [], False, False
         for index, micro_batch in enumerate(torch.from_numpy(batch).to(self.world.device), 1):
-            loss, last = self._ds(micro_batch[:, :-1], micro_batch[:, 1:]), index == len(batch)
+            last = index == len(batch)
+            with watch or nullcontext():
+                loss = self._ds(micro_batch[:, :-1], micro_batch[:, 1:])
             total += loss.detach() / len(batch)
             if last and accept is not None:
                 rejected = not accept(self.world.sum(total.clone()).item() / self.world.size)
                 loss = loss * math.nan if rejected else loss  # a gradient that the optimizer leaves out by itself
+            mark("forward")
             self._ds.backward(loss)
+            mark("backward")
             before = self._shards.fragments(self.loss_scale) if want_norms and last else []
             try:
                 applied = self._update(last, rejected)
             except _LossScaleExhausted:
                 applied, exhausted = False, True
-            pulse()
+            mark("step")
         return StepResult(applied, exhausted, total, self._shards.norms(before) if want_norms and applied else None)
 
     def _update(self, last, rejected) -> bool:

@@ -115,6 +115,8 @@ class Options:
     log_terminal_every: int = option(int, 100, "steps between lines on the terminal; 0 or less: never")
     log_metrics_every: int = option(int, 1, "steps between training lines of metrics.jsonl; 0 or less: never")
     log_grads_every: int = option(int, 1000, "steps between norms of weights, gradients and steps; 0 or less: never")
+    log_activations_every: int = option(int, 0, "steps between statistics of the residual stream and the branches of each "
+                                        "block; 0 or less: never")
     log_ckpt_every: int = option(int, 1000, "steps between checkpoints; 0 or less: only at the end")
     keep_last: int = option(int, 3, "newest checkpoints that are kept; 0 or less: all")
     keep_every: int = option(int, 0, "checkpoints at multiples of so many steps are kept for good; 0 or less: none")
@@ -129,8 +131,8 @@ class Options:
     logger_type: str = option(str, "none", "beside metrics.jsonl: TensorBoard, wandb (offline unless WANDB_MODE says "
                               "otherwise), or both", choices=("none", "tb", "wandb", "all"))  # fmt: skip
     wandb_project_name: str = option(str, "gpt", "project that wandb files the run under")
-    tokens_per_second: float | None = option(float, None, "throughput of the compute class's reference GPU, for --dry_run",
-                                             above=0)  # fmt: skip
+    tokens_per_second: float | None = option(float, None, "throughput of the compute class's reference device, for "
+                                             "reference_hours in metrics.jsonl and for --dry_run", above=0)
 
 
 GPT_KEYS = {f.name: f.metadata["key"] for f in dataclasses.fields(Options)}

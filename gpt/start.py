@@ -44,7 +44,7 @@ def _find(run_dir, folder, resume, notices):
 
 
 FACTS = {"step": int, "evaluated_step": (int, type(None)), "left_out": list, "losses": list, "probe": dict, "ranks": int,
-         "precision": str, "zero_stage": int, "loss_scale": (int, float)}  # fmt: skip
+         "precision": str, "zero_stage": int, "loss_scale": (int, float), "seconds": (int, float)}  # fmt: skip
 
 
 def _require_facts(folder):
@@ -83,3 +83,22 @@ def _differences(old: dict, new: dict) -> dict:
         differences |= {path: f"{path} was {old_leaves.get(path)}, is {new_leaves.get(path)}"
                         for path in {**old_leaves, **new_leaves} if old_leaves.get(path) != new_leaves.get(path)}
     return differences
+
+
+def reached(config: Config, dataset: Dataset) -> tuple:
+    """(step of the latest checkpoint in `config.run_dir`, whether nothing of the run is left to do); (0, False) without one.
+
+    A damaged checkpoint is left for training to deal with, and precision for the machine that trains. Raises UserError
+    where the checkpoint is of a run with other settings.
+    """
+    folder = config.run_dir / "checkpoints"
+    tag = checkpoint.latest(folder)
+    if tag is None:
+        return 0, False
+    try:
+        manifest, then = checkpoint.read_manifest(folder / tag), checkpoint.read_config(folder / tag / checkpoint.CONFIG)
+    except UserError:
+        return 0, False
+    _compare(then, {**resolved(config, dataset), "precision": then.get("precision")}, (), config.run_dir, [])
+    step, last = manifest["step"], config.options.max_train_steps
+    return step, step >= last and (config.options.eval_every <= 0 or manifest["evaluated_step"] == step)
