@@ -7,8 +7,6 @@ size and sha256 of each. Checkpoints are memory-mapped and put together one tens
 
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from safetensors.torch import load_file
 from gpt import checkpoint
 from gpt.corpus import TOKENIZER
 from gpt.errors import UserError
-from gpt.files import hash_file
+from gpt.files import built_aside, hash_file, require_new_folder
 from gpt.model import GPT
 from gpt.plan import ModelConfig
 from gpt.schema import GPT_KEYS
@@ -63,9 +61,7 @@ def consolidate(checkpoint_dir, output_dir, tag=None) -> dict:
     batch. Raises UserError for a missing or damaged checkpoint, or an existing output.
     """
     source = checkpoint.resolve(checkpoint_dir, tag)
-    output = Path(output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already: remove it first, or name another folder")
+    require_new_folder(output_dir)
     manifest = checkpoint.verify(source)
     config = checkpoint.read_config(source / checkpoint.CONFIG)
     shapes = expected_shapes(model_config(config, source / checkpoint.CONFIG))
@@ -73,22 +69,29 @@ def consolidate(checkpoint_dir, output_dir, tag=None) -> dict:
     _check(weights, shapes, source)
     if not (source / TOKENIZER).is_file():
         raise UserError(f"{source / TOKENIZER} is missing: copy the dataset's tokenizer.model there")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        _write(building / WEIGHTS, weights, {"format": "pt", "step": str(step)})
-        checkpoint.write_config(building / checkpoint.CONFIG, {**config, "step": step})
-        shutil.copyfile(source / TOKENIZER, building / TOKENIZER)
-        _compare(building / WEIGHTS, weights)
-        loss = _probe(building / WEIGHTS, config, manifest, source)
-        files = {name: hash_file(building / name) for name in (WEIGHTS, checkpoint.CONFIG, TOKENIZER)}
-        facts = {"step": step, "made_from": {"checkpoint": source.name, "sha256": manifest["sha256"]}}
-        checkpoint.write_manifest(building, {"format": checkpoint.FORMAT, **facts, "files": files})
-        building.chmod(0o755)  # mkdtemp's folders are private
-        building.replace(output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    made_from = {"checkpoint": source.name, "sha256": manifest["sha256"]}
+    loss = write_folder(output_dir, weights, {**config, "step": step}, (source / TOKENIZER).read_bytes(), made_from,
+                        lambda weights_file: _probe(weights_file, config, manifest, source))  # fmt: skip
     return {"step": step, "stage": stage, "parameters": sum(map(math.prod, shapes.values())), "probe_loss": loss}
+
+
+def write_folder(output, weights: Mapping, config: dict, tokenizer: bytes, made_from: dict, check=lambda weights_file: None):
+    """Write a consolidated folder, whole or absent.
+
+    weights: {parameter name: fp32 tensor}, asked for one at a time. config: for config.yaml, "step" included. made_from:
+    what the manifest tells of its origin. check(weights_file): a last look at what was written, which may raise; what it
+    returns is returned.
+    """
+    with built_aside(output) as building:
+        _write(building / WEIGHTS, weights, {"format": "pt", "step": str(config["step"])})
+        checkpoint.write_config(building / checkpoint.CONFIG, config)
+        (building / TOKENIZER).write_bytes(tokenizer)
+        _compare(building / WEIGHTS, weights)
+        found = check(building / WEIGHTS)
+        files = {name: hash_file(building / name) for name in (WEIGHTS, checkpoint.CONFIG, TOKENIZER)}
+        facts = {"step": config["step"], "made_from": made_from}
+        checkpoint.write_manifest(building, {"format": checkpoint.FORMAT, **facts, "files": files})
+    return found
 
 
 def _write(path, weights, metadata):
