@@ -8,7 +8,7 @@ size and sha256 of each. Checkpoints are memory-mapped and put together one tens
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -94,6 +94,23 @@ def write_folder(output, weights: Mapping, config: dict, tokenizer: bytes, made_
     return found
 
 
+def foreign_config(name: str, step: int, shape: ModelConfig, vocab) -> dict:
+    """config.yaml for weights that came from elsewhere: of their run it tells the shape and the tokenizer."""
+    model = asdict(shape)
+    return {"name": name, "step": step, "precision": "fp32", "model": model, "run": {"gpt": {**model}},
+            "dataset": {"tokenizer": vocab.fingerprint}}  # fmt: skip
+
+
+def read_folder(folder):
+    """(config.yaml, manifest) of a consolidated folder, each of whose files is as it was written. Raises UserError."""
+    folder = Path(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} holds no {WEIGHTS}: give a folder of consolidated weights, which tools/zero_to_fp32.py or "
+                        "tools/import_languini.py make")
+    manifest = checkpoint.verify(folder)
+    return checkpoint.read_config(folder / checkpoint.CONFIG), manifest
+
+
 def _write(path, weights, metadata):
     """The format of safetensors, one tensor at a time: the header's length in 8 bytes, a JSON header, the values."""
     header, end = {"__metadata__": metadata}, 0
@@ -128,7 +145,7 @@ def read_weights(source: Path):
     return state.step, state.stage, state.weights
 
 
-class _Joined(Mapping):
+class Joined(Mapping):
     """{name: tensor}, each put together from the ranks' pieces of it when it is asked for.
 
     parts: {name: (shape, flat pieces in order, whose end may be padding)}.
@@ -224,7 +241,7 @@ def _join_stage12(flat, groups):
         for name, shape in shapes.items():
             parts[name] = shape, _cut(stretches, start, math.prod(shape))
             start += math.prod(shape)
-    return _Joined(parts)
+    return Joined(parts)
 
 
 def _cut(stretches, start, count):
@@ -247,7 +264,7 @@ def _join_stage3(flat, groups):
         stretch = math.ceil(math.prod(shape) / len(flat))
         parts[name] = shape, [piece for rank in flat for piece in _cut(rank, start, stretch)]
         start += stretch
-    return _Joined(parts)
+    return Joined(parts)
 
 
 def _check(weights, shapes, where):
