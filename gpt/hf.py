@@ -13,6 +13,7 @@ import sentencepiece
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gpt.consolidate import expected_shapes
 from gpt.errors import UserError
 from gpt.plan import ModelConfig
 from gpt.vocab import BLANK
@@ -81,17 +82,26 @@ def from_gpt2(folder):
     heads, width = config["n_head"], config["n_embd"]
     model = ModelConfig(n_layers=config["n_layer"], h_dim=width, mlp_dim=config.get("n_inner") or 4 * width, n_heads=heads,
                         head_dim=width // heads, vocab_size=config["vocab_size"], seq_len=config["n_positions"])  # fmt: skip
+    names, path = names_of(model), folder / "model.safetensors"
     try:
-        with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
-            names, missing = names_of(model), set(dict(names_of(model).values())) - set(file.keys())
+        with safe_open(str(path), framework="pt") as file:
+            there = set(file.keys())
+            missing = sorted(theirs for theirs, _ in names.values() if theirs not in there)
             if missing:
-                raise UserError(f"{folder / 'model.safetensors'} lacks {min(missing)}, which its config.json calls for")
+                raise UserError(f"{path} lacks {missing[0]}, which its config.json calls for")
             weights = {ours: file.get_tensor(theirs).float() for ours, (theirs, _) in names.items()}
     except FileNotFoundError as error:
         raise UserError(f"{folder} holds no model.safetensors: save the model with save_pretrained in one file "
                         "(max_shard_size)") from error
     except SafetensorError as error:
-        raise UserError(f"{folder / 'model.safetensors'} is not a safetensors file ({error})") from error
+        raise UserError(f"{path} is not a safetensors file ({error})") from error
+    for ours, wanted in expected_shapes(model).items():
+        theirs, transposed = names[ours]
+        wanted, found = wanted[::-1] if transposed else wanted, tuple(weights[ours].shape)
+        if found != wanted:
+            raise UserError(f"{path}: {theirs} has the shape {found}, which should be {wanted} by its config.json")
+        if not bool(torch.isfinite(weights[ours]).all()):
+            raise UserError(f"{path}: {theirs} holds values that are not finite: take an earlier one")
     weights = {ours: weights[ours].t().contiguous() if transposed else weights[ours]
                for ours, (_, transposed) in names.items()}  # fmt: skip
     weights["token_embedding.weight"] = _divided(weights["token_embedding.weight"], math.sqrt(width))
