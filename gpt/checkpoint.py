@@ -49,7 +49,7 @@ def own_files(folder, rank: int) -> dict:
 
 def rank_of(path) -> int:
     """The rank whose part of a checkpoint a file is; 0 for what all share."""
-    found = re.match(r"zero_pp_rank_(\d+)_", path.name)
+    found = re.match(r"(?:bf16_)?zero_pp_rank_(\d+)_", path.name)
     return int(found[1]) if found else 0
 
 
