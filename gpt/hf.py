@@ -1,5 +1,5 @@
 """Our weights and tokenizer as those of transformers' GPT-2, and back. Nothing here needs transformers or tokenizers but
-`tokenizer`.
+`save_tokenizer`.
 
 GPT-2 is the same function under three changes: its embedding carries our factor sqrt(h_dim), multiplied in as the model
 does it, so that the stream begins with the same bits; its matrices are transposed; and heads times head_dim is its h_dim.
@@ -138,8 +138,8 @@ def _read_config(folder) -> dict:
     return config
 
 
-def tokenizer(vocab, seq_len: int):
-    """The SentencePiece BPE vocabulary as a PreTrainedTokenizerFast, with the end of a document for bos and eos.
+def save_tokenizer(vocab, seq_len: int, folder):
+    """Write the SentencePiece BPE vocabulary as a PreTrainedTokenizerFast, with the end of a document for bos and eos.
 
     Of merges the one whose result SentencePiece scores highest comes first. Hold its ids against SentencePiece's before
     use: a vocabulary of another kind than BPE with byte fallback, the identity normalisation and no dummy prefix, as
@@ -162,5 +162,9 @@ def tokenizer(vocab, seq_len: int):
     found.normalizer = normalizers.Replace(" ", BLANK)
     found.decoder = decoders.Sequence([decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse()])
     end = AddedToken(pieces.id_to_piece(vocab.eod_id), special=True, normalized=False)
-    return PreTrainedTokenizerFast(tokenizer_object=found, bos_token=end, eos_token=end, model_max_length=seq_len,
+    fast = PreTrainedTokenizerFast(tokenizer_object=found, bos_token=end, eos_token=end, model_max_length=seq_len,
                                    clean_up_tokenization_spaces=False)  # fmt: skip
+    fast.save_pretrained(folder)
+    path = Path(folder) / "tokenizer_config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))  # transformers 5 writes a name that 4 does not know
+    path.write_text(json.dumps({**saved, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=1) + "\n", encoding="utf-8")

@@ -114,7 +114,7 @@ def test_the_command(export, tmp_path, run_command):
     done, again = (run_command(command, tmp_path, OMP_NUM_THREADS="1") for _ in range(2))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Fellow citizens — 🥐") and done.stdout == again.stdout and len(done.stdout) > 60
-    assert "[40 tokens after " in done.stderr and ": more with --tokens]" in done.stderr
+    assert "[40 tokens after a prompt of " in done.stderr and "; --tokens asks for more]" in done.stderr
     assert "[the model sees 16 tokens at most; the context went on with its latter half " in done.stderr
 
 

@@ -50,14 +50,17 @@ def export(folder, out):
     except ModuleNotFoundError as error:
         raise UserError("the package transformers is not installed: run `pip install -e '.[hf]'` in the project's "
                         "folder") from error
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     vocab = Vocab.load(folder / TOKENIZER)
     ours = load_model(folder / WEIGHTS, config, folder)
     with built_aside(out) as building:
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**hf.config_of(shape, vocab.eod_id, manifest["step"])))
         theirs.load_state_dict(hf.to_gpt2(ours.state_dict(), shape))
         theirs.save_pretrained(building, max_shard_size="1TB")
+        (building / WEIGHTS).chmod(0o644)
         (building / TOKENIZER).write_bytes(vocab.model)
-        hf.tokenizer(vocab, shape.seq_len).save_pretrained(building)
+        hf.save_tokenizer(vocab, shape.seq_len, building)
         difference = compare_logits(building, ours, vocab, transformers)
         wrong = compare_ids(building, vocab, transformers)
         if wrong:

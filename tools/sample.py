@@ -62,8 +62,8 @@ def main():
         print(text.decode(vocab.bytes_of(token)), end="", flush=True)  # a character may come in several tokens
         made += 1
     print(text.decode(b"", final=True), flush=True)
-    end = "the end of the document" if made < args.tokens else "more with --tokens"
-    note(f"{made} tokens after {len(prompt)}: {end}")
+    end = "then the document ends" if made < args.tokens else "--tokens asks for more"
+    note(f"{made} tokens after a prompt of {len(prompt)}; {end}")
     if context.cut:
         note(f"the model sees {model.config.seq_len} tokens at most; the context went on with its latter half "
              f"{context.cut} time(s)")  # fmt: skip
