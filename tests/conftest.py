@@ -71,16 +71,23 @@ def read_metrics(run_dir, event=None):
     return [e for e in events if event is None or e["event"] == event]
 
 
+def load_module(path):
+    """A script as a module. Scripts put the project's folder first in sys.path; it is left as it was."""
+    before = list(sys.path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
 @pytest.fixture
 def load_tool(monkeypatch):
     """load_tool("sample") -> the module tools/sample.py, whose main() runs in this process: `mistake(*argv)` returns the
     sentence of the UserError that it ends with."""
 
     def load(name):
-        monkeypatch.setattr(sys, "path", list(sys.path))  # tools put the project first in it
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-        tool = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(tool)
+        tool = load_module(ROOT / "tools" / f"{name}.py")
 
         def mistake(*argv):
             monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, argv)])

@@ -1,7 +1,6 @@
 """Weights and tokenizer in transformers' layout, and back."""
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
@@ -13,7 +12,7 @@ import pytest
 import seed_project
 import sentencepiece
 import torch
-from conftest import ROOT
+from conftest import ROOT, load_module
 from safetensors.torch import load_file, save_file
 from test_languini import TEXTS
 
@@ -47,10 +46,7 @@ def exported(vocab, tmp_path_factory):
     """(consolidated folder, the seed project's state dict, GPT2LMHeadModel's folder, what was printed)"""
     folder = tmp_path_factory.mktemp("hf")
     source, state = consolidated(folder, vocab)
-    spec = importlib.util.spec_from_file_location("export_hf", ROOT / "tools/export_hf.py")
-    tool, path = importlib.util.module_from_spec(spec), list(sys.path)
-    spec.loader.exec_module(tool)
-    sys.path[:] = path
+    tool = load_module(ROOT / "tools/export_hf.py")
     with contextlib.redirect_stdout(io.StringIO()) as said:
         tool.export(source, folder / "gpt2")
     return source, state, folder / "gpt2", said.getvalue()
