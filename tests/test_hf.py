@@ -107,6 +107,18 @@ def test_an_export_that_computes_otherwise_is_noticed(vocab, tmp_path, load_tool
     assert not (tmp_path / "gpt2").exists()
 
 
+def test_weights_that_amplify_rounding_are_told_from_wrong_ones(vocab, tmp_path, load_tool, capsys, monkeypatch):
+    shape = ModelConfig(n_layers=10, h_dim=48, mlp_dim=64, n_heads=4, head_dim=12, vocab_size=vocab.size, seq_len=64)
+    weights = {name: value * (40 if value.dim() == 2 else 1) for name, value in GPT(shape).state_dict().items()}
+    write_folder(tmp_path / "export", weights, foreign_config("x", 1, shape, vocab), vocab.model, {})
+    tool = load_tool("export_hf")
+    tool.export(tmp_path / "export", tmp_path / "gpt2")
+    assert "NOTE: with these weights fp32 itself is off by " in capsys.readouterr().out
+    real = hf.to_gpt2
+    monkeypatch.setattr(hf, "to_gpt2", lambda *args: {name: value * 1.01 for name, value in real(*args).items()})
+    assert tool.mistake(tmp_path / "export", tmp_path / "again").startswith("nothing was written")
+
+
 def test_a_vocabulary_of_another_kind_gets_no_tokenizer(tmp_path, load_tool, capsys):
     model = io.BytesIO()
     text = [f"the {word} of a {word[::-1]}" for word in ("whale", "captain", "harpoon", "kitchen", "nobody", "seven")]

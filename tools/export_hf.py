@@ -13,7 +13,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, run
 
-TOLERANCE = 1e-5  # of logits in fp32, relative to the largest where that is above 1
+TOLERANCE = 1e-5  # of logits in fp32, relative to the largest of them where that is above 1
 TEXTS = [
     "  Two blanks first, and a tab\there.\n\n\tNumbers: 3.14159, 1,000,000 and 0x7F; don't; re-enter; e.g. “quotes” – dashes — …",
     "def f(x):\n    return {'a': [x ** 2, \"b\"]}  # code\r\n",
@@ -76,21 +76,31 @@ def export(folder, out):
 
 
 def compare_logits(folder, ours, vocab, transformers) -> float:
-    """Largest difference over two windows, of text and of random ids. Raises UserError where it is too large."""
+    """Largest difference of logits over two windows, of text and of random ids, relative as TOLERANCE is.
+
+    Raises UserError where it is larger than that, and than what rounding explains: weights can be such that fp32 carries
+    fewer digits, which shows in our own logits' distance from those in float64. Leaves `ours` in float64 then.
+    """
     import torch
 
     length = ours.config.seq_len
     text = vocab.encode(" ".join(TEXTS[:3]) * (1 + length // 100))[:length]
     random = torch.randint(vocab.size, (length,), generator=torch.Generator().manual_seed(0))
+    rows = [torch.from_numpy(text).long()[None], random[None]]
     model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
-    worst = 0.0
+
+    def difference(found, expected):
+        return max(float((f - e).abs().max() / e.abs().max().clamp(min=1)) for f, e in zip(found, expected))
+
     with torch.no_grad():
-        for row in (torch.from_numpy(text).long(), random):
-            expected, found = ours(row[None]), model(row[None]).logits
-            worst = max(worst, float((found - expected).abs().max() / expected.abs().max().clamp(min=1)))
-    if not worst <= TOLERANCE:
+        expected, found = [ours(row) for row in rows], [model(row).logits for row in rows]
+        worst = difference(found, expected)
+        rounding = difference(expected, [ours.double()(row) for row in rows]) if not worst <= TOLERANCE else 0.0
+    if not worst <= max(TOLERANCE, 4 * rounding):
         raise UserError(f"nothing was written: the exported model's logits are off by {worst:.1e}, more than {TOLERANCE:g}; this "
                         f"version of transformers ({transformers.__version__}) computes GPT-2 otherwise than expected")
+    if rounding:
+        print(f"NOTE: with these weights fp32 itself is off by {rounding:.1e} of the largest logit")
     return worst
 
 
