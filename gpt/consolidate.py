@@ -146,7 +146,7 @@ def read_weights(source: Path):
 
 
 class Joined(Mapping):
-    """{name: tensor}, each put together from the ranks' pieces of it when it is asked for.
+    """{name: tensor}, each put together from its pieces when it is asked for.
 
     parts: {name: (shape, flat pieces in order, whose end may be padding)}.
     """

@@ -80,8 +80,8 @@ def from_gpt2(folder):
     folder = Path(folder)
     config = _read_config(folder)
     heads, width = config["n_head"], config["n_embd"]
-    model = ModelConfig(n_layers=config["n_layer"], h_dim=width, mlp_dim=config.get("n_inner") or 4 * width, n_heads=heads,
-                        head_dim=width // heads, vocab_size=config["vocab_size"], seq_len=config["n_positions"])  # fmt: skip
+    model = ModelConfig(n_layers=config["n_layer"], h_dim=width, mlp_dim=config.get("n_inner") or 4 * width, n_heads=heads, head_dim=width // heads,
+                        vocab_size=config["vocab_size"], seq_len=config["n_positions"])  # fmt: skip
     names, path = names_of(model), folder / "model.safetensors"
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -105,7 +105,7 @@ def from_gpt2(folder):
     weights = {ours: weights[ours].t().contiguous() if transposed else weights[ours]
                for ours, (_, transposed) in names.items()}  # fmt: skip
     weights["token_embedding.weight"] = _divided(weights["token_embedding.weight"], math.sqrt(width))
-    return model, weights, config.get(STEPS, 0)
+    return model, weights, config[STEPS]
 
 
 def _divided(product, factor):
@@ -127,10 +127,13 @@ def _read_config(folder) -> dict:
         raise UserError(f"{path} is missing or not JSON: give the folder of a GPT2LMHeadModel, as export_hf.py or "
                         "save_pretrained writes it") from error
     config = config if isinstance(config, dict) else {}
-    wrong = [f"{name} is {config.get(name)!r}, not {value!r}" for name, value in _FIXED.items()
-             if config.get(name, value if name != "model_type" else None) != value]  # fmt: skip
-    sizes = ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions")
-    wrong += [f"{name} is {config.get(name)!r}" for name in sizes if not isinstance(config.get(name), int) or config[name] < 1]
+    config = {**{name: value for name, value in _FIXED.items() if name not in ("model_type", "tie_word_embeddings")},
+              STEPS: 0, **config}  # fmt: skip
+    wrong = [f"{name} is {config.get(name)!r}, not {value!r}" for name, value in _FIXED.items() if config.get(name) != value]
+    sizes = {**dict.fromkeys(("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"), 1), STEPS: 0}
+    sizes |= {"n_inner": 1} if config.get("n_inner") is not None else {}
+    wrong += [f"{name} is {config.get(name)!r}" for name, least in sizes.items()
+              if type(config.get(name)) is not int or config[name] < least]  # fmt: skip
     if not wrong and config["n_embd"] % config["n_head"]:
         wrong = [f"n_embd {config['n_embd']} is no multiple of n_head {config['n_head']}"]
     if wrong:

@@ -35,7 +35,9 @@ def origin(folder, model: ModelConfig, tokenizer: str | None) -> dict:
 
 
 def state(folder) -> FullState:
-    """The weights, for gpt.engine.Engine.adopt."""
+    """The weights, for gpt.engine.Engine.adopt; every rank reads them. Raises UserError where they are not on its host."""
+    if not (Path(folder) / WEIGHTS).is_file():
+        raise UserError(f"--init_from {folder}: no {WEIGHTS} is there on this host: every host reads it, so copy the folder to all")
     return FullState(step=0, stage=0, weights=_Weights(Path(folder) / WEIGHTS), moments={}, updates=0.0, scheduler=None)
 
 

@@ -90,7 +90,7 @@ def compare_logits(folder, ours, vocab, transformers) -> float:
     model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
 
     def difference(found, expected):
-        return max(float((f - e).abs().max() / e.abs().max().clamp(min=1)) for f, e in zip(found, expected))
+        return float(torch.stack([(f - e).abs().max() / e.abs().max().clamp(min=1) for f, e in zip(found, expected)]).max())
 
     with torch.no_grad():
         expected, found = [ours(row) for row in rows], [model(row).logits for row in rows]
