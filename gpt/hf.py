@@ -80,8 +80,8 @@ def from_gpt2(folder):
     folder = Path(folder)
     config = _read_config(folder)
     heads, width = config["n_head"], config["n_embd"]
-    model = ModelConfig(n_layers=config["n_layer"], h_dim=width, mlp_dim=config.get("n_inner") or 4 * width, n_heads=heads, head_dim=width // heads,
-                        vocab_size=config["vocab_size"], seq_len=config["n_positions"])  # fmt: skip
+    model = ModelConfig(n_layers=config["n_layer"], h_dim=width, mlp_dim=config.get("n_inner") or 4 * width, n_heads=heads,
+                        head_dim=width // heads, vocab_size=config["vocab_size"], seq_len=config["n_positions"])  # fmt: skip
     names, path = names_of(model), folder / "model.safetensors"
     try:
         with safe_open(str(path), framework="pt") as file:

@@ -17,7 +17,8 @@ TOLERANCE = 1e-5  # of logits in fp32, relative to the largest of them where tha
 TEXTS = [
     "  Two blanks first, and a tab\there.\n\n\tNumbers: 3.14159, 1,000,000 and 0x7F; don't; re-enter; e.g. “quotes” – dashes — …",
     "def f(x):\n    return {'a': [x ** 2, \"b\"]}  # code\r\n",
-    "Ünïcödé, naïve café; Straße; Ελληνικά; русский текст; עברית; العربية; हिन्दी; 日本語の文章と中文；한국어. 👩‍👩‍👧 🏳️‍🌈 𝔘𝔫𝔦\u0301 \u00a0\u200b\ufeff.",
+    "Ünïcödé, naïve café; Straße; Ελληνικά; русский текст; עברית; العربية; हिन्दी; 日本語の文章と中文；한국어. "
+    "👩‍👩‍👧 🏳️‍🌈 𝔘𝔫𝔦\u0301 \u00a0\u200b\ufeff.",
     "\x00\x01\x7f a<D>b <pad> <unk> <0x41>",
 ]  # of which the last holds what looks like a special piece
 
