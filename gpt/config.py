@@ -94,12 +94,13 @@ def leaves(tree, path=""):
 
 def curve_settings(tree: dict) -> dict:
     """Of a config.yaml, the settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer,
-    seed."""
+    seed, first weights."""
     run = tree["run"]
+    gpt = run.get("gpt") or {}
     return {
         "model": tree["model"], "precision": tree.get("precision"), "scheduler": run.get("scheduler"),
         "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
-        "train_batch_size": run.get("train_batch_size"), "seed": (run.get("gpt") or {}).get("seed"),
+        "train_batch_size": run.get("train_batch_size"), "seed": gpt.get("seed"), "init_from": gpt.get("init_from"),
         "dataset": (tree.get("dataset") or {}).get("fingerprint"),
     }  # fmt: skip
 

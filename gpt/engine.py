@@ -348,9 +348,10 @@ class Engine:
         assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
 
     def adopt(self, full, loss_scale: float):
-        """Take over whole tensors (gpt.consolidate.FullState) of a run on other ranks or at another ZeRO stage."""
+        """Take over whole tensors (gpt.consolidate.FullState) of a run on other ranks or at another ZeRO stage, or weights
+        alone, where moments and scheduler are empty."""
         self._shards.adopt(full)
-        if self._ds.lr_scheduler is not None:
+        if self._ds.lr_scheduler is not None and full.scheduler is not None:
             self._ds.lr_scheduler.load_state_dict(full.scheduler)
             self._set_lr()
         if self._ds.fp16_enabled():

@@ -1,10 +1,14 @@
 """Files that are whole or absent."""
 
+import errno
 import fcntl
 import hashlib
 import os
 import secrets
+import shutil
+import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from gpt.errors import UserError
@@ -49,6 +53,30 @@ def is_locked_by(folder: Path, token: str) -> bool:
         except OSError:
             pass
     return False
+
+
+def require_new_folder(path):
+    """Raise UserError where a folder that is to be made is there already, and not empty."""
+    if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
+        raise UserError(f"{path} exists already: remove it first, or name another folder")
+
+
+@contextmanager
+def built_aside(path):
+    """A new folder that takes the place of `path` at the end of the block; after an error it is gone instead."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield building
+        building.chmod(0o755)  # mkdtemp's folders are private
+        building.replace(path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"{path} does not fit on its disk: make room, or name a folder on another one") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 class FolderLock:

@@ -102,6 +102,8 @@ class Options:
     compile: str = option(str, "none", "torch.compile of the blocks in training; max-autotune also searches for the fastest "
                           "GEMMs. Needs a C++ compiler", choices=("none", "default", "max-autotune"))  # fmt: skip
     seed: int = option(int, 0, "seed of the initial weights; the order of the data depends on nothing but the dataset", minimum=0)
+    init_from: str | None = option(str, None, "begin with these weights instead of drawn ones: a folder that "
+                                   "tools/zero_to_fp32.py or tools/import_languini.py made")  # fmt: skip
     data_root: str = option(str, "data/sample", "dataset folder; data/sample is built by itself where absent")
     run_dir: str | None = option(str, None, "where the run is kept; default runs/<name of the JSON file>")
     comment: str = option(str, "", "free text kept in config.yaml and shown by the loggers")

@@ -1,6 +1,6 @@
 """How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for all."""
 
-from gpt import checkpoint
+from gpt import checkpoint, warm_start
 from gpt.config import Config, curve_settings, leaves
 from gpt.corpus import Dataset
 from gpt.errors import UserError
@@ -8,11 +8,12 @@ from gpt.files import FolderLock
 
 
 def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
-    """(tag of the checkpoint to go on from or None, lock of the run's folder). `notices` gets what a user should know.
+    """(tag of the checkpoint to go on from or None, origin of the first weights or None, lock of the run's folder).
+    `notices` gets what a user should know.
 
     resume: auto, must, never or a checkpoint's tag. allowed: settings that may differ from the checkpoint's.
     What a crash left in the folder is put right first. Raises UserError where there is no checkpoint, where there must
-    be none, where settings differ, or where another process is in the folder.
+    be none, where settings differ, where the weights to begin with do not fit, or where another process is in the folder.
     """
     run_dir, folder = config.run_dir, config.run_dir / "checkpoints"
     for place in (run_dir, folder):
@@ -22,10 +23,15 @@ def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
     if folder.exists():
         checkpoint.clean_up(folder)
     tag = _find(run_dir, folder, resume, notices)
+    began_from = None
     if tag is not None:
         _require_facts(folder / tag)
-        _compare(checkpoint.read_config(folder / tag / checkpoint.CONFIG), resolved, allowed, run_dir, notices)
-    return tag, lock or FolderLock(run_dir)
+        earlier = checkpoint.read_config(folder / tag / checkpoint.CONFIG)
+        _compare(earlier, resolved, allowed, run_dir, notices)
+        began_from = earlier.get("began_from")
+    elif config.options.init_from:
+        began_from = warm_start.origin(config.options.init_from, config.model, resolved["dataset"]["tokenizer"])
+    return tag, began_from, lock or FolderLock(run_dir)
 
 
 def _find(run_dir, folder, resume, notices):

@@ -100,6 +100,10 @@ def tell(args, config, dataset):
     if args.explain:
         print(dry_run.explain(config))
     if args.dry_run:
+        if config.options.init_from:
+            from gpt import warm_start
+
+            warm_start.origin(config.options.init_from, config.model, dataset.vocab.fingerprint if dataset else None)
         print(dry_run.report(config, dataset, args.interconnect))
 
 

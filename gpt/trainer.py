@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from gpt import checkpoint, hardware
+from gpt import checkpoint, hardware, warm_start
 from gpt.activations import ActivationStatistics
 from gpt.config import Config
 from gpt.corpus import Dataset, Streams
@@ -54,7 +54,8 @@ class Trainer:
         self.notices = list(config.notices)
         self.start_tag, self.lock = None, None
         if rank == 0:
-            self.start_tag, self.lock = claim(config, self.resolved, resume, allowed, self.notices)
+            self.start_tag, began_from, self.lock = claim(config, self.resolved, resume, allowed, self.notices)
+            self.resolved |= {"began_from": began_from} if began_from else {}
         self.step, self.evaluated_step = 0, None
         self.left_out, self.spikes = [], SpikeDetector()  # indices of batches that nothing was learnt from
         self.refused, self.overflows = 0, 0  # batches, and tries of one batch, in a row
@@ -115,6 +116,9 @@ class Trainer:
         rows = range(min(PROBE_ROWS, self.config.batch.global_size))
         self.probe = self.streams.batch(0, rows)[:, : PROBE_TOKENS + 1]
         seconds = self._load(self.start_tag) if self.start_tag else 0.0
+        if options.init_from and not self.start_tag:
+            self.engine.adopt(warm_start.state(options.init_from), self.engine.loss_scale)
+            self.notices.append(f"the first weights are those of {options.init_from}")
         self.progress = Progress(self.step, options.max_train_steps, active=world.rank == 0)
         self.meter = Meter(self.config, world, seconds)
 
@@ -382,7 +386,7 @@ class Trainer:
         split = self.config.options.eval_data_split
         self.metrics.write({"event": "eval", "step": self.step, "split": split, **self.meter.axes(self.step), **found,
                             "seconds": seconds})  # fmt: skip
-        untrained = " (untrained)" if self.step == 0 else ""
+        untrained = "" if self.step else " (as given)" if self.config.options.init_from else " (untrained)"
         scored = f"{found['tokens']:,} of {max(0, len(self.evaluator.split.tokens) - 1):,} tokens"
         self.progress.say(f"eval after step {self.step}{untrained} on {split} ({scored}): loss {found['loss']:.4f}  "
                           f"normalised perplexity {found['normalised_ppl']:.4f}  bits per byte "

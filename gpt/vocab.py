@@ -110,3 +110,7 @@ class Vocab:
 
     def decode(self, ids) -> str:
         return self._sp.decode(np.asarray(ids).tolist())
+
+    def bytes_of(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for, none for special ones; a character may be spread over several."""
+        return self._bytes[token]

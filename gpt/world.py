@@ -7,6 +7,18 @@ from datetime import timedelta
 import torch
 import torch.distributed
 
+from gpt.errors import UserError
+
+
+def usable_device(asked: str | None) -> str:
+    """The device that --device names; by default cuda where there is one, else cpu. Raises UserError."""
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} is not to be had here: {str(error).splitlines()[0]}") from error
+    return device
+
 
 @dataclass(frozen=True)
 class World:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt.errors import UserError
 from gpt.prepare import prepare_sample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,11 +71,36 @@ def read_metrics(run_dir, event=None):
     return [e for e in events if event is None or e["event"] == event]
 
 
-def load_tool(name):
-    """A command of tools/ as a module, without its change of sys.path."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", list(sys.path))
-        spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-        tool = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(tool)
-    return tool
+def load_module(path):
+    """A script as a module. Scripts put the project's folder first in sys.path; it is left as it was."""
+    before = list(sys.path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+def load_command(name):
+    """A command of tools/ as a module."""
+    return load_module(ROOT / "tools" / f"{name}.py")
+
+
+@pytest.fixture
+def load_tool(monkeypatch):
+    """load_tool("sample") -> the module tools/sample.py, whose main() runs in this process: `mistake(*argv)` returns the
+    sentence of the UserError that it ends with."""
+
+    def load(name):
+        tool = load_command(name)
+
+        def mistake(*argv):
+            monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, argv)])
+            with pytest.raises(UserError) as error:
+                tool.main()
+            return str(error.value)
+
+        tool.mistake = mistake
+        return tool
+
+    return load

@@ -5,12 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import load_tool
+from conftest import load_command
 from synthetic_runs import evaluation, synthetic_run, train, write_lines
 
 from gpt.errors import UserError
 
-compare = load_tool("compare")
+compare = load_command("compare")
 HOUR = 256 / 3600  # tokens per second of a reference that takes an hour for a step
 
 

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT, load_command
 from matplotlib import image
 from matplotlib.text import Text
 from scipy import optimize
@@ -15,7 +15,7 @@ from gpt import drawing, figures
 from gpt.errors import UserError
 from gpt.runs import group_by_seed, read_runs
 
-plot = load_tool("plot")
+plot = load_command("plot")
 NAMES = {f"{quantity}_{axis}" for quantity in ("loss", "normalised_ppl")
          for axis in ("steps", "tokens", "flops", "hours", "reference_hours")}  # fmt: skip
 

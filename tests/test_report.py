@@ -11,13 +11,13 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, load_tool
+from conftest import ROOT, load_command
 from synthetic_runs import config_yaml, evaluation, synthetic_run, train, write_lines
 
 from gpt.errors import UserError
 from gpt.runs import read_runs
 
-report = load_tool("report")
+report = load_command("report")
 BROWSER = shutil.which("chromium")
 in_browser = pytest.mark.skipif(BROWSER is None, reason="there is no chromium here: apt-get install chromium")
 HOSTILE = "</script><img src=x onerror=alert(1)>"
