@@ -22,12 +22,15 @@ from pathlib import Path
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.files import sync
 from gpt.vocab import Vocab
 
-FORMAT = 1
+FORMAT = 2  # from 2 on a manifest holds its own hash; 1 is read too
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
 TOKENS, DOC_TOKENS, DOC_BYTES, NAMES = "tokens.bin", "doc_tokens.npy", "doc_bytes.npy", "names.txt"
+FILES = (TOKENS, DOC_TOKENS, DOC_BYTES, NAMES)
+SEAL = "manifest_sha256"
 DTYPES = ("<u2", "<u4")
 
 
@@ -46,7 +49,6 @@ class Split:
         self.name, self.vocab_size, self._path = name, vocab_size, folder / TOKENS
         self.tokens = np.memmap(folder / TOKENS, dtype=dtype, mode="r")
         self.doc_tokens, self.doc_bytes = _load_counts(folder / DOC_TOKENS), _load_counts(folder / DOC_BYTES)
-
 
     def names(self) -> list:
         """The documents' names, in order."""
@@ -94,7 +96,7 @@ class Dataset:
         if name not in self.manifest["splits"]:
             raise UserError(f"{self.root} has no split {name!r}: it has {', '.join(self.split_names)}")
         entry, folder = self.manifest["splits"][name], self.root / name
-        for file in (TOKENS, DOC_TOKENS, DOC_BYTES, NAMES):
+        for file in FILES:
             path, wanted = folder / file, entry["files"][file]["size"]
             size = path.stat().st_size if path.is_file() else None
             if size != wanted:
@@ -109,19 +111,35 @@ class Dataset:
         return split
 
 
+def write_manifest(folder: Path, manifest: dict):
+    """Write a dataset's manifest, sealed: its last value is the sha256 of the file with 64 zeros in the value's place."""
+    path = folder / MANIFEST
+    text = json.dumps({**manifest, SEAL: "0" * 64}, indent=1) + "\n"
+    path.write_text(text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest()), encoding="utf-8")
+    sync(path)
+
+
+def _seal_holds(text: str, manifest: dict) -> bool:
+    seal = manifest.get(SEAL)
+    if seal is None:
+        return manifest["format"] == 1
+    return isinstance(seal, str) and hashlib.sha256(text.replace(seal, "0" * 64).encode()).hexdigest() == seal
+
+
 def _read_manifest(root: Path) -> dict:
     path = root / MANIFEST
     if not path.is_file():
         raise UserError(f"{root} holds no dataset (no {MANIFEST}): make one from a folder of .txt files with "
                         f"`python tools/prepare_data.py --input FOLDER --out {root}`")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode()
+        manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged (not JSON: {error}): prepare the dataset again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (1, FORMAT):
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise UserError(f"{path} has format {found!r}, this program reads format {FORMAT}: prepare the dataset again")
-    problem = _manifest_problem(manifest)
+        raise UserError(f"{path} has format {found!r}, this program reads formats up to {FORMAT}: prepare the dataset again")
+    problem = _manifest_problem(manifest) or (None if _seal_holds(text, manifest) else "its own hash is another")
     if problem:
         raise UserError(f"{path} is damaged ({problem}): prepare the dataset again")
     return manifest
@@ -139,7 +157,7 @@ def _manifest_problem(manifest):
     for name, entry in splits.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
             return f"splits.{name}.files is missing"
-        for file in (TOKENS, DOC_TOKENS, DOC_BYTES, NAMES):
+        for file in FILES:
             facts = entry["files"].get(file)
             if not isinstance(facts, dict) or not isinstance(facts.get("size"), int):
                 return f"splits.{name}.files.{file} is missing"

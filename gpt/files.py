@@ -38,13 +38,13 @@ def write_atomically(path: Path, text: str):
 class FolderLock:
     """Keeps a second process out of a folder until `release()` or the end of this process, however it ends."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, advice: str = "another process is training in {}: wait for it, or name another --run_dir"):
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / ".lock", "w")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is training in {folder}: wait for it, or name another --run_dir") from error
+            raise UserError(advice.format(folder)) from error
 
     def release(self):
         self._file.close()
