@@ -143,7 +143,7 @@ def _write_split(folder, documents, kept, counts) -> dict:
     }
 
 
-WORDS = {"empty": "empty", "bad_utf8": "not UTF-8", "duplicate": "duplicates", "byte_order_mark": "with a byte order mark",
+WORDS = {"empty": "empty", "bad_utf8": "not UTF-8", "duplicate": "duplicate(s)", "byte_order_mark": "with a byte order mark",
          "crlf": "with CRLF", "nul": "with NULs", "also_held_out": "also held out"}  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def _tell(name, entry, counts, say):
     for what, title in (("left_out", "left out"), ("found", "found")):
         listed = ", ".join(f"{count:,} {WORDS[key]}" for key, count in counts[what].items() if count)
         if listed:
-            say(f"{name}: {title}: {listed}")
+            say(f"{name}: {title} {listed}")
     elsewhere = counts["elsewhere"]
     if elsewhere:
         fate = "left out of it" if entry["left_out"]["duplicate"] else "kept; --duplicates drop leaves them out of train"

@@ -16,6 +16,7 @@ with another number of ranks, needs no state.
 import hashlib
 import heapq
 import json
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -197,58 +198,78 @@ class Streams:
     def __init__(self, split: Split, count: int, seq_len: int):
         require_documents(split.name, len(split.doc_tokens), count)
         self.count, self.seq_len = count, seq_len
-        self._split, self._tokens = split, split.tokens
-        ends = np.cumsum(split.doc_tokens + 1)
-        starts = ends - (split.doc_tokens + 1)  # of each document in the packed file
+        self._split, self._tokens = split, np.asarray(split.tokens)
+        sizes = split.doc_tokens + 1
+        starts = np.cumsum(sizes) - sizes  # of each document in the packed file
         stream_of = assign_documents(split.doc_tokens, count)
-        order = np.argsort(stream_of, kind="stable")
-        self._starts = starts
-        bounds = np.searchsorted(stream_of[order], np.arange(count + 1))
-        self._streams = []  # per stream: position of each document in the stream (one more: its length), and in the file
-        for stream in range(count):
-            documents = order[bounds[stream] : bounds[stream + 1]]
-            position = np.zeros(len(documents) + 1, np.int64)
-            np.cumsum(split.doc_tokens[documents] + 1, out=position[1:])
-            self._streams.append((position, starts[documents]))
+        self._order = order = np.argsort(stream_of, kind="stable")  # documents, stream by stream
+        # Places count the tokens of all streams, one after the other. Per document in that order: the place of its end,
+        # and what to add to a place in it for the position in the packed file.
+        self._ends = np.cumsum(sizes[order])
+        self._to_file = starts[order] - (self._ends - sizes[order])
+        # Per stream, and one more: its first document in that order, and its first place.
+        self._first = np.searchsorted(stream_of[order], np.arange(count + 1))
+        self._begins = np.concatenate([[0], self._ends])[self._first]
 
     def batch(self, index: int, rows=None) -> np.ndarray:
         """Windows of batch `index` (from 0): int64 (rows, seq_len + 1). Inputs are [:, :-1], targets [:, 1:].
 
         rows: the streams wanted, all by default. Rank r of W reads range(r, count, W).
         """
-        rows = range(self.count) if rows is None else rows
+        rows = np.arange(self.count) if rows is None else np.asarray(rows)
         batch = np.empty((len(rows), self.seq_len + 1), np.int64)
-        for out, stream in zip(batch, rows):
-            self._read(stream, index * self.seq_len, out)
+        places, at = self._windows(rows, index)
+        first = places + self._to_file[at]
+        inside = places + self.seq_len + 1 <= self._ends[at]  # one document holds the whole window
+        for row, (out, start, whole) in enumerate(zip(batch, first.tolist(), inside.tolist())):
+            if whole:
+                out[:] = self._tokens[start : start + len(out)]
+                continue
+            filled = 0
+            for _, start, tokens in self._spans(rows[row], places[row], at[row]):
+                out[filled : filled + tokens] = self._tokens[start : start + tokens]
+                filled += tokens
         self._split.check_ids(batch)
         return batch
 
     def documents(self, index: int) -> list:
         """Names of the documents that batch `index` is made from, each once."""
-        names = self._split.names()
-        wanted = [document for stream in range(self.count) for document in self._documents_of(stream, index)]
-        return [names[document] for document in dict.fromkeys(wanted)]
+        names, rows = self._split.names(), np.arange(self.count)
+        wanted = [at for window in zip(rows, *self._windows(rows, index)) for at, _, _ in self._spans(*window)]
+        return [names[self._order[at]] for at in dict.fromkeys(wanted)]
 
-    def _documents_of(self, stream, index):
-        position, in_file = self._streams[stream]
-        start, left = index * self.seq_len % position[-1], self.seq_len + 1
-        document = int(np.searchsorted(position, start, "right")) - 1
-        while left > 0:
-            yield int(np.searchsorted(self._starts, in_file[document]))
-            left -= position[document + 1] - start
-            document = (document + 1) % len(in_file)
-            start = position[document]
+    def _windows(self, rows, index):
+        """(place, document) that each row's window of batch `index` begins with."""
+        begins = self._begins[rows]
+        places = begins + index * self.seq_len % (self._begins[rows + 1] - begins)
+        return places, np.searchsorted(self._ends, places, "right")
 
-    def _read(self, stream, start, out):
-        position, in_file = self._streams[stream]
-        start %= position[-1]
-        document = int(np.searchsorted(position, start, "right")) - 1
-        filled = 0
-        while filled < len(out):
-            offset = start - position[document]
-            take = min(len(out) - filled, position[document + 1] - start)
-            first = in_file[document] + offset
-            out[filled : filled + take] = self._tokens[first : first + take]
-            filled += take
-            document = (document + 1) % len(in_file)
-            start = position[document]
+    def _spans(self, stream, place, at):
+        """(document, first token in the packed file, tokens) of the pieces of the window that begins at `place`."""
+        left = self.seq_len + 1
+        while left:
+            tokens = min(left, int(self._ends[at] - place))
+            yield int(at), int(place + self._to_file[at]), tokens
+            left -= tokens
+            place, at = self._ends[at], at + 1
+            if at == self._first[stream + 1]:
+                place, at = self._begins[stream], self._first[stream]
+
+
+class Ahead:
+    """The batches of some rows of `streams`; while one is trained on, a thread reads the next."""
+
+    def __init__(self, streams: Streams, rows):
+        self._streams, self._rows = streams, rows
+        self._pool = ThreadPoolExecutor(1, "batches")
+        self._index, self._next = None, None
+
+    def batch(self, index: int) -> np.ndarray:
+        """`Streams.batch(index, rows)`."""
+        expected = index == self._index
+        batch = self._next.result() if expected else self._streams.batch(index, self._rows)
+        self._index, self._next = index + 1, self._pool.submit(self._streams.batch, index + 1, self._rows)
+        return batch
+
+    def close(self):
+        self._pool.shutdown(cancel_futures=True)

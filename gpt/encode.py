@@ -22,7 +22,7 @@ MOST_WORDS = 1 << 19  # remembered, about 100 MB; then all are forgotten
 
 
 class Encoder:
-    """Encodes for one vocabulary. `unit` tells what it cuts texts into: words, lines, or "whole", and then `reason` why.
+    """Encodes for one vocabulary. `unit` tells what it cuts texts into: words, lines or whole documents, `reason` why not words.
 
     ids are stored as `dtype`; `end` is the stored end-of-document id.
     """
@@ -35,9 +35,9 @@ class Encoder:
         self._pairs = pairs
         after_word = pairs is not None and not any(b == " " != a for a, b in pairs)
         at_line_end = pairs is not None and not any("\n" in pair for pair in pairs)
-        if pairs is not None and not after_word and not at_line_end:
-            self.reason = "its pieces reach over the ends of words and of lines"
-        self.unit = "words" if after_word else "lines" if at_line_end else "whole"
+        if pairs is not None and not after_word:
+            self.reason = "its pieces reach over the ends of words" + " and of lines" * (not at_line_end)
+        self.unit = "words" if after_word else "lines" if at_line_end else "whole documents"
         pattern = {(True, True): r"\n| *[^ \n]+| +", (True, False): " *[^ ]+| +", (False, True): r"\n|[^\n]+"}
         self._units = re.compile(pattern.get((after_word, at_line_end), r"(?s:.+)")).findall
         self._ids = _Remembered(vocab, self.dtype)

@@ -292,13 +292,13 @@ def _encode(staging, units, reading, vocab, workers, say):
         say(f"going on with {staging.folder}: {len(units) - len(todo):,} of {len(units):,} units are done")
     if not todo:
         return
-    encoder = Encoder(vocab)
-    say(f"encoding {sum(len(inputs) for _, inputs in todo):,} files, {workers} at a time, cut into {encoder.unit}"
+    encoder, workers = Encoder(vocab), min(workers, len(todo))
+    say(f"encoding {sum(len(inputs) for _, inputs in todo):,} files in {workers} process(es), cut into {encoder.unit}"
         + (f" ({encoder.reason})" if encoder.reason else ""))  # fmt: skip
     progress = Progress(dict((number, sum(entry.size for entry in inputs)) for number, inputs in todo), say)
     bad = {}
     work = UnitEncoder(staging.folder, reading)
-    for number, sentences in spread(work, todo, min(workers, len(todo)), progress.advance):
+    for number, sentences in spread(work, todo, workers, progress.advance):
         progress.finish(number)
         if sentences:
             bad[number] = sentences

@@ -6,7 +6,7 @@ import torch
 
 from gpt import checkpoint
 from gpt.config import Config
-from gpt.corpus import Dataset, Streams
+from gpt.corpus import Ahead, Dataset, Streams
 from gpt.errors import AgreedError
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.kernels import attention, choose
@@ -37,7 +37,7 @@ class Trainer:
         options, batch = config.options, config.batch
         self.config, self.dataset, self.run_dir, self.rank = config, dataset, config.run_dir, rank
         self.streams = Streams(dataset.split("train"), batch.global_size, options.seq_len)
-        self.rows = range(rank, batch.global_size, world_size)
+        self.batches = Ahead(self.streams, range(rank, batch.global_size, world_size))
         self.evaluator = Evaluator(dataset.split(options.eval_data_split), dataset.vocab, options.seq_len,
                                    options.last_n, options.eval_batch_size, options.max_eval_steps, rank,
                                    world_size)  # fmt: skip
@@ -64,6 +64,7 @@ class Trainer:
         finally:
             self.watchdog.close()
             self.stop.close()
+            self.batches.close()
 
     def _run(self, make_engine):
         self._begin(make_engine)
@@ -180,7 +181,7 @@ class Trainer:
         index = batch_index(self.step, self.left_out)
         want_norms = _due(number, options.log_grads_every)
         self.watchdog.progress(f"reading the batch of step {number}")
-        batch = self.streams.batch(index, self.rows)
+        batch = self.batches.batch(index)
         batch = batch.reshape(self.config.batch.accumulation, self.config.batch.micro_size, -1)
         lr = self.engine.lr
         self.refusing = False
