@@ -78,7 +78,7 @@ class Dataset:
 
     def __init__(self, root):
         self.root = Path(root)
-        self.manifest = _read_manifest(self.root)
+        self.manifest = read_manifest(self.root)
         self.vocab = Vocab.load(self.root / TOKENIZER)
         if self.vocab.fingerprint != self.manifest["tokenizer"]["pieces_sha256"]:
             raise UserError(f"{self.root / TOKENIZER} is not the tokenizer that made the dataset, by the hash in "
@@ -127,7 +127,8 @@ def _seal_holds(text: str, manifest: dict) -> bool:
     return isinstance(seal, str) and hashlib.sha256(text.replace(seal, "0" * 64).encode()).hexdigest() == seal
 
 
-def _read_manifest(root: Path) -> dict:
+def read_manifest(root: Path) -> dict:
+    """A dataset's manifest, its structure and its own hash checked. Raises UserError."""
     path = root / MANIFEST
     if not path.is_file():
         raise UserError(f"{root} holds no dataset (no {MANIFEST}): make one from a folder of .txt files with "

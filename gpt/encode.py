@@ -67,9 +67,9 @@ class Encoder:
                 yield text[:cut]
                 text = text[cut:]
             elif len(text) > LONGEST_RUN:
-                why = self.reason or f"the run that begins {text[:20]!r} holds no two neighbours that no piece joins"
-                raise UserError(f"more than {LONGEST_RUN:,} characters would have to be encoded at once with "
-                                f"{self.vocab.name} ({why}): cut the document up, or leave it out")
+                why = self._pairs is None and self.reason or f"the run that begins {text[:20]!r} holds no two neighbours that no piece joins"
+                raise UserError(f"more than {LONGEST_RUN:,} characters would have to be encoded at once "
+                                f"({why}): cut the document up, or leave it out")
         if text:
             yield text
 
@@ -94,7 +94,7 @@ class _Remembered(dict):
 
     def __missing__(self, text):
         ids = self._vocab.encode(text)
-        if not self._vocab.is_lossless(ids, text.encode()):
+        if self._vocab.text_bytes(ids) != text.encode():
             raise Lossy
         stored = ids.astype(self._dtype).tobytes()
         if len(text) <= LONGEST_WORD:

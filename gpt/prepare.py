@@ -111,7 +111,7 @@ class UnitEncoder:
             out.truncate()
             return Record(document.name, entry.split, 0, 0, "", "bad_utf8", []), str(error)
         except Lossy as error:
-            raise UserError(f"{encoder.vocab.name} does not encode {document.name} without loss: use a tokenizer trained with "
+            raise UserError(f"the tokenizer does not encode {document.name} without loss: use one trained with "
                             "byte_fallback, the identity normalisation and no dummy prefix, or leave --tokenizer out to "
                             "train one") from error
         tokens = (out.tell() - start) // np.dtype(encoder.dtype).itemsize

@@ -78,9 +78,9 @@ class Vocab:
             return b""
         return bytes([self._byte_value(i)]) if self._sp.is_byte(i) else self._sp.id_to_piece(i).replace(BLANK, " ").encode()
 
-    def is_lossless(self, ids, text: bytes) -> bool:
-        """Whether the tokens stand for exactly these bytes."""
-        return b"".join([self._bytes[i] for i in ids.tolist()]) == text
+    def text_bytes(self, ids) -> bytes:
+        """The bytes that tokens stand for."""
+        return b"".join([self._bytes[i] for i in ids.tolist()])
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32, without the end-of-document id. A literal "<D>" or U+2581 in the text stays text.

@@ -80,8 +80,8 @@ def main():
     tokenizer = Vocab.load(args.tokenizer) if args.tokenizer else args.vocab_size or 16384
     if args.vocab_size is not None:
         tokenizer = args.vocab_size
-    how = f"every {args.test_every}-th is test" if args.test_every else "lists of names" if rule.lists else "a folder per split"
-    provenance = {"source": f"text files, {how}", "tokenizer": "given" if args.tokenizer else "trained on the split `train`"}
+    splits = "folders" if rule.by_folder else "lists" if rule.lists else f"every {args.test_every}-th document is test"
+    provenance = {"splits": splits, "tokenizer": "given" if args.tokenizer else "trained on the split `train`"}
     job = prepare.Job(rule, reading, args.duplicates or "keep", provenance)
     shard = _shard(args.shard)
     prepare.prepare(inputs, args.out, job, tokenizer, workers, shard, say)
