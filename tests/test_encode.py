@@ -21,7 +21,7 @@ VOCABULARIES = {
     "ends as pieces": (dict(user_defined_symbols=["<D>", "\n\n", ".\n", "x\ny"]), "words", None),
     "blanks within pieces": (dict(user_defined_symbols=["<D>", "the quick"]), "lines", "over the ends of words"),
     "neither": (dict(user_defined_symbols=["<D>", "the quick", ".\n"]), "whole documents", "over the ends of words and of lines"),
-    "learned over blanks": (dict(split_by_whitespace=False, vocab_size=420), "lines", "over the ends of words"),
+    "learned over blanks": (dict(split_by_whitespace=False, vocab_size=420), "whole documents", "of lines"),
     "suffix": (dict(treat_whitespace_as_suffix=True), "lines", "over the ends of words"),
     "ends by eos": (dict(user_defined_symbols="", eos_id=2), "words", None),
     "unigram": (dict(model_type="unigram", hard_vocab_limit=False), "whole documents", "it is a unigram model, not BPE"),
