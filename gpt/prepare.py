@@ -179,12 +179,12 @@ def read_plan(folder: Path) -> dict:
 def _require_same(folder, old, new):
     """Raise UserError where a folder was begun for another plan. As long as bad UTF-8 was refused, none was met in what is
     done, so the other ways to take it may follow."""
-    then, now = ({**plan, "state": plan["state"]} for plan in (old, new))
-    if then["reading"]["bad_utf8"] == "refuse":
-        then["reading"] = {**then["reading"], "bad_utf8": now["reading"]["bad_utf8"]}
-    other = [name for name in now if now[name] != then.get(name)]
+    if old["reading"]["bad_utf8"] == "refuse":
+        old = {**old, "reading": {**old["reading"], "bad_utf8": new["reading"]["bad_utf8"]}}
+    other = [name for name in new if new[name] != old.get(name)]
     if other:
-        words = {"state": "input files", "inputs": "input files", "rule": "splits", "reading": "options of reading"}
+        words = {"state": "input files", "inputs": "input files", "rule": "splits", "reading": "options of reading",
+                 "duplicates": "rules for duplicates"}
         raise UserError(f"{folder} was begun with other {words.get(other[0], other[0])}: finish it with the command that began "
                         "it, or remove it to begin afresh")
 
@@ -195,11 +195,11 @@ def make_plan(inputs, job: Job, tokenizer, shard=(1, 1)) -> dict:
     state = "".join(f"{entry.changed}\n" for entry in inputs)
     trained = isinstance(tokenizer, int)
     return {
-        "shard": list(shard), "units": len(units_of(inputs)),
+        "shard": list(shard),
         "inputs": {"files": len(inputs), "sha256": hashlib.sha256(names.encode()).hexdigest()},
         "state": hashlib.sha256(state.encode()).hexdigest(), "rule": job.rule.facts(), "reading": vars(job.reading),
         "duplicates": job.duplicates, "provenance": job.provenance,
-        "tokenizer": tokenizer if trained else hashlib.sha256(tokenizer.model).hexdigest(),
+        "tokenizer": tokenizer if trained else hashlib.sha256(tokenizer.model).hexdigest(), "units": len(units_of(inputs)),
     }  # fmt: skip
 
 
