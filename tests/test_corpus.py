@@ -1,6 +1,7 @@
 """Datasets on disk and token streams, against streams built by hand from lists."""
 
 import json
+import os
 import random
 import shutil
 
@@ -281,3 +282,37 @@ def test_tokenizer_replaced_by_another(small, tmp_path):
     sentencepiece.SentencePieceTrainer.train(model_prefix=small / "tokenizer", vocab_size=275, **options)
     with pytest.raises(UserError, match="tokenizer.model is not the tokenizer that made the dataset.*put the original"):
         Dataset(small)
+
+
+def test_batches_read_ahead_are_those_that_are_asked_for(tmp_path, monkeypatch):
+    streams = Streams(pack(tmp_path / "split", random_documents(random.Random(4), 30), "<u2"), 6, 11)
+    read, asked = streams.batch, []
+    monkeypatch.setattr(streams, "batch", lambda index, rows: asked.append(index) or read(index, rows))
+    ahead = Ahead(streams, range(1, 6, 2))
+    order = [0, 1, 2, 2, 3, 5, 6, 4, 5, 0, 1]  # again, on, past one that is left out, back
+    for index in order:
+        batch = ahead.batch(index)
+        assert np.array_equal(batch, read(index, range(1, 6, 2)))
+        batch[:] = -1
+    ahead.close()
+    misses = sum(index != before + 1 for before, index in zip([-9, *order], order))
+    assert len(asked) == len(order) + misses  # one ahead of each, and those that were not expected
+
+
+def test_a_batch_that_cannot_be_read_ahead_is_told_when_it_is_asked_for(tmp_path):
+    split = pack(tmp_path / "split", [[5] * 40, [7] * 40], "<u2")
+    ahead = Ahead(Streams(split, 1, 20), range(1))
+    split.vocab_size = 6
+    ahead.batch(0)
+    with pytest.raises(UserError, match="tokens.bin is damaged: it holds the id 7"):
+        [ahead.batch(i) for i in range(1, 4)]
+    ahead.close()
+
+
+def test_a_file_that_is_cut_off_under_a_run_is_told(tmp_path):
+    split = pack(tmp_path / "split", [[5] * 5000, [7] * 5000], "<u2")
+    streams = Streams(split, 1, 20)
+    os.truncate(tmp_path / "split" / "tokens.bin", 8000)
+    streams.batch(0)
+    with pytest.raises(UserError, match="tokens.bin ends before its token 4021: it was cut off since the run began"):
+        streams.batch(200)
