@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,20 +23,19 @@ from gpt.assemble import Record, assemble
 from gpt.encode import Encoder, Lossy
 from gpt.errors import UserError
 from gpt.files import FolderLock, sync, write_atomically
-from gpt.metrics import duration
 from gpt.sources import Input, NotUTF8, Reading, documents, inputs_of_folder, kind_of
 from gpt.splits import Rule
 from gpt.vocab import Vocab
 from gpt.vocab_training import train_tokenizer, training_documents
-from gpt.workers import spread
+from gpt.workers import Progress, spread
 
 PLAN = "plan.json"
+PLANNED = {"shard", "inputs", "state", "rule", "reading", "duplicates", "provenance", "tokenizer", "units"}
 SMALLEST_UNIT, LARGEST_UNIT = 1 << 20, 1 << 26  # bytes of input
 EXPANSION = {".jsonl.gz": 3, ".jsonl.zst": 4, ".parquet": 3}  # bytes of text to one on disk, at most as a rule
 BYTES_PER_TOKEN = 2.5  # at least, as a rule: the disk is looked at before the text is known
 SAMPLE_VOCABULARY = 2048
 SAMPLE_TEST_EVERY = 25
-SECONDS_BETWEEN_REPORTS = 10
 
 
 @dataclass(frozen=True)
@@ -66,15 +64,16 @@ def units_of(inputs) -> list:
 
 @dataclass(frozen=True)
 class UnitEncoder:
-    """Encodes units into `folder`, which holds the tokenizer; called in worker processes."""
+    """Encodes units into `folder`; called in worker processes. model: the tokenizer's file."""
 
     folder: Path
     reading: Reading
+    model: bytes
 
     def __call__(self, unit, report) -> tuple:
         """unit: (number, inputs). Returns (number, sentences on documents that are not UTF-8); with any, it is not done."""
         number, inputs = unit
-        place, encoder = self.folder / f"{number:06d}", _encoder(self.folder / corpus.TOKENIZER)
+        place, encoder = self.folder / f"{number:06d}", _encoder(self.model)
         aside = self.folder / f"{number:06d}.{os.getpid()}.new"
         records, bad = [], []
         try:
@@ -122,8 +121,8 @@ class UnitEncoder:
 
 
 @lru_cache(1)
-def _encoder(path):
-    return Encoder(Vocab.load(path))
+def _encoder(model):
+    return Encoder(Vocab(model))
 
 
 class Staging:
@@ -157,23 +156,21 @@ class Staging:
             return vocab
         return Vocab.load(path)
 
-    def remove(self):
-        shutil.rmtree(self.folder)
-        self._lock.release()
-
-    def release(self):
-        """Leave what is done for the next time; a folder in which nothing is done goes."""
-        if self.folder.exists() and not self.done():
+    def release(self, keep: bool):
+        """Let others in; with the folder, unless that is to be kept."""
+        if not keep:
             shutil.rmtree(self.folder)
         self._lock.release()
 
 
 def read_plan(folder: Path) -> dict:
     try:
-        return json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no encoded texts (no readable {PLAN}): give folders that --shard made, or remove it"
-                        ) from error  # fmt: skip
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        plan = None
+    if not isinstance(plan, dict) or not plan.keys() >= PLANNED:
+        raise UserError(f"{folder} holds no encoded texts (no readable {PLAN}): give folders that --shard made, or remove it")
+    return plan
 
 
 def _require_same(folder, old, new):
@@ -214,6 +211,7 @@ def prepare(inputs, out, job: Job, tokenizer, workers: int = 1, shard=(1, 1), sa
     folder = out.with_name(f"{out.name}.shard-{part}-of-{parts}" if parts > 1 else f"{out.name}.preparing")
     _require_room(inputs, parts, tokenizer if isinstance(tokenizer, int) else tokenizer.size, folder)
     staging = Staging(folder, make_plan(inputs, job, tokenizer, shard))
+    keep = parts > 1
     try:
         def make():
             return train_tokenizer(training_documents(inputs, job.rule, job.reading, say), tokenizer)
@@ -225,9 +223,11 @@ def prepare(inputs, out, job: Job, tokenizer, workers: int = 1, shard=(1, 1), sa
             say(f"{folder} is done; when all {parts} are: --merge {out}.shard-*-of-{parts} --out {out}")
             return
         _publish([folder / f"{number:06d}" for number, _ in units], folder / "dataset", out, vocab, job, say)
-        staging.remove()
+    except BaseException:
+        keep = bool(staging.done())  # for the next time
+        raise
     finally:
-        staging.release()
+        staging.release(keep)
 
 
 def merge(folders, out, say=print):
@@ -277,6 +277,7 @@ def _require_room(inputs, parts, vocab_size, folder):
     """Raise UserError where the disk has no room for the units and, beside them, the dataset."""
     text = sum(entry.size * EXPANSION.get(kind_of(entry.source), 1) for entry in inputs)
     needed = int(2 * text / parts / BYTES_PER_TOKEN * np.dtype(corpus.token_dtype(vocab_size)).itemsize)
+    needed -= sum(path.stat().st_size for path in folder.glob("[0-9]*.tokens"))  # done before
     place = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(place).free
     if needed > free:
@@ -295,9 +296,9 @@ def _encode(staging, units, reading, vocab, workers, say):
     encoder, workers = Encoder(vocab), min(workers, len(todo))
     say(f"encoding {sum(len(inputs) for _, inputs in todo):,} files in {workers} process(es), cut into {encoder.unit}"
         + (f" ({encoder.reason})" if encoder.reason else ""))  # fmt: skip
-    progress = Progress(dict((number, sum(entry.size for entry in inputs)) for number, inputs in todo), say)
+    progress = Progress({number: sum(entry.size for entry in inputs) for number, inputs in todo}, say)
     bad = {}
-    work = UnitEncoder(staging.folder, reading)
+    work = UnitEncoder(staging.folder, reading, vocab.model)
     for number, sentences in spread(work, todo, workers, progress.advance):
         progress.finish(number)
         if sentences:
@@ -306,29 +307,6 @@ def _encode(staging, units, reading, vocab, workers, say):
         sentences = [sentence for number in sorted(bad) for sentence in bad[number]]
         raise UserError(sentences[0] + (f" ({len(sentences):,} documents are not, the next: " + "; ".join(
             sentence.split(" is not UTF-8")[0] for sentence in sentences[1:4]) + ")" if len(sentences) > 1 else ""))
-
-
-class Progress:
-    """Says every few seconds how far the encoding is. sizes: {unit: bytes of input}."""
-
-    def __init__(self, sizes: dict, say):
-        self._sizes, self._say, self._total = sizes, say, sum(sizes.values())
-        self._text, self._finished, self._began = 0, 0, time.monotonic()
-        self._last = self._began
-
-    def advance(self, size: int):
-        """`size` bytes of text more were encoded."""
-        self._text += size
-        now = time.monotonic()
-        if now - self._last >= SECONDS_BETWEEN_REPORTS:
-            self._last, spent = now, now - self._began
-            eta = duration(spent * (self._total - self._finished) / self._finished) if self._finished else "unknown"
-            self._say(f"{self._text / 1e6:,.0f} MB of text encoded, {self._text / 1e6 / spent:.1f} MB/s; "
-                      f"{self._finished / 1e6:,.0f} of {self._total / 1e6:,.0f} MB of files done, ETA {eta}")
-
-    def finish(self, number: int):
-        """A unit is done."""
-        self._finished += self._sizes[number]
 
 
 def _publish(units, building, out, vocab, job, say):

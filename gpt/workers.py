@@ -2,15 +2,20 @@
 
 import multiprocessing
 import signal
+import time
 from multiprocessing.connection import wait
 
 from gpt.errors import RunError, UserError
+from gpt.metrics import duration
+
+SECONDS_BETWEEN_REPORTS = 10
 
 
 def spread(work, tasks, count: int, report):
     """Call `work(task, report)` for every task on `count` processes; yield the results as they come.
 
-    work: picklable. report(number): called here for every call of `report` there. count 1: in this process. Raises the
+    work: picklable. report(number): called here, now and then, with the sum of what `work` has reported since. count 1: in
+    this process. Raises the
     first UserError that `work` raises, and RunError where a process is lost.
     """
     if count == 1:
@@ -25,11 +30,13 @@ def spread(work, tasks, count: int, report):
             processes.append(context.Process(target=_serve, args=(work, theirs), daemon=True))
             processes[-1].start()
             theirs.close()
-            ours.send(task)
+            _talk(ours.send, processes[-1], task)
             busy[ours] = processes[-1]
         while busy:
             for connection in wait(list(busy)):
-                kind, value = _receive(connection, busy[connection])
+                kind, value = _talk(connection.recv, busy[connection])
+                if kind == "mistake":
+                    raise UserError(value)
                 if kind == "report":
                     report(value)
                     continue
@@ -38,7 +45,7 @@ def spread(work, tasks, count: int, report):
                     del busy[connection]
                     connection.close()
                 else:
-                    connection.send(task)
+                    _talk(connection.send, busy[connection], task)
                 yield value
     finally:
         for process in processes:
@@ -47,16 +54,14 @@ def spread(work, tasks, count: int, report):
             process.join()
 
 
-def _receive(connection, process):
+def _talk(act, process, *args):
+    """Send to, or receive from, a process."""
     try:
-        kind, value = connection.recv()
-    except EOFError as error:
+        return act(*args)
+    except (EOFError, ConnectionError) as error:
         process.join()
         raise RunError(f"a worker process ended with exit code {process.exitcode}, for want of memory perhaps: what is done is "
                        "kept, the same command goes on; fewer --workers need less") from error  # fmt: skip
-    if kind == "mistake":
-        raise UserError(value)
-    return kind, value
 
 
 def _serve(work, connection):
@@ -64,11 +69,52 @@ def _serve(work, connection):
     try:
         while True:
             task = connection.recv()
+            sums = _Sums(connection)
             try:
-                done = work(task, lambda number: connection.send(("report", number)))
+                done = work(task, sums.add)
             except UserError as error:
                 connection.send(("mistake", str(error)))
                 return
+            sums.send()
             connection.send(("done", done))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except (EOFError, ConnectionError):
         pass  # all is done, or the parent is gone
+
+
+class _Sums:
+    """Sends sums of numbers, twice a second."""
+
+    def __init__(self, connection):
+        self._connection, self._sum, self._sent = connection, 0, time.monotonic()
+
+    def add(self, number):
+        self._sum += number
+        if time.monotonic() - self._sent > 0.5:
+            self.send()
+
+    def send(self):
+        self._connection.send(("report", self._sum))
+        self._sum, self._sent = 0, time.monotonic()
+
+
+class Progress:
+    """Says every few seconds how far the encoding is. sizes: {unit: bytes of input}."""
+
+    def __init__(self, sizes: dict, say):
+        self._sizes, self._say, self._total = sizes, say, sum(sizes.values())
+        self._text, self._finished, self._began = 0, 0, time.monotonic()
+        self._last = self._began
+
+    def advance(self, size: int):
+        """`size` bytes of text more were encoded."""
+        self._text += size
+        now = time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_REPORTS:
+            self._last, spent = now, now - self._began
+            eta = duration(spent * (self._total - self._finished) / self._finished) if self._finished else "unknown"
+            self._say(f"{self._text / 1e6:,.0f} MB of text encoded, {self._text / 1e6 / spent:.1f} MB/s; "
+                      f"{self._finished / 1e6:,.0f} of {self._total / 1e6:,.0f} MB of files done, ETA {eta}")
+
+    def finish(self, number: int):
+        """A unit is done."""
+        self._finished += self._sizes[number]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from gpt import prepare
+from gpt import prepare, sources
 from gpt.corpus import Dataset
 from gpt.errors import UserError
-from gpt.sources import Document, Reading, documents, find_inputs
+from gpt.sources import Document, Reading, find_inputs
 from gpt.splits import Rule
 from gpt.vocab import Vocab
 from gpt.vocab_training import TOKENIZER_OPTIONS, train_tokenizer
@@ -154,7 +154,7 @@ def test_the_same_sample_each_time(sample, tmp_path):
 def test_sample_counts_are_right(sample):
     texts = {}
     for entry in prepare.sample_inputs():
-        for document in documents(entry, Reading()):
+        for document in sources.documents(entry, Reading()):
             texts.setdefault(entry.split, {})[document.name] = document.read()
     assert {split: len(found) for split, found in texts.items()} == {"train": 240, "test": 9, "python": len(texts["python"])}
     for split, found in texts.items():

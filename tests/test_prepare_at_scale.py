@@ -185,3 +185,15 @@ def test_no_room(place, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"has 0.0 GB free, and the dataset may need 0.0 GB while it is made: make room, or"):
         build(place / "in", tmp_path / "out", vocab, test_every=5)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_shards_than_units(sample, tmp_path):
+    vocab = Vocab.load(sample / "tokenizer.model")
+    write_texts(tmp_path / "in" / "train", {"a.txt": "the whale"})
+    job, inputs = prepare.Job(prepare.Rule()), prepare.inputs_of_folder(tmp_path / "in" / "train", "train")
+    for part in (1, 2):
+        prepare.prepare(inputs, tmp_path / "out", job, vocab, shard=(part, 2), say=lambda text: None)
+    prepare.merge(sorted(tmp_path.glob("out.shard-*")), tmp_path / "out", say=lambda text: None)
+    build(tmp_path / "in", tmp_path / "one", vocab)
+    expected, merged = files_of(tmp_path / "one"), files_of(tmp_path / "out")
+    assert merged.pop("manifest.json") and expected.pop("manifest.json") and merged == expected

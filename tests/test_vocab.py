@@ -80,17 +80,18 @@ def vocabs(model):
             "eos": Vocab(train(user_defined_symbols="", eos_id=2))}  # fmt: skip
 
 
-def test_sample_documents_are_encoded_without_loss_and_as_sentencepiece_would(model, vocabs):
+def test_documents_are_encoded_without_loss_and_as_sentencepiece_would(model, vocabs):
     vocab, sp = vocabs["sample"], processor(model)
-    texts = [document.read() for entry in sample_inputs() for document in documents(entry, Reading())]
-    assert len(texts) > 300
+    texts = [document.read() for entry in sample_inputs() if entry.split != "train"
+             for document in documents(entry, Reading())]  # fmt: skip
+    assert len(texts) > 80
     plain, encoded = [], []
     for text in texts:
         ids = check_lossless(vocab, text)
         if "<D>" not in text and BLANK not in text:
             plain.append(text)
             encoded.append(ids)
-    assert len(plain) > 300
+    assert len(plain) > 80
     for ids, expected in zip(encoded, sp.encode(plain)):
         assert np.array_equal(ids, expected)
 
