@@ -146,12 +146,14 @@ def bench_loader(repeats):
               f"{resident / 1e6:.0f} MB more memory")  # fmt: skip
         far = np.random.default_rng(1).integers(0, 10**6, 50).tolist()
         for name, steps in (("one after the other", range(1000, 1050)), ("anywhere, never read before", far), ("there again", far)):
-            times = []
+            times, spent = [], []
             for step in steps:
-                began = time.perf_counter()
+                began, before = time.perf_counter(), time.thread_time()
                 streams.batch(step)
                 times.append(1000 * (time.perf_counter() - began))
-            print(f"batch of {STREAMS} x {SEQ_LEN + 1}, {name}: median {statistics.median(times):.2f} ms, slowest {max(times):.2f} ms")
+                spent.append(1000 * (time.thread_time() - before))
+            print(f"batch of {STREAMS} x {SEQ_LEN + 1}, {name}: median {statistics.median(times):.2f} ms, of CPU time "
+                  f"{statistics.median(spent):.2f} ms; slowest {max(times):.2f} ms, {max(spent):.2f} ms")
         bench_waiting(streams)
 
 
