@@ -23,7 +23,7 @@ from gpt.assemble import Record, assemble
 from gpt.encode import Encoder, Lossy
 from gpt.errors import UserError
 from gpt.files import FolderLock, sync, write_atomically
-from gpt.sources import Input, NotUTF8, Reading, documents, inputs_of_folder, kind_of
+from gpt.sources import Input, NotUTF8, Reading, documents, holds_rows, inputs_of_folder, kind_of
 from gpt.splits import Rule
 from gpt.vocab import Vocab
 from gpt.vocab_training import train_tokenizer, training_documents
@@ -209,6 +209,8 @@ def prepare(inputs, out, job: Job, tokenizer, workers: int = 1, shard=(1, 1), sa
     out, (part, parts) = Path(out), shard
     require_absent(out)
     folder = out.with_name(f"{out.name}.shard-{part}-of-{parts}" if parts > 1 else f"{out.name}.preparing")
+    if not any(holds_rows(entry) for entry in inputs):  # so that mistakes in the splits show at once
+        job.rule.share_out([entry.name for entry in inputs], [entry.split for entry in inputs])
     _require_room(inputs, parts, tokenizer if isinstance(tokenizer, int) else tokenizer.size, folder)
     staging = Staging(folder, make_plan(inputs, job, tokenizer, shard))
     keep = parts > 1

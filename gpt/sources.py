@@ -49,10 +49,14 @@ class NotUTF8(UserError):
 
 
 class Document:
-    """A document by name. `blocks()` yields its text; `found` then holds what was met in it, of FOUND."""
+    """A document by name. `blocks()` yields its text; `found` then holds what was met in it, of FOUND.
+
+    source: a file, or the text itself, as str or bytes. where: how a mistake names it. replace: U+FFFD for bad bytes.
+    """
 
     def __init__(self, name: str, source, where=None, replace: bool = False):
-        self.name, self.found, self.source, self._where, self._replace = name, set(), source, where, replace
+        self.name, self.found, self.source, self._replace = name, set(), source, replace
+        self._where = where or (source if isinstance(source, Path) else name)
 
     def read(self) -> str:
         return "".join(self.blocks())
@@ -79,13 +83,13 @@ class Document:
 
     def _decoded(self):
         rest, at = b"", 0
-        for block in (*self._raw(), None) if not isinstance(self.source, Path) else self._raw():
+        for block in self._raw():
             data = rest + (block or b"")
             try:
                 text, used = codecs.utf_8_decode(data, "strict", block is None)
             except UnicodeDecodeError as error:
                 if not self._replace:
-                    raise NotUTF8(f"{self._where or self.source} is not UTF-8 at byte {at + error.start}: convert it, for "
+                    raise NotUTF8(f"{self._where} is not UTF-8 at byte {at + error.start}: convert it, for "
                                   "example with `iconv -t UTF-8`, take it out, or give --bad_utf8 replace or skip") from error
                 self.found.add("bad_utf8")
                 text, used = codecs.utf_8_decode(data, "replace", block is None)
@@ -99,9 +103,9 @@ class Document:
             with _readable(self.source), open(self.source, "rb") as file:
                 while block := file.read(BLOCK):
                     yield block
-            yield None
         else:
             yield self.source if isinstance(self.source, bytes) else self.source.encode("utf-8", "surrogatepass")
+        yield None
 
 
 @contextmanager
@@ -118,15 +122,18 @@ def kind_of(path) -> str | None:
     return next((kind for kind in KINDS if str(path).endswith(kind)), None)
 
 
+def holds_rows(entry: Input) -> bool:
+    """Whether an input's documents are known only when it is read."""
+    return isinstance(entry.source, Path) and kind_of(entry.source) in CONTAINERS
+
+
 def documents(entry: Input, reading: Reading):
     """The documents of an input, in its own order. Raises UserError where it cannot be read."""
-    replace, kind = reading.bad_utf8 == "replace", kind_of(entry.source)
-    if isinstance(entry.source, str):
-        yield Document(entry.name, entry.source, entry.name)
-    elif kind not in CONTAINERS:
+    replace = reading.bad_utf8 == "replace"
+    if not holds_rows(entry):
         yield Document(entry.name, entry.source, replace=replace)
     else:
-        rows = _parquet_rows if kind == ".parquet" else _json_rows
+        rows = _parquet_rows if kind_of(entry.source) == ".parquet" else _json_rows
         for number, name, text in rows(entry.source, reading):
             name = f"{entry.name}:{number}" if name is None else str(name)
             yield Document(name, text, f"{entry.source}:{number}", replace)

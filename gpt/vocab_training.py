@@ -7,7 +7,7 @@ from pathlib import Path
 import sentencepiece
 
 from gpt.errors import UserError
-from gpt.sources import CONTAINERS, documents, kind_of
+from gpt.sources import documents, holds_rows
 from gpt.vocab import END_OF_DOCUMENT, Vocab
 
 # The baseline's options (Languini Kitchen's books_16384.model).
@@ -27,7 +27,7 @@ TRAINING_BYTES = 1 << 27  # of text that a vocabulary is trained on
 def training_documents(inputs, rule, reading, say=print):
     """Documents of the split `train` that a vocabulary is trained on: the first of the stable order, up to TRAINING_BYTES,
     file by file. rule: gpt.splits.Rule."""
-    if any(kind_of(entry.source) in CONTAINERS for entry in inputs if isinstance(entry.source, Path)):
+    if any(holds_rows(entry) for entry in inputs):
         say(f"reading the names of the documents in {len(inputs):,} files, to train on none that is held out")
     names, folders, sizes, places = [], [], [], []
     for place, entry in enumerate(inputs):

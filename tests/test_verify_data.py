@@ -103,7 +103,7 @@ MISCOUNTS = {
 
 
 @pytest.mark.parametrize("change, message", MISCOUNTS.values(), ids=MISCOUNTS.keys())
-@pytest.mark.parametrize("at_a_time", [7, 1 << 22])
+@pytest.mark.parametrize("at_a_time", [7, 1 << 20])
 def test_counts_that_do_not_add_up(made, monkeypatch, change, message, at_a_time):
     monkeypatch.setattr(verify, "AT_A_TIME", at_a_time)
     assert verify.miscounts(Dataset(made / "out"), "train") == []

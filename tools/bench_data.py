@@ -157,7 +157,7 @@ def bench_loader(repeats):
         bench_waiting(streams)
 
 
-def bench_waiting(streams, rows=4, steps=10):
+def bench_waiting(streams, rows=4, steps=6):
     """All rows are read, and a few of them trained on, so that steps are short."""
     import torch
 
