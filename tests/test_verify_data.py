@@ -98,7 +98,7 @@ MISCOUNTS = {
     "bytes of two documents": (swap("doc_bytes", 0, 1), "train: 2 documents do not have the bytes that they should, the first is"),
     "tokens of two documents": (swap("doc_tokens", 0, 1), "train: the ends of documents are not where doc_tokens.npy says"),
     "bytes": (lambda arrays: arrays["doc_bytes"].__setitem__(2, 999), "bytes by doc_bytes.npy"),
-    "an end too many": (lambda arrays: arrays["tokens"].__setitem__(3, 2), "train: the ends of documents are not where"),
+    "an end within a document": (lambda arrays: arrays["tokens"].__setitem__(3, 2), "train: 1 documents do not have the bytes that they"),
 }
 
 
