@@ -31,6 +31,10 @@ setup(
         "tensorboard>=2.14,<3",
         "wandb>=0.19,<1",
     ],
-    extras_require={"sample": SAMPLE, "data": DATA, "test": [*DATA, *SAMPLE, "pytest>=8,<10", "pytest-xdist>=3,<4",
-                              "triton==3.7.1; platform_system == 'Linux'"]},
+    extras_require={
+        "sample": SAMPLE,
+        "data": DATA,
+        "bench": ["transformers>=4.40,<6", "matplotlib>=3.8,<4"],
+        "test": [*DATA, *SAMPLE, "pytest>=8,<10", "pytest-xdist>=3,<4", "triton==3.7.1; platform_system == 'Linux'"],
+    },
 )

@@ -12,6 +12,7 @@ that one kernel can do both. `kernels` is "torch" or "triton", see gpt/kernels.
 
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 if __name__ == "__main__":  # the project's folder instead of gpt/, whose module names must shadow nobody's
@@ -26,6 +27,11 @@ from gpt.kernels.gelu import linear_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
 from gpt.plan import ModelConfig
+
+
+# Of torch.compile. CUDA graphs, which max-autotune would add by itself, stay out: they reuse the memory of a block's
+# results for the next block, while those are kept for the backward pass.
+COMPILE_OPTIONS = {"default": {}, "max-autotune": {"mode": "max-autotune-no-cudagraphs"}}
 
 
 class Attention(nn.Module):
@@ -114,17 +120,23 @@ class GPT(nn.Module):
     """A decoder-only transformer with learned positions.
 
     With activation_checkpointing only each block's input is kept for the backward pass. Weights are drawn from `seed`,
-    the same for the same seed; None leaves them unset, for weights that will be loaded.
+    the same for the same seed; None leaves them unset, for weights that will be loaded. compile: "none", "default" or
+    "max-autotune" (torch.compile), of each block, and only while gradients are wanted: evaluations stay as exact as
+    they are without it, and their many shapes cost no compilations.
     Initialisation: weights N(0, 0.02), but each MLP's output N(0, 0.02 / sqrt(2 n_layers)); biases 0.
     """
 
     def __init__(self, config: ModelConfig, seed: int | None = 0, activation_checkpointing: bool = False,
-                 kernels: str = "torch"):  # fmt: skip
+                 kernels: str = "torch", compile: str = "none"):  # fmt: skip
         super().__init__()
         self.config, self.activation_checkpointing = config, activation_checkpointing
         self.token_embedding = nn.Embedding(config.vocab_size, config.h_dim)
         self.position_embedding = nn.Embedding(config.seq_len, config.h_dim)
-        self.blocks = nn.ModuleList(Block(config, kernels) for _ in range(config.n_layers))
+        self._compiled = compile != "none"  # then plain torch inside: no compiler fuses across operations of our own
+        self.blocks = nn.ModuleList(Block(config, "torch" if self._compiled else kernels) for _ in range(config.n_layers))
+        if self._compiled:
+            for block in self.blocks:
+                block.compile(**COMPILE_OPTIONS[compile])
         self.ln_f = AddNorm(config, kernels)
         self.head = Head(config, kernels)
         if seed is not None:
@@ -149,13 +161,9 @@ class GPT(nn.Module):
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         stream = self.token_embedding(tokens) * math.sqrt(self.config.h_dim) + self.position_embedding(positions)
-        branch = None
-        for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                stream = stream if branch is None else stream + branch  # one tensor to keep, not two
-                branch, stream = checkpoint(block, None, stream, use_reentrant=False, preserve_rng_state=False)
-            else:
-                branch, stream = block(branch, stream)
+        uncompiled = self._compiled and not torch.is_grad_enabled()
+        with torch.compiler.set_stance("force_eager") if uncompiled else nullcontext():
+            branch, stream = self._through_blocks(stream)
         if scored is not None:
             x, _ = self.ln_f(branch[scored], stream[scored])
             return self.head(x, targets[scored], score=True)
@@ -163,6 +171,17 @@ class GPT(nn.Module):
         if targets is None:
             return self.head(x)
         return self.head(x.flatten(0, 1), targets.flatten())
+
+    def _through_blocks(self, stream):
+        """(output of the last branch, stream without it)."""
+        branch = None
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                stream = stream if branch is None else stream + branch  # one tensor to keep, not two
+                branch, stream = checkpoint(block, None, stream, use_reentrant=False, preserve_rng_state=False)
+            else:
+                branch, stream = block(branch, stream)
+        return branch, stream
 
 
 def main():

@@ -99,6 +99,8 @@ class Options:
                                             "compute the rest again: less memory, a third more time")  # fmt: skip
     kernels: str = option(str, "auto", "of LayerNorm, GELU and cross-entropy: triton, torch, or auto for Triton on GPUs that "
                           "it is built for", choices=("auto", "triton", "torch"))  # fmt: skip
+    compile: str = option(str, "none", "torch.compile of the blocks in training; max-autotune also searches for the fastest "
+                          "GEMMs. Needs a C++ compiler", choices=("none", "default", "max-autotune"))  # fmt: skip
     seed: int = option(int, 0, "seed of the initial weights; the order of the data depends on nothing but the dataset", minimum=0)
     data_root: str = option(str, "data/sample", "dataset folder; data/sample is built by itself where absent")
     run_dir: str | None = option(str, None, "where the run is kept; default runs/<name of the JSON file>")
@@ -273,7 +275,8 @@ REFUSED = {
                "log_level"),
     **_refused('set "gpt": {"activation_checkpointing": true}', "activation_checkpointing"),
     **_refused('set "gpt": {"vocab_size"}', "vocabulary_size"),
-    **_refused("compilation is not part of the trainer", "compile", "graph_harvesting"),
+    **_refused('set "gpt": {"compile": "default"}', "compile"),
+    **_refused("graphs of operations are not recorded", "graph_harvesting"),
     **_refused("the weights must have an fp32 copy", "fp16.fp16_master_weights_and_grads",
                "bf16.bf16_master_weights_and_grads", "bf16.bf16_optimizer_states"),
     **_refused("inputs are token ids", "fp16.auto_cast"),

@@ -9,7 +9,7 @@ from gpt.config import Config
 from gpt.corpus import Ahead, Dataset, Streams
 from gpt.errors import AgreedError
 from gpt.evaluation import Evaluator, Tally, summary
-from gpt.kernels import attention, choose
+from gpt.kernels import attention, choose, require_compiler
 from gpt.metrics import Clock, Metrics, Progress
 from gpt.model import GPT
 from gpt.saver import Saver
@@ -41,7 +41,10 @@ class Trainer:
         self.evaluator = Evaluator(dataset.split(options.eval_data_split), dataset.vocab, options.seq_len,
                                    options.last_n, options.eval_batch_size, options.max_eval_steps, rank,
                                    world_size)  # fmt: skip
-        self.kernels, self.kernels_reason = choose(options.kernels, "cuda" if torch.cuda.is_available() else "cpu")
+        device_type = "cuda" if torch.cuda.is_available() else "cpu"
+        self.kernels, self.kernels_reason = choose(options.kernels, device_type)
+        if options.compile != "none":
+            require_compiler(device_type)
         self.resolved = resolved(config, dataset)
         self.notices = list(config.notices)
         self.start_tag, self.lock = None, None
@@ -93,7 +96,8 @@ class Trainer:
     def _begin(self, make_engine):
         """Make the engine and load the checkpoint that rank 0 found."""
         world, options = self.world, self.config.options
-        model = GPT(self.config.model, options.seed, options.activation_checkpointing, self.kernels)
+        model = GPT(self.config.model, options.seed, options.activation_checkpointing, self.kernels,
+                    options.compile)  # fmt: skip
         self.engine = make_engine(model, self.config, world)
         self.saver = Saver(self.config, self.resolved, self.dataset, self.engine, world)
         rows = range(min(PROBE_ROWS, self.config.batch.global_size))
@@ -133,7 +137,7 @@ class Trainer:
             f"{self.config.engine['zero_optimization']['stage']}, {self.world.size} x {self.world.device.type}; "
             f"{batch.global_size} x {model.seq_len} tokens a step (micro batch {batch.micro_size}, accumulation "
             f"{batch.accumulation}) from {self.dataset.root}; kernels: {self.kernels} "
-            f"({self.kernels_reason}), attention: {self._attention()}"
+            f"({self.kernels_reason}), attention: {self._attention()}, compile: {self.config.options.compile}"
         )
 
     def _attention(self):

@@ -18,6 +18,7 @@ from gpt.consolidate import consolidate
 
 TRAIN, PLANTED = ROOT / "gpt" / "train.py", ROOT / "tests" / "planted.py"
 STEPS = 60
+PATIENCE = 600  # seconds; a machine that does other things beside takes its time
 
 
 def start(folder, sample, fault=None):
@@ -38,7 +39,7 @@ def start(folder, sample, fault=None):
 
 def kill_at_random(processes, run_dir, before, chance):
     """Kill both ranks a while after their first step; while they start it would prove less."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end and not ((run_dir / "metrics.jsonl").exists() and len(read_metrics(run_dir)) > before):
         time.sleep(0.02)
     time.sleep(chance.random() * 0.4)
@@ -60,7 +61,7 @@ def weights(folder, name):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, sample):
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert [process.wait(120) for process in start(folder, sample)] == [0, 0], (folder / "out").read_text()
+    assert [process.wait(PATIENCE) for process in start(folder, sample)] == [0, 0], (folder / "out").read_text()
     return weights(folder, "export"), [event["loss"] for event in read_metrics(folder / "runs/tiny", "train")]
 
 
@@ -71,7 +72,7 @@ def check(kills, undisturbed, sample, folder):
         if number % 2:
             kill_at_random(start(folder, sample), run_dir, before, chance)
         else:  # inside a save: at a file operation of one of the first checkpoints
-            ends = [process.wait(120) for process in start(folder, sample, f"kill={chance.randint(1, 60)}")]
+            ends = [process.wait(PATIENCE) for process in start(folder, sample, f"kill={chance.randint(1, 60)}")]
             assert ends == [-signal.SIGKILL] * 2 or (ends == [0, 0] and begun > STEPS - 12), (folder / "out").read_text()
         notices = []
         tag = checkpoint.newest_good(run_dir / "checkpoints", notices) if (run_dir / "checkpoints").exists() else None
@@ -79,7 +80,7 @@ def check(kills, undisturbed, sample, folder):
         reached = int(tag.removeprefix("global_step")) if tag else 0
         assert reached >= begun  # nothing that was committed is ever lost
         begun = reached
-    assert [process.wait(120) for process in start(folder, sample)] == [0, 0], (folder / "out").read_text()
+    assert [process.wait(PATIENCE) for process in start(folder, sample)] == [0, 0], (folder / "out").read_text()
     last = {event["step"]: event["loss"] for event in read_metrics(run_dir, "train")}
     wanted, losses = undisturbed
     assert [last[step] for step in range(1, STEPS + 1)] == losses

@@ -90,4 +90,5 @@ def test_every_other_signal_to_every_other_process(who, name, sample, tmp_path, 
 def test_a_run_outlives_the_shell_that_started_it(sample, tmp_path):
     config = write_run(tmp_path, gpt={"data_root": str(sample), "max_train_steps": 40})
     subprocess.run(f"{sys.executable} {TRAIN} --ds_config {config} > out 2>&1 &", shell=True, cwd=tmp_path, check=True)
-    wait_for(lambda: "done: 40 steps" in (tmp_path / "out").read_text(), 60, "the run")
+    out = tmp_path / "out"  # which the shell in the background has yet to make
+    wait_for(lambda: out.exists() and "done: 40 steps" in out.read_text(), 120, "the run")

@@ -1,13 +1,21 @@
-"""How fast a training step is here, and which share of this device's own matmul rate it reaches.
+"""How fast the hot loop is here, beside other ways to write it and beside what this device can do.
 
-    python tools/bench.py --preset mini --micro_batch 4 --accumulation 2
+    python tools/bench.py                                   everything, with shapes that suit the device
+    python tools/bench.py step --preset mini --json out.json
+    python tools/bench.py kernels --png roofline.png
 
-Forward, backward and fused Adam of the model, without DeepSpeed, and in turn with them the same steps of the same model
-written in the most obvious way (tools/plain_gpt.py). The matmul rate is measured in the same process, before and after
-each step, so that a noisy machine slows all. FLOPs by the formula in gpt/plan.py.
+step      training steps (forward, backward, fused Adam; no DeepSpeed) of a preset, in turn with the same steps of the
+          same model written in the most obvious way (tools/plain_gpt.py), of transformers' GPT2 (if it is installed; for
+          a preset whose heads do not fill h_dim, both with heads that do), and of the model under torch.compile
+kernels   each operation of the hot loop, beside eager and compiled torch, against the roofline
+eval      the evaluator, beside a loop that feeds one window at a time through the full output layer
+
+All that is compared runs in one process in turn, and ratios are medians over single rounds, so that a noisy machine
+slows all. The device's own matmul rate and memory bandwidth are measured there and then. FLOPs by gpt/plan.py.
 """
 
 import json
+import platform
 import statistics
 import sys
 import time
@@ -17,88 +25,138 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, run
 
+PARTS = ("step", "kernels", "eval")
+
 
 def main():
-    import torch
-
     from gpt.config import load_presets
-    from gpt.plan import ModelConfig
 
     parser = Parser(__doc__)
-    parser.add_argument("--preset", default="mini", help="model shape (default mini)")
-    parser.add_argument("--micro_batch", type=int, default=4, help="sequences per forward pass (default 4)")
+    parser.add_argument("parts", nargs="*", metavar="|".join(PARTS), help="default: all of them")
+    parser.add_argument("--preset", help="model shape (default small on a GPU, mini on a CPU)")
+    parser.add_argument("--micro_batch", type=int, help="sequences per forward pass (default 32 on a GPU, 4 on a CPU)")
     parser.add_argument("--accumulation", type=int, default=2, help="forward passes per step (default 2)")
     parser.add_argument("--seq_len", type=int, default=512)
     parser.add_argument("--vocab_size", type=int, default=16384)
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed, after two that are not")
-    parser.add_argument("--json", metavar="FILE", help="write the result here as well")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds that are timed, after two that are not (default 10)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too on a CPU, where it compiles for minutes")
+    parser.add_argument("--json", metavar="FILE", help="write the results here as well")
+    parser.add_argument("--png", metavar="FILE", help="draw the kernels' roofline; needs matplotlib")
     args = parser.parse_args()
-    presets = load_presets()
-    if args.preset not in presets:
+    presets, unknown = load_presets(), [part for part in args.parts if part not in PARTS]
+    if unknown:
+        raise UserError(f"{unknown[0]!r} is no part of the bench: give some of {', '.join(PARTS)}, or none for all")
+    if args.preset is not None and args.preset not in presets:
         raise UserError(f"--preset {args.preset}: choose one of {', '.join(presets)}")
-    config = ModelConfig(**presets[args.preset], vocab_size=args.vocab_size, seq_len=args.seq_len)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    result = measure(config, args, device)
-    print(f"{args.preset} on {device} ({torch.get_num_threads()} threads), fp32, {args.accumulation} x "
-          f"{args.micro_batch} x {args.seq_len} tokens a step, median of {args.steps} steps")
-    print(f"  {result['tokens_per_second']:,.0f} tokens/s, {result['flops'] / 1e9:,.1f} GFLOP/s in the step's matrix "
-          f"products; {result['ratio_to_plain']:.2f} times the plain model's {result['plain_tokens_per_second']:,.0f}")
-    print(f"  {result['matmul_flops'] / 1e9:,.1f} GFLOP/s in a plain matrix product: the step reaches "
-          f"{result['share']:.0%} of it")
+    for name in ("micro_batch", "accumulation", "seq_len", "vocab_size", "rounds"):
+        if getattr(args, name) is not None and getattr(args, name) < (2 if name == "seq_len" else 1):
+            raise UserError(f"--{name} {getattr(args, name)}: give a positive number")
+    measure(args, presets)
+
+
+def measure(args, presets):
+    from gpt.plan import ModelConfig
+    from tools import bench_eval, bench_kernels, bench_step
+
+    device = Device()
+    args.compile = args.compile or device.on_gpu
+    args.micro_batch = args.micro_batch or (32 if device.on_gpu else 4)
+    preset = args.preset or ("small" if device.on_gpu else "mini")
+    shape = ModelConfig(**presets[preset], vocab_size=args.vocab_size, seq_len=args.seq_len)
+    print(f"{device.name}, {device.dtype}, {preset}: {args.micro_batch} x {args.seq_len} tokens a micro-batch", flush=True)
+    result = {"command": ["tools/bench.py", *sys.argv[1:]], "preset": preset, "micro_batch": args.micro_batch,
+              "seq_len": args.seq_len, "vocab_size": args.vocab_size, "rounds": args.rounds, **device.facts()}  # fmt: skip
+    parts = args.parts or PARTS
+    if "step" in parts:
+        result["step"] = bench_step.measure(device, shape, args)
+    if "kernels" in parts:
+        result["kernels"] = bench_kernels.measure(device, shape, args)
+        if args.png:
+            bench_kernels.draw(result, args.png)
+    if "eval" in parts:
+        result["eval"] = bench_eval.measure(device, shape, args)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(config, args, device) -> dict:
-    """Medians over steps; the share is the median of each step's own ratio to the matmul rate beside it."""
-    import torch
+class Device:
+    """The device that is measured, and what it can do at its best."""
 
-    from gpt.kernels import choose
-    from gpt.model import GPT
-    from tools.plain_gpt import PlainGPT
+    def __init__(self):
+        import torch
 
-    model = GPT(config, kernels=choose("auto", device)[0]).to(device)
-    plain = PlainGPT(model).to(device)
-    optimizers = {which: torch.optim.AdamW(which.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-                  for which in (model, plain)}  # fmt: skip
-    batch = torch.randint(config.vocab_size, (args.accumulation, args.micro_batch, config.seq_len + 1), device=device)
+        self.on_gpu = torch.cuda.is_available()
+        self.torch = torch.device("cuda" if self.on_gpu else "cpu")
+        # On a CPU 16-bit numbers are slow; on a GPU bf16 runs at the speed of fp16 and needs no loss scaling here.
+        self.dtype = torch.bfloat16 if self.on_gpu and torch.cuda.is_bf16_supported() else torch.float32
+        self.name = torch.cuda.get_device_name() if self.on_gpu else f"CPU, {torch.get_num_threads()} threads"
+        side, size = 8192 if self.on_gpu else 2048, 1 << 28  # bytes: more than any cache holds
+        self._square = torch.randn(side, side, device=self.torch).to(self.dtype)
+        self._product = torch.empty_like(self._square)
+        self._source = torch.ones(size // 4, dtype=torch.float32, device=self.torch)
+        self._copy = torch.zeros_like(self._source)
 
-    def step(which=model):
-        for micro in batch:
-            (which(micro[:, :-1], micro[:, 1:]) / args.accumulation).backward()
-        optimizers[which].step()
-        optimizers[which].zero_grad()
+    def facts(self) -> dict:
+        import torch
+        from importlib import metadata
 
-    square = torch.randn(2048, 2048, device=device)
-    product = torch.empty_like(square)
+        versions = {}
+        for name in ("torch", "triton", "transformers"):
+            try:
+                versions[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                versions[name] = None
+        return {"device": self.name, "processor": _processor() if not self.on_gpu else self.name, "dtype": str(self.dtype),
+                "versions": {**versions, "cuda": torch.version.cuda}}  # fmt: skip
 
-    def seconds(work):
+    def seconds(self, work) -> float:
+        """How long `work()` takes, what it starts on a GPU included."""
+        import torch
+
+        if self.on_gpu:
+            torch.cuda.synchronize()
         began = time.perf_counter()
         work()
-        if device == "cuda":
+        if self.on_gpu:
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    def matmul_rate():
-        return 2 * 2048**3 / seconds(lambda: torch.mm(square, square, out=product))
+    def matmul_rate(self) -> float:
+        """FLOP/s of one large matrix product."""
+        import torch
 
-    for _ in range(2):
-        seconds(step), seconds(lambda: step(plain)), matmul_rate()
-    tokens = batch[..., 1:].numel()
-    flops = tokens * config.matmul_flops_per_token()
-    times, rates, plain_times = [], [], []
-    for _ in range(args.steps):
-        before = matmul_rate()
-        times.append(seconds(step))
-        rates.append((before + matmul_rate()) / 2)
-        plain_times.append(seconds(lambda: step(plain)))
-    return {
-        "device": device, "tokens_per_second": tokens / statistics.median(times),
-        "flops": flops / statistics.median(times), "matmul_flops": statistics.median(rates),
-        "plain_tokens_per_second": tokens / statistics.median(plain_times),
-        "ratio_to_plain": statistics.median(slow / fast for slow, fast in zip(plain_times, times)),
-        "share": statistics.median(flops / t / rate for t, rate in zip(times, rates)),
-    }  # fmt: skip
+        side = len(self._square)
+        return 2 * side**3 / self.seconds(lambda: torch.mm(self._square, self._square, out=self._product))
+
+    def bandwidth(self) -> float:
+        """Bytes/s of a copy, read and written."""
+        return 2 * self._source.nbytes / self.seconds(lambda: self._copy.copy_(self._source))
+
+    def in_turn(self, works: dict, rounds: int):
+        """{name: [seconds per round]}, and the matmul rate beside each: [FLOP/s per round]. Two rounds warm up."""
+        times, rates = {name: [] for name in works}, []
+        for round_ in range(-2, rounds):
+            rate = self.matmul_rate()
+            for name, work in works.items():
+                taken = self.seconds(work)
+                if round_ >= 0:
+                    times[name].append(taken)
+            if round_ >= 0:
+                rates.append((rate + self.matmul_rate()) / 2)
+        return times, rates
+
+
+def ratio(slow, fast) -> float:
+    """Median over rounds of how many times as long `slow` took."""
+    return statistics.median(a / b for a, b in zip(slow, fast))
+
+
+def _processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from torch import nn
 
 
 class PlainGPT(nn.Module):
-    """Takes the parameters of a gpt.model.GPT by name; forward(tokens, targets) returns the same loss."""
+    """Takes the parameters of a gpt.model.GPT by name; forward(tokens, targets) returns the same loss, logits(tokens) all
+    logits."""
 
     def __init__(self, model):
         super().__init__()
@@ -35,6 +36,9 @@ class PlainGPT(nn.Module):
         return self._linear(y.transpose(1, 2).reshape(batch, length, -1), f"{name}/c_proj")
 
     def forward(self, tokens, targets):
+        return F.cross_entropy(self.logits(tokens).flatten(0, 1).float(), targets.flatten())
+
+    def logits(self, tokens):  # (B, T) -> (B, T, V)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         x = F.embedding(tokens, self.weights["token_embedding/weight"]) * math.sqrt(self.config.h_dim)
         x = x + F.embedding(positions, self.weights["position_embedding/weight"])
@@ -43,5 +47,4 @@ class PlainGPT(nn.Module):
             x = x + self._attention(self._norm(x, f"{block}/ln1"), f"{block}/attn")
             hidden = F.gelu(self._linear(self._norm(x, f"{block}/ln2"), f"{block}/mlp/c_fc"), approximate="tanh")
             x = x + self._linear(hidden, f"{block}/mlp/c_proj")
-        logits = self._norm(x, "ln_f") @ self.weights["head/weight"].t()
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return self._norm(x, "ln_f") @ self.weights["head/weight"].t()

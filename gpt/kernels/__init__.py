@@ -3,6 +3,9 @@
 Each fused operation has a Triton version for GPUs and a plain torch version beside it; `choose` says which one to use.
 """
 
+import os
+import shutil
+
 MINIMUM_CAPABILITY = (8, 0)  # Ampere: the oldest generation for which tests/kernel_gates.yaml holds figures
 
 
@@ -50,3 +53,16 @@ def choose(kernels: str, device_type: str) -> tuple[str, str]:
     if interpreted():
         return "torch", "TRITON_INTERPRET is set, and interpreted kernels are slow"
     return "triton", "triton is installed and the GPU is recent enough"
+
+
+def require_compiler(device_type: str):
+    """Raises UserError where torch.compile cannot work: it writes C++ for CPUs, and Triton with a launcher in C for GPUs."""
+    from gpt.errors import UserError
+    from gpt.kernels.launch import HAVE_TRITON
+
+    wanted = os.environ.get("CC", "cc") if device_type == "cuda" else os.environ.get("CXX", "g++")
+    if device_type == "cuda" and not HAVE_TRITON:
+        raise UserError('compile needs the package triton: run `pip install triton`, or set compile to "none"')
+    if not any(shutil.which(name) for name in (wanted, "gcc" if device_type == "cuda" else "clang++")):
+        raise UserError(f"compile needs the compiler {wanted}, which is not on the PATH: install it (Debian: g++), or set "
+                        'compile to "none"')
