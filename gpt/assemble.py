@@ -107,7 +107,7 @@ def _choose(split, indexed, held_out, drop):
         seen.add(record.sha256)
         found["duplicate"] += repeated
         if leaked:
-            elsewhere.append(f"{record.name} ({held_out[record.sha256]})")
+            elsewhere.append(f"{record.name!r} in {held_out[record.sha256]}")
         if drop and (repeated or leaked):
             left_out["duplicate"] += 1
             continue
@@ -157,5 +157,5 @@ def _tell(name, entry, counts, say):
     elsewhere = counts["elsewhere"]
     if elsewhere:
         fate = "left out of it" if entry["left_out"]["duplicate"] else "kept; --duplicates drop leaves them out of train"
-        say(f"WARNING: {len(elsewhere):,} documents of train are held out for testing too, under other names: {fate} "
+        say(f"WARNING: {len(elsewhere):,} document(s) of train are held out too, under other names: {fate} "
             f"({', '.join(elsewhere[:SHOWN])}{', …' * (len(elsewhere) > SHOWN)})")  # fmt: skip

@@ -155,8 +155,8 @@ def test_duplicates_are_counted_or_dropped_and_those_held_out_are_told(tmp_path,
     folder, said = write_texts(tmp_path / "in", texts), []
     kept = build(folder, tmp_path / "kept", vocab, say=said.append)
     assert len(names_of(kept, "train")) == 4 and len(names_of(kept, "test")) == 3
-    assert any(line.startswith("WARNING: 1 documents of train are held out for testing too, under other names: kept; "
-                               "--duplicates drop leaves them out of train (d.txt (test))") for line in said)  # fmt: skip
+    assert any(line.startswith("WARNING: 1 document(s) of train are held out too, under other names: kept; --duplicates drop "
+                               "leaves them out of train ('d.txt' in test)") for line in said)  # fmt: skip
     found = json.loads((kept / "manifest.json").read_text())["splits"]
     assert found["train"]["found"]["duplicate"] == 1 and found["train"]["found"]["also_held_out"] == 1
     assert found["test"]["found"]["duplicate"] == 1
