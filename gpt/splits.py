@@ -49,6 +49,8 @@ class Rule:
             found = {split: [] for split in splits}
             for document in order:
                 found[split_of.get(document, "train")].append(document)
+            if not found["train"]:
+                raise UserError(f"nothing is left to train on: all {len(names)} documents are held out")
         for indices in found.values():
             for first, second in zip(indices, indices[1:]):
                 if hashes[first] == hashes[second]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import sentencepiece
 
 from gpt.errors import UserError
-from gpt.sources import documents, holds_rows
+from gpt.sources import NotUTF8, documents, holds_rows
 from gpt.vocab import END_OF_DOCUMENT, Vocab
 
 # The baseline's options (Languini Kitchen's books_16384.model).
@@ -44,7 +44,14 @@ def training_documents(inputs, rule, reading, say=print):
             break
     say(f"training a tokenizer on {count:,} of {len(train):,} documents, {size / 1e6:,.1f} MB")
     return (document for place, chosen in wanted.items() for document in documents(inputs[place], reading)
-            if document.name in chosen)  # fmt: skip
+            if document.name in chosen and (reading.bad_utf8 != "skip" or _is_utf8(document)))  # fmt: skip
+
+
+def _is_utf8(document):
+    try:
+        return all(True for _ in document.blocks())
+    except NotUTF8:
+        return False
 
 
 def _sentences(documents):

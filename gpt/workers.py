@@ -15,8 +15,7 @@ def spread(work, tasks, count: int, report):
     """Call `work(task, report)` for every task on `count` processes; yield the results as they come.
 
     work: picklable. report(number): called here, now and then, with the sum of what `work` has reported since. count 1: in
-    this process. Raises the
-    first UserError that `work` raises, and RunError where a process is lost.
+    this process. Raises the first UserError that `work` raises, and RunError where a process is lost.
     """
     if count == 1:
         for task in tasks:

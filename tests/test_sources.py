@@ -120,6 +120,16 @@ def test_bytes_that_are_not_utf8(tmp_path, vocab):
     assert json.loads((out / "manifest.json").read_text())["splits"]["train"]["left_out"]["bad_utf8"] == 2
 
 
+def test_a_tokenizer_is_trained_on_what_is_left(tmp_path):
+    folder = write_texts(tmp_path / "in" / "train", {**BOOKS, "bad.txt": b"ship\xff"}).parent
+    with pytest.raises(UserError, match="bad.txt is not UTF-8 at byte 4"):
+        build(folder, tmp_path / "out", 300)
+    out = build(folder, tmp_path / "out", 300, bad_utf8="skip")
+    check_split(out, "train", in_order(BOOKS))
+    (folder / "train" / "bad.txt").unlink()
+    assert (build(folder, tmp_path / "good", 300) / "tokenizer.model").read_bytes() == (out / "tokenizer.model").read_bytes()
+
+
 def test_rows_that_are_not_utf8(tmp_path, vocab):
     lines = b'{"text": "a\xff"}\n{"text": "b\\ud800"}\n{"text": "sea"}\n'
     write_texts(tmp_path / "in", {"train/a.jsonl": lines})
@@ -207,6 +217,7 @@ BAD_LISTS = {
     "no file": ("test", "--split_list test: give SPLIT=FILE"),
     "no such name": ("test={}/none", "1 of the 1 documents listed for the split 'test' are not in the input, the first is 'x'"),
     "empty": ("test={}/empty", "empty lists no document"),
+    "all of them": ("test={}/all", "nothing is left to train on: all 14 documents are held out"),
     "a path": ("a/b={}/none", "a split cannot be called 'a/b'"),
     "a file of the dataset": ("manifest.json={}/none", "a split cannot be called 'manifest.json'"),
 }
@@ -214,7 +225,7 @@ BAD_LISTS = {
 
 @pytest.mark.parametrize("option, message", BAD_LISTS.values(), ids=BAD_LISTS.keys())
 def test_bad_split_list(tmp_path, vocab, option, message):
-    write_texts(tmp_path, {"none": "x", "empty": "\n"})
+    write_texts(tmp_path, {"none": "x", "empty": "\n", "all": "\n".join(BOOKS)})
     folder = write_texts(tmp_path / "in", BOOKS)
     with pytest.raises(UserError, match=message):
         build(folder, tmp_path / "out", vocab, lists=read_lists([option.format(tmp_path)]))
