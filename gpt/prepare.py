@@ -23,7 +23,7 @@ from gpt.assemble import Record, assemble
 from gpt.encode import Encoder, Lossy
 from gpt.errors import UserError
 from gpt.files import FolderLock, sync, write_atomically
-from gpt.sources import Input, NotUTF8, Reading, documents, holds_rows, inputs_of_folder, kind_of
+from gpt.sources import Input, NotUTF8, Reading, divide, documents, holds_rows, inputs_of_folder, kind_of
 from gpt.splits import Rule
 from gpt.vocab import Vocab
 from gpt.vocab_training import train_tokenizer, training_documents
@@ -50,10 +50,10 @@ class Job:
 
 
 def units_of(inputs) -> list:
-    """The inputs cut into units, a function of the inputs alone."""
+    """The inputs cut into units, large files of rows in parts; a function of the inputs alone."""
     size = max(SMALLEST_UNIT, min(LARGEST_UNIT, sum(entry.size for entry in inputs) // 1024))
     units, filled = [], size
-    for entry in inputs:
+    for entry in (part for entry in inputs for part in divide(entry, size)):
         if filled >= size:
             units.append([])
             filled = 0
@@ -186,7 +186,7 @@ def _require_same(folder, old, new):
                         "it, or remove it to begin afresh")
 
 
-def make_plan(inputs, job: Job, tokenizer, shard=(1, 1)) -> dict:
+def make_plan(inputs, units, job: Job, tokenizer, shard) -> dict:
     """What may not change until the dataset is there. tokenizer: a Vocab, or the size of one to train."""
     names = "".join(json.dumps([entry.name, entry.split, entry.size]) + "\n" for entry in inputs)
     state = "".join(f"{entry.changed}\n" for entry in inputs)
@@ -196,7 +196,7 @@ def make_plan(inputs, job: Job, tokenizer, shard=(1, 1)) -> dict:
         "inputs": {"files": len(inputs), "sha256": hashlib.sha256(names.encode()).hexdigest()},
         "state": hashlib.sha256(state.encode()).hexdigest(), "rule": job.rule.facts(), "reading": vars(job.reading),
         "duplicates": job.duplicates, "provenance": job.provenance,
-        "tokenizer": tokenizer if trained else hashlib.sha256(tokenizer.model).hexdigest(), "units": len(units_of(inputs)),
+        "tokenizer": tokenizer if trained else hashlib.sha256(tokenizer.model).hexdigest(), "units": len(units),
     }  # fmt: skip
 
 
@@ -212,14 +212,15 @@ def prepare(inputs, out, job: Job, tokenizer, workers: int = 1, shard=(1, 1), sa
     if not any(holds_rows(entry) for entry in inputs):  # so that mistakes in the splits show at once
         job.rule.share_out([entry.name for entry in inputs], [entry.split for entry in inputs])
     _require_room(inputs, parts, tokenizer if isinstance(tokenizer, int) else tokenizer.size, folder)
-    staging = Staging(folder, make_plan(inputs, job, tokenizer, shard))
+    units = units_of(inputs)
+    staging = Staging(folder, make_plan(inputs, units, job, tokenizer, shard))
     keep = parts > 1
     try:
         def make():
             return train_tokenizer(training_documents(inputs, job.rule, job.reading, say), tokenizer)
 
         vocab = staging.tokenizer(make if isinstance(tokenizer, int) else lambda: tokenizer)
-        units = list(enumerate(units_of(inputs)))[part - 1 :: parts]
+        units = list(enumerate(units))[part - 1 :: parts]
         _encode(staging, units, job.reading, vocab, workers, say)
         if parts > 1:
             say(f"{folder} is done; when all {parts} are: --merge {out}.shard-*-of-{parts} --out {out}")
@@ -296,7 +297,8 @@ def _encode(staging, units, reading, vocab, workers, say):
     if not todo:
         return
     encoder, workers = Encoder(vocab), min(workers, len(todo))
-    say(f"encoding {sum(len(inputs) for _, inputs in todo):,} files in {workers} process(es), cut into {encoder.unit}"
+    files = {entry.source for _, inputs in todo for entry in inputs}
+    say(f"encoding {len(files):,} files in {workers} process(es), cut into {encoder.unit}"
         + (f" ({encoder.reason})" if encoder.reason else ""))  # fmt: skip
     progress = Progress({number: sum(entry.size for entry in inputs) for number, inputs in todo}, say)
     bad = {}

@@ -6,10 +6,11 @@ are refused, unless `Reading.bad_utf8` asks for U+FFFD in their place or for the
 
 import codecs
 import gzip
+import itertools
 import json
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt.errors import UserError
@@ -42,6 +43,7 @@ class Input:
     split: str | None = None  # where folders decide; else a rule does
     size: int = 0  # bytes on disk
     changed: int = 0  # when, in ns
+    part: tuple | None = None  # of a file of rows: (first, end, rows before): bytes of .jsonl, row groups of .parquet
 
 
 class NotUTF8(UserError):
@@ -129,20 +131,58 @@ def holds_rows(entry: Input) -> bool:
 
 def documents(entry: Input, reading: Reading):
     """The documents of an input, in its own order. Raises UserError where it cannot be read."""
-    replace = reading.bad_utf8 == "replace"
+    mend = reading.bad_utf8 == "replace"
     if not holds_rows(entry):
-        yield Document(entry.name, entry.source, replace=replace)
+        yield Document(entry.name, entry.source, replace=mend)
     else:
         rows = _parquet_rows if kind_of(entry.source) == ".parquet" else _json_rows
-        for number, name, text in rows(entry.source, reading):
+        for number, name, text in rows(entry.source, entry.part, reading):
             name = f"{entry.name}:{number}" if name is None else str(name)
-            yield Document(name, text, f"{entry.source}:{number}", replace)
+            yield Document(name, text, f"{entry.source}:{number}", mend)
 
 
-def _json_rows(path, reading):
+def divide(entry: Input, size: int) -> list:
+    """The parts of about `size` bytes in which an input can be read: lines of a .jsonl, row groups of a .parquet file."""
+    kind = kind_of(entry.source) if holds_rows(entry) else None
+    if entry.size < 2 * size or kind not in (".jsonl", ".parquet"):
+        return [entry]
+    marks = _line_marks(entry.source, size) if kind == ".jsonl" else _group_marks(entry.source, size)
+    return [replace(entry, part=(first, end, before), size=entry.size * (end - first) // marks[-1][0])
+            for (first, before), (end, _) in itertools.pairwise(marks)]  # fmt: skip
+
+
+def _line_marks(path, size):
+    """[(byte, lines before it)] of the beginnings of parts, and of the file's end."""
+    marks, at, lines = [(0, 0)], 0, 0
+    with _readable(path), open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            end = block.rfind(b"\n") + 1
+            if end and at + end - marks[-1][0] >= size:
+                marks.append((at + end, lines + block.count(b"\n", 0, end)))
+            at, lines = at + len(block), lines + block.count(b"\n")
+    return marks if marks[-1][0] == at else [*marks, (at, lines)]
+
+
+def _group_marks(path, size):
+    """[(row group, rows before it)] of the beginnings of parts, and of the file's end."""
+    with _parquet(path) as file:
+        marks, rows, filled = [(0, 0)], 0, 0
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            rows, filled = rows + group.num_rows, filled + group.total_byte_size
+            if filled >= size or number == file.num_row_groups - 1:
+                marks.append((number + 1, rows))
+                filled = 0
+    return marks
+
+
+def _json_rows(path, part, reading):
     """(row, name or None, text) of the lines that are not blank."""
     with _readable(path), _opened(path) as file:
-        for number, line in enumerate(_lines(file), 1):
+        first, end, before = part or (0, None, 0)
+        if part:
+            file.seek(first)
+        for number, line in enumerate(_lines(file, None if end is None else end - first), before + 1):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
@@ -185,10 +225,11 @@ def _opened(path):
     return gzip.open(path, "rb") if kind == ".jsonl.gz" else open(path, "rb")
 
 
-def _lines(file):
-    """Lines of a file, read in blocks."""
+def _lines(file, size):
+    """Lines of the next `size` bytes of a file, None for all, read in blocks."""
     rest = []
-    while block := file.read(BLOCK):
+    while block := file.read(BLOCK if size is None else min(BLOCK, size)):
+        size = None if size is None else size - len(block)
         first, *lines = block.split(b"\n")
         rest.append(first)
         for line in lines:
@@ -205,32 +246,39 @@ def _need(package, path):
                         "project's folder") from error
 
 
-def _parquet_rows(path, reading):
+@contextmanager
+def _parquet(path):
+    """An open pyarrow.parquet.ParquetFile."""
     _need("pyarrow", path)
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            _text(dict.fromkeys(names), str(path), reading)
-            columns = [reading.text_field] + [reading.id_field] * (reading.id_field in names)
-            kind = file.schema_arrow.field(reading.text_field).type
-            if not any(is_text(kind) for is_text in (pyarrow.types.is_string, pyarrow.types.is_large_string,
-                                                     pyarrow.types.is_binary, pyarrow.types.is_large_binary)):  # fmt: skip
-                raise UserError(f"{path}: the column {reading.text_field!r} holds {kind}, not text: name another with "
-                                "--text_field")
-            for batch in file.iter_batches(batch_size=16, columns=columns):
-                texts = batch.column(reading.text_field).cast(pyarrow.large_binary())
-                ids = batch.column(reading.id_field) if len(columns) > 1 else [None] * len(texts)
-                for text, value in zip(texts, ids):
-                    number += 1
-                    value = value.as_py() if value is not None else None
-                    yield number, _name(value, f"{path}:{number}"), text.as_py() or b""
+            yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is no whole Parquet file ({str(error).splitlines()[0]}): copy it again, or take it out"
                         ) from error  # fmt: skip
+
+
+def _parquet_rows(path, part, reading):
+    with _parquet(path) as file:
+        import pyarrow
+
+        names = file.schema_arrow.names
+        _text(dict.fromkeys(names), str(path), reading)
+        columns = [reading.text_field] + [reading.id_field] * (reading.id_field in names)
+        kind = file.schema_arrow.field(reading.text_field).type
+        if not any(is_text(kind) for is_text in (pyarrow.types.is_string, pyarrow.types.is_large_string,
+                                                 pyarrow.types.is_binary, pyarrow.types.is_large_binary)):  # fmt: skip
+            raise UserError(f"{path}: the column {reading.text_field!r} holds {kind}, not text: name another with --text_field")
+        first, end, number = part or (0, file.num_row_groups, 0)
+        for batch in file.iter_batches(batch_size=16, columns=columns, row_groups=range(first, end)):
+            texts = batch.column(reading.text_field).cast(pyarrow.large_binary())
+            ids = batch.column(reading.id_field).to_pylist() if len(columns) > 1 else [None] * len(texts)
+            for text, value in zip(texts, ids):
+                number += 1
+                yield number, _name(value, f"{path}:{number}"), text.as_py() or b""
 
 
 def inputs_of_folder(folder: Path, split: str | None = None) -> list:

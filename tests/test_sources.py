@@ -245,6 +245,21 @@ def test_a_list_of_paths_with_a_mistake(tmp_path):
         find_inputs("-", False, ["\n"])
 
 
+@pytest.mark.parametrize("file", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize("size", [1, 100, 700])
+def test_large_files_of_rows_are_read_in_parts(tmp_path, file, size, monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK", 64)
+    path = write_rows(tmp_path / file, [{"text": text} for text in BOOKS.values()])
+    if file == "a.jsonl":
+        path.write_bytes(b"\n" + path.read_bytes().rstrip(b"\n"))  # a blank line, and no end of the last
+    (entry,) = find_inputs(path, False)
+    parts, reading = sources.divide(entry, size), sources.Reading()
+    assert len(parts) > 2 and all(part.size > 0 for part in parts)
+    rows = [[(row.name, row.read()) for row in sources.documents(part, reading)] for part in parts]
+    assert sum(rows, []) == [(row.name, row.read()) for row in sources.documents(entry, reading)]
+    assert [text for _, text in sum(rows, [])] == list(BOOKS.values())
+
+
 def test_units_depend_on_the_inputs_only(monkeypatch):
     from gpt import prepare
 

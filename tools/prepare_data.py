@@ -7,8 +7,8 @@
     python tools/prepare_data.py --input books/ --tokenizer books_16384.model --out data/books
 
 Without --test_every and --split_list each sub-folder of the input becomes the split of its name; `train` must be among
-them. The work is kept in OUT.preparing until it is whole: after a kill the same command goes on. A file of rows is
-encoded by one process: give large corpora in many files. On many hosts:
+them. The work is kept in OUT.preparing until it is whole: after a kill the same command goes on. One process
+encodes a compressed file: give large corpora in many. On many hosts:
 
     python tools/prepare_data.py … --out data/books --shard 1/8         on the first, 2/8 on the second, …
     python tools/prepare_data.py --merge data/books.shard-*-of-8 --out data/books
