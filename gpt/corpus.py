@@ -2,7 +2,7 @@
 
 A dataset is a folder:
 
-    manifest.json               format, tokenizer, special ids, and per split: files with sizes and sha256, counts
+    manifest.json               format, tokenizer, special ids, per split files with sizes and sha256, counts; its own sha256
     tokenizer.model             the SentencePiece model that made it
     SPLIT/tokens.bin            the documents' token ids, each document followed by the end-of-document id
     SPLIT/doc_tokens.npy        int64 (documents,): tokens of each document, its end-of-document id not counted
