@@ -67,7 +67,8 @@ class Encoder:
                 yield text[:cut]
                 text = text[cut:]
             elif len(text) > LONGEST_RUN:
-                why = self._pairs is None and self.reason or f"the run that begins {text[:20]!r} holds no two neighbours that no piece joins"
+                run = f"the run that begins {text[:20]!r} holds no two neighbours that no piece joins"
+                why = self.reason if self._pairs is None else run
                 raise UserError(f"more than {LONGEST_RUN:,} characters would have to be encoded at once "
                                 f"({why}): cut the document up, or leave it out")
         if text:

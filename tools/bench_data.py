@@ -89,8 +89,9 @@ def bench_workers(inputs, vocab, size, repeats):
     for count in counts:
         faster, more = (statistics.median(a / b for a, b in zip(*pair)) for pair in (
             (walls[1], walls[count]), (spent[count], spent[1])))  # fmt: skip
-        print(f"{count} process(es), start and files included: {size / 1e6 / statistics.median(walls[count]):.2f} MB/s, {faster:.2f} "
-              f"times as fast as 1, with {more:.2f} times the CPU time")  # fmt: skip
+        rate = size / 1e6 / statistics.median(walls[count])
+        print(f"{count} process(es), start and files included: {rate:.2f} MB/s, {faster:.2f} times as fast as 1, with "
+              f"{more:.2f} times the CPU time")  # fmt: skip
 
 
 @contextmanager
@@ -146,7 +147,8 @@ def bench_loader(repeats):
         print(f"{DOCUMENTS:,} documents, {TOKENS:,} tokens, {STREAMS} streams: opened in {statistics.median(opened):.3f} s, of CPU time "
               f"{statistics.median(spent):.3f} s, with {resident / 1e6:.0f} MB more memory")  # fmt: skip
         far = np.random.default_rng(1).integers(0, 10**6, 50).tolist()
-        for name, steps in (("one after the other", range(1000, 1050)), ("anywhere, never read before", far), ("there again", far)):
+        places = {"one after the other": range(1000, 1050), "anywhere, never read before": far, "there again": far}
+        for name, steps in places.items():
             times, spent = [], []
             for step in steps:
                 began, before = time.perf_counter(), time.thread_time()
@@ -180,9 +182,9 @@ def bench_waiting(streams, rows=4, steps=6):
         times.append(time.perf_counter() - began)
     batches.close()
     shares = [wait / seconds for wait, seconds in zip(waits, times)][2:]
-    print(f"mini, {rows} x {SEQ_LEN} tokens a step, all {STREAMS} rows read for each: a step takes {statistics.median(times[2:]):.2f} s "
-          f"and waits {1000 * statistics.median(waits[2:]):.2f} ms for its batch: {statistics.median(shares):.3%} of it, at most "
-          f"{max(shares):.3%}")  # fmt: skip
+    seconds, wait = statistics.median(times[2:]), 1000 * statistics.median(waits[2:])
+    print(f"mini, {rows} x {SEQ_LEN} tokens a step, all {STREAMS} rows read for each: a step takes {seconds:.2f} s and waits "
+          f"{wait:.2f} ms for its batch: {statistics.median(shares):.3%} of it, at most {max(shares):.3%}")  # fmt: skip
 
 
 if __name__ == "__main__":
