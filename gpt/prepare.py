@@ -73,7 +73,7 @@ class UnitEncoder:
     def __call__(self, unit, report) -> tuple:
         """unit: (number, inputs). Returns (number, sentences on documents that are not UTF-8); with any, it is not done."""
         number, inputs = unit
-        place, encoder = self.folder / f"{number:06d}", _encoder(self.model)
+        place, encoder = self.folder / f"{number:06d}", encoder_of(self.model)
         aside = self.folder / f"{number:06d}.{os.getpid()}.new"
         records, bad = [], []
         try:
@@ -121,7 +121,7 @@ class UnitEncoder:
 
 
 @lru_cache(1)
-def _encoder(model):
+def encoder_of(model):
     return Encoder(Vocab(model))
 
 
