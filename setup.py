@@ -29,6 +29,7 @@ setup(
         "safetensors>=0.4.3,<1",
         "tqdm>=4.60,<5",
         "psutil>=5.9",
+        "protobuf>=4",
         "tensorboard>=2.14,<3",
         "wandb>=0.19,<1",
     ],

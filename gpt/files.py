@@ -85,13 +85,13 @@ class FolderLock:
     `token` is a text of this lock's own that its file holds: who finds it there looks at the same folder.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, advice: str = "another process is training in {}: wait for it, or name another --run_dir"):
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / LOCK, "a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is training in {folder}: wait for it, or name another --run_dir") from error
+            raise UserError(advice.format(folder)) from error
         self.token = secrets.token_hex(8)
         try:
             self._file.truncate(0)
@@ -99,7 +99,7 @@ class FolderLock:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise UserError(f"{folder / LOCK} cannot be written: {error.strerror}; make room, or name another --run_dir") from error
+            raise UserError(f"{folder / LOCK} cannot be written: {error.strerror}; make room, or name another folder") from error
 
     def release(self):
         self._file.close()

@@ -74,7 +74,7 @@ def import_dataset(root, vocab_name: str, vocab: Vocab, out, say=print):
         }  # fmt: skip
         for split, listed in splits.items():
             manifest["splits"][split] = _write_split(building / split, listed, source, vocab, dtype, say)
-        (building / corpus.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        corpus.write_manifest(building, manifest)
 
 
 def _read_list(path, source) -> list:

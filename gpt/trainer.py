@@ -8,7 +8,7 @@ import torch
 from gpt import checkpoint, hardware, warm_start
 from gpt.activations import ActivationStatistics
 from gpt.config import Config
-from gpt.corpus import Dataset, Streams
+from gpt.corpus import Ahead, Dataset, Streams
 from gpt.errors import AgreedError, AgreedUserError
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.failures import Failures
@@ -42,7 +42,7 @@ class Trainer:
         options, batch = config.options, config.batch
         self.config, self.dataset, self.run_dir, self.rank = config, dataset, config.run_dir, rank
         self.streams = Streams(dataset.split("train"), batch.global_size, options.seq_len)
-        self.rows = range(rank, batch.global_size, world_size)
+        self.batches = Ahead(self.streams, range(rank, batch.global_size, world_size))
         self.evaluator = Evaluator(dataset.split(options.eval_data_split), dataset.vocab, options.seq_len,
                                    options.last_n, options.eval_batch_size, options.max_eval_steps, rank,
                                    world_size)  # fmt: skip
@@ -79,6 +79,7 @@ class Trainer:
             failures.close()
             self.watchdog.close()
             self.stop.close()
+            self.batches.close()
 
     def _run(self, make_engine):
         self._begin(make_engine)
@@ -221,7 +222,7 @@ class Trainer:
         statistics = ActivationStatistics(self.engine.module) if _due(number, options.log_activations_every) else None
         self.watchdog.progress(f"reading the batch of step {number}")
         self.meter.mark("other")
-        batch = self.streams.batch(index, self.rows)
+        batch = self.batches.batch(index)
         batch = batch.reshape(self.config.batch.accumulation, self.config.batch.micro_size, -1)
         self.meter.mark("data")
         lr = self.engine.lr

@@ -39,14 +39,13 @@ class Plant:
 
     def _on_batch(self, change):
         """Have `change(index, batch)` see every training batch."""
-        read = corpus.Streams.batch
+        read = corpus.Ahead.batch
 
-        def batch(streams, index, rows=None):
+        def batch(batches, index):
             self.index = index
-            found = change(index, read(streams, index, rows))
-            return found
+            return change(index, read(batches, index))
 
-        corpus.Streams.batch = batch
+        corpus.Ahead.batch = batch
 
     def spike(self, value):
         def change(index, batch):
