@@ -36,7 +36,7 @@ class PlainGPT(nn.Module):
         return self._linear(y.transpose(1, 2).reshape(batch, length, -1), f"{name}/c_proj")
 
     def forward(self, tokens, targets):
-        return F.cross_entropy(self.logits(tokens).flatten(0, 1).float(), targets.flatten())
+        return F.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
 
     def logits(self, tokens):  # (B, T) -> (B, T, V)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
