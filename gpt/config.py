@@ -5,6 +5,7 @@ Precedence: defaults < JSON < command line. Every value has one owner; nothing i
 
 import copy
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,12 @@ class Config:
         """(dotted path, value, source) of every resolved value, in the order of the tree."""
         return [(path, value, self.sources.get(path, "default")) for path, value in leaves(self.tree())]
 
+    @property
+    def fingerprint(self) -> str:
+        """The same for two runs of the same configuration, whatever their values' sources."""
+        text = json.dumps([self.precision, self.tree()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
     def as_dict(self) -> dict:
         """Plain values for config.yaml: all that a reader needs to know what was run, and where each value is from."""
         return {
@@ -83,6 +90,19 @@ def leaves(tree, path=""):
             yield from leaves(value, where)
         else:
             yield where, value
+
+
+def curve_settings(tree: dict) -> dict:
+    """Of a config.yaml, the settings that make a curve another curve: shape, data, batch, schedule, precision, optimizer,
+    seed, first weights."""
+    run = tree["run"]
+    gpt = run.get("gpt") or {}
+    return {
+        "model": tree["model"], "precision": tree.get("precision"), "scheduler": run.get("scheduler"),
+        "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
+        "train_batch_size": run.get("train_batch_size"), "seed": gpt.get("seed"), "init_from": gpt.get("init_from"),
+        "dataset": (tree.get("dataset") or {}).get("fingerprint"),
+    }  # fmt: skip
 
 
 def load_presets() -> dict:

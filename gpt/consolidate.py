@@ -7,10 +7,8 @@ size and sha256 of each. Checkpoints are memory-mapped and put together one tens
 
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ from safetensors.torch import load_file
 from gpt import checkpoint
 from gpt.corpus import TOKENIZER
 from gpt.errors import UserError
-from gpt.files import hash_file
+from gpt.files import built_aside, hash_file, require_new_folder
 from gpt.model import GPT
 from gpt.plan import ModelConfig
 from gpt.schema import GPT_KEYS
@@ -63,9 +61,7 @@ def consolidate(checkpoint_dir, output_dir, tag=None) -> dict:
     batch. Raises UserError for a missing or damaged checkpoint, or an existing output.
     """
     source = checkpoint.resolve(checkpoint_dir, tag)
-    output = Path(output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists already: remove it first, or name another folder")
+    require_new_folder(output_dir)
     manifest = checkpoint.verify(source)
     config = checkpoint.read_config(source / checkpoint.CONFIG)
     shapes = expected_shapes(model_config(config, source / checkpoint.CONFIG))
@@ -73,22 +69,46 @@ def consolidate(checkpoint_dir, output_dir, tag=None) -> dict:
     _check(weights, shapes, source)
     if not (source / TOKENIZER).is_file():
         raise UserError(f"{source / TOKENIZER} is missing: copy the dataset's tokenizer.model there")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        _write(building / WEIGHTS, weights, {"format": "pt", "step": str(step)})
-        checkpoint.write_config(building / checkpoint.CONFIG, {**config, "step": step})
-        shutil.copyfile(source / TOKENIZER, building / TOKENIZER)
-        _compare(building / WEIGHTS, weights)
-        loss = _probe(building / WEIGHTS, config, manifest, source)
-        files = {name: hash_file(building / name) for name in (WEIGHTS, checkpoint.CONFIG, TOKENIZER)}
-        facts = {"step": step, "made_from": {"checkpoint": source.name, "sha256": manifest["sha256"]}}
-        checkpoint.write_manifest(building, {"format": checkpoint.FORMAT, **facts, "files": files})
-        building.chmod(0o755)  # mkdtemp's folders are private
-        building.replace(output)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    made_from = {"checkpoint": source.name, "sha256": manifest["sha256"]}
+    loss = write_folder(output_dir, weights, {**config, "step": step}, (source / TOKENIZER).read_bytes(), made_from,
+                        lambda weights_file: _probe(weights_file, config, manifest, source))  # fmt: skip
     return {"step": step, "stage": stage, "parameters": sum(map(math.prod, shapes.values())), "probe_loss": loss}
+
+
+def write_folder(output, weights: Mapping, config: dict, tokenizer: bytes, made_from: dict, check=lambda weights_file: None):
+    """Write a consolidated folder, whole or absent.
+
+    weights: {parameter name: fp32 tensor}, asked for one at a time. config: for config.yaml, "step" included. made_from:
+    what the manifest tells of its origin. check(weights_file): a last look at what was written, which may raise; what it
+    returns is returned.
+    """
+    with built_aside(output) as building:
+        _write(building / WEIGHTS, weights, {"format": "pt", "step": str(config["step"])})
+        checkpoint.write_config(building / checkpoint.CONFIG, config)
+        (building / TOKENIZER).write_bytes(tokenizer)
+        _compare(building / WEIGHTS, weights)
+        found = check(building / WEIGHTS)
+        files = {name: hash_file(building / name) for name in (WEIGHTS, checkpoint.CONFIG, TOKENIZER)}
+        facts = {"step": config["step"], "made_from": made_from}
+        checkpoint.write_manifest(building, {"format": checkpoint.FORMAT, **facts, "files": files})
+    return found
+
+
+def foreign_config(name: str, step: int, shape: ModelConfig, vocab) -> dict:
+    """config.yaml for weights that came from elsewhere: of their run it tells the shape and the tokenizer."""
+    model = asdict(shape)
+    return {"name": name, "step": step, "precision": "fp32", "model": model, "run": {"gpt": {**model}},
+            "dataset": {"tokenizer": vocab.fingerprint}}  # fmt: skip
+
+
+def read_folder(folder):
+    """(config.yaml, manifest) of a consolidated folder, each of whose files is as it was written. Raises UserError."""
+    folder = Path(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} holds no {WEIGHTS}: give a folder of consolidated weights, which tools/zero_to_fp32.py or "
+                        "tools/import_languini.py make")
+    manifest = checkpoint.verify(folder)
+    return checkpoint.read_config(folder / checkpoint.CONFIG), manifest
 
 
 def _write(path, weights, metadata):
@@ -125,8 +145,8 @@ def read_weights(source: Path):
     return state.step, state.stage, state.weights
 
 
-class _Joined(Mapping):
-    """{name: tensor}, each put together from the ranks' pieces of it when it is asked for.
+class Joined(Mapping):
+    """{name: tensor}, each put together from its pieces when it is asked for.
 
     parts: {name: (shape, flat pieces in order, whose end may be padding)}.
     """
@@ -221,7 +241,7 @@ def _join_stage12(flat, groups):
         for name, shape in shapes.items():
             parts[name] = shape, _cut(stretches, start, math.prod(shape))
             start += math.prod(shape)
-    return _Joined(parts)
+    return Joined(parts)
 
 
 def _cut(stretches, start, count):
@@ -244,7 +264,7 @@ def _join_stage3(flat, groups):
         stretch = math.ceil(math.prod(shape) / len(flat))
         parts[name] = shape, [piece for rank in flat for piece in _cut(rank, start, stretch)]
         start += stretch
-    return _Joined(parts)
+    return Joined(parts)
 
 
 def _check(weights, shapes, where):

@@ -2,7 +2,7 @@
 
 A dataset is a folder:
 
-    manifest.json               format, tokenizer, special ids, and per split: files with sizes and sha256, counts
+    manifest.json               format, tokenizer, special ids, per split files with sizes and sha256, counts; its own sha256
     tokenizer.model             the SentencePiece model that made it
     SPLIT/tokens.bin            the documents' token ids, each document followed by the end-of-document id
     SPLIT/doc_tokens.npy        int64 (documents,): tokens of each document, its end-of-document id not counted
@@ -16,18 +16,23 @@ with another number of ranks, needs no state.
 import hashlib
 import heapq
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.files import sync
 from gpt.vocab import Vocab
 
-FORMAT = 1
+FORMAT = 2  # from 2 on a manifest holds its own hash; 1 is read too
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
 TOKENS, DOC_TOKENS, DOC_BYTES, NAMES = "tokens.bin", "doc_tokens.npy", "doc_bytes.npy", "names.txt"
+FILES = (TOKENS, DOC_TOKENS, DOC_BYTES, NAMES)
+SEAL = "manifest_sha256"
 DTYPES = ("<u2", "<u4")
 
 
@@ -45,8 +50,18 @@ class Split:
     def __init__(self, name: str, folder: Path, dtype: str, vocab_size: int):
         self.name, self.vocab_size, self._path = name, vocab_size, folder / TOKENS
         self.tokens = np.memmap(folder / TOKENS, dtype=dtype, mode="r")
+        self._file = open(folder / TOKENS, "rb", buffering=0)
         self.doc_tokens, self.doc_bytes = _load_counts(folder / DOC_TOKENS), _load_counts(folder / DOC_BYTES)
 
+    def read(self, first: int, count: int) -> np.ndarray:
+        """`tokens[first : first + count]`, for reads in many places: a page that is missing from a mapping is fetched with
+        all that the system reads ahead, up to megabytes, and 512 streams miss 512 at once."""
+        size = self.tokens.itemsize
+        content = os.pread(self._file.fileno(), count * size, first * size)
+        if len(content) < count * size:
+            raise UserError(f"{self._path} ends before its token {first + count}: it was cut off since the run began; prepare "
+                            "the dataset again, or copy that file again")
+        return np.frombuffer(content, self.tokens.dtype)
 
     def names(self) -> list:
         """The documents' names, in order."""
@@ -75,7 +90,7 @@ class Dataset:
 
     def __init__(self, root):
         self.root = Path(root)
-        self.manifest = _read_manifest(self.root)
+        self.manifest = read_manifest(self.root)
         self.vocab = Vocab.load(self.root / TOKENIZER)
         if self.vocab.fingerprint != self.manifest["tokenizer"]["pieces_sha256"]:
             raise UserError(f"{self.root / TOKENIZER} is not the tokenizer that made the dataset, by the hash in "
@@ -94,7 +109,7 @@ class Dataset:
         if name not in self.manifest["splits"]:
             raise UserError(f"{self.root} has no split {name!r}: it has {', '.join(self.split_names)}")
         entry, folder = self.manifest["splits"][name], self.root / name
-        for file in (TOKENS, DOC_TOKENS, DOC_BYTES, NAMES):
+        for file in FILES:
             path, wanted = folder / file, entry["files"][file]["size"]
             size = path.stat().st_size if path.is_file() else None
             if size != wanted:
@@ -109,19 +124,36 @@ class Dataset:
         return split
 
 
-def _read_manifest(root: Path) -> dict:
+def write_manifest(folder: Path, manifest: dict):
+    """Write a dataset's manifest, sealed: its last value is the sha256 of the file with 64 zeros in the value's place."""
+    path = folder / MANIFEST
+    text = json.dumps({**manifest, SEAL: "0" * 64}, indent=1) + "\n"
+    path.write_text(text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest()), encoding="utf-8")
+    sync(path)
+
+
+def _seal_holds(text: str, manifest: dict) -> bool:
+    seal = manifest.get(SEAL)
+    if seal is None:
+        return manifest["format"] == 1
+    return isinstance(seal, str) and hashlib.sha256(text.replace(seal, "0" * 64).encode()).hexdigest() == seal
+
+
+def read_manifest(root: Path) -> dict:
+    """A dataset's manifest, its structure and its own hash checked. Raises UserError."""
     path = root / MANIFEST
     if not path.is_file():
         raise UserError(f"{root} holds no dataset (no {MANIFEST}): make one from a folder of .txt files with "
                         f"`python tools/prepare_data.py --input FOLDER --out {root}`")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode()
+        manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged (not JSON: {error}): prepare the dataset again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (1, FORMAT):
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise UserError(f"{path} has format {found!r}, this program reads format {FORMAT}: prepare the dataset again")
-    problem = _manifest_problem(manifest)
+        raise UserError(f"{path} has format {found!r}, this program reads formats up to {FORMAT}: prepare the dataset again")
+    problem = _manifest_problem(manifest) or (None if _seal_holds(text, manifest) else "its own hash is another")
     if problem:
         raise UserError(f"{path} is damaged ({problem}): prepare the dataset again")
     return manifest
@@ -139,7 +171,7 @@ def _manifest_problem(manifest):
     for name, entry in splits.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
             return f"splits.{name}.files is missing"
-        for file in (TOKENS, DOC_TOKENS, DOC_BYTES, NAMES):
+        for file in FILES:
             facts = entry["files"].get(file)
             if not isinstance(facts, dict) or not isinstance(facts.get("size"), int):
                 return f"splits.{name}.files.{file} is missing"
@@ -179,58 +211,78 @@ class Streams:
     def __init__(self, split: Split, count: int, seq_len: int):
         require_documents(split.name, len(split.doc_tokens), count)
         self.count, self.seq_len = count, seq_len
-        self._split, self._tokens = split, split.tokens
-        ends = np.cumsum(split.doc_tokens + 1)
-        starts = ends - (split.doc_tokens + 1)  # of each document in the packed file
+        self._split = split
+        sizes = split.doc_tokens + 1
+        starts = np.cumsum(sizes) - sizes  # of each document in the packed file
         stream_of = assign_documents(split.doc_tokens, count)
-        order = np.argsort(stream_of, kind="stable")
-        self._starts = starts
-        bounds = np.searchsorted(stream_of[order], np.arange(count + 1))
-        self._streams = []  # per stream: position of each document in the stream (one more: its length), and in the file
-        for stream in range(count):
-            documents = order[bounds[stream] : bounds[stream + 1]]
-            position = np.zeros(len(documents) + 1, np.int64)
-            np.cumsum(split.doc_tokens[documents] + 1, out=position[1:])
-            self._streams.append((position, starts[documents]))
+        self._order = order = np.argsort(stream_of, kind="stable")  # documents, stream by stream
+        # Places count the tokens of all streams, one after the other. Per document in that order: the place of its end,
+        # and what to add to a place in it for the position in the packed file.
+        self._ends = np.cumsum(sizes[order])
+        self._to_file = starts[order] - (self._ends - sizes[order])
+        # Per stream, and one more: its first document in that order, and its first place.
+        self._first = np.searchsorted(stream_of[order], np.arange(count + 1))
+        self._begins = np.concatenate([[0], self._ends])[self._first]
 
     def batch(self, index: int, rows=None) -> np.ndarray:
         """Windows of batch `index` (from 0): int64 (rows, seq_len + 1). Inputs are [:, :-1], targets [:, 1:].
 
         rows: the streams wanted, all by default. Rank r of W reads range(r, count, W).
         """
-        rows = range(self.count) if rows is None else rows
+        rows = np.arange(self.count) if rows is None else np.asarray(rows)
         batch = np.empty((len(rows), self.seq_len + 1), np.int64)
-        for out, stream in zip(batch, rows):
-            self._read(stream, index * self.seq_len, out)
+        places, at = self._windows(rows, index)
+        first = places + self._to_file[at]
+        inside = places + self.seq_len + 1 <= self._ends[at]  # one document holds the whole window
+        for row, (out, start, whole) in enumerate(zip(batch, first.tolist(), inside.tolist())):
+            if whole:
+                out[:] = self._split.read(start, len(out))
+                continue
+            filled = 0
+            for _, start, tokens in self._spans(rows[row], places[row], at[row]):
+                out[filled : filled + tokens] = self._split.read(start, tokens)
+                filled += tokens
         self._split.check_ids(batch)
         return batch
 
     def documents(self, index: int) -> list:
         """Names of the documents that batch `index` is made from, each once."""
-        names = self._split.names()
-        wanted = [document for stream in range(self.count) for document in self._documents_of(stream, index)]
-        return [names[document] for document in dict.fromkeys(wanted)]
+        names, rows = self._split.names(), np.arange(self.count)
+        wanted = [at for window in zip(rows, *self._windows(rows, index)) for at, _, _ in self._spans(*window)]
+        return [names[self._order[at]] for at in dict.fromkeys(wanted)]
 
-    def _documents_of(self, stream, index):
-        position, in_file = self._streams[stream]
-        start, left = index * self.seq_len % position[-1], self.seq_len + 1
-        document = int(np.searchsorted(position, start, "right")) - 1
-        while left > 0:
-            yield int(np.searchsorted(self._starts, in_file[document]))
-            left -= position[document + 1] - start
-            document = (document + 1) % len(in_file)
-            start = position[document]
+    def _windows(self, rows, index):
+        """(place, document) that each row's window of batch `index` begins with."""
+        begins = self._begins[rows]
+        places = begins + index * self.seq_len % (self._begins[rows + 1] - begins)
+        return places, np.searchsorted(self._ends, places, "right")
 
-    def _read(self, stream, start, out):
-        position, in_file = self._streams[stream]
-        start %= position[-1]
-        document = int(np.searchsorted(position, start, "right")) - 1
-        filled = 0
-        while filled < len(out):
-            offset = start - position[document]
-            take = min(len(out) - filled, position[document + 1] - start)
-            first = in_file[document] + offset
-            out[filled : filled + take] = self._tokens[first : first + take]
-            filled += take
-            document = (document + 1) % len(in_file)
-            start = position[document]
+    def _spans(self, stream, place, at):
+        """(document, first token in the packed file, tokens) of the pieces of the window that begins at `place`."""
+        left = self.seq_len + 1
+        while left:
+            tokens = min(left, int(self._ends[at] - place))
+            yield int(at), int(place + self._to_file[at]), tokens
+            left -= tokens
+            place, at = self._ends[at], at + 1
+            if at == self._first[stream + 1]:
+                place, at = self._begins[stream], self._first[stream]
+
+
+class Ahead:
+    """The batches of some rows of `streams`; while one is trained on, a thread reads the next."""
+
+    def __init__(self, streams: Streams, rows):
+        self._streams, self._rows = streams, rows
+        self._pool = ThreadPoolExecutor(1, "batches")
+        self._index, self._next = None, None
+
+    def batch(self, index: int) -> np.ndarray:
+        """`Streams.batch(index, rows)`."""
+        expected = index == self._index
+        batch = self._next.result() if expected else self._streams.batch(index, self._rows)
+        self._index, self._next = index + 1, self._pool.submit(self._streams.batch, index + 1, self._rows)
+        return batch
+
+    def close(self):
+        self._pool.shutdown(cancel_futures=True)

@@ -3,11 +3,10 @@
 import math
 import shutil
 
-from gpt import plan
+from gpt import classes, plan, scale
 from gpt.config import Config
 from gpt.metrics import duration
 
-CLASSES = (3, 6, 12, 24, 48, 96, 192, 384)  # hours
 GPU_CHUNK_ELEMENTS = 1 << 26
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "update")
 
@@ -19,9 +18,14 @@ def explain(config: Config) -> str:
     return "\n".join(f"{path:{widths[0]}}  {value:{widths[1]}}  {source}" for path, value, source in rows)
 
 
-def report(config: Config, dataset) -> str:
-    """The run's size, memory, disk and time. dataset: gpt.corpus.Dataset, or None where it is not there yet."""
-    sections = (_model(config), _data(config, dataset), _memory(config), _disk(config), _time(config, dataset))
+def report(config: Config, dataset, interconnect: float | None = None) -> str:
+    """The run's size, memory, disk and time. dataset: gpt.corpus.Dataset, or None where it is not there yet.
+
+    interconnect: GB/s of the slowest link between the GPUs, for what more of them would bring.
+    """
+    sections = [_model(config), _data(config, dataset), _memory(config), _disk(config), _time(config, dataset)]
+    if interconnect is not None:
+        sections.append(_scaling(config, interconnect))
     return "\n\n".join("\n".join(section) for section in sections)
 
 
@@ -73,6 +77,9 @@ def _memory(config):
     rows.append([estimate(at, not chosen).total for at in range(4)])
     other = "without" if chosen else "with"
     names = [*PARTS, "most at once", f"{other} activation checkpointing"]
+    if off:
+        names.append("in host memory")
+        rows.append([estimate(at, chosen).host for at in range(4)])
     lines = ["memory per rank in GiB" + " " * 14 + "".join(f"{'ZeRO ' + str(at) + ('*' if at == stage else ' '):>10s}" for at in range(4))]
     lines += [f"  {name:34s}" + "".join(f"{value / 2**30:>9.2f} " for value in row) for name, row in zip(names, rows)]
     lines.append(f"  * this run, {'with' if chosen else 'without'} activation checkpointing"
@@ -107,7 +114,7 @@ def _time(config, dataset):
         lines.append(f"time           {hours:.2f} hours at {options.tokens_per_second:,.0f} tokens/s "
                      f"({duration(hours * 3600)}), the reference GPU's; steps per class:")  # fmt: skip
         lines.append("               " + ", ".join(
-            f"{h}h {round(h * 3600 * options.tokens_per_second / per_step):,}" for h in CLASSES))  # fmt: skip
+            f"{h}h {classes.steps_of(h, options.tokens_per_second, per_step):,}" for h in classes.HOURS))  # fmt: skip
     else:
         lines.append("time           unknown: set tokens_per_second to the GPU's measured throughput")
     if options.eval_every > 0:
@@ -123,4 +130,37 @@ def _time(config, dataset):
             cost = times * windows_each * model.seq_len / 3 / max(1, options.max_train_steps * per_step)
             lines.append(f"evaluation     {times} times {windows_each:,} windows of {model.seq_len} tokens: {cost:.1%} of the "
                          "training's FLOPs")  # fmt: skip
+    return lines
+
+
+def _scaling(config, interconnect):
+    options, stages, own = config.options, range(4), config.engine["zero_optimization"]["stage"]
+    if not options.tokens_per_second:
+        return ["scaling        unknown: set tokens_per_second to the GPU's measured throughput"]
+
+    def steps(batch):
+        return [scale.step(config.model, batch, stage, config.precision, options.tokens_per_second, interconnect * 1e9)
+                for stage in stages]  # fmt: skip
+
+    now = steps(config.batch)
+    head = "".join(f"{'ZeRO ' + str(stage) + ('*' if stage == own else ' '):>10s}" for stage in stages)
+    rows = (
+        ("computing, ms a step", [f"{1000 * found.computing:,.1f}" for found in now]),
+        ("communicating, ms a step", [f"{1000 * found.communicating:,.1f}" for found in now]),
+        ("communication's share", [f"{found.share:.1%}" for found in now]),
+        ("hours of the whole training", [f"{options.max_train_steps * found.seconds / 3600:,.2f}" for found in now]),
+        ("hours if all of it overlaps", [f"{options.max_train_steps * found.overlapped / 3600:,.2f}" for found in now]),
+    )  # fmt: skip
+    lines = [f"{f'on {config.batch.world_size} rank(s), {interconnect:g} GB/s between them':36s}{head}"]
+    lines += [f"  {name:34s}" + "".join(f"{value:>9s} " for value in values) for name, values in rows]
+    lines.append("scaling efficiency at this batch")
+    for ranks in scale.RANKS:
+        batch = scale.on_ranks(config.batch, ranks)
+        if batch is None:
+            lines.append(f"  {ranks:5,} ranks: train_batch_size {config.batch.global_size} is not shared out evenly to so many")
+            break
+        name = f"{ranks:5,} rank(s), {batch.micro_size} x {batch.accumulation} each"
+        lines.append(f"  {name:34s}" + "".join(f"{found.efficiency:>9.1%} " for found in steps(batch)))
+    lines.append(f"  on paper: rings, {1e6 * scale.HOP_SECONDS:g} us a hop, no overlap, every GPU at {options.tokens_per_second:,.0f} "
+                 "tokens/s; gpt/scale.py has the model")  # fmt: skip
     return lines

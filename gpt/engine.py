@@ -6,18 +6,24 @@
 import logging
 import math
 import os
-import socket
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # which torch reads when it is imported
 
 import torch
 import torch.distributed
 
 from gpt.checkpoint import load_weights_only
 from gpt.config import Config
-from gpt.errors import RunError
+from gpt.errors import RunError, UserError
+from gpt.launch import launched
+from gpt.roll_call import JOIN_SECONDS, Deadline, roll_call
 from gpt.shards import Shards
+from gpt.watchdog import STARTING_SECONDS
 from gpt.world import World
 
 
@@ -27,10 +33,10 @@ def _only_errors(record):
 
 logging.getLogger("DeepSpeed").addFilter(_only_errors)  # it speaks from its import on; connect(verbose=True) lets it
 warnings.filterwarnings("ignore", category=FutureWarning)
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -44,38 +50,37 @@ def has_fp16() -> bool:
     return deepspeed.accelerator.get_accelerator().is_fp16_supported()
 
 
-def _single_process_environment():
-    """What a launcher would have set, for a process that was started without one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    single = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if "RANK" not in os.environ:
-        os.environ.update(single)
+def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 0.0) -> World:
+    """Join the process group that the launcher announced, once all ranks have come.
 
-
-def connect(verbose: bool = False) -> World:
-    """Join the process group that the launcher announces, or make one of this single process."""
-    _single_process_environment()
+    launch: gpt.launch.Launch, asked for where it is None. facts: {what: text} that must be the same on all ranks.
+    step_timeout: seconds after which a watchdog ends the run; the group's own limit is longer, for it names nobody.
+    Raises UserError and RunError as gpt.roll_call does.
+    """
+    launch = launch or launched()
     if verbose:
         logging.getLogger("DeepSpeed").removeFilter(_only_errors)
         deepspeed.utils.set_log_level_from_string("info")
     accelerator = deepspeed.accelerator.get_accelerator()
     on_cpu = accelerator.device_name() == "cpu"
+    local_rank = int(os.environ["LOCAL_RANK"])
+    store, hosts = roll_call(launch, dict(facts))
     if on_cpu:
         # The first init_distributed on a CPU would compile an operator that only inference uses: minutes, and a compiler.
         deepspeed.ops.__compatible_ops__ = {}
-        _share_cores()
+        _share_cores(hosts.count(hosts[launch.rank]))
     else:
-        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(verbose=verbose)
-    device = "cpu" if on_cpu else accelerator.device_name(int(os.environ["LOCAL_RANK"]))
-    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device(device))
+        accelerator.set_device(local_rank)
+    with Deadline(JOIN_SECONDS, f"all ranks have come, but rank {launch.rank} on {hosts[launch.rank]} could not connect to all "
+                  f"others within {JOIN_SECONDS:g} s: their hosts must reach each other on every port; tools/preflight.py "
+                  "looks into it"):  # fmt: skip
+        deepspeed.init_distributed(verbose=verbose, timeout=timedelta(seconds=2 * max(step_timeout, STARTING_SECONDS)))
+    device = "cpu" if on_cpu else accelerator.device_name(local_rank)
+    return World(launch.rank, launch.size, torch.device(device), hosts, store)
 
 
-def _share_cores():
+def _share_cores(ranks_here: int):
     """Share this host's cores among its ranks, unless OMP_NUM_THREADS says otherwise."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // ranks_here))
@@ -117,18 +122,55 @@ class _LossScaleExhausted(Exception):
     """DeepSpeed left out an update, and cannot lower the loss scale any more."""
 
 
-class Engine:
-    """A model under DeepSpeed: optimiser steps over global batches, norms, checkpoints."""
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-    def __init__(self, model: torch.nn.Module, config: Config, world: World):
+
+def _place(model, weights, dtype, settings, device):
+    """Give a model its parameters one at a time: on the device, whole or, under ZeRO 3, cut up and this rank's stretch
+    kept."""
+    first = None
+    for name, values in weights:
+        owner, _, own_name = name.rpartition(".")
+        parameter = torch.nn.Parameter(values.to(device, dtype))
+        setattr(model.get_submodule(owner), own_name, parameter)
+        if settings["zero_optimization"]["stage"] == 3:
+            if first is None:  # makes of it a parameter that can do the same to others
+                deepspeed.zero.Init(module=torch.nn.ParameterList([parameter]), config_dict_or_path=settings)
+                first = parameter
+            else:
+                first.convert_to_zero_parameters(param_list=[parameter])
+        del values  # before the next is drawn
+
+
+def _require_nvme(config):
+    """Raise UserError where parts shall be offloaded to NVMe, and what DeepSpeed needs for it cannot be compiled."""
+    zero = config.engine["zero_optimization"]
+    block = next((name for name in ("offload_optimizer", "offload_param") if zero.get(name, {}).get("device") == "nvme"), None)
+    if block and not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(f"zero_optimization.{block}.device is nvme, which DeepSpeed's async_io operator serves, and it cannot be "
+                        "compiled here: install a C++ compiler and libaio with its headers (Debian: g++ libaio-dev), or "
+                        "offload to cpu")  # fmt: skip
+
+
+class Engine:
+    """A model under DeepSpeed: optimiser steps over global batches, norms, checkpoints.
+
+    weights: (name, fp32 tensor) of every parameter of a model that is on torch's meta device, in their order. Each is
+    brought to its place before the next is asked for, so that under ZeRO 3 no rank ever holds the whole model.
+    """
+
+    def __init__(self, model: torch.nn.Module, config: Config, world: World, weights=()):
+        _require_nvme(config)
         schedule = config.schedule
         optimizer = {**config.engine["optimizer"]}
         if schedule is not None:  # the rate that the optimiser is made with; the schedule sets it before every step
             optimizer["params"] = {**optimizer["params"], "lr": schedule.lr(1)}
+        settings = {**config.engine, "optimizer": optimizer, "steps_per_print": sys.maxsize}
+        _place(model, weights, _DTYPES[config.precision], settings, world.device)
         self._ds, *_ = deepspeed.initialize(
             model=model,
             model_parameters=list(model.parameters()),
-            config={**config.engine, "optimizer": optimizer, "steps_per_print": sys.maxsize},
+            config=settings,
             lr_scheduler=None if schedule is None else lambda inner: _Schedule(inner, schedule),
         )
         self._ds._copy_recovery_script = lambda folder: None  # a second zero_to_fp32.py, which loads pickles as code
@@ -148,17 +190,19 @@ class Engine:
         ds, asked = self._ds, config.engine
         kind, params = asked["optimizer"]["type"], asked["optimizer"]["params"]
         group = ds.optimizer.param_groups[0]
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[config.precision]
         yield "train_batch_size", config.batch.global_size, ds.train_batch_size()
         yield "train_micro_batch_size_per_gpu", config.batch.micro_size, ds.train_micro_batch_size_per_gpu()
         yield "gradient_accumulation_steps", config.batch.accumulation, ds.gradient_accumulation_steps()
         yield "ranks", config.batch.world_size, ds.world_size
         yield "gradient_clipping", asked["gradient_clipping"], ds.gradient_clipping()
         yield "zero_optimization.stage", asked["zero_optimization"]["stage"], ds.zero_optimization_stage()
-        yield "precision", dtype, next(self.module.parameters()).dtype
-        if params.get("torch_adam", True):  # DeepSpeed's "Adam" is AdamW unless told otherwise
-            decoupled = kind == "AdamW" or (kind == "Adam" and params.get("adam_w_mode", True))
+        yield "precision", _DTYPES[config.precision], next(self.module.parameters()).dtype
+        # DeepSpeed's "Adam" is AdamW unless told otherwise.
+        decoupled = kind == "AdamW" or (kind == "Adam" and params.get("adam_w_mode", True))
+        if kind == "SGD" or "torch_adam" in params:
             yield "optimizer.type", "AdamW" if decoupled else kind, type(ds.basic_optimizer).__name__
+        else:
+            yield "optimizer.params.adam_w_mode", decoupled, bool(ds.basic_optimizer.adam_w_mode)
         for name in params.keys() & group.keys() - {"lr"}:
             yield f"optimizer.params.{name}", _plain(params[name]), _plain(group[name])
         if config.precision == "fp16":
@@ -187,44 +231,49 @@ class Engine:
         return self._ds.get_lr()[0]
 
     @property
-    def grad_norm(self) -> float | None:
-        """2-norm of the whole gradient of the last step, before clipping; None under ZeRO stage 0."""
-        norm = self._ds.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def grad_norm(self) -> float:
+        """2-norm of the whole gradient of the last step, before clipping."""
+        return float(self._norm if self._stage == 0 else self._ds.get_global_grad_norm())
 
     @property
     def loss_scale(self) -> float:
         """What the loss is multiplied by before the backward pass; 1 unless in fp16."""
         return float(self._ds.optimizer.loss_scale) if self._ds.fp16_enabled() else 1.0
 
-    def step(self, batch, want_norms: bool = False, accept=None, pulse=lambda: None) -> StepResult:
+    def step(self, batch, want_norms: bool = False, accept=None, mark=lambda part: None, watch=None) -> StepResult:
         """One optimiser step on this rank's part of a global batch.
 
         batch: int64 (accumulation, micro batch, seq_len + 1). All ranks call it together, with the same wishes.
         accept: called on all ranks with the global batch's mean loss before the update, False leaves the update out.
-        pulse: called after every micro-batch.
+        mark: called after every "forward", "backward" and "step" of a micro-batch. watch: entered around each forward.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         before, rejected, exhausted = [], False, False
         for index, micro_batch in enumerate(torch.from_numpy(batch).to(self.world.device), 1):
-            loss, last = self._ds(micro_batch[:, :-1], micro_batch[:, 1:]), index == len(batch)
+            last = index == len(batch)
+            with watch or nullcontext():
+                loss = self._ds(micro_batch[:, :-1], micro_batch[:, 1:])
             total += loss.detach() / len(batch)
             if last and accept is not None:
                 rejected = not accept(self.world.sum(total.clone()).item() / self.world.size)
                 loss = loss * math.nan if rejected else loss  # a gradient that the optimizer leaves out by itself
+            mark("forward")
             self._ds.backward(loss)
+            mark("backward")
             before = self._shards.fragments(self.loss_scale) if want_norms and last else []
             try:
                 applied = self._update(last, rejected)
             except _LossScaleExhausted:
                 applied, exhausted = False, True
-            pulse()
+            mark("step")
         return StepResult(applied, exhausted, total, self._shards.norms(before) if want_norms and applied else None)
 
     def _update(self, last, rejected) -> bool:
         """Have the optimizer step if this was the last micro-batch; returns whether it did."""
-        if last and self._stage == 0 and (rejected or not self._finite_gradient()):
-            return self._pass_over()
+        if last and self._stage == 0:  # where DeepSpeed tells no norm
+            self._norm = self._shards.gradient_norm()
+            if rejected or not math.isfinite(self._norm):
+                return self._pass_over()
         scaler = self._ds.optimizer.loss_scaler if rejected and self._ds.fp16_enabled() else None
         before = dict(vars(scaler)) if scaler else None
         try:
@@ -238,9 +287,6 @@ class Engine:
         if scaler:  # the batch was refused, so its gradient says nothing about the scale
             vars(scaler).update(before)
         return self._ds.was_step_applied()
-
-    def _finite_gradient(self):
-        return all(bool(torch.isfinite(p.grad).all()) for p in self._names if p.grad is not None)
 
     def _pass_over(self):
         """Stage 0, where nothing else keeps a bad gradient from the weights: an optimizer step without gradients does
@@ -302,9 +348,10 @@ class Engine:
         assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
 
     def adopt(self, full, loss_scale: float):
-        """Take over whole tensors (gpt.consolidate.FullState) of a run on other ranks or at another ZeRO stage."""
+        """Take over whole tensors (gpt.consolidate.FullState) of a run on other ranks or at another ZeRO stage, or weights
+        alone, where moments and scheduler are empty."""
         self._shards.adopt(full)
-        if self._ds.lr_scheduler is not None:
+        if self._ds.lr_scheduler is not None and full.scheduler is not None:
             self._ds.lr_scheduler.load_state_dict(full.scheduler)
             self._set_lr()
         if self._ds.fp16_enabled():

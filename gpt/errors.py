@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 
 
 class UserError(Exception):
@@ -17,6 +18,18 @@ class AgreedError(RunError):
     """A RunError that all ranks raise together, and rank 0 tells."""
 
 
+class AgreedUserError(UserError):
+    """A UserError that all ranks raise together, and rank 0 tells."""
+
+
+class SilentError(Exception):
+    """The end of a process that has nothing more to say: the failure was told, here or by another rank."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
+
+
 class Parser(argparse.ArgumentParser):
     """A command line on which a mistake is a UserError, and options are never guessed from a prefix."""
 
@@ -28,13 +41,22 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"command line: {message} (--help lists the options)")
 
 
-def _main_with_sentences(main):
-    try:
-        return main()
-    except OSError as error:  # a path that cannot be read or written: the input's fault, wherever it is noticed
-        if error.filename is None:
-            raise
-        raise UserError(f"{error.filename}: {error.strerror}; make the path usable or give another one") from error
+def in_words(error: Exception) -> Exception:
+    """A mistake that shows itself as one of Python's own exceptions, as a UserError; any other error as it is."""
+    if isinstance(error, OSError) and error.filename is not None:  # the input's fault, wherever it is noticed
+        return UserError(f"{error.filename}: {error.strerror}; make the path usable or give another one")
+    if isinstance(error, ModuleNotFoundError) and error.name is not None and error.name.split(".")[0] != "gpt":
+        return UserError(f"the package {error.name!r} is not installed here ({sys.executable}): run `pip install -e .` "
+                         "in the project's folder")  # fmt: skip
+    return error
+
+
+def tell(error: Exception, who: str = ""):
+    """Write an error to stderr: one sentence, or the traceback of what nobody foresaw."""
+    known = isinstance(error, (UserError, RunError))
+    text = f"error: {error}\n" if known else "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    sys.stderr.write(who + text)
+    sys.stderr.flush()
 
 
 def run(main):
@@ -44,27 +66,25 @@ def run(main):
     local rank 0 of each host prints it, afterwards every rank does, since by then a mistake may be one rank's own.
     """
     try:
-        code = _main_with_sentences(main) or 0
-    except (UserError, RunError) as error:
+        code = main() or 0
+    except SilentError as error:
+        code = error.code
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as caught:
+        error = in_words(caught)
+        if not isinstance(error, (UserError, RunError)):
+            raise
         distributed = sys.modules.get("torch.distributed")
         connected = distributed is not None and distributed.is_available() and distributed.is_initialized()
-        agreed = isinstance(error, AgreedError) and connected
+        agreed = isinstance(error, (AgreedError, AgreedUserError)) and connected
         if agreed and distributed.get_rank() != 0:
             distributed.barrier()  # rank 0 has told: the first that ends has a launcher end the others
         elif connected or os.environ.get("LOCAL_RANK", "0") == "0":
-            who = f"[rank {distributed.get_rank()}] " if connected and distributed.get_world_size() > 1 else ""
-            print(f"{'' if agreed else who}error: {error}", file=sys.stderr, flush=True)
+            tell(error, f"[rank {distributed.get_rank()}] " if connected and distributed.get_world_size() > 1 and not agreed else "")
             if agreed:
                 distributed.barrier()
         code = 2 if isinstance(error, UserError) else 1
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "gpt":
-            raise
-        print(f"error: the package {error.name!r} is not installed here ({sys.executable}): run `pip install -e .` "
-              "in the project's folder", file=sys.stderr, flush=True)
-        code = 2
-    except KeyboardInterrupt:
-        code = 130
     _leave(code)
 
 

@@ -1,6 +1,7 @@
 """Evaluate consolidated weights on a held-out split: needs no DeepSpeed, no ZeRO files, no training run.
 
     python gpt/eval.py --checkpoint_file runs/24h/export/model.safetensors [--eval_data_split test] [--json out.json]
+    python gpt/eval.py --checkpoint_file … --eval_data_split all [--json out.json] [--markdown out.md]
 """
 
 import json
@@ -17,12 +18,14 @@ def parse_args():
     parser.add_argument("--checkpoint_file", required=True, help="model.safetensors, made by tools/zero_to_fp32.py")
     parser.add_argument("--config_file", help="the run's config.yaml; default the one beside the weights")
     parser.add_argument("--data_root", help="dataset folder; default the one that the model was trained on")
-    parser.add_argument("--eval_data_split", default="test", help="split to evaluate (default test)")
+    parser.add_argument("--eval_data_split", default="test", metavar="SPLIT[,SPLIT…]|all",
+                        help="splits to evaluate (default test); all: every one but train")  # fmt: skip
     parser.add_argument("--seq_len", type=int, help="tokens of context; default the model's, and at most that")
     parser.add_argument("--last_n", type=int, help="targets scored in each window but the first; default the run's own")
     parser.add_argument("--batch_size", type=int, help="windows at a time (default: 8,192 tokens' worth)")
     parser.add_argument("--device", help="default cuda where there is one, else cpu")
-    parser.add_argument("--json", metavar="FILE", help="write the result here as well")
+    parser.add_argument("--json", metavar="FILE", help="write the result here as well; of several splits, a list of them")
+    parser.add_argument("--markdown", metavar="FILE", help="write a table here, a row for each split")
     args = parser.parse_args()
     for name in ("seq_len", "last_n", "batch_size"):
         value = getattr(args, name)
@@ -36,8 +39,10 @@ def main():
     weights = Path(args.checkpoint_file)
     if weights.is_dir():
         raise UserError(f"{weights} is a folder: give the file {weights / 'model.safetensors'}")
-    if args.json and (Path(args.json).is_dir() or not Path(args.json).resolve().parent.is_dir()):
-        raise UserError(f"--json {args.json}: give the name of a file in a folder that exists")
+    for name in ("json", "markdown"):
+        file = getattr(args, name)
+        if file and (Path(file).is_dir() or not Path(file).resolve().parent.is_dir()):
+            raise UserError(f"--{name} {file}: give the name of a file in a folder that exists")
 
     from gpt import checkpoint
     from gpt.corpus import Dataset
@@ -53,26 +58,38 @@ def main():
     if trained_on.get("tokenizer") not in (None, dataset.vocab.fingerprint):
         raise UserError(f"{dataset.root} was made with another tokenizer than the model was trained with: prepare the "
                         f"text with `--tokenizer {weights.with_name('tokenizer.model')}`")
-    result = evaluate(args, weights, config, config_file, dataset)
-    show(result)
+    names = chosen(args.eval_data_split, dataset)
+    results = evaluate(args, names, weights, config, config_file, dataset)
+    alone = args.eval_data_split == names[0]
+    show(results[0]) if alone else show_table(results)
     if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        content = results[0] if alone else results
+        Path(args.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if args.markdown:
+        Path(args.markdown).write_text(markdown(results), encoding="utf-8")
 
 
-def evaluate(args, weights, config, config_file, dataset) -> dict:
-    """The content of `--json`."""
-    import torch
+def chosen(asked: str, dataset) -> list:
+    """Names of the splits asked for. Raises UserError where there is none."""
+    names = [name.strip() for name in asked.split(",")]
+    if asked == "all":
+        names = [name for name in dataset.split_names if name != "train"]
+        if not names:
+            raise UserError(f"{dataset.root} has no split but train, which `all` leaves out: give --eval_data_split train")
+    for name in names:
+        dataset.split(name)
+    return list(dict.fromkeys(names))
+
+
+def evaluate(args, names, weights, config, config_file, dataset) -> list:
+    """The content of `--json` for each split, by one and the same model."""
     from tqdm import tqdm
 
     from gpt.consolidate import load_model
     from gpt.evaluation import Evaluator, summary
+    from gpt.world import usable_device
 
-    split = dataset.split(args.eval_data_split)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} is not to be had here: {str(error).splitlines()[0]}") from error
+    device = usable_device(args.device)
     model = load_model(weights, config, config_file).to(device)
     seq_len = args.seq_len or model.config.seq_len
     if seq_len > model.config.seq_len:
@@ -82,15 +99,14 @@ def evaluate(args, weights, config, config_file, dataset) -> dict:
         raise UserError(f"the tokenizer of {dataset.root} has {dataset.vocab.size} ids, but the model was trained with "
                         f"{model.config.vocab_size}: give the --data_root that it was trained on")
     last_n = min(args.last_n or (config["run"].get("gpt") or {}).get("last_n") or 128, seq_len)
-    evaluator = Evaluator(split, dataset.vocab, seq_len, last_n, args.batch_size or max(1, 8192 // seq_len))
-    with tqdm(total=evaluator.calls, unit="batch", disable=not sys.stderr.isatty(), leave=False) as bar:
-        def advance():
-            bar.update()
-            return True
-
-        tally = evaluator.run(model, device, advance)
-    return {"split": split.name, "checkpoint": str(weights), "dataset": str(dataset.root), "seq_len": seq_len,
-            "last_n": last_n, **summary(tally)}  # fmt: skip
+    results = []
+    for name in names:
+        evaluator = Evaluator(dataset.split(name), dataset.vocab, seq_len, last_n, args.batch_size or max(1, 8192 // seq_len))
+        with tqdm(total=evaluator.calls, unit="batch", desc=name, disable=not sys.stderr.isatty(), leave=False) as bar:
+            tally = evaluator.run(model, device, lambda: bar.update() or True)
+        results.append({"split": name, "checkpoint": str(weights), "dataset": str(dataset.root), "seq_len": seq_len,
+                        "last_n": last_n, **summary(tally)})  # fmt: skip
+    return results
 
 
 def show(result):
@@ -104,6 +120,35 @@ def show(result):
                             ("tokens scored", "tokens", ",d"), ("bytes", "bytes", ",d")):  # fmt: skip
         other = format(theirs[key], form) if key in theirs else ""
         print(f"{name:26s}{result[key]:>14{form}}{other:>14s}")
+
+
+def table(results):
+    """(names of the columns, rows of texts), a row for each split."""
+    columns = (("normalised ppl", "normalised_ppl", ".4f"), ("bits per byte", "bits_per_byte", ".4f"),
+               ("loss", "loss", ".4f"), ("ppl", "ppl", ".2f"), ("top-1", "top1", ".4f"), ("top-10", "top10", ".4f"),
+               ("tokens", "tokens", ",d"), ("bytes", "bytes", ",d"))  # fmt: skip
+    rows = [[result["split"], *(format(result[key], form) for _, key, form in columns),
+             format(result["languini"]["normalised_ppl"], ".4f")] for result in results]  # fmt: skip
+    return ["split", *(name for name, _, _ in columns), "languini"], rows
+
+
+def about(result):
+    return (f"{result['checkpoint']} on {result['dataset']} (seq_len {result['seq_len']}, last_n {result['last_n']}; languini: "
+            "normalised ppl as the seed project counts it)")
+
+
+def show_table(results):
+    head, rows = table(results)
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    print(about(results[0]))
+    for row in [head, *rows]:
+        print("  ".join([f"{row[0]:{widths[0]}s}", *(f"{cell:>{width}s}" for cell, width in zip(row[1:], widths[1:]))]))
+
+
+def markdown(results) -> str:
+    head, rows = table(results)
+    lines = [f"| {' | '.join(row)} |" for row in [head, ["---"] + ["---:"] * (len(head) - 1), *rows]]
+    return "\n".join([about(results[0]), "", *lines]) + "\n"
 
 
 if __name__ == "__main__":

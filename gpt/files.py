@@ -1,11 +1,19 @@
 """Files that are whole or absent."""
 
+import errno
 import fcntl
 import hashlib
 import os
+import secrets
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 from gpt.errors import UserError
+
+LOCK = ".lock"
 
 
 def hash_file(path) -> dict:
@@ -35,16 +43,63 @@ def write_atomically(path: Path, text: str):
     sync(path.parent)
 
 
-class FolderLock:
-    """Keeps a second process out of a folder until `release()` or the end of this process, however it ends."""
+def is_locked_by(folder: Path, token: str) -> bool:
+    """Whether a folder, on whatever host, is the one that the FolderLock of this token keeps."""
+    for patience in (0, 0.1, 1, 5):  # a network file system shows a new file late
+        time.sleep(patience)
+        try:
+            if (folder / LOCK).read_text(encoding="utf-8") == token:
+                return True
+        except OSError:
+            pass
+    return False
 
-    def __init__(self, folder: Path):
+
+def require_new_folder(path):
+    """Raise UserError where a folder that is to be made is there already, and not empty."""
+    if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
+        raise UserError(f"{path} exists already: remove it first, or name another folder")
+
+
+@contextmanager
+def built_aside(path):
+    """A new folder that takes the place of `path` at the end of the block; after an error it is gone instead."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield building
+        building.chmod(0o755)  # mkdtemp's folders are private
+        building.replace(path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"{path} does not fit on its disk: make room, or name a folder on another one") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+class FolderLock:
+    """Keeps a second process out of a folder until `release()` or the end of this process, however it ends.
+
+    `token` is a text of this lock's own that its file holds: who finds it there looks at the same folder.
+    """
+
+    def __init__(self, folder: Path, advice: str = "another process is training in {}: wait for it, or name another --run_dir"):
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / ".lock", "w")
+        self._file = open(folder / LOCK, "a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another process is training in {folder}: wait for it, or name another --run_dir") from error
+            raise UserError(advice.format(folder)) from error
+        self.token = secrets.token_hex(8)
+        try:
+            self._file.truncate(0)
+            self._file.write(self.token)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise UserError(f"{folder / LOCK} cannot be written: {error.strerror}; make room, or name another folder") from error
 
     def release(self):
         self._file.close()

@@ -11,6 +11,8 @@ import time
 
 from tqdm import tqdm
 
+AXES = ("step", "train_tokens", "flops", "hours", "reference_hours")  # what every train and eval line can be drawn over
+
 
 class JsonLines:
     """metrics.jsonl: one JSON object a line, appended. Non-finite numbers are written as null."""
@@ -55,6 +57,9 @@ def _prefix(event):
 
 
 class TensorBoard:
+    """Scalars over steps. Its axis is one whole number per curve, so losses and perplexities are written once more over
+    every other axis, as over_train_tokens/…, over_gigaflops/…, over_seconds/… and over_reference_seconds/…."""
+
     def __init__(self, folder):
         from torch.utils.tensorboard import SummaryWriter
 
@@ -63,13 +68,22 @@ class TensorBoard:
     def write(self, event):
         for name, value in _scalars(event, _prefix(event)):
             self._writer.add_scalar(name, value, event["step"])
+        for axis, name, unit in (("train_tokens", "train_tokens", 1), ("flops", "gigaflops", 1e-9), ("hours", "seconds", 3600),
+                                 ("reference_hours", "reference_seconds", 3600)):  # fmt: skip
+            for key in ("loss", "normalised_ppl"):
+                if event.get(axis) is not None and event.get(key) is not None:
+                    self._writer.add_scalar(f"over_{name}/{_prefix(event)}{key}", event[key], round(event[axis] * unit))
 
     def close(self):
         self._writer.close()
 
 
 class Wandb:
-    """Weights & Biases. Offline, so nothing is uploaded, unless the environment's WANDB_MODE says otherwise."""
+    """Weights & Biases. Offline, so nothing is uploaded, unless the environment's WANDB_MODE says otherwise.
+
+    The axes are logged under their own names, beside each metric, so that any of them can be chosen in a chart. By
+    default evaluations are drawn over the reference's hours, or tokens where it has none, and all else over steps.
+    """
 
     def __init__(self, folder, project, name, notes, config):
         import wandb
@@ -77,9 +91,19 @@ class Wandb:
         self._run = wandb.init(project=project, name=name, notes=notes, config=config, dir=str(folder),
                                mode=os.environ.get("WANDB_MODE", "offline"),
                                settings=wandb.Settings(silent=True, console="off"))  # fmt: skip
+        for axis in AXES:
+            self._run.define_metric(axis, hidden=True)
+        self._axis_of = {"eval": "reference_hours" if config["run"]["gpt"]["tokens_per_second"] else "train_tokens"}
+        self._defined = set()
 
     def write(self, event):
-        self._run.log({"step": event["step"], **dict(_scalars(event, _prefix(event)))})
+        kind = event["event"]
+        if kind not in self._defined:
+            self._defined.add(kind)
+            self._run.define_metric(f"{kind}/*", step_metric=self._axis_of.get(kind, "step"))
+        axes = {axis: float(event[axis]) for axis in AXES if event.get(axis) is not None}  # flops may be beyond 2^63
+        rest = {key: value for key, value in event.items() if key not in AXES}
+        self._run.log({**axes, "step": event["step"], **dict(_scalars(rest, _prefix(event)))})
 
     def close(self):
         self._run.finish()
@@ -102,28 +126,12 @@ class Metrics:
 
     def write(self, event: dict):
         """event: {"event": kind, "step": optimiser steps completed, …}; the time of writing is added."""
-        for sink in self._sinks:
+        for sink in self._sinks[:1] if event["event"] == "start" else self._sinks:  # what the machine is makes no curve
             sink.write({**event, "time": round(time.time(), 3)})
 
     def close(self):
         for sink in self._sinks:
             sink.close()
-
-
-class Clock:
-    """Time spent on optimiser steps, with pauses for evaluations and checkpoints left out."""
-
-    def __init__(self):
-        self._running_since, self._spent = time.perf_counter(), 0.0
-
-    def pause(self):
-        self._spent, self._running_since = self.seconds(), None
-
-    def go_on(self):
-        self._running_since = time.perf_counter()
-
-    def seconds(self) -> float:
-        return self._spent + (time.perf_counter() - self._running_since if self._running_since is not None else 0.0)
 
 
 def duration(seconds: float) -> str:

@@ -140,18 +140,23 @@ class GPT(nn.Module):
         self.ln_f = AddNorm(config, kernels)
         self.head = Head(config, kernels)
         if seed is not None:
-            self._initialise(torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                for parameter, (_, values) in zip(self.parameters(), self.initial_weights(seed)):
+                    parameter.copy_(values)
 
-    @torch.no_grad()
-    def _initialise(self, generator):
+    def initial_weights(self, seed: int):
+        """(name, fp32 tensor) of every parameter in their order, each drawn when it is asked for."""
+        generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif ".ln" in name or name.startswith("ln_f"):
-                parameter.fill_(1.0)
-            else:
-                std = 0.02 / math.sqrt(2 * self.config.n_layers) if name.endswith("mlp.c_proj.weight") else 0.02
-                parameter.normal_(0.0, std, generator=generator)
+            yield name, self._drawn(name, parameter.shape, generator)
+
+    def _drawn(self, name, shape, generator):
+        if name.endswith("bias"):
+            return torch.zeros(shape)
+        if ".ln" in name or name.startswith("ln_f"):
+            return torch.ones(shape)
+        std = 0.02 / math.sqrt(2 * self.config.n_layers) if name.endswith("mlp.c_proj.weight") else 0.02
+        return torch.empty(shape).normal_(0.0, std, generator=generator)
 
     def forward(self, tokens, targets=None, scored=None):
         """tokens, targets: (B, T) int64, T <= seq_len; scored: (B, T) bool.

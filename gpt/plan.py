@@ -31,19 +31,21 @@ class ModelConfig:
         embeddings = (self.vocab_size + self.seq_len) * self.h_dim
         return embeddings + self.n_layers * block + 2 * self.h_dim + self.vocab_size * self.h_dim
 
-    def matmul_flops_per_token(self) -> int:
+    def matmul_flops_per_token(self, causal: bool = True) -> int:
         """FLOPs of one token's forward and backward matrix products; look-ups, norms and activations are not counted.
 
         2 FLOPs per weight and token in the forward pass and 4 in the backward pass (Kaplan et al., arXiv 2001.08361,
         table 1), over the weights of the GEMMs, the head included. Attention scores and their product with v add
         2 * 2 * seq_len * n_heads * head_dim per layer and pass, halved since a causal query sees half of the keys on
-        average.
+        average (as Dao, arXiv 2307.08691, section 4.1, counts them). Not causal: not halved, as PaLM (arXiv 2204.02311,
+        appendix B), the Languini Kitchen and torch's FlopCounterMode count. What is computed twice, under activation
+        checkpointing or in a fused attention's backward pass, counts once.
         """
         attention = self.n_heads * self.head_dim
         weights = self.n_layers * (4 * attention * self.h_dim + 2 * self.h_dim * self.mlp_dim)
         weights += self.vocab_size * self.h_dim
-        causal_attention = self.n_layers * 2 * self.seq_len * attention
-        return 3 * (2 * weights + causal_attention)
+        scores_and_values = self.n_layers * (2 if causal else 4) * self.seq_len * attention
+        return 3 * (2 * weights + scores_and_values)
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
         micro_size = global_size // (accumulation * world_size)
     if micro_size * accumulation * world_size != global_size or not micro_size * accumulation:
         if global_size % world_size == 0:
-            fitting = _divisors(global_size // world_size)
+            fitting = divisors(global_size // world_size)
             advice = f"with {world_size} rank(s) gradient_accumulation_steps can be {', '.join(map(str, fitting))}"
         else:
-            ranks = [n for n in _divisors(global_size) if n <= 2 * world_size][-6:]
+            ranks = [n for n in divisors(global_size) if n <= 2 * world_size][-6:]
             near = sorted({max(1, global_size // world_size) * world_size, (global_size // world_size + 1) * world_size})
             advice = (f"train_batch_size must be a multiple of the ranks, for example {' or '.join(map(str, near))}; "
                       f"{global_size} sequences fit {', '.join(map(str, ranks))} rank(s)")  # fmt: skip
@@ -85,7 +87,7 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
     return BatchPlan(global_size, micro_size, accumulation, world_size)
 
 
-def _divisors(number: int) -> list:
+def divisors(number: int) -> list:
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)})
 
@@ -143,6 +145,7 @@ class Memory:
     logits: int  # one chunk of logits with its temporaries, and the output layer's gradients until the backward pass
     gathered: int  # ZeRO 3: weights of other ranks, while they are in use
     update: int  # temporary fp32 gradients of the update
+    host: int  # not on the device but in this rank's share of host memory: what is offloaded
 
     @property
     def total(self) -> int:
@@ -176,6 +179,7 @@ def memory(model: ModelConfig, micro_size: int, world_size: int, stage: int, pre
         logits=chunk * (8 if precision == "fp32" else 12) + 4 * model.vocab_size * model.h_dim,
         gathered=width * min(n, live_parameters) if stage == 3 and world_size > 1 else 0,
         update=4 * updated if precision != "fp32" and not offload else 0,
+        host=4 * updated * (2 + moments + (stage < 3)) if offload else 0,  # with fp32 gradients; below 3 their sum, too
     )
 
 

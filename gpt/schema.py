@@ -102,6 +102,8 @@ class Options:
     compile: str = option(str, "none", "torch.compile of the blocks in training; max-autotune also searches for the fastest "
                           "GEMMs. Needs a C++ compiler", choices=("none", "default", "max-autotune"))  # fmt: skip
     seed: int = option(int, 0, "seed of the initial weights; the order of the data depends on nothing but the dataset", minimum=0)
+    init_from: str | None = option(str, None, "begin with these weights instead of drawn ones: a folder that "
+                                   "tools/zero_to_fp32.py or tools/import_languini.py made")  # fmt: skip
     data_root: str = option(str, "data/sample", "dataset folder; data/sample is built by itself where absent")
     run_dir: str | None = option(str, None, "where the run is kept; default runs/<name of the JSON file>")
     comment: str = option(str, "", "free text kept in config.yaml and shown by the loggers")
@@ -115,6 +117,8 @@ class Options:
     log_terminal_every: int = option(int, 100, "steps between lines on the terminal; 0 or less: never")
     log_metrics_every: int = option(int, 1, "steps between training lines of metrics.jsonl; 0 or less: never")
     log_grads_every: int = option(int, 1000, "steps between norms of weights, gradients and steps; 0 or less: never")
+    log_activations_every: int = option(int, 0, "steps between statistics of the residual stream and the branches of each "
+                                        "block; 0 or less: never")
     log_ckpt_every: int = option(int, 1000, "steps between checkpoints; 0 or less: only at the end")
     keep_last: int = option(int, 3, "newest checkpoints that are kept; 0 or less: all")
     keep_every: int = option(int, 0, "checkpoints at multiples of so many steps are kept for good; 0 or less: none")
@@ -129,8 +133,8 @@ class Options:
     logger_type: str = option(str, "none", "beside metrics.jsonl: TensorBoard, wandb (offline unless WANDB_MODE says "
                               "otherwise), or both", choices=("none", "tb", "wandb", "all"))  # fmt: skip
     wandb_project_name: str = option(str, "gpt", "project that wandb files the run under")
-    tokens_per_second: float | None = option(float, None, "throughput of the compute class's reference GPU, for --dry_run",
-                                             above=0)  # fmt: skip
+    tokens_per_second: float | None = option(float, None, "throughput of the compute class's reference device, for "
+                                             "reference_hours in metrics.jsonl and for --dry_run", above=0)
 
 
 GPT_KEYS = {f.name: f.metadata["key"] for f in dataclasses.fields(Options)}

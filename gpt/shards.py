@@ -41,6 +41,11 @@ class Shards:
         size = parameter.ds_tensor.numel()
         return max(0, min(size, parameter.ds_numel - size * self._world.rank))  # the rest of the stretch is padding
 
+    def gradient_norm(self) -> float:
+        """2-norm of the whole gradient at stage 0, where every rank holds it; only between backward and the update."""
+        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in self._names if p.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(norms)).item()
+
     def fragments(self, loss_scale: float) -> list:
         """(parameter, its weight before the update, its gradient) for all that this rank holds."""
         held = [(parameter, self._weight(parameter)) for parameter in self._names]

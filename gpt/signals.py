@@ -7,6 +7,8 @@ import time
 
 import psutil
 
+from gpt.launch import launchers
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHER_SECONDS = 30  # DeepSpeed's launcher kills what still runs so long after it was told to end
 GRACE_SECONDS = LAUNCHER_SECONDS - 5
@@ -25,7 +27,7 @@ class StopRequest:
         self.reason, self._asked = None, None
         self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=(_launchers(),), daemon=True)
+        self._thread = threading.Thread(target=self._watch, args=(_watched(),), daemon=True)
         self._thread.start()
 
     def close(self):
@@ -57,26 +59,10 @@ class StopRequest:
             os._exit(1)
 
 
-def _launchers() -> list:
-    """(process, its parent) of this process and of each launcher above it that could die alone.
-
-    `deepspeed` starts `deepspeed.launcher.launch`, which starts the ranks; `torchrun` starts them itself. A shell is no
-    launcher: a run in the background outlives its shell.
-    """
-    found, process = [], psutil.Process()
-    try:
-        while (parent := process.parent()) is not None and _is_launcher(parent):
-            found.append((process.pid, parent.pid))
-            process = parent
-    except psutil.Error:
-        pass  # a process that may not be looked at is not watched
-    return found
-
-
-def _is_launcher(process):
-    words = process.cmdline()
-    return any(os.path.basename(word) in ("deepspeed", "deepspeed.launcher.launch", "torchrun") or word.startswith(
-        ("deepspeed.launcher", "torch.distributed")) for word in words)  # fmt: skip
+def _watched() -> list:
+    """(process, its parent) of this process and of each launcher above it that could die alone."""
+    above = [process.pid for process in launchers()]
+    return list(zip([os.getpid(), *above], above))
 
 
 def _parent_of(pid):

@@ -1,18 +1,19 @@
 """How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for all."""
 
-from gpt import checkpoint
-from gpt.config import Config, leaves
+from gpt import checkpoint, warm_start
+from gpt.config import Config, curve_settings, leaves
 from gpt.corpus import Dataset
 from gpt.errors import UserError
 from gpt.files import FolderLock
 
 
 def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
-    """(tag of the checkpoint to go on from or None, lock of the run's folder). `notices` gets what a user should know.
+    """(tag of the checkpoint to go on from or None, origin of the first weights or None, lock of the run's folder).
+    `notices` gets what a user should know.
 
     resume: auto, must, never or a checkpoint's tag. allowed: settings that may differ from the checkpoint's.
     What a crash left in the folder is put right first. Raises UserError where there is no checkpoint, where there must
-    be none, where settings differ, or where another process is in the folder.
+    be none, where settings differ, where the weights to begin with do not fit, or where another process is in the folder.
     """
     run_dir, folder = config.run_dir, config.run_dir / "checkpoints"
     for place in (run_dir, folder):
@@ -22,10 +23,15 @@ def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
     if folder.exists():
         checkpoint.clean_up(folder)
     tag = _find(run_dir, folder, resume, notices)
+    began_from = None
     if tag is not None:
         _require_facts(folder / tag)
-        _compare(checkpoint.read_config(folder / tag / checkpoint.CONFIG), resolved, allowed, run_dir, notices)
-    return tag, lock or FolderLock(run_dir)
+        earlier = checkpoint.read_config(folder / tag / checkpoint.CONFIG)
+        _compare(earlier, resolved, allowed, run_dir, notices)
+        began_from = earlier.get("began_from")
+    elif config.options.init_from:
+        began_from = warm_start.origin(config.options.init_from, config.model, resolved["dataset"]["tokenizer"])
+    return tag, began_from, lock or FolderLock(run_dir)
 
 
 def _find(run_dir, folder, resume, notices):
@@ -44,7 +50,7 @@ def _find(run_dir, folder, resume, notices):
 
 
 FACTS = {"step": int, "evaluated_step": (int, type(None)), "left_out": list, "losses": list, "probe": dict, "ranks": int,
-         "precision": str, "zero_stage": int, "loss_scale": (int, float)}  # fmt: skip
+         "precision": str, "zero_stage": int, "loss_scale": (int, float), "seconds": (int, float)}  # fmt: skip
 
 
 def _require_facts(folder):
@@ -75,22 +81,30 @@ def resolved(config: Config, dataset: Dataset) -> dict:
 
 
 def _differences(old: dict, new: dict) -> dict:
-    """{setting: sentence} of the settings that make a curve another curve: shape, data, batch, schedule, precision,
-    optimizer, seed."""
-
-    def curve(tree):
-        run = tree["run"]
-        return {
-            "model": tree["model"], "precision": tree.get("precision"), "scheduler": run.get("scheduler"),
-            "optimizer": run.get("optimizer"), "gradient_clipping": run.get("gradient_clipping"),
-            "train_batch_size": run.get("train_batch_size"), "seed": (run.get("gpt") or {}).get("seed"),
-            "dataset": (tree.get("dataset") or {}).get("fingerprint"),
-        }  # fmt: skip
-
+    """{setting: sentence} of the settings by which two curves differ."""
     differences = {}
-    then, now = curve(old), curve(new)
+    then, now = curve_settings(old), curve_settings(new)
     for key in then:
         old_leaves, new_leaves = (dict(leaves({key: value})) for value in (then[key], now[key]))
         differences |= {path: f"{path} was {old_leaves.get(path)}, is {new_leaves.get(path)}"
                         for path in {**old_leaves, **new_leaves} if old_leaves.get(path) != new_leaves.get(path)}
     return differences
+
+
+def reached(config: Config, dataset: Dataset) -> tuple:
+    """(step of the latest checkpoint in `config.run_dir`, whether nothing of the run is left to do); (0, False) without one.
+
+    A damaged checkpoint is left for training to deal with, and precision for the machine that trains. Raises UserError
+    where the checkpoint is of a run with other settings.
+    """
+    folder = config.run_dir / "checkpoints"
+    tag = checkpoint.latest(folder)
+    if tag is None:
+        return 0, False
+    try:
+        manifest, then = checkpoint.read_manifest(folder / tag), checkpoint.read_config(folder / tag / checkpoint.CONFIG)
+    except UserError:
+        return 0, False
+    _compare(then, {**resolved(config, dataset), "precision": then.get("precision")}, (), config.run_dir, [])
+    step, last = manifest["step"], config.options.max_train_steps
+    return step, step >= last and (config.options.eval_every <= 0 or manifest["evaluated_step"] == step)

@@ -7,7 +7,6 @@
 Exit code 0: done; 2: a mistake in the input; 1: the run cannot go on.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -21,9 +20,11 @@ SAMPLE = "data/sample"
 def main():
     from gpt.command_line import parse_command_line
     from gpt.config import load
+    from gpt.launch import launched
 
     args = parse_command_line(sys.argv[1:])
-    world_size, rank = launched_world()
+    launch = launched()
+    world_size, rank = launch.size, launch.rank
     only_told = args.dry_run or args.explain
     data = Data(may_be_absent=only_told)
     config = load(args.ds_config, args.world_size or world_size, args.overrides, data.mistakes)
@@ -44,7 +45,9 @@ def main():
                                      "training in fp32")  # fmt: skip
     waits_for_sample = config.options.data_root == SAMPLE and not Path(SAMPLE).exists()
     trainer = None if waits_for_sample else Trainer(config, data.open(config), rank, world_size, args.resume, args.allow_change)
-    world = engine.connect(args.verbose)  # the sample is there now: rank 0 has made it
+    facts = {"dataset": data.dataset and data.dataset.fingerprint[:12], "configuration": config.fingerprint}
+    world = engine.connect(args.verbose, launch, facts, config.options.step_timeout)
+    # the sample is there now: rank 0 has made it
     trainer = trainer or Trainer(config, data.open(config), rank, world_size, args.resume, args.allow_change)
     trainer.train(engine.Engine, world)
     engine.disconnect()
@@ -97,12 +100,11 @@ def tell(args, config, dataset):
     if args.explain:
         print(dry_run.explain(config))
     if args.dry_run:
-        print(dry_run.report(config, dataset))
+        if config.options.init_from:
+            from gpt import warm_start
 
-
-def launched_world():
-    """(number of ranks, this rank) as the launcher (deepspeed, torchrun) announces them; (1, 0) where none does."""
-    return int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+            warm_start.origin(config.options.init_from, config.model, dataset.vocab.fingerprint if dataset else None)
+        print(dry_run.report(config, dataset, args.interconnect))
 
 
 if __name__ == "__main__":

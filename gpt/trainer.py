@@ -1,16 +1,21 @@
 """The training loop: start or resume, step, evaluate, save, and what to do when the numbers go wrong."""
 
+import platform
 import time
 
 import torch
 
-from gpt import checkpoint
+from gpt import checkpoint, hardware, warm_start
+from gpt.activations import ActivationStatistics
 from gpt.config import Config
-from gpt.corpus import Dataset, Streams
-from gpt.errors import AgreedError
+from gpt.corpus import Ahead, Dataset, Streams
+from gpt.errors import AgreedError, AgreedUserError
 from gpt.evaluation import Evaluator, Tally, summary
+from gpt.failures import Failures
+from gpt.files import is_locked_by
 from gpt.kernels import attention, choose, require_compiler
-from gpt.metrics import Clock, Metrics, Progress
+from gpt.meter import Meter
+from gpt.metrics import Metrics, Progress
 from gpt.model import GPT
 from gpt.saver import Saver
 from gpt.signals import LAUNCHER_SECONDS, StopRequest
@@ -37,7 +42,7 @@ class Trainer:
         options, batch = config.options, config.batch
         self.config, self.dataset, self.run_dir, self.rank = config, dataset, config.run_dir, rank
         self.streams = Streams(dataset.split("train"), batch.global_size, options.seq_len)
-        self.rows = range(rank, batch.global_size, world_size)
+        self.batches = Ahead(self.streams, range(rank, batch.global_size, world_size))
         self.evaluator = Evaluator(dataset.split(options.eval_data_split), dataset.vocab, options.seq_len,
                                    options.last_n, options.eval_batch_size, options.max_eval_steps, rank,
                                    world_size)  # fmt: skip
@@ -49,7 +54,8 @@ class Trainer:
         self.notices = list(config.notices)
         self.start_tag, self.lock = None, None
         if rank == 0:
-            self.start_tag, self.lock = claim(config, self.resolved, resume, allowed, self.notices)
+            self.start_tag, began_from, self.lock = claim(config, self.resolved, resume, allowed, self.notices)
+            self.resolved |= {"began_from": began_from} if began_from else {}
         self.step, self.evaluated_step = 0, None
         self.left_out, self.spikes = [], SpikeDetector()  # indices of batches that nothing was learnt from
         self.refused, self.overflows = 0, 0  # batches, and tries of one batch, in a row
@@ -62,11 +68,18 @@ class Trainer:
         """
         self.world, self.stop, self.stopping = world, StopRequest(), None
         self.watchdog = Watchdog(world, self.config.options.step_timeout)
+        failures = Failures(world, self.watchdog.who_is_gone)
         try:
             self._run(make_engine)
+        except (AgreedError, AgreedUserError):
+            raise
+        except Exception as error:
+            raise failures.end(error, self.step) from error
         finally:
+            failures.close()
             self.watchdog.close()
             self.stop.close()
+            self.batches.close()
 
     def _run(self, make_engine):
         self._begin(make_engine)
@@ -77,6 +90,7 @@ class Trainer:
             return
         self._announce()
         self._agree()
+        self.meter.start(self.step)
         if self._owes_evaluation():
             self._evaluate()
         while self.step < last and not self.stopping:
@@ -95,25 +109,35 @@ class Trainer:
     def _begin(self, make_engine):
         """Make the engine and load the checkpoint that rank 0 found."""
         world, options = self.world, self.config.options
-        model = GPT(self.config.model, options.seed, options.activation_checkpointing, self.kernels,
-                    options.compile)  # fmt: skip
-        self.engine = make_engine(model, self.config, world)
+        self.start_tag, token = world.gather((self.start_tag, self.lock and self.lock.token))[0]
+        self._require_one_folder(token)
+        model = build(self.config, self.kernels)
+        self.engine = make_engine(model, self.config, world, model.initial_weights(options.seed))
         self.saver = Saver(self.config, self.resolved, self.dataset, self.engine, world)
         rows = range(min(PROBE_ROWS, self.config.batch.global_size))
         self.probe = self.streams.batch(0, rows)[:, : PROBE_TOKENS + 1]
-        self.start_tag = world.gather(self.start_tag)[0]
-        if self.start_tag:
-            self._load(self.start_tag)
+        seconds = self._load(self.start_tag) if self.start_tag else 0.0
+        if options.init_from and not self.start_tag:
+            self.engine.adopt(warm_start.state(options.init_from), self.engine.loss_scale)
+            self.notices.append(f"the first weights are those of {options.init_from}")
         self.progress = Progress(self.step, options.max_train_steps, active=world.rank == 0)
-        self.clock = Clock()
-        self._mark = (self.step, self.clock.seconds())
+        self.meter = Meter(self.config, world, seconds)
 
-    def _load(self, tag):
-        """Go on from a checkpoint: its weights, and where the run was."""
+    def _require_one_folder(self, token):
+        """Raise AgreedUserError where a host has a run folder of its own: no host would then have a whole checkpoint."""
+        sees = self.world.gather(is_locked_by(self.run_dir, token))
+        if not all(sees):
+            raise AgreedUserError(f"{self.run_dir} on {self.world.hosts[sees.index(False)]} is not the folder that rank 0 on "
+                                  f"{self.world.hosts[0]} has: all ranks write their parts of a checkpoint into one folder, so give "
+                                  "a --run_dir on a disk that the hosts share; nothing was trained")  # fmt: skip
+
+    def _load(self, tag) -> float:
+        """Go on from a checkpoint: its weights, and where the run was; returns the seconds of training until then."""
         manifest = self.saver.load(tag, self.probe, self.notices)
         self.step, self.evaluated_step = manifest["step"], manifest["evaluated_step"]
         self.left_out = sorted({*self.left_out, *manifest["left_out"]})
         self.spikes = SpikeDetector(manifest["losses"])
+        return manifest["seconds"]
 
     def _announce(self):
         """Open the run's files and say what is about to run."""
@@ -131,6 +155,7 @@ class Trainer:
         if self.start_tag:
             self.progress.say(f"resuming {self.run_dir} after step {self.step}")
             self.metrics.write({"event": "resume", "step": self.step})
+        self.metrics.write({"event": "start", "step": self.step, **self._environment()})
         self.progress.say(
             f"{self.run_dir}: {model.parameters():,} parameters, {self.config.precision}, ZeRO stage "
             f"{self.config.engine['zero_optimization']['stage']}, {self.world.size} x {self.world.device.type}; "
@@ -138,6 +163,17 @@ class Trainer:
             f"{batch.accumulation}) from {self.dataset.root}; kernels: {self.kernels} "
             f"({self.kernels_reason}), attention: {self._attention()}, compile: {self.config.options.compile}"
         )
+
+    def _environment(self) -> dict:
+        """What runs where, for whoever reads the metrics."""
+        config, meter = self.config, self.meter
+        return {
+            "parameters": config.model.parameters(), "tokens_per_step": meter.tokens_per_step,
+            "flops_per_token": meter.flops_per_token, "max_train_steps": config.options.max_train_steps,
+            "ranks": self.world.size, "precision": config.precision,
+            "zero_stage": config.engine["zero_optimization"]["stage"], "device": meter.device,
+            "peak_flops": meter.peak_flops, "kernels": self.kernels, "host": platform.node(), "versions": hardware.versions(),
+        }  # fmt: skip
 
     def _attention(self):
         """The backend that torch takes for it here."""
@@ -183,14 +219,19 @@ class Trainer:
         options, number = self.config.options, self.step + 1
         index = batch_index(self.step, self.left_out)
         want_norms = _due(number, options.log_grads_every)
+        statistics = ActivationStatistics(self.engine.module) if _due(number, options.log_activations_every) else None
         self.watchdog.progress(f"reading the batch of step {number}")
-        batch = self.streams.batch(index, self.rows)
+        self.meter.mark("other")
+        batch = self.batches.batch(index)
         batch = batch.reshape(self.config.batch.accumulation, self.config.batch.micro_size, -1)
+        self.meter.mark("data")
         lr = self.engine.lr
         self.refusing = False
         accept = self._accept if options.spike_policy == "skip" else None
-        result = self.engine.step(batch, want_norms, accept, lambda: self.watchdog.progress(f"computing step {number}"))
+        result = self.engine.step(batch, want_norms, accept, self._mark, statistics)
         loss = self._agree(result.loss)
+        self.meter.mark("other")
+        self.meter.settle()
         score = self.spikes.score(loss)
         if not result.applied:
             self._not_applied(number, loss, score, batch, index, result.exhausted)
@@ -202,8 +243,16 @@ class Trainer:
         self.progress.advance()
         if want_norms:
             self.metrics.write({"event": "norms", "step": number, **result.norms})
+        if statistics:
+            self.metrics.write({"event": "activations", "step": number, **statistics.summary(self.world)})
         self._report(loss, lr)
         return True
+
+    def _mark(self, part):
+        """A part of a micro-batch is done."""
+        self.meter.mark(part)
+        if part == "step":
+            self.watchdog.progress(f"computing step {self.step + 1}")
 
     def _accept(self, loss) -> bool:
         self.refusing = self.spikes.score(loss) > self.config.options.spike_zscore
@@ -258,8 +307,8 @@ class Trainer:
         self.returns[tag] = self.returns.get(tag, 0) + 1
         if self.returns[tag] > MAX_LEFT_OUT:
             self._fail(number, f"the run went back to {tag} {MAX_LEFT_OUT} times", index, None)
-        self.clock.pause()
-        self._load(tag)
+        with self.meter.paused("checkpoint"):
+            self._load(tag)
         reached = batch_index(self.step, self.left_out)
         out = list(range(max(first, reached), index + 1))
         self.left_out = sorted({*self.left_out, *out})
@@ -271,8 +320,7 @@ class Trainer:
         self.progress.say(f"SPIKE: the loss of step {number} is {loss:.4f} ({score:.1f} deviations from the median): back to "
                           f"step {self.step}, leaving out the batches {out[0]} to {index}")  # fmt: skip
         self.overflows = 0
-        self.clock.go_on()
-        self._mark = (self.step, self.clock.seconds())
+        self.meter.begin_stretch(self.step)
         return True
 
     def _before(self, index) -> str | None:
@@ -302,20 +350,17 @@ class Trainer:
         options = self.config.options
         logged, shown = _due(self.step, options.log_metrics_every), _due(self.step, options.log_terminal_every)
         shown = shown or (self.step == options.max_train_steps and options.log_terminal_every > 0)
-        tokens_per_step = self.config.batch.global_size * self.config.model.seq_len
-        mark_step, mark_seconds = self._mark
-        seconds = self.clock.seconds()
-        speed = (self.step - mark_step) * tokens_per_step / max(seconds - mark_seconds, 1e-9)
+        speed = self.meter.tokens_per_second(self.step)
         if logged:
             self.metrics.write({
-                "event": "train", "step": self.step, "loss": loss, "lr": lr, "grad_norm": self.engine.grad_norm,
-                "loss_scale": self.engine.loss_scale, "tokens": self.step * tokens_per_step,
-                "tokens_per_second": speed,
+                "event": "train", "step": self.step, **self.meter.axes(self.step), "loss": loss, "lr": lr,
+                "grad_norm": self.engine.grad_norm, "loss_scale": self.engine.loss_scale,
+                "tokens": self.step * self.meter.tokens_per_step, **self.meter.costs(speed),
             })  # fmt: skip
         if shown:
-            left = (self.config.options.max_train_steps - self.step) * tokens_per_step / speed
+            left = (options.max_train_steps - self.step) * self.meter.tokens_per_step / speed
             self.progress.report(self.step, loss, lr, speed, left)
-            self._mark = (self.step, seconds)
+            self.meter.begin_stretch(self.step)
 
     def _owes_evaluation(self) -> bool:
         options = self.config.options
@@ -324,14 +369,13 @@ class Trainer:
 
     def _evaluate(self):
         """Evaluate the present weights; a request to stop ends it, and it is made up for when the run goes on."""
-        self.clock.pause()
-        began = time.perf_counter()
-        tally = self.evaluator.run(self.engine.module, self.world.device, self._goes_on)
-        if tally is not None:
-            values = self.world.sum(self.world.tensor(tally.values())).tolist()
-            self._report_evaluation(summary(Tally.from_values(values)), time.perf_counter() - began)
-            self.evaluated_step = self.step
-        self.clock.go_on()
+        with self.meter.paused("eval"):
+            began = time.perf_counter()
+            tally = self.evaluator.run(self.engine.module, self.world.device, self._goes_on)
+            if tally is not None:
+                values = self.world.sum(self.world.tensor(tally.values())).tolist()
+                self._report_evaluation(summary(Tally.from_values(values)), time.perf_counter() - began)
+                self.evaluated_step = self.step
 
     def _goes_on(self) -> bool:
         """Between two batches of an evaluation: whether to go on."""
@@ -341,19 +385,26 @@ class Trainer:
 
     def _report_evaluation(self, found, seconds):
         split = self.config.options.eval_data_split
-        self.metrics.write({"event": "eval", "step": self.step, "split": split, **found, "seconds": seconds})
-        untrained = " (untrained)" if self.step == 0 else ""
+        self.metrics.write({"event": "eval", "step": self.step, "split": split, **self.meter.axes(self.step), **found,
+                            "seconds": seconds})  # fmt: skip
+        untrained = "" if self.step else " (as given)" if self.config.options.init_from else " (untrained)"
         scored = f"{found['tokens']:,} of {max(0, len(self.evaluator.split.tokens) - 1):,} tokens"
         self.progress.say(f"eval after step {self.step}{untrained} on {split} ({scored}): loss {found['loss']:.4f}  "
                           f"normalised perplexity {found['normalised_ppl']:.4f}  bits per byte "
                           f"{found['bits_per_byte']:.4f}")
 
     def _save(self):
-        self.clock.pause()
-        self.watchdog.progress(f"saving after step {self.step}")
-        self.saver.begin(self.step, self.probe, {"evaluated_step": self.evaluated_step, "left_out": self.left_out,
-                                                 "losses": self.spikes.losses})  # fmt: skip
-        self.clock.go_on()
+        with self.meter.paused("checkpoint"):
+            self.watchdog.progress(f"saving after step {self.step}")
+            self.saver.begin(self.step, self.probe, {"evaluated_step": self.evaluated_step, "left_out": self.left_out,
+                                                     "losses": self.spikes.losses, "seconds": self.meter.seconds})  # fmt: skip
+
+
+def build(config: Config, kernels: str) -> GPT:
+    """The model that a run trains, without its memory: its weights come one by one. kernels: "torch" or "triton"."""
+    options = config.options
+    with torch.device("meta"):
+        return GPT(config.model, None, options.activation_checkpointing, kernels, options.compile)
 
 
 def _due(step, every):

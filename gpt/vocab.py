@@ -34,7 +34,6 @@ class Vocab:
             raise UserError(f"{name} is not a SentencePiece model: give the .model file of a trained one")
         self.byte_lengths = np.array([len(piece) for piece in self._bytes], np.int64)
         self._byte_ids = {self._byte_value(i): i for i in range(self.size) if self._sp.is_byte(i)}
-        self._by_line = not any("\n" in self._sp.id_to_piece(i) for i in range(self.size))
         special = [re.escape(BLANK)] if len(self._byte_ids) == 256 else []
         # A zero-width cut after the "<" keeps a literal "<D>" in a text from becoming the end of a document.
         self._cuts = re.compile("|".join([f"({s})" for s in special] + [f"(?<=<)(?={END_OF_DOCUMENT[1:]})"]))
@@ -79,25 +78,17 @@ class Vocab:
             return b""
         return bytes([self._byte_value(i)]) if self._sp.is_byte(i) else self._sp.id_to_piece(i).replace(BLANK, " ").encode()
 
-    def is_lossless(self, ids, text: bytes) -> bool:
-        """Whether the tokens stand for exactly these bytes."""
-        return b"".join([self._bytes[i] for i in ids.tolist()]) == text
+    def text_bytes(self, ids) -> bytes:
+        """The bytes that tokens stand for."""
+        return b"".join([self._bytes[i] for i in ids.tolist()])
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of a document, int32, without the end-of-document id.
+        """Ids of a text, int32, without the end-of-document id. A literal "<D>" or U+2581 in the text stays text.
 
-        Line by line where no piece holds a newline: the same ids as from the whole text, several times as fast on long
-        documents. A literal "<D>" or U+2581 in the text stays text.
+        The text is taken as a whole; `gpt.encode.Encoder` finds the same ids several times as fast.
         """
-        lines = [text]
-        if self._by_line:
-            lines = text.split("\n")
-            lines = [line + "\n" for line in lines[:-1]] + lines[-1:]
-        if BLANK in text or END_OF_DOCUMENT in text:
-            ids = [self._encode_cut(line) for line in lines]
-        else:
-            ids = self._sp.encode(lines)
-        return np.fromiter((i for line in ids for i in line), np.int32, sum(map(len, ids)))
+        cut = BLANK in text or END_OF_DOCUMENT in text
+        return np.array(self._encode_cut(text) if cut else self._sp.encode(text), np.int32)
 
     def _encode_cut(self, text):
         ids = []
@@ -110,3 +101,7 @@ class Vocab:
 
     def decode(self, ids) -> str:
         return self._sp.decode(np.asarray(ids).tolist())
+
+    def bytes_of(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for, none for special ones; a character may be spread over several."""
+        return self._bytes[token]

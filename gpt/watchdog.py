@@ -7,7 +7,9 @@ import time
 import traceback
 
 ALARM = "alarm"
+ENDED = -1  # in the place of a count of ticks: this rank is not watched any more
 STARTING_SECONDS = 1800.0  # for building the model, loading it, and a first step that may have to compile
+SILENCE_SECONDS = 300.0  # a process whose threads all stand still so long does not only wait for a disk
 
 
 class Watchdog:
@@ -16,12 +18,15 @@ class Watchdog:
 
     Each rank's thread tells the others on the blackboard that it is alive and how far its rank has come. Once one has
     waited too long all write their Python stacks to stderr, with a line that names the rank that is behind, and the
-    process ends with exit code 1. Time during which the process itself was suspended does not count.
+    process ends with exit code 1. So they do, without waiting that long, where the thread of a rank has been silent for
+    SILENCE_SECONDS (rank 0 listens to all, the others to rank 0): its host is down, or the network between them.
+    Time during which the process itself was suspended does not count.
     """
 
     def __init__(self, world, limit: float):
         self._world, self._limit = world, limit
-        self._count, self._place = 0, "starting"
+        self._count, self._place, self._ticks = 0, "starting", 0
+        self._heard, self._silent = {}, {}  # {rank: its last sign of life}, {rank: seconds since}
         if limit <= 0:
             return
         self._tick = min(5.0, limit / 4)
@@ -35,27 +40,54 @@ class Watchdog:
         self._count, self._place = self._count + 1, place
 
     def close(self):
-        if self._limit > 0:
-            self._closed.set()
-            self._thread.join()
+        if self._limit <= 0:
+            return
+        self._stop_watching()
+        if self._board is not None:
+            try:
+                self._ask(lambda: self._show(ENDED) or True)
+            except RuntimeError:
+                pass  # rank 0 has ended before
+
+    def _stop_watching(self):
+        self._closed.set()
+        self._thread.join()
 
     def _watch(self):
-        silent, seen, ticks, before = 0.0, -1, 0, time.monotonic()
+        waited, seen, before = 0.0, -1, time.monotonic()
         while not self._closed.wait(self._tick):
             now = time.monotonic()
-            silent = silent + min(now - before, 2 * self._tick) if self._count == seen else 0.0
-            before, seen, ticks = now, self._count, ticks + 1
+            passed, before = min(now - before, 2 * self._tick), now
+            waited = waited + passed if self._count == seen else 0.0
+            seen, self._ticks = self._count, self._ticks + 1
             patience = self._limit if self._count > 2 else max(self._limit, STARTING_SECONDS)
-            if silent >= patience or not self._tell(ticks):
-                return self._give_up(ticks)
+            if waited >= patience or not self._tell():
+                return self._give_up(f"no progress for {self._limit:g} s (gpt.step_timeout)")
+            if self._board is not None and self._listen(passed) >= SILENCE_SECONDS:
+                return self._give_up(f"no sign of life from another rank for {SILENCE_SECONDS:g} s")
 
-    def _tell(self, ticks) -> bool:
+    def _listen(self, passed) -> float:
+        """Seconds for which the most silent of the other ranks has given no sign of life: rank 0 listens to all of them,
+        the others to the blackboard that it keeps."""
+        rank_0 = self._world.rank == 0
+        try:
+            signs = self._ask(self._places) if rank_0 else {0: (self._ask(lambda: self._board.add("questions", 1)),)}
+        except RuntimeError:
+            signs = {}
+        for rank in range(1, self._world.size) if rank_0 else (0,):
+            sign = signs.get(rank, (None,))[0]
+            alive = sign == ENDED or (sign is not None and sign != self._heard.get(rank))
+            self._silent[rank] = 0.0 if alive else self._silent.get(rank, 0.0) + passed
+            self._heard[rank] = sign
+        return max(self._silent.values())
+
+    def _tell(self) -> bool:
         """Show this rank's place to the others; False if one of them has given up."""
         if self._board is None:
             return True
         try:
-            return self._ask(lambda: self._show(ticks) or not self._board.check([ALARM]))
-        except RuntimeError:  # rank 0 is busy or gone; what matters is whether this rank itself comes on
+            return self._ask(lambda: self._show(self._ticks) or not self._board.check([ALARM]))
+        except RuntimeError:  # rank 0 is busy or gone: _listen() counts how long
             return True
 
     def _show(self, ticks):
@@ -80,40 +112,57 @@ class Watchdog:
             raise RuntimeError("the blackboard does not answer")
         return answers[0]
 
-    def _give_up(self, ticks):
+    def _give_up(self, why):
         if self._closed.is_set():
             return
         try:
             if self._board is not None:
                 self._ask(lambda: self._board.set(ALARM, "1") or True)
-            late = self._late(ticks)
+            late = self._late()
         except RuntimeError:
-            late = "rank 0, whose process does not answer, or its host is out of reach"
+            late = self._rank_0_is_gone()
         stacks = "".join(f"\n  thread {thread_id:#x}, most recent call last:\n" + "".join(traceback.format_stack(frame))
                          for thread_id, frame in sys._current_frames().items())  # fmt: skip
-        sys.stderr.write(f"[rank {self._world.rank}] error: no progress for {self._limit:g} s (gpt.step_timeout) while "
-                         f"{self._place}; late: {late}. The same command goes on from the latest checkpoint. "
-                         f"Python stacks:{stacks}\n")  # fmt: skip
+        sys.stderr.write(f"[{self._world.name(self._world.rank)}] error: {why} while {self._place}; late: {late}. The same "
+                         f"command goes on from the latest checkpoint. Python stacks:{stacks}\n")  # fmt: skip
         sys.stderr.flush()
         time.sleep(2 * self._tick)  # the others find the alarm, and write theirs, before a launcher ends them
         os._exit(1)
 
-    def _late(self, ticks) -> str:
+    def who_is_gone(self) -> str:
+        """For a rank that has lost its connection to others: which of them do not live any more. Ends the watching."""
+        if self._limit <= 0 or self._board is None:
+            return "unknown, since gpt.step_timeout is off"
+        self._stop_watching()
+        try:
+            late = self._late()
+        except RuntimeError:
+            return self._rank_0_is_gone()
+        if self._world.rank == 0:
+            time.sleep(2 * self._tick)  # the others still ask
+        return late
+
+    def _rank_0_is_gone(self):
+        return f"{self._world.name(0)}, whose process does not answer, or its host is out of reach"
+
+    def _late(self) -> str:
         """Which rank is behind, as far as it can be told."""
         if self._board is None:
             return "the only rank"
-        first = self._ask(self._places)
+        world, first = self._world, self._ask(self._places)
         for later in range(1, 4):  # a rank that is alive moves on its tick meanwhile
             time.sleep(self._tick)
-            self._ask(lambda: self._show(ticks + later) or True)
+            self._ask(lambda: self._show(self._ticks + later) or True)
         second = self._ask(self._places)
-        dead = [rank for rank in second if second[rank][0] == first.get(rank, (-1,))[0] and rank != self._world.rank]
-        missing = [rank for rank in range(self._world.size) if rank not in second]
-        if dead or missing:
-            return f"rank {', '.join(map(str, sorted(dead + missing)))}, which shows no sign of life"
+        dead = [rank for rank in range(world.size) if rank not in second or second[rank][0] == first.get(rank, (None,))[0]]
+        dead = [rank for rank in dead if rank != world.rank]
+        if dead:
+            ended = [rank for rank in dead if rank in second and second[rank][0] == ENDED]
+            return "; ".join(f"{', '.join(map(world.name, ranks))}, which {what}" for ranks, what in (
+                (ended, "has ended"), ([rank for rank in dead if rank not in ended], "shows no sign of life")) if ranks)  # fmt: skip
         least = min(count for _, count, _ in second.values())
-        behind = [f"rank {rank}, {place}" for rank, (_, count, place) in sorted(second.items()) if count == least]
-        return "; ".join(behind) if len(behind) < self._world.size else f"none, all ranks are {self._place}"
+        behind = [f"{world.name(rank)}, {place}" for rank, (_, count, place) in sorted(second.items()) if count == least]
+        return "; ".join(behind) if len(behind) < world.size else f"none, all ranks are {self._place}"
 
     def _places(self) -> dict:
         """{rank: (ticks of its thread, progress, place)}"""

@@ -1,11 +1,23 @@
 """This process among the others of a run: what they exchange outside the engine's own gradients."""
 
-import os
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed
+
+from gpt.errors import UserError
+
+
+def usable_device(asked: str | None) -> str:
+    """The device that --device names; by default cuda where there is one, else cpu. Raises UserError."""
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device} is not to be had here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 @dataclass(frozen=True)
@@ -15,6 +27,19 @@ class World:
     rank: int
     size: int
     device: torch.device
+    hosts: tuple = ()  # the host's name of every rank, in their order
+    store: object = None  # the one that gpt.roll_call met in; rank 0 keeps it for all as long as it holds this object
+
+    def name(self, rank: int) -> str:
+        """What a person calls a rank: with its host, where there are several."""
+        return f"rank {rank} on {self.hosts[rank]}" if len(set(self.hosts)) > 1 else f"rank {rank}"
+
+    def lost(self, error: Exception) -> str | None:
+        """What an error says of the end of a connection to another rank, in brief; None if it is another kind of error."""
+        text = str(error).splitlines()[0] if str(error) else ""
+        if self.size == 1 or not (isinstance(error, torch.distributed.DistError) or "/gloo/" in text):
+            return None
+        return re.sub(r"^\[\S+\] ", "", text.partition(". This is typically")[0])
 
     def barrier(self):
         if self.size > 1:
@@ -40,11 +65,10 @@ class World:
     def blackboard(self, timeout_seconds: float):
         """A store of short texts that all ranks can read and write at any time, from any thread; None for one rank.
 
-        A connection of its own to the one that rank 0 (or torchrun) keeps, so that it also answers while this
-        process waits for others. Raises a RuntimeError where that one is gone.
+        It also answers while this process waits for others, and raises a RuntimeError where the one who keeps it, rank
+        0 or torchrun, has not answered for so long.
         """
         if self.size == 1:
             return None
-        store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
-                                           timeout=timedelta(seconds=timeout_seconds))  # fmt: skip
-        return torch.distributed.PrefixStore("gpt", store)
+        self.store.set_timeout(timedelta(seconds=timeout_seconds))
+        return torch.distributed.PrefixStore("blackboard", self.store)

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt.errors import UserError
 from gpt.prepare import prepare_sample
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,3 +69,38 @@ def read_metrics(run_dir, event=None):
     lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     events = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be half written
     return [e for e in events if event is None or e["event"] == event]
+
+
+def load_module(path):
+    """A script as a module. Scripts put the project's folder first in sys.path; it is left as it was."""
+    before = list(sys.path)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+def load_command(name):
+    """A command of tools/ as a module."""
+    return load_module(ROOT / "tools" / f"{name}.py")
+
+
+@pytest.fixture
+def load_tool(monkeypatch):
+    """load_tool("sample") -> the module tools/sample.py, whose main() runs in this process: `mistake(*argv)` returns the
+    sentence of the UserError that it ends with."""
+
+    def load(name):
+        tool = load_command(name)
+
+        def mistake(*argv):
+            monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, argv)])
+            with pytest.raises(UserError) as error:
+                tool.main()
+            return str(error.value)
+
+        tool.mistake = mistake
+        return tool
+
+    return load

@@ -7,6 +7,9 @@ overflow=N     a gradient of batch N overflows fp16, whatever the loss scale
 fp16           this CPU is taken for one that is fast in fp16
 hang=R@N       rank R sleeps before step N
 stop=R@N       rank R is suspended before step N, as by SIGSTOP
+bug=R@N        rank R raises a ValueError before step N
+memory=R@N     rank R is out of memory before step N
+exit=R@N       rank R's process ends before step N, with exit code 0
 slow=S         every evaluation batch takes S seconds
 kill=K         all ranks are killed at the K-th file operation in which a checkpoint takes part
 """
@@ -36,14 +39,13 @@ class Plant:
 
     def _on_batch(self, change):
         """Have `change(index, batch)` see every training batch."""
-        read = corpus.Streams.batch
+        read = corpus.Ahead.batch
 
-        def batch(streams, index, rows=None):
+        def batch(batches, index):
             self.index = index
-            found = change(index, read(streams, index, rows))
-            return found
+            return change(index, read(batches, index))
 
-        corpus.Streams.batch = batch
+        corpus.Ahead.batch = batch
 
     def spike(self, value):
         def change(index, batch):
@@ -92,6 +94,15 @@ class Plant:
     def stop(self, value):
         self._at(value, lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
+    def bug(self, value):
+        self._at(value, lambda: int("a planted fault"))
+
+    def memory(self, value):
+        self._at(value, lambda: torch.empty(1 << 60, dtype=torch.uint8))
+
+    def exit(self, value):
+        self._at(value, lambda: os._exit(0))
+
     def _at(self, value, action):
         rank, number = map(int, value.split("@"))
         self._on_batch(lambda index, batch: action() or batch if (rank, number) == (int(os.environ["RANK"]), index + 1)
@@ -137,7 +148,7 @@ def mark_modules():
 
 
 if __name__ == "__main__":
-    faults = sys.argv.pop(1)
+    faults = sys.argv.pop(next(i for i, word in enumerate(sys.argv) if i and not word.startswith("--")))  # the launcher adds one
     mark_modules()
     Plant(faults)
     run(train.main)

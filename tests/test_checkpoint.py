@@ -161,6 +161,12 @@ def test_checkpoints_that_are_gone_are_no_fresh_start(run, run_command):
     assert done.returncode == 2 and "runs/tiny/checkpoints/latest names a checkpoint, but none is there" in done.stderr
 
 
+@pytest.mark.parametrize("name, rank", [("mp_rank_00_model_states.pt", 0), ("zero_pp_rank_3_mp_rank_00_model_states.pt", 3), ("config.yaml", 0),
+                                        ("bf16_zero_pp_rank_12_mp_rank_00_optim_states.pt", 12)])  # fmt: skip
+def test_whose_part_a_file_is(name, rank):
+    assert checkpoint.rank_of(Path(name)) == rank
+
+
 def test_retention(tmp_path):
     for step in range(1, 11):
         (tmp_path / f"global_step{step}").mkdir()

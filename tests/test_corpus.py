@@ -1,20 +1,25 @@
 """Datasets on disk and token streams, against streams built by hand from lists."""
 
 import json
+import os
 import random
 import shutil
+import threading
 
 import numpy as np
 import pytest
 import sentencepiece
 
-from gpt.corpus import Dataset, Split, Streams, token_dtype
+from gpt.corpus import SEAL, Ahead, Dataset, Split, Streams, token_dtype, write_manifest
 from gpt.errors import UserError
-from gpt.prepare import TOKENIZER_OPTIONS, Document, write_dataset
+from gpt.prepare import Job, prepare
+from gpt.sources import Input
+from gpt.splits import Rule
 from gpt.vocab import Vocab
+from gpt.vocab_training import TOKENIZER_OPTIONS
 
 EOD = 2
-TEXTS = {"a": "one\n", "b": "two and a half\n", "c": "three", "d": "four, for a change\n"}
+TEXTS = {"d": "four, for a change\n", "c": "three", "b": "two and a half\n", "a": "one\n"}  # by the hashes of their names
 
 
 def reference_streams(documents, count, eod=EOD):
@@ -48,8 +53,8 @@ def random_documents(rng, count, largest_id=65_535):
 
 def build(folder, vocab, texts=TEXTS, test=None):
     splits = {"train": texts, "test": test or {"t": "a test\n", "u": "another test\n"}}
-    splits = {name: [Document(*item) for item in texts.items()] for name, texts in splits.items()}
-    write_dataset(splits, vocab, folder, {}, say=lambda text: None)
+    inputs = [Input(*item, split, 9) for split, texts in splits.items() for item in texts.items()]
+    prepare(inputs, folder, Job(Rule()), vocab, say=lambda text: None)
     return folder
 
 
@@ -141,7 +146,7 @@ def test_ids_above_65535_are_stored_in_four_bytes(small, tmp_path):
     entry.update(documents=3, tokens=9)
     for file, facts in entry["files"].items():
         facts["size"] = (small / "train" / file).stat().st_size
-    (small / "manifest.json").write_text(json.dumps({**manifest, "dtype": "<u4"}))
+    write_manifest(small, {**manifest, "dtype": "<u4"})
     split = Dataset(small).split("train")
     with pytest.raises(UserError, match=r"tokens.bin is damaged: it holds the id 299999, and the tokenizer has \d+; prepare"):
         Streams(split, 1, 8).batch(0)
@@ -178,8 +183,7 @@ def test_fingerprint_changes_with_any_document(tmp_path, vocab):
     changed = [build(tmp_path / f"in-{name}", vocab, {**TEXTS, name: text.swapcase()}) for name, text in TEXTS.items()]
     changed += [build(tmp_path / "test-changed", vocab, test={"t": "b test\n", "u": "another test\n"}),
                 build(tmp_path / "one-more", vocab, {**TEXTS, "e": "five"}),
-                build(tmp_path / "renamed", vocab, {("z" if name == "d" else name): t for name, t in TEXTS.items()}),
-                build(tmp_path / "reordered", vocab, dict(reversed(TEXTS.items())))]  # fmt: skip
+                build(tmp_path / "renamed", vocab, {("z" if name == "d" else name): t for name, t in TEXTS.items()})]
     assert len({same[0], *(Dataset(folder).fingerprint for folder in changed)}) == 1 + len(changed)
 
 
@@ -195,7 +199,18 @@ def edit(*path, value=None):
             del entry[path[-1]]
         else:
             entry[path[-1]] = value
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        write_manifest(folder, manifest)
+
+    return damage
+
+
+def respell(old, new):
+    """A damage: a text in the manifest is another one."""
+
+    def damage(folder):
+        text = (folder / "manifest.json").read_text()
+        assert old in text
+        (folder / "manifest.json").write_text(text.replace(old, new))
 
     return damage
 
@@ -226,7 +241,10 @@ DAMAGES = {
     "manifest empty": (write("manifest.json", b""), "manifest.json", AGAIN),
     "manifest not UTF-8": (write("manifest.json", b"\xff\xfe"), "manifest.json", AGAIN),
     "manifest no object": (write("manifest.json", b"[]"), "manifest.json", AGAIN),
-    "other format": (edit("format", value=2), "manifest.json has format 2", AGAIN),
+    "other format": (edit("format", value=3), "manifest.json has format 3, this program reads formats up to 2", AGAIN),
+    "a letter of the manifest": (respell("CRLF", "CRLE"), "manifest.json is damaged (its own hash is another)", AGAIN),
+    "a blank of the manifest": (respell(": 2", ":\t2"), "manifest.json is damaged (its own hash is another)", AGAIN),
+    "no hash of its own": (respell(SEAL, "x"), "manifest.json is damaged (its own hash is another)", AGAIN),
     "other dtype": (edit("dtype", value="<i8"), "manifest.json", AGAIN),
     **{f"no {' '.join(path)}": (edit(*path), "manifest.json", AGAIN) for path in (
         ["format"], ["dtype"], ["tokenizer"], ["tokenizer", "pieces_sha256"], ["splits"], ["splits", "train", "files"],
@@ -265,3 +283,37 @@ def test_tokenizer_replaced_by_another(small, tmp_path):
     sentencepiece.SentencePieceTrainer.train(model_prefix=small / "tokenizer", vocab_size=275, **options)
     with pytest.raises(UserError, match="tokenizer.model is not the tokenizer that made the dataset.*put the original"):
         Dataset(small)
+
+
+def test_batches_read_ahead_are_those_that_are_asked_for(tmp_path, monkeypatch):
+    streams = Streams(pack(tmp_path / "split", random_documents(random.Random(4), 30), "<u2"), 6, 11)
+    read, threads = streams.batch, []
+    monkeypatch.setattr(streams, "batch", lambda *args: threads.append(threading.current_thread()) or read(*args))
+    ahead = Ahead(streams, range(1, 6, 2))
+    order = [0, 1, 2, 2, 3, 5, 6, 4, 5, 0, 1]  # again, on, past one that is left out, back
+    for index in order:
+        batch = ahead.batch(index)
+        assert np.array_equal(batch, read(index, range(1, 6, 2)))
+        batch[:] = -1
+    ahead.close()
+    misses = sum(index != before + 1 for before, index in zip([-9, *order], order))
+    assert sum(thread is threading.main_thread() for thread in threads) == misses == 5  # all others were read ahead
+
+
+def test_a_batch_that_cannot_be_read_ahead_is_told_when_it_is_asked_for(tmp_path):
+    split = pack(tmp_path / "split", [[5] * 40, [7] * 40], "<u2")
+    ahead = Ahead(Streams(split, 1, 20), range(1))
+    split.vocab_size = 6
+    ahead.batch(0)
+    with pytest.raises(UserError, match="tokens.bin is damaged: it holds the id 7"):
+        [ahead.batch(i) for i in range(1, 4)]
+    ahead.close()
+
+
+def test_a_file_that_is_cut_off_under_a_run_is_told(tmp_path):
+    split = pack(tmp_path / "split", [[5] * 5000, [7] * 5000], "<u2")
+    streams = Streams(split, 1, 20)
+    os.truncate(tmp_path / "split" / "tokens.bin", 8000)
+    streams.batch(0)
+    with pytest.raises(UserError, match="tokens.bin ends before its token 4021: it was cut off since the run began"):
+        streams.batch(200)

@@ -11,7 +11,8 @@ from gpt.evaluation import Evaluator, Tally, summary
 from gpt.kernels.linear_cross_entropy import TokenScores
 from gpt.model import GPT
 from gpt.plan import ModelConfig
-from gpt.prepare import Document, train_tokenizer
+from gpt.sources import Document
+from gpt.vocab_training import train_tokenizer
 
 ENGLISH = [
     "The kitchen opens at seven, and nobody eats before the bread is out of the oven.\n" * 2,

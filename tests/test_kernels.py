@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt.errors import UserError
-from gpt.kernels import choose, launch
+from gpt.kernels import choose, launch, require_compiler
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERPRETED = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -83,6 +83,12 @@ def test_triton_where_it_runs(gpu):
 def test_unknown_choice():
     with pytest.raises(UserError, match='"auto", "triton" or "torch"'):
         choose("cuda", "cpu")
+
+
+def test_compiling_without_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r'compile needs the compiler g\+\+, which is not on the PATH: install it .* compile to "none"'):
+        require_compiler("cpu")
 
 
 WITHOUT_TRITON = """

@@ -1,4 +1,5 @@
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -294,6 +295,22 @@ def test_the_plain_model_of_the_bench_is_the_same_model(config):
     mine.backward(), other.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, plain.weights[name.replace(".", "/")].grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_compiled_blocks_are_the_same_model(checkpointing):
+    config = ModelConfig(n_layers=3, h_dim=32, mlp_dim=64, n_heads=2, head_dim=8, vocab_size=100, seq_len=32)
+    plain, compiled = (GPT(config, 0, checkpointing, compile=how) for how in ("none", "default"))
+    tokens, targets = random_batch(config)
+    losses = [model(tokens, targets) for model in (plain, compiled)]
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
+    for loss in losses:
+        loss.backward()
+    for mine, other in zip(plain.parameters(), compiled.parameters()):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-7)
+    with torch.no_grad():  # an evaluation is not compiled, so it is the same to the last bit
+        assert torch.equal(plain(tokens), compiled(tokens))
 
 
 def test_command(run_command, tmp_path):

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from gpt.config import load
+from gpt.config import load, load_presets
 from gpt.errors import UserError
+from gpt.model import GPT
 from gpt.plan import CosineSchedule, ModelConfig, plan_batch
+from tools.plain_gpt import PlainGPT
 
 CONFIGS = Path(__file__).resolve().parents[1] / "ds_configs"
 
@@ -80,6 +84,19 @@ def test_flops_against_a_count_of_every_product():
         products += 2 * c.n_heads * c.head_dim * c.seq_len**2 / 2  # scores and values, half of them masked
     products += c.seq_len * c.h_dim * c.vocab_size
     assert c.matmul_flops_per_token() == 3 * 2 * products / c.seq_len
+
+
+@pytest.mark.parametrize("preset", load_presets())
+def test_flops_are_what_torch_counts(preset):
+    """Of the model in its plainest form, which computes all scores; on the meta device, which knows shapes alone."""
+    c = ModelConfig(**load_presets()[preset], vocab_size=16384, seq_len=512)
+    with torch.device("meta"):
+        model, tokens = PlainGPT(GPT(c, seed=None)), torch.zeros(2, 512, dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            model(tokens, tokens).backward()
+    assert counter.get_total_flops() == pytest.approx(2 * 512 * c.matmul_flops_per_token(causal=False), rel=1e-9)
+    scores = c.matmul_flops_per_token(causal=False) - c.matmul_flops_per_token()
+    assert scores == 3 * c.n_layers * 2 * 512 * c.n_heads * c.head_dim  # the half that the causal mask hides
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""From text files to a dataset: what it holds, that it is the same each time, and what bad input is told."""
+"""From texts to a dataset: what it holds, that it is the same each time, and what bad input is told."""
 
 import hashlib
 import importlib.util
@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from gpt import prepare
+from gpt import prepare, sources
 from gpt.corpus import Dataset
 from gpt.errors import UserError
+from gpt.sources import Document, Reading, find_inputs
+from gpt.splits import Rule
 from gpt.vocab import Vocab
+from gpt.vocab_training import TOKENIZER_OPTIONS, train_tokenizer
 
 COMMAND = [sys.executable, Path(__file__).resolve().parents[1] / "tools" / "prepare_data.py"]
 PLACES = ["", "b/", "b/c/", "d e/"]
@@ -39,10 +42,10 @@ def write_texts(folder, texts):
     return folder
 
 
-def build(folder, out, vocab=None, test_every=None, vocab_size=300):
-    splits = prepare.splits_of_folder(folder, test_every)
-    vocab = vocab or prepare.train_tokenizer(splits["train"], vocab_size)
-    prepare.write_dataset(splits, vocab, out, {"source": "a test"}, say=lambda text: None)
+def build(folder, out, vocab=300, test_every=None, lists=(), duplicates="keep", say=lambda text: None, **reading):
+    rule = Rule(test_every, lists)
+    job = prepare.Job(rule, Reading(**reading), duplicates)
+    prepare.prepare(find_inputs(folder, rule.by_folder), out, job, vocab, say=say)
     return out
 
 
@@ -127,10 +130,12 @@ def test_a_folder_per_split(tmp_path, vocab):
         check_split(out, split, in_order(documents))
 
 
-def test_a_new_document_moves_no_other(tmp_path):
-    documents = prepare.in_stable_order([prepare.Document(name, text) for name, text in BOOKS.items()])
-    fewer = prepare.in_stable_order([d for d in reversed(documents) if d.name != "b/book 1.txt"])
-    assert [d.name for d in documents if d.name != "b/book 1.txt"] == [d.name for d in fewer]
+def test_a_new_document_moves_no_other():
+    names = list(BOOKS)
+    fewer = [name for name in reversed(names) if name != "b/book 1.txt"]
+    order = [names[i] for i in Rule(lists=()).share_out(names, ["train"] * len(names))["train"]]
+    assert [name for name in order if name != "b/book 1.txt"] == [
+        fewer[i] for i in Rule(lists=()).share_out(fewer, ["train"] * len(fewer))["train"]]  # fmt: skip
 
 
 def test_the_same_texts_make_the_same_bytes(books, tmp_path):
@@ -147,17 +152,25 @@ def test_the_same_sample_each_time(sample, tmp_path):
 
 
 def test_sample_counts_are_right(sample):
-    for split, documents in prepare.sample_splits().items():
-        check_split(sample, split, {document.name: document.read() for document in documents})
+    texts = {}
+    for entry in prepare.sample_inputs():
+        for document in sources.documents(entry, Reading()):
+            texts.setdefault(entry.split, {})[document.name] = document.read()
+    assert {split: len(found) for split, found in texts.items()} == {"train": 240, "test": 9, "python": len(texts["python"])}
+    for split, found in texts.items():
+        check_split(sample, split, in_order(found))
 
 
-def test_crlf_is_read_as_lf(tmp_path, vocab):
+def test_crlf_is_read_as_lf_and_byte_order_marks_are_left_out(tmp_path, vocab):
     raw = {"train/a.txt": b"one\r\ntwo\r\n\r\n", "train/b.txt": b"a\rb\n\r", "train/c.txt": "\ufeffé\r\n".encode()}
     out = build(write_texts(tmp_path / "in", raw), tmp_path / "out", vocab)
-    check_split(out, "train", in_order({"a.txt": "one\ntwo\n\n", "b.txt": "a\rb\n\r", "c.txt": "\ufeffé\n"}))
+    check_split(out, "train", in_order({"a.txt": "one\ntwo\n\n", "b.txt": "a\rb\n\r", "c.txt": "é\n"}))
     sizes = dict(zip(names_of(out, "train"), Dataset(out).split("train").doc_bytes.tolist()))
-    assert sizes == {"a.txt": 9, "b.txt": 5, "c.txt": 6}
-    assert "CRLF" in json.loads((out / "manifest.json").read_text())["text"]["line_ends"]
+    assert sizes == {"a.txt": 9, "b.txt": 5, "c.txt": 3}
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert "CRLF" in manifest["text"]["line_ends"] and "left out" in manifest["text"]["byte_order_mark"]
+    assert manifest["splits"]["train"]["found"] == {"byte_order_mark": 1, "crlf": 2, "nul": 0, "bad_utf8": 0, "duplicate": 0,
+                                                    "also_held_out": 0}  # fmt: skip
 
 
 def test_texts_that_look_like_special_ids_stay_text(tmp_path, vocab):
@@ -170,7 +183,8 @@ def test_empty_files_are_left_out_and_counted(tmp_path, vocab):
     write_texts(tmp_path / "in" / "train", {"a.txt": "one", "b.txt": "", "c.txt": "\n"})
     out = build(tmp_path / "in", tmp_path / "out", vocab)
     check_split(out, "train", in_order({"a.txt": "one", "c.txt": "\n"}))
-    assert json.loads((out / "manifest.json").read_text())["splits"]["train"]["empty_documents_left_out"] == 1
+    assert json.loads((out / "manifest.json").read_text())["splits"]["train"]["left_out"] == {
+        "empty": 1, "bad_utf8": 0, "duplicate": 0}  # fmt: skip
 
 
 def test_a_given_tokenizer_is_used_as_it_is(books, sample, tmp_path, run_command):
@@ -221,7 +235,7 @@ BAD_FOLDERS = {
     "no train": ({"test/a.txt": "a", "wood/b.txt": "b"}, {}, "no sub-folder `train`"),
     "texts beside train": ({"train/a.txt": "a", "b.txt": "b"}, {}, "--test_every N"),
     "an empty split": ({"train/a.txt": "a", "wood/x.md": "b"}, {}, "the split 'wood' is empty: .*in/wood holds no"),
-    "a split of empty files": ({"train/a.txt": "a", "wood/b.txt": "", "wood/c.txt": ""}, {}, "'wood' is empty.* 2 "),
+    "a split of empty files": ({"train/a.txt": "a", "wood/b.txt": "", "wood/c.txt": ""}, {}, "'wood' is empty.* 2 .*2 empty"),
     "only empty files": ({f"{i}.txt": "" for i in range(4)}, {"test_every": 2}, "'train' is empty"),
     "each one held out": (BOOKS, {"test_every": 1}, "--test_every 1 would leave nothing to train on"),
     "rule of -1": (BOOKS, {"test_every": -1}, "--test_every -1"),
@@ -238,21 +252,21 @@ def test_bad_folder(tmp_path, vocab, texts, options, message):
     (tmp_path / "place").mkdir()
     with pytest.raises(UserError, match=message):
         build(tmp_path / "in", tmp_path / "place" / "out", vocab, **options)
-    assert list((tmp_path / "place").iterdir()) == []
+    assert not (tmp_path / "place" / "out").exists()
 
 
 def test_vocabulary_too_large_for_the_text():
-    documents = [prepare.Document("a", book(1))]
+    documents = [Document("a", book(1))]
     with pytest.raises(UserError, match="too little for a vocabulary of 16384: lower --vocab_size") as error:
-        prepare.train_tokenizer(documents, 16384)
+        train_tokenizer(documents, 16384)
     largest = int(re.search(r"at most (\d+)", str(error.value))[1])
-    assert prepare.train_tokenizer(documents, largest).size == largest
+    assert train_tokenizer(documents, largest).size == largest
 
 
 def test_vocabulary_too_small_for_the_characters():
-    documents = [prepare.Document("a", " ".join(map(chr, range(0x4E00, 0x4E64))))]
+    documents = [Document("a", " ".join(map(chr, range(0x4E00, 0x4E64))))]
     with pytest.raises(UserError, match="300 .*raise --vocab_size"):  # 100 characters, the blank, 259 special ids
-        prepare.train_tokenizer(documents, 300)
+        train_tokenizer(documents, 300)
 
 
 LOSSY = {
@@ -267,12 +281,12 @@ LOSSY = {
 @pytest.mark.parametrize("options", LOSSY.values(), ids=LOSSY.keys())
 def test_lossy_tokenizer_is_refused(tmp_path, options):
     model, lines = io.BytesIO(), [line for i in range(9) for line in book(i).split("\n")]
-    options = {**prepare.TOKENIZER_OPTIONS, **options}
+    options = {**TOKENIZER_OPTIONS, **options}
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, vocab_size=300,
                                              minloglevel=2, **options)  # fmt: skip
     write_texts(tmp_path / "in" / "train", {"plain.txt": "The  ship\nof the captain. 😀"})
     (tmp_path / "place").mkdir()
-    with pytest.raises(UserError, match="mine.model does not encode plain.txt without loss"):
+    with pytest.raises(UserError, match="the tokenizer does not encode plain.txt without loss: use one"):
         build(tmp_path / "in", tmp_path / "place" / "out", Vocab(model.getvalue(), "mine.model"))
     assert list((tmp_path / "place").iterdir()) == []
 
@@ -286,7 +300,7 @@ def test_out_exists_and_stays(books, tmp_path, vocab):
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path, vocab, monkeypatch):
     write_texts(tmp_path / "in" / "train", {"a.txt": "a"})
-    monkeypatch.setattr(vocab, "encode", lambda text: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(prepare.Encoder, "encode", lambda encoder, text: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "in", tmp_path / "out", vocab)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]

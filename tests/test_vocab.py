@@ -8,8 +8,10 @@ import pytest
 import sentencepiece
 
 from gpt.errors import UserError
-from gpt.prepare import TOKENIZER_OPTIONS, sample_splits
+from gpt.prepare import sample_inputs
+from gpt.sources import Reading, documents
 from gpt.vocab import Vocab
+from gpt.vocab_training import TOKENIZER_OPTIONS
 
 BLANK = "\u2581"
 SENTENCES = [f"the quick brown fox number {i} jumps over the lazy dogs." for i in range(300)]
@@ -78,18 +80,18 @@ def vocabs(model):
             "eos": Vocab(train(user_defined_symbols="", eos_id=2))}  # fmt: skip
 
 
-def test_sample_documents_are_encoded_without_loss_and_as_sentencepiece_would(model, vocabs):
+def test_documents_are_encoded_without_loss_and_as_sentencepiece_would(model, vocabs):
     vocab, sp = vocabs["sample"], processor(model)
-    documents = [document for split in sample_splits().values() for document in split]
-    assert len(documents) > 300
+    texts = [document.read() for entry in sample_inputs() if entry.split != "train"
+             for document in documents(entry, Reading())]  # fmt: skip
+    assert len(texts) > 80
     plain, encoded = [], []
-    for document in documents:
-        text = document.read()
+    for text in texts:
         ids = check_lossless(vocab, text)
         if "<D>" not in text and BLANK not in text:
             plain.append(text)
             encoded.append(ids)
-    assert len(plain) > 300
+    assert len(plain) > 80
     for ids, expected in zip(encoded, sp.encode(plain)):
         assert np.array_equal(ids, expected)
 

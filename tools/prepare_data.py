@@ -1,13 +1,21 @@
-"""Text files -> tokenizer -> packed dataset.
+"""Texts -> tokenizer -> packed dataset.
 
     python tools/prepare_data.py --sample data/sample
     python tools/prepare_data.py --input books/ --test_every 50 --out data/books
+    python tools/prepare_data.py --input books.jsonl.zst --split_list test=held_out.txt --out data/books
+    find /archive -name '*.txt' | python tools/prepare_data.py --input - --test_every 50 --out data/books
     python tools/prepare_data.py --input books/ --tokenizer books_16384.model --out data/books
 
-Without --test_every each sub-folder of the input becomes the split of its name; `train` must be among them.
+Without --test_every and --split_list each sub-folder of the input becomes the split of its name; `train` must be among
+them. The work is kept in OUT.preparing until it is whole: after a kill the same command goes on. One process
+encodes a compressed file: give large corpora in many. On many hosts:
+
+    python tools/prepare_data.py … --out data/books --shard 1/8         on the first, 2/8 on the second, …
+    python tools/prepare_data.py --merge data/books.shard-*-of-8 --out data/books
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -16,42 +24,86 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from gpt.errors import Parser, UserError, run
 
 
-def main():
-    from gpt import prepare
-    from gpt.vocab import Vocab
-
+def parse_args():
     parser = Parser(__doc__)
     parser.add_argument("--sample", metavar="OUT", help="build the embedded sample dataset in this folder")
-    parser.add_argument("--input", metavar="FOLDER", help="folder of UTF-8 .txt files, one document each")
+    parser.add_argument("--input", metavar="PLACE", help="a folder of .txt, .jsonl[.gz|.zst] and .parquet files, at any depth; "
+                        "one such file; or - for a list of paths on the standard input")  # fmt: skip
     parser.add_argument("--out", metavar="FOLDER", help="where the dataset goes; it must not exist yet")
     parser.add_argument("--test_every", type=int, metavar="N", help="hold out every N-th document as the split `test`")
+    parser.add_argument("--split_list", action="append", metavar="SPLIT=FILE", help="hold out the documents that FILE names, "
+                        "one per line, as SPLIT; may be repeated")  # fmt: skip
     parser.add_argument("--tokenizer", metavar="FILE.model", help="use this SentencePiece model instead of training one")
     parser.add_argument("--vocab_size", type=int, metavar="N", help="ids of the trained tokenizer (default 16384)")
+    parser.add_argument("--text_field", metavar="NAME", help="field of a row that holds its text (default text)")
+    parser.add_argument("--id_field", metavar="NAME", help="field that names a row (default id); else it is FILE:ROW")
+    parser.add_argument("--bad_utf8", choices=("refuse", "replace", "skip"), help="what to do with a document that is not "
+                        "UTF-8: refuse to go on (default), put U+FFFD there, or leave it out")  # fmt: skip
+    parser.add_argument("--duplicates", choices=("keep", "drop"), help="keep documents whose text their split has already "
+                        "(default), or drop them, and from train those that are held out too; both counts them")  # fmt: skip
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    parser.add_argument("--shard", metavar="I/N", help="encode the I-th of N parts only, for --merge")
+    parser.add_argument("--merge", nargs="+", metavar="FOLDER", help="make the dataset of what all shards left")
     args = parser.parse_args()
+    args.given = {key for key, value in vars(args).items() if value is not None}
+    return args
+
+
+def main():
+    args = parse_args()
+
+    from gpt import prepare
+    from gpt.sources import Reading, find_inputs
+    from gpt.splits import Rule, read_lists
+    from gpt.vocab import Vocab
 
     if args.sample is not None:
-        if any(value is not None for key, value in vars(args).items() if key != "sample"):
+        if args.given != {"sample"}:
             raise UserError("--sample takes no other option: it has its own text and its own vocabulary")
-        if os.path.lexists(args.sample):
-            raise UserError(f"{args.sample} exists already: remove it first, or name another folder")
-        prepare.prepare_sample(args.sample)
+        prepare.prepare_sample(args.sample, say)
+        return
+    if args.merge is not None:
+        if args.out is None:
+            raise UserError("--merge needs --out FOLDER, where the dataset goes")
+        if args.given != {"merge", "out"}:
+            raise UserError("--merge takes --out and no other option: the shards know theirs")
+        prepare.merge(args.merge, args.out, say)
         return
     if args.input is None or args.out is None:
         raise UserError("give --input FOLDER and --out FOLDER, or --sample OUT")
     if args.tokenizer is not None and args.vocab_size is not None:
         raise UserError("--vocab_size is for training a tokenizer: leave it out when --tokenizer gives one")
-    if os.path.lexists(args.out):
-        raise UserError(f"{args.out} exists already: remove it first, or name another folder")
-    splits = prepare.splits_of_folder(args.input, args.test_every)
-    if args.tokenizer:
-        vocab = Vocab.load(args.tokenizer)
-    else:
-        print(f"training a tokenizer on {len(splits['train'])} documents", flush=True)
-        vocab = prepare.train_tokenizer(splits["train"], 16384 if args.vocab_size is None else args.vocab_size)
-    provenance = {"source": f"text files, {'every %d-th is test' % args.test_every if args.test_every else 'a folder per split'}",
-                  "tokenizer": "given" if args.tokenizer else "trained on the split `train`"}
-    prepare.write_dataset(splits, vocab, args.out, provenance)
-    print(f"wrote {args.out}; train on it with --data_root {args.out} --vocab_size {vocab.size}")
+    workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
+    if workers < 1:
+        raise UserError(f"--workers {workers}: give a positive number")
+    prepare.require_absent(args.out)
+    rule = Rule(args.test_every, read_lists(args.split_list or ()))
+    reading = Reading(**{key: getattr(args, key) for key in ("text_field", "id_field", "bad_utf8") if key in args.given})
+    inputs = find_inputs(args.input, rule.by_folder, sys.stdin if args.input == "-" else ())
+    tokenizer = Vocab.load(args.tokenizer) if args.tokenizer else args.vocab_size or 16384
+    if args.vocab_size is not None:
+        tokenizer = args.vocab_size
+    splits = "folders" if rule.by_folder else "lists" if rule.lists else f"every {args.test_every}-th document is test"
+    provenance = {"splits": splits, "tokenizer": "given" if args.tokenizer else "trained on the split `train`"}
+    job = prepare.Job(rule, reading, args.duplicates or "keep", provenance)
+    shard = _shard(args.shard)
+    prepare.prepare(inputs, args.out, job, tokenizer, workers, shard, say)
+    if shard == (1, 1):
+        size = Vocab.load(Path(args.out) / "tokenizer.model").size
+        say(f"wrote {args.out}; train on it with --data_root {args.out} --vocab_size {size}")
+
+
+def _shard(text):
+    if text is None:
+        return 1, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--shard {text}: give I/N, the I-th of N parts, for example 1/8")
+    return int(found[1]), int(found[2])
+
+
+def say(text):
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,161 @@
+"""From encoded units to the dataset: order, splits, duplicates, one packed file per split, the manifest.
+
+A unit is a pair of files: NUMBER.tokens, stored ids as in tokens.bin, and NUMBER.jsonl, a record per document.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt import corpus
+from gpt.errors import UserError
+from gpt.files import hash_file, sync
+from gpt.sources import BLOCK, FOUND
+from gpt.vocab import Vocab
+
+SHOWN = 3  # names of documents in a message
+
+
+class Record(NamedTuple):
+    """What a unit knows of a document."""
+
+    name: str
+    split: str | None  # where folders decide
+    tokens: int  # the end-of-document id not counted
+    bytes: int
+    sha256: str  # of the text as it was encoded, UTF-8
+    left_out: str | None  # why: empty, bad_utf8, duplicate
+    found: list  # of sources.FOUND
+
+
+class Documents:
+    """The records of all units, and where each document's tokens are."""
+
+    def __init__(self, units, item_size: int):
+        self.records, self._places, self._item_size = [], [], item_size
+        for unit in units:
+            at = 0
+            for line in unit.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines():
+                record = Record(*json.loads(line))
+                self.records.append(record)
+                self._places.append((unit, at))
+                at += 0 if record.left_out else (record.tokens + 1) * item_size
+            path = unit.with_suffix(".tokens")
+            if path.stat().st_size != at:
+                raise UserError(f"{path} has {path.stat().st_size} bytes, where its records say {at}: remove {unit}.jsonl, and "
+                                "the same command makes both again")
+
+    def copy(self, document: int, out):
+        """Append a document's tokens, its end included, to an open file."""
+        unit, at = self._places[document]
+        left = (self.records[document].tokens + 1) * self._item_size
+        with open(unit.with_suffix(".tokens"), "rb") as file:
+            file.seek(at)
+            while left:
+                block = file.read(min(left, BLOCK))
+                assert block, "the file was whole before"
+                out.write(block)
+                left -= len(block)
+
+
+def assemble(units, vocab: Vocab, rule, facts: dict, building: Path, say):
+    """Write the dataset of the units' documents into `building`.
+
+    rule: gpt.splits.Rule. facts: {"bad_utf8", "duplicates", "provenance"} for the manifest; duplicates "drop" leaves out
+    documents that their split has already, and training documents that are held out in another.
+    """
+    dtype = corpus.token_dtype(vocab.size)
+    documents = Documents(units, np.dtype(dtype).itemsize)
+    records = documents.records
+    splits = rule.share_out([record.name for record in records], [record.split for record in records])
+    held_out = {records[i].sha256: name for name, indices in splits.items() if name != "train" for i in indices
+                if not records[i].left_out}  # fmt: skip
+    building.mkdir()
+    (building / corpus.TOKENIZER).write_bytes(vocab.model)
+    manifest = {
+        "format": corpus.FORMAT, "dtype": dtype, "vocab_size": vocab.size, "special_ids": vocab.special_ids,
+        "tokenizer": {"sha256": hashlib.sha256(vocab.model).hexdigest(), "pieces_sha256": vocab.fingerprint},
+        "text": {"line_ends": "CRLF is read as LF", "order": "by sha256 of the document's name",
+                 "byte_order_mark": "left out at a document's beginning", "bad_utf8": facts["bad_utf8"],
+                 "duplicates": facts["duplicates"]},
+        "provenance": facts["provenance"], "splits": {},
+    }  # fmt: skip
+    for name, indices in splits.items():
+        kept, counts = _choose(name, [(i, records[i]) for i in indices], held_out, facts["duplicates"] == "drop")
+        if not kept:
+            why = ", ".join(f"{count} {reason}" for reason, count in counts["left_out"].items() if count)
+            raise UserError(f"the split {name!r} is empty: all of its {len(indices)} documents are left out ({why})")
+        manifest["splits"][name] = _write_split(building / name, documents, kept, counts)
+        _tell(name, manifest["splits"][name], counts, say)
+    corpus.write_manifest(building, manifest)
+    sync(building)
+
+
+def _choose(split, indexed, held_out, drop):
+    """(documents of a split that are kept, counts of what was left out and found)."""
+    kept, seen, elsewhere = [], set(), []
+    left_out = dict.fromkeys(("empty", "bad_utf8", "duplicate"), 0)
+    found = dict.fromkeys((*FOUND, "duplicate"), 0)
+    for index, record in indexed:
+        if record.left_out:
+            left_out[record.left_out] += 1
+            continue
+        repeated, leaked = record.sha256 in seen, split == "train" and record.sha256 in held_out
+        seen.add(record.sha256)
+        found["duplicate"] += repeated
+        if leaked:
+            elsewhere.append(f"{record.name!r} in {held_out[record.sha256]}")
+        if drop and (repeated or leaked):
+            left_out["duplicate"] += 1
+            continue
+        for kind in record.found:
+            found[kind] += 1
+        kept.append(index)
+    if split == "train":
+        found["also_held_out"] = len(elsewhere)
+    return kept, {"left_out": left_out, "found": found, "elsewhere": elsewhere}
+
+
+def _write_split(folder, documents, kept, counts) -> dict:
+    """Pack the documents; returns the split's entry in the manifest."""
+    folder.mkdir()
+    records = [documents.records[i] for i in kept]
+    with open(folder / corpus.TOKENS, "wb") as out:
+        for index in kept:
+            documents.copy(index, out)
+    np.save(folder / corpus.DOC_TOKENS, np.array([record.tokens for record in records], np.int64))
+    np.save(folder / corpus.DOC_BYTES, np.array([record.bytes for record in records], np.int64))
+    with open(folder / corpus.NAMES, "w", encoding="utf-8") as out:
+        out.writelines(json.dumps(record.name) + "\n" for record in records)
+    for file in corpus.FILES:
+        sync(folder / file)
+    sync(folder)
+    return {
+        "documents": len(records),
+        "tokens": sum(record.tokens for record in records) + len(records),
+        "bytes": sum(record.bytes for record in records),
+        "left_out": counts["left_out"],
+        "found": counts["found"],
+        "files": {file: hash_file(folder / file) for file in corpus.FILES},
+    }
+
+
+WORDS = {"empty": "empty", "bad_utf8": "not UTF-8", "duplicate": "duplicate(s)", "byte_order_mark": "with a byte order mark",
+         "crlf": "with CRLF", "nul": "with NULs", "also_held_out": "also held out"}  # fmt: skip
+
+
+def _tell(name, entry, counts, say):
+    say(f"{name}: {entry['documents']:,} documents, {entry['bytes']:,} bytes, {entry['tokens']:,} tokens "
+        f"({entry['bytes'] / entry['tokens']:.2f} bytes per token)")  # fmt: skip
+    for what, title in (("left_out", "left out"), ("found", "found")):
+        listed = ", ".join(f"{count:,} {WORDS[key]}" for key, count in counts[what].items() if count)
+        if listed:
+            say(f"{name}: {title} {listed}")
+    elsewhere = counts["elsewhere"]
+    if elsewhere:
+        fate = "left out of it" if entry["left_out"]["duplicate"] else "kept; --duplicates drop leaves them out of train"
+        say(f"WARNING: {len(elsewhere):,} document(s) of train are held out too, under other names: {fate} "
+            f"({', '.join(elsewhere[:SHOWN])}{', …' * (len(elsewhere) > SHOWN)})")  # fmt: skip

@@ -1,0 +1,405 @@
+"""Runs read back from their folders: metrics.jsonl and config.yaml alone, without torch.
+
+Steps that were lost (a kill, a rewind, a restart) stand in metrics.jsonl twice. What counts is the course that led to the
+last line: a line of a step takes away earlier lines of that step and later ones, `resume` and `rewind` those after the
+step they go back to.
+"""
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gpt.checkpoint import CONFIG, read_config
+from gpt.config import SHAPE, curve_settings, load_presets
+from gpt.errors import UserError
+from gpt.plan import ModelConfig
+
+METRICS = "metrics.jsonl"
+CURVES = ("train", "eval", "norms", "activations")  # the other events are things that happened, and stay so
+
+
+class Axis(NamedTuple):
+    """What a curve is drawn over. `key` is the name in metrics.jsonl."""
+
+    key: str
+    label: str
+    log: bool  # whether compute spans decades there
+
+
+AXES = {
+    "steps": Axis("step", "optimiser steps", False),
+    "tokens": Axis("train_tokens", "training tokens", False),
+    "flops": Axis("flops", "training FLOPs", True),
+    "hours": Axis("hours", "measured hours of training", False),
+    "reference_hours": Axis("reference_hours", "reference accelerator-hours", True),
+}
+
+
+@dataclass
+class Run:
+    """A run's folder as it is now. Made by `read_runs`.
+
+    events: {kind: [event]}, in the order of the course; lines of abandoned courses are left out of CURVES.
+    """
+
+    path: Path
+    config: dict
+    name: str = ""  # as short as it is distinct among the runs read together
+    events: dict = field(default_factory=dict)
+    notices: list = field(default_factory=list)  # sentences on what could not be read
+
+    @property
+    def options(self) -> dict:
+        return self.config["run"]["gpt"]
+
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig(**self.config["model"])
+
+    @property
+    def fingerprint(self) -> str | None:
+        """sha256 of the dataset's manifest."""
+        return self.config.get("dataset", {}).get("fingerprint")
+
+    @property
+    def family(self) -> str:
+        return family(self.config)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config["batch"]["global_size"] * self.config["model"]["seq_len"]
+
+    @property
+    def last_step(self) -> int:
+        """Optimiser steps completed, as far as the lines tell."""
+        return max((e["step"] for kind in ("train", "eval") for e in self.events.get(kind, [])), default=0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last of its steps is done, and evaluated where evaluation is on."""
+        planned = self.options["max_train_steps"]
+        evaluated = self.options.get("eval_every", 0) <= 0 or (self.final() or {}).get("step") == planned
+        return self.last_step >= planned and evaluated
+
+    @property
+    def state(self) -> str:
+        """In words: finished, or how far it is."""
+        if self.finished:
+            return "finished" if self.final() else "finished, and never evaluated"
+        return f"at step {self.last_step:,} of {self.options['max_train_steps']:,}"
+
+    @property
+    def planned_reference_hours(self) -> float | None:
+        """Its compute class: hours that the reference accelerator takes for the whole run."""
+        return self._reference_hours(self.options["max_train_steps"])
+
+    def curve(self, kind: str, split: str | None = None) -> list:
+        """Events of one of CURVES by rising step; those of `split` where they are evaluations."""
+        found = self.events.get(kind, [])
+        return [e for e in found if e.get("split") == split] if kind == "eval" else found
+
+    def splits(self) -> list:
+        """Splits that were evaluated, the one that the configuration names first."""
+        found = dict.fromkeys(e.get("split") for e in self.events.get("eval", []))
+        return sorted(found, key=lambda split: (split != self.options.get("eval_data_split"), str(split)))
+
+    def final(self) -> dict | None:
+        """The last evaluation of the configuration's split."""
+        return next(reversed(self.curve("eval", self.options.get("eval_data_split"))), None)
+
+    def over(self, axis: str, events: list) -> np.ndarray | None:
+        """Where events lie on one of AXES, float64; None where that is not to be had.
+
+        Lines of older runs hold no axes: all but the measured hours follow exactly from config.yaml.
+        """
+        key, steps = AXES[axis].key, [e["step"] for e in events]
+        if all(key in e for e in events):
+            found = [e[key] for e in events]
+        elif key == "train_tokens":
+            found = [step * self.tokens_per_step for step in steps]
+        elif key == "flops":
+            per_step = self.tokens_per_step * self.model.matmul_flops_per_token()
+            found = [step * per_step for step in steps]
+        elif key == "reference_hours":
+            found = [self._reference_hours(step) for step in steps]
+        else:
+            return None
+        return None if None in found else np.array([_number(x) for x in found])
+
+    def _reference_hours(self, step):
+        speed = self.options.get("tokens_per_second")
+        return step * self.tokens_per_step / speed / 3600 if speed else None
+
+
+def missing_axis(axis: str, runs) -> str:
+    """A sentence on runs for which an axis is not to be had."""
+    names = ", ".join(run.name for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+    if axis == "reference_hours":
+        return f"no reference accelerator-hours for {names}: config.yaml has no gpt.tokens_per_second"
+    return f"no {AXES[axis].label} for {names}: {METRICS} does not hold them"
+
+
+def values(events: list, name: str) -> np.ndarray:
+    """A number of every event, float64; NaN where it is absent, null or no number. name: "loss", or "seconds/data" for
+    one inside a block."""
+    found = []
+    for event in events:
+        value = event
+        for part in name.split("/"):
+            value = value.get(part) if isinstance(value, dict) else None
+        found.append(_number(value))
+    return np.array(found)
+
+
+def _number(value) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def family(config: dict) -> str:
+    """Name of the model's shape in a config.yaml: that of the preset which has it, else layers x h_dim, with what does
+    not follow from them by the usual proportions (MLP 4 times as wide, heads as wide as the stream together)."""
+    shape = {name: config["model"][name] for name in SHAPE}
+    for name, preset in load_presets().items():
+        if preset == shape:
+            return name
+    heads, width = shape["n_heads"] * shape["head_dim"], shape["h_dim"]
+    mlp = f"-mlp{shape['mlp_dim']}" if shape["mlp_dim"] != 4 * width else ""
+    return f"{shape['n_layers']}x{width}" + mlp + (f"-attn{heads}" if heads != width else "")
+
+
+def read_runs(paths) -> list:
+    """Runs in their order; a folder of runs stands for all in it, 6h before 12h. Raises UserError where one holds no run."""
+    folders = {}
+    for path in map(Path, paths):
+        found = [path / METRICS] if (path / METRICS).is_file() else path.glob(f"*/{METRICS}")
+        inside = sorted((file.parent for file in found), key=lambda folder: _natural(folder.name))
+        if not inside:
+            what = "does not exist" if not path.exists() else f"holds no run (no {METRICS}), nor do the folders in it"
+            raise UserError(f"{path} {what}: give the folder that training made (--run_dir)")
+        folders |= {folder.resolve(): folder for folder in inside}
+    runs = [read_run(folder) for folder in folders.values()]
+    for run, name in zip(runs, _short_names(list(folders))):
+        run.name = name
+    return runs
+
+
+def _natural(name):
+    """A key by which names sort as their numbers do: 0.25h, 0.5h, 6h, 12h."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [float(part) if index % 2 else part for index, part in enumerate(parts)]
+
+
+def read_run(path: Path) -> Run:
+    """One run's folder. Raises UserError where it has no config.yaml that tells what was run."""
+    if not (path / CONFIG).is_file():
+        raise UserError(f"{path} has no {CONFIG}, which tells what was run: copy it from the run's folder")
+    config = read_config(path / CONFIG)
+    _require(path, config)
+    run = Run(path, config, str(path))
+    _read_metrics(run)
+    return run
+
+
+def _require(path, config):
+    """Raise UserError where a config.yaml lacks what all figures need."""
+    needed = {f"model.{name}": int for name in ModelConfig.__dataclass_fields__}
+    needed |= {"batch.global_size": int, "run.gpt.max_train_steps": int}
+    for where, kind in needed.items():
+        value = config
+        for name in where.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{path / CONFIG} does not tell {where}: use the file that training wrote")
+    unknown = sorted(set(config["model"]) - set(ModelConfig.__dataclass_fields__))
+    if unknown:
+        raise UserError(f"{path / CONFIG} has model.{unknown[0]}, which this version does not know")
+    if not isinstance(config.get("dataset", {}), dict):
+        raise UserError(f"{path / CONFIG}: dataset is no block: use the file that training wrote")
+    speed = config["run"]["gpt"].get("tokens_per_second")
+    if speed is not None and (isinstance(speed, bool) or not isinstance(speed, (int, float)) or not speed > 0):
+        raise UserError(f"{path / CONFIG}: run.gpt.tokens_per_second is {speed!r}, not a number above 0")
+
+
+def _read_metrics(run):
+    damaged = []
+    lines = (run.path / METRICS).read_bytes().split(b"\n")
+    last = len(lines)  # what follows the last line's end: nothing, or a line that is being written
+    for number, line in enumerate(lines, 1):
+        event = _parse(line)
+        if event is not None:
+            _add(run.events, event)
+        elif line.strip() and number != last:
+            damaged.append(number)
+    if damaged:
+        shown = ", ".join(map(str, damaged[:10])) + (", …" if len(damaged) > 10 else "")
+        many = len(damaged) > 1
+        run.notices.append(f"{run.path / METRICS}: line{'s' * many} {shown} {'are' if many else 'is'} damaged and left out")
+
+
+def _parse(line):
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(event, dict) and isinstance(event.get("event"), str) and type(event.get("step")) is int
+    return event if whole else None
+
+
+def _add(events, event):
+    kind, step = event["event"], event["step"]
+    if kind in ("resume", "rewind"):
+        _take_away(events, CURVES, (event.get("to") if kind == "rewind" else step), None)
+    elif kind in CURVES:
+        _take_away(events, (kind,), step - 1, event.get("split"))
+    if kind == "train":  # a run that was started again without a checkpoint tells so by nothing else
+        _take_away(events, CURVES, step, None)
+        _take_away(events, ("eval",), step - 1, None)
+    events.setdefault(kind, []).append(event)
+
+
+def _take_away(events, kinds, after, split):
+    """Take away the lines of steps after `after`; of `split` only, where one is given."""
+    if type(after) is not int:
+        return
+    for kind in kinds:
+        found = events.get(kind, [])
+        while found and found[-1]["step"] > after and split is None:
+            found.pop()
+        if split is not None:
+            found[:] = [e for e in found if e["step"] <= after or e.get("split") != split]
+
+
+def _short_names(folders) -> list:
+    """The last parts of paths, as few as tell them apart."""
+    parts = 1
+    while len(set(names := ["/".join(folder.parts[-parts:]) for folder in folders])) < len(folders):
+        parts += 1
+    return names
+
+
+@dataclass
+class Group:
+    """Runs that differ in nothing but their seeds."""
+
+    name: str
+    runs: list
+
+    @property
+    def seeds(self) -> list:
+        return [run.options.get("seed") for run in self.runs]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({len(self.runs)} seeds)" if len(self.runs) > 1 else self.name
+
+    @property
+    def family(self) -> str:
+        return self.runs[0].family
+
+    def mean(self, axis: str, kind: str, name: str, split: str | None = None):
+        """(x, mean, spread) of a value over the steps that all runs have; the spread is the sample standard deviation,
+        None for one run. None where the axis is not to be had."""
+        tables = []
+        for run in self.runs:
+            events = run.curve(kind, split)
+            x = run.over(axis, events)
+            if x is None:
+                return None
+            tables.append({e["step"]: pair for e, *pair in zip(events, x, values(events, name))})
+        steps = sorted(set.intersection(*(set(table) for table in tables)))
+        found = np.array([[table[step] for step in steps] for table in tables]).reshape(len(tables), len(steps), 2)
+        spread = found[..., 1].std(axis=0, ddof=1) if len(tables) > 1 else None
+        return found[..., 0].mean(axis=0), found[..., 1].mean(axis=0), spread
+
+    def final(self, axis: str, name: str):
+        """(x, values) of the last evaluations, one value a run. Raises UserError where the axis is not to be had."""
+        events = [run.final() for run in self.runs]
+        x = self.runs[0].over(axis, events[:1])
+        if x is None:
+            raise UserError(missing_axis(axis, self.runs))
+        return float(x[0]), values(events, name)
+
+
+OF_A_CURVE = ("max_train_steps", "tokens_per_second", "spike_policy", "eval_data_split", "max_eval_steps",
+              "eval_batch_size", "last_n")  # fmt: skip
+
+
+def group_by_seed(runs) -> list:
+    """Groups, in the order of their first runs. A second run with the same seed is no second seed: it begins a group."""
+    groups = {}
+    for run in runs:
+        settings = {**curve_settings(run.config), "seed": None, **{name: run.options.get(name) for name in OF_A_CURVE}}
+        key, repeat = json.dumps(settings, sort_keys=True, default=str), 0
+        while run.options.get("seed") in [other.options.get("seed") for other in groups.get((key, repeat), [])]:
+            repeat += 1
+        groups.setdefault((key, repeat), []).append(run)
+    return [Group(_common_name([run.name for run in found]), found) for found in groups.values()]
+
+
+def _common_name(names) -> str:
+    """What the names of runs share, without the seed."""
+    if len(names) == 1:
+        return names[0]
+    bare = {re.sub(r"[-_. ]*seed[-_=]?\d*$", "", name) for name in names}
+    name = bare.pop() if len(bare) == 1 else os.path.commonprefix(names).rstrip("-_. /")
+    return name or f"{names[0]} …"
+
+
+def finished_only(groups, notices: list) -> list:
+    """The groups without what is not finished or was never evaluated; notices say what that is."""
+    found = []
+    for group in groups:
+        ready = [run for run in group.runs if run.finished and run.final()]
+        notices += [f"{run.name} is left out: {run.state}" for run in group.runs if run not in ready]
+        if ready:
+            found.append(Group(group.name if len(ready) > 1 else ready[0].name, ready))
+    return found
+
+
+def incomparable(runs) -> str | None:
+    """Why the final evaluations of runs do not measure the same, or None: dataset, split and bytes scored must agree."""
+    for run in runs:
+        missing = "its dataset's fingerprint" if run.fingerprint is None else (
+            "how many bytes its evaluations scored" if not isinstance(run.final().get("bytes"), int) else None)  # fmt: skip
+        if missing:
+            return f"{run.name} does not tell {missing}"
+    for first, other in zip(runs, runs[1:]):
+        names, splits = f"{first.name} and {other.name}", [run.options.get("eval_data_split") for run in (first, other)]
+        if first.fingerprint != other.fingerprint:
+            return (f"{names} were trained on different datasets (fingerprints {first.fingerprint[:12]} and "
+                    f"{other.fingerprint[:12]})")  # fmt: skip
+        if splits[0] != splits[1]:
+            return f"{names} were evaluated on different splits ({splits[0]} and {splits[1]})"
+        scored = [run.final()["bytes"] for run in (first, other)]
+        if scored[0] != scored[1]:
+            return (f"{names} scored different parts of the split {splits[0]!r} ({scored[0]:,} and {scored[1]:,} bytes): "
+                    "evaluate them with the same seq_len, last_n, eval_batch_size and max_eval_steps")  # fmt: skip
+    return None
+
+
+def final_losses(groups, axis: str, notices: list) -> dict:
+    """{family: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising x. Runs that are not
+    finished, and losses that are not finite, are left out with a notice. Raises UserError where losses do not measure the
+    same, or the axis is not to be had."""
+    whole, found = finished_only(groups, notices), {}
+    reason = incomparable([run for group in whole for run in group.runs])
+    if reason:
+        raise UserError(f"final losses cannot be compared: {reason}")
+    for group in whole:
+        x, losses = group.final(axis, "normalised_loss")
+        if not (np.isfinite(losses) & (losses > 0)).all():
+            notices.append(f"{group.name} is left out: its final normalised loss is not finite")
+            continue
+        found.setdefault(group.family, []).append((x, losses.mean(), losses.std(ddof=1) if len(losses) > 1 else None))
+    return {family: sorted(points, key=lambda point: point[0]) for family, points in found.items()}

@@ -1,0 +1,89 @@
+"""What more GPUs would bring, on paper: computing and communicating time of a step under each ZeRO stage. Imports no torch.
+
+Model. A collective over n ranks in a ring costs, for m bytes, a latency a per hop and a bandwidth b of the ring's slowest
+link (Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH", 2005, sections 4.1
+and 4.4):
+
+    all-gather, reduce-scatter    (n - 1) a + (n - 1)/n m/b
+    all-reduce                    2 (n - 1) a + 2 (n - 1)/n m/b
+
+How often each stage moves all gradients or weights (Rajbhandari et al., arXiv 1910.02054, section 7; per micro-batch or
+per step as DeepSpeed 0.19.8 does it):
+
+    ZeRO 0    an all-reduce of the gradients per step
+    ZeRO 1    a reduce-scatter of the gradients and an all-gather of the weights per step
+    ZeRO 2    a reduce-scatter per micro-batch, an all-gather per step
+    ZeRO 3    two all-gathers (forward and backward) and a reduce-scatter per micro-batch
+
+Assumed: every GPU computes at the reference GPU's rate, whatever its micro-batch; nothing is communicated while it computes
+(the other end is the longer of the two times alone: `Step.overlapped`); all is moved in the run's precision, in buckets of
+DeepSpeed's default size, under ZeRO 3 block by block; evaluation and checkpoints are left out. Across hosts the slowest
+link of a ring is a host's network, all its cards together.
+"""
+
+import math
+from dataclasses import dataclass
+
+from gpt.plan import BatchPlan, ModelConfig
+
+HOP_SECONDS = 10e-6  # assumed latency of one hop, not measured
+BUCKET_ELEMENTS = 5 * 10**8  # DeepSpeed's reduce_bucket_size and allgather_bucket_size
+RANKS = tuple(2**power for power in range(11))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step's time in seconds, on every rank alike."""
+
+    computing: float
+    communicating: float
+
+    @property
+    def seconds(self) -> float:
+        return self.computing + self.communicating
+
+    @property
+    def overlapped(self) -> float:
+        """Seconds if all communication that can hide behind computing did."""
+        return max(self.computing, self.communicating)
+
+    @property
+    def share(self) -> float:
+        """Of the step that is spent on communication."""
+        return self.communicating / self.seconds
+
+    @property
+    def efficiency(self) -> float:
+        """Speed over that of as many GPUs which need not communicate."""
+        return self.computing / self.seconds
+
+
+def ring(size: float, ranks: int, bandwidth: float, calls: int = 1) -> float:
+    """Seconds of an all-gather or a reduce-scatter of `size` bytes in `calls` pieces; bandwidth in bytes per second."""
+    return (ranks - 1) * (calls * HOP_SECONDS + size / ranks / bandwidth)
+
+
+def step(model: ModelConfig, batch: BatchPlan, stage: int, precision: str, tokens_per_second: float,
+         bandwidth: float) -> Step:  # fmt: skip
+    """A step's time. tokens_per_second: of one GPU. bandwidth: bytes per second and direction of a ring's slowest link."""
+    n = model.parameters()
+    size = n * (4 if precision == "fp32" else 2)
+    buckets, blocks = math.ceil(n / BUCKET_ELEMENTS), model.n_layers + 2
+    gradients = ring(size, batch.world_size, bandwidth, buckets)
+    communicating = (
+        2 * gradients,
+        2 * gradients,
+        (batch.accumulation + 1) * gradients,
+        batch.accumulation * (2 * ring(size, batch.world_size, bandwidth, blocks) + gradients),
+    )[stage]
+    return Step(batch.global_size * model.seq_len / batch.world_size / tokens_per_second, communicating)
+
+
+def on_ranks(batch: BatchPlan, ranks: int) -> BatchPlan | None:
+    """The same global batch on another number of ranks, in micro-batches of the present size or a divisor of it; None
+    where it does not divide."""
+    if batch.global_size % ranks:
+        return None
+    each = batch.global_size // ranks
+    micro = math.gcd(batch.micro_size, each)
+    return BatchPlan(batch.global_size, micro, each // micro, ranks)

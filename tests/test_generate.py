@@ -1,0 +1,138 @@
+"""Text from a model: the cache changes nothing, draws are repeatable and confined, and what bad input is told."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from gpt.consolidate import foreign_config, write_folder
+from gpt.generate import Context, choose, generate
+from gpt.model import GPT
+from gpt.plan import ModelConfig
+from gpt.vocab import Vocab
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHAPE = ModelConfig(n_layers=2, h_dim=24, mlp_dim=40, n_heads=3, head_dim=6, vocab_size=97, seq_len=16)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """With weights large enough that every token depends on all before it."""
+    model = GPT(SHAPE, seed=3).double().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            parameter *= 8
+    return model
+
+
+def full_pass(model, tokens):
+    """Logits after `tokens` without a cache, and what is left of them where they are more than the model can see."""
+    window = tokens if len(tokens) <= SHAPE.seq_len else tokens[-(SHAPE.seq_len // 2) :]
+    return model(torch.tensor(window)[None])[0, -1], window
+
+
+def by_full_passes(model, prompt, count):
+    """The likeliest tokens one after another, without a cache."""
+    window, ids = list(prompt), []
+    for _ in range(count):
+        logits, window = full_pass(model, window)
+        ids.append(int(logits.argmax()))
+        window = [*window, ids[-1]]
+    return ids
+
+
+@pytest.mark.parametrize("prompt", [[5], [5, 9, 11, 3], list(range(20, 36)), list(range(20, 37)), list(range(10, 60))])
+def test_the_cache_changes_nothing(prompt, model):
+    context = Context(model)
+    assert list(generate(context, prompt, 40, eod_id=-1, temperature=0)) == by_full_passes(model, prompt, 40)
+    assert context.cut >= 2
+    context, window = Context(model), []
+    for tokens in [prompt, *([i] for i in torch.randperm(97, generator=torch.Generator().manual_seed(0)).tolist()[:40])]:
+        expected, window = full_pass(model, [*window, *tokens])
+        torch.testing.assert_close(context.append(tokens), expected.float(), rtol=1e-6, atol=1e-6)
+        assert context.tokens == window
+
+
+def test_the_end_of_a_document_ends_the_text(model):
+    expected = by_full_passes(model, [5], 40)
+    end = expected[7]
+    assert list(generate(Context(model), [5], 40, end, temperature=0)) == expected[: expected.index(end)]
+
+
+def test_draws_are_repeated_by_their_seed(model):
+    texts = [list(generate(Context(model), [5], 40, -1, seed=seed)) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def kept_by_hand(logits, temperature, top_k, top_p):
+    """{id: probability} of those that may be drawn."""
+    weights = np.exp(np.array(logits) / temperature)
+    order = sorted(range(len(logits)), key=lambda i: -logits[i])[:top_k]
+    probabilities = {i: weights[i] / sum(weights[j] for j in order) for i in order}
+    kept, total = {}, 0.0
+    for i in order:
+        if top_p is None or total < top_p:
+            kept[i] = probabilities[i]
+        total += probabilities[i]
+    return {i: p / sum(kept.values()) for i, p in kept.items()}
+
+
+@pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, None, None), (0.5, None, None), (2.0, 3, None), (1.0, None, 0.8),
+                                                       (1.0, 4, 0.9), (1.0, 1, None), (1.0, None, 1e-9), (1.0, 99, 1.0)])  # fmt: skip
+def test_draws_follow_the_distribution(temperature, top_k, top_p):
+    logits, count = [0.3, 2.1, -1.0, 1.4, 0.9, -3.0], 4000
+    expected = kept_by_hand(logits, temperature, top_k, top_p)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [choose(torch.tensor(logits), temperature, top_k, top_p, generator) for _ in range(count)]
+    assert set(drawn) <= set(expected)
+    for i, p in expected.items():
+        assert drawn.count(i) / count == pytest.approx(p, abs=4.5 * (p * (1 - p) / count) ** 0.5 + 1e-12)
+
+
+def test_temperature_0_takes_the_likeliest():
+    assert choose(torch.tensor([0.1, 7.0, 6.9]), 0, None, None, None) == 1
+
+
+@pytest.fixture(scope="module")
+def export(sample, tmp_path_factory):
+    """Untrained weights in a consolidated folder."""
+    folder, vocab = tmp_path_factory.mktemp("model") / "export", Vocab.load(sample / "tokenizer.model")
+    shape = dataclasses.replace(SHAPE, vocab_size=vocab.size)
+    write_folder(folder, GPT(shape, seed=1).state_dict(), foreign_config("a test", 7, shape, vocab), vocab.model, {})
+    return folder
+
+
+def sample_command(export, *options):
+    return [sys.executable, ROOT / "tools/sample.py", "--checkpoint_file", export / "model.safetensors", *options]
+
+
+def test_the_command(export, tmp_path, run_command):
+    command = sample_command(export, "--prompt", "Fellow citizens — 🥐", "--tokens", 40, "--seed", 5, "--top_k", 500)
+    done, again = (run_command(command, tmp_path, OMP_NUM_THREADS="1") for _ in range(2))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Fellow citizens — 🥐") and done.stdout == again.stdout and len(done.stdout) > 60
+    assert "[40 tokens after a prompt of " in done.stderr and "; --tokens asks for more]" in done.stderr
+    assert "[the model sees 16 tokens at most; the context went on with its latter half " in done.stderr
+
+
+BAD = [
+    (["--tokens", "0"], "--tokens 0: give a positive number"),
+    (["--temperature", "-1"], "--temperature -1.0: give 0 or a positive number"),
+    (["--temperature", "nan"], "--temperature nan: give 0 or a positive number"),
+    (["--top_k", "0"], "--top_k 0: give a positive number"),
+    (["--top_p", "0"], "--top_p 0.0: give a number above 0, at most 1"),
+    (["--top_p", "1.5"], "--top_p 1.5: give a number above 0, at most 1"),
+    (["--seed", "-1"], "--seed -1: give a whole number from 0 on"),
+    (["--device", "cuda:99"], "--device cuda:99 is not to be had here: "),
+    (["--checkpoint_file", "."], ". is a folder: give the file model.safetensors"),
+    (["--checkpoint_file", "no/model.safetensors"], "no holds no model.safetensors: give a folder of consolidated weights, which "),
+]
+
+
+def test_bad_input(export, tmp_path, load_tool, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for options, sentence in BAD:
+        assert load_tool("sample").mistake(*sample_command(export, *options)[2:]).startswith(sentence)
