@@ -20,6 +20,7 @@ import torch.distributed
 from gpt.checkpoint import load_weights_only
 from gpt.config import Config
 from gpt.errors import RunError, UserError
+from gpt.hardware import keep_freed_memory
 from gpt.launch import launched
 from gpt.roll_call import JOIN_SECONDS, Deadline, roll_call
 from gpt.shards import Shards
@@ -69,6 +70,7 @@ def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 
         # The first init_distributed on a CPU would compile an operator that only inference uses: minutes, and a compiler.
         deepspeed.ops.__compatible_ops__ = {}
         _share_cores(hosts.count(hosts[launch.rank]))
+        keep_freed_memory()
     else:
         accelerator.set_device(local_rank)
     with Deadline(JOIN_SECONDS, f"all ranks have come, but rank {launch.rank} on {hosts[launch.rank]} could not connect to all "

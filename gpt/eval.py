@@ -87,9 +87,12 @@ def evaluate(args, names, weights, config, config_file, dataset) -> list:
 
     from gpt.consolidate import load_model
     from gpt.evaluation import Evaluator, summary
+    from gpt.hardware import keep_freed_memory
     from gpt.world import usable_device
 
     device = usable_device(args.device)
+    if device == "cpu":
+        keep_freed_memory()
     model = load_model(weights, config, config_file).to(device)
     seq_len = args.seq_len or model.config.seq_len
     if seq_len > model.config.seq_len:

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt.kernels.attention import causal_attention
 from gpt.kernels.gelu import linear_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
+from gpt.kernels.linear import linear
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
 from gpt.plan import ModelConfig
 
@@ -34,6 +35,11 @@ from gpt.plan import ModelConfig
 COMPILE_OPTIONS = {"default": {}, "max-autotune": {"mode": "max-autotune-no-cudagraphs"}}
 
 
+class Linear(nn.Linear):
+    def forward(self, x):
+        return linear(x, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     """Causal self-attention. q, k and v are strided views of one GEMM's output, never copied."""
 
@@ -41,8 +47,8 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.head_dim = config.n_heads, config.head_dim
         width = config.n_heads * config.head_dim
-        self.qkv = nn.Linear(config.h_dim, 3 * width)
-        self.c_proj = nn.Linear(width, config.h_dim)
+        self.qkv = Linear(config.h_dim, 3 * width)
+        self.c_proj = Linear(width, config.h_dim)
 
     def forward(self, x):  # (B, T, C)
         batch, length, _ = x.shape
@@ -80,7 +86,7 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, kernels: str):
         super().__init__()
         self.c_fc = LinearGELU(config, kernels)
-        self.c_proj = nn.Linear(config.mlp_dim, config.h_dim)
+        self.c_proj = Linear(config.mlp_dim, config.h_dim)
 
     def forward(self, x):  # (B, T, C)
         return self.c_proj(self.c_fc(x))

@@ -27,6 +27,14 @@ def _why_triton_cannot_run(device_type):
     return None
 
 
+def _onednn_too(device_type):
+    import torch
+
+    from gpt.kernels.linear import by_onednn
+
+    return "; matrix products by oneDNN" if device_type == "cpu" and by_onednn(torch.empty(1)) else ""
+
+
 def choose(kernels: str, device_type: str) -> tuple[str, str]:
     """Which implementation to run, "triton" or "torch", and why, in a few words.
 
@@ -46,7 +54,7 @@ def choose(kernels: str, device_type: str) -> tuple[str, str]:
         problem, remedy = obstacle
         raise UserError(f'kernels is "triton", but {problem}: {remedy}, or set kernels to "auto" or "torch"')
     if obstacle is not None:
-        return "torch", obstacle[0]
+        return "torch", obstacle[0] + _onednn_too(device_type)
 
     from gpt.kernels.launch import interpreted
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.kernels.launch import as_rows, jit, next_power_of_2, num_warps, on_device_of, share_rows, statistics_dtype, tl
+from gpt.kernels.linear import linear
 
 SCALE, CUBIC = 1.5957691216057308, 0.07135481627362114  # 2u = z (SCALE + CUBIC z^2)
 CPU_ELEMENTS = 1 << 19  # of a piece that a CPU computes at a time, so that what lies between stays in its caches
@@ -187,5 +188,5 @@ def bias_gelu(x, bias, kernels="torch"):
 def linear_gelu(x, weight, bias, kernels="torch"):
     """tanh-GELU of x @ weight.T + bias; the bias is added where that costs no pass of its own. As `bias_gelu`."""
     if kernels == "triton" or x.device.type == "cpu":
-        return bias_gelu(F.linear(x, weight), bias, kernels)
-    return F.gelu(F.linear(x, weight, bias), approximate="tanh")
+        return bias_gelu(linear(x, weight), bias, kernels)
+    return F.gelu(linear(x, weight, bias), approximate="tanh")

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
+from gpt.kernels.linear import by_onednn, matmul
 
 # Elements of one chunk of logits. On a CPU a chunk should stay near the caches; a GPU wants GEMMs that fill it.
-CHUNK_ELEMENTS = {"cpu": 1 << 23, "default": 1 << 26}
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "default": 1 << 26}
 
 # Under 16-bit training a chunk's gradient (softmax - one-hot) is multiplied by this before it is rounded to 16 bits:
 # probabilities down to 6e-8 stay normal fp16 numbers, and the products with the weights (at most 2 * 1024 * max|w|)
@@ -39,47 +40,42 @@ def _safe_factor(hidden, shift):
 
 
 class _Gradients:
-    """Sums of one forward pass: d(sum of nats)/d hidden and /d weight, each None where it is not wanted.
+    """Sums of one forward pass: d(sum of nats)/d hidden and /d weight, the weight's in fp32 (fp64) and of any strides.
 
-    The weight's is in fp32 (fp64); both carry the factor `shift`.
+    hidden is None where it is not wanted, weight until something is added. Both carry the factor `shift`.
     """
 
-    def __init__(self, hidden, weight, wanted, shift):
+    def __init__(self, hidden, wanted, shift):
         self.hidden = torch.empty_like(hidden) if wanted[0] else None
-        self.weight = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32)) if wanted[1] else None
-        self.shift, self._empty = shift, True
+        self.weight, self.wants_weight, self.shift = None, wanted[1], shift
 
-    def add_to_weight(self, product):
-        """product: (A, B), of which A @ B is added."""
-        if self._empty:
-            torch.mm(*product, out=self.weight)
+    def add_product(self, inputs, factors):
+        """Adds factors^T @ inputs to the weight's. inputs: (n, H), factors: (n, V), both of the sum's dtype."""
+        if self.weight is None or by_onednn(inputs):  # which has no sum in place, and is faster with V as columns
+            self.add(matmul(inputs.t(), factors).t())
         else:
-            self.weight.addmm_(*product)
-        self._empty = False
+            self.weight.t().addmm_(inputs.t(), factors)
 
-    def add_sum(self, value):
-        self.weight.copy_(value) if self._empty else self.weight.add_(value)
-        self._empty = False
+    def add(self, value):
+        self.weight = value if self.weight is None else self.weight.add_(value)
 
 
-def _add_wide(hidden, weight, targets, buffer, gradients, part):
+def _add_wide(hidden, weight, targets, gradients, part):
     """Nats of one chunk in fp32 or fp64, its gradients added.
 
-    The logits are held vocabulary first, which the matrix product of a CPU writes a third faster. Exponentials are
-    left unnormalised and the targets' ones are taken off afterwards: sums divide the far smaller factors and products.
+    Exponentials are left unnormalised: their sums divide the far smaller factors and products.
     """
-    kept = targets != IGNORE_INDEX
-    ids, inputs = targets.masked_fill(~kept, 0), hidden[part]
-    exponentials = torch.mm(weight, inputs.t(), out=buffer.narrow(0, 0, len(weight) * len(ids)).view(len(weight), -1))
-    own, peak = exponentials.gather(0, ids[None])[0], exponentials.amax(0)
-    total = exponentials.sub_(peak).exp_().sum(0)
-    factor = (kept / total)[:, None]
+    kept = (targets != IGNORE_INDEX)[:, None]
+    ids, inputs = targets[:, None].masked_fill(~kept, 0), hidden[part]
+    exponentials = matmul(inputs, weight.t())
+    own, peak = exponentials.gather(1, ids), exponentials.amax(1, keepdim=True)
+    total = exponentials.sub_(peak).exp_().sum(1, keepdim=True)
+    exponentials.scatter_add_(1, ids, -total)  # the one-hot
+    factor = kept / total
     if gradients.hidden is not None:
-        found = torch.mm(exponentials.t(), weight, out=gradients.hidden[part])
-        found.mul_(factor).sub_(weight[ids] * kept[:, None])
-    if gradients.weight is not None:
-        gradients.add_to_weight((exponentials, inputs * factor))
-        gradients.weight.index_add_(0, ids, inputs * kept[:, None], alpha=-1)
+        torch.mul(matmul(exponentials, weight), factor, out=gradients.hidden[part])
+    if gradients.wants_weight:
+        gradients.add_product(inputs * factor, exponentials)
     return (total.log() + peak - own).masked_fill(~kept, 0.0)
 
 
@@ -87,15 +83,15 @@ def _add_narrow(hidden, weight, targets, gradients, part, kernels):
     """Nats of one chunk in 16 bits, or by Triton, its gradients added. The gradient takes the logits' place."""
     inputs = hidden[part]
     logits = inputs @ weight.t()
-    wanted = gradients.hidden is not None or gradients.weight is not None
+    wanted = gradients.hidden is not None or gradients.wants_weight
     nats = softmax_gradient_(logits, targets, gradients.shift, wanted, kernels)
     if gradients.hidden is not None:
         torch.mm(logits, weight, out=gradients.hidden[part])
-    if gradients.weight is not None and gradients.weight.dtype == logits.dtype:
-        gradients.add_to_weight((logits.t(), inputs))
-    elif gradients.weight is not None:
+    if gradients.wants_weight and nats.dtype == logits.dtype:
+        gradients.add_product(inputs, logits)
+    elif gradients.wants_weight:
         factor = _safe_factor(inputs, gradients.shift)
-        gradients.add_sum((logits.t() @ (inputs * factor.to(inputs.dtype))).to(gradients.weight.dtype) / factor)
+        gradients.add((logits.t() @ (inputs * factor.to(inputs.dtype))).to(nats.dtype) / factor)
     return nats
 
 
@@ -104,13 +100,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, kernels):
         stats = torch.promote_types(hidden.dtype, torch.float32)
         wide = hidden.dtype == stats and kernels == "torch"
-        gradients = _Gradients(hidden, weight, ctx.needs_input_grad, 1.0 if hidden.dtype == stats else GRADIENT_SHIFT)
+        gradients = _Gradients(hidden, ctx.needs_input_grad, 1.0 if hidden.dtype == stats else GRADIENT_SHIFT)
         total = torch.zeros((), dtype=stats, device=hidden.device)
         parts = _chunks(hidden.shape[0], weight.shape[0], hidden.device.type)
-        buffer = hidden.new_empty((parts[0].stop * weight.shape[0],)) if wide and parts else None
         for part in parts:
             if wide:
-                total += _add_wide(hidden, weight, targets[part], buffer, gradients, part).sum()
+                total += _add_wide(hidden, weight, targets[part], gradients, part).sum()
             else:
                 total += _add_narrow(hidden, weight, targets[part], gradients, part, kernels).sum()
         counted = (targets != IGNORE_INDEX).sum().to(stats)
@@ -126,7 +121,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_hidden is not None:
             grad_hidden = (grad_hidden.to(scale.dtype) * scale).to(grad_hidden.dtype)
         if grad_weight is not None:
-            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+            grad_weight = (grad_weight * scale).to(ctx.weight_dtype).contiguous()
         return grad_hidden, grad_weight, None, None
 
 
@@ -148,9 +143,6 @@ def score_tokens(hidden, weight, targets, kernels="torch") -> TokenScores:
     nats = torch.empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     rank = torch.empty_like(targets)
     for part in _chunks(hidden.shape[0], weight.shape[0], hidden.device.type):
-        if kernels == "torch":  # vocabulary first, as above
-            logits = (weight @ hidden[part].t()).t()
-        else:
-            logits = hidden[part] @ weight.t()
+        logits = matmul(hidden[part], weight.t())
         nats[part], rank[part] = score_logits(logits, targets[part], kernels)
     return TokenScores(nats, rank)

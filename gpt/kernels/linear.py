@@ -1,0 +1,50 @@
+"""Linear layers and matrix products.
+
+For fp32 on CPUs torch takes MKL, which leaves the AVX-512 units of AMD's processors unused. oneDNN, which torch brings
+as well, uses them on every make: on two cores of an EPYC it takes half the time (`python tools/bench.py kernels`).
+"""
+
+import torch
+import torch.nn.functional as F
+
+# torch.compile's own way to oneDNN: x @ weight.T + bias, any strides. None where this torch was built without it.
+_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+_WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def by_onednn(x) -> bool:
+    """Whether products of x with tensors of its kind go to oneDNN, which refuses empty ones."""
+    return (_WIDE and _onednn is not None and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+            and not torch.compiler.is_compiling())  # fmt: skip
+
+
+def matmul(a, b):
+    """a @ b. a: (M, K), b: (K, N), any strides."""
+    return _onednn(a, b.t(), None, "none", [], "") if by_onednn(a) else a @ b
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        rows, upstream = x.flatten(0, -2), grad.flatten(0, -2)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = matmul(upstream, weight).view(x.shape)
+        if ctx.needs_input_grad[1]:  # oneDNN is faster with the longer side as columns
+            tall = weight.shape[0] >= weight.shape[1]
+            grad_weight = matmul(rows.t(), upstream).t() if tall else matmul(upstream.t(), rows)
+        if ctx.needs_input_grad[2]:
+            grad_bias = upstream.sum(0)
+        return grad_x, grad_weight, grad_bias
+
+
+def linear(x, weight, bias=None):
+    """x @ weight.T + bias. x: (…, K), weight: (N, K), bias: (N,). Differentiable once."""
+    return _Linear.apply(x, weight, bias) if by_onednn(x) else F.linear(x, weight, bias)
