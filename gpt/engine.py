@@ -22,7 +22,7 @@ from gpt.config import Config
 from gpt.errors import RunError, UserError
 from gpt.launch import launched
 from gpt.roll_call import JOIN_SECONDS, Deadline, roll_call
-from gpt.shards import Shards
+from gpt.shards import Shards, keeping_settings
 from gpt.watchdog import STARTING_SECONDS
 from gpt.world import World
 
@@ -221,9 +221,10 @@ class Engine:
         self._set_lr()
 
     def _set_lr(self):
-        """Give the optimiser the learning rate that its schedule is at."""
-        for group, lr in zip(self._ds.optimizer.param_groups, self._ds.lr_scheduler.get_lr()):
-            group["lr"] = lr
+        """Give the optimiser the learning rate that its schedule is at, if it has one."""
+        if self._ds.lr_scheduler is not None:
+            for group, lr in zip(self._ds.optimizer.param_groups, self._ds.lr_scheduler.get_lr()):
+                group["lr"] = lr
 
     @property
     def lr(self) -> float:
@@ -298,7 +299,7 @@ class Engine:
         self._ds.step()
         if schedule is not None:
             schedule.load_state_dict(before)
-            self._set_lr()
+        self._set_lr()
         return False
 
     def first_nonfinite(self, batch) -> str | None:
@@ -343,9 +344,11 @@ class Engine:
         return self._files.failure
 
     def load(self, folder, tag: str):
-        """Load the checkpoint folder/tag of the same world size and ZeRO stage."""
-        path, _ = self._ds.load_checkpoint(str(folder), tag=tag)
+        """Load the checkpoint folder/tag of the same world size and ZeRO stage. Settings stay the configuration's."""
+        with keeping_settings(self._ds):
+            path, _ = self._ds.load_checkpoint(str(folder), tag=tag)
         assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
+        self._set_lr()
 
     def adopt(self, full, loss_scale: float):
         """Take over whole tensors (gpt.consolidate.FullState) of a run on other ranks or at another ZeRO stage, or weights
@@ -353,8 +356,8 @@ class Engine:
         self._shards.adopt(full)
         if self._ds.lr_scheduler is not None and full.scheduler is not None:
             self._ds.lr_scheduler.load_state_dict(full.scheduler)
-            self._set_lr()
-        if self._ds.fp16_enabled():
+        self._set_lr()
+        if self._ds.fp16_enabled() and self._ds.optimizer.loss_scaler.dynamic:
             self._ds.optimizer.loss_scaler.cur_scale = loss_scale
 
 

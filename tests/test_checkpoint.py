@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, read_metrics, write_run
+from safetensors.torch import load_file
 
 from gpt import checkpoint
 from gpt.consolidate import consolidate
@@ -124,6 +125,30 @@ def test_a_change_must_be_allowed(run, run_command):
     allowed = go_on(run, run_command, "--max_lr", "0.002", "--allow_change", "scheduler.params.max_lr")
     assert allowed.returncode == 0, allowed.stderr
     assert "notice: changed on resuming: scheduler.params.max_lr was 0.003, is 0.002" in allowed.stdout
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_an_allowed_change_is_in_force(stage, sample, tmp_path, run_command):
+    """SGD without momentum: weights change by lr * (clipped gradient + weight_decay * weights), and the first of the two is
+    as long as the clipping says."""
+
+    def train(steps, changed=(), **options):
+        config = write_run(tmp_path, zero_optimization={"stage": stage}, gpt={"data_root": str(sample), "log_ckpt_every": 1}, **options)
+        allowed = [word for key in changed for word in ("--allow_change", key)]
+        done = run_command([sys.executable, TRAIN, "--ds_config", config, "--max_train_steps", steps, *allowed], tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    train(2, optimizer={"type": "SGD", "params": {"momentum": 0.9}})
+    schedule = {"type": "LanguiniCosineLR", "params": {"max_lr": 2e-3, "warmup_steps": 2, "decay_steps": 6}}
+    changed = ["gradient_clipping", "scheduler.params.max_lr", "optimizer.params.momentum", "optimizer.params.weight_decay"]
+    train(3, changed, optimizer={"type": "SGD", "params": {"weight_decay": 0.5}}, gradient_clipping=0.25, scheduler=schedule)
+    for step in (2, 3):
+        consolidate(tmp_path / "runs/tiny/checkpoints", tmp_path / str(step), f"global_step{step}")
+    before, after = (load_file(tmp_path / str(step) / "model.safetensors") for step in (2, 3))
+    lr = 6e-6 + (2e-3 - 6e-6) / 2  # half of six steps are done
+    assert read_metrics(tmp_path / "runs/tiny", "train")[2]["lr"] == pytest.approx(lr, rel=1e-12)
+    gradient = [(before[name] - after[name]).double() / lr - 0.5 * before[name] for name in before]
+    assert sum(part.square().sum().item() for part in gradient) ** 0.5 == pytest.approx(0.25, rel=1e-3)
 
 
 def test_weights_that_are_not_those_that_were_saved_are_noticed(run, run_command):
