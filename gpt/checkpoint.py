@@ -71,8 +71,8 @@ def commit(folder, step: int, files: dict, facts: dict) -> Path:
 
 
 def clean_up(folder):
-    """Undo what a crash left: half-written checkpoints go, one that was set aside while its successor did not stand yet
-    comes back."""
+    """Undo what a crash or a failed save left: half-written checkpoints go, one that was set aside while its successor did
+    not stand yet comes back."""
     for path in Path(folder).glob(".global_step*"):
         tag = path.name[1:].rpartition(".")[0]
         if path.name.endswith(".old") and not (Path(folder) / tag).exists():

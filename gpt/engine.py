@@ -19,7 +19,7 @@ import torch.distributed
 
 from gpt.checkpoint import load_weights_only
 from gpt.config import Config
-from gpt.errors import RunError, UserError
+from gpt.errors import RunError, UserError, in_brief
 from gpt.launch import launched
 from gpt.roll_call import JOIN_SECONDS, Deadline, roll_call
 from gpt.shards import Shards, keeping_settings
@@ -380,9 +380,8 @@ class _CarefulFiles(TorchCheckpointEngine):
     def _noting_failure(self, path, work):
         try:
             work()
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
-            self.failure = self.failure or f"{path}: {reason}"
+        except Exception as error:
+            self.failure = self.failure or in_brief(error, path)
 
     def load(self, path, map_location=None):
         return load_weights_only(path, _PICKLED, map_location)

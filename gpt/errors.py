@@ -51,6 +51,13 @@ def in_words(error: Exception) -> Exception:
     return error
 
 
+def in_brief(error: Exception, path=None) -> str:
+    """An error in one line, as part of a message: the file, and what the system says of it or the error's own first words."""
+    path = path or getattr(error, "filename", None)
+    words = getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+    return f"{path}: {words}" if path else words
+
+
 def tell(error: Exception, who: str = ""):
     """Write an error to stderr: one sentence, or the traceback of what nobody foresaw."""
     known = isinstance(error, (UserError, RunError))

@@ -3,11 +3,12 @@
 import shutil
 import threading
 import time
+from contextlib import suppress
 
 from gpt import checkpoint, plan
 from gpt.consolidate import read_state
 from gpt.corpus import TOKENIZER
-from gpt.errors import AgreedError
+from gpt.errors import AgreedError, in_brief
 
 
 class Saver:
@@ -79,7 +80,8 @@ class Saver:
         self.say(f"WARNING: the checkpoint of step {pending.step} could not be written ({pending.failure}); training goes "
                  f"on, the latest checkpoint is that of step {self.saved_step or 0}")  # fmt: skip
         if world.rank == 0:
-            shutil.rmtree(pending.staged, ignore_errors=True)
+            with suppress(OSError):  # the next start tries it again
+                checkpoint.clean_up(self.folder)
         world.barrier()
 
     def _no_room(self):
@@ -91,7 +93,7 @@ class Saver:
             free = shutil.disk_usage(self.folder).free
             short = f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free" if free < need else None
         except OSError as error:
-            short = f"{error.filename}: {error.strerror}"
+            short = in_brief(error)
         return self._world.gather(short)[0]
 
     def _hash(self, pending):
@@ -143,8 +145,8 @@ class _Pending:
         def noting_failure():
             try:
                 work()
-            except OSError as error:
-                self.failure = f"{error.filename}: {error.strerror}"
+            except Exception as error:  # whatever it is: what this rank did not do must not go unnoticed
+                self.failure = in_brief(error)
 
         self.thread = threading.Thread(target=noting_failure)
         self.thread.start()

@@ -213,6 +213,22 @@ def test_the_tool_names_what_is_damaged(run, run_command):
     assert run_command([*tool, "runs/tiny"], run).returncode == 2
 
 
+def test_a_save_that_fails_on_one_rank_fails_on_all_and_costs_no_more(sample, tmp_path, run_command):
+    gpt = {"data_root": str(sample), "max_train_steps": 5, "log_ckpt_every": 1, "keep_last": 0}
+    command = ["torchrun", "--master_port", 29722, "--nproc_per_node", 2, ROOT / "tests/planted.py",
+               "unhashed=1@2,uncommitted=2", "--ds_config", write_run(tmp_path, gpt=gpt)]  # fmt: skip
+    done = run_command(command, tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for step in (2, 3):
+        assert (f"WARNING: the checkpoint of step {step} could not be written (ValueError: invalid literal for int() with base 10: "
+                "'a planted fault'); training goes on, the latest checkpoint is that of step 1") in done.stdout  # fmt: skip
+    assert [event["step"] for event in read_metrics(tmp_path / "runs/tiny", "checkpoint_failed")] == [2, 3]
+    folder = tmp_path / "runs/tiny/checkpoints"
+    assert sorted(os.listdir(folder)) == ["global_step1", "global_step4", "global_step5", "latest"]
+    for tag in checkpoint.committed(folder):
+        assert {checkpoint.rank_of(Path(name)) for name in checkpoint.verify(folder / tag)["files"]} == {0, 1}
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_does_not_stop_the_training(sample, tmp_path, run_command):
     disk = tmp_path / "disk"
