@@ -27,6 +27,7 @@ class Saver:
         self._engine, self._world = engine, world
         self.folder = config.run_dir / "checkpoints"
         self.saved_step = None  # of the latest checkpoint that this process committed or loaded
+        self.saved_evaluation = None  # the step of the last evaluation that it tells of
         self._pending = None
         self.report = self.say = lambda anything: None
 
@@ -72,7 +73,7 @@ class Saver:
             return
         self._pending = None
         if pending.failure is None:
-            self.saved_step = pending.step
+            self.saved_step, self.saved_evaluation = pending.step, pending.facts.get("evaluated_step")
             self.report({"event": "checkpoint", "step": pending.step, "seconds": pending.pause,
                          "seconds_to_commit": time.perf_counter() - pending.began, "bytes": pending.bytes})  # fmt: skip
             return
@@ -130,7 +131,7 @@ class Saver:
             raise AgreedError(f"{self.folder / tag} was loaded, but its weights give the loss {found:.6f} on its probe "
                               f"batch, where they gave {stored:.6f} when it was saved: nothing was trained; go on from "
                               "another checkpoint")  # fmt: skip
-        self.saved_step = manifest["step"]
+        self.saved_step, self.saved_evaluation = manifest["step"], manifest["evaluated_step"]
         return manifest
 
 

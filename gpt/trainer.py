@@ -101,7 +101,7 @@ class Trainer:
             if _due(self.step, options.log_ckpt_every) and self.step < last:
                 self._save()
         self.saver.finish()
-        if self.saver.saved_step != self.step:
+        if (self.saver.saved_step, self.saver.saved_evaluation) != (self.step, self.evaluated_step):
             self._save()
             self.saver.finish()
         self._end()

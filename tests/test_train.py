@@ -96,6 +96,18 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_last_bit(one_rank, tmp_p
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in resumed)
 
 
+def test_an_evaluation_that_was_stopped_is_made_up_for_once(one_rank, tmp_path, run_command):
+    shutil.copytree(one_rank / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs/tiny/checkpoints/global_step6"
+    checkpoint.write_manifest(folder, {**checkpoint.read_manifest(folder), "evaluated_step": 3})  # as a stop leaves it
+    command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json"]
+    first, second = (run_command(command, tmp_path) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "eval after step 6 on test" in first.stdout and "done: 6 steps" in first.stdout
+    assert second.stdout == "runs/tiny is at step 6 already, and max_train_steps is 6: nothing to do\n"
+    assert [event["step"] for event in read_metrics(tmp_path / "runs/tiny", "eval")] == [0, 3, 6, 6]
+
+
 def test_going_on_with_other_settings_is_refused(one_rank, run_command):
     command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json"]
     done = run_command([*command, "--max_lr", "0.1", "--n_layers", "3"], one_rank)
