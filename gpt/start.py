@@ -5,6 +5,7 @@ from gpt.config import Config, curve_settings, leaves
 from gpt.corpus import Dataset
 from gpt.errors import UserError
 from gpt.files import FolderLock
+from gpt.schema import nearest
 
 
 def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
@@ -61,13 +62,20 @@ def _require_facts(folder):
                         "on with that one, or start afresh in another --run_dir")
 
 
+KEPT = ("model.", "optimizer.type", "scheduler.type")  # what a checkpoint's tensors and states have their shapes from
+
+
 def _compare(old, new, allowed, run_dir, notices):
-    differences = _differences(old, new)
-    unknown = [key for key in allowed if key not in differences]
-    if unknown:
-        raise UserError(f"--allow_change {unknown[0]}: that does not differ from the checkpoint; what differs: "
-                        f"{', '.join(differences) or 'nothing'}")
-    notices += [f"changed on resuming: {differences.pop(key)}" for key in dict.fromkeys(allowed)]
+    """allowed may name what does not differ any more: the same command, given again, goes on."""
+    differences, settings = _differences(old, new), {path for tree in (old, new) for path, _ in leaves(curve_settings(tree))}
+    for key in allowed:
+        if key not in settings:
+            raise UserError(f"--allow_change {key}: no setting that makes a curve is called so{nearest(key, settings)}; what "
+                            f"differs from the checkpoint: {', '.join(differences) or 'nothing'}")
+        if key in differences and key.startswith(KEPT):
+            raise UserError(f"--allow_change {key}: {differences[key]}, and that cannot change within a run: name another "
+                            "--run_dir")  # fmt: skip
+    notices += [f"changed on resuming: {differences.pop(key)}" for key in dict.fromkeys(allowed) if key in differences]
     if differences:
         raise UserError(f"{run_dir} holds a run with other settings ({'; '.join(differences.values())}): name "
                         "another --run_dir, give the settings that it began with, or allow a change on purpose "

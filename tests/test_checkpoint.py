@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, read_metrics, write_run
+from conftest import ROOT, read_metrics, tiny_run, write_run
 from safetensors.torch import load_file
 
 from gpt import checkpoint
+from gpt.config import resolve
 from gpt.consolidate import consolidate
+from gpt.corpus import Dataset
 from gpt.errors import UserError
+from gpt.trainer import Trainer
 
 TRAIN = ROOT / "gpt" / "train.py"
 FILES = ["checkpoint.json", "config.yaml", "mp_rank_00_model_states.pt", "tokenizer.model",
@@ -120,11 +123,25 @@ def test_a_checkpoint_by_name(run, run_command):
 def test_a_change_must_be_allowed(run, run_command):
     refused = go_on(run, run_command, "--max_lr", "0.002")
     assert refused.returncode == 2 and "(scheduler.params.max_lr was 0.003, is 0.002)" in refused.stderr
-    wrong = go_on(run, run_command, "--max_lr", "0.002", "--allow_change", "seed")
-    assert wrong.returncode == 2 and "--allow_change seed: that does not differ from the checkpoint" in wrong.stderr
-    allowed = go_on(run, run_command, "--max_lr", "0.002", "--allow_change", "scheduler.params.max_lr")
-    assert allowed.returncode == 0, allowed.stderr
+    wrong = go_on(run, run_command, "--max_lr", "0.002", "--allow_change", "params.max_lr")
+    assert wrong.returncode == 2 and ("--allow_change params.max_lr: no setting that makes a curve is called so (did you mean "
+                                      "'scheduler.params.max_lr'?); what differs from the checkpoint: scheduler.params.max_lr") in wrong.stderr
+    allow = ("--max_lr", "0.002", "--allow_change", "scheduler.params.max_lr")
+    allowed, again = go_on(run, run_command, *allow), go_on(run, run_command, *allow, steps=9)
+    assert allowed.returncode == again.returncode == 0, allowed.stderr + again.stderr
     assert "notice: changed on resuming: scheduler.params.max_lr was 0.003, is 0.002" in allowed.stdout
+    assert "changed on resuming" not in again.stdout
+
+
+@pytest.mark.parametrize("key, options", [
+    ("model.n_layers", {"gpt": {"n_layers": 3}}), ("optimizer.type", {"optimizer": {"type": "SGD"}}),
+    ("scheduler.type", {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-3}}}),
+])  # fmt: skip
+def test_what_cannot_change_is_told_before_a_device_is_taken(key, options, run, sample):
+    gpt = {"data_root": str(sample), "run_dir": str(run / "runs/tiny"), **options.pop("gpt", {})}
+    config = resolve(tiny_run(gpt=gpt, **options), "tiny")
+    with pytest.raises(UserError, match=f"--allow_change {key}: {key} was .*, is .*, and that cannot change within a run: name"):
+        Trainer(config, Dataset(sample), 0, 1, allowed=[key])
 
 
 @pytest.mark.parametrize("stage", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
