@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -99,8 +100,9 @@ def _leave(code):
     """End the process. After a distributed run without Python's own finalization: gloo's worker threads can still hold
     tensors then, and giving those back to an interpreter that is going away aborts the process now and then, after all
     its work is done (github.com/pytorch/pytorch/pull/179291)."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk under a log, a reader that has gone
+            stream.flush()
     if "gpt.engine" in sys.modules:
         os._exit(code)
     sys.exit(code)
