@@ -125,12 +125,14 @@ class Saver:
         else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
             self._engine.adopt(read_state(self.folder / tag), manifest["loss_scale"])
             notices.append(f"the checkpoint was written as {there}, and goes on as {here}")
-        found, stored = self._engine.probe(probe), manifest["probe"]["loss"]
+        stored, found = manifest["probe"]["loss"], self._world.gather(self._engine.probe(probe))
         tolerance = max(checkpoint.PROBE_TOLERANCE[here["precision"]], checkpoint.PROBE_TOLERANCE[there["precision"]])
-        if manifest["probe"]["tokens"] == probe.tolist() and not abs(found - stored) <= tolerance * abs(stored):
-            raise AgreedError(f"{self.folder / tag} was loaded, but its weights give the loss {found:.6f} on its probe "
-                              f"batch, where they gave {stored:.6f} when it was saved: nothing was trained; go on from "
-                              "another checkpoint")  # fmt: skip
+        wrong = [(rank, loss) for rank, loss in enumerate(found) if not abs(loss - stored) <= tolerance * abs(stored)]
+        if wrong and manifest["probe"]["tokens"] == probe.tolist():
+            rank, loss = wrong[0]
+            raise AgreedError(f"{self.folder / tag} was loaded, but its weights give the loss {loss:.6f} on its probe batch"
+                              f"{f' on rank {rank}' if rank else ''}, where they gave {stored:.6f} when it was saved: nothing was "
+                              "trained; go on from another checkpoint")  # fmt: skip
         self.saved_step, self.saved_evaluation = manifest["step"], manifest["evaluated_step"]
         return manifest
 
