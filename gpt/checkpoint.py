@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from gpt.errors import UserError
+from gpt.errors import UserError, in_brief
 from gpt.files import hash_file, sync, write_atomically
 
 LATEST = "latest"
@@ -130,7 +130,11 @@ def verify(folder) -> dict:
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path} is missing: use another checkpoint")
-        if path.stat().st_size != facts["size"] or hash_file(path) != facts:
+        try:
+            whole = path.stat().st_size == facts["size"] and hash_file(path) == facts
+        except OSError as error:
+            raise UserError(f"{in_brief(error, path)}: use another checkpoint") from error
+        if not whole:
             raise UserError(f"{path} is not as it was written (its size or sha256 differs): use another checkpoint")
     return manifest
 

@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, missing, too many or too large for the disk."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -76,6 +77,20 @@ def test_any_damage_is_found_named_and_walked_back_from(name, how, run):
     notices = []
     assert checkpoint.newest_good(folder, notices) == "global_step5"
     assert name in notices[0] and len(notices) == 1
+
+
+def test_a_disk_that_cannot_be_read_is_walked_back_from(run, monkeypatch):
+    folder, read, notices = run / "runs/tiny/checkpoints", checkpoint.hash_file, []
+
+    def hash_file(path):
+        if "global_step6/mp_rank" in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "hash_file", hash_file)
+    assert checkpoint.newest_good(folder, notices) == "global_step5"
+    assert notices == [f"CHECKPOINT NOT USED: {folder}/global_step6/mp_rank_00_model_states.pt: Input/output error: use another "
+                       "checkpoint; going back to an earlier one"]  # fmt: skip
 
 
 def test_a_resumed_run_says_loudly_what_it_did_not_use(run, run_command):
