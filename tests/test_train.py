@@ -1,5 +1,6 @@
 """Whole runs through the real commands."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import torch
 from conftest import ROOT, read_metrics, write_run
 from safetensors.torch import load_file
 
-from gpt import checkpoint
+from gpt import checkpoint, files
 from gpt.consolidate import consolidate
 from gpt.errors import UserError
 from gpt.files import FolderLock, hash_file
@@ -211,6 +212,15 @@ def test_a_second_run_in_the_same_folder_is_refused(sample, tmp_path, run_comman
     lock.release()
 
 
+def test_a_disk_without_locks_is_a_mistake(tmp_path, monkeypatch):
+    def flock(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with pytest.raises(UserError, match="run/.lock cannot be locked: Function not implemented; name a folder on a disk that has"):
+        FolderLock(tmp_path / "run")
+
+
 def test_pickles_with_code_are_never_run(one_rank, tmp_path, run_command):
     class Trap:
         def __reduce__(self):
@@ -222,8 +232,8 @@ def test_pickles_with_code_are_never_run(one_rank, tmp_path, run_command):
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
         content = (folder / name).read_bytes()
         torch.save({"optimizer_state_dict": Trap(), "module": Trap()}, folder / name)
-        files = {path.name: hash_file(path) for path in folder.iterdir() if path.name != "checkpoint.json"}
-        checkpoint.write_manifest(folder, {**manifest, "files": files})
+        hashes = {path.name: hash_file(path) for path in folder.iterdir() if path.name != "checkpoint.json"}
+        checkpoint.write_manifest(folder, {**manifest, "files": hashes})
         with pytest.raises(UserError, match="holds code or types that a checkpoint does not need, and was not loaded"):
             consolidate(folder, tmp_path / "out")
         if name.startswith("mp"):
