@@ -186,15 +186,14 @@ def newest_good(folder, notices: list) -> str | None:
                     "from a copy, or start afresh in another --run_dir")
 
 
-def whole(folder) -> dict:
-    """{tag: manifest} of the checkpoints up to the latest one that are whole, oldest first."""
-    tags, found = committed(folder), {}
-    for tag in tags[: tags.index(latest(folder)) + 1] if tags else []:
+def whole(folder):
+    """(tag, manifest) of the checkpoints up to the latest one that are whole, newest first, each verified when it is asked for."""
+    tags = committed(folder)
+    for tag in reversed(tags[: tags.index(latest(folder)) + 1] if tags else []):
         try:
-            found[tag] = verify(Path(folder) / tag)
+            yield tag, verify(Path(folder) / tag)
         except UserError:
             continue
-    return found
 
 
 def resolve(folder, tag=None) -> Path:

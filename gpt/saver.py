@@ -9,6 +9,7 @@ from gpt import checkpoint, plan
 from gpt.consolidate import read_state
 from gpt.corpus import TOKENIZER
 from gpt.errors import AgreedError, in_brief
+from gpt.spikes import batch_index
 
 
 class Saver:
@@ -110,6 +111,18 @@ class Saver:
         checkpoint.commit(self.folder, pending.step, files, pending.facts)
         pending.bytes = sum(facts["size"] for facts in files.values())
         checkpoint.retain(self.folder, options.keep_last, options.keep_every)
+
+    def before(self, index: int) -> str | None:
+        """Tag of the newest whole checkpoint that has not seen batch `index`, else of the oldest whole one; rank 0 looks for
+        all."""
+        return self._world.gather(self._before(index) if self._world.rank == 0 else None)[0]
+
+    def _before(self, index):
+        tag = None
+        for tag, manifest in checkpoint.whole(self.folder):
+            if batch_index(manifest["step"], manifest["left_out"]) <= index:
+                break
+        return tag
 
     def load(self, tag: str, probe, notices: list) -> dict:
         """Load a checkpoint, of whatever ranks and ZeRO stage; returns its manifest.

@@ -3,8 +3,8 @@
 from gpt import checkpoint, warm_start
 from gpt.config import Config, curve_settings, leaves
 from gpt.corpus import Dataset
-from gpt.errors import UserError
-from gpt.files import FolderLock
+from gpt.errors import AgreedUserError, UserError
+from gpt.files import FolderLock, is_locked_by
 from gpt.schema import nearest
 
 
@@ -80,6 +80,18 @@ def _compare(old, new, allowed, run_dir, notices):
         raise UserError(f"{run_dir} holds a run with other settings ({'; '.join(differences.values())}): name "
                         "another --run_dir, give the settings that it began with, or allow a change on purpose "
                         "with --allow_change KEY")
+
+
+def require_one_folder(run_dir, token: str, world):
+    """Raise AgreedUserError where a host has a run folder of its own: no host would then have a whole checkpoint.
+
+    token: of rank 0's lock. All ranks call it together.
+    """
+    sees = world.gather(is_locked_by(run_dir, token))
+    if not all(sees):
+        raise AgreedUserError(f"{run_dir} on {world.hosts[sees.index(False)]} is not the folder that rank 0 on {world.hosts[0]} "
+                              "has: all ranks write their parts of a checkpoint into one folder, so give a --run_dir on a disk "
+                              "that the hosts share; nothing was trained")  # fmt: skip
 
 
 def resolved(config: Config, dataset: Dataset) -> dict:
