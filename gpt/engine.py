@@ -6,6 +6,7 @@
 import logging
 import math
 import os
+import socket
 import sys
 import warnings
 from contextlib import nullcontext
@@ -70,6 +71,7 @@ def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 
         deepspeed.ops.__compatible_ops__ = {}
         _share_cores(hosts.count(hosts[launch.rank]))
     else:
+        _require_devices(accelerator.device_count())
         accelerator.set_device(local_rank)
     with Deadline(JOIN_SECONDS, f"all ranks have come, but rank {launch.rank} on {hosts[launch.rank]} could not connect to all "
                   f"others within {JOIN_SECONDS:g} s: their hosts must reach each other on every port; tools/preflight.py "
@@ -77,6 +79,15 @@ def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 
         deepspeed.init_distributed(verbose=verbose, timeout=timedelta(seconds=2 * max(step_timeout, STARTING_SECONDS)))
     device = "cpu" if on_cpu else accelerator.device_name(local_rank)
     return World(launch.rank, launch.size, torch.device(device), hosts, store)
+
+
+def _require_devices(devices: int):
+    """Raise UserError, on all ranks of a host alike, where it has fewer GPUs than the launcher started ranks, which DeepSpeed's
+    and torchrun tell."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    if devices < ranks_here:
+        raise UserError(f"{ranks_here} ranks were started on {socket.gethostname()}, where a rank sees {devices} GPU(s): start no more "
+                        "ranks than GPUs (--num_gpus, --nproc_per_node, the hostfile's slots)")  # fmt: skip
 
 
 def _share_cores(ranks_here: int):
