@@ -121,12 +121,10 @@ def test_going_on_with_other_settings_is_refused(one_rank, run_command):
     assert "--resume never: runs/tiny already holds a run: name another --run_dir" in done.stderr
 
 
-def test_the_evaluator_repeats_the_runs_own_figure(one_rank, sample, tmp_path, run_command):
+def test_the_evaluator_scores_the_whole_split_without_deepspeed(one_rank, sample, tmp_path, run_command):
     done = run_command([sys.executable, ROOT / "tools/zero_to_fp32.py", one_rank / "runs/tiny/checkpoints", tmp_path / "out"],
                        tmp_path)  # fmt: skip
     assert done.returncode == 0 and "verified" in done.stdout, done.stderr
-    first_words = tmp_path / "data"
-    shutil.copytree(sample, first_words)
     evaluate = [sys.executable, "-X", "importtime", ROOT / "gpt/eval.py", "--checkpoint_file",
                 tmp_path / "out/model.safetensors", "--last_n", 16, "--batch_size", 64, "--json", tmp_path / "o.json"]  # fmt: skip
     done = run_command(evaluate, tmp_path)
