@@ -16,7 +16,8 @@ from gpt.files import file_of_weights
 
 def parse_args():
     parser = Parser(__doc__)
-    parser.add_argument("--checkpoint_file", required=True, type=file_of_weights, help="model.safetensors, made by tools/zero_to_fp32.py")
+    parser.add_argument("--checkpoint_file", required=True, type=file_of_weights, help="model.safetensors, made by "
+                        "tools/zero_to_fp32.py")  # fmt: skip
     parser.add_argument("--config_file", help="the run's config.yaml; default the one beside the weights")
     parser.add_argument("--data_root", help="dataset folder; default the one that the model was trained on")
     parser.add_argument("--eval_data_split", default="test", metavar="SPLIT[,SPLIT…]|all",

@@ -183,6 +183,19 @@ def test_an_allowed_change_is_in_force(stage, sample, tmp_path, run_command):
     assert sum(part.square().sum().item() for part in gradient) ** 0.5 == pytest.approx(0.25, rel=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_loss_scale_goes_on_by_the_rules_of_the_present_configuration(stage, sample, tmp_path, run_command):
+    gpt = {"data_root": str(sample), "seq_len": 16}
+    for steps, window in ((2, 2000), (4, 1)):  # 2^3 until then, and twice as much after every further step
+        fp16 = {"enabled": True, "initial_scale_power": 3, "loss_scale_window": window}
+        config = write_run(tmp_path, zero_optimization={"stage": stage}, fp16=fp16, gpt=gpt)
+        command = [sys.executable, ROOT / "tests/planted.py", "fp16", "--ds_config", config, "--max_train_steps", steps]
+        done = run_command(command, tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert [event["loss_scale"] for event in read_metrics(tmp_path / "runs/tiny", "train")] == [8, 8, 16, 32]
+
+
 def test_weights_that_are_not_those_that_were_saved_are_noticed(run, run_command):
     folder = run / "runs/tiny/checkpoints/global_step6"
     manifest = checkpoint.read_manifest(folder)
