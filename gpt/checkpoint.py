@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from gpt.errors import UserError
+from gpt.errors import UserError, in_brief
 from gpt.files import hash_file, sync, write_atomically
 
 LATEST = "latest"
@@ -71,8 +71,8 @@ def commit(folder, step: int, files: dict, facts: dict) -> Path:
 
 
 def clean_up(folder):
-    """Undo what a crash left: half-written checkpoints go, one that was set aside while its successor did not stand yet
-    comes back."""
+    """Undo what a crash or a failed save left: half-written checkpoints go, one that was set aside while its successor did
+    not stand yet comes back."""
     for path in Path(folder).glob(".global_step*"):
         tag = path.name[1:].rpartition(".")[0]
         if path.name.endswith(".old") and not (Path(folder) / tag).exists():
@@ -130,7 +130,11 @@ def verify(folder) -> dict:
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path} is missing: use another checkpoint")
-        if path.stat().st_size != facts["size"] or hash_file(path) != facts:
+        try:
+            whole = path.stat().st_size == facts["size"] and hash_file(path) == facts
+        except OSError as error:
+            raise UserError(f"{in_brief(error, path)}: use another checkpoint") from error
+        if not whole:
             raise UserError(f"{path} is not as it was written (its size or sha256 differs): use another checkpoint")
     return manifest
 
@@ -182,15 +186,14 @@ def newest_good(folder, notices: list) -> str | None:
                     "from a copy, or start afresh in another --run_dir")
 
 
-def whole(folder) -> dict:
-    """{tag: manifest} of the checkpoints up to the latest one that are whole, oldest first."""
-    tags, found = committed(folder), {}
-    for tag in tags[: tags.index(latest(folder)) + 1] if tags else []:
+def whole(folder):
+    """(tag, manifest) of the checkpoints up to the latest one that are whole, newest first, each verified when it is asked for."""
+    tags = committed(folder)
+    for tag in reversed(tags[: tags.index(latest(folder)) + 1] if tags else []):
         try:
-            found[tag] = verify(Path(folder) / tag)
+            yield tag, verify(Path(folder) / tag)
         except UserError:
             continue
-    return found
 
 
 def resolve(folder, tag=None) -> Path:

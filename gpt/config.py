@@ -254,6 +254,9 @@ def _contradictions(found: _Resolution):
     if kind == schema.COSINE and lr is not None:
         found.mistake("optimizer.params.lr", f"is set beside {schema.COSINE}, which owns the learning rate: leave it out "
                       "and set scheduler.params.max_lr")  # fmt: skip
+    if kind == "OneCycle" and get("scheduler.params.cycle_momentum") is not False:
+        found.mistake("scheduler.params.cycle_momentum", "must be false: it would replace optimizer.params, where the decay of the "
+                      "moments is set")  # fmt: skip
     peak = {"WarmupCosineLR": "lr", "WarmupLR": "warmup_max_lr", "WarmupDecayLR": "warmup_max_lr"}.get(kind)
     if peak and lr is None and get(f"scheduler.params.{peak}") is None:
         found.mistake("optimizer.params.lr" if peak == "lr" else f"scheduler.params.{peak}", "is missing: the peak of the "

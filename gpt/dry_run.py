@@ -123,7 +123,7 @@ def _time(config, dataset):
             tokens = dataset.manifest["splits"][options.eval_data_split]["tokens"]
             most = plan.windows(tokens, model.seq_len, options.last_n)
             windows_each = most if windows_each is None else min(most, windows_each)
-        times = options.max_train_steps // options.eval_every + 1
+        times = math.ceil(options.max_train_steps / options.eval_every) + 1  # before the first step, and after the last
         if windows_each is None:
             lines.append(f"evaluation     {times} times over the whole split {options.eval_data_split!r}")
         else:

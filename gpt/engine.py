@@ -6,6 +6,7 @@
 import logging
 import math
 import os
+import socket
 import sys
 import warnings
 from contextlib import nullcontext
@@ -19,11 +20,11 @@ import torch.distributed
 
 from gpt.checkpoint import load_weights_only
 from gpt.config import Config
-from gpt.errors import RunError, UserError
+from gpt.errors import RunError, UserError, in_brief
 from gpt.hardware import keep_freed_memory
 from gpt.launch import launched
 from gpt.roll_call import JOIN_SECONDS, Deadline, roll_call
-from gpt.shards import Shards
+from gpt.shards import Shards, keeping_settings
 from gpt.watchdog import STARTING_SECONDS
 from gpt.world import World
 
@@ -72,6 +73,7 @@ def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 
         _share_cores(hosts.count(hosts[launch.rank]))
         keep_freed_memory()
     else:
+        _require_devices(accelerator.device_count())
         accelerator.set_device(local_rank)
     with Deadline(JOIN_SECONDS, f"all ranks have come, but rank {launch.rank} on {hosts[launch.rank]} could not connect to all "
                   f"others within {JOIN_SECONDS:g} s: their hosts must reach each other on every port; tools/preflight.py "
@@ -79,6 +81,15 @@ def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 
         deepspeed.init_distributed(verbose=verbose, timeout=timedelta(seconds=2 * max(step_timeout, STARTING_SECONDS)))
     device = "cpu" if on_cpu else accelerator.device_name(local_rank)
     return World(launch.rank, launch.size, torch.device(device), hosts, store)
+
+
+def _require_devices(devices: int):
+    """Raise UserError, on all ranks of a host alike, where it has fewer GPUs than the launcher started ranks, which DeepSpeed's
+    and torchrun tell."""
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    if devices < ranks_here:
+        raise UserError(f"{ranks_here} ranks were started on {socket.gethostname()}, where a rank sees {devices} GPU(s): start no more "
+                        "ranks than GPUs (--num_gpus, --nproc_per_node, the hostfile's slots)")  # fmt: skip
 
 
 def _share_cores(ranks_here: int):
@@ -223,9 +234,10 @@ class Engine:
         self._set_lr()
 
     def _set_lr(self):
-        """Give the optimiser the learning rate that its schedule is at."""
-        for group, lr in zip(self._ds.optimizer.param_groups, self._ds.lr_scheduler.get_lr()):
-            group["lr"] = lr
+        """Give the optimiser the learning rate that its schedule is at, if it has one."""
+        if self._ds.lr_scheduler is not None:
+            for group, lr in zip(self._ds.optimizer.param_groups, self._ds.lr_scheduler.get_lr()):
+                group["lr"] = lr
 
     @property
     def lr(self) -> float:
@@ -300,7 +312,7 @@ class Engine:
         self._ds.step()
         if schedule is not None:
             schedule.load_state_dict(before)
-            self._set_lr()
+        self._set_lr()
         return False
 
     def first_nonfinite(self, batch) -> str | None:
@@ -345,9 +357,11 @@ class Engine:
         return self._files.failure
 
     def load(self, folder, tag: str):
-        """Load the checkpoint folder/tag of the same world size and ZeRO stage."""
-        path, _ = self._ds.load_checkpoint(str(folder), tag=tag)
+        """Load the checkpoint folder/tag of the same world size and ZeRO stage. Settings stay the configuration's."""
+        with keeping_settings(self._ds):
+            path, _ = self._ds.load_checkpoint(str(folder), tag=tag)
         assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
+        self._set_lr()
 
     def adopt(self, full, loss_scale: float):
         """Take over whole tensors (gpt.consolidate.FullState) of a run on other ranks or at another ZeRO stage, or weights
@@ -355,8 +369,8 @@ class Engine:
         self._shards.adopt(full)
         if self._ds.lr_scheduler is not None and full.scheduler is not None:
             self._ds.lr_scheduler.load_state_dict(full.scheduler)
-            self._set_lr()
-        if self._ds.fp16_enabled():
+        self._set_lr()
+        if self._ds.fp16_enabled() and self._ds.optimizer.loss_scaler.dynamic:
             self._ds.optimizer.loss_scaler.cur_scale = loss_scale
 
 
@@ -379,9 +393,8 @@ class _CarefulFiles(TorchCheckpointEngine):
     def _noting_failure(self, path, work):
         try:
             work()
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
-            self.failure = self.failure or f"{path}: {reason}"
+        except Exception as error:
+            self.failure = self.failure or in_brief(error, path)
 
     def load(self, path, map_location=None):
         return load_weights_only(path, _PICKLED, map_location)

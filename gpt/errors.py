@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import traceback
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -51,6 +52,13 @@ def in_words(error: Exception) -> Exception:
     return error
 
 
+def in_brief(error: Exception, path=None) -> str:
+    """An error in one line, as part of a message: the file, and what the system says of it or the error's own first words."""
+    path = path or getattr(error, "filename", None)
+    words = getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+    return f"{path}: {words}" if path else words
+
+
 def tell(error: Exception, who: str = ""):
     """Write an error to stderr: one sentence, or the traceback of what nobody foresaw."""
     known = isinstance(error, (UserError, RunError))
@@ -92,8 +100,9 @@ def _leave(code):
     """End the process. After a distributed run without Python's own finalization: gloo's worker threads can still hold
     tensors then, and giving those back to an interpreter that is going away aborts the process now and then, after all
     its work is done (github.com/pytorch/pytorch/pull/179291)."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk under a log, a reader that has gone
+            stream.flush()
     if "gpt.engine" in sys.modules:
         os._exit(code)
     sys.exit(code)

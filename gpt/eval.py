@@ -11,11 +11,13 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # instead of gpt/, whose module names must shadow nobody's
 
 from gpt.errors import Parser, UserError, run
+from gpt.files import file_of_weights
 
 
 def parse_args():
     parser = Parser(__doc__)
-    parser.add_argument("--checkpoint_file", required=True, help="model.safetensors, made by tools/zero_to_fp32.py")
+    parser.add_argument("--checkpoint_file", required=True, type=file_of_weights, help="model.safetensors, made by "
+                        "tools/zero_to_fp32.py")  # fmt: skip
     parser.add_argument("--config_file", help="the run's config.yaml; default the one beside the weights")
     parser.add_argument("--data_root", help="dataset folder; default the one that the model was trained on")
     parser.add_argument("--eval_data_split", default="test", metavar="SPLIT[,SPLIT…]|all",
@@ -36,9 +38,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    weights = Path(args.checkpoint_file)
-    if weights.is_dir():
-        raise UserError(f"{weights} is a folder: give the file {weights / 'model.safetensors'}")
+    weights = args.checkpoint_file
     for name in ("json", "markdown"):
         file = getattr(args, name)
         if file and (Path(file).is_dir() or not Path(file).resolve().parent.is_dir()):
@@ -101,7 +101,9 @@ def evaluate(args, names, weights, config, config_file, dataset) -> list:
     if dataset.vocab.size != model.config.vocab_size:
         raise UserError(f"the tokenizer of {dataset.root} has {dataset.vocab.size} ids, but the model was trained with "
                         f"{model.config.vocab_size}: give the --data_root that it was trained on")
-    last_n = min(args.last_n or (config["run"].get("gpt") or {}).get("last_n") or 128, seq_len)
+    if (args.last_n or 0) > seq_len:
+        raise UserError(f"--last_n {args.last_n} is more than the {seq_len} targets of a window: give at most {seq_len}")
+    last_n = args.last_n or min((config["run"].get("gpt") or {}).get("last_n") or 128, seq_len)
     results = []
     for name in names:
         evaluator = Evaluator(dataset.split(name), dataset.vocab, seq_len, last_n, args.batch_size or max(1, 8192 // seq_len))

@@ -61,6 +61,13 @@ def require_new_folder(path):
         raise UserError(f"{path} exists already: remove it first, or name another folder")
 
 
+def file_of_weights(text: str) -> Path:
+    """--checkpoint_file as a path. Raises UserError where it is the folder that the file lies in."""
+    if Path(text).is_dir():
+        raise UserError(f"{text} is a folder: give the file {Path(text) / 'model.safetensors'}")
+    return Path(text)
+
+
 @contextmanager
 def built_aside(path):
     """A new folder that takes the place of `path` at the end of the block; after an error it is gone instead."""
@@ -79,10 +86,15 @@ def built_aside(path):
         shutil.rmtree(building, ignore_errors=True)
 
 
+class LockedError(UserError):
+    """Another process keeps a folder."""
+
+
 class FolderLock:
     """Keeps a second process out of a folder until `release()` or the end of this process, however it ends.
 
-    `token` is a text of this lock's own that its file holds: who finds it there looks at the same folder.
+    `token` is a text of this lock's own that its file holds: who finds it there looks at the same folder. Raises LockedError
+    with the advice where another process keeps it, UserError where it cannot be locked.
     """
 
     def __init__(self, folder: Path, advice: str = "another process is training in {}: wait for it, or name another --run_dir"):
@@ -91,7 +103,10 @@ class FolderLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(advice.format(folder)) from error
+            raise LockedError(advice.format(folder)) from error
+        except OSError as error:  # Lustre as many clusters mount it
+            raise UserError(f"{folder / LOCK} cannot be locked: {error.strerror}; name a folder on a disk that has file locks "
+                            "(Lustre: mounted with -o flock)") from error  # fmt: skip
         self.token = secrets.token_hex(8)
         try:
             self._file.truncate(0)

@@ -8,21 +8,29 @@ import math
 import os
 import sys
 import time
+from contextlib import suppress
 
 from tqdm import tqdm
+
+from gpt.errors import UserError
 
 AXES = ("step", "train_tokens", "flops", "hours", "reference_hours")  # what every train and eval line can be drawn over
 
 
 class JsonLines:
-    """metrics.jsonl: one JSON object a line, appended. Non-finite numbers are written as null."""
+    """metrics.jsonl: one JSON object a line, appended. Non-finite numbers are written as null. What a full disk does not
+    take is written with a later line."""
 
-    def __init__(self, path):
-        _drop_partial_line(path)
-        self._file = open(path, "a", encoding="utf-8", buffering=1)
+    name = "metrics.jsonl"
+
+    def __init__(self, folder):
+        _drop_partial_line(folder / self.name)
+        self._file, self._unwritten = open(folder / self.name, "ab", buffering=0), b""
 
     def write(self, event: dict):
-        self._file.write(json.dumps(_finite(event), allow_nan=False) + "\n")
+        self._unwritten += json.dumps(_finite(event), allow_nan=False).encode() + b"\n"
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def close(self):
         self._file.close()
@@ -60,6 +68,8 @@ class TensorBoard:
     """Scalars over steps. Its axis is one whole number per curve, so losses and perplexities are written once more over
     every other axis, as over_train_tokens/…, over_gigaflops/…, over_seconds/… and over_reference_seconds/…."""
 
+    name = "TensorBoard's file"
+
     def __init__(self, folder):
         from torch.utils.tensorboard import SummaryWriter
 
@@ -85,12 +95,18 @@ class Wandb:
     default evaluations are drawn over the reference's hours, or tokens where it has none, and all else over steps.
     """
 
+    name = "wandb's folder"
+
     def __init__(self, folder, project, name, notes, config):
         import wandb
 
-        self._run = wandb.init(project=project, name=name, notes=notes, config=config, dir=str(folder),
-                               mode=os.environ.get("WANDB_MODE", "offline"),
-                               settings=wandb.Settings(silent=True, console="off"))  # fmt: skip
+        try:
+            self._run = wandb.init(project=project, name=name, notes=notes, config=config, dir=str(folder),
+                                   mode=os.environ.get("WANDB_MODE", "offline"),
+                                   settings=wandb.Settings(silent=True, console="off"))  # fmt: skip
+        except wandb.Error as error:
+            raise UserError(f"wandb does not begin ({str(error).partition(chr(10))[0]}): `wandb login` first, or leave WANDB_MODE "
+                            "unset, which keeps the run offline") from error
         for axis in AXES:
             self._run.define_metric(axis, hidden=True)
         self._axis_of = {"eval": "reference_hours" if config["run"]["gpt"]["tokens_per_second"] else "train_tokens"}
@@ -110,14 +126,15 @@ class Wandb:
 
 
 class Metrics:
-    """All sinks of a run. `write` takes an event: {"event": …, "step": …, …}."""
+    """All sinks of a run. `write` takes an event: {"event": …, "step": …, …}. A sink that cannot be written to, on a full
+    disk perhaps, is named once, and the run goes on."""
 
     def __init__(self, run_dir, config, resolved: dict, active: bool):
-        self._sinks = []
+        self._sinks, self._failing = [], set()
         if not active:
             return
         kind = config.options.logger_type
-        self._sinks.append(JsonLines(run_dir / "metrics.jsonl"))
+        self._sinks.append(JsonLines(run_dir))
         if kind in ("tb", "all"):
             self._sinks.append(TensorBoard(run_dir / "tensorboard"))
         if kind in ("wandb", "all"):
@@ -127,17 +144,30 @@ class Metrics:
     def write(self, event: dict):
         """event: {"event": kind, "step": optimiser steps completed, …}; the time of writing is added."""
         for sink in self._sinks[:1] if event["event"] == "start" else self._sinks:  # what the machine is makes no curve
-            sink.write({**event, "time": round(time.time(), 3)})
+            self._try(sink, lambda: sink.write({**event, "time": round(time.time(), 3)}))
 
     def close(self):
         for sink in self._sinks:
-            sink.close()
+            self._try(sink, sink.close)
+
+    def _try(self, sink, work):
+        try:
+            work()
+        except OSError as error:
+            if sink.name not in self._failing:
+                self._failing.add(sink.name)
+                _say(f"WARNING: {sink.name} cannot be written to ({error.strerror or error}): training goes on without it", sys.stderr)
 
 
 def duration(seconds: float) -> str:
     """Hours, minutes, seconds: 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def _say(text, stream):
+    with suppress(OSError):  # a log on a full disk, a reader that has gone: no reason to end a run
+        print(text, file=stream, flush=True)
 
 
 class Progress:
@@ -163,7 +193,7 @@ class Progress:
         if self._bar is not None:
             self._bar.write(text)
         elif self._active:
-            print(text, flush=True)
+            _say(text, sys.stdout)
 
     def report(self, step: int, loss: float, lr: float, tokens_per_second: float, seconds_left: float):
         text = f"loss {loss:.4f}  lr {lr:.2e}  {tokens_per_second:,.0f} tokens/s"

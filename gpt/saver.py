@@ -3,11 +3,13 @@
 import shutil
 import threading
 import time
+from contextlib import suppress
 
 from gpt import checkpoint, plan
 from gpt.consolidate import read_state
 from gpt.corpus import TOKENIZER
-from gpt.errors import AgreedError
+from gpt.errors import AgreedError, in_brief
+from gpt.spikes import batch_index
 
 
 class Saver:
@@ -26,6 +28,7 @@ class Saver:
         self._engine, self._world = engine, world
         self.folder = config.run_dir / "checkpoints"
         self.saved_step = None  # of the latest checkpoint that this process committed or loaded
+        self.saved_evaluation = None  # the step of the last evaluation that it tells of
         self._pending = None
         self.report = self.say = lambda anything: None
 
@@ -71,7 +74,7 @@ class Saver:
             return
         self._pending = None
         if pending.failure is None:
-            self.saved_step = pending.step
+            self.saved_step, self.saved_evaluation = pending.step, pending.facts.get("evaluated_step")
             self.report({"event": "checkpoint", "step": pending.step, "seconds": pending.pause,
                          "seconds_to_commit": time.perf_counter() - pending.began, "bytes": pending.bytes})  # fmt: skip
             return
@@ -79,7 +82,8 @@ class Saver:
         self.say(f"WARNING: the checkpoint of step {pending.step} could not be written ({pending.failure}); training goes "
                  f"on, the latest checkpoint is that of step {self.saved_step or 0}")  # fmt: skip
         if world.rank == 0:
-            shutil.rmtree(pending.staged, ignore_errors=True)
+            with suppress(OSError):  # the next start tries it again
+                checkpoint.clean_up(self.folder)
         world.barrier()
 
     def _no_room(self):
@@ -91,7 +95,7 @@ class Saver:
             free = shutil.disk_usage(self.folder).free
             short = f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free" if free < need else None
         except OSError as error:
-            short = f"{error.filename}: {error.strerror}"
+            short = in_brief(error)
         return self._world.gather(short)[0]
 
     def _hash(self, pending):
@@ -108,6 +112,18 @@ class Saver:
         pending.bytes = sum(facts["size"] for facts in files.values())
         checkpoint.retain(self.folder, options.keep_last, options.keep_every)
 
+    def before(self, index: int) -> str | None:
+        """Tag of the newest whole checkpoint that has not seen batch `index`, else of the oldest whole one; rank 0 looks for
+        all."""
+        return self._world.gather(self._before(index) if self._world.rank == 0 else None)[0]
+
+    def _before(self, index):
+        tag = None
+        for tag, manifest in checkpoint.whole(self.folder):
+            if batch_index(manifest["step"], manifest["left_out"]) <= index:
+                break
+        return tag
+
     def load(self, tag: str, probe, notices: list) -> dict:
         """Load a checkpoint, of whatever ranks and ZeRO stage; returns its manifest.
 
@@ -122,13 +138,15 @@ class Saver:
         else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
             self._engine.adopt(read_state(self.folder / tag), manifest["loss_scale"])
             notices.append(f"the checkpoint was written as {there}, and goes on as {here}")
-        found, stored = self._engine.probe(probe), manifest["probe"]["loss"]
+        stored, found = manifest["probe"]["loss"], self._world.gather(self._engine.probe(probe))
         tolerance = max(checkpoint.PROBE_TOLERANCE[here["precision"]], checkpoint.PROBE_TOLERANCE[there["precision"]])
-        if manifest["probe"]["tokens"] == probe.tolist() and not abs(found - stored) <= tolerance * abs(stored):
-            raise AgreedError(f"{self.folder / tag} was loaded, but its weights give the loss {found:.6f} on its probe "
-                              f"batch, where they gave {stored:.6f} when it was saved: nothing was trained; go on from "
-                              "another checkpoint")  # fmt: skip
-        self.saved_step = manifest["step"]
+        wrong = [(rank, loss) for rank, loss in enumerate(found) if not abs(loss - stored) <= tolerance * abs(stored)]
+        if wrong and manifest["probe"]["tokens"] == probe.tolist():
+            rank, loss = wrong[0]
+            raise AgreedError(f"{self.folder / tag} was loaded, but its weights give the loss {loss:.6f} on its probe batch"
+                              f"{f' on rank {rank}' if rank else ''}, where they gave {stored:.6f} when it was saved: nothing was "
+                              "trained; go on from another checkpoint")  # fmt: skip
+        self.saved_step, self.saved_evaluation = manifest["step"], manifest["evaluated_step"]
         return manifest
 
 
@@ -143,8 +161,8 @@ class _Pending:
         def noting_failure():
             try:
                 work()
-            except OSError as error:
-                self.failure = f"{error.filename}: {error.strerror}"
+            except Exception as error:  # whatever it is: what this rank did not do must not go unnoticed
+                self.failure = in_brief(error)
 
         self.thread = threading.Thread(target=noting_failure)
         self.thread.start()

@@ -3,7 +3,28 @@
 Part of the boundary that gpt/engine.py is: it reads and writes DeepSpeed's objects, but needs nothing of its modules.
 """
 
+from contextlib import contextmanager
+
 import torch
+
+MOVED = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # by training, of a dynamic loss scale
+
+
+@contextmanager
+def keeping_settings(ds):
+    """Around a load, which in DeepSpeed takes hyperparameters, clipping and the rules of the loss scale from the checkpoint:
+    they stay what the configuration says, and what training has moved is loaded."""
+    optimizer, scheduled = ds.optimizer, ds.lr_scheduler is not None
+    moved = {"params", "step", *(["lr"] if scheduled else [])}
+    groups = [{key: value for key, value in group.items() if key not in moved} for group in optimizer.param_groups]
+    kept = {key: vars(optimizer)[key] for key in ("clip_grad", "loss_scaler", "dynamic_loss_scale") if key in vars(optimizer)}
+    yield
+    for group, settings in zip(optimizer.param_groups, groups):
+        group.update(settings)
+    loaded = vars(optimizer).get("loss_scaler")
+    vars(optimizer).update(kept)
+    if loaded is not None and loaded.dynamic and kept["loss_scaler"].dynamic:
+        vars(kept["loss_scaler"]).update({key: vars(loaded)[key] for key in MOVED})
 
 
 class Shards:

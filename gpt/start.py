@@ -3,8 +3,9 @@
 from gpt import checkpoint, warm_start
 from gpt.config import Config, curve_settings, leaves
 from gpt.corpus import Dataset
-from gpt.errors import UserError
-from gpt.files import FolderLock
+from gpt.errors import AgreedUserError, UserError
+from gpt.files import FolderLock, is_locked_by
+from gpt.schema import nearest
 
 
 def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
@@ -61,17 +62,36 @@ def _require_facts(folder):
                         "on with that one, or start afresh in another --run_dir")
 
 
+KEPT = ("model.", "optimizer.type", "scheduler.type")  # what a checkpoint's tensors and states have their shapes from
+
+
 def _compare(old, new, allowed, run_dir, notices):
-    differences = _differences(old, new)
-    unknown = [key for key in allowed if key not in differences]
-    if unknown:
-        raise UserError(f"--allow_change {unknown[0]}: that does not differ from the checkpoint; what differs: "
-                        f"{', '.join(differences) or 'nothing'}")
-    notices += [f"changed on resuming: {differences.pop(key)}" for key in dict.fromkeys(allowed)]
+    """allowed may name what does not differ any more: the same command, given again, goes on."""
+    differences, settings = _differences(old, new), {path for tree in (old, new) for path, _ in leaves(curve_settings(tree))}
+    for key in allowed:
+        if key not in settings:
+            raise UserError(f"--allow_change {key}: no setting that makes a curve is called so{nearest(key, settings)}; what "
+                            f"differs from the checkpoint: {', '.join(differences) or 'nothing'}")
+        if key in differences and key.startswith(KEPT):
+            raise UserError(f"--allow_change {key}: {differences[key]}, and that cannot change within a run: name another "
+                            "--run_dir")  # fmt: skip
+    notices += [f"changed on resuming: {differences.pop(key)}" for key in dict.fromkeys(allowed) if key in differences]
     if differences:
         raise UserError(f"{run_dir} holds a run with other settings ({'; '.join(differences.values())}): name "
                         "another --run_dir, give the settings that it began with, or allow a change on purpose "
                         "with --allow_change KEY")
+
+
+def require_one_folder(run_dir, token: str, world):
+    """Raise AgreedUserError where a host has a run folder of its own: no host would then have a whole checkpoint.
+
+    token: of rank 0's lock. All ranks call it together.
+    """
+    sees = world.gather(is_locked_by(run_dir, token))
+    if not all(sees):
+        raise AgreedUserError(f"{run_dir} on {world.hosts[sees.index(False)]} is not the folder that rank 0 on {world.hosts[0]} "
+                              "has: all ranks write their parts of a checkpoint into one folder, so give a --run_dir on a disk "
+                              "that the hosts share; nothing was trained")  # fmt: skip
 
 
 def resolved(config: Config, dataset: Dataset) -> dict:

@@ -12,7 +12,6 @@ from gpt.corpus import Ahead, Dataset, Streams
 from gpt.errors import AgreedError, AgreedUserError
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.failures import Failures
-from gpt.files import is_locked_by
 from gpt.kernels import attention, choose, require_compiler
 from gpt.meter import Meter
 from gpt.metrics import Metrics, Progress
@@ -20,7 +19,7 @@ from gpt.model import GPT
 from gpt.saver import Saver
 from gpt.signals import LAUNCHER_SECONDS, StopRequest
 from gpt.spikes import SpikeDetector, batch_index
-from gpt.start import claim, resolved
+from gpt.start import claim, require_one_folder, resolved
 from gpt.watchdog import Watchdog
 
 MAX_OVERFLOWS = 100  # fp16 overflows in a row on one batch; a loss scale halves from 2^32 to 1 in 32
@@ -101,7 +100,7 @@ class Trainer:
             if _due(self.step, options.log_ckpt_every) and self.step < last:
                 self._save()
         self.saver.finish()
-        if self.saver.saved_step != self.step:
+        if (self.saver.saved_step, self.saver.saved_evaluation) != (self.step, self.evaluated_step):
             self._save()
             self.saver.finish()
         self._end()
@@ -110,7 +109,7 @@ class Trainer:
         """Make the engine and load the checkpoint that rank 0 found."""
         world, options = self.world, self.config.options
         self.start_tag, token = world.gather((self.start_tag, self.lock and self.lock.token))[0]
-        self._require_one_folder(token)
+        require_one_folder(self.run_dir, token, world)
         model = build(self.config, self.kernels)
         self.engine = make_engine(model, self.config, world, model.initial_weights(options.seed))
         self.saver = Saver(self.config, self.resolved, self.dataset, self.engine, world)
@@ -122,14 +121,6 @@ class Trainer:
             self.notices.append(f"the first weights are those of {options.init_from}")
         self.progress = Progress(self.step, options.max_train_steps, active=world.rank == 0)
         self.meter = Meter(self.config, world, seconds)
-
-    def _require_one_folder(self, token):
-        """Raise AgreedUserError where a host has a run folder of its own: no host would then have a whole checkpoint."""
-        sees = self.world.gather(is_locked_by(self.run_dir, token))
-        if not all(sees):
-            raise AgreedUserError(f"{self.run_dir} on {self.world.hosts[sees.index(False)]} is not the folder that rank 0 on "
-                                  f"{self.world.hosts[0]} has: all ranks write their parts of a checkpoint into one folder, so give "
-                                  "a --run_dir on a disk that the hosts share; nothing was trained")  # fmt: skip
 
     def _load(self, tag) -> float:
         """Go on from a checkpoint: its weights, and where the run was; returns the seconds of training until then."""
@@ -300,14 +291,14 @@ class Trainer:
         """Policy rewind: load the checkpoint before the batches that led here, and leave them out. Returns False where
         there is no checkpoint yet."""
         first = index - self.config.options.rewind_batches + 1
-        self.saver.finish()
-        tag = self.world.gather(self._before(first) if self.rank == 0 else None)[0]
-        if tag is None:
-            return False
-        self.returns[tag] = self.returns.get(tag, 0) + 1
-        if self.returns[tag] > MAX_LEFT_OUT:
-            self._fail(number, f"the run went back to {tag} {MAX_LEFT_OUT} times", index, None)
         with self.meter.paused("checkpoint"):
+            self.saver.finish()
+            tag = self.saver.before(first)
+            if tag is None:
+                return False
+            self.returns[tag] = self.returns.get(tag, 0) + 1
+            if self.returns[tag] > MAX_LEFT_OUT:
+                self._fail(number, f"the run went back to {tag} {MAX_LEFT_OUT} times", index, None)
             self._load(tag)
         reached = batch_index(self.step, self.left_out)
         out = list(range(max(first, reached), index + 1))
@@ -322,12 +313,6 @@ class Trainer:
         self.overflows = 0
         self.meter.begin_stretch(self.step)
         return True
-
-    def _before(self, index) -> str | None:
-        """Tag of the newest whole checkpoint that has not seen batch `index`, else of the oldest whole one."""
-        whole = checkpoint.whole(self.saver.folder)
-        seen = {tag: batch_index(manifest["step"], manifest["left_out"]) for tag, manifest in whole.items()}
-        return next((tag for tag in reversed(seen) if seen[tag] <= index), next(iter(seen), None))
 
     def _fail(self, number, what, index, batch):
         """Give up, with all that helps to find out why. batch: this rank's part of it, to look for the first value

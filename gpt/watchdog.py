@@ -62,7 +62,7 @@ class Watchdog:
             seen, self._ticks = self._count, self._ticks + 1
             patience = self._limit if self._count > 2 else max(self._limit, STARTING_SECONDS)
             if waited >= patience or not self._tell():
-                return self._give_up(f"no progress for {self._limit:g} s (gpt.step_timeout)")
+                return self._give_up(f"no progress for {patience:g} s (gpt.step_timeout)")
             if self._board is not None and self._listen(passed) >= SILENCE_SECONDS:
                 return self._give_up(f"no sign of life from another rank for {SILENCE_SECONDS:g} s")
 

@@ -2,9 +2,6 @@
 
 Run by tests/test_kernels.py in a process of its own, since TRITON_INTERPRET must be set before anything imports triton;
 by hand: `python -m pytest tests/interpreted_kernels.py`.
-
-The interpreter does not notice an access out of bounds. So inputs lie in larger buffers full of NaN, which would show in
-the results, and outputs in larger buffers full of a sentinel, which must be there afterwards; outputs start as NaN.
 """
 
 import os
@@ -14,6 +11,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import numpy as np
 import pytest
 import torch
+from fences import MARGIN, Outputs, fenced, strided
 
 from gpt.errors import UserError
 from gpt.kernels import cross_entropy, gelu, launch, layer_norm
@@ -29,7 +27,6 @@ only_triton = pytest.mark.parametrize("kernels", [TRITON])
 # Largest relative error of rounding to the nearest number of a dtype, and half its smallest number.
 UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11}
 TINY = {torch.float32: 2.0**-150, torch.float16: 2.0**-25}
-MARGIN, SENTINEL = 8192, 7.25
 WIDTHS = [7, 64, 100, 768, 1025, 1600]
 # Every width, and every number of rows, but their product only under the marker `slow`.
 SIZES = [(5, width) for width in WIDTHS] + [(1, 7), (3, 100), (1, 1025), (3, 768)]
@@ -47,37 +44,6 @@ def short_walks(monkeypatch):
 def random(*shape, seed=0, scale=1.0, offset=0.0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale + offset).to(dtype)
-
-
-def strided(values, gap=9):
-    """The same values as a view, rows `gap` numbers apart, in a buffer of NaN that reaches MARGIN further on each side."""
-    rows, width = values.shape
-    buffer = torch.full((2 * MARGIN + rows * (width + gap),), float("nan"), dtype=values.dtype)
-    return buffer[MARGIN : MARGIN + rows * (width + gap)].view(rows, width + gap)[:, 3 : 3 + width].copy_(values)
-
-
-def fenced(values):
-    """A vector (or a contiguous matrix) with NaN before and after it."""
-    buffer = torch.full((2 * MARGIN + values.numel(),), float("nan"), dtype=values.dtype)
-    return buffer[MARGIN:-MARGIN].view(values.shape).copy_(values)
-
-
-class Outputs:
-    """Output buffers between sentinels. `check()` finds writes outside of them and places left unwritten."""
-
-    def __init__(self):
-        self.made = []
-
-    def __call__(self, *shape, dtype=torch.float32):
-        whole = torch.full((2 * MARGIN + int(np.prod(shape)),), SENTINEL, dtype=dtype)
-        view = whole[MARGIN:-MARGIN].view(shape)
-        self.made.append((whole, view.fill_(float("nan"))))
-        return view
-
-    def check(self):
-        for whole, view in self.made:
-            assert (whole[:MARGIN] == SENTINEL).all() and (whole[-MARGIN:] == SENTINEL).all()
-            assert not view.isnan().any()
 
 
 def double(tensor):

@@ -11,6 +11,8 @@ bug=R@N        rank R raises a ValueError before step N
 memory=R@N     rank R is out of memory before step N
 exit=R@N       rank R's process ends before step N, with exit code 0
 slow=S         every evaluation batch takes S seconds
+unhashed=R@N   rank R raises a ValueError where it hashes its files of the N-th checkpoint
+uncommitted=N  rank 0 raises a ValueError in the middle of the N-th commit
 kill=K         all ranks are killed at the K-th file operation in which a checkpoint takes part
 """
 
@@ -26,7 +28,7 @@ sys.path[0] = str(ROOT)
 import numpy as np
 import torch
 
-from gpt import corpus, engine, evaluation, model, spikes, train
+from gpt import checkpoint, corpus, engine, evaluation, files, model, spikes, train
 from gpt.errors import run
 
 
@@ -112,6 +114,29 @@ class Plant:
         add = evaluation.Evaluator._add
         evaluation.Evaluator._add = lambda *args: time.sleep(float(value)) or add(*args)
 
+    def unhashed(self, value):
+        rank, number = map(int, value.split("@"))
+        hash_files, left = checkpoint.own_files, [number]
+
+        def hashing(folder, own_rank):
+            left[0] -= own_rank == rank
+            return int("a planted fault") if (left[0], own_rank) == (0, rank) else hash_files(folder, own_rank)
+
+        checkpoint.own_files = hashing
+
+    def uncommitted(self, value):
+        """Where the new checkpoint has its manifest, and takes its place."""
+        write, rename, left = checkpoint.write_manifest, os.rename, [int(value)]
+
+        def renaming(source, target):
+            int("a planted fault") if left[0] == 0 and str(source).endswith(".staging") else rename(source, target)
+
+        def counting(*args):
+            left[0] -= 1
+            write(*args)
+
+        checkpoint.write_manifest, os.rename = counting, renaming
+
     def kill(self, value):
         left = [int(value)]
 
@@ -126,8 +151,6 @@ class Plant:
                 return original(*args, **kwargs)
 
             setattr(module, name, counted)
-
-        from gpt import checkpoint, files
 
         for module, name in ((os, "rename"), (os, "replace"), (torch, "save"), (checkpoint, "sync"), (files, "sync"),
                              (checkpoint, "hash_file"), (checkpoint, "write_atomically"), (checkpoint.shutil, "rmtree")):  # fmt: skip

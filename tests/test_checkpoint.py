@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, missing, too many or too large for the disk."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -8,11 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, read_metrics, write_run
+from conftest import ROOT, read_metrics, tiny_run, write_run
+from safetensors.torch import load_file
 
 from gpt import checkpoint
+from gpt.config import resolve
 from gpt.consolidate import consolidate
+from gpt.corpus import Dataset
 from gpt.errors import UserError
+from gpt.trainer import Trainer
 
 TRAIN = ROOT / "gpt" / "train.py"
 FILES = ["checkpoint.json", "config.yaml", "mp_rank_00_model_states.pt", "tokenizer.model",
@@ -74,6 +79,20 @@ def test_any_damage_is_found_named_and_walked_back_from(name, how, run):
     assert name in notices[0] and len(notices) == 1
 
 
+def test_a_disk_that_cannot_be_read_is_walked_back_from(run, monkeypatch):
+    folder, read, notices = run / "runs/tiny/checkpoints", checkpoint.hash_file, []
+
+    def hash_file(path):
+        if "global_step6/mp_rank" in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "hash_file", hash_file)
+    assert checkpoint.newest_good(folder, notices) == "global_step5"
+    assert notices == [f"CHECKPOINT NOT USED: {folder}/global_step6/mp_rank_00_model_states.pt: Input/output error: use another "
+                       "checkpoint; going back to an earlier one"]  # fmt: skip
+
+
 def test_a_resumed_run_says_loudly_what_it_did_not_use(run, run_command):
     damage(run / "runs/tiny/checkpoints/global_step6/mp_rank_00_model_states.pt", "flipped")
     done = go_on(run, run_command)
@@ -119,11 +138,62 @@ def test_a_checkpoint_by_name(run, run_command):
 def test_a_change_must_be_allowed(run, run_command):
     refused = go_on(run, run_command, "--max_lr", "0.002")
     assert refused.returncode == 2 and "(scheduler.params.max_lr was 0.003, is 0.002)" in refused.stderr
-    wrong = go_on(run, run_command, "--max_lr", "0.002", "--allow_change", "seed")
-    assert wrong.returncode == 2 and "--allow_change seed: that does not differ from the checkpoint" in wrong.stderr
-    allowed = go_on(run, run_command, "--max_lr", "0.002", "--allow_change", "scheduler.params.max_lr")
-    assert allowed.returncode == 0, allowed.stderr
+    wrong = go_on(run, run_command, "--max_lr", "0.002", "--allow_change", "params.max_lr")
+    assert wrong.returncode == 2 and ("--allow_change params.max_lr: no setting that makes a curve is called so (did you mean "
+                                      "'scheduler.params.max_lr'?); what differs from the checkpoint: scheduler.params.max_lr") in wrong.stderr
+    allow = ("--max_lr", "0.002", "--allow_change", "scheduler.params.max_lr")
+    allowed, again = go_on(run, run_command, *allow), go_on(run, run_command, *allow, steps=9)
+    assert allowed.returncode == again.returncode == 0, allowed.stderr + again.stderr
     assert "notice: changed on resuming: scheduler.params.max_lr was 0.003, is 0.002" in allowed.stdout
+    assert "changed on resuming" not in again.stdout
+
+
+@pytest.mark.parametrize("key, options", [
+    ("model.n_layers", {"gpt": {"n_layers": 3}}), ("optimizer.type", {"optimizer": {"type": "SGD"}}),
+    ("scheduler.type", {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-3}}}),
+])  # fmt: skip
+def test_what_cannot_change_is_told_before_a_device_is_taken(key, options, run, sample):
+    gpt = {"data_root": str(sample), "run_dir": str(run / "runs/tiny"), **options.pop("gpt", {})}
+    config = resolve(tiny_run(gpt=gpt, **options), "tiny")
+    with pytest.raises(UserError, match=f"--allow_change {key}: {key} was .*, is .*, and that cannot change within a run: name"):
+        Trainer(config, Dataset(sample), 0, 1, allowed=[key])
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_an_allowed_change_is_in_force(stage, sample, tmp_path, run_command):
+    """SGD without momentum: weights change by lr * (clipped gradient + weight_decay * weights), and the first of the two is
+    as long as the clipping says."""
+
+    def train(steps, changed=(), **options):
+        config = write_run(tmp_path, zero_optimization={"stage": stage}, gpt={"data_root": str(sample), "log_ckpt_every": 1}, **options)
+        allowed = [word for key in changed for word in ("--allow_change", key)]
+        done = run_command([sys.executable, TRAIN, "--ds_config", config, "--max_train_steps", steps, *allowed], tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    train(2, optimizer={"type": "SGD", "params": {"momentum": 0.9}})
+    schedule = {"type": "LanguiniCosineLR", "params": {"max_lr": 2e-3, "warmup_steps": 2, "decay_steps": 6}}
+    changed = ["gradient_clipping", "scheduler.params.max_lr", "optimizer.params.momentum", "optimizer.params.weight_decay"]
+    train(3, changed, optimizer={"type": "SGD", "params": {"weight_decay": 0.5}}, gradient_clipping=0.25, scheduler=schedule)
+    for step in (2, 3):
+        consolidate(tmp_path / "runs/tiny/checkpoints", tmp_path / str(step), f"global_step{step}")
+    before, after = (load_file(tmp_path / str(step) / "model.safetensors") for step in (2, 3))
+    lr = 6e-6 + (2e-3 - 6e-6) / 2  # half of six steps are done
+    assert read_metrics(tmp_path / "runs/tiny", "train")[2]["lr"] == pytest.approx(lr, rel=1e-12)
+    gradient = [(before[name] - after[name]).double() / lr - 0.5 * before[name] for name in before]
+    assert sum(part.square().sum().item() for part in gradient) ** 0.5 == pytest.approx(0.25, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_loss_scale_goes_on_by_the_rules_of_the_present_configuration(stage, sample, tmp_path, run_command):
+    gpt = {"data_root": str(sample), "seq_len": 16}
+    for steps, window in ((2, 2000), (4, 1)):  # 2^3 until then, and twice as much after every further step
+        fp16 = {"enabled": True, "initial_scale_power": 3, "loss_scale_window": window}
+        config = write_run(tmp_path, zero_optimization={"stage": stage}, fp16=fp16, gpt=gpt)
+        command = [sys.executable, ROOT / "tests/planted.py", "fp16", "--ds_config", config, "--max_train_steps", steps]
+        done = run_command(command, tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert [event["loss_scale"] for event in read_metrics(tmp_path / "runs/tiny", "train")] == [8, 8, 16, 32]
 
 
 def test_weights_that_are_not_those_that_were_saved_are_noticed(run, run_command):
@@ -186,6 +256,22 @@ def test_the_tool_names_what_is_damaged(run, run_command):
     assert done.returncode == 1 and done.stdout.count("whole, 4 files") == 2
     assert "global_step5: NOT WHOLE: runs/tiny/checkpoints/global_step5/tokenizer.model is not as it was" in done.stdout
     assert run_command([*tool, "runs/tiny"], run).returncode == 2
+
+
+def test_a_save_that_fails_on_one_rank_fails_on_all_and_costs_no_more(sample, tmp_path, run_command):
+    gpt = {"data_root": str(sample), "max_train_steps": 5, "log_ckpt_every": 1, "keep_last": 0}
+    command = ["torchrun", "--master_port", 29722, "--nproc_per_node", 2, ROOT / "tests/planted.py",
+               "unhashed=1@2,uncommitted=2", "--ds_config", write_run(tmp_path, gpt=gpt)]  # fmt: skip
+    done = run_command(command, tmp_path, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for step in (2, 3):
+        assert (f"WARNING: the checkpoint of step {step} could not be written (ValueError: invalid literal for int() with base 10: "
+                "'a planted fault'); training goes on, the latest checkpoint is that of step 1") in done.stdout  # fmt: skip
+    assert [event["step"] for event in read_metrics(tmp_path / "runs/tiny", "checkpoint_failed")] == [2, 3]
+    folder = tmp_path / "runs/tiny/checkpoints"
+    assert sorted(os.listdir(folder)) == ["global_step1", "global_step4", "global_step5", "latest"]
+    for tag in checkpoint.committed(folder):
+        assert {checkpoint.rank_of(Path(name)) for name in checkpoint.verify(folder / tag)["files"]} == {0, 1}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

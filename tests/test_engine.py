@@ -3,6 +3,7 @@
 import math
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from conftest import ROOT, write_run
 from plain_torch import plain_torch
 from safetensors.torch import load_file
 
+from gpt import engine
 from gpt.config import load
 from gpt.consolidate import consolidate, read_weights
+from gpt.errors import UserError
+from gpt.launch import Launch
 
 
 def test_an_engine_that_does_otherwise_is_an_error(sample, tmp_path, run_command):
@@ -29,6 +33,15 @@ def test_a_schedule_that_is_late_is_an_error(sample, tmp_path, run_command):
     assert done.returncode != 0
     for step in (1, 2, 6):
         assert f"learning rate of step {step} is " in done.stderr
+
+
+def test_more_ranks_than_gpus_are_a_mistake(monkeypatch):
+    gpus = SimpleNamespace(device_name=lambda *index: "cuda", device_count=lambda: 2)
+    monkeypatch.setattr(engine.deepspeed.accelerator, "get_accelerator", lambda: gpus)
+    monkeypatch.setattr(engine, "roll_call", lambda launch, facts: (None, ("here",) * 3))
+    monkeypatch.setenv("LOCAL_RANK", "0"), monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"3 ranks were started on .*, where a rank sees 2 GPU\(s\): start no more ranks than GPUs"):
+        engine.connect(launch=Launch(0, 3))
 
 
 def run_engine(run_command, folder, config, sample, ranks, *flags):

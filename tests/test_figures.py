@@ -12,8 +12,9 @@ from scipy import optimize
 from synthetic_runs import evaluation, synthetic_run, train, write_lines
 
 from gpt import drawing, figures
+from gpt.comparison import group_by_seed
 from gpt.errors import UserError
-from gpt.runs import group_by_seed, read_runs
+from gpt.runs import read_runs
 
 plot = load_command("plot")
 NAMES = {f"{quantity}_{axis}" for quantity in ("loss", "normalised_ppl")

@@ -1,4 +1,4 @@
-"""Runs read back from their folders."""
+"""Runs read back from their folders, and side by side."""
 
 import json
 import sys
@@ -9,9 +9,10 @@ import yaml
 from conftest import ROOT, write_run
 from synthetic_runs import FLOPS_PER_TOKEN, TOKENS_PER_STEP, config_yaml, evaluation, synthetic_run, train, write_lines
 
+from gpt.comparison import final_losses, group_by_seed, incomparable
 from gpt.corpus import Dataset
 from gpt.errors import UserError
-from gpt.runs import family, final_losses, group_by_seed, incomparable, read_runs, values
+from gpt.runs import family, read_runs, values
 
 RESUME = {"event": "resume", "step": 2}
 REWIND = {"event": "rewind", "step": 4, "to": 1, "loss": 9.0, "batches": [2, 3]}

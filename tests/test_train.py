@@ -1,5 +1,6 @@
 """Whole runs through the real commands."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import torch
 from conftest import ROOT, read_metrics, write_run
 from safetensors.torch import load_file
 
-from gpt import checkpoint
+from gpt import checkpoint, files
 from gpt.consolidate import consolidate
 from gpt.errors import UserError
 from gpt.files import FolderLock, hash_file
@@ -96,6 +97,18 @@ def test_a_resumed_run_equals_an_undisturbed_one_to_the_last_bit(one_rank, tmp_p
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in resumed)
 
 
+def test_an_evaluation_that_was_stopped_is_made_up_for_once(one_rank, tmp_path, run_command):
+    shutil.copytree(one_rank / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs/tiny/checkpoints/global_step6"
+    checkpoint.write_manifest(folder, {**checkpoint.read_manifest(folder), "evaluated_step": 3})  # as a stop leaves it
+    command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json"]
+    first, second = (run_command(command, tmp_path) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "eval after step 6 on test" in first.stdout and "done: 6 steps" in first.stdout
+    assert second.stdout == "runs/tiny is at step 6 already, and max_train_steps is 6: nothing to do\n"
+    assert [event["step"] for event in read_metrics(tmp_path / "runs/tiny", "eval")] == [0, 3, 6, 6]
+
+
 def test_going_on_with_other_settings_is_refused(one_rank, run_command):
     command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json"]
     done = run_command([*command, "--max_lr", "0.1", "--n_layers", "3"], one_rank)
@@ -108,12 +121,10 @@ def test_going_on_with_other_settings_is_refused(one_rank, run_command):
     assert "--resume never: runs/tiny already holds a run: name another --run_dir" in done.stderr
 
 
-def test_the_evaluator_repeats_the_runs_own_figure(one_rank, sample, tmp_path, run_command):
+def test_the_evaluator_scores_the_whole_split_without_deepspeed(one_rank, sample, tmp_path, run_command):
     done = run_command([sys.executable, ROOT / "tools/zero_to_fp32.py", one_rank / "runs/tiny/checkpoints", tmp_path / "out"],
                        tmp_path)  # fmt: skip
     assert done.returncode == 0 and "verified" in done.stdout, done.stderr
-    first_words = tmp_path / "data"
-    shutil.copytree(sample, first_words)
     evaluate = [sys.executable, "-X", "importtime", ROOT / "gpt/eval.py", "--checkpoint_file",
                 tmp_path / "out/model.safetensors", "--last_n", 16, "--batch_size", 64, "--json", tmp_path / "o.json"]  # fmt: skip
     done = run_command(evaluate, tmp_path)
@@ -199,6 +210,15 @@ def test_a_second_run_in_the_same_folder_is_refused(sample, tmp_path, run_comman
     lock.release()
 
 
+def test_a_disk_without_locks_is_a_mistake(tmp_path, monkeypatch):
+    def flock(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with pytest.raises(UserError, match="run/.lock cannot be locked: Function not implemented; name a folder on a disk that has"):
+        FolderLock(tmp_path / "run")
+
+
 def test_pickles_with_code_are_never_run(one_rank, tmp_path, run_command):
     class Trap:
         def __reduce__(self):
@@ -210,8 +230,8 @@ def test_pickles_with_code_are_never_run(one_rank, tmp_path, run_command):
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
         content = (folder / name).read_bytes()
         torch.save({"optimizer_state_dict": Trap(), "module": Trap()}, folder / name)
-        files = {path.name: hash_file(path) for path in folder.iterdir() if path.name != "checkpoint.json"}
-        checkpoint.write_manifest(folder, {**manifest, "files": files})
+        hashes = {path.name: hash_file(path) for path in folder.iterdir() if path.name != "checkpoint.json"}
+        checkpoint.write_manifest(folder, {**manifest, "files": hashes})
         with pytest.raises(UserError, match="holds code or types that a checkpoint does not need, and was not loaded"):
             consolidate(folder, tmp_path / "out")
         if name.startswith("mp"):

@@ -18,8 +18,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
+from gpt.comparison import finished_only, group_by_seed, incomparable
 from gpt.errors import Parser, UserError, run
-from gpt.runs import finished_only, group_by_seed, incomparable, missing_axis, read_runs, values
+from gpt.runs import missing_axis, read_runs, values
 
 SAME_CLASS = 1.02  # ratio of hours up to which runs are of one class: a step more or less is no other class
 FIGURES = ("normalised_ppl", "bits_per_byte", "loss", "hours")

@@ -16,8 +16,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.comparison import final_losses, group_by_seed
 from gpt.errors import Parser, UserError, run
-from gpt.runs import AXES, final_losses, group_by_seed, missing_axis, read_runs
+from gpt.runs import AXES, missing_axis, read_runs
 
 
 def main():

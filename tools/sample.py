@@ -13,12 +13,13 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, run
+from gpt.files import file_of_weights
 
 
 def parse_args():
     parser = Parser(__doc__)
-    parser.add_argument("--checkpoint_file", required=True, help="model.safetensors, with config.yaml and tokenizer.model "
-                        "beside it")  # fmt: skip
+    parser.add_argument("--checkpoint_file", required=True, type=file_of_weights, help="model.safetensors, with config.yaml "
+                        "and tokenizer.model beside it")  # fmt: skip
     parser.add_argument("--prompt", default="", help="the document's first words (default: none)")
     parser.add_argument("--tokens", type=int, default=100, help="at most so many (default 100); the end of the document ends it")
     parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits (default 1); 0: no chance involved")
@@ -41,9 +42,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    weights = Path(args.checkpoint_file)
-    if weights.is_dir():
-        raise UserError(f"{weights} is a folder: give the file {weights / 'model.safetensors'}")
+    weights = args.checkpoint_file
 
     from gpt.consolidate import load_model, read_folder
     from gpt.corpus import TOKENIZER

@@ -29,13 +29,15 @@ SUMMARY = "sweep.json"
 
 
 def main():
+    from gpt.files import FolderLock
+
     args, rest, overrides = parse()
     runs = plan(args, overrides)
 
     out, stop = Path(args.out), Stop()
     for entry in runs:
         entry.look()
-    lock = locked(out)  # until this process ends, however it ends
+    lock = FolderLock(out, "another sweep is at work in {}: wait for it, or name another --out")
     write_summary(out, runs)
     for number, entry in enumerate(runs, 1):
         if stop.reason:
@@ -96,15 +98,6 @@ def plan(args, overrides) -> list:
     return [Entry(file, name, seed, Path(args.out), overrides) for file, name in zip(files, names) for seed in seeds]
 
 
-def locked(out):
-    from gpt.files import FolderLock
-
-    try:
-        return FolderLock(out)
-    except UserError as error:
-        raise UserError(f"another sweep is at work in {out}: wait for it, or name another --out") from error
-
-
 def class_file(name) -> Path:
     shipped = ROOT / "ds_configs" / f"{name}.json"
     if Path(name).is_file() or not shipped.is_file():
@@ -140,13 +133,13 @@ class Entry:
 
     def wait_for_others(self, stop=None):
         """Wait while processes of this run are still at work, such as those that a killed sweep left behind."""
-        from gpt.files import FolderLock
+        from gpt.files import FolderLock, LockedError
 
         told = False
         while self.config.run_dir.exists() and not (stop and stop.reason):
             try:
                 return FolderLock(self.config.run_dir).release()
-            except UserError:
+            except LockedError:
                 if not told:
                     print(f"waiting for another process that is training in {self.config.run_dir}", flush=True)
                 told = True
