@@ -31,9 +31,9 @@ PEAKS = {  # part of the name that CUDA gives the device -> (16 bits, fp32); the
     "V100-PCIE": (112e12, 14e12),
     "Tesla T4": (65e12, 8.1e12),
 }
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-
 NOT_THOSE = ("Laptop", "RTX 3090 Ti", "RTX 4090 D", "H200 NVL", "MIG")  # in names that hold one of the above as well
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def peak_flops(name: str, precision: str) -> float | None:
