@@ -71,19 +71,14 @@ def read_metrics(run_dir, event=None):
     return [e for e in events if event is None or e["event"] == event]
 
 
-def load_module(path):
-    """A script as a module. Scripts put the project's folder first in sys.path; it is left as it was."""
+def load_command(name, folder="tools"):
+    """A command as a module. Commands put the project's folder first in sys.path; it is left as it was."""
     before = list(sys.path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.path[:] = before
     return module
-
-
-def load_command(name):
-    """A command of tools/ as a module."""
-    return load_module(ROOT / "tools" / f"{name}.py")
 
 
 @pytest.fixture
@@ -91,8 +86,8 @@ def load_tool(monkeypatch):
     """load_tool("sample") -> the module tools/sample.py, whose main() runs in this process: `mistake(*argv)` returns the
     sentence of the UserError that it ends with."""
 
-    def load(name):
-        tool = load_command(name)
+    def load(name, folder="tools"):
+        tool = load_command(name, folder)
 
         def mistake(*argv):
             monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, argv)])

@@ -1,7 +1,7 @@
 """Which splits eval.py takes, its tables, and the mistakes that it names."""
 
 import pytest
-from conftest import ROOT, load_module
+from conftest import load_command
 
 from gpt import checkpoint
 from gpt.consolidate import foreign_config, write_folder
@@ -13,7 +13,7 @@ from gpt.plan import ModelConfig
 
 @pytest.fixture(scope="module")
 def evaluator():
-    return load_module(ROOT / "gpt/eval.py")
+    return load_command("eval", "gpt")
 
 
 @pytest.mark.parametrize("asked, names", [("test", ["test"]), ("all", ["test", "python"]), ("python,test", ["python", "test"]),
@@ -48,11 +48,10 @@ def test_tables(evaluator, capsys):
 
 
 @pytest.mark.parametrize("option", ["--json", "--markdown"])
-def test_files_that_cannot_be_written_are_told_first(option, evaluator, tmp_path, monkeypatch):
+def test_files_that_cannot_be_written_are_told_first(option, tmp_path, load_tool):
     for file in (tmp_path, tmp_path / "no" / "file"):
-        monkeypatch.setattr("sys.argv", ["eval.py", "--checkpoint_file", "x", option, str(file)])
-        with pytest.raises(UserError, match=f"{option} {file}: give the name of a file in a folder that exists"):
-            evaluator.main()
+        told = load_tool("eval", "gpt").mistake("--checkpoint_file", "x", option, file)
+        assert f"{option} {file}: give the name of a file in a folder that exists" in told
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +76,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("options, sentence", [pytest.param(*case, id=" ".join(case[0])) for case in MISTAKES])
-def test_mistakes(options, sentence, weights, sample, evaluator, monkeypatch):
-    given = ["--checkpoint_file", str(weights), "--data_root", str(sample), *(word.format(folder=weights.parent) for word in options)]
-    monkeypatch.setattr("sys.argv", ["eval.py", *given])
-    with pytest.raises(UserError) as error:
-        evaluator.main()
-    assert str(error.value).startswith(sentence.format(folder=weights.parent))
+def test_mistakes(options, sentence, weights, sample, load_tool):
+    given = ["--checkpoint_file", weights, "--data_root", sample, *(word.format(folder=weights.parent) for word in options)]
+    assert load_tool("eval", "gpt").mistake(*given).startswith(sentence.format(folder=weights.parent))
 
 
 def test_another_tokenizer_is_a_mistake(weights, sample, evaluator, tmp_path, monkeypatch):

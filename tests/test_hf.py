@@ -12,7 +12,7 @@ import pytest
 import seed_project
 import sentencepiece
 import torch
-from conftest import ROOT, load_module
+from conftest import ROOT, load_command
 from safetensors.torch import load_file, save_file
 from test_languini import TEXTS
 
@@ -46,7 +46,7 @@ def exported(vocab, tmp_path_factory):
     """(consolidated folder, the seed project's state dict, GPT2LMHeadModel's folder, what was printed)"""
     folder = tmp_path_factory.mktemp("hf")
     source, state = consolidated(folder, vocab)
-    tool = load_module(ROOT / "tools/export_hf.py")
+    tool = load_command("export_hf")
     with contextlib.redirect_stdout(io.StringIO()) as said:
         tool.export(source, folder / "gpt2")
     return source, state, folder / "gpt2", said.getvalue()
