@@ -55,10 +55,24 @@ def is_locked_by(folder: Path, token: str) -> bool:
     return False
 
 
+def require_absent(path):
+    """Raise UserError where anything is there already."""
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists already: remove it first, or name another folder")
+
+
 def require_new_folder(path):
     """Raise UserError where a folder that is to be made is there already, and not empty."""
-    if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
-        raise UserError(f"{path} exists already: remove it first, or name another folder")
+    if not os.path.isdir(path) or os.listdir(path):
+        require_absent(path)
+
+
+def free_space(path) -> tuple:
+    """(bytes that are free where a path is, or will be made; the folder that is there already)."""
+    place = Path(path).resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free, place
 
 
 def file_of_weights(text: str) -> Path:

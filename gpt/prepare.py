@@ -22,7 +22,7 @@ from gpt import corpus
 from gpt.assemble import Record, assemble
 from gpt.encode import Encoder, Lossy
 from gpt.errors import UserError
-from gpt.files import FolderLock, sync, write_atomically
+from gpt.files import FolderLock, free_space, require_absent, sync, write_atomically
 from gpt.sources import Input, NotUTF8, Reading, divide, documents, holds_rows, inputs_of_folder, kind_of
 from gpt.splits import Rule
 from gpt.vocab import Vocab
@@ -271,18 +271,12 @@ def merge(folders, out, say=print):
     say(f"the shards' folders are no longer needed: {', '.join(map(str, folders))}")
 
 
-def require_absent(out):
-    if os.path.lexists(out):
-        raise UserError(f"{out} exists already: remove it first, or name another folder")
-
-
 def _require_room(inputs, parts, vocab_size, folder):
     """Raise UserError where the disk has no room for the units and, beside them, the dataset."""
     text = sum(entry.size * EXPANSION.get(kind_of(entry.source), 1) for entry in inputs)
     needed = int(2 * text / parts / BYTES_PER_TOKEN * np.dtype(corpus.token_dtype(vocab_size)).itemsize)
     needed -= sum(path.stat().st_size for path in folder.glob("[0-9]*.tokens"))  # done before
-    place = next(parent for parent in folder.absolute().parents if parent.exists())
-    free = shutil.disk_usage(place).free
+    free, place = free_space(folder.parent)
     if needed > free:
         raise UserError(f"{place} has {free / 1e9:,.1f} GB free, and the dataset may need {needed / 1e9:,.1f} GB while it is "
                         "made: make room, or put --out on another disk")
@@ -318,7 +312,7 @@ def _publish(units, building, out, vocab, job, say):
     if building.exists():
         shutil.rmtree(building)
     size = sum(unit.with_suffix(".tokens").stat().st_size for unit in units)
-    free = shutil.disk_usage(building.parent).free
+    free, _ = free_space(building.parent)
     if size > free:
         raise UserError(f"{building.parent} has {free / 1e9:,.1f} GB free, and the packed dataset needs {size / 1e9:,.1f} GB: make "
                         "room, and the same command goes on")

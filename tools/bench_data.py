@@ -109,7 +109,7 @@ def large_dataset():
         root, rng = Path(name), np.random.default_rng(0)
         text = " ".join("".join(chr(97 + c) for c in rng.integers(0, 26, 6)) for _ in range(30_000))
         vocab = train_tokenizer([Document("words", text)], 16384)
-        (root / corpus.TOKENIZER).write_bytes(vocab.model)
+        manifest = corpus.begin(root, vocab, {}, {})
         folder = root / "train"
         folder.mkdir()
         sizes = rng.lognormal(0, 0.8, DOCUMENTS)
@@ -119,14 +119,11 @@ def large_dataset():
         np.save(folder / corpus.DOC_BYTES, doc_tokens * 4)
         (folder / corpus.NAMES).write_text("".join(f'"author {i % 9999}/book {i}.txt"\n' for i in range(DOCUMENTS)))
         with open(folder / corpus.TOKENS, "wb") as file:
-            file.truncate(TOKENS * 2)
+            file.truncate(TOKENS * np.dtype(manifest["dtype"]).itemsize)
         files = {file: hash_file(folder / file) for file in corpus.FILES[1:]}
-        files[corpus.TOKENS] = {"size": TOKENS * 2, "sha256": ""}
-        corpus.write_manifest(root, {
-            "format": corpus.FORMAT, "dtype": "<u2", "vocab_size": vocab.size, "special_ids": vocab.special_ids,
-            "tokenizer": {"pieces_sha256": vocab.fingerprint},
-            "splits": {"train": {"documents": DOCUMENTS, "tokens": TOKENS, "bytes": int(doc_tokens.sum()) * 4, "files": files}},
-        })  # fmt: skip
+        files[corpus.TOKENS] = {"size": (folder / corpus.TOKENS).stat().st_size, "sha256": ""}
+        manifest["splits"]["train"] = {"documents": DOCUMENTS, "tokens": TOKENS, "bytes": int(doc_tokens.sum()) * 4, "files": files}
+        corpus.write_manifest(root, manifest)
         yield root
 
 

@@ -53,6 +53,7 @@ def main():
     args = parse_args()
 
     from gpt import prepare
+    from gpt.files import require_absent
     from gpt.sources import Reading, find_inputs
     from gpt.splits import Rule, read_lists
     from gpt.vocab import Vocab
@@ -76,7 +77,7 @@ def main():
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     if workers < 1:
         raise UserError(f"--workers {workers}: give a positive number")
-    prepare.require_absent(args.out)
+    require_absent(args.out)
     rule = Rule(args.test_every, read_lists(args.split_list or ()))
     reading = Reading(**{key: getattr(args, key) for key in ("text_field", "id_field", "bad_utf8") if key in args.given})
     inputs = find_inputs(args.input, rule.by_folder, sys.stdin if args.input == "-" else ())
