@@ -85,7 +85,7 @@ class Device:
     def __init__(self):
         import torch
 
-        from gpt.hardware import keep_freed_memory
+        from gpt.hardware import keep_freed_memory, peak_flops
 
         self.on_gpu = torch.cuda.is_available()
         if not self.on_gpu:
@@ -94,6 +94,7 @@ class Device:
         # On a CPU 16-bit numbers are slow; on a GPU bf16 runs at the speed of fp16 and needs no loss scaling here.
         self.dtype = torch.bfloat16 if self.on_gpu and torch.cuda.is_bf16_supported() else torch.float32
         self.name = torch.cuda.get_device_name() if self.on_gpu else f"CPU, {torch.get_num_threads()} threads"
+        self.peak = peak_flops(self.name, "bf16" if self.dtype == torch.bfloat16 else "fp32")  # None: not known
         side, size = 8192 if self.on_gpu else 2048, 1 << 28  # bytes: more than any cache holds
         self._square = torch.randn(side, side, device=self.torch).to(self.dtype)
         self._product = torch.empty_like(self._square)
@@ -111,7 +112,7 @@ class Device:
             except metadata.PackageNotFoundError:
                 versions[name] = None
         return {"device": self.name, "processor": _processor() if not self.on_gpu else self.name, "dtype": str(self.dtype),
-                "versions": {**versions, "cuda": torch.version.cuda}}  # fmt: skip
+                "peak_flops_per_second": self.peak, "versions": {**versions, "cuda": torch.version.cuda}}  # fmt: skip
 
     def seconds(self, work) -> float:
         """How long `work()` takes, what it starts on a GPU included."""

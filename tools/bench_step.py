@@ -102,6 +102,7 @@ def _group(device, shape, args, makers) -> dict:
             "tokens_per_second_of_rounds": [tokens / seconds for seconds in taken],
             "flops_per_second": flops / statistics.median(taken),
             "share_of_matmul_rate": statistics.median(flops / t / rate for t, rate in zip(taken, rates)),
+            "mfu": flops / statistics.median(taken) / device.peak if device.peak else None,
             "ours_is_faster_by": ratio(taken, times["ours"]),
             "step_bytes": _gpu_bytes(steps[name]) if device.on_gpu else _cpu_bytes(makers[name], shape, args),
         }  # fmt: skip
@@ -110,8 +111,9 @@ def _group(device, shape, args, makers) -> dict:
     print(f"step: {shape.n_layers} layers, h_dim {shape.h_dim}, {shape.n_heads} x {shape.head_dim} heads, {args.accumulation} "
           f"x {args.micro_batch} x {shape.seq_len} tokens; matmul rate {statistics.median(rates) / 1e9:,.0f} GFLOP/s")
     for name, found in models.items():
-        print(f"  {name:16s} {found['tokens_per_second']:>10,.0f} tokens/s  {found['share_of_matmul_rate']:>4.0%} of the matmul "
-              f"rate  {found['ours_is_faster_by']:5.2f} x ours' time  {_mebibytes(found['step_bytes'])} MiB a step", flush=True)
+        mfu = f"  MFU {found['mfu']:4.0%}" if found["mfu"] is not None else ""
+        print(f"  {name:16s} {found['tokens_per_second']:>10,.0f} tokens/s  {found['share_of_matmul_rate']:>4.0%} of the matmul rate"
+              f"{mfu}  {found['ours_is_faster_by']:5.2f} x ours' time  {_mebibytes(found['step_bytes'])} MiB a step", flush=True)
     return {"shape": dataclasses.asdict(shape), "matmul_flops_per_second": statistics.median(rates), "models": models}
 
 
