@@ -144,16 +144,103 @@ def missing_axis(axis: str, runs) -> str:
     return f"no {AXES[axis].label} for {names}: {METRICS} does not hold them"
 
 
-def values(events: list, name: str) -> np.ndarray:
-    """A number of every event, float64; NaN where it is absent, null or no number. name: "loss", or "seconds/data" for
-    one inside a block."""
+def family(self) -> str:
+        return family(self.config)
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.config["batch"]["global_size"] * self.config["model"]["seq_len"]
+
+    @property
+    def last_step(self) -> int:
+        """Optimiser steps completed, as far as the lines tell."""
+        return max((e["step"] for kind in ("train", "eval") for e in self.events.get(kind, [])), default=0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last of its steps is done, and evaluated where evaluation is on."""
+        planned = self.options["max_train_steps"]
+        evaluated = self.options.get("eval_every", 0) <= 0 or (self.final() or {}).get("step") == planned
+        return self.last_step >= planned and evaluated
+
+    @property
+    def state(self) -> str:
+        """In words: finished, or how far it is."""
+        if self.finished:
+            return "finished" if self.final() else "finished, and never evaluated"
+        return f"at step {self.last_step:,} of {self.options['max_train_steps']:,}"
+
+    @property
+    def planned_reference_hours(self) -> float | None:
+        """Its compute class: hours that the reference accelerator takes for the whole run."""
+        return self._reference_hours(self.options["max_train_steps"])
+
+    def curve(self, kind: str, split: str | None = None) -> list:
+        """Events of one of CURVES by rising step; those of `split` where they are evaluations."""
+        found = self.events.get(kind, [])
+        return [e for e in found if e.get("split") == split] if kind == "eval" else found
+
+    def splits(self) -> list:
+        """Splits that were evaluated, the one that the configuration names first."""
+        found = dict.fromkeys(e.get("split") for e in self.events.get("eval", []))
+        return sorted(found, key=lambda split: (split != self.options.get("eval_data_split"), str(split)))
+
+    def final(self) -> dict | None:
+        """The last evaluation of the configuration's split."""
+        return next(reversed(self.curve("eval", self.options.get("eval_data_split"))), None)
+
+    def over(self, axis: str, events: list) -> np.ndarray | None:
+        """Where events lie on one of AXES, float64; None where that is not to be had.
+
+        Lines of older runs hold no axes: all but the measured hours follow exactly from config.yaml.
+        """
+        key, steps = AXES[axis].key, [e["step"] for e in events]
+        if all(key in e for e in events):
+            found = [e[key] for e in events]
+        elif key == "train_tokens":
+            found = [step * self.tokens_per_step for step in steps]
+        elif key == "flops":
+            per_step = self.tokens_per_step * self.model.matmul_flops_per_token()
+            found = [step * per_step for step in steps]
+        elif key == "reference_hours":
+            found = [self._reference_hours(step) for step in steps]
+        else:
+            return None
+        return None if None in found else np.array([_number(x) for x in found])
+
+    def _reference_hours(self, step):
+        speed = self.options.get("tokens_per_second")
+        return step * self.tokens_per_step / speed / 3600 if speed else None
+
+
+def missing_axis(axis: str, runs) -> str:
+    """A sentence on runs for which an axis is not to be had."""
+    names = ", ".join(run.name for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+    if axis == "reference_hours":
+        return f"no reference accelerator-hours for {names}: config.yaml has no gpt.tokens_per_second"
+    return f"no {AXES[axis].label} for {names}: {METRICS} does not hold them"
+
+
+def values(events: list, name) -> np.ndarray:
+    """A number of every event, float64; NaN where it is absent, null or no number. name: "loss", "seconds/data" for one
+    inside a block, or a function that makes a number of an event."""
     found = []
     for event in events:
+        if callable(name):
+            found.append(_made(name, event))
+            continue
         value = event
         for part in name.split("/"):
             value = value.get(part) if isinstance(value, dict) else None
         found.append(_number(value))
     return np.array(found)
+
+
+def _made(function, event) -> float:
+    try:
+        return _number(function(event))
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # of an event that lacks a number
+        return math.nan
 
 
 def _number(value) -> float:

@@ -5,8 +5,8 @@
 
 Prints a Markdown table for every compute class, the hours that the reference accelerator takes for the whole run. Runs
 that differ only in their seeds are one row: mean +- sample standard deviation. What is not finished is named and left out.
-Refuses runs whose final evaluations do not measure the same: the dataset's fingerprint, the split, and the bytes that
-were scored must agree.
+Refuses runs whose final evaluations do not measure the same: the dataset's fingerprint, the split, last_n, and the bytes
+that were scored must agree.
 """
 
 import json
@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
-from gpt.comparison import finished_only, group_by_seed, incomparable
+from gpt.comparison import finished_only, group_by_seed, incomparable, mixed_references
 from gpt.errors import Parser, UserError, run
 from gpt.runs import missing_axis, read_runs, values
 
@@ -54,6 +54,7 @@ def leaderboard(groups, notices: list) -> dict:
     classless = [one for one in runs if one.planned_reference_hours is None]
     if classless:
         raise UserError(f"no compute class: {missing_axis('reference_hours', classless)}")
+    notices += mixed_references(runs)
     first = runs[0]
     classes = [{"reference_hours": rows[0]["reference_hours"], "rows": sorted(rows, key=_rank)} for rows in _classes(groups)]
     return {"dataset": first.fingerprint, "split": first.options["eval_data_split"], "bytes": first.final()["bytes"],
