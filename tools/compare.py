@@ -20,6 +20,7 @@ import numpy as np
 
 from gpt.comparison import finished_only, group_by_seed, incomparable, mixed_references
 from gpt.errors import Parser, UserError, run
+from gpt.files import require_place_for
 from gpt.runs import missing_axis, read_runs, values
 
 SAME_CLASS = 1.02  # ratio of hours up to which runs are of one class: a step more or less is no other class
@@ -31,8 +32,8 @@ def main():
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
     parser.add_argument("--json", metavar="FILE", help="write the tables here as well")
     args = parser.parse_args()
-    if args.json and (Path(args.json).is_dir() or not Path(args.json).resolve().parent.is_dir()):
-        raise UserError(f"--json {args.json}: give the name of a file in a folder that exists")
+    if args.json:
+        require_place_for("--json", args.json)
     runs = read_runs(args.runs)
     notices = [notice for one in runs for notice in one.notices]
     result = leaderboard(group_by_seed(runs), notices)
