@@ -139,8 +139,8 @@ def _scaling(config, interconnect):
         return ["scaling        unknown: set tokens_per_second to the GPU's measured throughput"]
 
     def steps(batch):
-        return [scale.step(config.model, batch, stage, config.precision, options.tokens_per_second, interconnect * 1e9)
-                for stage in stages]  # fmt: skip
+        return [scale.step(config.model, batch, stage, config.precision, options.tokens_per_second, interconnect * 1e9,
+                           config.engine["zero_optimization"]) for stage in stages]  # fmt: skip
 
     now = steps(config.batch)
     head = "".join(f"{'ZeRO ' + str(stage) + ('*' if stage == own else ' '):>10s}" for stage in stages)
