@@ -31,7 +31,7 @@ class Group:
     def family(self) -> str:
         return self.runs[0].family
 
-    def mean(self, axis: str, kind: str, name: str, split: str | None = None):
+    def mean(self, axis: str, kind: str, name, split: str | None = None):
         """(x, mean, spread) of a value over the steps that all runs have; the spread is the sample standard deviation,
         None for one run. None where the axis is not to be had."""
         tables = []
