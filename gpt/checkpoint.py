@@ -85,18 +85,25 @@ def clean_up(folder):
 
 def retain(folder, keep_last: int, keep_every: int):
     """Delete committed checkpoints but the newest `keep_last` and those at multiples of `keep_every` steps; 0 or less
-    keep_last keeps all. The one that `latest` names always stays, and so do those after it."""
+    keep_last keeps all. The one that `latest` names always stays, and so do those after it. Raises OSError, after the others,
+    where one cannot be removed."""
     if keep_last <= 0:
         return
     named = latest(folder)
     tags = committed(folder)
     tags = tags[: tags.index(named) + 1] if named else []  # newer ones are of a course that the run went back from
+    failure = None
     for tag in tags[:-keep_last]:
         step = int(tag.removeprefix("global_step"))
         if tag != named and not (keep_every > 0 and step % keep_every == 0):
             doomed = Path(folder) / f".{tag}.staging"  # out of sight at once, so that no half of it can be found
-            os.rename(Path(folder) / tag, doomed)
+            try:
+                os.rename(Path(folder) / tag, doomed)
+            except OSError as error:
+                failure = error
             shutil.rmtree(doomed, ignore_errors=True)
+    if failure is not None:
+        raise failure
 
 
 def write_manifest(folder, manifest: dict):

@@ -46,6 +46,7 @@ def main():
 
     from gpt import checkpoint
     from gpt.corpus import Dataset
+    from gpt.metrics import finite
 
     config_file = Path(args.config_file) if args.config_file else weights.with_name(checkpoint.CONFIG)
     config = checkpoint.read_config(config_file)
@@ -64,7 +65,7 @@ def main():
     show(results[0]) if alone else show_table(results)
     if args.json:
         content = results[0] if alone else results
-        Path(args.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        Path(args.json).write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if args.markdown:
         Path(args.markdown).write_text(markdown(results), encoding="utf-8")
 

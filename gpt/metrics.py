@@ -28,7 +28,7 @@ class JsonLines:
         self._file, self._unwritten = open(folder / self.name, "ab", buffering=0), b""
 
     def write(self, event: dict):
-        self._unwritten += json.dumps(_finite(event), allow_nan=False).encode() + b"\n"
+        self._unwritten += json.dumps(finite(event), allow_nan=False).encode() + b"\n"
         while self._unwritten:
             self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
@@ -45,9 +45,12 @@ def _drop_partial_line(path):
         file.truncate(content.rfind(b"\n") + 1)
 
 
-def _finite(value):
+def finite(value):
+    """The same with None, JSON's null, for numbers that JSON has not."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -74,6 +74,8 @@ class Saver:
             return
         self._pending = None
         if pending.failure is None:
+            if pending.kept is not None:
+                self.say(f"WARNING: an old checkpoint in {self.folder} could not be removed: {pending.kept}")
             self.saved_step, self.saved_evaluation = pending.step, pending.facts.get("evaluated_step")
             self.report({"event": "checkpoint", "step": pending.step, "seconds": pending.pause,
                          "seconds_to_commit": time.perf_counter() - pending.began, "bytes": pending.bytes})  # fmt: skip
@@ -110,7 +112,10 @@ class Saver:
         options = self._config.options
         checkpoint.commit(self.folder, pending.step, files, pending.facts)
         pending.bytes = sum(facts["size"] for facts in files.values())
-        checkpoint.retain(self.folder, options.keep_last, options.keep_every)
+        try:
+            checkpoint.retain(self.folder, options.keep_last, options.keep_every)
+        except OSError as error:  # the new one stands all the same
+            pending.kept = in_brief(error)
 
     def before(self, index: int) -> str | None:
         """Tag of the newest whole checkpoint that has not seen batch `index`, else of the oldest whole one; rank 0 looks for
@@ -156,6 +161,7 @@ class _Pending:
     def __init__(self, step, staged, facts, failure, began):
         self.step, self.staged, self.facts, self.failure, self.began = step, staged, facts, failure, began
         self.files, self.committing, self.pause, self.bytes, self.thread = {}, False, None, None, None
+        self.kept = None  # why an old checkpoint could not be removed
 
     def run(self, work):
         def noting_failure():

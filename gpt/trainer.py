@@ -46,7 +46,7 @@ class Trainer:
                                    options.last_n, options.eval_batch_size, options.max_eval_steps, rank,
                                    world_size)  # fmt: skip
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
-        self.kernels, self.kernels_reason = choose(options.kernels, device_type)
+        self.kernels, self.kernels_reason = choose(options.kernels, device_type, config.model.h_dim)
         if options.compile != "none":
             require_compiler(device_type)
         self.resolved = resolved(config, dataset)

@@ -13,6 +13,7 @@ exit=R@N       rank R's process ends before step N, with exit code 0
 slow=S         every evaluation batch takes S seconds
 unhashed=R@N   rank R raises a ValueError where it hashes its files of the N-th checkpoint
 uncommitted=N  rank 0 raises a ValueError in the middle of the N-th commit
+unremoved=TAG  the checkpoint TAG cannot be removed
 kill=K         all ranks are killed at the K-th file operation in which a checkpoint takes part
 """
 
@@ -136,6 +137,14 @@ class Plant:
             write(*args)
 
         checkpoint.write_manifest, os.rename = counting, renaming
+
+    def unremoved(self, value):
+        rename = os.rename
+
+        def renaming(source, target):
+            rename(source if Path(source).name != value else f"{source}, a planted fault", target)
+
+        os.rename = renaming
 
     def kill(self, value):
         left = [int(value)]

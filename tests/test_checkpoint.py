@@ -274,6 +274,17 @@ def test_a_save_that_fails_on_one_rank_fails_on_all_and_costs_no_more(sample, tm
         assert {checkpoint.rank_of(Path(name)) for name in checkpoint.verify(folder / tag)["files"]} == {0, 1}
 
 
+def test_an_old_checkpoint_that_cannot_be_removed_costs_no_new_one(sample, tmp_path, run_command):
+    gpt = {"data_root": str(sample), "max_train_steps": 3, "log_ckpt_every": 1, "keep_last": 1}
+    command = [sys.executable, ROOT / "tests/planted.py", "unremoved=global_step1", "--ds_config", write_run(tmp_path, gpt=gpt)]
+    done = run_command(command, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING: an old checkpoint in runs/tiny/checkpoints could not be removed: " in done.stdout
+    assert [event["step"] for event in read_metrics(tmp_path / "runs/tiny", "checkpoint")] == [1, 2, 3]
+    assert sorted(os.listdir(tmp_path / "runs/tiny/checkpoints")) == ["global_step1", "global_step3", "latest"]
+    assert (tmp_path / "runs/tiny/checkpoints/latest").read_text() == "global_step3\n"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_does_not_stop_the_training(sample, tmp_path, run_command):
     disk = tmp_path / "disk"

@@ -116,7 +116,7 @@ def test_attention_takes_a_fused_backend_and_is_right(head_dim, dtype):
 def test_auto_takes_triton():
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("the kernels are for compute capability 8.0 and later")
-    assert choose("auto", "cuda")[0] == "triton"
+    assert choose("auto", "cuda", 64)[0] == "triton"
 
 
 # Whole runs: `tiny` on the sample's vocabulary, 50 steps. Each differs from the first in one thing.
@@ -170,7 +170,7 @@ def test_a_run_follows_the_fp32_one(name, runs):
 
 def test_what_is_said_of_kernels(runs):
     said = runs("fp16")[1]
-    assert f"kernels: {choose('auto', 'cuda')[0]} (" in said and "attention: " in said
+    assert f"kernels: {choose('auto', 'cuda', 64)[0]} (" in said and "attention: " in said
     assert "kernels: torch (as asked for)" in runs("torch")[1] and "compile: default" in runs("compile")[1]
 
 

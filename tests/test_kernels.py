@@ -59,9 +59,9 @@ MACHINES = [  # capability, triton installed, interpreted, auto's choice, words 
 @pytest.mark.parametrize("capability, installed, interpreted, expected, words", MACHINES)
 def test_automatic_choice(gpu, capability, installed, interpreted, expected, words):
     device_type = gpu(capability, installed, interpreted)
-    choice, reason = choose("auto", device_type)
+    choice, reason = choose("auto", device_type, 64)
     assert choice == expected and words in reason and reason.count("\n") == 0
-    assert choose("torch", device_type)[0] == "torch"
+    assert choose("torch", device_type, 64)[0] == "torch"
 
 
 @pytest.mark.parametrize("capability, installed, interpreted, remedy", [
@@ -71,18 +71,26 @@ def test_automatic_choice(gpu, capability, installed, interpreted, expected, wor
 ])  # fmt: skip
 def test_triton_where_it_cannot_run(gpu, capability, installed, interpreted, remedy):
     with pytest.raises(UserError, match=remedy) as caught:
-        choose("triton", gpu(capability, installed, interpreted))
+        choose("triton", gpu(capability, installed, interpreted), 64)
     assert 'set kernels to "auto" or "torch"' in str(caught.value)
 
 
 def test_triton_where_it_runs(gpu):
-    assert choose("triton", gpu((8, 6)))[0] == "triton"
-    assert choose("triton", gpu(None, interpreted=True))[0] == "triton"
+    assert choose("triton", gpu((8, 6)), 64)[0] == "triton"
+    assert choose("triton", gpu(None, interpreted=True), 64)[0] == "triton"
+
+
+def test_a_model_that_is_too_wide(gpu):
+    device_type = gpu((9, 0))
+    assert choose("auto", device_type, 8192)[0] == "triton"
+    assert choose("auto", device_type, 8193) == ("torch", "h_dim 8,193 is wider than the 8,192 that its LayerNorm takes")
+    with pytest.raises(UserError, match='h_dim 8,193 .*: take a narrower model, or set kernels to "auto" or "torch"'):
+        choose("triton", device_type, 8193)
 
 
 def test_unknown_choice():
     with pytest.raises(UserError, match='"auto", "triton" or "torch"'):
-        choose("cuda", "cpu")
+        choose("cuda", "cpu", 64)
 
 
 def test_compiling_without_a_compiler(monkeypatch, tmp_path):
@@ -103,7 +111,7 @@ ones = torch.ones(4)
 add_layer_norm(torch.randn(2, 4), torch.randn(2, 4), ones, ones)
 bias_gelu(torch.randn(2, 4), ones)
 softmax_gradient_(torch.randn(2, 4), torch.tensor([0, 3]), 1.0)
-print(choose("auto", "cuda"))
+print(choose("auto", "cuda", 64))
 """
 
 

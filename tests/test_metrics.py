@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, write_run
 
 from gpt.errors import UserError
-from gpt.metrics import Metrics, Wandb
+from gpt.metrics import Metrics, Wandb, finite
 
 CONFIG = SimpleNamespace(options=SimpleNamespace(logger_type="none"))
 
@@ -32,6 +32,11 @@ def test_lines_that_a_disk_does_not_take_are_written_later(tmp_path, capsys):
     metrics.close()
     events = [json.loads(line) for line in file.read_text().splitlines()[1:]]
     assert [(event["step"], event["loss"]) for event in events] == [(1, None), (2, None), (3, None), (4, 1.5)]
+
+
+def test_what_json_has_no_number_for_is_null():
+    found = finite([{"loss": float("nan"), "languini": {"ppl": float("inf"), "tokens": 3}}, 1.5])
+    assert json.dumps(found, allow_nan=False) == '[{"loss": null, "languini": {"ppl": null, "tokens": 3}}, 1.5]'
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full")

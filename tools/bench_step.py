@@ -35,11 +35,11 @@ def have_transformers() -> bool:
 
 
 def ours(shape, device_type):
-    return GPT(shape, kernels=choose("auto", device_type)[0])
+    return GPT(shape, kernels=choose("auto", device_type, shape.h_dim)[0])
 
 
 def compiled(shape, device_type):
-    return GPT(shape, kernels=choose("auto", device_type)[0], compile="default")
+    return GPT(shape, kernels=choose("auto", device_type, shape.h_dim)[0], compile="default")
 
 
 def plain(shape, device_type):

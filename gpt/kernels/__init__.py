@@ -9,14 +9,17 @@ import shutil
 MINIMUM_CAPABILITY = (8, 0)  # Ampere: the oldest generation for which tests/kernel_gates.yaml holds figures
 
 
-def _why_triton_cannot_run(device_type):
+def _why_triton_cannot_run(device_type, h_dim):
     """None if the Triton kernels can run on this device, else (what is wrong, what to do)."""
     import torch
 
     from gpt.kernels.launch import HAVE_TRITON, interpreted
+    from gpt.kernels.layer_norm import MAXIMUM_WIDTH
 
     if not HAVE_TRITON:
         return "the package triton is not installed", "run `pip install triton`"
+    if h_dim > MAXIMUM_WIDTH:
+        return f"h_dim {h_dim:,} is wider than the {MAXIMUM_WIDTH:,} that its LayerNorm takes", "take a narrower model"
     if interpreted():
         return None
     if device_type != "cuda" or not torch.cuda.is_available():
@@ -35,11 +38,11 @@ def _onednn_too(device_type):
     return "; matrix products by oneDNN" if device_type == "cpu" and by_onednn(torch.empty(1)) else ""
 
 
-def choose(kernels: str, device_type: str) -> tuple[str, str]:
+def choose(kernels: str, device_type: str, h_dim: int) -> tuple[str, str]:
     """Which implementation to run, "triton" or "torch", and why, in a few words.
 
     kernels: "torch", "triton", or "auto" for Triton wherever it runs compiled on a GPU. device_type: "cuda", "cpu", …
-    Raises UserError where "triton" is asked for and cannot run.
+    h_dim: the model's. Raises UserError where "triton" is asked for and cannot run.
     """
     from gpt.errors import UserError
 
@@ -47,7 +50,7 @@ def choose(kernels: str, device_type: str) -> tuple[str, str]:
         raise UserError(f'kernels is {kernels!r}: give "auto", "triton" or "torch"')
     if kernels == "torch":
         return "torch", "as asked for"
-    obstacle = _why_triton_cannot_run(device_type)
+    obstacle = _why_triton_cannot_run(device_type, h_dim)
     if kernels == "triton":
         if obstacle is None:
             return "triton", "as asked for"
