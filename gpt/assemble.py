@@ -3,7 +3,6 @@
 A unit is a pair of files: NUMBER.tokens, stored ids as in tokens.bin, and NUMBER.jsonl, a record per document.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 
 from gpt import corpus
 from gpt.errors import UserError
-from gpt.files import hash_file, sync
+from gpt.files import sync_all
 from gpt.sources import BLOCK, FOUND
 from gpt.vocab import Vocab
 
@@ -67,31 +66,26 @@ def assemble(units, vocab: Vocab, rule, facts: dict, building: Path, say):
     rule: gpt.splits.Rule. facts: {"bad_utf8", "duplicates", "provenance"} for the manifest; duplicates "drop" leaves out
     documents that their split has already, and training documents that are held out in another.
     """
-    dtype = corpus.token_dtype(vocab.size)
-    documents = Documents(units, np.dtype(dtype).itemsize)
+    documents = Documents(units, np.dtype(corpus.token_dtype(vocab.size)).itemsize)
     records = documents.records
     splits = rule.share_out([record.name for record in records], [record.split for record in records])
     held_out = {records[i].sha256: name for name, indices in splits.items() if name != "train" for i in indices
                 if not records[i].left_out}  # fmt: skip
     building.mkdir()
-    (building / corpus.TOKENIZER).write_bytes(vocab.model)
-    manifest = {
-        "format": corpus.FORMAT, "dtype": dtype, "vocab_size": vocab.size, "special_ids": vocab.special_ids,
-        "tokenizer": {"sha256": hashlib.sha256(vocab.model).hexdigest(), "pieces_sha256": vocab.fingerprint},
-        "text": {"line_ends": "CRLF is read as LF", "order": "by sha256 of the document's name",
-                 "byte_order_mark": "left out at a document's beginning", "bad_utf8": facts["bad_utf8"],
-                 "duplicates": facts["duplicates"]},
-        "provenance": facts["provenance"], "splits": {},
-    }  # fmt: skip
+    text = {"line_ends": "CRLF is read as LF", "order": "by sha256 of the document's name",
+            "byte_order_mark": "left out at a document's beginning", "bad_utf8": facts["bad_utf8"],
+            "duplicates": facts["duplicates"]}  # fmt: skip
+    manifest = corpus.begin(building, vocab, text, facts["provenance"])
     for name, indices in splits.items():
         kept, counts = _choose(name, [(i, records[i]) for i in indices], held_out, facts["duplicates"] == "drop")
         if not kept:
             why = ", ".join(f"{count} {reason}" for reason, count in counts["left_out"].items() if count)
             raise UserError(f"the split {name!r} is empty: all of its {len(indices)} documents are left out ({why})")
         manifest["splits"][name] = _write_split(building / name, documents, kept, counts)
-        _tell(name, manifest["splits"][name], counts, say)
+        say(corpus.size_of_split(name, manifest["splits"][name]))
+        _tell(name, counts, say)
     corpus.write_manifest(building, manifest)
-    sync(building)
+    sync_all(building)
 
 
 def _choose(split, indexed, held_out, drop):
@@ -126,36 +120,21 @@ def _write_split(folder, documents, kept, counts) -> dict:
     with open(folder / corpus.TOKENS, "wb") as out:
         for index in kept:
             documents.copy(index, out)
-    np.save(folder / corpus.DOC_TOKENS, np.array([record.tokens for record in records], np.int64))
-    np.save(folder / corpus.DOC_BYTES, np.array([record.bytes for record in records], np.int64))
-    with open(folder / corpus.NAMES, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps(record.name) + "\n" for record in records)
-    for file in corpus.FILES:
-        sync(folder / file)
-    sync(folder)
-    return {
-        "documents": len(records),
-        "tokens": sum(record.tokens for record in records) + len(records),
-        "bytes": sum(record.bytes for record in records),
-        "left_out": counts["left_out"],
-        "found": counts["found"],
-        "files": {file: hash_file(folder / file) for file in corpus.FILES},
-    }
+    names, tokens, sizes = ([getattr(record, key) for record in records] for key in ("name", "tokens", "bytes"))
+    return corpus.finish_split(folder, names, tokens, sizes, left_out=counts["left_out"], found=counts["found"])
 
 
 WORDS = {"empty": "empty", "bad_utf8": "not UTF-8", "duplicate": "duplicate(s)", "byte_order_mark": "with a byte order mark",
          "crlf": "with CRLF", "nul": "with NULs", "also_held_out": "also held out"}  # fmt: skip
 
 
-def _tell(name, entry, counts, say):
-    say(f"{name}: {entry['documents']:,} documents, {entry['bytes']:,} bytes, {entry['tokens']:,} tokens "
-        f"({entry['bytes'] / entry['tokens']:.2f} bytes per token)")  # fmt: skip
+def _tell(name, counts, say):
     for what, title in (("left_out", "left out"), ("found", "found")):
         listed = ", ".join(f"{count:,} {WORDS[key]}" for key, count in counts[what].items() if count)
         if listed:
             say(f"{name}: {title} {listed}")
     elsewhere = counts["elsewhere"]
     if elsewhere:
-        fate = "left out of it" if entry["left_out"]["duplicate"] else "kept; --duplicates drop leaves them out of train"
+        fate = "left out of it" if counts["left_out"]["duplicate"] else "kept; --duplicates drop leaves them out of train"
         say(f"WARNING: {len(elsewhere):,} document(s) of train are held out too, under other names: {fate} "
             f"({', '.join(elsewhere[:SHOWN])}{', …' * (len(elsewhere) > SHOWN)})")  # fmt: skip

@@ -15,6 +15,7 @@ with another number of ranks, needs no state.
 
 import hashlib
 import heapq
+import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.files import sync
+from gpt.files import hash_file
 from gpt.vocab import Vocab
 
 FORMAT = 2  # from 2 on a manifest holds its own hash; 1 is read too
@@ -124,12 +125,42 @@ class Dataset:
         return split
 
 
+def begin(folder: Path, vocab: Vocab, text: dict, provenance: dict) -> dict:
+    """Write a new dataset's tokenizer into its folder; returns its manifest, which has no split yet.
+
+    text: what was done to the documents. provenance: what they were made of.
+    """
+    (folder / TOKENIZER).write_bytes(vocab.model)
+    return {
+        "format": FORMAT, "dtype": token_dtype(vocab.size), "vocab_size": vocab.size, "special_ids": vocab.special_ids,
+        "tokenizer": {"sha256": hashlib.sha256(vocab.model).hexdigest(), "pieces_sha256": vocab.fingerprint},
+        "text": text, "provenance": provenance, "splits": {},
+    }  # fmt: skip
+
+
+def finish_split(folder: Path, names, doc_tokens, doc_bytes, **facts) -> dict:
+    """Write a split's other files beside its tokens.bin; returns its entry in the manifest, `facts` among it."""
+    for file, counts in ((DOC_TOKENS, doc_tokens), (DOC_BYTES, doc_bytes)):
+        content = io.BytesIO()  # numpy's own way into a file does not tell that the disk is full
+        np.save(content, np.array(counts, np.int64))
+        (folder / file).write_bytes(content.getbuffer())
+    with open(folder / NAMES, "w", encoding="utf-8") as out:
+        out.writelines(json.dumps(name) + "\n" for name in names)
+    return {"documents": len(names), "tokens": sum(doc_tokens) + len(names), "bytes": sum(doc_bytes), **facts,
+            "files": {file: hash_file(folder / file) for file in FILES}}  # fmt: skip
+
+
+def size_of_split(name: str, entry: dict) -> str:
+    """An entry of the manifest in a line."""
+    return (f"{name}: {entry['documents']:,} documents, {entry['bytes']:,} bytes, {entry['tokens']:,} tokens "
+            f"({entry['bytes'] / entry['tokens']:.2f} bytes per token)")  # fmt: skip
+
+
 def write_manifest(folder: Path, manifest: dict):
     """Write a dataset's manifest, sealed: its last value is the sha256 of the file with 64 zeros in the value's place."""
     path = folder / MANIFEST
     text = json.dumps({**manifest, SEAL: "0" * 64}, indent=1) + "\n"
     path.write_text(text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest()), encoding="utf-8")
-    sync(path)
 
 
 def _seal_holds(text: str, manifest: dict) -> bool:

@@ -1,10 +1,10 @@
 """What can be known before a GPU is held: `train.py --dry_run` and `--explain`. Imports neither torch nor deepspeed."""
 
 import math
-import shutil
 
 from gpt import classes, plan, scale
 from gpt.config import Config
+from gpt.files import free_space
 from gpt.metrics import duration
 
 GPU_CHUNK_ELEMENTS = 1 << 26
@@ -96,10 +96,7 @@ def _disk(config):
     if 0 < options.keep_last < count:
         forever = options.max_train_steps // options.keep_every if options.keep_every > 0 else 0
         count = min(count, options.keep_last + 1 + forever)  # one more while it is being written
-    place = config.run_dir.resolve()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free, _ = free_space(config.run_dir)
     short = " - NOT ENOUGH: keep fewer with keep_last" if count * size > free else ""
     return [f"disk           {count} checkpoint(s) of {size / 1e9:.2f} GB: {count * size / 1e9:.1f} GB in {config.run_dir}, "
             f"{free / 1e9:.1f} GB free{short}"]  # fmt: skip

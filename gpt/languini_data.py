@@ -7,9 +7,7 @@ Its loader deals a list's documents in order to streams and puts the end-of-docu
 with the documents of a split (gpt/corpus.py). So keeping the order keeps every batch as it was.
 """
 
-import hashlib
-import json
-import shutil
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -20,7 +18,7 @@ from tqdm import tqdm
 
 from gpt import corpus
 from gpt.errors import UserError
-from gpt.files import built_aside, hash_file, require_new_folder
+from gpt.files import built_aside, free_space, hash_file, require_new_folder
 from gpt.vocab import Vocab
 
 SPLITS = {  # name of a split, of its list
@@ -63,15 +61,10 @@ def import_dataset(root, vocab_name: str, vocab: Vocab, out, say=print):
     splits = {split: _read_list(path, source) for split, path in lists.items()}
     dtype = corpus.token_dtype(vocab.size)
     _require_room(out, sum(d.tokens + 1 for listed in splits.values() for d in listed) * np.dtype(dtype).itemsize)
+    provenance = {"source": "tokenised books of the Languini Kitchen", "vocab": vocab_name,
+                  "file_lists": {path.name: hash_file(path)["sha256"] for path in lists.values()}}  # fmt: skip
     with built_aside(out) as building:
-        (building / corpus.TOKENIZER).write_bytes(vocab.model)
-        provenance = {"source": "tokenised books of the Languini Kitchen", "vocab": vocab_name,
-                      "file_lists": {path.name: hash_file(path)["sha256"] for path in lists.values()}}  # fmt: skip
-        manifest = {
-            "format": corpus.FORMAT, "dtype": dtype, "vocab_size": vocab.size, "special_ids": vocab.special_ids,
-            "tokenizer": {"sha256": hashlib.sha256(vocab.model).hexdigest(), "pieces_sha256": vocab.fingerprint},
-            "text": {"line_ends": "as tokenised", "order": "of the file lists"}, "provenance": provenance, "splits": {},
-        }  # fmt: skip
+        manifest = corpus.begin(building, vocab, {"line_ends": "as tokenised", "order": "of the file lists"}, provenance)
         for split, listed in splits.items():
             manifest["splits"][split] = _write_split(building / split, listed, source, vocab, dtype, say)
         corpus.write_manifest(building, manifest)
@@ -90,7 +83,7 @@ def _read_list(path, source) -> list:
         raise UserError(f"{path} names no document: get the file anew, or take it away to import the other splits")
     listed = []
     for number, (name, count) in enumerate(_progress(rows, path.name, "file"), 1):
-        name, count = (value.decode() if isinstance(value, bytes) else str(value) for value in (name, count))
+        name, count = (os.fsdecode(value) if isinstance(value, bytes) else str(value) for value in (name, count))
         if not count.isdecimal() or int(count) < 1:
             raise UserError(f"{path}, row {number}: {count!r} is no number of tokens: get the file anew")
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -124,7 +117,7 @@ def _open(path, file_list) -> np.ndarray:
 def _write_split(folder, listed, source, vocab, dtype, say) -> dict:
     """Pack the documents into `folder`; returns the split's entry in the manifest."""
     folder.mkdir()
-    doc_bytes, inner_ends = np.zeros(len(listed), np.int64), 0
+    doc_bytes, inner_ends = [0] * len(listed), 0
     with open(folder / corpus.TOKENS, "wb") as out:
         for index, document in enumerate(_progress(listed, folder.name, "doc")):
             path = source / document.name
@@ -134,23 +127,15 @@ def _write_split(folder, listed, source, vocab, dtype, say) -> dict:
                 if chunk.max() >= vocab.size:
                     raise UserError(f"{path} holds the id {chunk.max()}, and {vocab.name} has {vocab.size}: give the "
                                     "tokenizer that the books were tokenised with")
-                doc_bytes[index] += vocab.byte_lengths[chunk].sum()
+                doc_bytes[index] += int(vocab.byte_lengths[chunk].sum())
                 inner_ends += int((chunk == END_OF_DOCUMENT).sum())
                 out.write(chunk.astype(dtype).tobytes())
             out.write(np.array([END_OF_DOCUMENT], dtype).tobytes())
             if not doc_bytes[index]:
                 raise UserError(f"{path} holds no text, only special ids: tokenise that book again")
-    np.save(folder / corpus.DOC_TOKENS, np.array([document.tokens for document in listed], np.int64))
-    np.save(folder / corpus.DOC_BYTES, doc_bytes)
-    with open(folder / corpus.NAMES, "w", encoding="utf-8") as out:
-        out.writelines(json.dumps(document.name) + "\n" for document in listed)
-    files = (corpus.TOKENS, corpus.DOC_TOKENS, corpus.DOC_BYTES, corpus.NAMES)
-    entry = {
-        "documents": len(listed), "tokens": sum(document.tokens + 1 for document in listed), "bytes": int(doc_bytes.sum()),
-        "end_of_document_ids_inside": inner_ends, "files": {file: hash_file(folder / file) for file in files},
-    }  # fmt: skip
-    say(f"{folder.name}: {entry['documents']:,} documents, {entry['bytes']:,} bytes, {entry['tokens']:,} tokens "
-        f"({entry['bytes'] / entry['tokens']:.2f} bytes per token)"
+    names, doc_tokens = zip(*listed)
+    entry = corpus.finish_split(folder, names, doc_tokens, doc_bytes, end_of_document_ids_inside=inner_ends)
+    say(corpus.size_of_split(folder.name, entry)
         + (f"; {inner_ends:,} end-of-document ids stand inside documents, of 0 bytes each" if inner_ends else ""))
     return entry
 
@@ -160,10 +145,7 @@ def _progress(items, what, unit):
 
 
 def _require_room(out, size):
-    place = out.resolve().parent
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free, place = free_space(out)
     if free < size:
         raise UserError(f"{out} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {place}: make room, or name "
                         "a folder on another disk")
