@@ -31,7 +31,7 @@ class Group:
     def family(self) -> str:
         return self.runs[0].family
 
-    def mean(self, axis: str, kind: str, name: str, split: str | None = None):
+    def mean(self, axis: str, kind: str, name, split: str | None = None):
         """(x, mean, spread) of a value over the steps that all runs have; the spread is the sample standard deviation,
         None for one run. None where the axis is not to be had."""
         tables = []
@@ -92,7 +92,8 @@ def finished_only(groups, notices: list) -> list:
 
 
 def incomparable(runs) -> str | None:
-    """Why the final evaluations of runs do not measure the same, or None: dataset, split and bytes scored must agree."""
+    """Why the final evaluations of runs do not measure the same, or None: dataset, split, last_n and bytes scored must
+    agree."""
     for run in runs:
         missing = "its dataset's fingerprint" if run.fingerprint is None else (
             "how many bytes its evaluations scored" if not isinstance(run.final().get("bytes"), int) else None)  # fmt: skip
@@ -105,6 +106,10 @@ def incomparable(runs) -> str | None:
                     f"{other.fingerprint[:12]})")  # fmt: skip
         if splits[0] != splits[1]:
             return f"{names} were evaluated on different splits ({splits[0]} and {splits[1]})"
+        last_n = [run.options.get("last_n") for run in (first, other)]
+        if last_n[0] != last_n[1]:
+            return (f"{names} gave the scored tokens different context (last_n {last_n[0]} and {last_n[1]}): evaluate them "
+                    "with the same last_n")  # fmt: skip
         scored = [run.final()["bytes"] for run in (first, other)]
         if scored[0] != scored[1]:
             return (f"{names} scored different parts of the split {splits[0]!r} ({scored[0]:,} and {scored[1]:,} bytes): "
@@ -112,16 +117,32 @@ def incomparable(runs) -> str | None:
     return None
 
 
+def mixed_references(runs) -> list:
+    """Sentences on families whose runs tell several throughputs of the reference accelerator. Another kernel or precision
+    explains that, but so does another accelerator, whose hours are not the same compute."""
+    speeds = {}
+    for run in runs:
+        speeds.setdefault(run.family, set()).add(run.options.get("tokens_per_second"))
+    return [f"{name} is said to train at {' and at '.join(f'{speed:,}' for speed in sorted(found - {None}))} reference "
+            "tokens/s: that is equal compute only if one accelerator does both" for name, found in speeds.items()
+            if len(found - {None}) > 1]  # fmt: skip
+
+
 def final_losses(groups, axis: str, notices: list) -> dict:
     """{family: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising x. Runs that are not
-    finished, and losses that are not finite, are left out with a notice. Raises UserError where losses do not measure the
-    same, or the axis is not to be had."""
+    finished or trained no step, and losses that are not finite, are left out with a notice. Raises UserError where losses do
+    not measure the same, or the axis is not to be had."""
     whole, found = finished_only(groups, notices), {}
     reason = incomparable([run for group in whole for run in group.runs])
     if reason:
         raise UserError(f"final losses cannot be compared: {reason}")
+    if axis == "reference_hours":
+        notices += mixed_references([run for group in whole for run in group.runs])
     for group in whole:
         x, losses = group.final(axis, "normalised_loss")
+        if not x > 0:
+            notices.append(f"{group.name} is left out: it took no step of training")
+            continue
         if not (np.isfinite(losses) & (losses > 0)).all():
             notices.append(f"{group.name} is left out: its final normalised loss is not finite")
             continue

@@ -61,15 +61,16 @@ def _data(config, dataset):
 
 
 def _memory(config):
-    stage, offload = config.engine["zero_optimization"]["stage"], config.engine["zero_optimization"].get("offload_optimizer")
-    off = bool(offload) and offload["device"] != "none"
+    zero = config.engine["zero_optimization"]
+    stage = zero["stage"]
+    off, weights_off = (zero.get(f"offload_{what}", {}).get("device", "none") != "none" for what in ("optimizer", "param"))
     chosen = config.options.activation_checkpointing
 
     def estimate(at, checkpointing):
         return plan.memory(
             config.model, config.batch.micro_size, config.batch.world_size, at, config.precision, checkpointing,
             GPU_CHUNK_ELEMENTS, config.moments, off and at > 0,
-            config.engine["zero_optimization"].get("stage3_max_live_parameters", 10**9),
+            zero.get("stage3_max_live_parameters", 10**9), weights_off,
         )  # fmt: skip
 
     rows = [[getattr(estimate(at, chosen), part) for at in range(4)] for part in PARTS]
@@ -77,13 +78,14 @@ def _memory(config):
     rows.append([estimate(at, not chosen).total for at in range(4)])
     other = "without" if chosen else "with"
     names = [*PARTS, "most at once", f"{other} activation checkpointing"]
-    if off:
+    if off or weights_off:
         names.append("in host memory")
         rows.append([estimate(at, chosen).host for at in range(4)])
     lines = ["memory per rank in GiB" + " " * 14 + "".join(f"{'ZeRO ' + str(at) + ('*' if at == stage else ' '):>10s}" for at in range(4))]
     lines += [f"  {name:34s}" + "".join(f"{value / 2**30:>9.2f} " for value in row) for name, row in zip(names, rows)]
+    moved = " and ".join(["optimizer states"] * off + ["weights"] * weights_off)
     lines.append(f"  * this run, {'with' if chosen else 'without'} activation checkpointing"
-                 + (", optimizer states in host memory" if off else ""))  # fmt: skip
+                 + (f", {moved} in host memory" if moved else ""))  # fmt: skip
     return lines
 
 
@@ -136,8 +138,8 @@ def _scaling(config, interconnect):
         return ["scaling        unknown: set tokens_per_second to the GPU's measured throughput"]
 
     def steps(batch):
-        return [scale.step(config.model, batch, stage, config.precision, options.tokens_per_second, interconnect * 1e9)
-                for stage in stages]  # fmt: skip
+        return [scale.step(config.model, batch, stage, config.precision, options.tokens_per_second, interconnect * 1e9,
+                           config.engine["zero_optimization"]) for stage in stages]  # fmt: skip
 
     now = steps(config.batch)
     head = "".join(f"{'ZeRO ' + str(stage) + ('*' if stage == own else ' '):>10s}" for stage in stages)

@@ -66,6 +66,10 @@ def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 
     accelerator = deepspeed.accelerator.get_accelerator()
     on_cpu = accelerator.device_name() == "cpu"
     local_rank = int(os.environ["LOCAL_RANK"])
+    if not on_cpu and local_rank >= accelerator.device_count():
+        raise UserError(f"rank {launch.rank} has the local rank {local_rank} on {socket.gethostname()}, where it sees "
+                        f"{accelerator.device_count()} device(s): start at most so many ranks there (slots in the hostfile, "
+                        "--num_gpus, --ntasks-per-node), and let each see all devices")  # fmt: skip
     store, hosts = roll_call(launch, dict(facts))
     if on_cpu:
         # The first init_distributed on a CPU would compile an operator that only inference uses: minutes, and a compiler.
@@ -73,7 +77,6 @@ def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 
         _share_cores(hosts.count(hosts[launch.rank]))
         keep_freed_memory()
     else:
-        _require_devices(accelerator.device_count())
         accelerator.set_device(local_rank)
     with Deadline(JOIN_SECONDS, f"all ranks have come, but rank {launch.rank} on {hosts[launch.rank]} could not connect to all "
                   f"others within {JOIN_SECONDS:g} s: their hosts must reach each other on every port; tools/preflight.py "
@@ -81,15 +84,6 @@ def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 
         deepspeed.init_distributed(verbose=verbose, timeout=timedelta(seconds=2 * max(step_timeout, STARTING_SECONDS)))
     device = "cpu" if on_cpu else accelerator.device_name(local_rank)
     return World(launch.rank, launch.size, torch.device(device), hosts, store)
-
-
-def _require_devices(devices: int):
-    """Raise UserError, on all ranks of a host alike, where it has fewer GPUs than the launcher started ranks, which DeepSpeed's
-    and torchrun tell."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    if devices < ranks_here:
-        raise UserError(f"{ranks_here} ranks were started on {socket.gethostname()}, where a rank sees {devices} GPU(s): start no more "
-                        "ranks than GPUs (--num_gpus, --nproc_per_node, the hostfile's slots)")  # fmt: skip
 
 
 def _share_cores(ranks_here: int):

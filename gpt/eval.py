@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # instead of gpt/, whose module names must shadow nobody's
 
 from gpt.errors import Parser, UserError, run
-from gpt.files import file_of_weights
+from gpt.files import file_of_weights, require_place_for
 
 
 def parse_args():
@@ -41,8 +41,8 @@ def main():
     weights = args.checkpoint_file
     for name in ("json", "markdown"):
         file = getattr(args, name)
-        if file and (Path(file).is_dir() or not Path(file).resolve().parent.is_dir()):
-            raise UserError(f"--{name} {file}: give the name of a file in a folder that exists")
+        if file:
+            require_place_for(f"--{name}", file)
 
     from gpt import checkpoint
     from gpt.corpus import Dataset

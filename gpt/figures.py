@@ -1,6 +1,8 @@
 """The figures of runs: curves over every axis, how training went, scaling laws. Needs matplotlib (extra `plot`)."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,7 +11,32 @@ from gpt.runs import AXES
 from gpt.scaling import crossings, pairs
 
 QUANTITIES = {"loss": "loss (nats per token)", "normalised_ppl": "normalised perplexity (per byte)"}
-PANELS = {"lr": "learning rate", "loss_scale": "loss scale", "tokens_per_second": "tokens per second"}
+
+
+class Panel(NamedTuple):
+    """One of several curves over steps, drawn below each other. quantity: a number's name in the events of a kind, or a
+    function of the event."""
+
+    kind: str
+    quantity: str | Callable
+    label: str
+    log: bool = False
+
+
+def _norm(event, what):
+    """2-norm of all parameter groups together."""
+    return math.hypot(*event[what].values())
+
+
+SCALE = Panel("train", "loss_scale", "loss scale", log=True)
+TRAINING = (Panel("train", "lr", "learning rate"), Panel("train", "grad_norm", "gradient norm", log=True), SCALE,
+            Panel("train", "tokens_per_second", "tokens per second"))  # fmt: skip
+INSIDE = (
+    Panel("norms", lambda event: _norm(event, "weight"), "norm of all weights"),
+    Panel("norms", lambda event: 1e6 * _norm(event, "update") / _norm(event, "weight"), "update / weights (ppm)", log=True),
+    Panel("activations", "rms/ln_f.stream", "RMS after the last block"),
+    Panel("activations", lambda event: max(event["max_abs"].values()), "largest activation", log=True),
+)
 UNITS = {"reference_hours": "h", "flops": "FLOPs"}
 
 
@@ -71,30 +98,45 @@ def curves(groups, axis: str, quantity: str, out) -> list:
     return drawing.save(made, out / f"{quantity}_{axis}")
 
 
-@drawing.in_style
 def training(groups, out) -> list:
-    """Files of learning rate, loss scale (where one is in use) and throughput over steps."""
-    series = {name: [(look, *found[:2]) for group, look in zip(groups, looks(groups))
-                     if (found := _points(group, "steps", "train", name))] for name in PANELS}  # fmt: skip
-    series["loss_scale"] = [line for line in series["loss_scale"] if (line[2] != 1).any()]
-    series = {name: lines for name, lines in series.items() if lines}
+    """Files of learning rate, gradient norm, loss scale (where one is in use) and throughput over steps."""
+    series = {panel: _lines(groups, panel) for panel in TRAINING}
+    series[SCALE] = [line for line in series[SCALE] if (line[2] != 1).any()]
+    return _stacked(groups, series, out / "training")
+
+
+def inside(groups, out) -> list:
+    """Files of what runs told about their weights and activations (log_grads_every, log_activations_every) over steps."""
+    return _stacked(groups, {panel: _lines(groups, panel) for panel in INSIDE}, out / "inside")
+
+
+def _lines(groups, panel):
+    """[(look, steps, mean)] of the groups that have a panel's quantity."""
+    return [(look, *found[:2]) for group, look in zip(groups, looks(groups))
+            if (found := _points(group, "steps", panel.kind, panel.quantity))]  # fmt: skip
+
+
+@drawing.in_style
+def _stacked(groups, series, stem) -> list:
+    """Files of panels below each other, {panel: its lines}; those without a line are left out."""
+    series = {panel: lines for panel, lines in series.items() if lines}
     if not series:
         return []
     made, panels = drawing.figure([group.title for group in groups], len(series), height=2.2, sample=0.3)
-    for axes, (name, lines) in zip(panels, series.items()):
+    for axes, (panel, lines) in zip(panels, series.items()):
         for look, x, mean in lines:
             x, mean = drawing.thin(x, mean, log=False)
             axes.plot(x, mean, **look, markevery=(len(x) // 8, max(1, len(x) // 4)), markerfacecolor="white")
         low, high = min(mean.min() for *_, mean in lines), max(mean.max() for *_, mean in lines)
-        drawing.scale(axes.yaxis, low, high, log=name == "loss_scale")
-        if name != "loss_scale":
+        drawing.scale(axes.yaxis, low, high, log=panel.log)
+        if not panel.log:
             axes.set_ylim(0, 1.05 * high or 1)
-        axes.set_ylabel(PANELS[name])
+        axes.set_ylabel(panel.label)
     drawing.legend(panels[0], [(group.title, look) for group, look in zip(groups, looks(groups))])
     panels[-1].xaxis.set_major_formatter(lambda value, _: drawing.number(value))
     panels[-1].set_xlabel(AXES["steps"].label)
     made.align_ylabels()
-    return drawing.save(made, out / "training")
+    return drawing.save(made, stem)
 
 
 @drawing.in_style

@@ -55,6 +55,12 @@ def is_locked_by(folder: Path, token: str) -> bool:
     return False
 
 
+def require_place_for(option: str, path):
+    """Raise UserError where a file of this name cannot be made, before the work whose results it is for."""
+    if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
+        raise UserError(f"{option} {path}: give the name of a file in a folder that exists")
+
+
 def require_new_folder(path):
     """Raise UserError where a folder that is to be made is there already, and not empty."""
     path = Path(path)

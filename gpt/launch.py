@@ -23,6 +23,7 @@ NAMES = (
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
 DEFAULT_PORT = 29500
+RUNNER, LAUNCH, TORCH = "deepspeed", "deepspeed.launcher.launch", "torchrun"  # kinds of launchers
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class Launch:
     rank: int
     size: int
     promised: tuple = ()
+    idle_tasks: int = 0  # of a Slurm job in which this process was started without srun
+
+    def require_all_tasks(self):
+        """Raise UserError where one process would train in a job that was given several tasks."""
+        if self.idle_tasks > 1:
+            raise UserError(f"this Slurm job has {self.idle_tasks} tasks (SLURM_NTASKS), and this is one process without srun: start "
+                            "it with srun, as in tools/slurm.sbatch, or unset SLURM_NTASKS for a single process")  # fmt: skip
 
 
 def launched() -> Launch:
@@ -44,7 +52,8 @@ def launched() -> Launch:
         name in os.environ for name in names))), None)  # fmt: skip
     if found is None:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-        return Launch(0, 1)
+        tasks = os.environ.get("SLURM_NTASKS", "")
+        return Launch(0, 1, idle_tasks=int(tasks) if tasks.isdecimal() else 0)
     rank, size, local_rank = (_number(name, found) for name in found)
     if rank >= size:
         raise UserError(f"{found[0]} is {rank} and {found[1]} is {size}: ranks count from 0 to {size - 1}")
@@ -96,8 +105,7 @@ def first_node(nodes: str) -> str:
 def _promised_by_deepspeed(size):
     """The host of each rank by DeepSpeed's launcher. Raises UserError where it took fewer hosts than it was asked for."""
     above = launchers()
-    lines = {_kind(process): process for process in above}
-    launch, runner = lines.get("deepspeed.launcher.launch"), lines.get("deepspeed")
+    launch, runner = _first(LAUNCH, above), _first(RUNNER, above) or over_ssh(above)
     coded = [word.partition("=")[2] for word in launch.cmdline() if word.startswith("--world_info=")] if launch else []
     hosts = json.loads(base64.urlsafe_b64decode(coded[0])) if coded else {}
     promised = tuple(host for host, devices in hosts.items() for _ in devices)
@@ -139,14 +147,39 @@ def launchers() -> list:
     return found
 
 
-def _kind(process):
-    """deepspeed, deepspeed.launcher.launch, torch, or None for a process that is no launcher."""
-    for word in process.cmdline():
-        name = os.path.basename(word)
-        if name == "deepspeed" or word == "deepspeed.launcher.runner":
-            return "deepspeed"
-        if name == "torchrun" or word.startswith("torch.distributed"):
-            return "torch"
-        if word.startswith("deepspeed.launcher"):
-            return "deepspeed.launcher.launch"
+def over_ssh(above):
+    """The `deepspeed` that started the nearest of the launchers `above` over ssh, where it runs on this host; None where it
+    does not, or is above itself. ssh cuts the line of parents, so its pdsh is found by what that was told to start."""
+    launch = _first(LAUNCH, above)
+    if launch is None or _first(RUNNER, above):
+        return None
+    try:
+        told = {word for word in launch.cmdline() if word.startswith(("--world_info=", "--master_addr=", "--master_port="))}
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or [""]
+            if os.path.basename(words[0]) == "pdsh" and len(told) == 3 and told <= set(words):
+                runner = process.parent()
+                return runner if runner is not None and _kind(runner) == RUNNER else None
+    except psutil.Error:
+        pass  # a process that ended meanwhile
     return None
+
+
+def _first(kind, processes):
+    return next((process for process in processes if _kind(process) == kind), None)
+
+
+def _kind(process):
+    """RUNNER, LAUNCH, TORCH, or None for a process that is no launcher. All of them are Python programs."""
+    interpreter, *words = process.cmdline() or [""]
+    if "python" not in os.path.basename(interpreter):
+        return None
+    while words and words[0].startswith("-"):
+        words = words[2 if words[0] in ("-W", "-X") else 1 :]
+    program = words[0] if words else ""
+    name = os.path.basename(program)
+    if name in ("deepspeed", "deepspeed.pt", "ds") or program == "deepspeed.launcher.runner":
+        return RUNNER
+    if name == "torchrun" or program.startswith("torch.distributed"):
+        return TORCH
+    return LAUNCH if program.startswith("deepspeed.launcher") else None

@@ -143,7 +143,7 @@ class Memory:
     optimizer: int  # fp32 copy of the weights, and the optimizer's own numbers
     activations: int  # kept for the backward pass of one micro batch
     logits: int  # one chunk of logits with its temporaries, and the output layer's gradients until the backward pass
-    gathered: int  # ZeRO 3: weights of other ranks, while they are in use
+    gathered: int  # ZeRO 3: weights of other ranks, or from host memory, while they are in use
     update: int  # temporary fp32 gradients of the update
     host: int  # not on the device but in this rank's share of host memory: what is offloaded
 
@@ -155,12 +155,13 @@ class Memory:
 
 
 def memory(model: ModelConfig, micro_size: int, world_size: int, stage: int, precision: str, checkpointing: bool,
-           chunk_elements: int, moments: int = 2, offload: bool = False, live_parameters: int = 10**9) -> Memory:  # fmt: skip
+           chunk_elements: int, moments: int = 2, offload: bool = False, live_parameters: int = 10**9,
+           offload_weights: bool = False) -> Memory:  # fmt: skip
     """Memory of one rank under a ZeRO stage (Rajbhandari et al., arXiv 1910.02054, with DeepSpeed's own buffers).
 
     precision: fp32, fp16 or bf16. moments: numbers per parameter that the optimizer keeps (Adam 2). offload: optimizer
     states live in host memory. chunk_elements: logits per chunk of the output layer. live_parameters: what ZeRO 3 may
-    gather at a time.
+    gather at a time. offload_weights: under ZeRO 3 a rank's share of the weights, too, lives in host memory.
     """
     n, width = model.parameters(), 4 if precision == "fp32" else 2
     own = -(-n // world_size)  # elements of one rank's share, rounded up
@@ -171,15 +172,17 @@ def memory(model: ModelConfig, micro_size: int, world_size: int, stage: int, pre
     blocks = model.n_layers * per_input + per_block if checkpointing else model.n_layers * per_block
     final = (2 * model.h_dim) * width + 8  # input and statistics of the last LayerNorm, gradient of the hidden states
     chunk = min(chunk_elements, tokens * model.vocab_size)
+    offload_weights = offload_weights and stage == 3
+    host = 4 * updated * (2 + moments + (stage < 3)) if offload else 0  # with fp32 gradients; below 3 their sum, too
     return Memory(
-        weights=width * (own if stage == 3 else n),
+        weights=0 if offload_weights else width * (own if stage == 3 else n),
         gradients=width * (own if stage >= 2 else n),
         optimizer=0 if offload else copy + 4 * moments * updated,
         activations=tokens * (blocks + final),
         logits=chunk * (8 if precision == "fp32" else 12) + 4 * model.vocab_size * model.h_dim,
-        gathered=width * min(n, live_parameters) if stage == 3 and world_size > 1 else 0,
+        gathered=width * min(n, live_parameters) if stage == 3 and (world_size > 1 or offload_weights) else 0,
         update=4 * updated if precision != "fp32" and not offload else 0,
-        host=4 * updated * (2 + moments + (stage < 3)) if offload else 0,  # with fp32 gradients; below 3 their sum, too
+        host=host + (width * own if offload_weights else 0),
     )
 
 

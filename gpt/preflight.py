@@ -20,8 +20,9 @@ from gpt.roll_call import PROJECT
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 SKEW_SECONDS, FREE_BYTES = 5.0, 10e9
-SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3")
-ALL_PAIRS = 8  # from so many hosts on only neighbours in the hostfile are measured
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3",
+       "-o", "ControlMaster=no")  # a master in the background would keep stderr open  # fmt: skip
+ALL_PAIRS = 8  # of more hosts than these only neighbours in the hostfile are measured
 MEGABYTES = 16
 ENVIRONMENT = ".deepspeed_env"
 
@@ -113,21 +114,22 @@ class Preflight:
 
     def _report_of(self, host, call):
         """(what the host reported or None, why not)"""
-        process = self._start(host, call)
-        end = time.monotonic() + self.seconds
-        with futures.ThreadPoolExecutor(1) as reader:
-            line = reader.submit(process.stdout.readline)
+        process, end = self._start(host, call), time.monotonic() + self.seconds
+        with futures.ThreadPoolExecutor(2) as readers:
+            errors, line = readers.submit(process.stderr.read), readers.submit(process.stdout.readline)
             try:
-                self.skews[host] = float(line.result(self.seconds)) - time.time()
-                out, _ = process.communicate(timeout=max(1, end - time.monotonic()))
-                return json.loads(out), None
-            except (futures.TimeoutError, subprocess.TimeoutExpired):
-                process.kill()
-                process.wait()
+                first = line.result(self.seconds)
+                self.skews[host] = float(first) - time.time()
+                return json.loads(readers.submit(process.stdout.read).result(max(1, end - time.monotonic()))), None
+            except futures.TimeoutError:
                 return None, f"no answer within {self.seconds:g} s"
             except ValueError:
+                if first.strip() and host not in self.skews:
+                    return None, f"its shell prints {first.strip()[:60]!r} before anything else"
+                return None, (errors.result().strip().splitlines() or ["it ended without a word"])[-1]
+            finally:
+                process.kill()  # ends what the readers wait for
                 process.wait()
-                return None, (process.stderr.read().strip().splitlines() or ["it ended without a word"])[-1]
 
     def _versions(self):
         for what in next(iter(self.reports.values()))["versions"]:

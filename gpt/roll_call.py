@@ -52,7 +52,8 @@ def roll_call(launch, facts: dict, seconds: float = JOIN_SECONDS) -> tuple:
         raise RunError(f"rank {launch.rank} on {socket.gethostname()} could not reach rank 0 at {place} within {seconds:g} s: "
                        "rank 0 has not started, or that address or port is closed to this host; tools/preflight.py "
                        "looks into it") from error  # fmt: skip
-    note = {"size": launch.size, "host": socket.gethostname(), "address": own_address(os.environ["MASTER_ADDR"]), "facts": {**versions(str(PROJECT)), **facts}}
+    note = {"size": launch.size, "host": socket.gethostname(), "address": own_address(os.environ["MASTER_ADDR"]),
+            "facts": {**versions(str(PROJECT)), **facts}}  # fmt: skip
     if board.add(f"claims of rank {launch.rank}", 1) > 1:
         raise RunError(f"two processes say that they are rank {launch.rank}, the second on {note['host']}: give each host its "
                        "own --node_rank, and each run its own --master_port")  # fmt: skip

@@ -144,16 +144,26 @@ def missing_axis(axis: str, runs) -> str:
     return f"no {AXES[axis].label} for {names}: {METRICS} does not hold them"
 
 
-def values(events: list, name: str) -> np.ndarray:
-    """A number of every event, float64; NaN where it is absent, null or no number. name: "loss", or "seconds/data" for
-    one inside a block."""
+def values(events: list, name) -> np.ndarray:
+    """A number of every event, float64; NaN where it is absent, null or no number. name: "loss", "seconds/data" for one
+    inside a block, or a function that makes a number of an event."""
     found = []
     for event in events:
+        if callable(name):
+            found.append(_made(name, event))
+            continue
         value = event
         for part in name.split("/"):
             value = value.get(part) if isinstance(value, dict) else None
         found.append(_number(value))
     return np.array(found)
+
+
+def _made(function, event) -> float:
+    try:
+        return _number(function(event))
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # of an event that lacks a number
+        return math.nan
 
 
 def _number(value) -> float:

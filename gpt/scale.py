@@ -7,18 +7,20 @@ and 4.4):
     all-gather, reduce-scatter    (n - 1) a + (n - 1)/n m/b
     all-reduce                    2 (n - 1) a + 2 (n - 1)/n m/b
 
-How often each stage moves all gradients or weights (Rajbhandari et al., arXiv 1910.02054, section 7; per micro-batch or
-per step as DeepSpeed 0.19.8 does it):
+How often each stage moves all gradients or weights in DeepSpeed 0.19.8, counted in its calls (tests/traffic_run.py). Below
+ZeRO 3 that is more than in the paper (Rajbhandari et al., arXiv 1910.02054, section 7), for its default
+(`use_multi_rank_bucket_allreduce`) is to all-reduce gradients where a reduce-scatter would do:
 
     ZeRO 0    an all-reduce of the gradients per step
-    ZeRO 1    a reduce-scatter of the gradients and an all-gather of the weights per step
-    ZeRO 2    a reduce-scatter per micro-batch, an all-gather per step
-    ZeRO 3    two all-gathers (forward and backward) and a reduce-scatter per micro-batch
+    ZeRO 1    an all-reduce of the gradients and an all-gather of the weights per step
+    ZeRO 2    an all-reduce per micro-batch, an all-gather per step
+    ZeRO 3    an all-gather (forward) and a reduce-scatter per micro-batch; another all-gather (backward) of the weights that
+              were let go, those between whose two uses `stage3_max_reuse_distance` (1e9) elements pass
 
 Assumed: every GPU computes at the reference GPU's rate, whatever its micro-batch; nothing is communicated while it computes
-(the other end is the longer of the two times alone: `Step.overlapped`); all is moved in the run's precision, in buckets of
-DeepSpeed's default size, under ZeRO 3 block by block; evaluation and checkpoints are left out. Across hosts the slowest
-link of a ring is a host's network, all its cards together.
+(the other end is the longer of the two times alone: `Step.overlapped`); all is moved in the run's precision, in its own
+buckets, under ZeRO 3 weights block by block; evaluation and checkpoints are left out. Across hosts the slowest link of a
+ring is a host's network, all its cards together.
 """
 
 import math
@@ -27,7 +29,8 @@ from dataclasses import dataclass
 from gpt.plan import BatchPlan, ModelConfig
 
 HOP_SECONDS = 10e-6  # assumed latency of one hop, not measured
-BUCKET_ELEMENTS = 5 * 10**8  # DeepSpeed's reduce_bucket_size and allgather_bucket_size
+BUCKET_ELEMENTS = 5 * 10**8  # DeepSpeed's default
+REUSE_ELEMENTS = 10**9  # DeepSpeed's default
 RANKS = tuple(2**power for power in range(11))
 
 
@@ -64,17 +67,22 @@ def ring(size: float, ranks: int, bandwidth: float, calls: int = 1) -> float:
 
 
 def step(model: ModelConfig, batch: BatchPlan, stage: int, precision: str, tokens_per_second: float,
-         bandwidth: float) -> Step:  # fmt: skip
-    """A step's time. tokens_per_second: of one GPU. bandwidth: bytes per second and direction of a ring's slowest link."""
+         bandwidth: float, zero: dict) -> Step:  # fmt: skip
+    """A step's time. tokens_per_second: of one GPU. bandwidth: bytes per second and direction of a ring's slowest link.
+    zero: the run's zero_optimization block."""
     n = model.parameters()
-    size = n * (4 if precision == "fp32" else 2)
-    buckets, blocks = math.ceil(n / BUCKET_ELEMENTS), model.n_layers + 2
-    gradients = ring(size, batch.world_size, bandwidth, buckets)
+
+    def once(elements):
+        """All weights or gradients once round the ring, so many at a time."""
+        return ring(n * (4 if precision == "fp32" else 2), batch.world_size, bandwidth, math.ceil(n / elements))
+
+    reduced, gathered = (once(zero.get(f"{what}_bucket_size", BUCKET_ELEMENTS)) for what in ("reduce", "allgather"))
+    kept = min(1.0, zero.get("stage3_max_reuse_distance", REUSE_ELEMENTS) / (2 * n))  # of the weights, by the forward pass
     communicating = (
-        2 * gradients,
-        2 * gradients,
-        (batch.accumulation + 1) * gradients,
-        batch.accumulation * (2 * ring(size, batch.world_size, bandwidth, blocks) + gradients),
+        2 * once(BUCKET_ELEMENTS),
+        2 * reduced + gathered,
+        2 * batch.accumulation * reduced + gathered,
+        batch.accumulation * ((2 - kept) * once(n / (model.n_layers + 2)) + reduced),
     )[stage]
     return Step(batch.global_size * model.seq_len / batch.world_size / tokens_per_second, communicating)
 

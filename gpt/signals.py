@@ -7,7 +7,7 @@ import time
 
 import psutil
 
-from gpt.launch import launchers
+from gpt.launch import launchers, over_ssh
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHER_SECONDS = 30  # DeepSpeed's launcher kills what still runs so long after it was told to end
@@ -27,7 +27,7 @@ class StopRequest:
         self.reason, self._asked = None, None
         self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=(_watched(),), daemon=True)
+        self._thread = threading.Thread(target=self._watch, args=_watched(), daemon=True)
         self._thread.start()
 
     def close(self):
@@ -50,8 +50,8 @@ class StopRequest:
         """Seconds since this process was asked to stop; None if only another rank was."""
         return None if self._asked is None else time.monotonic() - self._asked
 
-    def _watch(self, watched):
-        while all(_parent_of(pid) == parent for pid, parent in watched):
+    def _watch(self, watched, remote):
+        while all(_parent_of(pid) == parent for pid, parent in watched) and (remote is None or _lives(remote)):
             if self._closed.wait(WATCH_SECONDS):
                 return
         self._ask("the launcher is gone")
@@ -59,10 +59,11 @@ class StopRequest:
             os._exit(1)
 
 
-def _watched() -> list:
-    """(process, its parent) of this process and of each launcher above it that could die alone."""
-    above = [process.pid for process in launchers()]
-    return list(zip([os.getpid(), *above], above))
+def _watched() -> tuple:
+    """([(process, its parent)] of this process and of each launcher above it that could die alone, the one beyond ssh)."""
+    above = launchers()
+    pids = [process.pid for process in above]
+    return list(zip([os.getpid(), *pids], pids)), over_ssh(above)
 
 
 def _parent_of(pid):
@@ -70,3 +71,10 @@ def _parent_of(pid):
         return psutil.Process(pid).ppid()
     except psutil.Error:
         return None
+
+
+def _lives(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -5,6 +5,7 @@ from gpt.config import Config, curve_settings, leaves
 from gpt.corpus import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
+from gpt.runs import METRICS, read_run
 from gpt.schema import nearest
 
 
@@ -112,19 +113,25 @@ def _differences(old: dict, new: dict) -> dict:
 
 
 def reached(config: Config, dataset: Dataset) -> tuple:
-    """(step of the latest checkpoint in `config.run_dir`, whether nothing of the run is left to do); (0, False) without one.
+    """(step of the latest checkpoint in `config.run_dir`, whether nothing of the run is left to do); (0, False) without one,
+    unless the run's metrics tell that it was finished, before its checkpoints were deleted.
 
     A damaged checkpoint is left for training to deal with, and precision for the machine that trains. Raises UserError
     where the checkpoint is of a run with other settings.
     """
     folder = config.run_dir / "checkpoints"
-    tag = checkpoint.latest(folder)
-    if tag is None:
-        return 0, False
+    tag, last = checkpoint.latest(folder), config.options.max_train_steps
     try:
-        manifest, then = checkpoint.read_manifest(folder / tag), checkpoint.read_config(folder / tag / checkpoint.CONFIG)
+        if tag is None:
+            run = read_run(config.run_dir) if (config.run_dir / METRICS).is_file() else None
+            if run is None or not run.finished or run.last_step != last:
+                return 0, False
+            then, step, finished = run.config, last, True
+        else:
+            manifest, then = checkpoint.read_manifest(folder / tag), checkpoint.read_config(folder / tag / checkpoint.CONFIG)
+            step = manifest["step"]
+            finished = step >= last and (config.options.eval_every <= 0 or manifest["evaluated_step"] == step)
     except UserError:
         return 0, False
     _compare(then, {**resolved(config, dataset), "precision": then.get("precision")}, (), config.run_dir, [])
-    step, last = manifest["step"], config.options.max_train_steps
-    return step, step >= last and (config.options.eval_every <= 0 or manifest["evaluated_step"] == step)
+    return step, finished

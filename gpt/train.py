@@ -32,6 +32,7 @@ def main():
         if rank == 0:
             tell(args, config, data.dataset)
         return
+    launch.require_all_tasks()
     if rank == 0 and config.options.data_root == SAMPLE and not Path(SAMPLE).exists():
         from gpt.prepare import prepare_sample
 

@@ -75,6 +75,16 @@ def test_a_loss_that_is_not_finite_comes_last(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "out.json").read_text())["classes"][0]["rows"][1]["normalised_ppl"] is None
 
 
+def test_hours_of_what_may_be_two_accelerators_are_pointed_out(tmp_path, monkeypatch, capsys):
+    for name, steps, speed, layers in (("a", 12, HOUR, 2), ("b", 24, 2 * HOUR, 2), ("c", 24, 2 * HOUR, 3)):
+        synthetic_run(tmp_path / name, steps, tokens_per_second=speed, n_layers=layers)
+    lines = table(monkeypatch, capsys, tmp_path, "a", "b", "c")
+    assert [line for line in lines if line.startswith("notice")] == [
+        f"notice: 2x32-mlp64-attn16 is said to train at {HOUR:,} and at {2 * HOUR:,} reference tokens/s: that is equal compute only "
+        "if one accelerator does both"]  # fmt: skip
+    assert not any(line.startswith("notice") for line in table(monkeypatch, capsys, tmp_path, "b", "c"))
+
+
 REFUSED = {
     "other data": (["a", "data"], "these runs cannot be compared: a and data were trained on different datasets"),
     "other bytes": (["a", "bytes"], "these runs cannot be compared: a and bytes scored different parts of the split 'test' (1,000 "

@@ -150,6 +150,21 @@ def test_a_figure_shows_the_numbers_of_its_runs(tmp_path, monkeypatch):
     assert names_in(figure).keys() == {"r (3 seeds)"}
 
 
+def test_what_a_run_told_of_its_inside_is_drawn(tmp_path, monkeypatch):
+    synthetic_run(tmp_path / "run", 3)
+    told = [{"event": "norms", "step": step, "weight": {"a": 3.0 * step, "b": 4.0 * step}, "gradient": {"a": 1.0, "b": 1.0},
+             "update": {"a": 0.0, "b": 0.5}} for step in (1, 2, 3)]  # fmt: skip
+    told += [{"event": "activations", "step": step, "rms": {"blocks.0.mlp": 9.0, "ln_f.stream": 2.0 + step},
+              "max_abs": {"blocks.0.mlp": 70.0 if step < 3 else None, "ln_f.stream": 10.0}} for step in (1, 2, 3)]  # fmt: skip
+    write_lines(tmp_path / "run", [train(step, 3.0) for step in (1, 2, 3)] + told)
+    groups = group_by_seed(read_runs([tmp_path]))
+    figure = drawn(monkeypatch, lambda: figures.inside(groups, tmp_path))
+    lines = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
+    assert lines == [[[1, 5], [2, 10], [3, 15]], [[1, 1e5], [2, 5e4], [3, pytest.approx(5e5 / 15)]], [[1, 3], [2, 4], [3, 5]],
+                     [[1, 70], [2, 70]]]  # a largest one that is not finite is not drawn  # fmt: skip
+    assert figures.inside(group_by_seed(read_runs([synthetic_run(tmp_path / "mute", 3)])), tmp_path) == []
+
+
 def test_lines_can_be_told_apart_without_colour():
     styles = [drawing.style(index) for index in range(40)]
     assert len({(str(style["linestyle"]), style["marker"]) for style in styles}) == 40

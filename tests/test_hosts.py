@@ -270,10 +270,11 @@ def test_hosts_leave_nothing_behind(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_launcher_that_is_told_to_end_has_all_hosts_save(two, folder, sample):
+@pytest.mark.parametrize("name, reason", [("TERM", "SIGTERM"), ("KILL", "the launcher is gone")])
+def test_a_launcher_that_is_told_to_end_or_dies_has_all_hosts_save(name, reason, two, folder, sample):
     process = start_training(two, folder, sample, 60)
     try:
-        two.run("node1", ["kill", "-TERM", two.processes("node1", f"bin/deepspeed .*{folder}")[0]])
+        two.run("node1", ["kill", f"-{name}", two.processes("node1", f"bin/deepspeed .*{folder}")[0]])
         process.wait(90)
         of_run = f"local_rank=0 --ds_config {folder / 'tiny.json'}"
         wait_for(lambda: not any(two.processes(name, of_run) for name in two.names), 60, "ending")
@@ -281,4 +282,4 @@ def test_a_launcher_that_is_told_to_end_has_all_hosts_save(two, folder, sample):
         process.kill()
     run_dir = folder / "runs/tiny"
     saved = int(checkpoint.newest_good(run_dir / "checkpoints", []).removeprefix("global_step"))
-    assert saved == len(losses(run_dir)) and f"stopped by SIGTERM and saved after step {saved} of 1000000" in told(folder)
+    assert saved == len(losses(run_dir)) and f"stopped by {reason} and saved after step {saved} of 1000000" in told(folder)

@@ -53,7 +53,7 @@ def test_every_launcher_under_the_names_of_torch(variables, rank, size, local_ra
 @pytest.mark.parametrize("variables", [{}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}])
 def test_without_a_launcher_it_is_one_rank(variables, environment):
     environment(variables)  # the second is that of a batch script, outside srun
-    assert launched() == Launch(0, 1) and os.environ["MASTER_ADDR"] == "127.0.0.1" and os.environ["LOCAL_RANK"] == "0"
+    assert (launched().rank, launched().size) == (0, 1) and os.environ["MASTER_ADDR"] == "127.0.0.1" and os.environ["LOCAL_RANK"] == "0"
 
 
 @pytest.mark.parametrize("variables, said", [
@@ -118,8 +118,9 @@ def test_a_missing_hostfile_is_an_error(sample, tmp_path, run_command):
 
 
 class Process:
-    def __init__(self, *words, cwd="/"):
-        self._words, self._cwd = words, str(cwd)
+    def __init__(self, *words, cwd="/", parent=None):
+        self._words, self._cwd, self._parent = words, str(cwd), parent
+        self.info = {"cmdline": list(words)}
 
     def cmdline(self):
         return list(self._words)
@@ -127,7 +128,12 @@ class Process:
     def cwd(self):
         return self._cwd
 
+    def parent(self):
+        return self._parent
 
+
+STARTED = ("-u", "-m", "deepspeed.launcher.launch", "--world_info=eyJhIjogWzBdLCAiYiI6IFswXX0=", "--node_rank=0",
+           "--master_addr=10.0.0.1", "--master_port=29500")  # fmt: skip
 RUNNERS = [(["--hostfile", "hosts", "--num_nodes", "3"], "--num_nodes 3: the hostfile has 2 host(s)"), (["-H", "absent"], "--hostfile absent"),
            (["--hostfile=absent"], "--hostfile absent"), (["--hostfile", "hosts", "--num_nodes", "1"], None), (["--num_gpus", "2"], None),
            (["-Hhosts"], None)]  # fmt: skip
@@ -138,7 +144,7 @@ def test_what_deepspeed_was_asked_for(options, said, environment, monkeypatch, t
     (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
     # what stands behind the script is the run's own
     runner = Process("python", "/bin/deepspeed", *options, sys.argv[0], "--hostfile", "absent", cwd=tmp_path)
-    own = Process("python", "-u", "-m", "deepspeed.launcher.launch", "--world_info=eyJhIjogWzBdLCAiYiI6IFswXX0=", sys.argv[0])
+    own = Process("python", *STARTED, sys.argv[0])
     monkeypatch.setattr(launch, "launchers", lambda: [own, runner])
     environment({**TORCH, "WORLD_SIZE": "2", "MASTER_ADDR": "a"})
     if said is None:
@@ -147,6 +153,47 @@ def test_what_deepspeed_was_asked_for(options, said, environment, monkeypatch, t
     with pytest.raises(UserError) as raised:
         launched()
     assert said in str(raised.value)
+
+
+def test_what_deepspeed_was_asked_for_is_found_beyond_ssh(environment, monkeypatch):
+    """Under pdsh the `deepspeed` is above no rank, but it runs on one of the hosts."""
+    runner = Process("python", "/bin/deepspeed", "--num_nodes", "3", "train.py")
+    told = [word.replace("=0", "=%n") for word in STARTED]
+    pdsh = Process("pdsh", "-S", "-w", "a,b", "cd /x;", "python", *told, "train.py", parent=runner)
+    ssh = Process("ssh", "-2", "a", " ".join(["cd /x; python", *STARTED, "train.py"]), parent=pdsh)
+    other = Process("pdsh", *[word.replace("29500", "29501") for word in told], parent=Process("python", "/bin/deepspeed"))
+    own = Process("python3", *STARTED, "train.py")
+    monkeypatch.setattr(launch, "launchers", lambda: [own])
+    monkeypatch.setattr(launch.psutil, "process_iter", lambda wanted: iter([other, ssh, Process(), pdsh]))
+    assert launch.over_ssh([own]) is runner
+    assert launch.over_ssh([]) is launch.over_ssh([own, Process("python", "/bin/deepspeed")]) is None
+    environment({**TORCH, "WORLD_SIZE": "2", "MASTER_ADDR": "a"})
+    with pytest.raises(UserError, match=r"--num_nodes 3: the hostfile has 2 host\(s\)"):
+        launched()
+
+
+@pytest.mark.parametrize("words, kind", [
+    (["/venv/bin/python3", "/venv/bin/deepspeed", "train.py"], launch.RUNNER), (["python", "/venv/bin/ds", "train.py"], launch.RUNNER),
+    (["python3.11", "-W", "ignore", "-u", "-m", "deepspeed.launcher.launch", "train.py"], launch.LAUNCH),
+    (["python", "/venv/bin/torchrun", "train.py"], launch.TORCH), (["python", "-m", "torch.distributed.run", "train.py"], launch.TORCH),
+    (["python", "tools/sweep.py", "--launcher", "deepspeed"], None), (["python", "train.py", "--run_dir", "/data/deepspeed"], None),
+    (["bash", "-c", "python -u -m deepspeed.launcher.launch train.py --run_dir /data/deepspeed"], None),
+    (["timeout", "1h", "deepspeed", "train.py"], None), (["python"], None), ([], None),
+])  # fmt: skip
+def test_a_launcher_is_known_by_the_program_that_it_is(words, kind):
+    assert launch._kind(Process(*words)) == kind
+
+
+def test_one_process_in_a_job_of_several_tasks_is_refused(environment):
+    environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"})  # as in a batch script, without srun
+    with pytest.raises(UserError) as raised:
+        launched().require_all_tasks()
+    assert str(raised.value).startswith("this Slurm job has 8 tasks (SLURM_NTASKS), and this is one process without srun: start it "
+                                        "with srun, as in tools/slurm.sbatch")  # fmt: skip
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        del os.environ[name]
+    environment({**SLURM, "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"})  # srun --ntasks 1 wants one
+    launched().require_all_tasks()
 
 
 ROLL_CALL = """

@@ -206,8 +206,12 @@ def test_mistakes(options, sentence, tmp_path, monkeypatch):
     assert str(error.value).startswith(sentence) and not (tmp_path / "report.html").exists()
 
 
-def test_a_run_without_a_line_has_a_page(tmp_path):
+@in_browser
+@pytest.mark.parametrize("lines, curves", [([], []), ([evaluation(0, 7.6)], ["young, test"])])
+def test_a_run_that_has_just_begun_has_a_page_that_follows_it(lines, curves, tmp_path):
     config_yaml(tmp_path / "young")
-    write_lines(tmp_path / "young", [])
-    text = report.page(read_runs([tmp_path / "young"]), reload=5.0)
-    assert "at step 0 of 6" in text and "no evaluation yet" in text
+    write_lines(tmp_path / "young", lines)
+    page = write_page(tmp_path, [tmp_path / "young"], reload=5.0)
+    dom, console = browse(page, tmp_path)
+    assert console == [] and re.findall(r'data-name="([^"]*)"', dom)[:1] == curves
+    assert "at step 0 of 6" in dom and ("no evaluation yet" in dom) == (not lines)

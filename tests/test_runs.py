@@ -145,10 +145,12 @@ def test_final_losses_by_family_and_scale(tmp_path):
     synthetic_run(tmp_path / "unfinished", 60, tokens_per_second=256 / 3600)
     write_lines(tmp_path / "unfinished", [train(59, 3.0), evaluation(50, 3.0)])
     synthetic_run(tmp_path / "diverged", 60, final=float("nan"), tokens_per_second=256 / 3600, n_layers=4)
+    synthetic_run(tmp_path / "given", 0, tokens_per_second=256 / 3600, n_layers=5)
     notices = []
     found = final_losses(group_by_seed(read_runs([tmp_path])), "reference_hours", notices)
     assert notices == ["unfinished is left out: at step 59 of 60",
-                       "diverged is left out: its final normalised loss is not finite"]  # fmt: skip
+                       "diverged is left out: its final normalised loss is not finite",
+                       "given is left out: it took no step of training"]  # fmt: skip
     flat = [(name, *point) for name, points in found.items() for point in points]
     expected = [(name, steps, np.mean(losses), np.std(losses, ddof=1)) for (name, steps), losses in finals.items()]
     shapes = {"a": "2x32-mlp64-attn16", "b": "3x32-mlp64-attn16"}
@@ -161,6 +163,7 @@ DIFFERENT = [
     ({"eval_data_split": "java"}, {"split": "java"}, "a and b were evaluated on different splits (test and java)"),
     ({}, {"scored": 1200}, "a and b scored different parts of the split 'test' (1,000 and 1,200 bytes): evaluate them with the "
      "same seq_len, last_n, eval_batch_size and max_eval_steps"),
+    ({"last_n": 8}, {}, "a and b gave the scored tokens different context (last_n 16 and 8): evaluate them with the same last_n"),
     ({"fingerprint": None}, {}, "b does not tell its dataset's fingerprint"),
     ({}, {"bytes": None}, "b does not tell how many bytes its evaluations scored"),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,13 @@ def test_a_sweep_that_is_ended_goes_on(how, ladder, tmp_path, run_command):
         assert found["reference_hours"] == pytest.approx(steps * 256 / 1000 / 3600)
         assert (last["step"], last["normalised_ppl"]) == (steps, found["normalised_ppl"])
         assert f"{found['normalised_ppl']:.4f}" in second.stdout
+    with open(tmp_path / "out/short-seed3/metrics.jsonl", "a") as file:
+        file.write('{"event": "chec')  # a kill can leave half a line behind
+    shutil.rmtree(tmp_path / "out/short-seed3/checkpoints")  # they take room, and all figures are in the metrics
+    third = run_command(command, tmp_path, OMP_NUM_THREADS="1")
+    assert third.returncode == 0 and "--- run" not in third.stdout, third.stdout + third.stderr
+    assert (tmp_path / "out/short-seed3/metrics.jsonl").read_text() == short + '{"event": "chec'
+    assert f"{summary(tmp_path)['short-seed3']['normalised_ppl']:.4f}" in third.stdout
     done = run_command([*command, "--max_lr", "0.1"], tmp_path)
     assert done.returncode == 2
     assert "out/short-seed3 holds a run with other settings (scheduler.params.max_lr was 0.003, is 0.1)" in done.stderr

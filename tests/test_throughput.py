@@ -114,6 +114,9 @@ BAD = [
     (["--ds_config", "tiny.json", "--max_l", "1"], "unknown option --max_l (did you mean '--max_lr'?)"),
     (["--ds_config", "tiny.json", "--hours", "6", "--write_config", "."], "6h.json is there already: name another folder with "
      "--write_config"),
+    (["--ds_config", "tiny.json", "--json", "no/o.json"], "--json no/o.json: give the name of a file in a folder that exists"),
+    (["--ds_config", "tiny.json", "--csv", "."], "--csv .: give the name of a file in a folder that exists"),
+    (["--ds_config", "tiny.json", "--write_config", "flat.json"], "--write_config flat.json is a file: name a folder"),
     (["--from_reference", "5090"], "invalid choice: '5090'"),
     (["--from_reference", "--preset", "small"], "--from_reference tells the published figures of the shipped classes and "
      "measures nothing"),

@@ -5,8 +5,8 @@
 
 Prints a Markdown table for every compute class, the hours that the reference accelerator takes for the whole run. Runs
 that differ only in their seeds are one row: mean +- sample standard deviation. What is not finished is named and left out.
-Refuses runs whose final evaluations do not measure the same: the dataset's fingerprint, the split, and the bytes that
-were scored must agree.
+Refuses runs whose final evaluations do not measure the same: the dataset's fingerprint, the split, last_n, and the bytes
+that were scored must agree.
 """
 
 import json
@@ -18,8 +18,9 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
-from gpt.comparison import finished_only, group_by_seed, incomparable
+from gpt.comparison import finished_only, group_by_seed, incomparable, mixed_references
 from gpt.errors import Parser, UserError, run
+from gpt.files import require_place_for
 from gpt.runs import missing_axis, read_runs, values
 
 SAME_CLASS = 1.02  # ratio of hours up to which runs are of one class: a step more or less is no other class
@@ -31,8 +32,8 @@ def main():
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs")
     parser.add_argument("--json", metavar="FILE", help="write the tables here as well")
     args = parser.parse_args()
-    if args.json and (Path(args.json).is_dir() or not Path(args.json).resolve().parent.is_dir()):
-        raise UserError(f"--json {args.json}: give the name of a file in a folder that exists")
+    if args.json:
+        require_place_for("--json", args.json)
     runs = read_runs(args.runs)
     notices = [notice for one in runs for notice in one.notices]
     result = leaderboard(group_by_seed(runs), notices)
@@ -54,6 +55,7 @@ def leaderboard(groups, notices: list) -> dict:
     classless = [one for one in runs if one.planned_reference_hours is None]
     if classless:
         raise UserError(f"no compute class: {missing_axis('reference_hours', classless)}")
+    notices += mixed_references(runs)
     first = runs[0]
     classes = [{"reference_hours": rows[0]["reference_hours"], "rows": sorted(rows, key=_rank)} for rows in _classes(groups)]
     return {"dataset": first.fingerprint, "split": first.options["eval_data_split"], "bytes": first.final()["bytes"],

@@ -4,10 +4,11 @@
     python tools/plot.py runs/sweep --out figures --scaling            a folder of runs stands for all in it
 
 Writes loss and normalised perplexity over every axis that the runs have (steps, tokens, FLOPs, measured hours, reference
-accelerator-hours), and learning rate, loss scale and throughput. Runs that differ only in their seeds become one line,
-their mean, with a band of one standard deviation. --scaling fits power laws to the final normalised losses of finished
-runs, one for each model shape, prints them with their uncertainty, and draws them with their crossings. The same command
-writes the same bytes.
+accelerator-hours); learning rate, gradient norm, loss scale and throughput; and what the runs told about their weights
+and activations (--log_grads_every, --log_activations_every of train.py). Runs that differ only in their seeds become
+one line, their mean, with a band of one standard deviation. --scaling fits power laws to the final normalised losses of
+finished runs, one for each model shape, prints them with their uncertainty, and draws them with their crossings. The same
+command writes the same bytes.
 """
 
 import importlib.util
@@ -44,7 +45,7 @@ def main():
         raise UserError("no run has a line of training yet: there is nothing to draw")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    paths = figures.training(groups, out)
+    paths = figures.training(groups, out) + figures.inside(groups, out)
     for axis in AXES:
         lacking = [one for one in runs if one.over(axis, one.curve("train") + one.curve("eval")) is None]
         notices += [missing_axis(axis, lacking)] if lacking else []

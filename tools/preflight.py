@@ -6,7 +6,7 @@
 
 Run it where and as `deepspeed` will be run. It looks at ssh, versions, code, dataset, devices, host names and network
 interfaces, clocks, disks, whether all share the run's folder, .deepspeed_env, and measures an all-reduce between every two
-hosts. Exit code 0: fit; 2: a failure was found.
+hosts (of more than eight, between neighbours). Exit code 0: fit; 2: a failure was found.
 """
 
 import sys

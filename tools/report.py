@@ -72,7 +72,8 @@ def page(runs, reload=None) -> str:
     title = _text(", ".join(one.name for one in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else ""))
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"  # no other code runs
     written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
-    axes = [{"key": axis.key, "label": axis.label, "log": axis.log} for name, axis in AXES.items() if _has(runs, name)]
+    axes = [{"key": axis.key, "label": axis.label, "log": axis.log} for name, axis in AXES.items()
+            if name == "steps" or _has(runs, name)]  # fmt: skip
     data = {"axes": axes, "charts": [{"key": key, "label": label, "log": log} for key, (label, log) in CHARTS.items()],
             "runs": [payload(one) for one in runs], "reload": reload}  # fmt: skip
     return f"""<!doctype html>
@@ -197,10 +198,10 @@ def _marks(one):
     along = {axis.key: one.over(name, train) for name, axis in AXES.items()} if train else {}
     steps = along.get("step")
     found = []
-    for event in happenings(one):
+    for event in happenings(one)[-SHOWN_EVENTS:]:
         at = {key: _rounded(float(np.interp(event["step"], steps, axis))) for key, axis in along.items() if axis is not None}
         found.append({"at": at, "text": f"{event['event']} at step {event['step']}", "alarm": event["event"] in ALARMS})
-    return found[-SHOWN_EVENTS:]
+    return found
 
 
 def happenings(one) -> list:

@@ -128,8 +128,15 @@ class Entry:
             return self.status
         self.step, finished = reached(self.config, self._data.open(self.config))
         self.status = "finished" if finished else "unfinished" if self.step else "waiting"
-        self.final = final_evaluation(self.config.run_dir, self.last) if finished else {}
+        self.final = self._final_evaluation() if finished else {}
         return self.status
+
+    def _final_evaluation(self) -> dict:
+        """That of the last step, {} without one."""
+        from gpt.runs import read_run
+
+        found = read_run(self.config.run_dir).final()
+        return found if found and found["step"] == self.last else {}
 
     def wait_for_others(self, stop=None):
         """Wait while processes of this run are still at work, such as those that a killed sweep left behind."""
@@ -190,13 +197,6 @@ class Stop:
         code = process.wait()
         self._process = None
         return code
-
-
-def final_evaluation(run_dir, step) -> dict:
-    """The last evaluation of a finished run, {} without one."""
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    evaluations = (event for event in map(json.loads, reversed(lines)) if event["event"] == "eval" and event["step"] == step)
-    return next(evaluations, {})
 
 
 def write_summary(out, runs):

@@ -26,6 +26,7 @@ sys.path[0] = str(ROOT)
 
 from gpt import classes
 from gpt.errors import Parser, UserError, run
+from gpt.files import require_place_for
 
 POLL_SECONDS = 0.1
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "MemoryError")
@@ -36,6 +37,9 @@ def main():
         print("\n" + json.dumps(measure(json.loads(sys.stdin.read()))))
         return
     args, tree, overrides, name = parse()
+    for option, file in (("--json", args.json), ("--csv", args.csv)):
+        if file:
+            require_place_for(option, file)
     if args.write_config:
         refuse_to_overwrite(Path(args.write_config), args.hours)
     if args.from_reference:
@@ -300,6 +304,8 @@ def reference_table(gpu, hours) -> str:
 
 
 def refuse_to_overwrite(folder, hours):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--write_config {folder} is a file: name a folder")
     for value in hours:
         if (folder / f"{classes.name_of(value)}.json").exists():
             raise UserError(f"{folder / classes.name_of(value)}.json is there already: name another folder with --write_config")
