@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt import corpus
 from gpt.errors import UserError
-from gpt.files import sync
+from gpt.files import sync_all
 from gpt.sources import BLOCK, FOUND
 from gpt.vocab import Vocab
 
@@ -85,7 +85,7 @@ def assemble(units, vocab: Vocab, rule, facts: dict, building: Path, say):
         say(corpus.size_of_split(name, manifest["splits"][name]))
         _tell(name, counts, say)
     corpus.write_manifest(building, manifest)
-    sync(building)
+    sync_all(building)
 
 
 def _choose(split, indexed, held_out, drop):
@@ -121,11 +121,7 @@ def _write_split(folder, documents, kept, counts) -> dict:
         for index in kept:
             documents.copy(index, out)
     names, tokens, sizes = ([getattr(record, key) for record in records] for key in ("name", "tokens", "bytes"))
-    entry = corpus.finish_split(folder, names, tokens, sizes, left_out=counts["left_out"], found=counts["found"])
-    for file in corpus.FILES:
-        sync(folder / file)
-    sync(folder)
-    return entry
+    return corpus.finish_split(folder, names, tokens, sizes, left_out=counts["left_out"], found=counts["found"])
 
 
 WORDS = {"empty": "empty", "bad_utf8": "not UTF-8", "duplicate": "duplicate(s)", "byte_order_mark": "with a byte order mark",

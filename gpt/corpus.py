@@ -15,6 +15,7 @@ with another number of ranks, needs no state.
 
 import hashlib
 import heapq
+import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.files import hash_file, sync
+from gpt.files import hash_file
 from gpt.vocab import Vocab
 
 FORMAT = 2  # from 2 on a manifest holds its own hash; 1 is read too
@@ -140,7 +141,9 @@ def begin(folder: Path, vocab: Vocab, text: dict, provenance: dict) -> dict:
 def finish_split(folder: Path, names, doc_tokens, doc_bytes, **facts) -> dict:
     """Write a split's other files beside its tokens.bin; returns its entry in the manifest, `facts` among it."""
     for file, counts in ((DOC_TOKENS, doc_tokens), (DOC_BYTES, doc_bytes)):
-        np.save(folder / file, np.array(counts, np.int64))
+        content = io.BytesIO()  # numpy's own way into a file does not tell that the disk is full
+        np.save(content, np.array(counts, np.int64))
+        (folder / file).write_bytes(content.getbuffer())
     with open(folder / NAMES, "w", encoding="utf-8") as out:
         out.writelines(json.dumps(name) + "\n" for name in names)
     return {"documents": len(names), "tokens": sum(doc_tokens) + len(names), "bytes": sum(doc_bytes), **facts,
@@ -158,7 +161,6 @@ def write_manifest(folder: Path, manifest: dict):
     path = folder / MANIFEST
     text = json.dumps({**manifest, SEAL: "0" * 64}, indent=1) + "\n"
     path.write_text(text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest()), encoding="utf-8")
-    sync(path)
 
 
 def _seal_holds(text: str, manifest: dict) -> bool:

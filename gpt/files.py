@@ -61,16 +61,18 @@ def require_place_for(option: str, path):
         raise UserError(f"{option} {path}: give the name of a file in a folder that exists")
 
 
-def require_absent(path):
-    """Raise UserError where anything is there already."""
-    if os.path.lexists(path):
+def require_new_folder(path):
+    """Raise UserError where a folder that is to be made is there already, and not empty."""
+    path = Path(path)
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or os.listdir(path) or not path.name):
         raise UserError(f"{path} exists already: remove it first, or name another folder")
 
 
-def require_new_folder(path):
-    """Raise UserError where a folder that is to be made is there already, and not empty."""
-    if not os.path.isdir(path) or os.listdir(path):
-        require_absent(path)
+def file_of_weights(text: str) -> Path:
+    """--checkpoint_file as a path. Raises UserError where it is the folder that the file lies in."""
+    if Path(text).is_dir():
+        raise UserError(f"{text} is a folder: give the file {Path(text) / 'model.safetensors'}")
+    return Path(text)
 
 
 def free_space(path) -> tuple:
@@ -81,11 +83,21 @@ def free_space(path) -> tuple:
     return shutil.disk_usage(place).free, place
 
 
-def file_of_weights(text: str) -> Path:
-    """--checkpoint_file as a path. Raises UserError where it is the folder that the file lies in."""
-    if Path(text).is_dir():
-        raise UserError(f"{text} is a folder: give the file {Path(text) / 'model.safetensors'}")
-    return Path(text)
+@contextmanager
+def when_full(sentence: str):
+    """A block, or as a decorator a function, in which a full disk becomes a UserError with this sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(sentence) from error
+
+
+def sync_all(folder: Path):
+    """`sync` everything in a folder, and the folder."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
 
 
 @contextmanager
@@ -95,13 +107,12 @@ def built_aside(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield building
-        building.chmod(0o755)  # mkdtemp's folders are private
-        building.replace(path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise UserError(f"{path} does not fit on its disk: make room, or name a folder on another one") from error
+        with when_full(f"{path} does not fit on its disk: make room, or name a folder on another one"):
+            yield building
+            sync_all(building)
+            building.chmod(0o755)  # mkdtemp's folders are private
+            building.replace(path)
+            sync(path.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -69,7 +69,8 @@ def choose(logits, temperature: float, top_k: int | None, top_p: float | None, g
     """
     if temperature == 0:
         return int(logits.argmax())
-    logits, ids = torch.sort(logits.double() / temperature, descending=True, stable=True)
+    logits = logits.double()
+    logits, ids = torch.sort((logits - logits.max()) / temperature, descending=True, stable=True)  # 0 first, however cold
     logits, ids = logits[:top_k], ids[:top_k]
     probabilities = logits.softmax(0)
     if top_p is not None:

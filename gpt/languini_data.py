@@ -7,6 +7,7 @@ Its loader deals a list's documents in order to streams and puts the end-of-docu
 with the documents of a split (gpt/corpus.py). So keeping the order keeps every batch as it was.
 """
 
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -82,7 +83,7 @@ def _read_list(path, source) -> list:
         raise UserError(f"{path} names no document: get the file anew, or take it away to import the other splits")
     listed = []
     for number, (name, count) in enumerate(_progress(rows, path.name, "file"), 1):
-        name, count = (value.decode() if isinstance(value, bytes) else str(value) for value in (name, count))
+        name, count = (os.fsdecode(value) if isinstance(value, bytes) else str(value) for value in (name, count))
         if not count.isdecimal() or int(count) < 1:
             raise UserError(f"{path}, row {number}: {count!r} is no number of tokens: get the file anew")
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -144,7 +145,7 @@ def _progress(items, what, unit):
 
 
 def _require_room(out, size):
-    free, place = free_space(out.parent)
+    free, place = free_space(out)
     if free < size:
         raise UserError(f"{out} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {place}: make room, or name "
                         "a folder on another disk")

@@ -5,7 +5,6 @@ its records are there, so nothing is done twice, and neither the number of proce
 all are done, the documents are packed in their final order (gpt/assemble.py), and the dataset appears by one rename.
 """
 
-import errno
 import hashlib
 import importlib.util
 import json
@@ -22,15 +21,16 @@ from gpt import corpus
 from gpt.assemble import Record, assemble
 from gpt.encode import Encoder, Lossy
 from gpt.errors import UserError
-from gpt.files import FolderLock, free_space, require_absent, sync, write_atomically
+from gpt.files import LOCK, FolderLock, free_space, require_new_folder, sync, when_full, write_atomically
 from gpt.sources import Input, NotUTF8, Reading, divide, documents, holds_rows, inputs_of_folder, kind_of
 from gpt.splits import Rule
 from gpt.vocab import Vocab
 from gpt.vocab_training import train_tokenizer, training_documents
 from gpt.workers import Progress, spread
 
-PLAN = "plan.json"
+PLAN, PACKED = "plan.json", "dataset"
 PLANNED = {"shard", "inputs", "state", "rule", "reading", "duplicates", "provenance", "tokenizer", "units"}
+NO_ROOM = "no room is left on the disk of --out, where the work is kept too: make some, and the same command goes on"
 SMALLEST_UNIT, LARGEST_UNIT = 1 << 20, 1 << 26  # bytes of input
 EXPANSION = {".jsonl.gz": 3, ".jsonl.zst": 4, ".parquet": 3}  # bytes of text to one on disk, at most as a rule
 BYTES_PER_TOKEN = 2.5  # at least, as a rule: the disk is looked at before the text is known
@@ -70,6 +70,7 @@ class UnitEncoder:
     reading: Reading
     model: bytes
 
+    @when_full(NO_ROOM)
     def __call__(self, unit, report) -> tuple:
         """unit: (number, inputs). Returns (number, sentences on documents that are not UTF-8); with any, it is not done."""
         number, inputs = unit
@@ -87,10 +88,6 @@ class UnitEncoder:
                 sync(aside)
                 os.rename(aside, place.with_suffix(".tokens"))
                 write_atomically(place.with_suffix(".jsonl"), "".join(json.dumps(record) + "\n" for record in records))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(f"no room is left in {self.folder}: make some, and the same command goes on") from error
         finally:
             aside.unlink(missing_ok=True)
         return number, bad
@@ -130,10 +127,7 @@ class Staging:
 
     def __init__(self, folder: Path, plan: dict):
         self.folder = folder
-        try:
-            self._lock = FolderLock(folder, "another process prepares a dataset in {}: wait for it, or name another --out")
-        except OSError as error:
-            raise UserError(f"cannot make {folder}: {error.strerror}") from error
+        self._lock = _lock(folder)
         path = folder / PLAN
         if path.exists():
             _require_same(folder, read_plan(folder), plan)
@@ -161,6 +155,17 @@ class Staging:
         if not keep:
             shutil.rmtree(self.folder)
         self._lock.release()
+
+
+def _lock(folder: Path) -> FolderLock:
+    """The lock of a folder that is filled here and removed in the end, so nothing else may be in it."""
+    own = (folder / PLAN).exists() or all(path.name in (PACKED, LOCK) or path.suffix == ".new" for path in folder.glob("*"))
+    if not own:
+        raise UserError(f"{folder} is where the dataset would be made, and holds other files: move them, or name another --out")
+    try:
+        return FolderLock(folder, "another process prepares a dataset in {}: wait for it, or name another --out")
+    except OSError as error:
+        raise UserError(f"cannot make {folder}: {error.strerror}") from error
 
 
 def read_plan(folder: Path) -> dict:
@@ -200,6 +205,7 @@ def make_plan(inputs, units, job: Job, tokenizer, shard) -> dict:
     }  # fmt: skip
 
 
+@when_full(NO_ROOM)
 def prepare(inputs, out, job: Job, tokenizer, workers: int = 1, shard=(1, 1), say=print):
     """Make the dataset folder `out`, which must not exist yet; or, of `shard` (i, n), the i-th of n parts of its units.
 
@@ -207,7 +213,7 @@ def prepare(inputs, out, job: Job, tokenizer, workers: int = 1, shard=(1, 1), sa
     earlier one has done. Raises UserError.
     """
     out, (part, parts) = Path(out), shard
-    require_absent(out)
+    require_new_folder(out)
     folder = out.with_name(f"{out.name}.shard-{part}-of-{parts}" if parts > 1 else f"{out.name}.preparing")
     if not any(holds_rows(entry) for entry in inputs):  # so that mistakes in the splits show at once
         job.rule.share_out([entry.name for entry in inputs], [entry.split for entry in inputs])
@@ -225,7 +231,7 @@ def prepare(inputs, out, job: Job, tokenizer, workers: int = 1, shard=(1, 1), sa
         if parts > 1:
             say(f"{folder} is done; when all {parts} are: --merge {out}.shard-*-of-{parts} --out {out}")
             return
-        _publish([folder / f"{number:06d}" for number, _ in units], folder / "dataset", out, vocab, job, say)
+        _publish([folder / f"{number:06d}" for number, _ in units], folder / PACKED, out, vocab, job, say)
     except BaseException:
         keep = bool(staging.done())  # for the next time
         raise
@@ -233,10 +239,11 @@ def prepare(inputs, out, job: Job, tokenizer, workers: int = 1, shard=(1, 1), sa
         staging.release(keep)
 
 
+@when_full(NO_ROOM)
 def merge(folders, out, say=print):
     """Make the dataset `out` of the folders that `prepare` left of all shards."""
     out, folders = Path(out), [Path(folder) for folder in folders]
-    require_absent(out)
+    require_new_folder(out)
     plans = {folder: read_plan(folder) for folder in folders}
     first = plans[folders[0]]
     part_of = {plan["shard"][0]: folder for folder, plan in plans.items()}
@@ -262,9 +269,9 @@ def merge(folders, out, say=print):
     building = out.with_name(f"{out.name}.preparing")
     if (building / PLAN).exists():
         raise UserError(f"{building} belongs to another command: finish that one, or remove it")
-    lock = FolderLock(building, "another process prepares a dataset in {}: wait for it, or name another --out")
+    lock = _lock(building)
     try:
-        _publish(units, building / "dataset", out, vocabs[0], job, say)
+        _publish(units, building / PACKED, out, vocabs[0], job, say)
     finally:
         shutil.rmtree(building)
         lock.release()
@@ -276,7 +283,7 @@ def _require_room(inputs, parts, vocab_size, folder):
     text = sum(entry.size * EXPANSION.get(kind_of(entry.source), 1) for entry in inputs)
     needed = int(2 * text / parts / BYTES_PER_TOKEN * np.dtype(corpus.token_dtype(vocab_size)).itemsize)
     needed -= sum(path.stat().st_size for path in folder.glob("[0-9]*.tokens"))  # done before
-    free, place = free_space(folder.parent)
+    free, place = free_space(folder)
     if needed > free:
         raise UserError(f"{place} has {free / 1e9:,.1f} GB free, and the dataset may need {needed / 1e9:,.1f} GB while it is "
                         "made: make room, or put --out on another disk")
@@ -312,9 +319,9 @@ def _publish(units, building, out, vocab, job, say):
     if building.exists():
         shutil.rmtree(building)
     size = sum(unit.with_suffix(".tokens").stat().st_size for unit in units)
-    free, _ = free_space(building.parent)
+    free, place = free_space(building)
     if size > free:
-        raise UserError(f"{building.parent} has {free / 1e9:,.1f} GB free, and the packed dataset needs {size / 1e9:,.1f} GB: make "
+        raise UserError(f"{place} has {free / 1e9:,.1f} GB free, and the packed dataset needs {size / 1e9:,.1f} GB: make "
                         "room, and the same command goes on")
     facts = {"bad_utf8": job.reading.bad_utf8, "duplicates": job.duplicates, "provenance": job.provenance}
     assemble(units, vocab, job.rule, facts, building, say)

@@ -8,6 +8,8 @@ import codecs
 import gzip
 import itertools
 import json
+import os
+import stat
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -54,10 +56,11 @@ class Document:
     """A document by name. `blocks()` yields its text; `found` then holds what was met in it, of FOUND.
 
     source: a file, or the text itself, as str or bytes. where: how a mistake names it. replace: U+FFFD for bad bytes.
+    met: what was met on the way to the text.
     """
 
-    def __init__(self, name: str, source, where=None, replace: bool = False):
-        self.name, self.found, self.source, self._replace = name, set(), source, replace
+    def __init__(self, name: str, source, where=None, replace: bool = False, met=()):
+        self.name, self.found, self.source, self._replace, self._met = name, set(), source, replace, met
         self._where = where or (source if isinstance(source, Path) else name)
 
     def read(self) -> str:
@@ -65,7 +68,7 @@ class Document:
 
     def blocks(self):
         """Yields str. Raises NotUTF8."""
-        self.found.clear()
+        self.found = set(self._met)
         held, first = "", True  # a CR whose LF may come next
         for text in self._decoded():
             text, held = held + text, ""
@@ -136,9 +139,9 @@ def documents(entry: Input, reading: Reading):
         yield Document(entry.name, entry.source, replace=mend)
     else:
         rows = _parquet_rows if kind_of(entry.source) == ".parquet" else _json_rows
-        for number, name, text in rows(entry.source, entry.part, reading):
+        for number, name, text, met in rows(entry.source, entry.part, reading):
             name = f"{entry.name}:{number}" if name is None else str(name)
-            yield Document(name, text, f"{entry.source}:{number}", mend)
+            yield Document(name, text, f"{entry.source}:{number}", mend, met)
 
 
 def divide(entry: Input, size: int) -> list:
@@ -177,7 +180,7 @@ def _group_marks(path, size):
 
 
 def _json_rows(path, part, reading):
-    """(row, name or None, text) of the lines that are not blank."""
+    """(row, name or None, text, met) of the lines that are not blank."""
     with _readable(path), _opened(path) as file:
         first, end, before = part or (0, None, 0)
         if part:
@@ -188,15 +191,15 @@ def _json_rows(path, part, reading):
             where = f"{path}:{number}"
             text = Document(where, line, where, reading.bad_utf8 == "replace")
             try:
-                row = json.loads("".join(text._decoded()))
+                row = json.loads(text.read())
             except NotUTF8:
-                yield number, None, line  # for the reader to stumble upon
+                yield number, None, line, ()  # for the reader to stumble upon
                 continue
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{where} is not JSON ({error}): mend it, or take it out") from error
             if not isinstance(row, dict):
                 raise UserError(f"{where} holds no JSON object: every line must be one, with the text in a field")
-            yield number, _name(row.get(reading.id_field), where), _text(row, where, reading)
+            yield number, _name(row.get(reading.id_field), where), _text(row, where, reading), text.found & {"bad_utf8"}
 
 
 def _text(row, where, reading):
@@ -278,18 +281,28 @@ def _parquet_rows(path, part, reading):
             ids = batch.column(reading.id_field).to_pylist() if len(columns) > 1 else [None] * len(texts)
             for text, value in zip(texts, ids):
                 number += 1
-                yield number, _name(value, f"{path}:{number}"), text.as_py() or b""
+                yield number, _name(value, f"{path}:{number}"), text.as_py() or b"", ()
 
 
 def inputs_of_folder(folder: Path, split: str | None = None) -> list:
-    """All inputs below a folder, by name."""
-    return [_input(path, path.relative_to(folder).as_posix(), split)
-            for path in sorted(folder.rglob("*")) if kind_of(path) and path.is_file()]  # fmt: skip
+    """All inputs below a folder, by name. None is passed over: raises UserError or OSError for what is not to be read."""
+    paths = []
+    for place, folders, files in os.walk(folder, onerror=_fail):
+        linked = next((name for name in folders if os.path.islink(os.path.join(place, name))), None)
+        if linked is not None:
+            raise UserError(f"{place}/{linked} is a link to a folder, and it is not followed: take it out, or give --input - the "
+                            "list of files that `find -L` makes")
+        paths += [Path(place, name) for name in files if kind_of(name)]
+    return [_input(path, path.relative_to(folder).as_posix(), split) for path in sorted(paths)]
+
+
+def _fail(error):
+    raise error
 
 
 def inputs_of_list(lines) -> list:
-    """The files that are listed, one path a line, by name. Unknown endings are taken for text."""
-    paths = sorted({line.rstrip("\r\n") for line in lines if line.strip()})
+    """The files that are listed, one path a line, as bytes or str, by name. Unknown endings are taken for text."""
+    paths = sorted({os.fsdecode(line).rstrip("\r\n") for line in lines if line.strip()})
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
         raise UserError(f"{missing[0]} is not a file: --input - reads one path of a file per line")
@@ -298,6 +311,8 @@ def inputs_of_list(lines) -> list:
 
 def _input(path, name, split):
     facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise UserError(f"{path} is no ordinary file: take it out of the input")
     return Input(name, path, split, facts.st_size, facts.st_mtime_ns)
 
 
@@ -312,8 +327,9 @@ def find_inputs(source, by_folder: bool, lines=()) -> list:
             raise UserError("--input - got no path: write one path of a file per line to the standard input")
     elif Path(source).is_file() and kind_of(source):
         found = [_input(Path(source), Path(source).name, None)]
-    elif not Path(source).is_dir():
-        raise UserError(f"{source} is not a folder: --input takes a folder of {', '.join(KINDS)} files, one such file, or -")
+    elif source == "" or not Path(source).is_dir():
+        raise UserError(f"{source or 'an empty path'} is not a folder: --input takes a folder of {', '.join(KINDS)} files, one such "
+                        "file, or -")
     elif by_folder:
         return _inputs_by_folder(Path(source))
     else:
@@ -327,7 +343,7 @@ def find_inputs(source, by_folder: bool, lines=()) -> list:
 
 
 def _inputs_by_folder(folder):
-    if any(kind_of(path) and path.is_file() for path in folder.iterdir()):
+    if any(kind_of(path) and not path.is_dir() for path in folder.iterdir()):
         raise UserError(f"{folder} holds .txt files beside no rule to hold some out for testing: give --test_every N or "
                         "--split_list test=FILE, or make one sub-folder per split, `train` among them")
     folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]

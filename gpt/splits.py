@@ -1,6 +1,7 @@
 """Which split a document belongs to, and in which order: functions of the documents' names alone."""
 
 import hashlib
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ class Rule:
             raise UserError(f"--test_every {self.test_every} would leave nothing to train on: give 2 or more")
         if self.test_every is not None and self.lists:
             raise UserError("--test_every and --split_list are two ways to choose what is held out: give one of them")
+        if "train" in dict(self.lists):
+            raise UserError("--split_list train=…: `train` is all that no list names: list what is held out")
 
     @property
     def by_folder(self) -> bool:
@@ -49,10 +52,10 @@ class Rule:
             found = {split: [] for split in splits}
             for document in order:
                 found[split_of.get(document, "train")].append(document)
-            if not found["train"]:
+            if not found.get("train"):
                 raise UserError(f"nothing is left to train on: all {len(names)} documents are held out")
-        for indices in found.values():
-            for first, second in zip(indices, indices[1:]):
+        for indices in found.values() if self.by_folder else [order]:  # a folder's names are its own
+            for first, second in itertools.pairwise(indices):
                 if hashes[first] == hashes[second]:
                     raise UserError(f"two documents are called {names[first]!r}: rename one, or, if that is an id in the "
                                     "files, name another field with --id_field")
@@ -100,7 +103,8 @@ def read_lists(options) -> tuple:
         if split in dict(lists):
             raise UserError(f"--split_list {option}: the split {split!r} has a list already")
         try:
-            names = tuple(dict.fromkeys(line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()))
+            text = Path(file).read_text(encoding="utf-8-sig")
+            names = tuple(dict.fromkeys(line for line in text.splitlines() if line.strip()))
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is not UTF-8 at byte {error.start}: --split_list takes a list of names") from error
         if not names:

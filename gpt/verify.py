@@ -8,7 +8,7 @@ import numpy as np
 from gpt import corpus
 from gpt.corpus import Dataset
 from gpt.files import hash_file
-from gpt.sources import documents
+from gpt.sources import NotUTF8, documents
 
 AT_A_TIME = 1 << 20  # tokens
 
@@ -93,8 +93,11 @@ def compare_with_source(dataset: Dataset, inputs, reading) -> list:
 
 def _digest(document):
     digest = hashlib.sha256()
-    for block in document.blocks():
-        digest.update(block.encode())
+    try:
+        for block in document.blocks():
+            digest.update(block.encode())
+    except NotUTF8:
+        return None
     return digest.digest()
 
 

@@ -5,7 +5,7 @@ import signal
 import time
 from multiprocessing.connection import wait
 
-from gpt.errors import RunError, UserError
+from gpt.errors import RunError, UserError, in_words
 from gpt.metrics import duration
 
 SECONDS_BETWEEN_REPORTS = 10
@@ -71,7 +71,10 @@ def _serve(work, connection):
             sums = _Sums(connection)
             try:
                 done = work(task, sums.add)
-            except UserError as error:
+            except Exception as caught:
+                error = in_words(caught)
+                if not isinstance(error, UserError):
+                    raise
                 connection.send(("mistake", str(error)))
                 return
             sums.send()

@@ -92,8 +92,9 @@ def test_draws_follow_the_distribution(temperature, top_k, top_p):
         assert drawn.count(i) / count == pytest.approx(p, abs=4.5 * (p * (1 - p) / count) ** 0.5 + 1e-12)
 
 
-def test_temperature_0_takes_the_likeliest():
-    assert choose(torch.tensor([0.1, 7.0, 6.9]), 0, None, None, None) == 1
+@pytest.mark.parametrize("temperature", [0, 1e-320])
+def test_without_any_warmth_the_likeliest_is_taken(temperature):
+    assert choose(torch.tensor([0.1, 7.0, 6.9]), temperature, None, None, torch.Generator()) == 1
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,7 @@ BAD = [
     (["--top_p", "0"], "--top_p 0.0: give a number above 0, at most 1"),
     (["--top_p", "1.5"], "--top_p 1.5: give a number above 0, at most 1"),
     (["--seed", "-1"], "--seed -1: give a whole number from 0 on"),
+    (["--prompt", "caf\udce9"], "--prompt caf\udce9: give text in UTF-8"),
     (["--device", "cuda:99"], "--device cuda:99 is not to be had here: "),
     (["--checkpoint_file", "."], ". is a folder: give the file model.safetensors"),
     (["--checkpoint_file", "no/model.safetensors"], "no holds no model.safetensors: give a folder of consolidated weights, which "),

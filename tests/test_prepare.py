@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import os
 import random
 import re
 import sys
@@ -85,7 +86,7 @@ def check_split(folder, split, texts):
 
 
 def in_order(texts):
-    return {name: texts[name] for name in sorted(texts, key=lambda name: hashlib.sha256(name.encode()).hexdigest())}
+    return {name: texts[name] for name in sorted(texts, key=lambda name: hashlib.sha256(os.fsencode(name)).hexdigest())}
 
 
 def every(texts, n):
@@ -209,6 +210,10 @@ BAD_COMMANDS = {
     "no vocabulary": (BOOKS, "--input in --test_every 2 --vocab_size 0 --out place/out", "--vocab_size 0"),
     "not UTF-8": ({**BOOKS, "bad.txt": b"good \xff"}, "--input in --test_every 15 --out place/out",
                   "bad.txt is not UTF-8 at byte 5"),
+    "an empty path": (BOOKS, "--input= --test_every 2 --out place/out", "an empty path is not a folder"),
+    "an empty OUT": (BOOKS, "--input in --test_every 2 --out=", ". exists already"),
+    "an empty tokenizer": (BOOKS, "--input in --test_every 2 --tokenizer= --out place/out", "cannot read the tokenizer"),
+    "OUT in the input": (BOOKS, "--input in --test_every 2 --out in/deep/out", "--out in/deep/out lies in --input in, and would be"),
     "OUT exists": (BOOKS, "--input in --test_every 2 --out in", "in exists already"),
     "sample and more": ({}, "--sample place/out --vocab_size 300", "--sample takes no other option"),
     "unknown option": ({}, "--input in --bogus 3 --out place/out", "--bogus"),
@@ -296,6 +301,20 @@ def test_out_exists_and_stays(books, tmp_path, vocab):
     with pytest.raises(UserError, match="out exists already: remove it first, or name another folder"):
         build(books, tmp_path / "out", vocab, test_every=4)
     assert files_of(tmp_path / "out") == {"mine": b"precious"}
+
+
+def test_a_link_is_no_new_folder(books, tmp_path, vocab):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to("elsewhere")
+    with pytest.raises(UserError, match="out exists already: remove it first, or name another folder"):
+        build(books, tmp_path / "out", vocab, test_every=4)
+
+
+def test_a_folder_of_others_is_not_worked_in(books, tmp_path, vocab):
+    write_texts(tmp_path / "out.preparing", {"mine": "precious"})
+    with pytest.raises(UserError, match="out.preparing is where the dataset would be made, and holds other files: move them, or"):
+        build(books, tmp_path / "out", vocab, test_every=4)
+    assert files_of(tmp_path / "out.preparing") == {"mine": b"precious"}
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path, vocab, monkeypatch):

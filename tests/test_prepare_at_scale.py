@@ -1,5 +1,6 @@
 """Many processes, kills, shards of many hosts, full disks: the dataset is always the same, or not there."""
 
+import errno
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import psutil
 import pytest
 from test_prepare import build, files_of, write_texts
 
-from gpt import prepare
+from gpt import assemble, prepare
 from gpt.errors import UserError
 from gpt.vocab import Vocab
 
@@ -192,12 +193,41 @@ def test_no_room(place, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("module", [prepare, assemble])
+def test_a_disk_that_fills_up(module, place, tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "sync" if module is prepare else "sync_all", full)
+    vocab = Vocab.load(place / "tokenizer.model")
+    with pytest.raises(UserError, match="no room is left on the disk of --out, where the work is kept too: make some, and the same"):
+        build(place / "in", tmp_path / "out", vocab, test_every=5)
+    monkeypatch.undo()
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.preparing").exists() == (module is assemble)
+    build(place / "in", tmp_path / "out", vocab, test_every=5)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_stands_in_the_way_of_a_worker_is_told(place):
+    command(place, "units=1", "way", "--workers", 1)
+    for number in range(1, 9):
+        (place / "way.preparing" / f"{number:06d}.tokens").mkdir()
+    done = command(place, "none", "way", "--workers", 2)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert ".tokens: Is a directory; make the path usable or give another one" in done.stderr or ".new: Is a directory" in done.stderr
+    shutil.rmtree(place / "way.preparing")
+
+
 def test_more_shards_than_units(sample, tmp_path):
     vocab = Vocab.load(sample / "tokenizer.model")
     write_texts(tmp_path / "in" / "train", {"a.txt": "the whale"})
     job, inputs = prepare.Job(prepare.Rule()), prepare.inputs_of_folder(tmp_path / "in" / "train", "train")
     for part in (1, 2):
         prepare.prepare(inputs, tmp_path / "out", job, vocab, shard=(part, 2), say=lambda text: None)
+    write_texts(tmp_path / "out.preparing", {"mine": "precious"})
+    with pytest.raises(UserError, match="out.preparing is where the dataset would be made, and holds other files"):
+        prepare.merge(sorted(tmp_path.glob("out.shard-*")), tmp_path / "out", say=lambda text: None)
+    (tmp_path / "out.preparing" / "mine").unlink()
     prepare.merge(sorted(tmp_path.glob("out.shard-*")), tmp_path / "out", say=lambda text: None)
     build(tmp_path / "in", tmp_path / "one", vocab)
     expected, merged = files_of(tmp_path / "one"), files_of(tmp_path / "out")

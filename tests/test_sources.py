@@ -1,7 +1,9 @@
 """Texts as they are found: rows of JSON lines and Parquet, lists of files, bad bytes, duplicates, splits by list."""
 
 import gzip
+import io
 import json
+import os
 import random
 
 import pyarrow
@@ -96,7 +98,7 @@ def test_splits_by_list(books_lists, tmp_path, vocab):
 @pytest.fixture
 def books_lists(tmp_path):
     names = list(BOOKS)
-    write_texts(tmp_path, {"held.txt": "\n".join(names[:3]) + "\n\n", "wood.txt": f"{names[5]}\n{names[5]}"})
+    write_texts(tmp_path, {"held.txt": "\ufeff" + "\n".join(names[:3]) + "\n\n", "wood.txt": f"{names[5]}\n{names[5]}"})
     lists = [f"test={tmp_path / 'held.txt'}", f"wood={tmp_path / 'wood.txt'}"]
     folder = write_texts(tmp_path / "books", BOOKS)
     return folder, lists, {"train": names[3:5] + names[6:], "test": names[:3], "wood": [names[5]]}
@@ -139,6 +141,40 @@ def test_rows_that_are_not_utf8(tmp_path, vocab):
     check_split(out, "train", {"a.jsonl:3": "sea"})
     out = build(tmp_path / "in", tmp_path / "replaced", vocab, bad_utf8="replace")
     check_split(out, "train", in_order({"a.jsonl:1": "a\ufffd", "a.jsonl:2": "b\ufffd\ufffd\ufffd", "a.jsonl:3": "sea"}))
+    assert json.loads((out / "manifest.json").read_text())["splits"]["train"]["found"]["bad_utf8"] == 2
+
+
+def test_a_byte_order_mark_before_the_first_row_is_left_out(tmp_path, vocab):
+    write_texts(tmp_path / "in", {"train/a.jsonl": "\ufeff".encode() + json_lines([{"text": "sea"}]).replace(b"\n", b"\r\n")})
+    check_split(build(tmp_path / "in", tmp_path / "out", vocab), "train", {"a.jsonl:1": "sea"})
+
+
+NOT_TO_BE_READ = {
+    "a link to a folder": (lambda path: path.symlink_to("/tmp"), "is a link to a folder, and it is not followed: take it out, or give"),
+    "a link to nothing": (lambda path: path.symlink_to("nothing"), "No such file or directory"),
+    "a pipe": (os.mkfifo, "is no ordinary file: take it out of the input"),
+}
+
+
+@pytest.mark.parametrize("make, message", NOT_TO_BE_READ.values(), ids=NOT_TO_BE_READ.keys())
+def test_nothing_in_a_folder_is_passed_over(tmp_path, make, message):
+    write_texts(tmp_path / "in", {"train/deep/a.txt": "sea"})
+    make(tmp_path / "in" / "train" / "deep" / "b.txt")
+    with pytest.raises((UserError, OSError)) as error:
+        find_inputs(tmp_path / "in", True)
+    assert f"{tmp_path}/in/train/deep/b.txt" in str(error.value) and message in str(error.value)
+
+
+def test_names_that_are_not_utf8(tmp_path, vocab, run_command):
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        (tmp_path / "in" / os.fsdecode(b"caf\xe9 %d.txt" % i)).write_text(f"sea {i}")
+    listed = b"\n".join(os.fsencode(path) for path in (tmp_path / "in").iterdir())
+    by_list = {entry.name: entry.source for entry in find_inputs("-", False, io.BytesIO(listed))}
+    assert by_list == {str(path): path for path in (tmp_path / "in").iterdir()}
+    out = build(tmp_path / "in", tmp_path / "out", vocab, test_every=2)
+    for split, texts in every({os.fsdecode(b"caf\xe9 %d.txt" % i): f"sea {i}" for i in range(4)}, 2).items():
+        check_split(out, split, texts)
 
 
 def test_a_text_is_the_same_wherever_its_blocks_end(tmp_path, monkeypatch):
@@ -192,6 +228,7 @@ BAD_INPUTS = {
     "zstd cut off": ({"a.jsonl.zst": pack(".zst", json_lines([{"text": "a" * 99}] * 99))[:-9]}, {}, "zst is damaged or cut off"),
     "no zstd": ({"a.jsonl.zst": b"text"}, {}, "a.jsonl.zst is damaged or cut off"),
     "no parquet": ({"a.parquet": b"text"}, {}, "a.parquet is no whole Parquet file .*: copy it again, or take it out"),
+    "no row": ({"a.jsonl": b"\n", "../test/b.txt": b"sea"}, {}, "nothing is left to train on: all 1 documents are held out"),
     "other text field": ({"a.jsonl": json_lines(ROW)}, {"text_field": "body"}, "a.jsonl:1 has no field 'body': it has 'text'"),
 }  # fmt: skip
 
@@ -219,6 +256,7 @@ BAD_LISTS = {
     "empty": ("test={}/empty", "empty lists no document"),
     "all of them": ("test={}/all", "nothing is left to train on: all 14 documents are held out"),
     "a path": ("a/b={}/none", "a split cannot be called 'a/b'"),
+    "train": ("train={}/none", "--split_list train=…: `train` is all that no list names: list what is held out"),
     "a file of the dataset": ("manifest.json={}/none", "a split cannot be called 'manifest.json'"),
 }
 
@@ -229,6 +267,12 @@ def test_bad_split_list(tmp_path, vocab, option, message):
     folder = write_texts(tmp_path / "in", BOOKS)
     with pytest.raises(UserError, match=message):
         build(folder, tmp_path / "out", vocab, lists=read_lists([option.format(tmp_path)]))
+
+
+@pytest.mark.parametrize("rule", [Rule(lists=(("test", ("x",)),)), Rule(2)])
+def test_a_name_twice_where_one_would_be_held_out_and_one_trained_on(rule):
+    with pytest.raises(UserError, match="two documents are called 'x': rename one"):
+        rule.share_out(["a", "x", "b", "x", "c"], [None] * 5)
 
 
 def test_a_name_in_two_lists_and_lists_beside_a_rule():

@@ -29,7 +29,7 @@ def parse_args():
     parser.add_argument("--sample", metavar="OUT", help="build the embedded sample dataset in this folder")
     parser.add_argument("--input", metavar="PLACE", help="a folder of .txt, .jsonl[.gz|.zst] and .parquet files, at any depth; "
                         "one such file; or - for a list of paths on the standard input")  # fmt: skip
-    parser.add_argument("--out", metavar="FOLDER", help="where the dataset goes; it must not exist yet")
+    parser.add_argument("--out", metavar="FOLDER", help="where the dataset goes, a new folder")
     parser.add_argument("--test_every", type=int, metavar="N", help="hold out every N-th document as the split `test`")
     parser.add_argument("--split_list", action="append", metavar="SPLIT=FILE", help="hold out the documents that FILE names, "
                         "one per line, as SPLIT; may be repeated")  # fmt: skip
@@ -53,7 +53,7 @@ def main():
     args = parse_args()
 
     from gpt import prepare
-    from gpt.files import require_absent
+    from gpt.files import require_new_folder
     from gpt.sources import Reading, find_inputs
     from gpt.splits import Rule, read_lists
     from gpt.vocab import Vocab
@@ -72,20 +72,23 @@ def main():
         return
     if args.input is None or args.out is None:
         raise UserError("give --input FOLDER and --out FOLDER, or --sample OUT")
+    if os.path.isdir(args.input) and Path(args.input).resolve() in Path(args.out).resolve().parents:
+        raise UserError(f"--out {args.out} lies in --input {args.input}, and would be taken for input: name a folder elsewhere")
     if args.tokenizer is not None and args.vocab_size is not None:
         raise UserError("--vocab_size is for training a tokenizer: leave it out when --tokenizer gives one")
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     if workers < 1:
         raise UserError(f"--workers {workers}: give a positive number")
-    require_absent(args.out)
+    require_new_folder(args.out)
     rule = Rule(args.test_every, read_lists(args.split_list or ()))
     reading = Reading(**{key: getattr(args, key) for key in ("text_field", "id_field", "bad_utf8") if key in args.given})
-    inputs = find_inputs(args.input, rule.by_folder, sys.stdin if args.input == "-" else ())
-    tokenizer = Vocab.load(args.tokenizer) if args.tokenizer else args.vocab_size or 16384
-    if args.vocab_size is not None:
-        tokenizer = args.vocab_size
+    inputs = find_inputs(args.input, rule.by_folder, getattr(sys.stdin, "buffer", ()) if args.input == "-" else ())
+    if args.tokenizer is not None:
+        tokenizer = Vocab.load(args.tokenizer)
+    else:
+        tokenizer = 16384 if args.vocab_size is None else args.vocab_size
     splits = "folders" if rule.by_folder else "lists" if rule.lists else f"every {args.test_every}-th document is test"
-    provenance = {"splits": splits, "tokenizer": "given" if args.tokenizer else "trained on the split `train`"}
+    provenance = {"splits": splits, "tokenizer": "given" if args.tokenizer is not None else "trained on the split `train`"}
     job = prepare.Job(rule, reading, args.duplicates or "keep", provenance)
     shard = _shard(args.shard)
     prepare.prepare(inputs, args.out, job, tokenizer, workers, shard, say)

@@ -29,6 +29,7 @@ def parse_args():
     parser.add_argument("--device", help="default cuda where there is one, else cpu")
     args = parser.parse_args()
     for name, good, wanted in (
+        ("prompt", not any("\ud800" <= c <= "\udfff" for c in args.prompt), "text in UTF-8"),
         ("tokens", args.tokens >= 1, "a positive number"),
         ("temperature", 0 <= args.temperature < float("inf"), "0 or a positive number"),
         ("top_k", args.top_k is None or args.top_k >= 1, "a positive number"),

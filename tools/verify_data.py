@@ -36,7 +36,7 @@ def main():
         if args.source is not None:
             by_folder = manifest.get("provenance", {}).get("splits") == "folders"
             reading = Reading(args.text_field, args.id_field, manifest.get("text", {}).get("bad_utf8", "refuse"))
-            inputs = find_inputs(args.source, by_folder, sys.stdin if args.source == "-" else ())
+            inputs = find_inputs(args.source, by_folder, getattr(sys.stdin, "buffer", ()) if args.source == "-" else ())
             found += verify.compare_with_source(dataset, inputs, reading)
     for sentence in found:
         print(f"NOT AS IT WAS MADE: {sentence}")
