@@ -100,10 +100,16 @@ class Block(nn.Module):
         self.ln2 = AddNorm(config, kernels)
         self.mlp = MLP(config, kernels)
 
-    def forward(self, branch, stream):
-        """(output of the last branch, stream without it), each (B, T, C), for those of the block before; None at first."""
+    def forward(self, branch, stream, wanted=None):
+        """(output of the last branch, stream without it), each (B, T, C), for those of the block before; None at first.
+
+        wanted: (B, T) bool, the positions for which they are needed; then each is (N, C), of those in row order.
+        """
         x, stream = self.ln1(branch, stream)
-        x, stream = self.ln2(self.attn(x), stream)
+        x = self.attn(x)
+        if wanted is not None:
+            x, stream = x[wanted], stream[wanted]
+        x, stream = self.ln2(x, stream)
         return self.mlp(x), stream
 
 
@@ -168,30 +174,30 @@ class GPT(nn.Module):
         """tokens, targets: (B, T) int64, T <= seq_len; scored: (B, T) bool.
 
         With targets: the mean loss in nats per token, an fp32 scalar. With `scored`, TokenScores of the marked
-        positions in row order, no others go through the head. With tokens alone: the logits (B, T, V).
+        positions in row order, no others go through the last MLP and the head. With tokens alone: the logits (B, T, V).
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         stream = self.token_embedding(tokens) * math.sqrt(self.config.h_dim) + self.position_embedding(positions)
         uncompiled = self._compiled and not torch.is_grad_enabled()
         with torch.compiler.set_stance("force_eager") if uncompiled else nullcontext():
-            branch, stream = self._through_blocks(stream)
-        if scored is not None:
-            x, _ = self.ln_f(branch[scored], stream[scored])
-            return self.head(x, targets[scored], score=True)
+            branch, stream = self._through_blocks(stream, scored)
         x, _ = self.ln_f(branch, stream)
+        if scored is not None:
+            return self.head(x, targets[scored], score=True)
         if targets is None:
             return self.head(x)
         return self.head(x.flatten(0, 1), targets.flatten())
 
-    def _through_blocks(self, stream):
-        """(output of the last branch, stream without it)."""
+    def _through_blocks(self, stream, scored):
+        """(output of the last branch, stream without it); of the positions that are scored, if given."""
         branch = None
         for block in self.blocks:
+            wanted = scored if block is self.blocks[-1] else None
             if self.activation_checkpointing and torch.is_grad_enabled():
                 stream = stream if branch is None else stream + branch  # one tensor to keep, not two
-                branch, stream = checkpoint(block, None, stream, use_reentrant=False, preserve_rng_state=False)
+                branch, stream = checkpoint(block, None, stream, wanted, use_reentrant=False, preserve_rng_state=False)
             else:
-                branch, stream = block(branch, stream)
+                branch, stream = block(branch, stream, wanted)
         return branch, stream
 
 
