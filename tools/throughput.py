@@ -29,6 +29,7 @@ from gpt.errors import Parser, UserError, run
 from gpt.files import require_place_for
 
 POLL_SECONDS = 0.1
+MINIMUM_SECONDS = 3.0  # steps of a tenth of a second that are disturbed once a second need some seconds
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "MemoryError")
 
 
@@ -65,7 +66,7 @@ def parse():
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), help="instead of the config's")
     parser.add_argument("--sweep", action="store_true", help="measure every micro batch that divides the batch, smallest first")
     parser.add_argument("--micro_batch", type=int, nargs="+", metavar="N", help="measure these; default: the config's own")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are timed (default 10)")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are timed, or more until 3 s have passed (default 10)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them that are not (default 3)")
     parser.add_argument("--memory_limit", type=float, metavar="GIB", help="host memory that a measurement may take; default: "
                         "most of what is free")  # fmt: skip
@@ -144,8 +145,8 @@ def measure_all(args, tree, name) -> dict:
     tree["train_batch_size"] = batch
     sizes = divisors(batch) if args.sweep else sorted(set(args.micro_batch or [config.batch.micro_size]))
     configs = {size: resolved(tree, name, size) for size in sizes}
-    print(f"{name}: {model.parameters():,} parameters, {batch} x {model.seq_len} tokens a step; medians of {args.steps} steps "
-          f"after {args.warmup}\n{'micro batch':>11s} {'accumulation':>12s} {'tokens/s':>10s} {'quartiles':>21s} {'memory':>10s} "
+    print(f"{name}: {model.parameters():,} parameters, {batch} x {model.seq_len} tokens a step; at least {args.steps} steps and "
+          f"{MINIMUM_SECONDS:g} s, after {args.warmup} steps\n{'micro batch':>11s} {'accumulation':>12s} {'tokens/s':>10s} {'quartiles':>21s} {'memory':>10s} "
           f"{'MFU':>6s}")  # fmt: skip
     report = {"config": name, "config_hash": None, "train_batch_size": batch, "seq_len": model.seq_len,
               "parameters": model.parameters(), "flops_per_token": model.matmul_flops_per_token(), "results": []}  # fmt: skip
@@ -223,23 +224,24 @@ def measure(task) -> dict:
     shape = (config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1)
     tokens = torch.randint(config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0)).numpy()
     seconds, tries = [], 0
-    while len(seconds) < task["warmup"] + task["steps"]:
+    while len(seconds) < task["warmup"] + task["steps"] or sum(seconds[task["warmup"] :]) < MINIMUM_SECONDS:
         began = time.perf_counter()
         result = made.step(tokens)
         result.loss.item()  # as in training, where the ranks agree on it after every step
         tries += 1
         if result.applied:  # an fp16 overflow is no whole step
             seconds.append(time.perf_counter() - began)
-        elif tries > 100 + task["warmup"] + task["steps"]:
+        elif tries - len(seconds) > 100:
             raise SystemExit("the gradient overflows again and again")
     seconds = seconds[task["warmup"] :]
     per_step = config.batch.global_size * config.model.seq_len
-    speed, device = per_step / statistics.median(seconds), hardware.device_name(world.device)
+    # Over all steps, as training counts: what disturbs one in ten steps costs there too.
+    speed, device = per_step * len(seconds) / sum(seconds), hardware.device_name(world.device)
     quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     peak = hardware.peak_flops(device, config.precision)
     found = {
         "status": "ok", "tokens_per_second": speed, "lower_quartile": per_step / quarters[2],
-        "upper_quartile": per_step / quarters[0],
+        "median": per_step / quarters[1], "upper_quartile": per_step / quarters[0],
         "step_seconds": seconds, "peak_memory": hardware.peak_memory(world.device),
         "mfu": speed * config.model.matmul_flops_per_token() / peak if peak else None,
         "machine": {"device": device, "precision": config.precision, "kernels": kernels, "peak_flops": peak,
@@ -324,7 +326,7 @@ def write_results(args, report):
     if args.csv:
         common = {key: value for key, value in report.items() if not isinstance(value, (list, dict))}
         columns = ("micro_batch", "accumulation", "status", "tokens_per_second", "lower_quartile",
-                   "upper_quartile", "peak_memory", "mfu")  # fmt: skip
+                   "median", "upper_quartile", "peak_memory", "mfu")  # fmt: skip
         with open(args.csv, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, [*columns, *(key for key in common if key not in columns)], restval="")
             writer.writeheader()
