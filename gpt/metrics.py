@@ -76,7 +76,7 @@ class TensorBoard:
     def __init__(self, folder):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), flush_secs=10)  # all that a killed run loses
 
     def write(self, event):
         for name, value in _scalars(event, _prefix(event)):
