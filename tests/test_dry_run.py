@@ -84,7 +84,7 @@ def test_weights_gradients_and_optimizer_are_what_the_engine_holds(cases, tmp_pa
         assert found["held"] == pytest.approx(expected, rel=0.1)
         if stage == 3:  # no rank holds the whole model at any time: its part of each tensor, and one that is whole
             own = 4 * model.parameters() / ranks
-            assert own < found["grew"] < 1.15 * own + 2 * 4 * model.h_dim * model.mlp_dim
+            assert 0.9 * own < found["grew"] < 1.15 * own + 2 * 4 * model.h_dim * model.mlp_dim
 
 
 def test_memory_of_the_zero_paper():
