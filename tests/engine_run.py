@@ -12,6 +12,7 @@ import torch
 from gpt import checkpoint, engine
 from gpt.config import resolve
 from gpt.corpus import Dataset, Streams
+from gpt.errors import run as run_command
 from gpt.model import GPT
 from gpt.trainer import resolved
 
@@ -63,4 +64,4 @@ def main(config_file, out, data, *flags):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_command(lambda: main(*sys.argv[1:]))
