@@ -138,24 +138,28 @@ def _backward(ctx, grad):
 _bias_gelu.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _pieces(rows):
+    size = max(1, CPU_ELEMENTS // rows.shape[1])
+    return [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+
+
+def _gelu(z, result):
+    """result = tanh-GELU of z, both (rows, width), and may be the same."""
+    scale = z.new_tensor(SCALE)
+    for piece in _pieces(z):
+        own = z[piece]
+        torch.mul(own, torch.addcmul(scale, own, own, value=CUBIC).mul_(own).sigmoid_(), out=result[piece])
+    return result
+
+
 class _InPieces(torch.autograd.Function):
-    """For CPUs: torch's own tanh-GELU takes twice as long as its sigmoid and the products around it."""
+    """tanh-GELU for CPUs: torch's own takes twice as long as its sigmoid and the products around it."""
 
     @staticmethod
-    def _pieces(rows):
-        size = max(1, CPU_ELEMENTS // rows.shape[1])
-        return [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-
-    @staticmethod
-    def forward(ctx, x, bias):
-        rows, scale = x.reshape(-1, x.shape[-1]), x.new_tensor(SCALE)
-        z, result = torch.empty_like(rows), torch.empty_like(rows)
-        for piece in _InPieces._pieces(rows):
-            own = torch.add(rows[piece], bias, out=z[piece])
-            s = torch.addcmul(scale, own, own, value=CUBIC).mul_(own).sigmoid_()
-            torch.mul(own, s, out=result[piece])
-        ctx.save_for_backward(z)
-        return result.view(x.shape)
+    def forward(ctx, z):
+        rows = z.reshape(-1, z.shape[-1])
+        ctx.save_for_backward(rows)
+        return _gelu(rows, torch.empty_like(rows)).view(z.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -163,13 +167,17 @@ class _InPieces(torch.autograd.Function):
         """d gelu / d z = s + z s (1 - s) d(2u)/dz."""
         (z,) = ctx.saved_tensors
         upstream, result, scale = grad.reshape(z.shape), torch.empty_like(z), z.new_tensor(SCALE)
-        grad_bias = z.new_zeros(z.shape[1])
-        for piece in _InPieces._pieces(z):
+        for piece in _pieces(z):
             s = torch.addcmul(scale, z[piece], z[piece], value=CUBIC).mul_(z[piece]).sigmoid_()
             slope = torch.addcmul(scale, z[piece], z[piece], value=3 * CUBIC).mul_(z[piece])
             slope.addcmul_(slope, s, value=-1)
-            grad_bias += torch.mul(s.addcmul_(s, slope), upstream[piece], out=result[piece]).sum(0)
-        return result.view(grad.shape), grad_bias
+            torch.mul(s.addcmul_(s, slope), upstream[piece], out=result[piece])
+        return result.view(grad.shape)
+
+
+def _in_pieces(x):
+    """Whether tanh-GELU of x, or of what a linear layer makes of it, is computed in pieces."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
 
 
 def bias_gelu(x, bias, kernels="torch"):
@@ -180,13 +188,18 @@ def bias_gelu(x, bias, kernels="torch"):
     """
     if kernels == "triton":
         return _bias_gelu(x, bias)
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
-        return _InPieces.apply(x, bias)
-    return F.gelu(x + bias, approximate="tanh")
+    z = x + bias
+    return _InPieces.apply(z) if _in_pieces(x) else F.gelu(z, approximate="tanh")
 
 
 def linear_gelu(x, weight, bias, kernels="torch"):
     """tanh-GELU of x @ weight.T + bias; the bias is added where that costs no pass of its own. As `bias_gelu`."""
-    if kernels == "triton" or x.device.type == "cpu":
+    if kernels == "triton":
         return bias_gelu(linear(x, weight), bias, kernels)
-    return F.gelu(linear(x, weight, bias), approximate="tanh")
+    z = linear(x, weight, bias)
+    if not _in_pieces(x):
+        return F.gelu(z, approximate="tanh")
+    if torch.is_grad_enabled():
+        return _InPieces.apply(z)
+    rows = z.view(-1, z.shape[-1])
+    return _gelu(rows, rows).view(z.shape)
