@@ -138,10 +138,12 @@ def draw(result, path):
         if rows:
             axes.scatter([row["flops"] / row["bytes"] for row in rows], [row["flops_per_second"] / 1e9 for row in rows],
                          marker=marker, facecolors=fill, edgecolors="black", s=45, label=name, zorder=3)  # fmt: skip
-    for row in (row for row in found if row["way"] == "ours"):
-        x, right = row["flops"] / row["bytes"], row["flops"] / row["bytes"] > intensities[-1] / 10
-        axes.annotate(row["operation"], (x, row["flops_per_second"] / 1e9), xytext=(-8 if right else 8, -3),
-                      textcoords="offset points", fontsize=9, ha="right" if right else "left")  # fmt: skip
+    ours = sorted((row for row in found if row["way"] == "ours"), key=lambda row: row["flops"] / row["bytes"])
+    for row in ours:  # the names at both ends lower, since points there lie side by side
+        left = row["flops"] / row["bytes"] > intensities[-1] / 10
+        axes.annotate(row["operation"], (row["flops"] / row["bytes"], row["flops_per_second"] / 1e9),
+                      xytext=(-8 if left else 8, -16 if row in (ours[0], ours[-1]) else -3), textcoords="offset points", fontsize=9,
+                      ha="right" if left else "left")  # fmt: skip
     axes.set(xlabel="FLOPs per byte that must be moved", ylabel="GFLOP/s, forward and backward",
              title=f"{result['preset']}, {result['micro_batch']} x {result['seq_len']} tokens, {result['device']}")  # fmt: skip
     axes.margins(x=0.15, y=0.15)

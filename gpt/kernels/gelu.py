@@ -12,9 +12,6 @@ from torch import Tensor
 from gpt.kernels.launch import as_rows, jit, next_power_of_2, num_warps, on_device_of, share_rows, statistics_dtype, tl
 from gpt.kernels.linear import linear
 
-SCALE, CUBIC = 1.5957691216057308, 0.07135481627362114  # 2u = z (SCALE + CUBIC z^2)
-CPU_ELEMENTS = 1 << 19  # of a piece that a CPU computes at a time, so that what lies between stays in its caches
-
 COLUMNS = 1024  # the most columns of one program: four warps with 8 numbers a thread
 FORWARD_ROWS = 4  # rows of a forward program: four independent loads a thread
 
@@ -138,68 +135,17 @@ def _backward(ctx, grad):
 _bias_gelu.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _pieces(rows):
-    size = max(1, CPU_ELEMENTS // rows.shape[1])
-    return [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-
-
-def _gelu(z, result):
-    """result = tanh-GELU of z, both (rows, width), and may be the same."""
-    scale = z.new_tensor(SCALE)
-    for piece in _pieces(z):
-        own = z[piece]
-        torch.mul(own, torch.addcmul(scale, own, own, value=CUBIC).mul_(own).sigmoid_(), out=result[piece])
-    return result
-
-
-class _InPieces(torch.autograd.Function):
-    """tanh-GELU for CPUs: torch's own takes twice as long as its sigmoid and the products around it."""
-
-    @staticmethod
-    def forward(ctx, z):
-        rows = z.reshape(-1, z.shape[-1])
-        ctx.save_for_backward(rows)
-        return _gelu(rows, torch.empty_like(rows)).view(z.shape)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        """d gelu / d z = s + z s (1 - s) d(2u)/dz."""
-        (z,) = ctx.saved_tensors
-        upstream, result, scale = grad.reshape(z.shape), torch.empty_like(z), z.new_tensor(SCALE)
-        for piece in _pieces(z):
-            s = torch.addcmul(scale, z[piece], z[piece], value=CUBIC).mul_(z[piece]).sigmoid_()
-            slope = torch.addcmul(scale, z[piece], z[piece], value=3 * CUBIC).mul_(z[piece])
-            slope.addcmul_(slope, s, value=-1)
-            torch.mul(s.addcmul_(s, slope), upstream[piece], out=result[piece])
-        return result.view(grad.shape)
-
-
-def _in_pieces(x):
-    """Whether tanh-GELU of x, or of what a linear layer makes of it, is computed in pieces."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
-
-
 def bias_gelu(x, bias, kernels="torch"):
     """tanh-GELU of x + bias, in x's dtype. x: (…, width), any strides; bias: (width,). Differentiable once.
 
     kernels: "torch", which rounds the sum to x's dtype before the GELU, or "triton", which rounds the result alone and
     keeps x, not the sum, for the backward pass.
     """
-    if kernels == "triton":
-        return _bias_gelu(x, bias)
-    z = x + bias
-    return _InPieces.apply(z) if _in_pieces(x) else F.gelu(z, approximate="tanh")
+    return _bias_gelu(x, bias) if kernels == "triton" else F.gelu(x + bias, approximate="tanh")
 
 
 def linear_gelu(x, weight, bias, kernels="torch"):
     """tanh-GELU of x @ weight.T + bias; the bias is added where that costs no pass of its own. As `bias_gelu`."""
     if kernels == "triton":
-        return bias_gelu(linear(x, weight), bias, kernels)
-    z = linear(x, weight, bias)
-    if not _in_pieces(x):
-        return F.gelu(z, approximate="tanh")
-    if torch.is_grad_enabled():
-        return _InPieces.apply(z)
-    rows = z.view(-1, z.shape[-1])
-    return _gelu(rows, rows).view(z.shape)
+        return _bias_gelu(linear(x, weight), bias)
+    return F.gelu(linear(x, weight, bias), approximate="tanh")
