@@ -301,7 +301,8 @@ def _encode(staging, units, reading, vocab, workers, say):
     files = {entry.source for _, inputs in todo for entry in inputs}
     say(f"encoding {len(files):,} files in {workers} process(es), cut into {encoder.unit}"
         + (f" ({encoder.reason})" if encoder.reason else ""))  # fmt: skip
-    progress = Progress({number: sum(entry.size for entry in inputs) for number, inputs in todo}, say)
+    plain = not any(holds_rows(entry) for _, inputs in todo for entry in inputs)
+    progress = Progress({number: sum(entry.size for entry in inputs) for number, inputs in todo}, plain, say)
     bad = {}
     work = UnitEncoder(staging.folder, reading, vocab.model)
     for number, sentences in spread(work, todo, workers, progress.advance):

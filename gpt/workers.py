@@ -100,10 +100,11 @@ class _Sums:
 
 
 class Progress:
-    """Says every few seconds how far the encoding is. sizes: {unit: bytes of input}."""
+    """Says every few seconds how far the encoding is. sizes: {unit: bytes of input}. plain: whether those are bytes of text,
+    so that a unit in work counts too."""
 
-    def __init__(self, sizes: dict, say):
-        self._sizes, self._say, self._total = sizes, say, sum(sizes.values())
+    def __init__(self, sizes: dict, plain: bool, say):
+        self._sizes, self._plain, self._say, self._total = sizes, plain, say, sum(sizes.values())
         self._text, self._finished, self._began = 0, 0, time.monotonic()
         self._last = self._began
 
@@ -113,9 +114,10 @@ class Progress:
         now = time.monotonic()
         if now - self._last >= SECONDS_BETWEEN_REPORTS:
             self._last, spent = now, now - self._began
-            eta = duration(spent * (self._total - self._finished) / self._finished) if self._finished else "unknown"
+            done = min(self._text, self._total) if self._plain else self._finished
+            eta = duration(spent * (self._total - done) / done) if done else "unknown"
             self._say(f"{self._text / 1e6:,.0f} MB of text encoded, {self._text / 1e6 / spent:.1f} MB/s; "
-                      f"{self._finished / 1e6:,.0f} of {self._total / 1e6:,.0f} MB of files done, ETA {eta}")
+                      f"{done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB of files done, ETA {eta}")
 
     def finish(self, number: int):
         """A unit is done."""

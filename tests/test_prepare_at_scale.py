@@ -16,7 +16,7 @@ import psutil
 import pytest
 from test_prepare import build, files_of, write_texts
 
-from gpt import assemble, prepare
+from gpt import assemble, prepare, workers
 from gpt.errors import UserError
 from gpt.vocab import Vocab
 
@@ -232,3 +232,11 @@ def test_more_shards_than_units(sample, tmp_path):
     build(tmp_path / "in", tmp_path / "one", vocab)
     expected, merged = files_of(tmp_path / "one"), files_of(tmp_path / "out")
     assert merged.pop("manifest.json") and expected.pop("manifest.json") and merged == expected
+
+
+@pytest.mark.parametrize("plain, told", [(True, "1 of 4 MB of files done, ETA 0:00"), (False, "0 of 4 MB of files done, ETA unknown")])
+def test_a_document_in_work_counts_where_its_file_is_its_text(monkeypatch, plain, told):
+    monkeypatch.setattr(workers, "SECONDS_BETWEEN_REPORTS", 0)
+    said = []
+    workers.Progress({0: 4_000_000}, plain, said.append).advance(1_000_000)
+    assert told in said[0] and said[0].startswith("1 MB of text encoded")
