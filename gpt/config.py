@@ -264,8 +264,10 @@ def _contradictions(found: _Resolution):
     if "scheduler" not in found.tree and lr is None and get("optimizer.params") is not None:
         found.mistake("scheduler", "is missing, and so is the learning rate: give a scheduler, or optimizer.params.lr "
                       "for a constant one")  # fmt: skip
-    pairs = (("scheduler.params.min_lr", "scheduler.params.max_lr"), ("gpt.last_n", "gpt.seq_len"),
-             ("scheduler.params.warmup_steps", "scheduler.params.decay_steps"))  # fmt: skip
+    pairs = [("gpt.last_n", "gpt.seq_len")]
+    if kind == schema.COSINE:
+        pairs += [("scheduler.params.min_lr", "scheduler.params.max_lr"),
+                  ("scheduler.params.warmup_steps", "scheduler.params.decay_steps")]  # fmt: skip
     for low, high in pairs:
         if get(low) is not None and get(high) is not None and get(low) > get(high):
             found.mistake(low, f"is {get(low)}, more than {high} {get(high)}")
@@ -276,13 +278,13 @@ def _shape(found: _Resolution):
     if name is not None and name not in presets:
         found.mistake("gpt.preset", f"is {name!r}{schema.nearest(name, presets)}: the presets are {', '.join(presets)}")
         return None
-    given = {key: found.get(f"gpt.{key}") for key in SHAPE}
+    given, mistaken = {key: found.get(f"gpt.{key}") for key in SHAPE}, {path for path, _ in found.mistakes}
     for key, value in presets.get(name, {}).items():
         if given[key] is None:
             given[key] = value
-            found.sources[f"gpt.{key}"] = f"preset {name}"
+            if f"gpt.{key}" not in mistaken:
+                found.sources[f"gpt.{key}"] = f"preset {name}"
     missing = [key for key in SHAPE if given[key] is None]
-    mistaken = {path for path, _ in found.mistakes}
     if missing and not mistaken & {"gpt", "gpt.preset", *(f"gpt.{key}" for key in SHAPE)}:
         found.mistake("gpt.preset", f"is missing, and so is {', '.join(missing)}: name a preset ({', '.join(presets)}) "
                       "or give the whole shape")  # fmt: skip

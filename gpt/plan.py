@@ -69,8 +69,11 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
         global_size = micro_size * (accumulation or 1) * world_size
     if accumulation is None:
         accumulation = global_size // (micro_size * world_size) if micro_size else 1
+    product = f"gradient_accumulation_steps {accumulation} x {world_size} rank(s)"
     if micro_size is None:
-        micro_size = global_size // (accumulation * world_size)
+        micro_size, problem = global_size // (accumulation * world_size), f"is not a multiple of {product}"
+    else:
+        problem = f"is not micro batch {micro_size} x {product}"
     if micro_size * accumulation * world_size != global_size or not micro_size * accumulation:
         if global_size % world_size == 0:
             fitting = divisors(global_size // world_size)
@@ -80,10 +83,7 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
             near = sorted({max(1, global_size // world_size) * world_size, (global_size // world_size + 1) * world_size})
             advice = (f"train_batch_size must be a multiple of the ranks, for example {' or '.join(map(str, near))}; "
                       f"{global_size} sequences fit {', '.join(map(str, ranks))} rank(s)")  # fmt: skip
-        raise UserError(
-            f"train_batch_size {global_size} is not micro batch {micro_size} x gradient_accumulation_steps "
-            f"{accumulation} x {world_size} rank(s): {advice}"
-        )
+        raise UserError(f"train_batch_size {global_size} {problem}: {advice}")
     return BatchPlan(global_size, micro_size, accumulation, world_size)
 
 

@@ -198,7 +198,7 @@ BAD = [
      "rank(s): with 1 rank(s) gradient_accumulation_steps can be 1, 2, 4, 8"),
     ("torch_autocast", {"enabled": True},
      "torch_autocast is not supported here: with fp16 it clips scaled gradients: use fp16 or bf16"),
-    ("gradient_accumulation_steps", 3, "train_batch_size 8 is not micro batch 2 x gradient_accumulation_steps 3 x 1 "
+    ("gradient_accumulation_steps", 3, "train_batch_size 8 is not a multiple of gradient_accumulation_steps 3 x 1 "
      "rank(s): with 1 rank(s) gradient_accumulation_steps can be 1, 2, 4, 8"),
 ]  # fmt: skip
 
@@ -233,6 +233,20 @@ def test_mistakes_about_the_data_stand_in_the_same_report():
     with pytest.raises(UserError) as caught:
         resolve(tiny_run(gradient_cliping=1), "tiny", look_further=lambda options, size: [f"{options['seed']} {size}"])
     assert str(caught.value).splitlines()[2] == "  2. 0 8"
+
+
+def test_parameters_of_a_mistaken_scheduler_are_not_compared():
+    tree = edit("scheduler.type", [])
+    tree["scheduler"]["params"]["warmup_steps"] = [1]
+    with pytest.raises(UserError, match=r"^tiny: scheduler.type is \[\], "):
+        resolve(tree, "tiny")
+
+
+def test_a_mistaken_shape_is_told_where_it_stands(tmp_path):
+    text = (CONFIGS / "24h.json").read_text().replace('"preset": "small"', '"preset": "small", "h_dim": "768"')
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(UserError, match=r"^mine.json:23: gpt.h_dim is '768', not a whole number"):
+        load(tmp_path / "mine.json")
 
 
 def test_values_that_contradict_each_other():
