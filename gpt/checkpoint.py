@@ -212,9 +212,10 @@ def resolve(folder, tag=None) -> Path:
         return folder
     tag = tag or latest(folder)
     if tag not in committed(folder):
-        there = ", ".join(committed(folder))
-        raise UserError(f"{folder} has no checkpoint{f' {tag!r}' if tag else ''}: "
-                        + (f"it has {there}" if there else "train first, or give a run's checkpoints folder"))
+        there, inside = ", ".join(committed(folder)), folder / "checkpoints"
+        advice = f"it has {there}" if there else f"give {inside}" if committed(inside) else (
+            "train first, or give a run's checkpoints folder")  # fmt: skip
+        raise UserError(f"{folder} has no checkpoint{f' {tag!r}' if tag else ''}: {advice}")
     return folder / tag
 
 

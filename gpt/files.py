@@ -69,10 +69,14 @@ def require_new_folder(path):
 
 
 def file_of_weights(text: str) -> Path:
-    """--checkpoint_file as a path. Raises UserError where it is the folder that the file lies in."""
-    if Path(text).is_dir():
-        raise UserError(f"{text} is a folder: give the file {Path(text) / 'model.safetensors'}")
-    return Path(text)
+    """--checkpoint_file as a path. Raises UserError where no such file is there."""
+    path, name = Path(text), "model.safetensors"
+    if (path / name).is_file():
+        raise UserError(f"{text} is a folder: give the file {path / name}")
+    if not path.is_file():
+        raise UserError(f"{text} {f'is a folder without {name}' if path.is_dir() else 'does not exist'}: consolidate a checkpoint "
+                        f"with `python tools/zero_to_fp32.py RUN/checkpoints OUT`, and give OUT/{name}")  # fmt: skip
+    return path
 
 
 def free_space(path) -> tuple:

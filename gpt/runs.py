@@ -140,7 +140,8 @@ def missing_axis(axis: str, runs) -> str:
     """A sentence on runs for which an axis is not to be had."""
     names = ", ".join(run.name for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
     if axis == "reference_hours":
-        return f"no reference accelerator-hours for {names}: config.yaml has no gpt.tokens_per_second"
+        return (f"no reference accelerator-hours for {names}: config.yaml has no gpt.tokens_per_second, the reference's "
+                "throughput, which tools/throughput.py writes into a class's file")
     return f"no {AXES[axis].label} for {names}: {METRICS} does not hold them"
 
 

@@ -49,8 +49,9 @@ def test_tables(evaluator, capsys):
 
 @pytest.mark.parametrize("option", ["--json", "--markdown"])
 def test_files_that_cannot_be_written_are_told_first(option, tmp_path, load_tool):
+    (tmp_path / "weights").touch()
     for file in (tmp_path, tmp_path / "no" / "file"):
-        told = load_tool("eval", "gpt").mistake("--checkpoint_file", "x", option, file)
+        told = load_tool("eval", "gpt").mistake("--checkpoint_file", tmp_path / "weights", option, file)
         assert f"{option} {file}: give the name of a file in a folder that exists" in told
 
 
@@ -72,6 +73,8 @@ MISTAKES = [
     (["--data_root", "nowhere"], "nowhere holds no dataset (no manifest.json)"),
     (["--config_file", "no.yaml"], "cannot read no.yaml: No such file or directory; the config.yaml that was written beside"),
     (["--checkpoint_file", "{folder}"], "{folder} is a folder: give the file {folder}/model.safetensors"),
+    (["--checkpoint_file", "."], ". is a folder without model.safetensors: consolidate a checkpoint with `python tools/zero_to_fp32.py"),
+    (["--checkpoint_file", "no.safetensors"], "no.safetensors does not exist: consolidate a checkpoint with `python tools/"),
 ]  # fmt: skip
 
 

@@ -129,8 +129,8 @@ BAD = [
     (["--seed", "-1"], "--seed -1: give a whole number from 0 on"),
     (["--prompt", "caf\udce9"], "--prompt caf\udce9: give text in UTF-8"),
     (["--device", "cuda:99"], "--device cuda:99 is not to be had here: "),
-    (["--checkpoint_file", "."], ". is a folder: give the file model.safetensors"),
-    (["--checkpoint_file", "no/model.safetensors"], "no holds no model.safetensors: give a folder of consolidated weights, which "),
+    (["--checkpoint_file", "."], ". is a folder without model.safetensors: consolidate a checkpoint"),
+    (["--checkpoint_file", "no/model.safetensors"], "no/model.safetensors does not exist: consolidate a checkpoint with `python tools/zero_to_fp32.py"),
 ]
 
 
