@@ -232,7 +232,7 @@ class Engine:
         self._ds._copy_recovery_script = lambda folder: None  # a second zero_to_fp32.py, which loads pickles as code
         self._files = self._ds.checkpoint_engine = _CarefulFiles(self._ds._config)
         self.world, self.module = world, self._ds.module
-        if self._stage in (1, 2):
+        if self._stage:
             find_by_norm(self._ds.optimizer, world)
         self._names = {parameter: name for name, parameter in self.module.named_parameters()}
         self._shards = Shards(self._ds, self._names, self._stage, world)
@@ -292,7 +292,7 @@ class Engine:
         """Of the last update, where the device has it: a number asked for here would be waited for."""
         norm = self._norm if self._stage == 0 else self._ds.get_global_grad_norm()
         if torch.is_tensor(norm):
-            return norm.double()
+            return norm.to(self.world.device, torch.float64)
         norm = math.nan if norm is None else norm  # before the first update
         return torch.full((), norm, dtype=torch.float64, device=self.world.device)
 

@@ -1,8 +1,8 @@
-"""Whether a gradient is finite, told by its norm, for DeepSpeed's ZeRO 1 and 2.
+"""Whether a gradient is finite, told by its norm, under DeepSpeed's ZeRO.
 
-DeepSpeed looks for infinities and NaN in every parameter's gradient (thirteen kernels each) and
-takes its norm afterwards (two more). The norm alone tells both: of a gradient with a number that
-is not finite it is not finite either, and DeepSpeed refuses such an update by itself.
+DeepSpeed looks for infinities and NaN in every parameter's gradient (below ZeRO 3 thirteen kernels
+each) and takes its norm afterwards (two more). The norm alone tells both: of a gradient with a
+number that is not finite it is not finite either, and DeepSpeed refuses such an update by itself.
 
 Part of the boundary that gpt/engine.py is: it changes DeepSpeed's objects, but needs nothing of
 its modules.
@@ -12,11 +12,10 @@ import torch
 
 
 def find_by_norm(optimizer, world):
-    """Have an optimizer of ZeRO 1 or 2 find overflow by the gradient's norm, in one pass.
+    """Have a ZeRO optimizer find overflow by the gradient's norm, in one pass.
 
-    optimizer: DeepSpeed's, of one parameter group or several. The norm is over all ranks, each of
-    which holds its own part of the gradient; squares are added in fp32 within a tensor and in
-    fp64 over tensors and ranks.
+    optimizer: DeepSpeed's, at stage 1, 2 or 3. Each rank holds its own part of the gradient. Squares
+    are added in fp32 within a tensor, and in fp64 over tensors and ranks.
     """
 
     def norm_over_ranks(norms):
@@ -31,10 +30,11 @@ def find_by_norm(optimizer, world):
         return norm_over_ranks(torch._foreach_norm(tensors, 2, dtype=torch.float32))
 
     def norm_of_offloaded(parameters):
-        """Of gradients in host memory, whose norms were taken when they were copied there."""
+        """Of gradients in host memory, whose norms were taken on the device before. They are scaled on
+        the host, where their norm must be, too."""
         taken = optimizer.norm_for_param_grads
         ids = map(optimizer.get_param_id, parameters)
-        return norm_over_ranks([taken[number].float() for number in ids if number in taken])
+        return norm_over_ranks([taken[number] for number in ids if number in taken]).cpu()
 
     optimizer.check_overflow = lambda partition_gradients=True: None
     optimizer.update_offload_overflow_tracker = lambda gradient: None

@@ -18,7 +18,8 @@ def train(world, **zero):
         model = GPT(config.model, None)
     run = engine.Engine(model, config, world, model.initial_weights(0))
     tokens = torch.randint(2048, (3, 2, 4, 33), generator=torch.Generator().manual_seed(0))
-    return [(run.step(batch.numpy()).loss.item(), run.grad_norm) for batch in tokens]
+    steps = [run.step(batch.numpy()) for batch in tokens]
+    return [(step.loss.item(), step.grad_norm.item()) for step in steps]
 
 
 OVERLAPPING = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 20000}
