@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import shutil
 import sys
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatched import Dispatched
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gpt import model as model_module
 from gpt.config import load_presets
 from gpt.kernels import linear_cross_entropy as kernel
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
@@ -284,6 +287,30 @@ def test_attention_reads_q_k_v_where_their_gemm_wrote_them(monkeypatch):
     assert len(inputs) == len(outputs) == SMALL.n_layers
     for qkv, output in zip(inputs, outputs):
         assert {t.untyped_storage().data_ptr() for t in qkv} == {output.untyped_storage().data_ptr()}
+
+
+def heads_stacked(qkv, n_heads):
+    """What `split_heads` does, as one view of five dimensions, whose gradient is stacked and then copied once more."""
+    batch, length, width = qkv.shape
+    return qkv.view(batch, length, 3, n_heads, width // (3 * n_heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+@pytest.mark.parametrize("length", [9, 300])  # beyond 128 tokens CPUs take the queries in blocks
+def test_gradients_of_q_k_v_are_joined_by_one_copy(monkeypatch, length):
+    config = dataclasses.replace(SMALL, seq_len=length)
+    tokens, _ = random_batch(config, rows=2)
+    found = {}
+    for split in (model_module.split_heads, heads_stacked):
+        monkeypatch.setattr(model_module, "split_heads", split)
+        model = varied(config, torch.float32)
+        logits = model(tokens)
+        with Dispatched() as backward:
+            logits.square().mean().backward()
+        found[split] = [logits.detach(), *(parameter.grad for parameter in model.parameters())], backward.names
+    (mine, names), (other, other_names) = found.values()
+    assert all(map(torch.equal, mine, other))
+    assert names["cat"] == config.n_layers and names["stack"] == names["clone"] == 0
+    assert other_names["stack"] == other_names["clone"] == config.n_layers
 
 
 @pytest.mark.parametrize("config", SHAPES)

@@ -47,4 +47,10 @@ class _Linear(torch.autograd.Function):
 
 def linear(x, weight, bias=None):
     """x @ weight.T + bias. x: (…, K), weight: (N, K), bias: (N,). Differentiable once."""
-    return _Linear.apply(x, weight, bias) if by_onednn(x) else F.linear(x, weight, bias)
+    if by_onednn(x):
+        return _Linear.apply(x, weight, bias)
+    if x.dim() <= 2:
+        return F.linear(x, weight, bias)
+    # As a matrix: given more dimensions, the F.linear that DeepSpeed puts in place under ZeRO 3 adds the bias in a
+    # pass of its own, and rounds once more.
+    return F.linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
