@@ -23,7 +23,8 @@ def report(config: Config, dataset, interconnect: float | None = None) -> str:
 
     interconnect: GB/s of the slowest link between the GPUs, for what more of them would bring.
     """
-    sections = [_model(config), _data(config, dataset), _memory(config), _disk(config), _time(config, dataset)]
+    notices = [[f"notice         {text}" for text in config.notices]] if config.notices else []
+    sections = [_model(config), *notices, _data(config, dataset), _memory(config), _disk(config), _time(config, dataset)]
     if interconnect is not None:
         sections.append(_scaling(config, interconnect))
     return "\n\n".join("\n".join(section) for section in sections)

@@ -26,7 +26,7 @@ ring is a host's network, all its cards together.
 import math
 from dataclasses import dataclass
 
-from gpt.plan import BatchPlan, ModelConfig
+from gpt.plan import BatchPlan, ModelConfig, plan_batch
 
 HOP_SECONDS = 10e-6  # assumed latency of one hop, not measured
 BUCKET_ELEMENTS = 5 * 10**8  # DeepSpeed's default
@@ -88,10 +88,8 @@ def step(model: ModelConfig, batch: BatchPlan, stage: int, precision: str, token
 
 
 def on_ranks(batch: BatchPlan, ranks: int) -> BatchPlan | None:
-    """The same global batch on another number of ranks, in micro-batches of the present size or a divisor of it; None
-    where it does not divide."""
+    """The same global batch on another number of ranks, in micro-batches of at most the size asked for, or else the present
+    one; None where it does not divide."""
     if batch.global_size % ranks:
         return None
-    each = batch.global_size // ranks
-    micro = math.gcd(batch.micro_size, each)
-    return BatchPlan(batch.global_size, micro, each // micro, ranks)
+    return plan_batch(batch.global_size, batch.micro_limit or batch.micro_size, None, ranks)

@@ -228,9 +228,11 @@ _MONITOR = ("output_path", "job_name")
 TOP_KEYS = {
     "gpt": GPT_KEYS,
     "train_batch_size": Key(int, doc="sequences per optimiser step, over all GPUs", minimum=1, maximum=10**7),
-    "train_micro_batch_size_per_gpu": Key(int, doc="sequences per forward pass; solved where absent", minimum=1,
-                                          maximum=10**7),
-    "gradient_accumulation_steps": Key(int, doc="forward passes per optimiser step and GPU", minimum=1, maximum=10**7),
+    "train_micro_batch_size_per_gpu": Key(
+        int, doc="sequences per forward pass of a GPU, at most: the largest divisor of its share of the batch is taken; "
+        "beside gradient_accumulation_steps exactly so many", minimum=1, maximum=10**7),
+    "gradient_accumulation_steps": Key(int, doc="forward passes per optimiser step and GPU, exactly; solved where absent",
+                                       minimum=1, maximum=10**7),
     "gradient_clipping": Key(float, 0.0, "largest norm of the whole gradient; 0: no clipping", minimum=0),
     "fp16": FP16_KEYS,
     "bf16": BF16_KEYS,

@@ -77,8 +77,9 @@ def test_volumes_are_what_deepspeed_sends(tmp_path, run_command):
 
 
 @pytest.mark.parametrize("batch, ranks, expected", [
-    (BatchPlan(256, 32, 8, 1), 4, BatchPlan(256, 32, 2, 4)), (BatchPlan(256, 32, 8, 1), 64, BatchPlan(256, 4, 1, 64)),
-    (BatchPlan(72, 6, 12, 1), 8, BatchPlan(72, 3, 3, 8)), (BatchPlan(256, 32, 8, 1), 512, None)])  # fmt: skip
+    (BatchPlan(256, 32, 8, 1), 4, BatchPlan(256, 32, 2, 4, 32)), (BatchPlan(256, 32, 8, 1), 64, BatchPlan(256, 4, 1, 64, 32)),
+    (BatchPlan(256, 4, 1, 64, 32), 1, BatchPlan(256, 32, 8, 1, 32)),
+    (BatchPlan(72, 6, 12, 1), 8, BatchPlan(72, 3, 3, 8, 6)), (BatchPlan(256, 32, 8, 1), 512, None)])  # fmt: skip
 def test_a_batch_on_other_ranks(batch, ranks, expected):
     assert on_ranks(batch, ranks) == expected
 
@@ -91,7 +92,7 @@ def test_the_dry_run_tells_of_1024_gpus():
     assert float(rows["computing, ms a step"][1]) == pytest.approx(1000 * 1024 * 512 / 64 / 55416, abs=0.1)
     wire, hops = 6 * 110_615_040 * 63 / 64 / 25e9, 3 * 3 * 63 * HOP_SECONDS  # in three buckets of 50,000,000 elements
     assert float(rows["communicating, ms a step"][1]) == pytest.approx(1000 * (wire + hops), abs=0.1)
-    assert rows["1 rank(s), 2 x 512 each"] == ["100.0%"] * 4
+    assert rows["1 rank(s), 32 x 32 each"] == ["100.0%"] * 4
     efficiencies = [float(value.rstrip("%")) for value in rows["1,024 rank(s), 1 x 1 each"]]
     assert 0 < efficiencies[3] < efficiencies[1] == efficiencies[2] < efficiencies[0] < 90
 
