@@ -2,7 +2,7 @@
 
 import math
 
-from gpt import classes, plan, scale
+from gpt import classes, host_time, plan, scale
 from gpt.config import Config
 from gpt.files import free_space
 from gpt.metrics import duration
@@ -24,7 +24,8 @@ def report(config: Config, dataset, interconnect: float | None = None) -> str:
     interconnect: GB/s of the slowest link between the GPUs, for what more of them would bring.
     """
     notices = [[f"notice         {text}" for text in config.notices]] if config.notices else []
-    sections = [_model(config), *notices, _data(config, dataset), _memory(config), _disk(config), _time(config, dataset)]
+    sections = [_model(config), *notices, _data(config, dataset), _memory(config), _disk(config), _time(config, dataset),
+                _host(config)]
     if interconnect is not None:
         sections.append(_scaling(config, interconnect))
     return "\n\n".join("\n".join(section) for section in sections)
@@ -133,6 +134,38 @@ def _time(config, dataset):
     return lines
 
 
+def _launching(config, stage):
+    """Seconds that the host needs to launch a micro-batch; None where that is not known."""
+    if config.options.compile != "none":
+        return None
+    return host_time.launches(config.model, stage, config.options.activation_checkpointing).seconds
+
+
+def _host(config):
+    """Whether a GPU would wait for its host."""
+    batch, seq_len, speed = config.batch, config.model.seq_len, config.options.tokens_per_second
+    launching = _launching(config, config.engine["zero_optimization"]["stage"])
+    if launching is None:
+        return ["host           the time it needs to launch a micro-batch is not estimated under torch.compile"]
+    low, high = 1000 * launching / host_time.RANGE, 1000 * launching * host_time.RANGE
+    lines = [f"host           needs about {1000 * launching:.0f} ms ({low:.0f} to {high:.0f}) to launch a micro-batch of "
+             f"{batch.micro_size} x {seq_len} tokens on a GPU:", "               on paper, not measured; gpt/host_time.py has the model"]
+    if not speed:
+        return lines
+    computing, enough = batch.micro_size * seq_len / speed, math.ceil(launching * speed / seq_len)
+    told = f"               a GPU of {speed:,.0f} tokens/s computes it in {1000 * computing:,.{1 if computing < 0.01 else 0}f} ms"
+    if launching <= computing:
+        return [*lines, f"{told}; one about {computing / launching:.2g} times as fast would wait for its host"]
+    told += f" and is host-bound: give each GPU at least {enough} sequences per pass"
+    if enough > batch.global_size:
+        told += f", more than train_batch_size {batch.global_size}"
+    elif enough > batch.share:
+        told += f"; train_batch_size {batch.global_size} has them for {batch.global_size // enough} GPUs"
+    else:
+        told += f", --train_micro_batch_size_per_gpu {enough} or more"
+    return [*lines, told]
+
+
 def _scaling(config, interconnect):
     options, stages, own = config.options, range(4), config.engine["zero_optimization"]["stage"]
     if not options.tokens_per_second:
@@ -140,12 +173,13 @@ def _scaling(config, interconnect):
 
     def steps(batch):
         return [scale.step(config.model, batch, stage, config.precision, options.tokens_per_second, interconnect * 1e9,
-                           config.engine["zero_optimization"]) for stage in stages]  # fmt: skip
+                           config.engine["zero_optimization"], _launching(config, stage) or 0.0) for stage in stages]  # fmt: skip
 
     now = steps(config.batch)
     head = "".join(f"{'ZeRO ' + str(stage) + ('*' if stage == own else ' '):>10s}" for stage in stages)
     rows = (
         ("computing, ms a step", [f"{1000 * found.computing:,.1f}" for found in now]),
+        ("launching meanwhile, ms a step", [f"{1000 * found.launching:,.1f}" if found.launching else "-" for found in now]),
         ("communicating, ms a step", [f"{1000 * found.communicating:,.1f}" for found in now]),
         ("communication's share", [f"{found.share:.1%}" for found in now]),
         ("hours of the whole training", [f"{options.max_train_steps * found.seconds / 3600:,.2f}" for found in now]),
