@@ -111,7 +111,8 @@ class Options:
     eval_data_split: str = option(str, "test", "split that is evaluated during training")
     eval_every: int = option(int, 500, "steps between evaluations; 0 or less: never")
     max_eval_steps: int = option(int, 500, "batches of one evaluation, -1: the whole split", minimum=-1)
-    eval_batch_size: int = option(int, 16, "windows of one evaluation batch, over all GPUs", minimum=1)
+    eval_batch_size: int = option(int, 16, "windows of one evaluation batch, over all GPUs; as many at a time on "
+                                  "each as training has sequences, if that is more", minimum=1)  # fmt: skip
     last_n: int | None = option(int, None, "targets scored in each evaluation window but the first; default 128, or "
                                 "seq_len where that is less", minimum=1)  # fmt: skip
     log_terminal_every: int = option(int, 100, "steps between lines on the terminal; 0 or less: never")
