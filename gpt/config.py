@@ -126,7 +126,8 @@ def read_file(path):
             saved = None
         if not isinstance(saved, dict) or not isinstance(saved.get("run"), dict):
             raise UserError(f"{path} is not the config.yaml of a run: give a .json file, or a run's own config.yaml")
-        return _as_asked(saved), str(saved.get("name")), {}
+        lines = {path.removeprefix("run."): line for path, line in _lines(yaml.compose(text)) if path.startswith("run.")}
+        return _as_asked(saved), str(saved.get("name")), lines
     try:
         tree = json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, path))
     except json.JSONDecodeError as error:

@@ -117,6 +117,21 @@ def test_a_runs_config_yaml_asks_again_for_what_was_asked(tmp_path):
         assert curve_settings(moved.as_dict()) == curve_settings(first.as_dict())  # checkpoints of one serve the other
 
 
+def test_a_runs_config_yaml_tells_where_its_values_stand(tmp_path):
+    path = saved(resolve(limited(32, 256), "tiny", 64), tmp_path)
+    text = path.read_text().splitlines()
+    config = load(path, 8)
+    found = {where: source for where, _, source in config.values()}
+    for where in ("gpt.h_dim", "gpt.seed", "train_batch_size", "zero_optimization.stage"):
+        file, number = found[where].split(":")
+        assert file == "config.yaml" and text[int(number) - 1].split(":")[0].strip() == where.rpartition(".")[2]
+    number = next(n for n, line in enumerate(text, 1) if "train_micro_batch_size_per_gpu: 4" in line)
+    assert found["train_micro_batch_size_per_gpu"].startswith(f"derived: at most 32 asked for (config.yaml:{number})")
+    path.write_text(path.read_text().replace("h_dim: 32", "h_dim: 0"))
+    with pytest.raises(UserError, match=r"^config.yaml:\d+: gpt.h_dim is 0, must be at least 1"):
+        load(path)
+
+
 def test_a_runs_config_yaml_keeps_an_accumulation_that_was_asked_for(tmp_path):
     first = resolve(tiny_run(gradient_accumulation_steps=2), "tiny", 1)
     moved = load(saved(first, tmp_path), 2)
