@@ -18,7 +18,7 @@ REFERENCE = {
     "4090": {"mini": 381174, "small": 88701, "medium": 29188, "large": 12379},
     "A100": {"mini": 562594, "small": 135107, "medium": 47851, "large": 27713},
 }
-MICRO_BATCH = {"mini": 32, "tiny": 32, "small": 32}  # at most, in the shipped classes, for an RTX 3090's 24 GB; else 8
+MICRO_BATCH = {"mini": 32, "tiny": 32, "small": 32}  # at most, in an RTX 3090's 24 GB; else 8
 LINE = 110  # characters up to which a block of the JSON stands on one line
 
 
@@ -55,9 +55,10 @@ def shipped_tree(preset: str, train_batch_size: int) -> dict:
 
 
 def class_tree(tree: dict, hours: float, tokens_per_second: float, micro_size: int, seq_len: int) -> dict:
-    """The run's JSON `tree` made into a class: micro batch, steps, decay and throughput are set, all else is kept.
+    """The run's JSON `tree` made into a class: micro batch, steps, decay and throughput are set.
 
-    The micro batch is the largest that a GPU of this kind shall take; the accumulation is left to the number of GPUs.
+    All else is kept. The micro batch is the largest that a GPU of this kind shall take; the
+    accumulation is left to the number of GPUs.
 
     Raises UserError where the class is no step long, the micro batch does not divide the batch, or the learning rate does
     not follow the steps.

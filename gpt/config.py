@@ -17,7 +17,8 @@ from gpt.errors import UserError
 from gpt.plan import BatchPlan, CosineSchedule, ModelConfig, plan_batch
 
 SHAPE = ("n_layers", "h_dim", "mlp_dim", "n_heads", "head_dim")
-BATCH, MICRO, ACCUMULATION = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
+BATCH, MICRO = "train_batch_size", "train_micro_batch_size_per_gpu"
+ACCUMULATION = "gradient_accumulation_steps"
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def read_file(path):
             saved = None
         if not isinstance(saved, dict) or not isinstance(saved.get("run"), dict):
             raise UserError(f"{path} is not the config.yaml of a run: give a .json file, or a run's own config.yaml")
-        lines = {path.removeprefix("run."): line for path, line in _lines(yaml.compose(text)) if path.startswith("run.")}
+        found = _lines(yaml.compose(text))
+        lines = {path[len("run.") :]: line for path, line in found if path.startswith("run.")}
         return _as_asked(saved), str(saved.get("name")), lines
     try:
         tree = json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, path))
@@ -142,7 +144,7 @@ def read_file(path):
 
 
 def _as_asked(saved):
-    """The run's JSON of a config.yaml, with its micro batch to be solved again for the present number of ranks."""
+    """The run's JSON of a config.yaml, its micro batch to be solved again for the present ranks."""
     run, batch = saved["run"], saved.get("batch")
     run.pop(MICRO, None)
     limit = batch.get("micro_limit") if isinstance(batch, dict) else None
@@ -153,7 +155,7 @@ def _as_asked(saved):
 
 
 def replace_batch(tree, overrides):
-    """Take out of a run's JSON what the command line's values in `overrides` say anew about sharing out the batch."""
+    """Take out of a run's JSON what the command line's `overrides` replace of the batch's keys."""
     given = {MICRO, ACCUMULATION} & overrides.keys()
     if given:
         replaced = {MICRO, ACCUMULATION} - given
@@ -330,20 +332,22 @@ def _batch(found: _Resolution, world_size):
             others = " and ".join(other for other in keys if other != key)
             found.set(key, value, f"derived: from {others}, {world_size} rank(s)")
     if plan.micro_limit is not None:
-        found.set(MICRO, plan.micro_size, f"derived: at most {plan.micro_limit} asked for ({asked}), of the "
-                  f"{plan.share} a step that each of {world_size} rank(s) has")  # fmt: skip
+        source = (f"derived: at most {plan.micro_limit} asked for ({asked}), of the {plan.share} a "
+                  f"step that each of {world_size} rank(s) has")  # fmt: skip
+        found.set(MICRO, plan.micro_size, source)
         if 2 * plan.micro_size < plan.micro_limit:
             found.notices.append(_smaller_than_asked(plan))
     return plan
 
 
 def _smaller_than_asked(plan: BatchPlan) -> str:
-    told = (f"{MICRO} allows {plan.micro_limit} sequences per forward pass, but each of {plan.world_size} rank(s) takes "
-            f"{plan.micro_size}")  # fmt: skip
+    told = (f"{MICRO} allows {plan.micro_limit} sequences per forward pass, but each of "
+            f"{plan.world_size} rank(s) takes {plan.micro_size}")  # fmt: skip
     if plan.accumulation == 1:
-        return f"{told}, its whole share of {BATCH} {plan.global_size}: fewer GPUs, or a larger batch, would fill them better"
-    return (f"{told}, the largest divisor of its {plan.share} of {BATCH} {plan.global_size}: another number of GPUs, or another "
-            "batch, would divide better")  # fmt: skip
+        return (f"{told}, its whole share of {BATCH} {plan.global_size}: fewer GPUs, or a larger "
+                "batch, would fill them better")  # fmt: skip
+    return (f"{told}, the largest divisor of its {plan.share} of {BATCH} {plan.global_size}: "
+            "another number of GPUs, or another batch, would divide better")  # fmt: skip
 
 
 def resolve(tree, name: str, world_size: int = 1, overrides=None, lines=None, file=None, look_further=None) -> Config:

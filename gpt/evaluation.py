@@ -56,20 +56,21 @@ class Tally:
 class Evaluator:
     """Evaluates a model on one split.
 
-    score(tokens, targets, scored): tokens, targets int64 (B, T); scored a pair (rows, columns) of int64 (N,), the
-    positions that count, in row order -> their TokenScores. An index made on the host: a mask would have to be searched
-    on the device while the host waits.
+    score(tokens, targets, scored): tokens, targets int64 (B, T); scored a pair (rows, columns) of
+    int64 (N,), the positions that count, in row order -> their TokenScores. The host makes that
+    index: it would have to wait for a device that searches a mask.
     batch_size: windows per batch over all ranks. max_batches: -1 for the whole split, else as many batches from its
     beginning. rank, world_size: this process's share; every rank makes the same number of calls of `score`.
-    micro_size: rows that a call may have anyway, since training has as many; more ranks make no smaller calls.
+    micro_size: rows that a call may have in any case, since training has as many.
     """
 
-    def __init__(self, split, vocab, seq_len, last_n, batch_size, max_batches=-1, rank=0, world_size=1, micro_size=1):
+    def __init__(self, split, vocab, seq_len, last_n, batch_size, max_batches=-1, rank=0,
+                 world_size=1, micro_size=1):  # fmt: skip
         self.split, self.vocab, self.seq_len, self.last_n = split, vocab, seq_len, last_n
         self._tokens = split.tokens
         count = windows(len(self._tokens), seq_len, last_n)
         self.windows = count if max_batches < 0 else min(count, max_batches * batch_size)
-        self._rows = max(math.ceil(batch_size / world_size), micro_size)  # windows per call on this rank
+        self._rows = max(math.ceil(batch_size / world_size), micro_size)  # windows per call
         self._mine = range(rank, self.windows, world_size)
         most = math.ceil(self.windows / world_size)
         self.calls = math.ceil(most / self._rows)
@@ -84,18 +85,20 @@ class Evaluator:
             mine = self._mine[call * self._rows : (call + 1) * self._rows]
             chosen = [window(i, len(self._tokens), self.seq_len, self.last_n) for i in mine]
             tokens, scored = self._batch(chosen)
-            inputs, (rows, columns) = torch.from_numpy(tokens).to(device), torch.from_numpy(scored).to(device)
+            inputs, scored = (torch.from_numpy(array).to(device) for array in (tokens, scored))
             with torch.no_grad():
-                scores = score(inputs[:, :-1], inputs[:, 1:], (rows, columns))
-            if chosen:
-                nats, rank = torch.stack([scores.nats.double(), scores.rank.double()]).cpu().numpy()  # the device's one wait
+                scores = score(inputs[:, :-1], inputs[:, 1:], tuple(scored))
+            if chosen:  # one copy, for which the device is waited for; float64 holds ranks exactly
+                nats, rank = torch.stack([scores.nats.double(), scores.rank.double()]).cpu().numpy()
                 self._add(tally, chosen, mine, nats, rank)
             if not goes_on():
                 return None
         return tally
 
     def _batch(self, chosen):
-        """(rows, T + 1) ids, and rows and columns (2, N) of the scored targets; T is the longest window's length.
+        """(rows, T + 1) ids, and rows and columns (2, N) of the scored targets.
+
+        T is the longest window's length.
 
         A rank without a window left makes a call all the same, on one dummy row, since ranks may share the weights.
         """

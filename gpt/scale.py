@@ -17,11 +17,11 @@ ZeRO 3 that is more than in the paper (Rajbhandari et al., arXiv 1910.02054, sec
     ZeRO 3    an all-gather (forward) and a reduce-scatter per micro-batch; another all-gather (backward) of the weights that
               were let go, those between whose two uses `stage3_max_reuse_distance` (1e9) elements pass
 
-Assumed: every GPU computes at the reference GPU's rate, unless its host needs longer to launch a micro-batch than the GPU
-to compute it (gpt/host_time.py); nothing is communicated while it computes (the other end is the longest of the times
-alone: `Step.overlapped`); all is moved in the run's precision, in its own
-buckets, under ZeRO 3 weights block by block; evaluation and checkpoints are left out. Across hosts the slowest link of a
-ring is a host's network, all its cards together.
+Assumed: every GPU computes at the reference GPU's rate, unless its host needs longer to launch a
+micro-batch than the GPU to compute it (gpt/host_time.py); nothing is communicated while it computes
+(the other end is the longest of the times alone: `Step.overlapped`); all is moved in the run's
+precision, in its own buckets, under ZeRO 3 weights block by block; evaluation and checkpoints are
+left out. Across hosts the slowest link of a ring is a host's network, all its cards together.
 """
 
 import math
@@ -59,7 +59,7 @@ class Step:
 
     @property
     def efficiency(self) -> float:
-        """Speed over that of as many GPUs which wait neither for one another nor for their hosts."""
+        """Speed over that of as many GPUs that wait neither for one another nor for their hosts."""
         return self.computing / self.seconds
 
 
@@ -71,7 +71,7 @@ def ring(size: float, ranks: int, bandwidth: float, calls: int = 1) -> float:
 def step(model: ModelConfig, batch: BatchPlan, stage: int, precision: str, tokens_per_second: float,
          bandwidth: float, zero: dict, launching: float = 0.0) -> Step:  # fmt: skip
     """A step's time. tokens_per_second: of one GPU. bandwidth: bytes per second and direction of a ring's slowest link.
-    zero: the run's zero_optimization block. launching: seconds that the host needs for a micro-batch."""
+    zero: the run's zero_optimization block. launching: seconds of the host per micro-batch."""
     n = model.parameters()
 
     def once(elements):
@@ -91,8 +91,10 @@ def step(model: ModelConfig, batch: BatchPlan, stage: int, precision: str, token
 
 
 def on_ranks(batch: BatchPlan, ranks: int) -> BatchPlan | None:
-    """The same global batch on another number of ranks, in micro-batches of at most the size asked for, or else the present
-    one; None where it does not divide."""
+    """The same global batch on another number of ranks; None where it does not divide.
+
+    Its micro-batches are at most of the size asked for, or else of the present one.
+    """
     if batch.global_size % ranks:
         return None
     return plan_batch(batch.global_size, batch.micro_limit or batch.micro_size, None, ranks)

@@ -77,7 +77,7 @@ def test_a_shape_needs_no_preset_and_overrides_one():
         resolve(tiny_run(gpt={"h_dim": None}), "tiny")
 
 
-@pytest.mark.parametrize("file, options, wanted", [  # the file's micro batch and accumulation, the command line's values
+@pytest.mark.parametrize("file, options, wanted", [  # file: its micro batch and accumulation
     ((4, 2), "--gradient_accumulation_steps 4", (8, 2, 4)),
     ((4, 2), "--train_micro_batch_size_per_gpu 3", (8, 2, 4)),
     ((None, 2), "--train_micro_batch_size_per_gpu 8", (8, 8, 1)),
@@ -96,7 +96,8 @@ def test_the_command_lines_batch_replaces_the_files(file, options, wanted):
 
 
 def limited(limit, batch=8, **options):
-    return tiny_run(train_batch_size=batch, train_micro_batch_size_per_gpu=limit, gradient_accumulation_steps=None, **options)
+    return tiny_run(train_batch_size=batch, train_micro_batch_size_per_gpu=limit,
+                    gradient_accumulation_steps=None, **options)  # fmt: skip
 
 
 def saved(config, folder):
@@ -113,8 +114,9 @@ def test_a_runs_config_yaml_asks_again_for_what_was_asked(tmp_path):
     assert (again.batch, again.engine, again.options) == (first.batch, first.engine, first.options)
     for ranks, wanted in ((1, (32, 8)), (8, (32, 1)), (128, (2, 1))):  # neither 4 nor 1 holds anyone back
         moved = load(saved(load(tmp_path / "config.yaml", ranks), tmp_path), ranks)
-        assert (moved.batch.micro_size, moved.batch.accumulation, moved.batch.micro_limit) == (*wanted, 32)
-        assert curve_settings(moved.as_dict()) == curve_settings(first.as_dict())  # checkpoints of one serve the other
+        assert (moved.batch.micro_size, moved.batch.accumulation) == wanted
+        assert moved.batch.micro_limit == 32
+        assert curve_settings(moved.as_dict()) == curve_settings(first.as_dict())
 
 
 def test_a_runs_config_yaml_tells_where_its_values_stand(tmp_path):
@@ -124,9 +126,11 @@ def test_a_runs_config_yaml_tells_where_its_values_stand(tmp_path):
     found = {where: source for where, _, source in config.values()}
     for where in ("gpt.h_dim", "gpt.seed", "train_batch_size", "zero_optimization.stage"):
         file, number = found[where].split(":")
-        assert file == "config.yaml" and text[int(number) - 1].split(":")[0].strip() == where.rpartition(".")[2]
+        assert file == "config.yaml"
+        assert text[int(number) - 1].split(":")[0].strip() == where.rpartition(".")[2]
     number = next(n for n, line in enumerate(text, 1) if "train_micro_batch_size_per_gpu: 4" in line)
-    assert found["train_micro_batch_size_per_gpu"].startswith(f"derived: at most 32 asked for (config.yaml:{number})")
+    source = found["train_micro_batch_size_per_gpu"]
+    assert source.startswith(f"derived: at most 32 asked for (config.yaml:{number})")
     path.write_text(path.read_text().replace("h_dim: 32", "h_dim: 0"))
     with pytest.raises(UserError, match=r"^config.yaml:\d+: gpt.h_dim is 0, must be at least 1"):
         load(path)
@@ -135,7 +139,8 @@ def test_a_runs_config_yaml_tells_where_its_values_stand(tmp_path):
 def test_a_runs_config_yaml_keeps_an_accumulation_that_was_asked_for(tmp_path):
     first = resolve(tiny_run(gradient_accumulation_steps=2), "tiny", 1)
     moved = load(saved(first, tmp_path), 2)
-    assert (moved.batch.micro_size, moved.batch.accumulation, moved.batch.micro_limit) == (2, 2, None)
+    batch = moved.batch
+    assert (batch.micro_size, batch.accumulation, batch.micro_limit) == (2, 2, None)
     tree = first.as_dict()
     tree["batch"] = "edited"  # and one without the asked-for number, as an edited or an older file
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
@@ -144,17 +149,20 @@ def test_a_runs_config_yaml_keeps_an_accumulation_that_was_asked_for(tmp_path):
 
 def test_checkpoints_do_not_depend_on_how_a_batch_was_shared_out():
     """A run that began with a fixed accumulation goes on with a limit."""
-    exact, at_most = (resolve(tree, "tiny", 2) for tree in (tiny_run(gradient_accumulation_steps=4), limited(4)))
+    exact = resolve(tiny_run(gradient_accumulation_steps=4), "tiny", 2)
+    at_most = resolve(limited(4), "tiny", 2)
     assert exact.batch.micro_size != at_most.batch.micro_size
     assert curve_settings(exact.as_dict()) == curve_settings(at_most.as_dict())
 
 
 @pytest.mark.parametrize("limit, batch, ranks, notice", [
     (32, 256, 8, None), (32, 128, 8, None), (4, 8, 1, None),
-    (32, 256, 64, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of 64 rank(s) takes 4, its whole "
-     "share of train_batch_size 256: fewer GPUs, or a larger batch, would fill them better"),
-    (32, 254, 1, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of 1 rank(s) takes 2, the largest "
-     "divisor of its 254 of train_batch_size 254: another number of GPUs, or another batch, would divide better"),
+    (32, 256, 64, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of 64 "
+     "rank(s) takes 4, its whole share of train_batch_size 256: fewer GPUs, or a larger batch, would "
+     "fill them better"),
+    (32, 254, 1, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of 1 "
+     "rank(s) takes 2, the largest divisor of its 254 of train_batch_size 254: another number of GPUs, "
+     "or another batch, would divide better"),
 ])  # fmt: skip
 def test_a_micro_batch_far_below_its_limit_is_told(limit, batch, ranks, notice):
     config = resolve(limited(limit, batch), "tiny", ranks)
@@ -281,7 +289,8 @@ BAD = [
      "rank(s): with 1 rank(s) gradient_accumulation_steps can be 1, 2, 4, 8"),
     ("torch_autocast", {"enabled": True},
      "torch_autocast is not supported here: with fp16 it clips scaled gradients: use fp16 or bf16"),
-    ("train_micro_batch_size_per_gpu", 0, "train_micro_batch_size_per_gpu is 0, must be at least 1"),
+    ("train_micro_batch_size_per_gpu", 0,
+     "train_micro_batch_size_per_gpu is 0, must be at least 1"),
     ("gradient_accumulation_steps", 3, "train_batch_size 8 is not a multiple of gradient_accumulation_steps 3 x 1 "
      "rank(s): with 1 rank(s) gradient_accumulation_steps can be 1, 2, 4, 8"),
 ]  # fmt: skip

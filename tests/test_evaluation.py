@@ -104,17 +104,23 @@ def test_any_number_of_ranks_finds_the_same_sums(tokens, batch_size, max_batches
 
 
 @pytest.mark.parametrize("ranks, micro_size, calls", [
-    (1, 1, 500), (8, 1, 500), (8, 2, 500), (8, 3, 334), (8, 8, 125), (8, 32, 32), (1, 32, 250), (1, 4, 500), (64, 4, 32),
-    (64, 1000, 1)])  # fmt: skip
+    (1, 1, 500), (8, 1, 500), (8, 2, 500), (8, 3, 334), (8, 8, 125), (8, 32, 32), (1, 32, 250), (1, 4, 500),
+    (64, 4, 32), (64, 1000, 1)])  # fmt: skip
 def test_calls_are_no_smaller_than_training_micro_batches(ranks, micro_size, calls):
     """8,000 windows, in 500 batches of 16: more ranks make fewer calls, not smaller ones."""
     tokens = 1 + 32 + 7999 * 8  # exactly so many windows
-    found = [fake_evaluator(tokens, 32, 8, 16, max_batches=500, rank=rank, world_size=ranks, micro_size=micro_size)
-             for rank in (0, ranks - 1)]  # fmt: skip
-    assert [(one.windows, one.calls) for one in found] == [(8000, calls)] * 2
+    options = dict(max_batches=500, world_size=ranks, micro_size=micro_size)
+    first, last = (fake_evaluator(tokens, 32, 8, 16, rank=r, **options) for r in (0, ranks - 1))
+    assert first.windows == last.windows == 8000 and first.calls == last.calls == calls
     sizes = []
-    found[-1].run(lambda tokens, targets, scored: sizes.append(len(tokens)) or TokenScores(scored[0].float(), scored[0]))
-    assert len(sizes) == calls and sum(sizes) == 8000 // ranks and max(sizes) == min(8000 // ranks, max(math.ceil(16 / ranks), micro_size))
+
+    def score(tokens, targets, scored):
+        sizes.append(len(tokens))
+        return TokenScores(scored[0].float(), scored[0])
+
+    last.run(score)
+    assert len(sizes) == calls and sum(sizes) == 8000 // ranks
+    assert max(sizes) == min(8000 // ranks, max(math.ceil(16 / ranks), micro_size))
 
 
 def test_tally_survives_its_way_through_floats():
@@ -238,17 +244,18 @@ def test_bytes_are_the_size_of_the_text(trained, seq_len, last_n):
 
 
 def test_training_evaluates_in_calls_of_its_micro_batches(sample, tmp_path):
-    """Two batches of 16 windows on the second of 2 ranks: 8 and 8 of its 16, or all in one micro-batch of 16."""
+    """Two batches of 16 windows on the second of 2 ranks: 8 and 8, or all in a micro-batch of 16."""
     for micro_size, calls in ((4, 2), (16, 1)):
-        tree = tiny_run(train_batch_size=32, train_micro_batch_size_per_gpu=micro_size, gradient_accumulation_steps=None,
-                        gpt={"max_eval_steps": 2, "run_dir": str(tmp_path / "run")})  # fmt: skip
+        gpt = {"max_eval_steps": 2, "run_dir": str(tmp_path / "run")}
+        tree = tiny_run(train_batch_size=32, train_micro_batch_size_per_gpu=micro_size,
+                        gradient_accumulation_steps=None, gpt=gpt)  # fmt: skip
         trainer = Trainer(resolve(tree, "tiny", 2), Dataset(sample), 1, 2)
         trainer.batches.close()
         assert trainer.evaluator.calls == calls
 
 
 class Waits(TorchDispatchMode):
-    """Counts what makes a host wait for a GPU: searches for marked positions, and numbers that are read."""
+    """Counts what makes a host wait for a GPU: searches of masks, and numbers that are read."""
 
     def __init__(self, monkeypatch):
         super().__init__()
@@ -262,7 +269,8 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function._schema.name.removeprefix("aten::")
-        by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in args[1])
+        indices = [index for index in args[1] if index is not None] if name == "index" else []
+        by_mask = any(index.dtype == torch.bool for index in indices)
         self.searches += by_mask or name in ("nonzero", "masked_select", "_local_scalar_dense")
         return function(*args, **(kwargs or {}))
 
@@ -280,7 +288,8 @@ def test_ranks_agree_on_a_real_model(trained):
     vocab, stream, model = trained
     sums = 0
     for rank in range(3):
-        evaluator = Evaluator(split_of(stream), vocab, SEQ_LEN, 8, 4, rank=rank, world_size=3, micro_size=3)
+        evaluator = Evaluator(split_of(stream), vocab, SEQ_LEN, 8, 4, rank=rank, world_size=3,
+                              micro_size=3)  # fmt: skip
         sums = sums + np.array(evaluator.run(model).values())
     alone, together = evaluate(trained, stream, SEQ_LEN, 8), summary(Tally.from_values(sums.tolist()))
     assert together.pop("languini") == pytest.approx(alone.pop("languini"), rel=1e-12)

@@ -65,15 +65,16 @@ def test_batch_is_solved(given, wanted):
 
 
 def test_a_limit_takes_the_largest_that_fits():
-    """Against a search through all of them; and what DeepSpeed takes, a micro batch that divides, is taken as it is."""
+    """Against a search; a micro batch that divides, which DeepSpeed takes too, is taken as it is."""
     for share, limit, ranks in itertools.product(range(1, 61), range(1, 61), (1, 8)):
         plan = plan_batch(share * ranks, limit, None, ranks)
         assert plan.micro_size * plan.accumulation == share and plan.micro_size <= limit
         assert not any(share % larger == 0 for larger in range(plan.micro_size + 1, limit + 1))
 
 
-@pytest.mark.parametrize("given", [(256, None, 8, 3), (256, None, 512, 1), (16, 4, 4, 2), (3, None, 1, 4), (3, 1, None, 4),
-                                   (256, 32, None, 6), (16, 3, 5, 1), (3, None, None, 2)])  # fmt: skip
+@pytest.mark.parametrize("given", [
+    (256, None, 8, 3), (256, None, 512, 1), (16, 4, 4, 2), (3, None, 1, 4), (3, 1, None, 4),
+    (256, 32, None, 6), (16, 3, 5, 1), (3, None, None, 2)])  # fmt: skip
 def test_batch_that_does_not_fit_says_what_would(given):
     with pytest.raises(UserError, match=r"is not (micro batch|a multiple of) .* rank\(s\): (with|train_batch_size must be a multiple of the ranks, for example)"):
         plan_batch(*given)
@@ -94,8 +95,9 @@ def test_advice_for_ranks_that_do_not_divide():
     assert str(caught.value).endswith("for example 252 or 258; 256 sequences fit 1, 2, 4, 8 rank(s)")
     with pytest.raises(UserError) as caught:
         plan_batch(256, 32, None, 6)
-    assert str(caught.value) == ("train_batch_size 256 is not a multiple of 6 rank(s): train_batch_size must be a multiple of the "
-                                 "ranks, for example 252 or 258; 256 sequences fit 1, 2, 4, 8 rank(s)")  # fmt: skip
+    assert str(caught.value) == (
+        "train_batch_size 256 is not a multiple of 6 rank(s): train_batch_size must be a multiple of the "
+        "ranks, for example 252 or 258; 256 sequences fit 1, 2, 4, 8 rank(s)")  # fmt: skip
 
 
 def test_flops_against_a_count_of_every_product():
@@ -168,9 +170,10 @@ def test_shipped_batches_on_any_number_of_gpus():
     for name, wanted in SHARED_OUT.items():
         for ranks, (micro_size, accumulation) in zip((1, 2, 4, 8, 64), wanted, strict=True):
             config = load(CONFIGS / f"{name}.json", ranks)
-            assert (config.batch.micro_size, config.batch.accumulation) == (micro_size, accumulation), (name, ranks)
-            assert [config.engine[key] for key in (MICRO, ACCUMULATION)] == [micro_size, accumulation]
-            assert micro_size * accumulation * ranks == config.batch.global_size == config.engine[BATCH]
+            batch, engine = config.batch, config.engine
+            found = (batch.micro_size, batch.accumulation)
+            assert found == (engine[MICRO], engine[ACCUMULATION]) == (micro_size, accumulation)
+            assert micro_size * accumulation * ranks == batch.global_size == engine[BATCH]
 
 
 def test_every_shipped_config_loads_and_is_plain_json():

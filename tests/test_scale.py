@@ -65,11 +65,12 @@ def test_a_step_known_by_hand():
 @pytest.mark.parametrize("launching, seconds, overlapped, efficiency", [
     (0.5, 3.0, 2.0, 2 / 3), (1.0, 3.0, 2.0, 2 / 3), (2.0, 5.0, 4.0, 0.4)])  # fmt: skip
 def test_a_gpu_that_waits_for_its_host(launching, seconds, overlapped, efficiency):
-    """The step above in two micro-batches of a second each: the slower of host and GPU sets the pace of both."""
+    """The step above in two micro-batches of a second each: the slower of host and GPU sets the pace."""
     batch = BatchPlan(8, 2, 2, 2)
     found = step(MODEL, batch, 0, "fp32", 64.0, 4 * MODEL.parameters(), {}, launching)
     assert (found.computing, found.launching) == pytest.approx((2.0, 2 * launching))
-    assert (found.seconds, found.overlapped, found.efficiency) == pytest.approx((seconds, overlapped, efficiency), rel=1e-4)
+    assert (found.seconds, found.overlapped) == pytest.approx((seconds, overlapped), rel=1e-4)
+    assert found.efficiency == pytest.approx(efficiency, rel=1e-4)
 
 
 def test_volumes_are_what_deepspeed_sends(tmp_path, run_command):
@@ -87,9 +88,12 @@ def test_volumes_are_what_deepspeed_sends(tmp_path, run_command):
 
 
 @pytest.mark.parametrize("batch, ranks, expected", [
-    (BatchPlan(256, 32, 8, 1), 4, BatchPlan(256, 32, 2, 4, 32)), (BatchPlan(256, 32, 8, 1), 64, BatchPlan(256, 4, 1, 64, 32)),
+    (BatchPlan(256, 32, 8, 1), 4, BatchPlan(256, 32, 2, 4, 32)),
+    (BatchPlan(256, 32, 8, 1), 64, BatchPlan(256, 4, 1, 64, 32)),
     (BatchPlan(256, 4, 1, 64, 32), 1, BatchPlan(256, 32, 8, 1, 32)),
-    (BatchPlan(72, 6, 12, 1), 8, BatchPlan(72, 3, 3, 8, 6)), (BatchPlan(256, 32, 8, 1), 512, None)])  # fmt: skip
+    (BatchPlan(72, 6, 12, 1), 8, BatchPlan(72, 3, 3, 8, 6)),
+    (BatchPlan(256, 32, 8, 1), 512, None),
+])  # fmt: skip
 def test_a_batch_on_other_ranks(batch, ranks, expected):
     assert on_ranks(batch, ranks) == expected
 
@@ -103,8 +107,8 @@ def test_the_dry_run_tells_of_1024_gpus():
     wire, hops = 6 * 110_615_040 * 63 / 64 / 25e9, 3 * 3 * 63 * HOP_SECONDS  # in three buckets of 50,000,000 elements
     assert float(rows["communicating, ms a step"][1]) == pytest.approx(1000 * (wire + hops), abs=0.1)
     assert rows["1 rank(s), 32 x 32 each"] == ["100.0%"] * 4
-    # 16 x 512 tokens a GPU in one pass; what their hosts launch meanwhile is added up in test_host_time.py
-    assert [float(value) for value in rows["launching meanwhile, ms a step"]] == pytest.approx([9.9, 9.9, 12.9, 26.3], abs=0.05)
+    # 16 x 512 tokens a GPU in one pass; what its host launches meanwhile, test_host_time.py adds up
+    assert rows["launching meanwhile, ms a step"] == ["9.9", "9.9", "12.9", "26.3"]
     efficiencies = [float(value.rstrip("%")) for value in rows["1,024 rank(s), 1 x 1 each"]]
     assert 0 < efficiencies[3] < efficiencies[2] < efficiencies[1] < efficiencies[0] < 90
 

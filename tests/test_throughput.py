@@ -96,8 +96,8 @@ def test_classes_are_written_for_this_device(measured):
         assert speed == pytest.approx(report["tokens_per_second"], rel=0.01)
         steps = round(hours * 3600 * speed / (64 * 64))
         assert config.options.max_train_steps == config.schedule.decay_steps == report["classes"][name]["steps"] == steps
-        assert (config.batch.global_size, config.batch.micro_size, config.batch.accumulation) == (64, 8, 8)
-        shared = load(folder / "classes" / f"{name}.json", 4).batch  # the measured micro batch on other numbers of GPUs
+        assert (config.batch.global_size, config.batch.micro_size) == (64, 8)
+        shared = load(folder / "classes" / f"{name}.json", 4).batch  # on another number of GPUs
         assert (shared.micro_size, shared.accumulation) == (8, 2)
         assert config.schedule.max_lr == 1e-3 and config.model.mlp_dim == 8192
         assert f"{name:>7s} {64:>6d} {steps:>12,} {steps * 64 * 64:>18,}" in told

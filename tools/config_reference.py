@@ -17,7 +17,8 @@ TARGET = ROOT / "ds_configs" / "README.md"
 INTRODUCTION = """# Keys of a run's JSON
 
 Written from `gpt/schema.py` by `python tools/config_reference.py`. Precedence: defaults < JSON < command line.
-Keys in `gpt` are command-line options of the same name; so are {own}, and, under the seed project's names, {options}.
+Keys in `gpt` are command-line options of the same name; so are {own}, and, under the seed
+project's names, {options}.
 A key that is not listed here is an error.
 """
 

@@ -163,7 +163,8 @@ def measure_all(args, tree, name) -> dict:
         print(row(report["results"][-1]), flush=True)
         if result["status"] == "out of memory":
             break
-    content = {key: value for key, value in config.tree().items() if key not in (MICRO, ACCUMULATION)}
+    content = config.tree()
+    del content[MICRO], content[ACCUMULATION]
     report["config_hash"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     measured = [result for result in report["results"] if result["status"] == "ok"]
     if not measured:
