@@ -101,7 +101,7 @@ class Block(nn.Module):
     def forward(self, branch, stream, wanted=None):
         """(output of the last branch, stream without it), each (B, T, C), for those of the block before; None at first.
 
-        wanted: (B, T) bool, the positions for which they are needed; then each is (N, C), of those in row order.
+        wanted: index into (B, T) of the positions for which they are needed; then each is (N, C).
         """
         x, stream = self.ln1(branch, stream)
         x = self.attn(x)
@@ -169,10 +169,12 @@ class GPT(nn.Module):
         return torch.empty(shape).normal_(0.0, std, generator=generator)
 
     def forward(self, tokens, targets=None, scored=None):
-        """tokens, targets: (B, T) int64, T <= seq_len; scored: (B, T) bool.
+        """tokens, targets: (B, T) int64, T <= seq_len.
 
-        With targets: the mean loss in nats per token, an fp32 scalar. With `scored`, TokenScores of the marked
-        positions in row order, no others go through the last MLP and the head. With tokens alone: the logits (B, T, V).
+        scored: index into them, a pair (rows, columns) of (N,) int64 or a mask (B, T).
+        With targets: the mean loss in nats per token, an fp32 scalar. With `scored`, TokenScores of
+        those positions in their order, no others go through the last MLP and the head. With tokens
+        alone: the logits (B, T, V).
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         stream = self.token_embedding(tokens) * math.sqrt(self.config.h_dim) + self.position_embedding(positions)

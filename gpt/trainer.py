@@ -44,7 +44,7 @@ class Trainer:
         self.batches = Ahead(self.streams, range(rank, batch.global_size, world_size))
         self.evaluator = Evaluator(dataset.split(options.eval_data_split), dataset.vocab, options.seq_len,
                                    options.last_n, options.eval_batch_size, options.max_eval_steps, rank,
-                                   world_size)  # fmt: skip
+                                   world_size, batch.micro_size)  # fmt: skip
         device_type = "cuda" if torch.cuda.is_available() else "cpu"
         self.kernels, self.kernels_reason = choose(options.kernels, device_type, config.model.h_dim)
         if options.compile != "none":

@@ -27,7 +27,8 @@ def run(config, dataset, world):
     options = config.options
     streams = Streams(dataset.split("train"), config.batch.global_size, options.seq_len)
     evaluator = Evaluator(dataset.split("test"), dataset.vocab, options.seq_len, options.last_n, options.eval_batch_size,
-                          options.max_eval_steps, world.rank, world.size)  # fmt: skip
+                          options.max_eval_steps, world.rank, world.size,
+                          config.batch.micro_size)  # fmt: skip
     with torch.device("meta"):
         model = GPT(config.model, None, options.activation_checkpointing)
     made = engine.Engine(model, config, world, model.initial_weights(options.seed))
