@@ -67,7 +67,7 @@ class Trainer:
         """
         self.world, self.stop, self.stopping = world, StopRequest(), None
         self.watchdog = Watchdog(world, self.config.options.step_timeout)
-        failures = Failures(world, self.watchdog.who_is_gone)
+        failures = Failures(world, self.watchdog)
         try:
             self._run(make_engine)
         except (AgreedError, AgreedUserError):

@@ -14,14 +14,15 @@ from conftest import ROOT, write_run
 
 from gpt import checkpoint
 
-LOST = ("error: another rank is gone without a word after step 11: it was killed, its host ran out of memory or is out of "
-        "reach (")  # fmt: skip
+GONE = "error: rank {} is gone without a word, while rank {} was "
 MEMORY = "error: out of memory after step 11 (tried to allocate 1152921504606846976 bytes): raise gradient_accumulation_steps"
 TOLD = {  # fault: which rank tells, what
     "bug=0@12": (0, "ValueError: invalid literal"), "bug=1@12": (1, "ValueError: invalid literal"),
-    "memory=0@12": (0, MEMORY), "memory=1@12": (1, MEMORY), "exit=0@12": (1, LOST), "exit=1@12": (0, LOST),
+    "memory=0@12": (0, MEMORY), "memory=1@12": (1, MEMORY), "exit=0@12": (1, GONE.format(0, 1)), "exit=1@12": (0, GONE.format(1, 0)),
+    "vanish=0@12": (1, GONE.format(0, 1)), "vanish=1@12": (0, GONE.format(1, 0)),
 }  # fmt: skip
-QUICK = ("bug=0@12", "memory=1@12", "exit=1@12")
+QUICK = ("bug=0@12", "memory=1@12", "exit=1@12", "vanish=0@12")
+CODES = {"exit": 0, "vanish": -9}  # of the rank at fault
 
 
 @pytest.mark.parametrize("faults", [QUICK, pytest.param(tuple(set(TOLD) - set(QUICK)), marks=pytest.mark.slow)])
@@ -38,8 +39,10 @@ def test_the_rank_that_fails_tells_and_all_end(faults, sample, tmp_path, run_com
         assert said.startswith(f"[rank {speaker}] ") and sentence in said, said
         assert said.count("\n") == 1 or "bug" in fault  # only what nobody foresaw has a traceback
         assert silence == ""
-        codes = [code for code, _ in ends[fault]]
-        assert codes == [0 if fault == f"exit={rank}@12" else 1 for rank in (0, 1)]
+        name, _, at_fault = fault.removesuffix("@12").partition("=")
+        assert [code for code, _ in ends[fault]] == [CODES.get(name, 1) if rank == int(at_fault) else 1 for rank in (0, 1)]
+        if name == "vanish":
+            assert abs(ends[fault][0][1] - ends[fault][1][1]) < 10
         assert checkpoint.newest_good(tmp_path / fault / "run/checkpoints", []) in ("global_step5", "global_step10")
     print("seconds between the ranks' ends:", {f: round(abs(ends[f][0][1] - ends[f][1][1]), 1) for f in faults})
 
