@@ -201,6 +201,7 @@ class Trainer:
         loss, asked, ready = self.world.sum(values).tolist()
         if asked and not self.stopping:
             self.stopping = next(reason for reason in self.world.gather(self.stop.reason) if reason)
+            self.stop.heeded()
         if ready == self.world.size:
             self.saver.advance()
         return loss / self.world.size
