@@ -98,11 +98,12 @@ from forked import wait_in_c
 from gpt.signals import StopRequest
 stop = StopRequest()
 def watch():
+    time.sleep(0.3)  # until the main thread is there
+    print("ready", flush=True)
     while not stop.reason:
         time.sleep(0.01)
     print(stop.reason, flush=True)
 threading.Thread(target=watch, daemon=True).start()
-print("ready", flush=True)
 wait_in_c()
 """
 
