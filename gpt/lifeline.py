@@ -100,9 +100,12 @@ class Lifeline:
         self._board.set(PLACE, f"{address} {listening.getsockname()[1]} {self._word}")
 
     def _accept(self, listening):
-        with suppress(OSError):  # it has hung up already
+        try:
             line = listening.accept()[0]
-            self._selector.register(line, selectors.EVENT_READ, lambda: self._greet(line))
+        except OSError:  # it has hung up already; or this process may open no more files, and is asked again at once
+            self._closed.wait(0.1)
+            return
+        self._selector.register(line, selectors.EVENT_READ, lambda: self._greet(line))
 
     def _greet(self, line):
         """The first words on a line: those of a rank, or of a stranger."""

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from conftest import ROOT, write_run
 
 from gpt import checkpoint
+from gpt.world import World
 
 GONE = "error: rank {} is gone without a word, while rank {} was "
 MEMORY = "error: out of memory after step 11 (tried to allocate 1152921504606846976 bytes): raise gradient_accumulation_steps"
@@ -45,6 +47,24 @@ def test_the_rank_that_fails_tells_and_all_end(faults, sample, tmp_path, run_com
             assert abs(ends[fault][0][1] - ends[fault][1][1]) < 10
         assert checkpoint.newest_good(tmp_path / fault / "run/checkpoints", []) in ("global_step5", "global_step10")
     print("seconds between the ranks' ends:", {f: round(abs(ends[f][0][1] - ends[f][1][1]), 1) for f in faults})
+
+
+NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, "
+
+
+@pytest.mark.parametrize("error, size, said", [
+    (RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:23. This is typically …"), 2,
+     "Connection closed by peer [::1]:23"),
+    (torch.distributed.DistNetworkError("The client socket has failed\nmore"), 2, "The client socket has failed"),
+    (torch.distributed.DistBackendError(NCCL + "remote process exited or there was a network error, NCCL version 2.26.2\nmore"), 2,
+     NCCL + "remote process exited or there was a network error, NCCL version 2.26.2"),
+    (torch.distributed.DistBackendError(NCCL + "invalid usage (run with NCCL_DEBUG=WARN for details)\nDuplicate GPU detected"), 2, None),
+    (torch.distributed.DistBackendError(NCCL + "unhandled cuda error\nCuda failure 2 'out of memory'"), 2, None),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 2, None), (ValueError(), 2, None),
+    (torch.distributed.DistNetworkError("The client socket has failed"), 1, None),
+])  # fmt: skip
+def test_which_errors_are_lost_ranks(error, size, said):
+    assert World(0, size, torch.device("cpu")).lost(error) == said
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", pytest.param("torchrun", marks=pytest.mark.slow)])
