@@ -67,7 +67,7 @@ class Trainer:
         """
         self.world, self.stop, self.stopping = world, StopRequest(), None
         self.watchdog = Watchdog(world, self.config.options.step_timeout)
-        failures = Failures(world, self.watchdog.who_is_gone)
+        failures = Failures(world, self.watchdog)
         try:
             self._run(make_engine)
         except (AgreedError, AgreedUserError):
@@ -209,6 +209,7 @@ class Trainer:
         asked, ready, *figures = values.tolist()
         if asked and not self.stopping:
             self.stopping = next(reason for reason in self.world.gather(self.stop.reason) if reason)
+            self.stop.heeded()
         if ready == self.world.size:
             self.saver.advance()
         if result is None:

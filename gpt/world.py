@@ -46,10 +46,12 @@ class World:
 
     def lost(self, error: Exception) -> str | None:
         """What an error says of the end of a connection to another rank, in brief; None if it is another kind of error."""
-        text = str(error).splitlines()[0] if str(error) else ""
+        text = str(error)
         if self.size == 1 or not (isinstance(error, torch.distributed.DistError) or "/gloo/" in text):
             return None
-        return re.sub(r"^\[\S+\] ", "", text.partition(". This is typically")[0])
+        if isinstance(error, torch.distributed.DistBackendError) and "remote process" not in text:
+            return None  # NCCL's own troubles, such as two ranks on one GPU
+        return re.sub(r"^\[\S+\] ", "", text.partition("\n")[0].partition(". This is typically")[0])
 
     def barrier(self):
         if self.size > 1:
