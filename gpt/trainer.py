@@ -193,17 +193,28 @@ class Trainer:
         self.progress.say(f"stopped by {self.stopping} and saved after step {self.step} of "
                           f"{self.config.options.max_train_steps}: the same command goes on{slow}")  # fmt: skip
 
-    def _agree(self, loss=0.0) -> float:
-        """What the ranks tell each other after every step: returns the mean of `loss`; finds out whether any of them was
-        asked to stop, and whether all are ready to take a save further."""
-        values = self.world.tensor([0.0, self.stop.reason is not None, self.saver.ready])
-        values[0] += loss
-        loss, asked, ready = self.world.sum(values).tolist()
+    def _agree(self, result=None):
+        """What the ranks tell each other after every step: whether any of them was asked to stop, and
+        whether all are ready to take a save further.
+
+        result: gpt.engine.StepResult of a step; then returns (its mean loss over all ranks, its
+        gradient norm). All of it comes from the device in one transfer, the one that is waited for.
+        """
+        values = self.world.tensor([self.stop.reason is not None, self.saver.ready])
+        if result is not None:
+            values = torch.cat([values, result.loss[None]])
+        values = self.world.sum(values)
+        if result is not None:
+            values = torch.cat([values, result.grad_norm[None]])
+        asked, ready, *figures = values.tolist()
         if asked and not self.stopping:
             self.stopping = next(reason for reason in self.world.gather(self.stop.reason) if reason)
         if ready == self.world.size:
             self.saver.advance()
-        return loss / self.world.size
+        if result is None:
+            return None
+        loss, grad_norm = figures
+        return loss / self.world.size, grad_norm
 
     def _train_step(self) -> bool:
         """Try one optimiser step; returns whether the run is a step further."""
@@ -220,7 +231,7 @@ class Trainer:
         self.refusing = False
         accept = self._accept if options.spike_policy == "skip" else None
         result = self.engine.step(batch, want_norms, accept, self._mark, statistics)
-        loss = self._agree(result.loss)
+        loss, grad_norm = self._agree(result)
         self.meter.mark("other")
         self.meter.settle()
         score = self.spikes.score(loss)
@@ -236,7 +247,7 @@ class Trainer:
             self.metrics.write({"event": "norms", "step": number, **result.norms})
         if statistics:
             self.metrics.write({"event": "activations", "step": number, **statistics.summary(self.world)})
-        self._report(loss, lr)
+        self._report(loss, lr, grad_norm)
         return True
 
     def _mark(self, part):
@@ -331,7 +342,7 @@ class Trainer:
                           + (f"{self.saver.folder / checkpoint.tag_of(saved)}" if saved is not None else "none yet")
                           + ": lower max_lr, set gradient_clipping, or leave batches out with --spike_policy skip or rewind")
 
-    def _report(self, loss, lr):
+    def _report(self, loss, lr, grad_norm):
         options = self.config.options
         logged, shown = _due(self.step, options.log_metrics_every), _due(self.step, options.log_terminal_every)
         shown = shown or (self.step == options.max_train_steps and options.log_terminal_every > 0)
@@ -339,7 +350,7 @@ class Trainer:
         if logged:
             self.metrics.write({
                 "event": "train", "step": self.step, **self.meter.axes(self.step), "loss": loss, "lr": lr,
-                "grad_norm": self.engine.grad_norm, "loss_scale": self.engine.loss_scale,
+                "grad_norm": grad_norm, "loss_scale": self.engine.loss_scale,
                 "tokens": self.step * self.meter.tokens_per_step, **self.meter.costs(speed),
             })  # fmt: skip
         if shown:

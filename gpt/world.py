@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed
 
@@ -18,6 +19,15 @@ def usable_device(asked: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} is not to be had here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def to_device(values, device) -> torch.Tensor:
+    """A NumPy array as a tensor on a device. On a GPU nothing waits for the copy: it starts from
+    pinned memory, and what uses the tensor is queued behind it."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class World:
 
     def tensor(self, values):
         """Numbers as a float64 tensor on this process's device."""
-        return torch.tensor(values, dtype=torch.float64, device=self.device)
+        return to_device(np.array(values, np.float64), self.device)
 
     def blackboard(self, timeout_seconds: float):
         """A store of short texts that all ranks can read and write at any time, from any thread; None for one rank.

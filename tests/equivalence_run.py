@@ -41,7 +41,7 @@ def run(config, dataset, world):
             found["skipped"] += 1
             continue
         found["loss"].append(world.sum(result.loss).item() / world.size)
-        found["grad_norm"].append(made.grad_norm)
+        found["grad_norm"].append(result.grad_norm.item())
         found["norms"].append(result.norms)
     found["eval"].append(evaluate())
     made._ds.destroy()
