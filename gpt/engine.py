@@ -24,7 +24,7 @@ import torch.distributed
 from gpt.checkpoint import load_weights_only
 from gpt.config import Config
 from gpt.errors import RunError, UserError, in_brief
-from gpt.hardware import keep_freed_memory
+from gpt.hardware import DTYPES, keep_freed_memory
 from gpt.launch import launched
 from gpt.overflow import find_by_norm
 from gpt.roll_call import JOIN_SECONDS, Deadline, roll_call
@@ -152,7 +152,6 @@ class _LossScaleExhausted(Exception):
     """DeepSpeed left out an update, and cannot lower the loss scale any more."""
 
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _place(model, weights, dtype, settings, device):
@@ -220,7 +219,7 @@ class Engine:
         self._stage = config.engine["zero_optimization"]["stage"]
         if world.device.type != "cpu" and _offloads_optimizer(config):  # whose Adam runs on the cores
             _share_cores(world.hosts.count(world.hosts[world.rank]))
-        _place(model, weights, _DTYPES[config.precision], settings, world.device)
+        _place(model, weights, DTYPES[config.precision], settings, world.device)
         if self._stage == 3:
             _gather_by_block(model)
         self._ds, *_ = deepspeed.initialize(
@@ -253,7 +252,7 @@ class Engine:
         yield "ranks", config.batch.world_size, ds.world_size
         yield "gradient_clipping", asked["gradient_clipping"], ds.gradient_clipping()
         yield "zero_optimization.stage", asked["zero_optimization"]["stage"], ds.zero_optimization_stage()
-        yield "precision", _DTYPES[config.precision], next(self.module.parameters()).dtype
+        yield "precision", DTYPES[config.precision], next(self.module.parameters()).dtype
         # DeepSpeed's "Adam" is AdamW unless told otherwise.
         decoupled = kind == "AdamW" or (kind == "Adam" and params.get("adam_w_mode", True))
         if kind == "SGD" or "torch_adam" in params:

@@ -12,7 +12,7 @@ from gpt.corpus import Ahead, Dataset, Streams
 from gpt.errors import AgreedError, AgreedUserError
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.failures import Failures
-from gpt.kernels import attention, choose, require_compiler
+from gpt.kernels import attention
 from gpt.meter import Meter
 from gpt.metrics import Metrics, Progress
 from gpt.model import GPT
@@ -45,10 +45,6 @@ class Trainer:
         self.evaluator = Evaluator(dataset.split(options.eval_data_split), dataset.vocab, options.seq_len,
                                    options.last_n, options.eval_batch_size, options.max_eval_steps, rank,
                                    world_size, batch.micro_size)  # fmt: skip
-        device_type = "cuda" if torch.cuda.is_available() else "cpu"
-        self.kernels, self.kernels_reason = choose(options.kernels, device_type, config.model.h_dim)
-        if options.compile != "none":
-            require_compiler(device_type)
         self.resolved = resolved(config, dataset)
         self.notices = list(config.notices)
         self.start_tag, self.lock = None, None
@@ -60,11 +56,13 @@ class Trainer:
         self.refused, self.overflows = 0, 0  # batches, and tries of one batch, in a row
         self.returns = {}  # {tag: how often the run went back to it}
 
-    def train(self, make_engine, world):
+    def train(self, make_engine, world, kernels):
         """Train, evaluate and save until the last step or a request to stop. All ranks call it together.
 
-        make_engine: gpt.engine.Engine. world: gpt.world.World. Raises AgreedError where the run cannot go on.
+        make_engine: gpt.engine.Engine. world: gpt.world.World. kernels: as gpt.kernels.choose found them. Raises
+        AgreedError where the run cannot go on.
         """
+        self.kernels, self.kernels_reason = kernels
         self.world, self.stop, self.stopping = world, StopRequest(), None
         self.watchdog = Watchdog(world, self.config.options.step_timeout)
         failures = Failures(world, self.watchdog)
@@ -169,9 +167,8 @@ class Trainer:
     def _attention(self):
         """The backend that torch takes for it here."""
         model = self.config.model
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.config.precision]
         shape = (self.config.batch.micro_size, model.n_heads, model.seq_len, model.head_dim)
-        return attention.backend(shape, dtype, self.world.device)
+        return attention.backend(shape, hardware.DTYPES[self.config.precision], self.world.device)
 
     def _end(self):
         """Say how the run ended. Raises AgreedError where its last steps could not be saved."""
