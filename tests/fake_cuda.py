@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt import engine
 from gpt.kernels import linear
@@ -42,6 +43,29 @@ class Synchronisations:
             frame = frame.f_back
         if frame:
             self.places[kind, f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"] += 1
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a GPU would be given to do: operations by name, without those that only make or look at a tensor."""
+
+    NONE = {"view", "_unsafe_view", "_reshape_alias", "alias", "as_strided", "detach", "expand", "permute", "select", "slice",
+            "narrow", "split", "split_with_sizes", "unbind", "squeeze", "t", "transpose", "unsqueeze", "empty", "empty_like",
+            "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_", "lift_fresh", "is_pinned", "is_same_size",
+            "_local_scalar_dense"}  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    @property
+    def total(self) -> int:
+        return self.names.total()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.partition("::")[2]
+        if name not in self.NONE:
+            self.names[name] += 1
+        return function(*args, **(kwargs or {}))
 
 
 class Stream:
