@@ -308,7 +308,7 @@ class Engine:
         mark: called after every "forward", "backward" and "step" of a micro-batch. watch: entered around each forward.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        before, rejected, exhausted = [], False, False
+        before, rejected, exhausted = None, False, False
         for index, micro_batch in enumerate(to_device(batch, self.world.device), 1):
             last = index == len(batch)
             with watch or nullcontext():
@@ -320,7 +320,7 @@ class Engine:
             mark("forward")
             self._ds.backward(loss)
             mark("backward")
-            before = self._shards.fragments(self.loss_scale) if want_norms and last else []
+            before = self._shards.before_update(self.loss_scale) if want_norms and last else None
             try:
                 applied = self._update(last, rejected)
             except _LossScaleExhausted:
