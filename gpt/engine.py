@@ -217,7 +217,7 @@ class Engine:
             "timers": {"throughput": {"enabled": False}},
         }
         self._stage = config.engine["zero_optimization"]["stage"]
-        if world.device.type != "cpu" and _offloads_optimizer(config):  # whose Adam runs on the cores
+        if _offloads_optimizer(config):  # its Adam runs on the cores, whatever the model runs on
             _share_cores(world.hosts.count(world.hosts[world.rank]))
         _place(model, weights, DTYPES[config.precision], settings, world.device)
         if self._stage == 3:
