@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.errors import UserError
-from gpt.kernels.launch import as_rows, jit, next_power_of_2, num_warps, on_device_of, share_rows, statistics_dtype, tl
+from gpt.kernels.launch import (
+    as_rows, jit, next_power_of_2, num_warps, on_device_of, resident_warps, share_rows, statistics_dtype, tl
+)  # fmt: skip
 
 MAXIMUM_WIDTH = 8192  # a program holds a whole row in registers
 
@@ -141,7 +143,8 @@ def _layer_norm_backward(
     """Gradients of total, weight and bias."""
     grad_input = torch.empty(total.shape, dtype=total.dtype, device=total.device)
     rows, width = as_rows(total).shape
-    programs, per_program = share_rows(rows, num_warps(block_size(width)), total.device)
+    block = block_size(width)
+    programs, per_program = share_rows(rows, num_warps(block), total.device, resident_warps(block))
     partial = torch.empty((2, programs, width), dtype=stats.dtype, device=total.device)
     added = None if grad_total is None else as_rows(grad_total)
     launch_backward(as_rows(grad_normed), added, as_rows(total), weight, stats, grad_input, partial, per_program)
