@@ -93,6 +93,18 @@ def test_registers_that_spill(gates, table, monkeypatch):
     assert found.spills > 0 and any("spills" in sentence for sentence in gates.complaints(found, table[found.key()]))
 
 
+def test_any_number_of_rows_takes_the_same_compilation(gates, monkeypatch):
+    """An evaluation scores other numbers of tokens than a training step has, and a run shall not stop to compile for each."""
+
+    def compilations():
+        return [gates.specialised(case, "fp16")[1:] for case in gates.cases()]
+
+    expected = compilations()
+    for rows in (48, 65, 66):
+        monkeypatch.setattr(gates, "ROWS", rows)
+        assert compilations() == expected
+
+
 def test_rows_that_are_not_aligned(gates):
     case = find(gates, "add_layer_norm forward")
     narrow = case._replace(launch=lambda dtype: case.launch.func(770, True, dtype))

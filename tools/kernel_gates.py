@@ -151,7 +151,8 @@ def specialised(case, dtype):
             continue
         signature[parameter.name] = mangle_type(value)
         number = value.data_ptr() if isinstance(value, torch.Tensor) else value
-        if type(number) is int and number % 16 == 0 and not free:
+        aligned = type(number) is int and number % 16 == 0
+        if aligned and not free and not parameter.do_not_specialize_on_alignment:
             attributes[(index,)] = [["tt.divisibility", 16]]
     return kernel, signature, constants, attributes, options
 

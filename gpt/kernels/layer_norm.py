@@ -19,7 +19,8 @@ from gpt.kernels.launch import (
 MAXIMUM_WIDTH = 8192  # a program holds a whole row in registers
 
 
-@jit()
+# How a row of statistics is aligned depends on the number of rows, and is to cost no compilation of its own.
+@jit(do_not_specialize_on_alignment=["mean", "rstd"])
 def _forward_kernel(
     x, residual, weight, bias, normed, total, mean, rstd, x_stride, residual_stride, width, eps, BLOCK: tl.constexpr
 ):
@@ -44,7 +45,7 @@ def _forward_kernel(
     tl.store(normed + row * width + columns, result.to(normed.dtype.element_ty), mask=inside)
 
 
-@jit(do_not_specialize=["rows", "rows_per_program"])
+@jit(do_not_specialize=["rows", "rows_per_program"], do_not_specialize_on_alignment=["mean", "rstd"])
 def _backward_kernel(
     grad_normed, grad_total, total, weight, mean, rstd, grad_input, partial, normed_stride, total_grad_stride,
     total_stride, rows, rows_per_program, width, BLOCK: tl.constexpr
