@@ -4,7 +4,6 @@ import os
 import re
 import threading
 import time
-from contextlib import suppress
 
 from gpt.errors import RunError, SilentError, UserError, in_words, tell
 from gpt.lifeline import Lifeline
@@ -56,12 +55,13 @@ class Failures:
         if self._closed.is_set() or self._watchdog.giving_up:
             return
         name, own_name, place = self._world.name(rank), self._world.name(self._world.rank), self._watchdog.place
-        with suppress(OSError):  # a launcher that died may have taken the other end of stderr along
+        try:
             self._tell_if_first(RunError(
                 f"{name} is gone without a word, while {own_name} was {place}: it was killed or has crashed, or its host ran "
                 "out of memory. The same command goes on from the latest checkpoint, on other hosts too"))  # fmt: skip
-        self._leave_last() if self._world.rank == 0 else time.sleep(POLL_SECONDS)
-        os._exit(1)
+        finally:  # even if a launcher has died and taken the other end of stderr along
+            self._leave_last() if self._world.rank == 0 else time.sleep(POLL_SECONDS)
+            os._exit(1)
 
     def _explained(self, error, step):
         if isinstance(error, (UserError, RunError)):

@@ -45,7 +45,8 @@ class Lifeline:
         """Listen no more. The others are told that this rank ends in good order, or take it for gone."""
         self._in_order = in_order
         self._closed.set()
-        self._wake.send(b"\0")
+        with suppress(OSError):  # it has heard of a death, and listens no more
+            self._wake.send(b"\0")
         self._thread.join()
         self._wake.close()
 
@@ -151,4 +152,4 @@ def _read(line):
         message = b""
     except OSError:  # the way there is cut, which says nothing of the process
         return ENDED
-    return MESSAGE.unpack(message)[0] if message else None
+    return MESSAGE.unpack(message)[0] if len(message) == MESSAGE.size else None

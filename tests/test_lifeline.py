@@ -50,8 +50,7 @@ def lines(monkeypatch):
 
     yield make
     for line in made:
-        if line._thread.is_alive():
-            line.close()
+        line.close()
 
 
 def wait_for(condition):

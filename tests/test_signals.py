@@ -67,6 +67,8 @@ def check(who, name, port, sample, folder, run_command):
         for process in everyone or [psutil.Process(started.pid)]:
             if process.is_running():
                 process.kill()
+    deaths = (folder / "out").read_text().count("is gone without a word")
+    assert deaths == ((who, name) == ("rank", "KILL")), (folder / "out").read_text()
     notices = []
     tag = checkpoint.newest_good(run_dir / "checkpoints", notices)
     assert notices == []
