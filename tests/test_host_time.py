@@ -78,17 +78,19 @@ def host_lines(config):
 
 # 24h.json computes 55,416 tokens/s: its host's 9.9 ms are 1.07 sequences of 512 tokens.
 @pytest.mark.parametrize("ranks, options, sentence", [
-    (8, {}, "a GPU of 55,416 tokens/s computes it in 296 ms; one about 30 times as fast would wait for "
-     "its host"),
+    (8, {}, "a GPU of 55,416 tokens/s computes it in 296 ms; one about 30 times as fast would wait "
+     "for its host"),
     (128, {}, "computes it in 18 ms; one about 1.9 times as fast would wait for its host"),
-    (256, {}, "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences per pass; "
-     "train_batch_size 256 has them for 128 GPUs"),
-    (1, {MICRO: 1}, "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences per "
-     "pass, --train_micro_batch_size_per_gpu 2 or more"),
+    (256, {}, "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences per "
+     "pass; train_batch_size 256 has them for 128 GPU(s)"),
+    (8, {"gpt.tokens_per_second": 3e6}, "give each GPU at least 58 sequences per pass; train_batch_size "
+     "256 has them for 4 GPU(s)"),
+    (1, {MICRO: 1}, "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences "
+     "per pass, --train_micro_batch_size_per_gpu 2 or more"),
     (8, {STAGE: 3, MICRO: 2}, "computes it in 18 ms and is host-bound: give each GPU at least 3 "
-     "sequences per pass, --train_micro_batch_size_per_gpu 3 or more"),
-    (256, {"gpt.tokens_per_second": 1e8}, "computes it in 0.0 ms and is host-bound: give each GPU at "
-     "least 1929 sequences per pass, more than train_batch_size 256"),
+     "sequences per pass, --train_micro_batch_size_per_gpu 4 or more"),
+    (256, {"gpt.tokens_per_second": 1e8}, "computes it in 0.0 ms and is host-bound: give each GPU "
+     "at least 1929 sequences per pass, more than train_batch_size 256"),
 ])  # fmt: skip
 def test_the_dry_run_tells_whether_a_gpu_waits_for_its_host(ranks, options, sentence):
     told = host_lines(load(ROOT / "ds_configs/24h.json", ranks, options))

@@ -65,7 +65,7 @@ def test_a_step_known_by_hand():
 @pytest.mark.parametrize("launching, seconds, overlapped, efficiency", [
     (0.5, 3.0, 2.0, 2 / 3), (1.0, 3.0, 2.0, 2 / 3), (2.0, 5.0, 4.0, 0.4)])  # fmt: skip
 def test_a_gpu_that_waits_for_its_host(launching, seconds, overlapped, efficiency):
-    """The step above in two micro-batches of a second each: the slower of host and GPU sets the pace."""
+    """The step above in two micro-batches of a second: the slower of host and GPU sets the pace."""
     batch = BatchPlan(8, 2, 2, 2)
     found = step(MODEL, batch, 0, "fp32", 64.0, 4 * MODEL.parameters(), {}, launching)
     assert (found.computing, found.launching) == pytest.approx((2.0, 2 * launching))
