@@ -7,7 +7,6 @@ from gpt.config import Config
 from gpt.files import free_space
 from gpt.metrics import duration
 
-GPU_CHUNK_ELEMENTS = 1 << 26
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "update")
 
 
@@ -71,7 +70,7 @@ def _memory(config):
     def estimate(at, checkpointing):
         return plan.memory(
             config.model, config.batch.micro_size, config.batch.world_size, at, config.precision, checkpointing,
-            GPU_CHUNK_ELEMENTS, config.moments, off and at > 0,
+            plan.CHUNK_ELEMENTS["default"], config.moments, off and at > 0,
             zero.get("stage3_max_live_parameters", 10**9), weights_off,
         )  # fmt: skip
 

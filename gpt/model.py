@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt.kernels.attention import causal_attention
+from gpt.kernels.attention import causal_attention, split_heads
 from gpt.kernels.gelu import linear_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear import linear
@@ -45,15 +45,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.n_heads, self.head_dim = config.n_heads, config.head_dim
+        self.n_heads = config.n_heads
         width = config.n_heads * config.head_dim
         self.qkv = Linear(config.h_dim, 3 * width)
         self.c_proj = Linear(width, config.h_dim)
 
     def forward(self, x):  # (B, T, C)
-        batch, length, _ = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.n_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D)
+        q, k, v = split_heads(self.qkv(x), self.n_heads)  # each (B, H, T, D)
         return self.c_proj(causal_attention(q, k, v))
 
 
@@ -147,8 +145,8 @@ class GPT(nn.Module):
         self._compiled = compile != "none"  # then plain torch inside: no compiler fuses across operations of our own
         self.blocks = nn.ModuleList(Block(config, "torch" if self._compiled else kernels) for _ in range(config.n_layers))
         if self._compiled:
-            for block in self.blocks:
-                block.compile(**COMPILE_OPTIONS[compile])
+            for block in self.blocks:  # forward alone: an engine's hooks on the block are no graph
+                block.forward = torch.compile(block.forward, **COMPILE_OPTIONS[compile])
         self.ln_f = AddNorm(config, kernels)
         self.head = Head(config, kernels)
         if seed is not None:

@@ -194,7 +194,7 @@ FP16_KEYS = {
 }
 BF16_KEYS = {
     "enabled": Key(bool, False, "train in bf16"),
-    **dict.fromkeys(("immediate_grad_update", "check_grad_overflow"), Key(bool)),
+    "immediate_grad_update": Key(bool),
 }
 _OFFLOAD = {
     "device": Key(str, REQUIRED, "none, cpu or nvme", choices=("none", "cpu", "nvme")),
@@ -259,7 +259,6 @@ TOP_KEYS = {
                      "online", "mode"),
     "aio": dict.fromkeys(("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events",
                           "use_gds"), Key(ANY)),
-    "timers": {"throughput": dict.fromkeys(("enabled", "synchronized"), Key(bool))},
     "data_types": {"grad_accum_dtype": Key(str, choices=("fp16", "bf16", "fp32"))},
 }  # fmt: skip
 
@@ -290,6 +289,10 @@ REFUSED = {
     **_refused("the weights must have an fp32 copy", "fp16.fp16_master_weights_and_grads",
                "bf16.bf16_master_weights_and_grads", "bf16.bf16_optimizer_states"),
     **_refused("inputs are token ids", "fp16.auto_cast"),
+    **_refused("a gradient that is not finite must never reach the weights: leave it out",
+               "bf16.check_grad_overflow"),
+    **_refused("it makes the host wait for the GPU at every micro-batch, and the speed is in "
+               "metrics.jsonl: leave it out", "timers"),
     **_refused("use offload_optimizer or offload_param", "zero_optimization.cpu_offload",
                "zero_optimization.cpu_offload_param", "zero_optimization.cpu_offload_use_pin_memory"),
     **_refused("checkpoints of it cannot be consolidated", "zero_optimization.parameter_alignment",

@@ -265,6 +265,10 @@ BAD = [
     ("zero_optimization", [1], "zero_optimization is [1], not a block {…}"),
     ("tensorboard", {"enabled": "x"}, "tensorboard.enabled is 'x', not true or false"),
     ("aio", 3, "aio is 3, not a block {…}"),
+    ("bf16", {"enabled": True, "check_grad_overflow": False}, "bf16.check_grad_overflow is not supported here: a gradient that "
+     "is not finite must never reach the weights: leave it out"),
+    ("timers", {"throughput": {"enabled": True}}, "timers is not supported here: it makes the host wait for the GPU at every "
+     "micro-batch, and the speed is in metrics.jsonl: leave it out"),
     ("data_types", {"grad_accum_dtype": "foo"}, "data_types.grad_accum_dtype is 'foo', must be one of fp16, bf16, fp32"),
     ("elasticity", {}, "elasticity is not supported here: it changes the batch size: set train_batch_size"),
     ("steps_per_print", 10, 'steps_per_print is not supported here: progress is printed by "gpt": {"log_terminal_every"}, '

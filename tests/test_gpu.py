@@ -15,6 +15,7 @@ from gpt.kernels.cross_entropy import score_logits
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy
+from gpt.plan import ModelConfig
 
 DEVICE, KERNELS = "cuda", "triton"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")]
@@ -113,10 +114,13 @@ def test_attention_takes_a_fused_backend_and_is_right(head_dim, dtype):
     compare(attention.causal_attention, exact, [values(2, 3, 300, head_dim, seed=s) for s in range(3)], dtype, 8)
 
 
+SHAPE = ModelConfig(n_layers=2, h_dim=64, mlp_dim=256, n_heads=2, head_dim=32, vocab_size=1024, seq_len=64)
+
+
 def test_auto_takes_triton():
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("the kernels are for compute capability 8.0 and later")
-    assert choose("auto", "cuda", 64)[0] == "triton"
+    assert choose("auto", torch.device("cuda", 0), SHAPE, torch.float16)[0] == "triton"
 
 
 # Whole runs: `tiny` on the sample's vocabulary, 50 steps. Each differs from the first in one thing.
@@ -170,7 +174,7 @@ def test_a_run_follows_the_fp32_one(name, runs):
 
 def test_what_is_said_of_kernels(runs):
     said = runs("fp16")[1]
-    assert f"kernels: {choose('auto', 'cuda', 64)[0]} (" in said and "attention: " in said
+    assert f"kernels: {choose('auto', torch.device('cuda', 0), SHAPE, torch.float16)[0]} (" in said and "attention: " in said
     assert "kernels: torch (as asked for)" in runs("torch")[1] and "compile: default" in runs("compile")[1]
 
 

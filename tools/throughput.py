@@ -223,7 +223,7 @@ def measure(task) -> dict:
     if config.precision == "fp16" and not engine.has_fp16():
         config = config.without_fp16("no GPU that computes in fp16")
     world = engine.connect()
-    kernels, _ = choose(config.options.kernels, world.device.type, config.model.h_dim)
+    kernels, _ = choose(config.options.kernels, world.device, config.model, hardware.DTYPES[config.precision])
     model = build(config, kernels)
     made = engine.Engine(model, config, world, model.initial_weights(config.options.seed))
     shape = (config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1)
