@@ -168,9 +168,10 @@ def _waiting(batch, seq_len, speed, launching):
     if enough > batch.global_size:
         return f"{told}, more than train_batch_size {batch.global_size}"
     if enough > batch.share:
-        ranks = batch.global_size // enough
-        return f"{told}; train_batch_size {batch.global_size} has them for {ranks} GPUs"
-    return f"{told}, --train_micro_batch_size_per_gpu {enough} or more"
+        ranks = max(n for n in plan.divisors(batch.global_size) if batch.global_size // n >= enough)
+        return f"{told}; train_batch_size {batch.global_size} has them for {ranks} GPU(s)"
+    fitting = min(size for size in plan.divisors(batch.share) if size >= enough)
+    return f"{told}, --train_micro_batch_size_per_gpu {fitting} or more"
 
 
 def _scaling(config, interconnect):
