@@ -8,7 +8,7 @@ from gpt.files import free_space
 from gpt.metrics import duration
 
 GPU_CHUNK_ELEMENTS = 1 << 26
-PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "update")
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "buckets", "reduction", "update")
 
 
 def explain(config: Config) -> str:
@@ -69,8 +69,8 @@ def _memory(config):
     def estimate(at, checkpointing):
         return plan.memory(
             config.model, config.batch.micro_size, config.batch.world_size, at, config.precision, checkpointing,
-            GPU_CHUNK_ELEMENTS, config.moments, off and at > 0,
-            zero.get("stage3_max_live_parameters", 10**9), weights_off,
+            GPU_CHUNK_ELEMENTS, config.moments, accumulation=config.batch.accumulation, fp32_sums=config.fp32_sums,
+            norms=config.options.log_grads_every > 0, zero=zero,
         )  # fmt: skip
 
     rows = [[getattr(estimate(at, chosen), part) for at in range(4)] for part in PARTS]

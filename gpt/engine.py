@@ -149,6 +149,15 @@ def _place(model, weights, dtype, settings, device):
         del values  # before the next is drawn
 
 
+def _sum_in_fp32(zero):
+    """Have ZeRO 1 sum the bf16 gradients of micro-batches in fp32, as it does those of fp16.
+
+    Told so by data_types.grad_accum_dtype, DeepSpeed would take its BF16_Optimizer, whose checkpoints cannot be consolidated.
+    """
+    zero.gradient_accumulation_dtype = torch.float32
+    zero.use_separate_grad_accum = zero.use_grad_accum_attribute = True
+
+
 def _require_nvme(config):
     """Raise UserError where parts shall be offloaded to NVMe, and what DeepSpeed needs for it cannot be compiled."""
     zero = config.engine["zero_optimization"]
@@ -173,6 +182,9 @@ class Engine:
         if schedule is not None:  # the rate that the optimiser is made with; the schedule sets it before every step
             optimizer["params"] = {**optimizer["params"], "lr": schedule.lr(1)}
         settings = {**config.engine, "optimizer": optimizer, "steps_per_print": sys.maxsize}
+        apart = config.precision == "bf16" and config.fp32_sums and settings["zero_optimization"]["stage"] == 1
+        if apart:
+            del settings["data_types"]
         _place(model, weights, _DTYPES[config.precision], settings, world.device)
         self._ds, *_ = deepspeed.initialize(
             model=model,
@@ -180,6 +192,8 @@ class Engine:
             config=settings,
             lr_scheduler=None if schedule is None else lambda inner: _Schedule(inner, schedule),
         )
+        if apart:
+            _sum_in_fp32(self._ds.optimizer)
         self._ds._copy_recovery_script = lambda folder: None  # a second zero_to_fp32.py, which loads pickles as code
         self._files = self._ds.checkpoint_engine = _CarefulFiles(self._ds._config)
         self.world, self.module = world, self._ds.module

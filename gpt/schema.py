@@ -201,8 +201,9 @@ _OFFLOAD = {
 }
 ZERO_KEYS = {
     "stage": Key(int, 1, "1: optimizer states are shared out, 2: gradients too, 3: weights too", choices=(0, 1, 2, 3)),
-    "reduce_bucket_size": Key(int, doc="elements reduced at a time", minimum=1),
-    "allgather_bucket_size": Key(int, doc="elements gathered at a time", minimum=1),
+    "reduce_bucket_size": Key(int, 5 * 10**7, "elements of gradients reduced at a time: a buffer of so many stays "
+                              "allocated", minimum=1),
+    "allgather_bucket_size": Key(int, 5 * 10**7, "elements of weights gathered at a time", minimum=1),
     "offload_optimizer": {**_OFFLOAD, **dict.fromkeys(("pipeline_read", "pipeline_write", "fast_init", "ratio",
                                                        "super_offload", "cpuadam_cores_perc"), Key(ANY))},
     "offload_param": {**_OFFLOAD, **dict.fromkeys(("buffer_size", "max_in_cpu"), Key(ANY))},
