@@ -83,6 +83,8 @@ def _memory(config):
         rows.append([estimate(at, chosen).host for at in range(4)])
     lines = ["memory per rank in GiB" + " " * 14 + "".join(f"{'ZeRO ' + str(at) + ('*' if at == stage else ' '):>10s}" for at in range(4))]
     lines += [f"  {name:34s}" + "".join(f"{value / 2**30:>9.2f} " for value in row) for name, row in zip(names, rows)]
+    lines.append("  at once: weights, optimizer, and either a micro-batch's gradients, activations, logits, gathered and "
+                 "buckets, or gradients\n  and reduction, or update")  # fmt: skip
     moved = " and ".join(["optimizer states"] * off + ["weights"] * weights_off)
     lines.append(f"  * this run, {'with' if chosen else 'without'} activation checkpointing"
                  + (f", {moved} in host memory" if moved else ""))  # fmt: skip

@@ -56,7 +56,7 @@ CASES += [(stage, 1, {"offload_optimizer": {"device": "cpu"}}) for stage in (1, 
 
 
 @pytest.mark.parametrize("stage, ranks, zero", [
-    case if case in (CASES[0], CASES[5]) else pytest.param(*case, marks=pytest.mark.slow) for case in CASES])  # fmt: skip
+    case if case in (CASES[0], CASES[2]) else pytest.param(*case, marks=pytest.mark.slow) for case in CASES])  # fmt: skip
 def test_bf16_micro_batches_are_summed_in_fp32(stage, ranks, zero, tmp_path, capfd):
     """So that no more is lost than where a single micro-batch's gradient goes to its rank; checkpoints stay readable."""
 
