@@ -156,7 +156,7 @@ class Memory:
     logits: int  # one chunk of logits with its temporaries, and the output layer's gradients until the backward pass
     gathered: int  # ZeRO 3: weights of other ranks, or from host memory, while they are in use
     buckets: int  # what gradients are copied into on their way to their rank
-    reduction: int  # this rank's share of the gradients, beside those of its own that it is the sum of
+    reduction: int  # where a step's gradients are reduced at its end: copies, and this rank's share of the result
     update: int  # gradients of this rank's share in all their copies, and what the norms need
     host: int  # not on the device but in this rank's share of host memory: what is offloaded
     total: int  # the most on the device at once: in a micro-batch, where gradients are reduced, or in the update
@@ -224,12 +224,14 @@ class _Zero:
         return 0, host
 
     def gradients(self):
+        """Between two micro-batches."""
         if self.stage < 2:
             return self.sum_width * self.n
-        on_host = self.offloaded and not (self.stage == 2 and self.fp32_sums)
+        on_host = self.offloaded and not (self.stage == 2 and self.fp32_sums)  # DeepSpeed sums these on the device
         return 0 if on_host else self.sum_width * self.own
 
     def buckets(self):
+        """From a micro-batch's first gradient to its last, or to that of the step's last micro-batch."""
         if self.stage == 0:
             return 0
         if self.stage == 3:
@@ -243,6 +245,7 @@ class _Zero:
         return self.width * (buffers + copied + (self.own if second else 0))
 
     def reduction(self):
+        """Beside the gradients, after the last backward pass; below stage 2 alone, which reduces as it goes."""
         if self.stage == 0:
             return self.width * min(self.n, ALLREDUCE_ELEMENTS)
         if self.stage > 1 or not self.contiguous:
@@ -254,6 +257,7 @@ class _Zero:
         return spare + max(self.width * filled, 0 if self.offloaded else self.width * self.own)
 
     def update(self):
+        """The reduced share of the gradients, its flat copy, and that in fp32."""
         if self.stage == 0:
             return self.width * self.n
         if self.offloaded:
@@ -268,6 +272,7 @@ class _Zero:
         return 2 * share + (0 if self.width == 4 else 4 * self.own)
 
     def gathered(self, block_parameters):
+        """A block's weights are fetched together, and those to come behind them."""
         if self.stage < 3 or (self.ranks == 1 and not self.weights_offloaded):
             return 0
         live = min(self.n, self.block.get("stage3_max_live_parameters", LIVE_ELEMENTS))

@@ -79,6 +79,18 @@ def test_memory_is_what_the_engine_allocates(cases, tmp_path, run_command):
             assert 0.9 * own < found["placed"] < 1.1 * own + 3 * 4 * config.model.h_dim * config.model.mlp_dim
 
 
+def test_the_table_counts_buckets_and_the_steps_that_find_norms():
+    def row(name, **gpt):
+        config = resolve(tiny_run(gpt={"preset": "small", "vocab_size": 16384, "seq_len": 512, "last_n": 128, "n_layers": None,
+                                       "h_dim": None, "mlp_dim": None, "n_heads": None, "head_dim": None, **gpt}), "tiny")  # fmt: skip
+        line = next(line for line in report(config, None).splitlines() if line.split()[0] == name)
+        return [float(value) for value in line.split()[1:]]
+
+    assert row("buckets") == pytest.approx([0, 0.19, 0.19 + 0.41, 0.19], abs=0.01)  # 5e7 elements of 4 bytes, and a share
+    # 110,615,040 parameters, of which each has 4 bytes more in such a step
+    assert row("update", log_grads_every=1) == pytest.approx([value + 0.41 for value in row("update")], abs=0.011)
+
+
 def test_memory_of_the_zero_paper():
     """Rajbhandari et al., figure 1: 7.5 B parameters on 64 GPUs in fp16 hold 120, 31.4, 16.6 and 1.9 GB."""
     model = ModelConfig(n_layers=36, h_dim=4096, mlp_dim=16384, n_heads=32, head_dim=128, vocab_size=32000, seq_len=1024)
