@@ -83,7 +83,7 @@ def test_the_table_counts_buckets_and_the_steps_that_find_norms():
     def row(name, **gpt):
         config = resolve(tiny_run(gpt={"preset": "small", "vocab_size": 16384, "seq_len": 512, "last_n": 128, "n_layers": None,
                                        "h_dim": None, "mlp_dim": None, "n_heads": None, "head_dim": None, **gpt}), "tiny")  # fmt: skip
-        line = next(line for line in report(config, None).splitlines() if line.split()[0] == name)
+        line = next(line for line in report(config, None).splitlines() if line.split()[:1] == [name])
         return [float(value) for value in line.split()[1:]]
 
     assert row("buckets") == pytest.approx([0, 0.19, 0.19 + 0.41, 0.19], abs=0.01)  # 5e7 elements of 4 bytes, and a share
