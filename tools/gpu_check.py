@@ -28,7 +28,8 @@ from tools.gpu_findings import RESULTS, Findings
 from tools.gpu_stages import STAGES
 
 DRY_LANES = 3  # stages at a time where none takes times
-LAST_WORDS = 300  # characters of a failed stage's log that the report quotes
+DRY_PATIENCE = 3  # times a stage's limit, on CPUs that may be shared
+LAST_WORDS = 300  # characters of a failed stage's last line that the report quotes
 
 
 def main():
@@ -91,7 +92,7 @@ class Session:
 
     def run(self):
         if self.dry:
-            return self._together(self.stages, DRY_LANES)
+            return self._together(sorted(self.stages, key=lambda stage: -stage.limit), DRY_LANES)
         beside = [stage for stage in self.stages if not stage.timed or stage.warms_up]
         self._together(beside, len(beside))
         for stage in self.stages:
@@ -126,20 +127,24 @@ class Session:
         """Wait a moment; see to those that have ended or must."""
         time.sleep(0.1)
         for name, child in list(self._running.items()):
-            overdue = child.seconds() > child.stage.limit
-            if child.process.poll() is None and not overdue and self.left() > 0:
+            failure = cut = None
+            if child.process.poll() is not None:
+                failure = child.failure()
+            elif child.overdue():
+                failure = child.kill(f"it hung, and was killed after {child.seconds():.0f} s")
+            elif self.left() <= 0:
+                cut = child.kill("it was ended, for the budget was spent")
+            else:
                 continue
-            failure, failed = child.end(f"it was killed at its limit of {child.stage.limit} s" if overdue else "the budget was spent")
             del self._running[name]
-            self.findings.add(stage=name, event="ended", seconds=child.seconds(), failure=failure, failed=failed and (overdue or
-                              self.left() > 0))  # fmt: skip
-            print(f"{name}: {failure or 'ended'} after {child.seconds():.0f} s", flush=True)
+            self.findings.add(stage=name, event="ended", seconds=child.seconds(), failure=failure, cut=cut)
+            print(f"{name}: {failure or cut or 'ended'} ({child.seconds():.0f} s)", flush=True)
             gpu_report.write(self.out, self.findings.read())
 
     def end(self):
         """Leave nothing behind that this session started."""
         for child in self._running.values():
-            child.end("the check itself was ended")
+            child.kill()
         gpu_report.write(self.out, self.findings.read())
 
 
@@ -147,7 +152,7 @@ class Child:
     """A stage's process, which leads a session and process group of its own. It ends by itself when this process does."""
 
     def __init__(self, stage, out: Path, dry: bool):
-        self.stage, self._began, self._out, self._warm = stage, time.monotonic(), out, False
+        self.stage, self.dry, self._began, self._warm = stage, dry, time.monotonic(), False
         self.log = out / "logs" / f"{stage.name}.txt"
         # what a launcher or an earlier check left in the environment is not meant for a stage, which is no rank of it
         environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
@@ -173,18 +178,26 @@ class Child:
             finding["stage"] == self.stage.name and finding.get("event") == "warm" for finding in findings.read()))  # fmt: skip
         return self._warm
 
-    def end(self, why_killed):
-        """(how it failed, or None; whether it is at fault), with its whole group gone."""
-        killed = self.process.poll() is None
-        if killed:
-            os.killpg(self.process.pid, signal.SIGKILL)
+    def overdue(self) -> bool:
+        return self.seconds() > self.stage.limit * (DRY_PATIENCE if self.dry else 1)
+
+    def failure(self):
+        """How the process failed, now that it has ended; None if it did not."""
         code = self.process.wait()
         self.process.stdin.close()
-        if not killed and code == 0:
-            return None, False
-        said = self.log.read_text(encoding="utf-8", errors="replace").strip()[-LAST_WORDS:].partition("\n")[2] or "nothing"
-        how = why_killed if killed else f"it ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
-        return f"{how}; its log's last words: {said}", True
+        return self._told(f"it ended by signal {-code}" if code < 0 else f"it ended with exit code {code}") if code else None
+
+    def kill(self, why: str = "") -> str:
+        """End the process and all that it started; returns `why`, and its last words."""
+        os.killpg(self.process.pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
+        self.process.wait()
+        self.process.stdin.close()
+        return self._told(why)
+
+    def _told(self, how):
+        said = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(said) if line.strip()), "")[:LAST_WORDS]
+        return f"{how}, see logs/{self.log.name}" + (f": {last}" if last else "")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ from tools.gpu_stages import STAGES
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 RIGHT, WRONG, NOT_RUN = "right", "WRONG", "not run"
+FAULTS = 5  # of one check that are told
 
 
-def seconds_of(findings, stage):
+def stage_end(findings, stage):
     """What became of a stage, in words; None if it ended well."""
     events = [finding for finding in findings if finding["stage"] == stage and "event" in finding]
     last = events[-1] if events else None
@@ -18,12 +19,12 @@ def seconds_of(findings, stage):
         return last["why"]
     if last["event"] != "ended":
         return "it has not ended"
-    return last["failure"]
+    return last["failure"] or last["cut"]
 
 
 def failures(findings) -> list:
     """(stage, how it failed) of those that crashed or hung."""
-    return [(finding["stage"], finding["failure"]) for finding in findings if finding.get("event") == "ended" and finding["failed"]]
+    return [(finding["stage"], finding["failure"]) for finding in findings if finding.get("failure")]
 
 
 def is_right(findings) -> bool:
@@ -58,35 +59,44 @@ def _dry(session):
 
 
 def _verdicts(findings):
-    rows, wrong = [], []
+    found, why_not, expected = {}, {}, {}  # by check: findings by precision, what became of its stage, precisions
     for stage in STAGES:
-        found = [finding for finding in findings if finding["stage"] == stage.name and "check" in finding]
-        for name in dict.fromkeys([*stage.checks, *(finding["check"] for finding in found)]):
-            of_name = {finding["precision"]: finding for finding in found if finding["check"] == name}
-            expected = stage.checks.get(name, tuple(of_name))
-            rows.append(_verdict_row(name, expected, of_name, seconds_of(findings, stage.name) or "it ended without a word"))
-            wrong += [f"- **{name}{f' in {precision}' if precision else ''}**: {'; '.join(finding['faults'][:5])}"
-                      + (f"; and {len(finding['faults']) - 5} more" if len(finding["faults"]) > 5 else "")
-                      for precision, finding in of_name.items() if finding["verdict"] == WRONG]  # fmt: skip
-    crashed = [f"- **stage {stage}**: {failure}" for stage, failure in failures(findings)]
-    count = sum(finding.get("verdict") == RIGHT for finding in findings)
-    yield f"## What is right\n\n{count} right, {len(wrong)} wrong, {len(crashed)} stage(s) failed."
-    if wrong or crashed:
-        yield "\n".join([*wrong, *crashed])
+        ended = stage_end(findings, stage.name) or "the stage ended without a word of it"
+        for name, precisions in stage.checks.items():
+            expected[name] = (*expected.get(name, ()), *precisions)
+            why_not[name] = {**why_not.get(name, {}), **dict.fromkeys(precisions, ended.partition(", see")[0])}
+    for finding in findings:
+        if "check" in finding:
+            found.setdefault(finding["check"], {})[finding["precision"]] = finding
+    wrong = [f"- **{name}{f' in {precision}' if precision else ''}**: {_some(finding['faults'])}"
+             for name, of_name in found.items() for precision, finding in of_name.items() if finding["verdict"] == WRONG]  # fmt: skip
+    failed = [f"- **stage {stage}**: {failure}" for stage, failure in failures(findings)]
+    right = sum(finding.get("verdict") == RIGHT for finding in findings)
+    yield f"## What is right\n\n{right} right, {len(wrong)} wrong, {len(failed)} stage(s) failed."
+    if wrong or failed:
+        yield "\n".join([*wrong, *failed])
+    rows = [_verdict_row(name, expected[name], found.get(name, {}), why_not[name]) for name in expected]
     yield "\n".join(["| check | fp32 | bf16 | fp16 | found |", "|---|---|---|---|---|", *rows])
+
+
+def _some(faults):
+    return "; ".join(faults[:FAULTS]) + (f"; and {len(faults) - FAULTS} more" if len(faults) > FAULTS else "")
 
 
 def _verdict_row(name, expected, found, why_not):
     verdicts = {precision: found[precision]["verdict"] if precision in found else NOT_RUN for precision in expected}
-    cells = [verdicts.get(precision, "–") for precision in PRECISIONS]
     if "" in verdicts:  # of no precision of its own
         cells = [verdicts[""], "", ""]
+    else:
+        cells = [verdicts.get(precision, "–") for precision in PRECISIONS]
+    said = {precision: found[precision]["saw"] if precision in found else why_not[precision] for precision in expected}
+    by_words = {}
+    for precision, words in said.items():
+        by_words.setdefault(words, []).append(precision)
+    notes = [words if len(precisions) == len(expected) else f"{', '.join(precisions)}: {words}"
+             for words, precisions in by_words.items() if words]  # fmt: skip
     cells = [f"**{cell}**" if cell == WRONG else cell for cell in cells]
-    saw = [f"{precision}: {found[precision]['saw']}".removeprefix(": ") for precision in expected
-           if precision in found and found[precision]["saw"]]  # fmt: skip
-    missing = [] if len(found) >= len(expected) else [f"{NOT_RUN}: {why_not}"]
-    saw = saw[:1] if len({entry.partition(': ')[2] for entry in saw}) == 1 and len(saw) > 1 else saw
-    return f"| {name} | {' | '.join(cells)} | {_cell('; '.join([*saw, *missing]))} |"
+    return f"| {name} | {' | '.join(cells)} | {_cell('; '.join(notes))} |"
 
 
 # ---- Tables
@@ -99,18 +109,16 @@ def _cell(value):
 def _table(columns, rows, findings):
     lines = ["| " + " | ".join(title for title, _ in columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
+        cells = [_cell(show(row, findings)) for _, show in columns]
         if "failed" in row:
-            named = [_cell(show(row, findings)) for _, show in columns[: len(row) - 4]]
-            named = [cell for cell in named if cell != "–"]
-            lines.append(f"| {' | '.join(named)} | failed: {_cell(row['failed'])} |" + " |" * (len(columns) - len(named) - 1))
-        else:
-            lines.append("| " + " | ".join(_cell(show(row, findings)) for _, show in columns) + " |")
+            cells[-1] = f"failed: {_cell(row['failed'])}"
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _why(findings, table):
     stage = STAGE_OF[table]
-    return seconds_of(findings, stage) or next((finding["saw"] for finding in findings if finding["stage"] == stage and finding.get(
+    return stage_end(findings, stage) or next((finding["saw"] for finding in findings if finding["stage"] == stage and finding.get(
         "verdict") == NOT_RUN), "it found nothing")  # fmt: skip
 
 
@@ -185,5 +193,5 @@ def _stages(findings):
     for stage in STAGES:
         ends = [finding for finding in findings if finding["stage"] == stage.name and finding.get("event") == "ended"]
         seconds = f"{ends[-1]['seconds']:.1f}" if ends else "–"
-        lines.append(f"| {stage.name} | {seconds} | {_cell(seconds_of(findings, stage.name) or 'ended')} |")
+        lines.append(f"| {stage.name} | {seconds} | {_cell(stage_end(findings, stage.name) or 'ended')} |")
     return "\n".join(lines)

@@ -28,7 +28,7 @@ STAGES = [
                                                  "medium at its real shape": HALF}, timed=False),
     Stage("training", "training.curves", 110, {"a training that learns": EVERY}, timed=False),
     Stage("sanitizer", "sanitizer.memory", 110, {"memory accesses": ONE}, timed=False),
-    Stage("facts", "facts.facts", 45, {"auto takes Triton": ONE, "attention is fused": HALF}),
+    Stage("facts", "facts.facts", 45, {"kernels that auto takes": ONE, "attention is fused": HALF}),
     Stage("models", "models.whole_steps", 300, {"models in turn": ONE}, warms_up=True),
     Stage("engine-bf16", "engines.small_bf16", 80, {"engine, small": ("bf16",)}),
     Stage("operations", "operations.single", 90),

@@ -49,7 +49,7 @@ def _measure(lab, preset, precision):
         results.append(made.step(batch, mark=split.mark))
         results[-1].loss.item()
         seconds.append(time.perf_counter() - began)
-    peak, parts = hardware.peak_memory(world.device), split.take()
+    parts, peak = split.take(), None if lab.dry else hardware.peak_memory(world.device)
     _check(lab, config, preset, precision, batch, results)
     seen = profiled(lab, lambda: made.step(batch))
     taken, tokens = statistics.median(seconds), ACCUMULATION * config.batch.micro_size * config.model.seq_len

@@ -8,6 +8,7 @@ from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy
 from gpt.model import GPT
+from tools.gpu_stages.kernels import refused
 
 DTYPE = torch.bfloat16
 
@@ -88,13 +89,22 @@ class Bench:
         for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
             name = f"attention by {backend.name.removesuffix('_ATTENTION').lower()}"
             with self.lab.attempt("operations", preset=self.preset, what=name), sdpa_kernel(backend):
-                def forward():
-                    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                self._attention(name, (q, k, v), flops)
 
-                result = forward()
-                self.take(f"{name}, forward", forward, flops=flops)
-                self.take(f"{name}, backward", self.backward(result, (q, k, v)), flops=2.5 * flops)
-                self.lab.row("host", what=f"{name}, {self.preset}", microseconds=self.lab.host_microseconds(forward, 50))
+    def _attention(self, name, qkv, flops):
+        def forward():
+            return F.scaled_dot_product_attention(*qkv, is_causal=True)
+
+        try:
+            result = forward()
+        except RuntimeError as error:
+            if not refused(error):
+                raise
+            self.lab.row("operations", preset=self.preset, what=name, failed="torch has none here")
+            return
+        self.take(f"{name}, forward", forward, flops=flops)
+        self.take(f"{name}, backward", self.backward(result, qkv), flops=2.5 * flops)
+        self.lab.row("host", what=f"{name}, {self.preset}", microseconds=self.lab.host_microseconds(forward, 50))
 
     def copies(self):
         s = self.shape

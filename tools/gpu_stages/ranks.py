@@ -21,7 +21,7 @@ from tools.gpu_stages import STAGES
 ROOT = Path(__file__).resolve().parents[2]
 COMPARED = 6  # steps whose losses are held against those of one rank
 APART = 1e-3  # nats that they may differ by, in fp32
-NAMED_WITHIN = 10.0  # seconds from a rank's death to the end of the other, on a machine that has nothing else to do
+NAMED_WITHIN = 10.0  # seconds from a rank's death to the end of the other; more on CPUs that may be shared
 PATIENCE = 90.0  # seconds for a run to come to its steps
 REDUCED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -178,7 +178,7 @@ def _compare(lab, folder, code):
 
 
 def _kill(lab, pair):
-    name, limit = "a killed rank is named", NAMED_WITHIN * (4 if lab.dry else 1)
+    name, limit = "a killed rank is named", NAMED_WITHIN * (6 if lab.dry else 1)
     if any(rank.poll() is not None for rank in pair):
         return lab.not_run(name, "the run of two ranks had ended before")
     pair[1].send_signal(signal.SIGKILL)

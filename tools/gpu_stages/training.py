@@ -12,8 +12,8 @@ FURTHEST = {"fp32": 0.02, "bf16": 0.1, "fp16": 0.05}  # nats that a curve may be
 
 
 def curves(lab):
-    config = ModelConfig(2, 64, 128, 2, 32, 64, 32) if lab.dry else ModelConfig(4, 512, 2048, 8, 64, 512, 256)
-    steps = 30 if lab.dry else 80
+    config = ModelConfig(1, 64, 128, 2, 32, 32, 16) if lab.dry else ModelConfig(4, 512, 2048, 8, 64, 512, 256)
+    steps = 25 if lab.dry else 80
     batches = _text(config, 16 if lab.dry else 64, steps).to(lab.device)
     exact = _curve(lab, config, batches, "fp32", "torch")
     for precision in ("bf16", "fp16", "fp32"):
@@ -22,7 +22,7 @@ def curves(lab):
         faults = [] if curve[-1] < curve[0] - 1 else [f"the loss went from {curve[0]:.3f} to {curve[-1]:.3f}"]
         faults += [] if apart < FURTHEST[precision] else [f"the curve is {apart:.3f} nats from that of plain torch in fp32"]
         lab.check("a training that learns", precision, faults,
-                  f"{curve[0]:.3f} to {curve[-1]:.3f} nats in {steps} steps, never {apart:.4f} from fp32")  # fmt: skip
+                  f"{curve[0]:.3f} to {curve[-1]:.3f} nats in {steps} steps, at most {apart:.4f} from fp32")  # fmt: skip
         lab.row("curves", precision=precision, losses=[round(loss, 4) for loss in curve[:: max(1, steps // 8)]], last=curve[-1])
 
 
