@@ -100,7 +100,7 @@ class Session:
                 self._running[stage.name].go()
             elif not stage.timed or stage.warms_up or not self._start(stage):
                 continue
-            while self._running:
+            while stage.name in self._running:
                 self._watch()
 
     def _together(self, stages, lanes):
