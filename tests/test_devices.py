@@ -92,3 +92,15 @@ def test_ranks_of_the_launcher_do_not_take_a_gpu(tmp_path, run_command):
                                       "os.environ['DS_ACCELERATOR'])\n")  # fmt: skip
     done = run_command(["deepspeed", "--num_gpus", 1, "--master_port", 29697, "rank.py"], tmp_path)
     assert "rank sees 0 cpu" in done.stdout, done.stdout + done.stderr
+
+
+def test_commands_are_found_from_every_folder(tmp_path, run_command, monkeypatch):
+    """With packages in a folder of their own: `PYTHONPATH=.site PATH=.site/bin:$PATH python -m pytest`."""
+    (tmp_path / ".site/bin").mkdir(parents=True)
+    (tmp_path / ".site/greeting.py").write_text("print('good day')\n")
+    (tmp_path / ".site/bin/greet").write_text(f"#!{sys.executable}\nimport greeting\n")
+    (tmp_path / ".site/bin/greet").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f".site/bin{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", ".site")
+    assert run_command(["greet"], "/").stdout == "good day\n"
