@@ -167,7 +167,7 @@ TABLES = [
     ("Training steps of a run", "The engine at ZeRO 1, four micro-batches a step. Idle is the share of a step in which no kernel runs; waits "
      "are those of the host for the device. The estimate is what --dry_run prints.", "engine",
      [PRESET, PRECISION, MICRO, *SPEED, PEAK, ("estimated GiB", _shown("estimated_bytes", "{:.2f}", 2**-30)),
-      ("measured − estimated", _against_estimate), LAUNCHES, ("waits", _shown("waits")), IDLE, ("ms by part", _parts),
+      ("measured to estimated", _against_estimate), LAUNCHES, ("waits", _shown("waits")), IDLE, ("ms by part", _parts),
       ("updates left out", _shown("left_out"))]),
     ("The heaviest kernels of a run's step", "", "heaviest",
      [PRESET, PRECISION, ("kernel", _shown("name", "`{}`")), ("launches", _shown("count")), ("ms a step", _shown("ms", "{:.3f}"))]),

@@ -81,7 +81,10 @@ def _tuple(results):
 def operations(lab):
     torch.manual_seed(0)
     for precision in ("bf16", "fp16", "fp32"):  # the most used first, should time run out
-        for name, work in _works(lab):
+        for name, work in _works():
+            if lab.no_triton and not lab.dry and work is not _attention:
+                lab.not_run(name, f"Triton does not run here: {lab.no_triton}", (precision,))
+                continue
             trial = Trial(lab, name, precision)
             try:
                 work(lab, trial)
@@ -92,7 +95,7 @@ def operations(lab):
             _attention_backend(lab, backend, precision)
 
 
-def _works(lab):
+def _works():
     yield "add + LayerNorm", _add_layer_norm
     yield "LayerNorm", _layer_norm
     yield "GELU with bias", _gelu
@@ -253,7 +256,10 @@ def models(lab):
                   f"gradient {apart:.2%} from fp32's, by plain torch {plain:.2%}")  # fmt: skip
     for preset in ("small", "medium"):
         for precision in HALF:
-            _as_plain_torch(lab, preset, precision)
+            if lab.no_triton and not lab.dry:
+                lab.not_run(f"{preset} at its real shape", f"Triton does not run here: {lab.no_triton}", (precision,))
+            else:
+                _as_plain_torch(lab, preset, precision)
 
 
 def _as_plain_torch(lab, preset, precision):

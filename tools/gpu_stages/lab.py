@@ -12,6 +12,8 @@ import torch
 
 from gpt import hardware
 from gpt.config import load_presets
+from gpt.errors import in_brief
+from gpt.kernels.layer_norm import layer_norm
 from gpt.plan import ModelConfig
 from tools.gpu_findings import Findings
 
@@ -22,13 +24,23 @@ HEAD_START = 600_000  # clock cycles that the device waits, a third of a millise
 TINY = ModelConfig(n_layers=2, h_dim=32, mlp_dim=64, n_heads=2, head_dim=16, vocab_size=96, seq_len=16)
 
 
+def _why_triton_does_not_run(device):
+    """What its first launch raises, as on a machine without a C compiler; None where it runs, right or wrong."""
+    row = torch.zeros(16, device=device)
+    try:
+        layer_norm(row[None], row, row, 1e-5, "triton")
+    except Exception as error:
+        return in_brief(error)
+
+
 class Lab:
     """One stage's process. dry: tiny shapes on the CPU, which show that a stage works and nothing of speed."""
 
     def __init__(self, stage: str, out, dry: bool):
         self.stage, self.out, self.dry = stage, out, dry
         self.device = torch.device("cpu" if dry else "cuda")
-        self.kernels = "torch" if dry else "triton"
+        self.no_triton = "a dry run is without it" if dry else _why_triton_does_not_run(self.device)
+        self.kernels = "torch" if self.no_triton else "triton"
         self._findings, self._began, self._go = Findings(out), time.monotonic(), threading.Event()
         threading.Thread(target=self._hear, daemon=True).start()
 

@@ -1,11 +1,11 @@
 """One step under torch.profiler: what ran on the device, how long, and how often the host waited for it."""
 
-import time
 from typing import NamedTuple
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
+STEP = "the step"  # a range in the trace
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy", "hipStreamSynchronize")
 
 
@@ -21,8 +21,9 @@ def profiled(lab, step) -> Profile:
     """The step must have run before. Host times are longer than without the profiler, the device's are not."""
     lab.wait()
     with profile(activities=[ProfilerActivity.CPU, *([] if lab.dry else [ProfilerActivity.CUDA])]) as trace:
-        step()
-        time.sleep(0.05)  # apart from what the profiler itself waits for
+        with record_function(STEP):
+            step()
+        lab.wait()
     events = list(trace.events())
     ran = [event for event in events if _on_device(event, lab.dry)]
     kinds = {}
@@ -30,7 +31,8 @@ def profiled(lab, step) -> Profile:
         count, ms = kinds.get(event.name, (0, 0.0))
         kinds[event.name] = count + 1, ms + (event.self_cpu_time_total if lab.dry else event.time_range.elapsed_us()) / 1e3
     heaviest = sorted(((name, count, ms) for name, (count, ms) in kinds.items()), key=lambda kind: -kind[2])
-    waits = sum(event.name in WAITS for event in events)
+    host = next(event.time_range for event in events if event.name == STEP and not _on_device(event, lab.dry))
+    waits = sum(event.name in WAITS and host.start <= event.time_range.start < host.end for event in events)
     return Profile(len(ran), _covered(ran) / 1e3, waits, heaviest, trace)
 
 
@@ -39,7 +41,7 @@ def _on_device(event, dry):
     if dry:
         return event.name.startswith("aten::")
     on_cuda = event.device_type == torch.autograd.DeviceType.CUDA
-    return on_cuda and not getattr(event, "is_user_annotation", False) and "ProfilerStep" not in event.name \
+    return on_cuda and not getattr(event, "is_user_annotation", False) and event.name != STEP \
         and not event.name.startswith("Optimizer.")  # fmt: skip
 
 

@@ -14,6 +14,8 @@ def memory(lab):
     tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
     if lab.dry or tool is None:
         return lab.not_run(CHECK, "it needs a GPU" if lab.dry else "compute-sanitizer is not on this machine")
+    if lab.no_triton:
+        return lab.not_run(CHECK, f"Triton does not run here: {lab.no_triton}")
     command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, __file__]
     # without the allocator's cache, or a stray access would still hit memory that is allocated
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
