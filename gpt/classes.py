@@ -18,7 +18,7 @@ REFERENCE = {
     "4090": {"mini": 381174, "small": 88701, "medium": 29188, "large": 12379},
     "A100": {"mini": 562594, "small": 135107, "medium": 47851, "large": 27713},
 }
-MICRO_BATCH = {"mini": 32, "tiny": 32, "small": 32}  # of the shipped classes, in the 24 GB of an RTX 3090; else 8
+MICRO_BATCH = {"mini": 32, "tiny": 32, "small": 32}  # at most, in an RTX 3090's 24 GB; else 8
 LINE = 110  # characters up to which a block of the JSON stands on one line
 
 
@@ -40,7 +40,7 @@ def shipped_tree(preset: str, train_batch_size: int) -> dict:
     """What the shipped classes of a preset have in common: a run's JSON that lacks its steps and throughput."""
     return {
         "train_batch_size": train_batch_size,
-        "gradient_accumulation_steps": train_batch_size // MICRO_BATCH.get(preset, 8),
+        "train_micro_batch_size_per_gpu": MICRO_BATCH.get(preset, 8),
         "gradient_clipping": 0.0,
         "fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 2000, "hysteresis": 1,
                  "min_loss_scale": 1},
@@ -55,7 +55,10 @@ def shipped_tree(preset: str, train_batch_size: int) -> dict:
 
 
 def class_tree(tree: dict, hours: float, tokens_per_second: float, micro_size: int, seq_len: int) -> dict:
-    """The run's JSON `tree` made into a class: accumulation, steps, decay and throughput are set, all else is kept.
+    """The run's JSON `tree` made into a class: micro batch, steps, decay and throughput are set.
+
+    All else is kept. The micro batch is the largest that a GPU of this kind shall take; the
+    accumulation is left to the number of GPUs.
 
     Raises UserError where the class is no step long, the micro batch does not divide the batch, or the learning rate does
     not follow the steps.
@@ -71,8 +74,8 @@ def class_tree(tree: dict, hours: float, tokens_per_second: float, micro_size: i
     if steps < 1:
         raise UserError(f"the class {name_of(hours)} is less than one step of {batch * seq_len:,} tokens at "
                         f"{tokens_per_second:,} tokens/s: give more --hours, or a smaller --train_batch_size")
-    tree.pop("train_micro_batch_size_per_gpu", None)
-    tree["gradient_accumulation_steps"] = batch // micro_size
+    tree.pop("gradient_accumulation_steps", None)
+    tree = {"train_batch_size": batch, **tree, "train_micro_batch_size_per_gpu": micro_size}
     tree["scheduler"]["params"]["decay_steps"] = tree["gpt"]["max_train_steps"] = steps
     tree["gpt"]["tokens_per_second"] = tokens_per_second
     return tree
@@ -82,8 +85,8 @@ def reference_class(hours: float, gpu: str) -> dict:
     """The JSON of a shipped class at the published throughput of a GPU."""
     preset = SHIPPED[hours]
     tree = shipped_tree(preset, batch_of(hours))
-    micro_size = tree["train_batch_size"] // tree["gradient_accumulation_steps"]
-    return class_tree(tree, hours, REFERENCE[gpu][preset], micro_size, tree["gpt"]["seq_len"])
+    micro_size, seq_len = tree["train_micro_batch_size_per_gpu"], tree["gpt"]["seq_len"]
+    return class_tree(tree, hours, REFERENCE[gpu][preset], micro_size, seq_len)
 
 
 def text_of(tree: dict) -> str:

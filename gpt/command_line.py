@@ -10,6 +10,7 @@ from gpt.errors import Parser, UserError
 # Command-line options that belong to DeepSpeed's keys. They carry the seed project's names.
 DEEPSPEED_OPTIONS = {
     "train_batch_size": "train_batch_size",
+    "train_micro_batch_size_per_gpu": "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
     "grad_clip_norm": "gradient_clipping",
     "max_lr": "scheduler.params.max_lr",

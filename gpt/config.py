@@ -17,6 +17,8 @@ from gpt.errors import UserError
 from gpt.plan import BatchPlan, CosineSchedule, ModelConfig, plan_batch
 
 SHAPE = ("n_layers", "h_dim", "mlp_dim", "n_heads", "head_dim")
+BATCH, MICRO = "train_batch_size", "train_micro_batch_size_per_gpu"
+ACCUMULATION = "gradient_accumulation_steps"
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,9 @@ def read_file(path):
             saved = None
         if not isinstance(saved, dict) or not isinstance(saved.get("run"), dict):
             raise UserError(f"{path} is not the config.yaml of a run: give a .json file, or a run's own config.yaml")
-        saved["run"].pop("train_micro_batch_size_per_gpu", None)  # solved again for the present number of ranks
-        return saved["run"], str(saved.get("name")), {}
+        found = _lines(yaml.compose(text))
+        lines = {path[len("run.") :]: line for path, line in found if path.startswith("run.")}
+        return _as_asked(saved), str(saved.get("name")), lines
     try:
         tree = json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, path))
     except json.JSONDecodeError as error:
@@ -138,6 +141,28 @@ def read_file(path):
     except yaml.YAMLError:  # JSON that this YAML reader does not take: messages go without line numbers
         lines = {}
     return tree, Path(path).stem, lines
+
+
+def _as_asked(saved):
+    """The run's JSON of a config.yaml, its micro batch to be solved again for the present ranks."""
+    run, batch = saved["run"], saved.get("batch")
+    run.pop(MICRO, None)
+    limit = batch.get("micro_limit") if isinstance(batch, dict) else None
+    if limit is not None:
+        run.pop(ACCUMULATION, None)
+        run[MICRO] = limit
+    return run
+
+
+def replace_batch(tree, overrides):
+    """Take out of a run's JSON what the command line's `overrides` replace of the batch's keys."""
+    given = {MICRO, ACCUMULATION} & overrides.keys()
+    if given:
+        replaced = {MICRO, ACCUMULATION} - given
+    else:  # another batch in as many passes, or in passes as large
+        replaced = {MICRO} if BATCH in overrides and ACCUMULATION in tree else ()
+    for key in replaced:
+        tree.pop(key, None)
 
 
 def _no_duplicates(pairs, path):
@@ -163,6 +188,7 @@ class _Resolution:
         self.tree, self.file = _without_nulls(tree), file
         self.sources = {path: f"{file}:{line}" for path, line in lines.items()}
         self.mistakes = []  # (path, what is wrong with it)
+        self.notices = []  # sentences about what was decided otherwise than asked
 
     def mistake(self, path, text):
         self.mistakes.append((path, text))
@@ -186,6 +212,7 @@ class _Resolution:
             self.sources[path] = source
 
     def override(self, overrides):
+        replace_batch(self.tree, overrides)
         for path, value in overrides.items():
             kind = self.get("scheduler.type")
             if path.startswith("scheduler.") and kind != schema.COSINE:
@@ -193,8 +220,6 @@ class _Resolution:
                              f"scheduler is {kind}: set its own parameters in the file")  # fmt: skip
                 continue
             self.set(path, value, "command line")
-            if path in ("gradient_accumulation_steps", "train_batch_size"):
-                self.tree.pop("train_micro_batch_size_per_gpu", None)  # what the command line leaves open is solved again
 
     def fill(self, keys, path=""):
         """Defaults for what is absent."""
@@ -293,19 +318,36 @@ def _shape(found: _Resolution):
 
 
 def _batch(found: _Resolution, world_size):
-    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    keys = (BATCH, MICRO, ACCUMULATION)
     if any(path in keys for path, _ in found.mistakes):
         return None
     try:
         plan = plan_batch(*map(found.get, keys), world_size)
     except UserError as error:
-        found.mistake("train_batch_size", str(error).removeprefix("train_batch_size "))
+        found.mistake(BATCH, str(error).removeprefix(f"{BATCH} "))
         return None
+    asked = found.sources.get(MICRO, found.file)
     for key, value in zip(keys, (plan.global_size, plan.micro_size, plan.accumulation)):
         if found.get(key) is None:
             others = " and ".join(other for other in keys if other != key)
             found.set(key, value, f"derived: from {others}, {world_size} rank(s)")
+    if plan.micro_limit is not None:
+        source = (f"derived: at most {plan.micro_limit} asked for ({asked}), of the {plan.share} a "
+                  f"step that each of {world_size} rank(s) has")  # fmt: skip
+        found.set(MICRO, plan.micro_size, source)
+        if 2 * plan.micro_size < plan.micro_limit:
+            found.notices.append(_smaller_than_asked(plan))
     return plan
+
+
+def _smaller_than_asked(plan: BatchPlan) -> str:
+    told = (f"{MICRO} allows {plan.micro_limit} sequences per forward pass, but each of "
+            f"{plan.world_size} rank(s) takes {plan.micro_size}")  # fmt: skip
+    if plan.accumulation == 1:
+        return (f"{told}, its whole share of {BATCH} {plan.global_size}: fewer GPUs, or a larger "
+                "batch, would fill them better")  # fmt: skip
+    return (f"{told}, the largest divisor of its {plan.share} of {BATCH} {plan.global_size}: "
+            "another number of GPUs, or another batch, would divide better")  # fmt: skip
 
 
 def resolve(tree, name: str, world_size: int = 1, overrides=None, lines=None, file=None, look_further=None) -> Config:
@@ -360,7 +402,7 @@ def _freeze(found: _Resolution, name, model, batch) -> Config:
         for word in ("fused", "torch_adam"):  # torch's own; DeepSpeed's Adams do not know it
             params.pop(word, None)
     return Config(name=name, options=options, model=model, batch=batch, schedule=schedule, engine=tree,
-                  sources=found.sources)  # fmt: skip
+                  sources=found.sources, notices=tuple(found.notices))  # fmt: skip
 
 
 def load(path, world_size: int = 1, overrides=None, look_further=None) -> Config:

@@ -2,12 +2,11 @@
 
 import math
 
-from gpt import classes, plan, scale
+from gpt import classes, host_time, plan, scale
 from gpt.config import Config
 from gpt.files import free_space
 from gpt.metrics import duration
 
-GPU_CHUNK_ELEMENTS = 1 << 26
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "update")
 
 
@@ -23,7 +22,9 @@ def report(config: Config, dataset, interconnect: float | None = None) -> str:
 
     interconnect: GB/s of the slowest link between the GPUs, for what more of them would bring.
     """
-    sections = [_model(config), _data(config, dataset), _memory(config), _disk(config), _time(config, dataset)]
+    notices = [[f"notice         {text}" for text in config.notices]] if config.notices else []
+    sections = [_model(config), *notices, _data(config, dataset), _memory(config), _disk(config),
+                _time(config, dataset), _host(config)]  # fmt: skip
     if interconnect is not None:
         sections.append(_scaling(config, interconnect))
     return "\n\n".join("\n".join(section) for section in sections)
@@ -69,7 +70,7 @@ def _memory(config):
     def estimate(at, checkpointing):
         return plan.memory(
             config.model, config.batch.micro_size, config.batch.world_size, at, config.precision, checkpointing,
-            GPU_CHUNK_ELEMENTS, config.moments, off and at > 0,
+            plan.CHUNK_ELEMENTS["default"], config.moments, off and at > 0,
             zero.get("stage3_max_live_parameters", 10**9), weights_off,
         )  # fmt: skip
 
@@ -132,20 +133,66 @@ def _time(config, dataset):
     return lines
 
 
+def _launching(config, stage):
+    """Seconds that the host needs to launch a micro-batch; None where that is not known."""
+    if config.options.compile != "none":
+        return None
+    return host_time.launches(config.model, stage, config.options.activation_checkpointing).seconds
+
+
+def _host(config):
+    """Whether a GPU would wait for its host."""
+    batch, seq_len, speed = config.batch, config.model.seq_len, config.options.tokens_per_second
+    launching = _launching(config, config.engine["zero_optimization"]["stage"])
+    if launching is None:
+        return ["host           its time for a micro-batch is not estimated under torch.compile"]
+    about = 1000 * launching
+    low, high = about / host_time.RANGE, about * host_time.RANGE
+    lines = [f"host           needs about {about:.0f} ms ({low:.0f} to {high:.0f}) to launch a "
+             f"micro-batch of {batch.micro_size} x {seq_len} tokens on a GPU:",
+             "               on paper, not measured; gpt/host_time.py has the model"]  # fmt: skip
+    if speed:
+        lines.append(f"               {_waiting(batch, seq_len, speed, launching)}")
+    return lines
+
+
+def _waiting(batch, seq_len, speed, launching):
+    """What a host's `launching` seconds per micro-batch mean for a GPU of `speed` tokens/s."""
+    computing, enough = batch.micro_size * seq_len / speed, math.ceil(launching * speed / seq_len)
+    digits = 1 if computing < 0.01 else 0
+    told = f"a GPU of {speed:,.0f} tokens/s computes it in {1000 * computing:,.{digits}f} ms"
+    if launching <= computing:
+        times = computing / launching
+        return f"{told}; one about {times:.2g} times as fast would wait for its host"
+    told += f" and is host-bound: give each GPU at least {enough} sequences per pass"
+    if enough > batch.global_size:
+        return f"{told}, more than train_batch_size {batch.global_size}"
+    if enough > batch.share:
+        ranks = batch.global_size // enough
+        return f"{told}; train_batch_size {batch.global_size} has them for {ranks} GPUs"
+    return f"{told}, --train_micro_batch_size_per_gpu {enough} or more"
+
+
 def _scaling(config, interconnect):
     options, stages, own = config.options, range(4), config.engine["zero_optimization"]["stage"]
     if not options.tokens_per_second:
         return ["scaling        unknown: set tokens_per_second to the GPU's measured throughput"]
 
     def steps(batch):
-        return [scale.step(config.model, batch, stage, config.precision, options.tokens_per_second, interconnect * 1e9,
-                           config.engine["zero_optimization"]) for stage in stages]  # fmt: skip
+        return [scale.step(config.model, batch, stage, config.precision, options.tokens_per_second,
+                           interconnect * 1e9, config.engine["zero_optimization"],
+                           _launching(config, stage) or 0.0) for stage in stages]  # fmt: skip
+
+    def milliseconds(part):
+        seconds = [getattr(found, part) for found in now]
+        return [f"{1000 * value:,.1f}" if value else "-" for value in seconds]
 
     now = steps(config.batch)
     head = "".join(f"{'ZeRO ' + str(stage) + ('*' if stage == own else ' '):>10s}" for stage in stages)
     rows = (
-        ("computing, ms a step", [f"{1000 * found.computing:,.1f}" for found in now]),
-        ("communicating, ms a step", [f"{1000 * found.communicating:,.1f}" for found in now]),
+        ("computing, ms a step", milliseconds("computing")),
+        ("launching meanwhile, ms a step", milliseconds("launching")),
+        ("communicating, ms a step", milliseconds("communicating")),
         ("communication's share", [f"{found.share:.1%}" for found in now]),
         ("hours of the whole training", [f"{options.max_train_steps * found.seconds / 3600:,.2f}" for found in now]),
         ("hours if all of it overlaps", [f"{options.max_train_steps * found.overlapped / 3600:,.2f}" for found in now]),

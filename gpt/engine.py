@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # which torch reads when it is imported
+if "PYTORCH_ALLOC_CONF" not in os.environ:
+    # An evaluation's batches have other shapes than training's: segments that grow leave no holes.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
 import torch.distributed
@@ -21,12 +24,13 @@ import torch.distributed
 from gpt.checkpoint import load_weights_only
 from gpt.config import Config
 from gpt.errors import RunError, UserError, in_brief
-from gpt.hardware import keep_freed_memory
+from gpt.hardware import DTYPES, keep_freed_memory
 from gpt.launch import launched
+from gpt.overflow import find_by_norm
 from gpt.roll_call import JOIN_SECONDS, Deadline, roll_call
 from gpt.shards import Shards, keeping_settings
 from gpt.watchdog import STARTING_SECONDS
-from gpt.world import World
+from gpt.world import World, to_device
 
 
 def _only_errors(record):
@@ -50,6 +54,13 @@ _PICKLED = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)  # t
 def has_fp16() -> bool:
     """Whether this machine's accelerator computes in fp16."""
     return deepspeed.accelerator.get_accelerator().is_fp16_supported()
+
+
+def local_device() -> torch.device:
+    """The device that this rank computes on: the GPU that LOCAL_RANK names, or the CPU where
+    DeepSpeed (or DS_ACCELERATOR) takes that."""
+    name = deepspeed.accelerator.get_accelerator().device_name()
+    return torch.device(name) if name == "cpu" else torch.device(name, int(os.environ["LOCAL_RANK"]))
 
 
 def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 0.0) -> World:
@@ -77,18 +88,29 @@ def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 
         _share_cores(hosts.count(hosts[launch.rank]))
         keep_freed_memory()
     else:
-        accelerator.set_device(local_rank)
+        _prepare_gpu(accelerator, local_rank)
     with Deadline(JOIN_SECONDS, f"all ranks have come, but rank {launch.rank} on {hosts[launch.rank]} could not connect to all "
                   f"others within {JOIN_SECONDS:g} s: their hosts must reach each other on every port; tools/preflight.py "
                   "looks into it"):  # fmt: skip
         deepspeed.init_distributed(verbose=verbose, timeout=timedelta(seconds=2 * max(step_timeout, STARTING_SECONDS)))
-    device = "cpu" if on_cpu else accelerator.device_name(local_rank)
-    return World(launch.rank, launch.size, torch.device(device), hosts, store)
+    return World(launch.rank, launch.size, local_device(), hosts, store)
+
+
+def _prepare_gpu(accelerator, local_rank):
+    """Take this rank's GPU, and have it sum and tell its memory as the trainer wants it."""
+    accelerator.set_device(local_rank)
+    # DeepSpeed asks NVML, by numbers that it reads from CUDA_VISIBLE_DEVICES, where UUIDs may stand.
+    accelerator.available_memory = lambda index=None: torch.cuda.mem_get_info(index)[0]
+    # Weight gradients are sums over thousands of rows, which cuBLAS cuts up: parts of a sum stay fp32.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def _share_cores(ranks_here: int):
-    """Share this host's cores among its ranks, unless OMP_NUM_THREADS says otherwise."""
-    if "OMP_NUM_THREADS" not in os.environ:
+    """Share this host's cores among its ranks, unless OMP_NUM_THREADS says otherwise. torchrun sets
+    that to 1 where nobody did, which asks for nothing."""
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if "OMP_NUM_THREADS" not in os.environ or by_torchrun:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // ranks_here))
 
@@ -122,6 +144,7 @@ class StepResult:
     applied: bool  # False: nothing was changed but, after an fp16 overflow, the loss scale
     exhausted: bool  # an fp16 overflow at a loss scale that can sink no further
     loss: torch.Tensor  # mean over this rank's part of the global batch, nats per token; float64, on the device
+    grad_norm: torch.Tensor  # 2-norm of the whole gradient before clipping; float64, on the device
     norms: dict | None  # {"weight" | "gradient" | "update": {parameter group: 2-norm}}
 
 
@@ -129,7 +152,6 @@ class _LossScaleExhausted(Exception):
     """DeepSpeed left out an update, and cannot lower the loss scale any more."""
 
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _place(model, weights, dtype, settings, device):
@@ -159,6 +181,21 @@ def _require_nvme(config):
                         "offload to cpu")  # fmt: skip
 
 
+def _offloads_optimizer(config) -> bool:
+    offload = config.engine["zero_optimization"].get("offload_optimizer", {})
+    return offload.get("device", "none") != "none"
+
+
+def _gather_by_block(model):
+    """Under ZeRO 3, have a whole block's weights gathered together, not those of each layer in it:
+    a hook per layer costs the host more time than a small block's forward pass costs a GPU, and
+    stands in a compiler's way. Blocks are the members of the model's lists of modules."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    blocks = {type(block) for blocks in lists for block in blocks}
+    if blocks:
+        deepspeed.utils.set_z3_leaf_modules(model, list(blocks))
+
+
 class Engine:
     """A model under DeepSpeed: optimiser steps over global batches, norms, checkpoints.
 
@@ -172,8 +209,19 @@ class Engine:
         optimizer = {**config.engine["optimizer"]}
         if schedule is not None:  # the rate that the optimiser is made with; the schedule sets it before every step
             optimizer["params"] = {**optimizer["params"], "lr": schedule.lr(1)}
-        settings = {**config.engine, "optimizer": optimizer, "steps_per_print": sys.maxsize}
-        _place(model, weights, _DTYPES[config.precision], settings, world.device)
+        settings = {
+            **config.engine,
+            "optimizer": optimizer,
+            "steps_per_print": sys.maxsize,
+            # It would wait for the device twice per micro-batch; gpt.meter measures without waiting.
+            "timers": {"throughput": {"enabled": False}},
+        }
+        self._stage = config.engine["zero_optimization"]["stage"]
+        if world.device.type != "cpu" and _offloads_optimizer(config):  # whose Adam runs on the cores
+            _share_cores(world.hosts.count(world.hosts[world.rank]))
+        _place(model, weights, DTYPES[config.precision], settings, world.device)
+        if self._stage == 3:
+            _gather_by_block(model)
         self._ds, *_ = deepspeed.initialize(
             model=model,
             model_parameters=list(model.parameters()),
@@ -183,7 +231,8 @@ class Engine:
         self._ds._copy_recovery_script = lambda folder: None  # a second zero_to_fp32.py, which loads pickles as code
         self._files = self._ds.checkpoint_engine = _CarefulFiles(self._ds._config)
         self.world, self.module = world, self._ds.module
-        self._stage = config.engine["zero_optimization"]["stage"]
+        if self._stage:
+            find_by_norm(self._ds.optimizer, world)
         self._names = {parameter: name for name, parameter in self.module.named_parameters()}
         self._shards = Shards(self._ds, self._names, self._stage, world)
         differences = [f"{name} is {found}, the config says {asked}" for name, asked, found in self._read_back(config)
@@ -203,7 +252,7 @@ class Engine:
         yield "ranks", config.batch.world_size, ds.world_size
         yield "gradient_clipping", asked["gradient_clipping"], ds.gradient_clipping()
         yield "zero_optimization.stage", asked["zero_optimization"]["stage"], ds.zero_optimization_stage()
-        yield "precision", _DTYPES[config.precision], next(self.module.parameters()).dtype
+        yield "precision", DTYPES[config.precision], next(self.module.parameters()).dtype
         # DeepSpeed's "Adam" is AdamW unless told otherwise.
         decoupled = kind == "AdamW" or (kind == "Adam" and params.get("adam_w_mode", True))
         if kind == "SGD" or "torch_adam" in params:
@@ -238,10 +287,13 @@ class Engine:
         """Learning rate of the next optimiser step."""
         return self._ds.get_lr()[0]
 
-    @property
-    def grad_norm(self) -> float:
-        """2-norm of the whole gradient of the last step, before clipping."""
-        return float(self._norm if self._stage == 0 else self._ds.get_global_grad_norm())
+    def _grad_norm(self) -> torch.Tensor:
+        """Of the last update, where the device has it: a number asked for here would be waited for."""
+        norm = self._norm if self._stage == 0 else self._ds.get_global_grad_norm()
+        if torch.is_tensor(norm):
+            return norm.to(self.world.device, torch.float64)
+        norm = math.nan if norm is None else norm  # before the first update
+        return torch.full((), norm, dtype=torch.float64, device=self.world.device)
 
     @property
     def loss_scale(self) -> float:
@@ -256,8 +308,8 @@ class Engine:
         mark: called after every "forward", "backward" and "step" of a micro-batch. watch: entered around each forward.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        before, rejected, exhausted = [], False, False
-        for index, micro_batch in enumerate(torch.from_numpy(batch).to(self.world.device), 1):
+        before, rejected, exhausted = None, False, False
+        for index, micro_batch in enumerate(to_device(batch, self.world.device), 1):
             last = index == len(batch)
             with watch or nullcontext():
                 loss = self._ds(micro_batch[:, :-1], micro_batch[:, 1:])
@@ -268,13 +320,14 @@ class Engine:
             mark("forward")
             self._ds.backward(loss)
             mark("backward")
-            before = self._shards.fragments(self.loss_scale) if want_norms and last else []
+            before = self._shards.before_update(self.loss_scale) if want_norms and last else None
             try:
                 applied = self._update(last, rejected)
             except _LossScaleExhausted:
                 applied, exhausted = False, True
             mark("step")
-        return StepResult(applied, exhausted, total, self._shards.norms(before) if want_norms and applied else None)
+        norms = self._shards.norms(before) if want_norms and applied else None
+        return StepResult(applied, exhausted, total, self._grad_norm(), norms)
 
     def _update(self, last, rejected) -> bool:
         """Have the optimizer step if this was the last micro-batch; returns whether it did."""
@@ -329,7 +382,7 @@ class Engine:
             return seen
 
         hooks = [module.register_forward_hook(watch(name)) for name, module in self.module.named_modules() if name]
-        for micro_batch in torch.from_numpy(batch).to(self.world.device):
+        for micro_batch in to_device(batch, self.world.device):
             self._ds.backward(self._ds(micro_batch[:, :-1], micro_batch[:, 1:]))
         for hook in hooks:
             hook.remove()
@@ -337,7 +390,7 @@ class Engine:
 
     def probe(self, tokens) -> float:
         """Loss of the present weights on tokens, int64 (rows, seq_len + 1); all ranks together on the same tokens."""
-        tokens = torch.from_numpy(tokens).to(self.world.device)
+        tokens = to_device(tokens, self.world.device)
         with torch.no_grad():
             return self.module(tokens[:, :-1], tokens[:, 1:]).item()
 

@@ -56,17 +56,21 @@ class Tally:
 class Evaluator:
     """Evaluates a model on one split.
 
-    score(tokens, targets, mask): int64, int64, bool tensors (B, T) -> TokenScores of the marked positions in row order.
+    score(tokens, targets, scored): tokens, targets int64 (B, T); scored a pair (rows, columns) of
+    int64 (N,), the positions that count, in row order -> their TokenScores. The host makes that
+    index: it would have to wait for a device that searches a mask.
     batch_size: windows per batch over all ranks. max_batches: -1 for the whole split, else as many batches from its
     beginning. rank, world_size: this process's share; every rank makes the same number of calls of `score`.
+    micro_size: rows that a call may have in any case, since training has as many.
     """
 
-    def __init__(self, split, vocab, seq_len, last_n, batch_size, max_batches=-1, rank=0, world_size=1):
+    def __init__(self, split, vocab, seq_len, last_n, batch_size, max_batches=-1, rank=0,
+                 world_size=1, micro_size=1):  # fmt: skip
         self.split, self.vocab, self.seq_len, self.last_n = split, vocab, seq_len, last_n
         self._tokens = split.tokens
         count = windows(len(self._tokens), seq_len, last_n)
         self.windows = count if max_batches < 0 else min(count, max_batches * batch_size)
-        self._rows = math.ceil(batch_size / world_size)  # windows per call on this rank
+        self._rows = max(math.ceil(batch_size / world_size), micro_size)  # windows per call
         self._mine = range(rank, self.windows, world_size)
         most = math.ceil(self.windows / world_size)
         self.calls = math.ceil(most / self._rows)
@@ -80,18 +84,21 @@ class Evaluator:
         for call in range(self.calls):
             mine = self._mine[call * self._rows : (call + 1) * self._rows]
             chosen = [window(i, len(self._tokens), self.seq_len, self.last_n) for i in mine]
-            tokens, mask = self._batch(chosen)
-            inputs = torch.from_numpy(tokens).to(device)
+            tokens, scored = self._batch(chosen)
+            inputs, scored = (torch.from_numpy(array).to(device) for array in (tokens, scored))
             with torch.no_grad():
-                scores = score(inputs[:, :-1], inputs[:, 1:], torch.from_numpy(mask).to(device))
-            if chosen:
-                self._add(tally, chosen, mine, scores.nats.double().cpu().numpy(), scores.rank.cpu().numpy())
+                scores = score(inputs[:, :-1], inputs[:, 1:], tuple(scored))
+            if chosen:  # one copy, for which the device is waited for; float64 holds ranks exactly
+                nats, rank = torch.stack([scores.nats.double(), scores.rank.double()]).cpu().numpy()
+                self._add(tally, chosen, mine, nats, rank)
             if not goes_on():
                 return None
         return tally
 
     def _batch(self, chosen):
-        """(rows, T + 1) ids and the (rows, T) mask of scored targets; T is the longest window's length.
+        """(rows, T + 1) ids, and rows and columns (2, N) of the scored targets.
+
+        T is the longest window's length.
 
         A rank without a window left makes a call all the same, on one dummy row, since ranks may share the weights.
         """
@@ -104,7 +111,7 @@ class Evaluator:
         self.split.check_ids(tokens)
         if not chosen:
             mask[0, 0] = True
-        return tokens, mask
+        return tokens, np.array(np.nonzero(mask))
 
     def _add(self, tally, chosen, indices, nats, rank):
         first = 0

@@ -4,8 +4,10 @@ import os
 import re
 import threading
 import time
+from contextlib import suppress
 
 from gpt.errors import RunError, SilentError, UserError, in_words, tell
+from gpt.lifeline import Lifeline
 
 FAILED = "failed"
 POLL_SECONDS = 2.0
@@ -15,19 +17,25 @@ BOARD_SECONDS = 10.0
 class Failures:
     """What becomes of this rank when it, or another one, fails.
 
-    A rank that fails notes it on the blackboard. A thread per rank looks there and ends its process, with exit code 1, a
-    few seconds later, so that nobody waits in a collective for one that will not come. Where a rank dies without a note,
-    the first whose collectives break tells that, and which one it is, as far as `who_is_gone()` finds out.
+    A rank that fails notes it on the blackboard and tells why. A thread per rank looks there and ends its process, with
+    exit code 1, a few seconds later, so that nobody waits in a collective for one that will not come. A rank that dies
+    without a note is known by its lifeline, whatever the main threads are waiting in; the first to note that tells which
+    one it was. Where a connection breaks and no process is known to have died, `watchdog` finds out who is silent.
     """
 
-    def __init__(self, world, who_is_gone):
-        self._world, self._board, self._who_is_gone = world, world.blackboard(BOARD_SECONDS), who_is_gone
-        self._closed = threading.Event()
+    def __init__(self, world, watchdog):
+        self._world, self._watchdog, self._board = world, watchdog, world.blackboard(BOARD_SECONDS)
+        self._closed, self._speaking, self._spoken = threading.Event(), threading.Lock(), False
         if self._board is not None:
+            self._lifeline = Lifeline(world, self._board, self._leave_without)
             threading.Thread(target=self._watch, daemon=True).start()
 
     def close(self):
-        self._closed.set()
+        """The run is over for this rank, unless it has ended by an error."""
+        if not self._closed.is_set():
+            self._closed.set()
+            if self._board is not None:
+                self._lifeline.close()
 
     def end(self, error: Exception, step: int) -> Exception:
         """Tell an error that came after `step` and that the ranks did not agree on, unless another rank has told one;
@@ -36,11 +44,24 @@ class Failures:
         lost = self._world.lost(error)
         if lost:  # found out before the note, on which the other ranks would end: they still have to show that they live
             told = self._explained_loss(lost, step)
-        self.close()
-        if self._first():
-            tell(told if lost else self._explained(error, step), f"[rank {self._world.rank}] " if self._board is not None else "")
+        self._closed.set()
+        self._tell_if_first(told if lost else self._explained(error, step))
+        if self._board is not None:
+            self._lifeline.close(in_order=False)
         self._leave_last()
         return SilentError(2 if isinstance(error, UserError) else 1)
+
+    def _leave_without(self, rank):
+        """The process of a rank has ended, and it has not said why."""
+        if self._closed.is_set() or self._watchdog.giving_up:
+            return
+        name, own_name, place = self._world.name(rank), self._world.name(self._world.rank), self._watchdog.place
+        with suppress(OSError):  # a launcher that died may have taken the other end of stderr along
+            self._tell_if_first(RunError(
+                f"{name} is gone without a word, while {own_name} was {place}: it was killed or has crashed, or its host ran "
+                "out of memory. The same command goes on from the latest checkpoint, on other hosts too"))  # fmt: skip
+        self._leave_last() if self._world.rank == 0 else time.sleep(POLL_SECONDS)
+        os._exit(1)
 
     def _explained(self, error, step):
         if isinstance(error, (UserError, RunError)):
@@ -53,27 +74,37 @@ class Failures:
         return error
 
     def _explained_loss(self, reason, step):
+        time.sleep(2 * POLL_SECONDS)  # a lifeline that knows more has ended this process meanwhile
         return RunError(f"another rank is gone without a word after step {step}: it was killed, its host ran out of memory or "
-                        f"is out of reach ({reason}); gone: {self._who_is_gone()}. The same command goes on from the latest "
-                        "checkpoint, on other hosts too")  # fmt: skip
+                        f"is out of reach ({reason}); gone: {self._watchdog.who_is_gone()}. The same command goes on from the "
+                        "latest checkpoint, on other hosts too")  # fmt: skip
 
     def _leave_last(self):
         """Rank 0 may keep the blackboard: it stays until the others have read it."""
         if self._board is not None and self._world.rank == 0:
             time.sleep(2 * POLL_SECONDS)
 
+    def _tell_if_first(self, error):
+        """Tell an error unless another rank, or another thread of this one, has told one."""
+        with self._speaking:
+            if not self._spoken and self._first():
+                tell(error, f"[rank {self._world.rank}] " if self._board is not None else "")
+            self._spoken = True
+
     def _first(self) -> bool:
-        """Note that this rank fails; whether none did before it. Where the blackboard is gone rank 1 speaks for all."""
+        """Note that this rank fails; whether none did before it. Where the blackboard is gone with rank 0, one rank on
+        each host speaks."""
         try:
             return self._board is None or self._board.add(FAILED, 1) == 1
         except RuntimeError:
-            return self._world.rank <= 1
+            hosts, rank = self._world.hosts, self._world.rank
+            return rank == 0 or hosts.index(hosts[rank], 1) == rank
 
     def _watch(self):
         while not self._closed.wait(POLL_SECONDS):
             try:
                 failed = self._board.check([FAILED])
-            except RuntimeError:  # rank 0 is busy or gone; this rank's own collectives will tell
+            except RuntimeError:  # rank 0 is busy or gone; its lifeline tells which
                 continue
             if failed and not self._closed.wait(POLL_SECONDS):  # the one that fails has told it before any process ends
                 self._leave_last()

@@ -8,6 +8,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from gpt.kernels.attention import split_heads
+
 
 class Context:
     """A growing context and the logits of its next token.
@@ -52,8 +54,7 @@ class Context:
 
     def _attend(self, attn, layer, start, x):
         length = x.shape[1]
-        qkv = attn.qkv(x).view(1, length, 3, attn.n_heads, attn.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (1, H, T, D)
+        q, k, v = split_heads(attn.qkv(x), attn.n_heads)  # each (1, H, T, D)
         keys, values = self._keys[layer], self._values[layer]
         keys[:, :, start : start + length], values[:, :, start : start + length] = k, v
         seen = slice(0, start + length)

@@ -33,6 +33,8 @@ PEAKS = {  # part of the name that CUDA gives the device -> (16 bits, fp32); the
 }
 NOT_THOSE = ("Laptop", "RTX 3090 Ti", "RTX 4090 D", "H200 NVL", "MIG")  # in names that hold one of the above as well
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # of a model in each precision
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 

@@ -63,6 +63,7 @@ def report(asked: str):
         "host": socket.gethostname(), "versions": versions(asked["project"]), "commit": _commit(asked["project"]),
         "name_address": _resolved(socket.gethostname()), "free_bytes": shutil.disk_usage(place).free,
         "dataset": _dataset(asked["data_root"]), "sees_token": os.path.exists(asked["token"]), "cores": os.cpu_count(),
+        "shared_memory": shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
         "routes": {peer: own_address(peer) for peer in asked["peers"]}, "peers": {peer: _resolved(peer) for peer in asked["peers"]},
     }  # fmt: skip
     found["interfaces"] = {peer: interface_of(address) for peer, address in found["routes"].items() if address}

@@ -1,6 +1,7 @@
 """What a run has cost so far: time and its parts, tokens, FLOPs, memory."""
 
 import time
+from collections import deque
 from contextlib import contextmanager
 
 import torch
@@ -33,12 +34,14 @@ class TimeSplit:
     """Wall seconds by part. What passes between two calls of `mark` belongs to the part that the later one names.
 
     On CUDA a mark is an event on the current stream: it has its time when the device has done all that was asked of it
-    before, so a part lasts until its work is done, and marking waits for nothing. Elsewhere it is the host's time.
+    before, so a part lasts until its work is done. Nothing here waits for that: what the device has not come to yet is
+    counted with the next call. Elsewhere it is the host's time.
     """
 
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
-        self._seconds, self._pending, self._last = dict.fromkeys(PARTS, 0.0), [], self._now()
+        self._seconds, self._pending = dict.fromkeys(PARTS, 0.0), deque()
+        self._last = self._now()
 
     def _now(self):
         if not self._cuda:
@@ -51,13 +54,11 @@ class TimeSplit:
         self._pending.append((part, self._now()))
 
     def settle(self):
-        """Add up the marks so far; waits until the device has come to the last of them."""
-        if self._cuda and self._pending:
-            self._pending[-1][1].synchronize()
-        for part, now in self._pending:
+        """Add up the marks that the device has come to."""
+        while self._pending and (not self._cuda or self._pending[0][1].query()):
+            part, now = self._pending.popleft()
             self._seconds[part] += self._last.elapsed_time(now) / 1000 if self._cuda else now - self._last
             self._last = now
-        self._pending = []
 
     def take(self) -> dict:
         """{part: seconds} since the last call."""

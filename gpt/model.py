@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt.kernels.attention import causal_attention
+from gpt.kernels.attention import causal_attention, split_heads
 from gpt.kernels.gelu import linear_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear import linear
@@ -45,15 +45,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.n_heads, self.head_dim = config.n_heads, config.head_dim
+        self.n_heads = config.n_heads
         width = config.n_heads * config.head_dim
         self.qkv = Linear(config.h_dim, 3 * width)
         self.c_proj = Linear(width, config.h_dim)
 
     def forward(self, x):  # (B, T, C)
-        batch, length, _ = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.n_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D)
+        q, k, v = split_heads(self.qkv(x), self.n_heads)  # each (B, H, T, D)
         return self.c_proj(causal_attention(q, k, v))
 
 
@@ -103,7 +101,7 @@ class Block(nn.Module):
     def forward(self, branch, stream, wanted=None):
         """(output of the last branch, stream without it), each (B, T, C), for those of the block before; None at first.
 
-        wanted: (B, T) bool, the positions for which they are needed; then each is (N, C), of those in row order.
+        wanted: index into (B, T) of the positions for which they are needed; then each is (N, C).
         """
         x, stream = self.ln1(branch, stream)
         x = self.attn(x)
@@ -147,8 +145,8 @@ class GPT(nn.Module):
         self._compiled = compile != "none"  # then plain torch inside: no compiler fuses across operations of our own
         self.blocks = nn.ModuleList(Block(config, "torch" if self._compiled else kernels) for _ in range(config.n_layers))
         if self._compiled:
-            for block in self.blocks:
-                block.compile(**COMPILE_OPTIONS[compile])
+            for block in self.blocks:  # forward alone: an engine's hooks on the block are no graph
+                block.forward = torch.compile(block.forward, **COMPILE_OPTIONS[compile])
         self.ln_f = AddNorm(config, kernels)
         self.head = Head(config, kernels)
         if seed is not None:
@@ -171,10 +169,12 @@ class GPT(nn.Module):
         return torch.empty(shape).normal_(0.0, std, generator=generator)
 
     def forward(self, tokens, targets=None, scored=None):
-        """tokens, targets: (B, T) int64, T <= seq_len; scored: (B, T) bool.
+        """tokens, targets: (B, T) int64, T <= seq_len.
 
-        With targets: the mean loss in nats per token, an fp32 scalar. With `scored`, TokenScores of the marked
-        positions in row order, no others go through the last MLP and the head. With tokens alone: the logits (B, T, V).
+        scored: index into them, a pair (rows, columns) of (N,) int64 or a mask (B, T).
+        With targets: the mean loss in nats per token, an fp32 scalar. With `scored`, TokenScores of
+        those positions in their order, no others go through the last MLP and the head. With tokens
+        alone: the logits (B, T, V).
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         stream = self.token_embedding(tokens) * math.sqrt(self.config.h_dim) + self.position_embedding(positions)

@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 from gpt.errors import UserError
 
+# Elements of one chunk of the output layer's logits, by device type. On a CPU a chunk should stay near the caches. A GPU
+# wants all rows in one, for which no gradients of chunks are added up: 32 x 512 tokens at vocabulary 16,384 in half a GiB.
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "default": 1 << 28}
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -56,25 +60,38 @@ class BatchPlan:
     micro_size: int  # sequences per forward pass of one rank
     accumulation: int  # forward passes per optimiser step of one rank
     world_size: int  # number of ranks
+    micro_limit: int | None = None  # what was asked for, where micro_size is the largest that fits
+
+    @property
+    def share(self) -> int:
+        """Sequences per optimiser step of one rank."""
+        return self.micro_size * self.accumulation
 
 
 def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
-    """Solve `train_batch_size = micro batch * accumulation * world size` for what is None; accumulation is 1 by default.
+    """Solve `train_batch_size = micro batch * accumulation * world size` for what is None.
 
+    A micro batch beside a global batch, without an accumulation, is a limit: the largest divisor of
+    each rank's share that does not exceed it is taken, so that one file serves any number of GPUs.
+    Where DeepSpeed takes the pair at all, both mean the same. Without either the accumulation is 1.
     Raises UserError where no whole numbers fit.
     """
     if global_size is None and micro_size is None:
         raise UserError("train_batch_size is missing: it is the number of sequences per optimiser step over all GPUs")
     if global_size is None:
         global_size = micro_size * (accumulation or 1) * world_size
-    if accumulation is None:
-        accumulation = global_size // (micro_size * world_size) if micro_size else 1
+    share, limit = global_size // world_size, micro_size if accumulation is None else None
     product = f"gradient_accumulation_steps {accumulation} x {world_size} rank(s)"
-    if micro_size is None:
-        micro_size, problem = global_size // (accumulation * world_size), f"is not a multiple of {product}"
+    if accumulation is None:
+        problem = f"is not a multiple of {world_size} rank(s)"
+        micro_size = max((size for size in divisors(share) if size <= (limit or share)), default=0)
+        accumulation = share // micro_size if micro_size else 0
+    elif micro_size is None:
+        problem = f"is not a multiple of {product}"
+        micro_size = share // accumulation
     else:
         problem = f"is not micro batch {micro_size} x {product}"
-    if micro_size * accumulation * world_size != global_size or not micro_size * accumulation:
+    if micro_size * accumulation * world_size != global_size:
         if global_size % world_size == 0:
             fitting = divisors(global_size // world_size)
             advice = f"with {world_size} rank(s) gradient_accumulation_steps can be {', '.join(map(str, fitting))}"
@@ -84,7 +101,7 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
             advice = (f"train_batch_size must be a multiple of the ranks, for example {' or '.join(map(str, near))}; "
                       f"{global_size} sequences fit {', '.join(map(str, ranks))} rank(s)")  # fmt: skip
         raise UserError(f"train_batch_size {global_size} {problem}: {advice}")
-    return BatchPlan(global_size, micro_size, accumulation, world_size)
+    return BatchPlan(global_size, micro_size, accumulation, world_size, limit)
 
 
 def divisors(number: int) -> list:

@@ -20,6 +20,7 @@ from gpt.roll_call import PROJECT
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 SKEW_SECONDS, FREE_BYTES = 5.0, 10e9
+SHARED_BYTES = 1e9  # Docker gives 64 MB; what NVIDIA advises for NCCL
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3",
        "-o", "ControlMaster=no")  # a master in the background would keep stderr open  # fmt: skip
 ALL_PAIRS = 8  # of more hosts than these only neighbours in the hostfile are measured
@@ -54,7 +55,7 @@ class Preflight:
         self._environment()
         self._ask_hosts()
         if self.reports:
-            for check in (self._versions, self._dataset, self._devices, self._names, self._clocks, self._disks):
+            for check in (self._versions, self._dataset, self._devices, self._memory, self._names, self._clocks, self._disks):
                 check()
         if len(self.hosts) > 1 and set(self.reports) == set(self.hosts):
             self._network()
@@ -168,6 +169,14 @@ class Preflight:
                           f"write at most slots={report['cores']}")  # fmt: skip
             else:
                 self._add(OK, "devices", f"{host}: slots={slots}, {gpus or 'no'} GPU{'s' * (gpus > 1)}")
+
+    def _memory(self):
+        """Ranks of one host exchange through shared memory what their GPUs do not pass to each other directly."""
+        for host, report in self.reports.items():
+            size = report["shared_memory"]
+            if report.get("gpus") and self.hosts[host] > 1 and size is not None and size < SHARED_BYTES:
+                self._add(WARN, "shared memory", f"{host}: /dev/shm holds {size / 1e6:,.0f} MB, which is little for NCCL",
+                          "start its container with --ipc=host, or with --shm-size=1g or more")  # fmt: skip
 
     def _names(self):
         for host, report in self.reports.items():

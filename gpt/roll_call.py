@@ -39,7 +39,7 @@ def roll_call(launch, facts: dict, seconds: float = JOIN_SECONDS) -> tuple:
     """(the store, every rank's host name in the order of ranks). All ranks call it together.
 
     launch: gpt.launch.Launch. facts: {what: a short text} that all ranks must have in common beside versions and code,
-    or None where this one does not know. Raises UserError where ranks differ, RunError where some have not come after `seconds`.
+    but for remarks in parentheses at its end, or None where this one does not know. Raises UserError where ranks differ, RunError where some have not come after `seconds`.
     """
     kept_here = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -108,10 +108,14 @@ def _difference(notes) -> str | None:
             return _other_size(rank, note, first)
         for what, value in note["facts"].items():
             wanted = first["facts"].get(what)
-            if None not in (value, wanted) and value != wanted:
+            if None not in (value, wanted) and _without_remark(value) != _without_remark(wanted):
                 return (f"the ranks differ in {what}: {wanted} for rank 0 on {first['host']}, {value} for rank {rank} on "
                         f"{note['host']}: make them the same on all hosts; nothing was trained")  # fmt: skip
     return None
+
+
+def _without_remark(fact: str) -> str:
+    return fact.partition(" (")[0]
 
 
 def _other_size(rank, note, first):

@@ -17,16 +17,17 @@ ZeRO 3 that is more than in the paper (Rajbhandari et al., arXiv 1910.02054, sec
     ZeRO 3    an all-gather (forward) and a reduce-scatter per micro-batch; another all-gather (backward) of the weights that
               were let go, those between whose two uses `stage3_max_reuse_distance` (1e9) elements pass
 
-Assumed: every GPU computes at the reference GPU's rate, whatever its micro-batch; nothing is communicated while it computes
-(the other end is the longer of the two times alone: `Step.overlapped`); all is moved in the run's precision, in its own
-buckets, under ZeRO 3 weights block by block; evaluation and checkpoints are left out. Across hosts the slowest link of a
-ring is a host's network, all its cards together.
+Assumed: every GPU computes at the reference GPU's rate, unless its host needs longer to launch a
+micro-batch than the GPU to compute it (gpt/host_time.py); nothing is communicated while it computes
+(the other end is the longest of the times alone: `Step.overlapped`); all is moved in the run's
+precision, in its own buckets, under ZeRO 3 weights block by block; evaluation and checkpoints are
+left out. Across hosts the slowest link of a ring is a host's network, all its cards together.
 """
 
 import math
 from dataclasses import dataclass
 
-from gpt.plan import BatchPlan, ModelConfig
+from gpt.plan import BatchPlan, ModelConfig, plan_batch
 
 HOP_SECONDS = 10e-6  # assumed latency of one hop, not measured
 BUCKET_ELEMENTS = 5 * 10**8  # DeepSpeed's default
@@ -38,17 +39,18 @@ RANKS = tuple(2**power for power in range(11))
 class Step:
     """One optimiser step's time in seconds, on every rank alike."""
 
-    computing: float
+    computing: float  # of a GPU that its host keeps busy
     communicating: float
+    launching: float = 0.0  # of its host, meanwhile
 
     @property
     def seconds(self) -> float:
-        return self.computing + self.communicating
+        return max(self.computing, self.launching) + self.communicating
 
     @property
     def overlapped(self) -> float:
         """Seconds if all communication that can hide behind computing did."""
-        return max(self.computing, self.communicating)
+        return max(self.computing, self.launching, self.communicating)
 
     @property
     def share(self) -> float:
@@ -57,7 +59,7 @@ class Step:
 
     @property
     def efficiency(self) -> float:
-        """Speed over that of as many GPUs which need not communicate."""
+        """Speed over that of as many GPUs that wait neither for one another nor for their hosts."""
         return self.computing / self.seconds
 
 
@@ -67,9 +69,9 @@ def ring(size: float, ranks: int, bandwidth: float, calls: int = 1) -> float:
 
 
 def step(model: ModelConfig, batch: BatchPlan, stage: int, precision: str, tokens_per_second: float,
-         bandwidth: float, zero: dict) -> Step:  # fmt: skip
+         bandwidth: float, zero: dict, launching: float = 0.0) -> Step:  # fmt: skip
     """A step's time. tokens_per_second: of one GPU. bandwidth: bytes per second and direction of a ring's slowest link.
-    zero: the run's zero_optimization block."""
+    zero: the run's zero_optimization block. launching: seconds of the host per micro-batch."""
     n = model.parameters()
 
     def once(elements):
@@ -84,14 +86,15 @@ def step(model: ModelConfig, batch: BatchPlan, stage: int, precision: str, token
         2 * batch.accumulation * reduced + gathered,
         batch.accumulation * ((2 - kept) * once(n / (model.n_layers + 2)) + reduced),
     )[stage]
-    return Step(batch.global_size * model.seq_len / batch.world_size / tokens_per_second, communicating)
+    computing = batch.share * model.seq_len / tokens_per_second
+    return Step(computing, communicating, batch.accumulation * launching)
 
 
 def on_ranks(batch: BatchPlan, ranks: int) -> BatchPlan | None:
-    """The same global batch on another number of ranks, in micro-batches of the present size or a divisor of it; None
-    where it does not divide."""
+    """The same global batch on another number of ranks; None where it does not divide.
+
+    Its micro-batches are at most of the size asked for, or else of the present one.
+    """
     if batch.global_size % ranks:
         return None
-    each = batch.global_size // ranks
-    micro = math.gcd(batch.micro_size, each)
-    return BatchPlan(batch.global_size, micro, each // micro, ranks)
+    return plan_batch(batch.global_size, batch.micro_limit or batch.micro_size, None, ranks)

@@ -111,7 +111,9 @@ class Options:
     eval_data_split: str = option(str, "test", "split that is evaluated during training")
     eval_every: int = option(int, 500, "steps between evaluations; 0 or less: never")
     max_eval_steps: int = option(int, 500, "batches of one evaluation, -1: the whole split", minimum=-1)
-    eval_batch_size: int = option(int, 16, "windows of one evaluation batch, over all GPUs", minimum=1)
+    eval_batch_size: int = option(
+        int, 16, "windows of one evaluation batch, over all GPUs, which take more at a time where "
+        "training does", minimum=1)  # fmt: skip
     last_n: int | None = option(int, None, "targets scored in each evaluation window but the first; default 128, or "
                                 "seq_len where that is less", minimum=1)  # fmt: skip
     log_terminal_every: int = option(int, 100, "steps between lines on the terminal; 0 or less: never")
@@ -192,7 +194,7 @@ FP16_KEYS = {
 }
 BF16_KEYS = {
     "enabled": Key(bool, False, "train in bf16"),
-    **dict.fromkeys(("immediate_grad_update", "check_grad_overflow"), Key(bool)),
+    "immediate_grad_update": Key(bool),
 }
 _OFFLOAD = {
     "device": Key(str, REQUIRED, "none, cpu or nvme", choices=("none", "cpu", "nvme")),
@@ -228,9 +230,13 @@ _MONITOR = ("output_path", "job_name")
 TOP_KEYS = {
     "gpt": GPT_KEYS,
     "train_batch_size": Key(int, doc="sequences per optimiser step, over all GPUs", minimum=1, maximum=10**7),
-    "train_micro_batch_size_per_gpu": Key(int, doc="sequences per forward pass; solved where absent", minimum=1,
-                                          maximum=10**7),
-    "gradient_accumulation_steps": Key(int, doc="forward passes per optimiser step and GPU", minimum=1, maximum=10**7),
+    "train_micro_batch_size_per_gpu": Key(
+        int, doc="sequences per forward pass of a GPU, at most: the largest divisor of its share "
+        "of the batch is taken; beside gradient_accumulation_steps exactly so many",
+        minimum=1, maximum=10**7),
+    "gradient_accumulation_steps": Key(
+        int, doc="forward passes per optimiser step and GPU, exactly; solved where absent",
+        minimum=1, maximum=10**7),
     "gradient_clipping": Key(float, 0.0, "largest norm of the whole gradient; 0: no clipping", minimum=0),
     "fp16": FP16_KEYS,
     "bf16": BF16_KEYS,
@@ -253,7 +259,6 @@ TOP_KEYS = {
                      "online", "mode"),
     "aio": dict.fromkeys(("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events",
                           "use_gds"), Key(ANY)),
-    "timers": {"throughput": dict.fromkeys(("enabled", "synchronized"), Key(bool))},
     "data_types": {"grad_accum_dtype": Key(str, choices=("fp16", "bf16", "fp32"))},
 }  # fmt: skip
 
@@ -284,6 +289,10 @@ REFUSED = {
     **_refused("the weights must have an fp32 copy", "fp16.fp16_master_weights_and_grads",
                "bf16.bf16_master_weights_and_grads", "bf16.bf16_optimizer_states"),
     **_refused("inputs are token ids", "fp16.auto_cast"),
+    **_refused("a gradient that is not finite must never reach the weights: leave it out",
+               "bf16.check_grad_overflow"),
+    **_refused("it makes the host wait for the GPU at every micro-batch, and the speed is in "
+               "metrics.jsonl: leave it out", "timers"),
     **_refused("use offload_optimizer or offload_param", "zero_optimization.cpu_offload",
                "zero_optimization.cpu_offload_param", "zero_optimization.cpu_offload_use_pin_memory"),
     **_refused("checkpoints of it cannot be consolidated", "zero_optimization.parameter_alignment",

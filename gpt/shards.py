@@ -3,6 +3,7 @@
 Part of the boundary that gpt/engine.py is: it reads and writes DeepSpeed's objects, but needs nothing of its modules.
 """
 
+import math
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +28,11 @@ def keeping_settings(ds):
         vars(kept["loss_scaler"]).update({key: vars(loaded)[key] for key in MOVED})
 
 
+def _norms(tensors):
+    """2-norm of each tensor, summed in float64."""
+    return torch._foreach_norm(tensors, 2, dtype=torch.float64)
+
+
 class Shards:
     """This rank's stretches of all parameters of one engine.
 
@@ -36,27 +42,39 @@ class Shards:
 
     def __init__(self, ds, names: dict, stage: int, world):
         self._ds, self._names, self._stage, self._world = ds, names, stage, world
+        if stage == 3:
+            self._index_in_group = {p: index for group in ds.optimizer.fp16_groups for index, p in enumerate(group)}
 
     def _weight(self, parameter):
-        """This rank's own stretch of a parameter, fp32 and flat, or None where other ranks hold all of it."""
+        """This rank's own stretch of a parameter, fp32, or None where other ranks hold all of it."""
+        zero = self._ds.optimizer
+        if self._stage == 3 and zero.swap_optimizer:  # on a disk, and read into a buffer that is used again
+            return zero.get_local_fp32_param(parameter).clone().flatten()[: self._own_size(parameter)]
         if self._stage == 3:
-            return self._ds.optimizer.get_local_fp32_param(parameter).flatten()[: self._own_size(parameter)]
+            flat, start, _ = self._home(parameter)
+            return flat.detach().narrow(0, start, self._own_size(parameter))
         if self._stage == 0:
-            return parameter.detach().flatten().float() if self._world.rank == 0 else None
+            return parameter.detach() if self._world.rank == 0 else None
         return None if parameter._hp_mapping is None else parameter._hp_mapping.hp_fragment
 
-    def _gradient(self, parameter, loss_scale):
-        """Gradient of `_weight(parameter)`, loss scale taken out; only between backward and the update."""
+    def _gradient(self, parameter):
+        """Gradient of `_weight(parameter)`, times the loss scale; only between backward and the update."""
+        if self._stage == 0:
+            return parameter.grad
+        zero = self._ds.optimizer
         if self._stage == 3:
-            gradient = self._ds.optimizer.get_local_fp32_grad_for_param(parameter).flatten()[: self._own_size(parameter)]
-        elif self._stage == 0:
-            gradient = parameter.grad.flatten()
-        else:
-            mapping = parameter._hp_mapping
-            gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten()
-            if gradient.numel() != mapping.hp_fragment.numel():  # the whole gradient
-                gradient = self._own_stretch(parameter, gradient)
-        return gradient.float() / loss_scale
+            group, start, _ = zero.grad_position[zero.get_param_id(parameter)]
+            if zero.swap_optimizer:
+                gradient = zero.get_local_fp32_grad_for_param(parameter).clone()
+            elif zero.offload_optimizer:
+                gradient = zero.fp32_partitioned_groups_flat[group].grad[start:]
+            else:
+                gradient = zero.averaged_gradients[group][self._index_in_group[parameter]]
+            return gradient.flatten()[: self._own_size(parameter)]
+        mapping = parameter._hp_mapping
+        gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten()
+        whole = gradient.numel() != mapping.hp_fragment.numel()
+        return self._own_stretch(parameter, gradient) if whole else gradient
 
     def _own_size(self, parameter):
         size = parameter.ds_tensor.numel()
@@ -64,25 +82,52 @@ class Shards:
 
     def gradient_norm(self) -> float:
         """2-norm of the whole gradient at stage 0, where every rank holds it; only between backward and the update."""
-        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in self._names if p.grad is not None]
+        norms = _norms([p.grad for p in self._names if p.grad is not None])
         return torch.linalg.vector_norm(torch.stack(norms)).item()
 
-    def fragments(self, loss_scale: float) -> list:
-        """(parameter, its weight before the update, its gradient) for all that this rank holds."""
-        held = [(parameter, self._weight(parameter)) for parameter in self._names]
-        return [(p, weight.clone(), self._gradient(p, loss_scale)) for p, weight in held if weight is not None]
+    @torch.no_grad()
+    def before_update(self, loss_scale: float):
+        """What `norms` needs of weights and gradients; only between backward and the update.
 
+        Until then it keeps 4 bytes for each parameter of this rank, beside the weights.
+        """
+        weights = self._held(self._weight)
+        gradients = {parameter: self._gradient(parameter) for parameter in weights}
+        norms = torch.stack([self._each(weights), self._each(gradients) / loss_scale])
+        negated = torch._foreach_neg(list(weights.values())) if weights else []
+        return norms, dict(zip(weights, negated))
+
+    @torch.no_grad()
     def norms(self, before) -> dict:
-        """2-norms of weight, gradient and update since `before` (from `fragments`) per parameter group: a module's own
+        """2-norms of weight, gradient and update since `before` (from `before_update`) per parameter group: a module's own
         weights and biases."""
-        groups = list(dict.fromkeys(name.rpartition(".")[0] for name in self._names.values()))
-        squares = torch.zeros(3, len(groups), dtype=torch.float64, device=self._world.device)
-        for parameter, weight, gradient in before:
-            index = groups.index(self._names[parameter].rpartition(".")[0])
-            for row, values in enumerate((weight, gradient, self._weight(parameter) - weight)):
-                squares[row, index] += values.double().square().sum()
-        norms = self._world.sum(squares).sqrt().tolist()
-        return {kind: dict(zip(groups, row)) for kind, row in zip(("weight", "gradient", "update"), norms)}
+        norms, changes = before
+        if changes:
+            weights = self._held(self._weight)
+            torch._foreach_add_(list(changes.values()), [weights[parameter] for parameter in changes])
+        squares = torch.cat([norms, self._each(changes)[None]]).square()
+        rows = self._world.sum(squares).tolist()
+        return {kind: self._by_group(row) for kind, row in zip(("weight", "gradient", "update"), rows)}
+
+    def _held(self, part):
+        """{parameter: its stretch} of all that this rank holds a part of."""
+        stretches = ((parameter, part(parameter)) for parameter in self._names)
+        return {parameter: values for parameter, values in stretches if values is not None and values.numel()}
+
+    def _each(self, stretches):
+        """2-norm of this rank's stretch of every parameter, 0 where it has none: float64 (parameters,), on the device."""
+        if not stretches:
+            return torch.zeros(len(self._names), dtype=torch.float64, device=self._world.device)
+        found = dict(zip(stretches, _norms(list(stretches.values()))))
+        none = next(iter(found.values())).new_zeros(())
+        return torch.stack([found.get(parameter, none) for parameter in self._names]).to(self._world.device)
+
+    def _by_group(self, squares):
+        sums = {}
+        for name, square in zip(self._names.values(), squares):
+            group = name.rpartition(".")[0]
+            sums[group] = sums.get(group, 0.0) + square
+        return {group: math.sqrt(total) for group, total in sums.items()}
 
     def adopt(self, full):
         """Take over whole weights and moments (gpt.consolidate.FullState), each rank its stretches."""

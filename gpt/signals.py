@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -18,26 +19,49 @@ WATCH_SECONDS = 0.5
 class StopRequest:
     """`reason` is None until this process is asked to stop, then a few words.
 
-    SIGTERM, SIGINT and SIGUSR1 ask; a second SIGINT leaves at once. A launcher that dies tells its ranks nothing, and
-    they would train on unseen, so a thread watches it: once it is gone this process is asked to stop too, and ends by
-    itself if it could not within GRACE_SECONDS, for example because other ranks no longer answer.
+    SIGTERM, SIGINT and SIGUSR1 ask; a SIGINT to one that was asked before leaves at once. A thread hears them, for
+    Python's handlers run in the main thread and would wait until that comes back from CUDA. However long the answer
+    takes, no signal ends this process: who sent it, a launcher or Slurm, does that when its own time is up.
+
+    A launcher that dies tells its ranks nothing, and they would train on unseen, so a thread watches it: once it is gone
+    this process is asked to stop too, and ends by itself unless all ranks have `heeded()` that within GRACE_SECONDS: some
+    may no longer answer.
     """
 
     def __init__(self):
         self.reason, self._asked = None, None
-        self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, args=_watched(), daemon=True)
-        self._thread.start()
+        self._closed, self._heeded = threading.Event(), threading.Event()
+        self._ear, self._mouth = socket.socketpair()
+        self._mouth.setblocking(False)
+        self._fd_before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, _only_wake) for number in SIGNALS}
+        self._threads = [threading.Thread(target=self._listen, daemon=True),
+                         threading.Thread(target=self._watch, args=_watched(), daemon=True)]  # fmt: skip
+        for thread in self._threads:
+            thread.start()
 
     def close(self):
         """Listen no more: the run is over."""
         self._closed.set()
-        self._thread.join()
+        self._heeded.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._fd_before)
+        self._mouth.close()
+        for thread in self._threads:
+            thread.join()
+        self._ear.close()
 
-    def _on_signal(self, number, frame):
+    def heeded(self):
+        """All ranks know of the request, so all are alive: saving may take as long as it needs."""
+        self._heeded.set()
+
+    def _listen(self):
+        while numbers := self._ear.recv(1):
+            if numbers[0] in SIGNALS:  # Python writes the numbers of all signals that have a handler
+                self._hear(numbers[0])
+
+    def _hear(self, number):
         if number == signal.SIGINT and self.reason is not None:
             os._exit(130)
         self._ask(signal.Signals(number).name)
@@ -55,8 +79,12 @@ class StopRequest:
             if self._closed.wait(WATCH_SECONDS):
                 return
         self._ask("the launcher is gone")
-        if not self._closed.wait(GRACE_SECONDS):
+        if not self._heeded.wait(GRACE_SECONDS):
             os._exit(1)
+
+
+def _only_wake(number, frame):
+    """A signal's handler that does nothing: without one Python would not write the number to the wakeup descriptor."""
 
 
 def _watched() -> tuple:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # instead of gpt/, whose module names must shadow nobody's
 
-from gpt.errors import UserError, run
+from gpt.errors import AgreedUserError, UserError, run
 
 SAMPLE = "data/sample"
 
@@ -45,13 +45,33 @@ def main():
         config = config.without_fp16("fp16 is asked for, but this machine has no GPU that computes in it: "
                                      "training in fp32")  # fmt: skip
     waits_for_sample = config.options.data_root == SAMPLE and not Path(SAMPLE).exists()
-    trainer = None if waits_for_sample else Trainer(config, data.open(config), rank, world_size, args.resume, args.allow_change)
-    facts = {"dataset": data.dataset and data.dataset.fingerprint[:12], "configuration": config.fingerprint}
+    kernels, mistake = kernels_of(config, engine.local_device())
+    trainer = None
+    if not waits_for_sample and not mistake:
+        trainer = Trainer(config, data.open(config), rank, world_size, args.resume, args.allow_change)
+    facts = {"dataset": data.dataset and data.dataset.fingerprint[:12], "configuration": config.fingerprint,
+             "kernels": "{} ({})".format(*kernels or ("none", mistake))}  # fmt: skip
     world = engine.connect(args.verbose, launch, facts, config.options.step_timeout)
+    if mistake:
+        raise AgreedUserError(mistake)
     # the sample is there now: rank 0 has made it
     trainer = trainer or Trainer(config, data.open(config), rank, world_size, args.resume, args.allow_change)
-    trainer.train(engine.Engine, world)
+    trainer.train(engine.Engine, world, kernels)
     engine.disconnect()
+
+
+def kernels_of(config, device):
+    """((which kernels to run, why), None), or (None, the user's mistake). A mistake that this rank's device alone may have:
+    the ranks learn of it from each other before one raises it."""
+    from gpt.hardware import DTYPES
+    from gpt.kernels import choose, require_compiler
+
+    try:
+        if config.options.compile != "none":
+            require_compiler(device.type)
+        return choose(config.options.kernels, device, config.model, DTYPES[config.precision]), None
+    except UserError as error:
+        return None, str(error)
 
 
 class Data:

@@ -12,7 +12,7 @@ from gpt.corpus import Ahead, Dataset, Streams
 from gpt.errors import AgreedError, AgreedUserError
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.failures import Failures
-from gpt.kernels import attention, choose, require_compiler
+from gpt.kernels import attention
 from gpt.meter import Meter
 from gpt.metrics import Metrics, Progress
 from gpt.model import GPT
@@ -44,11 +44,7 @@ class Trainer:
         self.batches = Ahead(self.streams, range(rank, batch.global_size, world_size))
         self.evaluator = Evaluator(dataset.split(options.eval_data_split), dataset.vocab, options.seq_len,
                                    options.last_n, options.eval_batch_size, options.max_eval_steps, rank,
-                                   world_size)  # fmt: skip
-        device_type = "cuda" if torch.cuda.is_available() else "cpu"
-        self.kernels, self.kernels_reason = choose(options.kernels, device_type, config.model.h_dim)
-        if options.compile != "none":
-            require_compiler(device_type)
+                                   world_size, batch.micro_size)  # fmt: skip
         self.resolved = resolved(config, dataset)
         self.notices = list(config.notices)
         self.start_tag, self.lock = None, None
@@ -60,14 +56,16 @@ class Trainer:
         self.refused, self.overflows = 0, 0  # batches, and tries of one batch, in a row
         self.returns = {}  # {tag: how often the run went back to it}
 
-    def train(self, make_engine, world):
+    def train(self, make_engine, world, kernels):
         """Train, evaluate and save until the last step or a request to stop. All ranks call it together.
 
-        make_engine: gpt.engine.Engine. world: gpt.world.World. Raises AgreedError where the run cannot go on.
+        make_engine: gpt.engine.Engine. world: gpt.world.World. kernels: as gpt.kernels.choose found them. Raises
+        AgreedError where the run cannot go on.
         """
+        self.kernels, self.kernels_reason = kernels
         self.world, self.stop, self.stopping = world, StopRequest(), None
         self.watchdog = Watchdog(world, self.config.options.step_timeout)
-        failures = Failures(world, self.watchdog.who_is_gone)
+        failures = Failures(world, self.watchdog)
         try:
             self._run(make_engine)
         except (AgreedError, AgreedUserError):
@@ -169,9 +167,8 @@ class Trainer:
     def _attention(self):
         """The backend that torch takes for it here."""
         model = self.config.model
-        dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.config.precision]
         shape = (self.config.batch.micro_size, model.n_heads, model.seq_len, model.head_dim)
-        return attention.backend(shape, dtype, self.world.device)
+        return attention.backend(shape, hardware.DTYPES[self.config.precision], self.world.device)
 
     def _end(self):
         """Say how the run ended. Raises AgreedError where its last steps could not be saved."""
@@ -193,17 +190,29 @@ class Trainer:
         self.progress.say(f"stopped by {self.stopping} and saved after step {self.step} of "
                           f"{self.config.options.max_train_steps}: the same command goes on{slow}")  # fmt: skip
 
-    def _agree(self, loss=0.0) -> float:
-        """What the ranks tell each other after every step: returns the mean of `loss`; finds out whether any of them was
-        asked to stop, and whether all are ready to take a save further."""
-        values = self.world.tensor([0.0, self.stop.reason is not None, self.saver.ready])
-        values[0] += loss
-        loss, asked, ready = self.world.sum(values).tolist()
+    def _agree(self, result=None):
+        """What the ranks tell each other after every step: whether any of them was asked to stop, and
+        whether all are ready to take a save further.
+
+        result: gpt.engine.StepResult of a step; then returns (its mean loss over all ranks, its
+        gradient norm). All of it comes from the device in one transfer, the one that is waited for.
+        """
+        values = self.world.tensor([self.stop.reason is not None, self.saver.ready])
+        if result is not None:
+            values = torch.cat([values, result.loss[None]])
+        values = self.world.sum(values)
+        if result is not None:
+            values = torch.cat([values, result.grad_norm[None]])
+        asked, ready, *figures = values.tolist()
         if asked and not self.stopping:
             self.stopping = next(reason for reason in self.world.gather(self.stop.reason) if reason)
+            self.stop.heeded()
         if ready == self.world.size:
             self.saver.advance()
-        return loss / self.world.size
+        if result is None:
+            return None
+        loss, grad_norm = figures
+        return loss / self.world.size, grad_norm
 
     def _train_step(self) -> bool:
         """Try one optimiser step; returns whether the run is a step further."""
@@ -220,7 +229,7 @@ class Trainer:
         self.refusing = False
         accept = self._accept if options.spike_policy == "skip" else None
         result = self.engine.step(batch, want_norms, accept, self._mark, statistics)
-        loss = self._agree(result.loss)
+        loss, grad_norm = self._agree(result)
         self.meter.mark("other")
         self.meter.settle()
         score = self.spikes.score(loss)
@@ -236,7 +245,7 @@ class Trainer:
             self.metrics.write({"event": "norms", "step": number, **result.norms})
         if statistics:
             self.metrics.write({"event": "activations", "step": number, **statistics.summary(self.world)})
-        self._report(loss, lr)
+        self._report(loss, lr, grad_norm)
         return True
 
     def _mark(self, part):
@@ -331,7 +340,7 @@ class Trainer:
                           + (f"{self.saver.folder / checkpoint.tag_of(saved)}" if saved is not None else "none yet")
                           + ": lower max_lr, set gradient_clipping, or leave batches out with --spike_policy skip or rewind")
 
-    def _report(self, loss, lr):
+    def _report(self, loss, lr, grad_norm):
         options = self.config.options
         logged, shown = _due(self.step, options.log_metrics_every), _due(self.step, options.log_terminal_every)
         shown = shown or (self.step == options.max_train_steps and options.log_terminal_every > 0)
@@ -339,7 +348,7 @@ class Trainer:
         if logged:
             self.metrics.write({
                 "event": "train", "step": self.step, **self.meter.axes(self.step), "loss": loss, "lr": lr,
-                "grad_norm": self.engine.grad_norm, "loss_scale": self.engine.loss_scale,
+                "grad_norm": grad_norm, "loss_scale": self.engine.loss_scale,
                 "tokens": self.step * self.meter.tokens_per_step, **self.meter.costs(speed),
             })  # fmt: skip
         if shown:

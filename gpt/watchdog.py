@@ -10,6 +10,7 @@ ALARM = "alarm"
 ENDED = -1  # in the place of a count of ticks: this rank is not watched any more
 STARTING_SECONDS = 1800.0  # for building the model, loading it, and a first step that may have to compile
 SILENCE_SECONDS = 300.0  # a process whose threads all stand still so long does not only wait for a disk
+GPU_SILENCE_SECONDS = 60.0  # where exchanges with a host that is cut off never break, so that nothing else finds it out
 
 
 class Watchdog:
@@ -19,14 +20,16 @@ class Watchdog:
     Each rank's thread tells the others on the blackboard that it is alive and how far its rank has come. Once one has
     waited too long all write their Python stacks to stderr, with a line that names the rank that is behind, and the
     process ends with exit code 1. So they do, without waiting that long, where the thread of a rank has been silent for
-    SILENCE_SECONDS (rank 0 listens to all, the others to rank 0): its host is down, or the network between them.
-    Time during which the process itself was suspended does not count.
+    SILENCE_SECONDS, on GPUs GPU_SILENCE_SECONDS (rank 0 listens to all, the others to rank 0): its host is down, or the
+    network between them. Time during which the process itself was suspended does not count.
     """
 
     def __init__(self, world, limit: float):
         self._world, self._limit = world, limit
-        self._count, self._place, self._ticks = 0, "starting", 0
+        self._count, self._ticks = 0, 0
+        self.place, self.giving_up = "starting", False
         self._heard, self._silent = {}, {}  # {rank: its last sign of life}, {rank: seconds since}
+        self._patience = GPU_SILENCE_SECONDS if world.device.type == "cuda" else SILENCE_SECONDS
         if limit <= 0:
             return
         self._tick = min(5.0, limit / 4)
@@ -37,7 +40,7 @@ class Watchdog:
 
     def progress(self, place: str):
         """This rank has come to `place`."""
-        self._count, self._place = self._count + 1, place
+        self._count, self.place = self._count + 1, place
 
     def close(self):
         if self._limit <= 0:
@@ -63,8 +66,8 @@ class Watchdog:
             patience = self._limit if self._count > 2 else max(self._limit, STARTING_SECONDS)
             if waited >= patience or not self._tell():
                 return self._give_up(f"no progress for {patience:g} s (gpt.step_timeout)")
-            if self._board is not None and self._listen(passed) >= SILENCE_SECONDS:
-                return self._give_up(f"no sign of life from another rank for {SILENCE_SECONDS:g} s")
+            if self._board is not None and self._listen(passed) >= self._patience:
+                return self._give_up(f"no sign of life from another rank for {self._patience:g} s")
 
     def _listen(self, passed) -> float:
         """Seconds for which the most silent of the other ranks has given no sign of life: rank 0 listens to all of them,
@@ -91,7 +94,7 @@ class Watchdog:
             return True
 
     def _show(self, ticks):
-        self._board.set(f"rank {self._world.rank}", f"{ticks} {self._count} {self._place}")
+        self._board.set(f"rank {self._world.rank}", f"{ticks} {self._count} {self.place}")
 
     def _ask(self, question):
         """What the blackboard answers. Raises RuntimeError if it does not: it waits for ever for a suspended rank 0."""
@@ -115,6 +118,7 @@ class Watchdog:
     def _give_up(self, why):
         if self._closed.is_set():
             return
+        self.giving_up = True
         try:
             if self._board is not None:
                 self._ask(lambda: self._board.set(ALARM, "1") or True)
@@ -123,7 +127,7 @@ class Watchdog:
             late = self._rank_0_is_gone()
         stacks = "".join(f"\n  thread {thread_id:#x}, most recent call last:\n" + "".join(traceback.format_stack(frame))
                          for thread_id, frame in sys._current_frames().items())  # fmt: skip
-        sys.stderr.write(f"[{self._world.name(self._world.rank)}] error: {why} while {self._place}; late: {late}. The same "
+        sys.stderr.write(f"[{self._world.name(self._world.rank)}] error: {why} while {self.place}; late: {late}. The same "
                          f"command goes on from the latest checkpoint. Python stacks:{stacks}\n")  # fmt: skip
         sys.stderr.flush()
         time.sleep(2 * self._tick)  # the others find the alarm, and write theirs, before a launcher ends them
@@ -162,7 +166,7 @@ class Watchdog:
                 (ended, "has ended"), ([rank for rank in dead if rank not in ended], "shows no sign of life")) if ranks)  # fmt: skip
         least = min(count for _, count, _ in second.values())
         behind = [f"{world.name(rank)}, {place}" for rank, (_, count, place) in sorted(second.items()) if count == least]
-        return "; ".join(behind) if len(behind) < world.size else f"none, all ranks are {self._place}"
+        return "; ".join(behind) if len(behind) < world.size else f"none, all ranks are {self.place}"
 
     def _places(self) -> dict:
         """{rank: (ticks of its thread, progress, place)}"""

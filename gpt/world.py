@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed
 
@@ -18,6 +19,15 @@ def usable_device(asked: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device} is not to be had here: {str(error).splitlines()[0]}") from error
     return device
+
+
+def to_device(values, device) -> torch.Tensor:
+    """A NumPy array as a tensor on a device. On a GPU nothing waits for the copy: it starts from
+    pinned memory, and what uses the tensor is queued behind it."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -36,10 +46,12 @@ class World:
 
     def lost(self, error: Exception) -> str | None:
         """What an error says of the end of a connection to another rank, in brief; None if it is another kind of error."""
-        text = str(error).splitlines()[0] if str(error) else ""
+        text = str(error)
         if self.size == 1 or not (isinstance(error, torch.distributed.DistError) or "/gloo/" in text):
             return None
-        return re.sub(r"^\[\S+\] ", "", text.partition(". This is typically")[0])
+        if isinstance(error, torch.distributed.DistBackendError) and "remote process" not in text:
+            return None  # NCCL's own troubles, such as two ranks on one GPU
+        return re.sub(r"^\[\S+\] ", "", text.partition("\n")[0].partition(". This is typically")[0])
 
     def barrier(self):
         if self.size > 1:
@@ -60,7 +72,7 @@ class World:
 
     def tensor(self, values):
         """Numbers as a float64 tensor on this process's device."""
-        return torch.tensor(values, dtype=torch.float64, device=self.device)
+        return to_device(np.array(values, np.float64), self.device)
 
     def blackboard(self, timeout_seconds: float):
         """A store of short texts that all ranks can read and write at any time, from any thread; None for one rank.

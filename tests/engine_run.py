@@ -44,7 +44,7 @@ def main(config_file, out, data, *flags):
             result["skipped"] += 1
             continue
         step += 1
-        for name, value in (("loss", world.sum(found.loss).item() / world.size), ("grad_norm", run.grad_norm), ("norms", found.norms),
+        for name, value in (("loss", world.sum(found.loss).item() / world.size), ("grad_norm", found.grad_norm.item()), ("norms", found.norms),
                             ("scale", run.loss_scale), ("lr", lr)):  # fmt: skip
             result[name].append(value)
     staged = checkpoint.staging_tag(1)

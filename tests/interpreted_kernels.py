@@ -4,6 +4,7 @@ Run by tests/test_kernels.py in a process of its own, since TRITON_INTERPRET mus
 by hand: `python -m pytest tests/interpreted_kernels.py`.
 """
 
+import dataclasses
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -14,7 +15,7 @@ import torch
 from fences import MARGIN, Outputs, fenced, strided
 
 from gpt.errors import UserError
-from gpt.kernels import cross_entropy, gelu, launch, layer_norm
+from gpt.kernels import choose, cross_entropy, gelu, launch, layer_norm, trial
 from gpt.kernels.cross_entropy import score_logits, softmax_gradient_
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm
@@ -359,6 +360,78 @@ def test_operations_are_registered_soundly(kernels):
         ("score_logits", logits, targets),
     ]:
         torch.library.opcheck(getattr(torch.ops.gpt, name).default, tuple(args))
+
+
+# ---- The trial before a run
+
+
+MODEL = ModelConfig(n_layers=2, h_dim=24, mlp_dim=40, n_heads=2, head_dim=8, vocab_size=37, seq_len=6)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(not launch.interpreted(), reason="triton is not installed")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("widths", [(24, 40, 37), (768, 3072, 16384), (1000, 1025, 5000)])
+def test_right_kernels_pass_the_trial(widths, dtype):
+    model = dataclasses.replace(MODEL, **dict(zip(("h_dim", "mlp_dim", "vocab_size"), widths)))
+    assert choose("triton", CPU, model, dtype) == ("triton", "as asked for")
+
+
+WRONG = [  # launcher, place of the result that is spoilt among its arguments, what the trial says
+    (layer_norm, "launch_forward", 4, "LayerNorm kernels give a wrong result"),
+    (layer_norm, "launch_forward", 5, "LayerNorm kernels give a wrong sum with the stream"),
+    (layer_norm, "launch_forward", 6, "LayerNorm kernels give a wrong gradient"),  # mean and rstd
+    (layer_norm, "launch_backward", 5, "LayerNorm kernels give a wrong gradient"),
+    (layer_norm, "launch_backward", 6, "LayerNorm kernels give a wrong gradient of the weight"),
+    (gelu, "launch_forward", 2, "GELU kernels give a wrong result"),
+    (gelu, "launch_backward", 3, "GELU kernels give a wrong gradient"),
+    (gelu, "launch_backward", 4, "GELU kernels give a wrong gradient of the bias"),
+    (cross_entropy, "launch", 0, "cross-entropy kernels give a wrong gradient"),
+    (cross_entropy, "launch", 2, "cross-entropy kernels give a wrong loss"),
+    (cross_entropy, "launch", 3, "cross-entropy kernels give a wrong rank"),
+]
+
+
+def spoil_one(tensor):
+    """One number of a result is 3% off; of whole numbers 1."""
+    last = tensor.view(-1, tensor.shape[-1])[0, -1:]
+    last += 1 if last.dtype == torch.int64 else 0.03 * last.abs() + 0.03
+
+
+@only_triton
+@pytest.mark.parametrize("spoil", [spoil_one, lambda tensor: tensor.zero_()])
+@pytest.mark.parametrize("module, launcher, place, words", WRONG)
+def test_wrong_kernels_are_found(module, launcher, place, words, spoil, kernels, monkeypatch):
+    right = getattr(module, launcher)
+
+    def wrong(*args):
+        right(*args)
+        reads_only = module is cross_entropy and place == 0 and not args[-1]
+        if args[place] is not None and not reads_only:
+            spoil(args[place])
+
+    monkeypatch.setattr(module, launcher, wrong)
+    with pytest.raises(UserError) as caught:
+        choose("triton", CPU, MODEL, torch.float16)
+    assert str(caught.value).startswith(f'kernels is "triton", but Triton\'s {words}')
+    monkeypatch.setattr(launch, "interpreted", lambda: False)  # as if compiled, on a GPU whose tensors lie here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    problem = trial.problem
+    monkeypatch.setattr(trial, "problem", lambda device, *rest: problem(CPU, *rest))
+    choice, reason = choose("auto", torch.device("cuda", 0), MODEL, torch.float16)
+    assert choice == "torch" and reason.startswith(f"Triton's {words}")
+
+
+@only_triton
+def test_kernels_that_fail_are_named(kernels, monkeypatch):
+    def fails(*args):
+        raise RuntimeError("out of shared memory\nand more")
+
+    monkeypatch.setattr(gelu, "launch_backward", fails)
+    with pytest.raises(UserError, match=r"Triton's GELU kernels fail here \(RuntimeError: out of shared memory\): update"):
+        choose("triton", CPU, MODEL, torch.float32)
 
 
 @pytest.mark.skipif(not launch.interpreted(), reason="triton is not installed")

@@ -10,6 +10,7 @@ stop=R@N       rank R is suspended before step N, as by SIGSTOP
 bug=R@N        rank R raises a ValueError before step N
 memory=R@N     rank R is out of memory before step N
 exit=R@N       rank R's process ends before step N, with exit code 0
+vanish=R@N     rank R is killed before step N, and the others wait in C for ever, as under NCCL: nothing raises, no handler runs
 slow=S         every evaluation batch takes S seconds
 unhashed=R@N   rank R raises a ValueError where it hashes its files of the N-th checkpoint
 uncommitted=N  rank 0 raises a ValueError in the middle of the N-th commit
@@ -22,6 +23,8 @@ import signal
 import sys
 import time
 from pathlib import Path
+
+from forked import wait_in_c
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -105,6 +108,16 @@ class Plant:
 
     def exit(self, value):
         self._at(value, lambda: os._exit(0))
+
+    def vanish(self, value):
+        rank, number = map(int, value.split("@"))
+
+        def change(index, batch):
+            if index + 1 == number:
+                os.kill(os.getpid(), signal.SIGKILL) if rank == int(os.environ["RANK"]) else wait_in_c()
+            return batch
+
+        self._on_batch(change)
 
     def _at(self, value, action):
         rank, number = map(int, value.split("@"))

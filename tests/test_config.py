@@ -2,16 +2,19 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import tiny_run
 
 from gpt.command_line import parse_command_line
-from gpt.config import load, resolve
+from gpt.config import curve_settings, load, resolve
+from gpt.dry_run import report
 from gpt.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "ds_configs"
 SEED_OPTIONS = {  # option -> (a value, where it shows in the resolved configuration)
     "train_batch_size": ("512", lambda c: c.batch.global_size),
     "gradient_accumulation_steps": ("2", lambda c: c.batch.accumulation),
+    "train_micro_batch_size_per_gpu": ("16", lambda c: c.batch.micro_size),
     "decay_steps": ("777", lambda c: c.schedule.decay_steps),
     "max_train_steps": ("99", lambda c: c.options.max_train_steps),
     "max_lr": ("0.001", lambda c: c.schedule.max_lr),
@@ -74,10 +77,98 @@ def test_a_shape_needs_no_preset_and_overrides_one():
         resolve(tiny_run(gpt={"h_dim": None}), "tiny")
 
 
-def test_accumulation_on_the_command_line_replaces_the_files_micro_batch():
-    tree = tiny_run(train_micro_batch_size_per_gpu=4)
-    args = parse_command_line(["--ds_config", "x", "--gradient_accumulation_steps", "4"])
-    assert resolve(tree, "tiny", 1, args.overrides).batch.micro_size == 2
+@pytest.mark.parametrize("file, options, wanted", [  # file: its micro batch and accumulation
+    ((4, 2), "--gradient_accumulation_steps 4", (8, 2, 4)),
+    ((4, 2), "--train_micro_batch_size_per_gpu 3", (8, 2, 4)),
+    ((None, 2), "--train_micro_batch_size_per_gpu 8", (8, 8, 1)),
+    ((4, None), "--gradient_accumulation_steps 8", (8, 1, 8)),
+    ((4, 2), "--train_micro_batch_size_per_gpu 1 --gradient_accumulation_steps 8", (8, 1, 8)),
+    ((4, 2), "--train_batch_size 16", (16, 8, 2)),
+    ((None, 2), "--train_batch_size 16", (16, 8, 2)),
+    ((4, None), "--train_batch_size 64", (64, 4, 16)),  # the limit still holds for a larger batch
+    ((4, None), "--train_batch_size 64 --train_micro_batch_size_per_gpu 6", (64, 4, 16)),
+])  # fmt: skip
+def test_the_command_lines_batch_replaces_the_files(file, options, wanted):
+    tree = tiny_run(train_micro_batch_size_per_gpu=file[0], gradient_accumulation_steps=file[1])
+    args = parse_command_line(["--ds_config", "x", *options.split()])
+    batch = resolve(tree, "tiny", 1, args.overrides).batch
+    assert (batch.global_size, batch.micro_size, batch.accumulation) == wanted
+
+
+def limited(limit, batch=8, **options):
+    return tiny_run(train_batch_size=batch, train_micro_batch_size_per_gpu=limit,
+                    gradient_accumulation_steps=None, **options)  # fmt: skip
+
+
+def saved(config, folder):
+    """The config.yaml that a run of this configuration leaves."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config.as_dict()))
+    return path
+
+
+def test_a_runs_config_yaml_asks_again_for_what_was_asked(tmp_path):
+    first = resolve(limited(32, 256), "tiny", 64)
+    assert (first.batch.micro_size, first.batch.accumulation) == (4, 1)
+    again = load(saved(first, tmp_path), 64)
+    assert (again.batch, again.engine, again.options) == (first.batch, first.engine, first.options)
+    for ranks, wanted in ((1, (32, 8)), (8, (32, 1)), (128, (2, 1))):  # neither 4 nor 1 holds anyone back
+        moved = load(saved(load(tmp_path / "config.yaml", ranks), tmp_path), ranks)
+        assert (moved.batch.micro_size, moved.batch.accumulation) == wanted
+        assert moved.batch.micro_limit == 32
+        assert curve_settings(moved.as_dict()) == curve_settings(first.as_dict())
+
+
+def test_a_runs_config_yaml_tells_where_its_values_stand(tmp_path):
+    path = saved(resolve(limited(32, 256), "tiny", 64), tmp_path)
+    text = path.read_text().splitlines()
+    config = load(path, 8)
+    found = {where: source for where, _, source in config.values()}
+    for where in ("gpt.h_dim", "gpt.seed", "train_batch_size", "zero_optimization.stage"):
+        file, number = found[where].split(":")
+        assert file == "config.yaml"
+        assert text[int(number) - 1].split(":")[0].strip() == where.rpartition(".")[2]
+    number = next(n for n, line in enumerate(text, 1) if "train_micro_batch_size_per_gpu: 4" in line)
+    source = found["train_micro_batch_size_per_gpu"]
+    assert source.startswith(f"derived: at most 32 asked for (config.yaml:{number})")
+    path.write_text(path.read_text().replace("h_dim: 32", "h_dim: 0"))
+    with pytest.raises(UserError, match=r"^config.yaml:\d+: gpt.h_dim is 0, must be at least 1"):
+        load(path)
+
+
+def test_a_runs_config_yaml_keeps_an_accumulation_that_was_asked_for(tmp_path):
+    first = resolve(tiny_run(gradient_accumulation_steps=2), "tiny", 1)
+    moved = load(saved(first, tmp_path), 2)
+    batch = moved.batch
+    assert (batch.micro_size, batch.accumulation, batch.micro_limit) == (2, 2, None)
+    tree = first.as_dict()
+    tree["batch"] = "edited"  # and one without the asked-for number, as an edited or an older file
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert load(tmp_path / "config.yaml", 2).batch == moved.batch
+
+
+def test_checkpoints_do_not_depend_on_how_a_batch_was_shared_out():
+    """A run that began with a fixed accumulation goes on with a limit."""
+    exact = resolve(tiny_run(gradient_accumulation_steps=4), "tiny", 2)
+    at_most = resolve(limited(4), "tiny", 2)
+    assert exact.batch.micro_size != at_most.batch.micro_size
+    assert curve_settings(exact.as_dict()) == curve_settings(at_most.as_dict())
+
+
+@pytest.mark.parametrize("limit, batch, ranks, notice", [
+    (32, 256, 8, None), (32, 128, 8, None), (4, 8, 1, None),
+    (32, 256, 64, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of 64 "
+     "rank(s) takes 4, its whole share of train_batch_size 256: fewer GPUs, or a larger batch, would "
+     "fill them better"),
+    (32, 254, 1, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of 1 "
+     "rank(s) takes 2, the largest divisor of its 254 of train_batch_size 254: another number of GPUs, "
+     "or another batch, would divide better"),
+])  # fmt: skip
+def test_a_micro_batch_far_below_its_limit_is_told(limit, batch, ranks, notice):
+    config = resolve(limited(limit, batch), "tiny", ranks)
+    assert config.notices == ((notice,) if notice else ())
+    assert config.without_fp16("slow").notices == (*config.notices, "slow")
+    assert (f"notice         {notice}" in report(config, None)) == bool(notice)
 
 
 def edit(path, value):
@@ -174,6 +265,10 @@ BAD = [
     ("zero_optimization", [1], "zero_optimization is [1], not a block {…}"),
     ("tensorboard", {"enabled": "x"}, "tensorboard.enabled is 'x', not true or false"),
     ("aio", 3, "aio is 3, not a block {…}"),
+    ("bf16", {"enabled": True, "check_grad_overflow": False}, "bf16.check_grad_overflow is not supported here: a gradient that "
+     "is not finite must never reach the weights: leave it out"),
+    ("timers", {"throughput": {"enabled": True}}, "timers is not supported here: it makes the host wait for the GPU at every "
+     "micro-batch, and the speed is in metrics.jsonl: leave it out"),
     ("data_types", {"grad_accum_dtype": "foo"}, "data_types.grad_accum_dtype is 'foo', must be one of fp16, bf16, fp32"),
     ("elasticity", {}, "elasticity is not supported here: it changes the batch size: set train_batch_size"),
     ("steps_per_print", 10, 'steps_per_print is not supported here: progress is printed by "gpt": {"log_terminal_every"}, '
@@ -198,6 +293,8 @@ BAD = [
      "rank(s): with 1 rank(s) gradient_accumulation_steps can be 1, 2, 4, 8"),
     ("torch_autocast", {"enabled": True},
      "torch_autocast is not supported here: with fp16 it clips scaled gradients: use fp16 or bf16"),
+    ("train_micro_batch_size_per_gpu", 0,
+     "train_micro_batch_size_per_gpu is 0, must be at least 1"),
     ("gradient_accumulation_steps", 3, "train_batch_size 8 is not a multiple of gradient_accumulation_steps 3 x 1 "
      "rank(s): with 1 rank(s) gradient_accumulation_steps can be 1, 2, 4, 8"),
 ]  # fmt: skip
@@ -214,13 +311,13 @@ def test_five_mistakes_in_24h_come_with_their_lines(tmp_path):
     text = (CONFIGS / "24h.json").read_text()
     for right, wrong in (('"gradient_clipping"', '"gradient_cliping"'), ('"loss_scale": 0', '"loss_scale": "0"'),
                          ('"stage": 1', '"stage": 5'), ('"preset": "small"', '"preset": "smal"'),
-                         ('"gradient_accumulation_steps": 8', '"gradient_accumulation_steps": 7')):  # fmt: skip
+                         ('"train_batch_size": 256', '"train_batch_size": 257')):  # fmt: skip
         assert right in text
         text = text.replace(right, wrong)
     path = tmp_path / "24h.json"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
-        load(path)
+        load(path, 2)
     lines = str(caught.value).splitlines()
     assert lines[0] == "24h.json: 5 mistakes"
     for line in lines[1:]:

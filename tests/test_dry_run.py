@@ -138,7 +138,12 @@ def test_every_value_tells_its_source(tmp_path):
     assert lines["gpt.log_metrics_every"].split()[1:] == ["1", "default"]
     assert lines["train_micro_batch_size_per_gpu"].split()[1:] == ["2", "derived:", "from", "train_batch_size", "and",
                                                                     "gradient_accumulation_steps,", "2", "rank(s)"]  # fmt: skip
-    shipped = dict(line.split(maxsplit=1) for line in explain(load(ROOT / "ds_configs/24h.json")).splitlines())
+    told = explain(load(ROOT / "ds_configs/24h.json", 64)).splitlines()
+    shipped = dict(line.split(maxsplit=1) for line in told)
+    assert shipped["train_micro_batch_size_per_gpu"].split(maxsplit=1) == [
+        "4", "derived: at most 32 asked for (24h.json:3), of the 4 a step that each of 64 rank(s) has"]
+    assert shipped["gradient_accumulation_steps"].split(maxsplit=1) == [
+        "1", "derived: from train_batch_size and train_micro_batch_size_per_gpu, 64 rank(s)"]
     number = (ROOT / "ds_configs/24h.json").read_text().splitlines().index('    "preset": "small",') + 1
     assert shipped["gpt.preset"].endswith(f"24h.json:{number}")
 

@@ -37,10 +37,10 @@ def half(*stages):
             for precision in UNIT_ROUNDOFF for stage in stages}  # fmt: skip
 
 
-def run(runs, sample, folder, run_command):
+def run(runs, sample, folder, run_command, *flags):
     """{ranks: {name: figures}}"""
     (folder / "runs.json").write_text(json.dumps(runs))
-    command = [sys.executable, ROOT / "tests/equivalence_run.py", folder / "runs.json", folder, sample]
+    command = [sys.executable, ROOT / "tests/equivalence_run.py", folder / "runs.json", folder, sample, *flags]
     done = run_command(command, folder, timeout=900, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     return {ranks: json.loads((folder / f"{ranks}.json").read_text()) for ranks in RANKS if (folder / f"{ranks}.json").exists()}
@@ -52,11 +52,20 @@ def reference(sample, tmp_path_factory, one_thread):
     return plain_torch(config, sample)
 
 
-@pytest.fixture(scope="module", params=["quick", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["quick", *(pytest.param(name, marks=pytest.mark.slow) for name in ("all", "as_on_cuda"))])
 def found(request, sample, tmp_path_factory, run_command):
-    """[(ranks, name, figures)] of all runs."""
-    runs = {**QUICK, **half(2)} if request.param == "quick" else {**SLOW, **half(1, 2, 3)}
-    results = run(runs, sample, tmp_path_factory.mktemp("runs"), run_command)
+    """[(ranks, name, figures)] of all runs; as_on_cuda: on the branches that DeepSpeed takes on a GPU."""
+    runs, flags = {**SLOW, **half(1, 2, 3)}, []
+    if request.param == "quick":
+        runs = {**QUICK, **half(2)}
+    elif request.param == "as_on_cuda":
+        flags = ["as_on_cuda"]
+        on_cuda = {f"stage {stage}, as on CUDA": [(1, 2), tree(stage, 2)] for stage in range(4)}
+        overlapping = {"overlap_comm": True, "reduce_bucket_size": 20_000}
+        on_cuda |= {f"stage {stage}, overlapping": [(2,), tree(stage, 2, overlapping)] for stage in (1, 2, 3)}
+        on_cuda |= {f"stage {stage}, offloaded": [(1, 2), tree(stage, 2, OFFLOAD)] for stage in (1, 2, 3)}
+        runs = on_cuda | {name: [(1, 2), made] for name, (_, made) in half(1, 2, 3).items()}
+    results = run(runs, sample, tmp_path_factory.mktemp("runs"), run_command, *flags)
     return [(ranks, name, figures) for ranks in results for name, figures in results[ranks].items()]
 
 

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from conftest import tiny_run
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from gpt.config import resolve
+from gpt.corpus import Dataset
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.kernels.linear_cross_entropy import TokenScores
 from gpt.model import GPT
 from gpt.plan import ModelConfig
 from gpt.sources import Document
+from gpt.trainer import Trainer
 from gpt.vocab_training import train_tokenizer
 
 ENGLISH = [
@@ -43,10 +48,10 @@ class FakeScore:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, tokens, targets, mask):
-        rows, columns = np.nonzero(mask.numpy())
+    def __call__(self, tokens, targets, scored):
+        rows, columns = (index.numpy() for index in scored)
         self.calls.append([(tokens[r, : c + 1].tolist(), targets[r, c].item()) for r, c in zip(rows, columns)])
-        wanted = targets[mask]
+        wanted = targets[scored]
         return TokenScores(wanted.float(), wanted % 13)
 
     @property
@@ -91,11 +96,31 @@ def test_any_number_of_ranks_finds_the_same_sums(tokens, batch_size, max_batches
     windows = 1 + max(0, math.ceil((tokens - 1 - 16) / 6))
     chosen = windows if max_batches < 0 else min(windows, max_batches * batch_size)
     assert Tally.from_values(alone).ours.tokens == min(tokens - 1, 16 + 6 * (chosen - 1))
-    for world_size in (2, 3, 5, 16):
-        together, calls = run_ranks(world_size, **options)
+    for world_size, micro_size in itertools.product((1, 2, 3, 5, 16), (1, 2, 7, 100)):
+        together, calls = run_ranks(world_size, micro_size=micro_size, **options)
         assert together == alone
         assert len(set(calls)) == 1
         assert Tally.from_values(together) == Tally.from_values(alone)
+
+
+@pytest.mark.parametrize("ranks, micro_size, calls", [
+    (1, 1, 500), (8, 1, 500), (8, 2, 500), (8, 3, 334), (8, 8, 125), (8, 32, 32), (1, 32, 250), (1, 4, 500),
+    (64, 4, 32), (64, 1000, 1)])  # fmt: skip
+def test_calls_are_no_smaller_than_training_micro_batches(ranks, micro_size, calls):
+    """8,000 windows, in 500 batches of 16: more ranks make fewer calls, not smaller ones."""
+    tokens = 1 + 32 + 7999 * 8  # exactly so many windows
+    options = dict(max_batches=500, world_size=ranks, micro_size=micro_size)
+    first, last = (fake_evaluator(tokens, 32, 8, 16, rank=r, **options) for r in (0, ranks - 1))
+    assert first.windows == last.windows == 8000 and first.calls == last.calls == calls
+    sizes = []
+
+    def score(tokens, targets, scored):
+        sizes.append(len(tokens))
+        return TokenScores(scored[0].float(), scored[0])
+
+    last.run(score)
+    assert len(sizes) == calls and sum(sizes) == 8000 // ranks
+    assert max(sizes) == min(8000 // ranks, max(math.ceil(16 / ranks), micro_size))
 
 
 def test_tally_survives_its_way_through_floats():
@@ -218,11 +243,53 @@ def test_bytes_are_the_size_of_the_text(trained, seq_len, last_n):
     assert first.isascii() and evaluate(trained, stream, seq_len, last_n)["bytes"] == size
 
 
+def test_training_evaluates_in_calls_of_its_micro_batches(sample, tmp_path):
+    """Two batches of 16 windows on the second of 2 ranks: 8 and 8, or all in a micro-batch of 16."""
+    for micro_size, calls in ((4, 2), (16, 1)):
+        gpt = {"max_eval_steps": 2, "run_dir": str(tmp_path / "run")}
+        tree = tiny_run(train_batch_size=32, train_micro_batch_size_per_gpu=micro_size,
+                        gradient_accumulation_steps=None, gpt=gpt)  # fmt: skip
+        trainer = Trainer(resolve(tree, "tiny", 2), Dataset(sample), 1, 2)
+        trainer.batches.close()
+        assert trainer.evaluator.calls == calls
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes a host wait for a GPU: searches of masks, and numbers that are read."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.searches, self.copies, original = 0, 0, torch.Tensor.cpu
+
+        def cpu(tensor, *args, **options):
+            self.copies += 1
+            return original(tensor, *args, **options)
+
+        monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::")
+        indices = [index for index in args[1] if index is not None] if name == "index" else []
+        by_mask = any(index.dtype == torch.bool for index in indices)
+        self.searches += by_mask or name in ("nonzero", "masked_select", "_local_scalar_dense")
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_call_waits_for_the_device_once(trained, monkeypatch):
+    vocab, stream, model = trained
+    evaluator = Evaluator(split_of(stream), vocab, SEQ_LEN, 8, 4)
+    with Waits(monkeypatch) as waits:
+        tally = evaluator.run(model)
+    assert tally.ours.tokens == len(stream) - 1 and evaluator.calls > 3
+    assert (waits.searches, waits.copies) == (0, evaluator.calls)
+
+
 def test_ranks_agree_on_a_real_model(trained):
     vocab, stream, model = trained
     sums = 0
     for rank in range(3):
-        evaluator = Evaluator(split_of(stream), vocab, SEQ_LEN, 8, 4, rank=rank, world_size=3)
+        evaluator = Evaluator(split_of(stream), vocab, SEQ_LEN, 8, 4, rank=rank, world_size=3,
+                              micro_size=3)  # fmt: skip
         sums = sums + np.array(evaluator.run(model).values())
     alone, together = evaluate(trained, stream, SEQ_LEN, 8), summary(Tally.from_values(sums.tolist()))
     assert together.pop("languini") == pytest.approx(alone.pop("languini"), rel=1e-12)

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from dispatched import Dispatched
 
 from gpt.kernels import linear as module
 from gpt.kernels.linear import by_onednn, linear, matmul
+from gpt.model import GPT
+from gpt.plan import ModelConfig
 
 
 @pytest.fixture(params=["onednn", "torch"])
@@ -74,3 +77,33 @@ def test_other_numbers_go_torchs_way(dtype, monkeypatch):
     x, weight = values(3, 4).to(dtype), values(5, 4, seed=1).to(dtype)
     assert not by_onednn(x) and torch.equal(linear(x, weight), torch.nn.functional.linear(x, weight))
     assert matmul(x, weight.t()).dtype == dtype
+
+
+COPIES = ("clone", "copy_", "contiguous", "_reshape_copy", "add_")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_product_adds_the_bias_under_zero_3(dtype, monkeypatch):
+    """DeepSpeed's zero.Init puts a linear layer of its own in torch's place."""
+    zero = pytest.importorskip("deepspeed.runtime.zero.linear")
+    monkeypatch.setattr(module, "_WIDE", False)
+    config = ModelConfig(n_layers=3, h_dim=24, mlp_dim=40, n_heads=2, head_dim=8, vocab_size=37, seq_len=6)
+    tokens = torch.randint(37, (2, 6), generator=torch.Generator().manual_seed(1))
+    found = []
+    for function in (torch.nn.functional.linear, zero.zero3_linear_wrap):
+        monkeypatch.setattr(torch.nn.functional, "linear", function)
+        model = GPT(config, seed=3).to(dtype)
+        for name, parameter in model.named_parameters():
+            parameter.data += 0.1 * name.endswith("bias")
+        with Dispatched() as forward:
+            logits = model(tokens)
+        with Dispatched() as backward:
+            logits.square().mean().backward()
+        assert forward.names["addmm"] == 4 * config.n_layers and not any(forward.names[name] for name in COPIES)
+        assert not any(backward.names[name] for name in COPIES[:-1])
+        found.append([logits, *(parameter.grad for parameter in model.parameters())])
+    assert all(map(torch.equal, *found))  # ZeRO's stages agree to the last bit
+
+
+def test_no_rows_of_three_dimensions():
+    assert linear(torch.empty(2, 0, 4), torch.ones(5, 4), torch.ones(5)).shape == (2, 0, 5)

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import shutil
 import sys
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dispatched import Dispatched
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from gpt import model as model_module
 from gpt.config import load_presets
+from gpt.kernels import linear as linear_module
 from gpt.kernels import linear_cross_entropy as kernel
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
 from gpt.model import GPT
@@ -173,16 +177,79 @@ def test_linear_cross_entropy_never_holds_all_logits(monkeypatch):
     assert largest == rows * vocab_size
 
 
+@pytest.fixture
+def fp32_results(monkeypatch):
+    """A CPU that multiplies 16-bit matrices into fp32 ones, as torch's mm does on CUDA devices."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("mm.dtype", lambda a, b, dtype: a.to(dtype) @ b.to(dtype), "CPU")
+    monkeypatch.setattr(linear_module, "_WITH_FP32_RESULTS", {"cpu"})
+    yield
+    library._destroy()
+
+
+def test_who_multiplies_into_fp32():
+    assert linear_module._WITH_FP32_RESULTS == {"cuda"}  # of this torch; CPUs refuse
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert not linear_module.has_fp32_results(torch.empty(1, dtype=dtype))
+        assert linear_module.has_fp32_results(FakeCuda(dtype)) == (dtype != torch.float32)
+
+
+class FakeCuda:
+    device = torch.device("cuda")
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_launches_of_the_head(monkeypatch, fp32_results, chunks, dtype):
+    """Three products a chunk, its softmax as one kernel, and the sum of its nats; no pass over the weight's gradient but to
+    add chunks up and to scale the sum."""
+    rows, vocab_size = 64, 37
+    monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", rows // chunks * vocab_size)
+    monkeypatch.setattr(kernel, "softmax_gradient_", lambda logits, *rest: logits.new_empty(len(logits), dtype=torch.float32))
+    hidden, weight, targets = random_head(rows, vocab_size, dtype=dtype)
+    with Dispatched() as forward:
+        loss = linear_cross_entropy(hidden, weight, targets)
+    assert forward.names["mm"] == 3 * chunks
+    assert forward.names["add_"] == chunks + (chunks - 1)
+    assert forward.names["sum"] == chunks + 1 and forward.names["_to_copy"] == 1  # of targets that count
+    assert not any(forward.names[name] for name in ("abs", "amax", "log2", "exp2", "copy_", "clone"))
+    scale = torch.ones(())
+    with Dispatched() as backward:
+        loss.backward(scale)
+    assert backward.names["mul"] == 2 and backward.names["_to_copy"] == backward.names["clone"] == 0
+
+
+def test_one_chunk_where_there_is_room_for_it():
+    assert len(kernel._chunks(32 * 512, 16384, "cuda")) == 1
+    assert len(kernel._chunks(128 * 512, 50304, "cuda")) == 13
+    assert len(kernel._chunks(32 * 512, 16384, "cpu")) == 64
+
+
 FP16_CASES = [(8, 1.0, 0.02), (8, 1024.0, 0.02), (2048, 1.0, 0.02), (2048, 2.0**16, 0.02), (2048, 1.0, 0.5)]
 
 
 @pytest.mark.parametrize("rows, scale, share", FP16_CASES)
 def test_fp16_gradients_neither_vanish_nor_overflow(rows, scale, share):
+    check_fp16_gradients(rows, scale, share, products=2)
+
+
+@pytest.mark.parametrize("elements", [1 << 22, 300 * 64])
+@pytest.mark.parametrize("rows, scale, share", FP16_CASES)
+def test_fp16_gradients_by_products_in_fp32(fp32_results, monkeypatch, elements, rows, scale, share):
+    monkeypatch.setattr(kernel, "_safe_factor", None)
+    monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", elements)
+    check_fp16_gradients(rows, scale, share, products=1)
+
+
+def check_fp16_gradients(rows, scale, share, products):
     """Element by element against float64; `share` of the rows have one target, whose gradients add up.
 
     With u = 2**-11, fp16's relative rounding error: logits err by at most u * max|logit|, so that softmax - one-hot
-    errs by twice that, relative to itself; it and the two products are rounded to fp16 once each. Probabilities below
-    2**-30 may vanish, and the results are multiples of the smallest fp16 number, 2**-24.
+    errs by twice that, relative to itself; it and the `products` (of two) that are in fp16 are rounded to it once each.
+    Probabilities below 2**-30 may vanish, and the results are multiples of the smallest fp16 number, 2**-24.
     """
     hidden, weight, targets = random_head(rows, vocab_size=64, dtype=torch.float16)
     targets = targets % 48
@@ -198,10 +265,10 @@ def test_fp16_gradients_neither_vanish_nor_overflow(rows, scale, share):
     assert loss.dtype == torch.float32 and abs(loss.item() - expected) <= 2 * u * largest
     (scale * loss).backward()
     factor = scale / rows
-    error = factor * (u * (2 * largest + 4) * np.abs(gradient) + 2.0**-30)
+    error, fewer = (factor * (u * (2 * largest + roundings) * np.abs(gradient) + 2.0**-30) for roundings in (4, 2 + products))
     for got, true, bound in [
         (hidden.grad, factor * gradient @ w, error @ np.abs(w)),
-        (weight.grad, factor * gradient.T @ h, error.T @ np.abs(h)),
+        (weight.grad, factor * gradient.T @ h, fewer.T @ np.abs(h)),
     ]:
         assert got.dtype == torch.float16 and np.abs(true).max() < 60000
         got, bound = got.double().numpy(), bound + 2.0**-24
@@ -284,6 +351,30 @@ def test_attention_reads_q_k_v_where_their_gemm_wrote_them(monkeypatch):
     assert len(inputs) == len(outputs) == SMALL.n_layers
     for qkv, output in zip(inputs, outputs):
         assert {t.untyped_storage().data_ptr() for t in qkv} == {output.untyped_storage().data_ptr()}
+
+
+def heads_stacked(qkv, n_heads):
+    """What `split_heads` does, as one view of five dimensions, whose gradient is stacked and then copied once more."""
+    batch, length, width = qkv.shape
+    return qkv.view(batch, length, 3, n_heads, width // (3 * n_heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+@pytest.mark.parametrize("length", [9, 300])  # beyond 128 tokens CPUs take the queries in blocks
+def test_gradients_of_q_k_v_are_joined_by_one_copy(monkeypatch, length):
+    config = dataclasses.replace(SMALL, seq_len=length)
+    tokens, _ = random_batch(config, rows=2)
+    found = {}
+    for split in (model_module.split_heads, heads_stacked):
+        monkeypatch.setattr(model_module, "split_heads", split)
+        model = varied(config, torch.float32)
+        logits = model(tokens)
+        with Dispatched() as backward:
+            logits.square().mean().backward()
+        found[split] = [logits.detach(), *(parameter.grad for parameter in model.parameters())], backward.names
+    (mine, names), (other, other_names) = found.values()
+    assert all(map(torch.equal, mine, other))
+    assert names["cat"] == config.n_layers and names["stack"] == names["clone"] == 0
+    assert other_names["stack"] == other_names["clone"] == config.n_layers
 
 
 @pytest.mark.parametrize("config", SHAPES)

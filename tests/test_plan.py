@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt.config import load, load_presets
+from gpt.config import ACCUMULATION, BATCH, MICRO, load, load_presets
 from gpt.errors import UserError
 from gpt.model import GPT
 from gpt.plan import CosineSchedule, ModelConfig, plan_batch
@@ -48,14 +49,32 @@ def test_schedule_at_points_known_by_hand():
         ((None, 4, None, 2), (8, 4, 1, 2)),
         ((16, None, None, 2), (16, 8, 1, 2)),
         ((16, 4, 2, 2), (16, 4, 2, 2)),
+        ((256, 32, None, 8), (256, 32, 1, 8)),
+        ((256, 32, None, 64), (256, 4, 1, 64)),
+        ((16, 3, None, 2), (16, 2, 4, 2)),
+        ((72, 6, None, 8), (72, 3, 3, 8)),
+        ((254, 32, None, 1), (254, 2, 127, 1)),
+        ((7, 100, None, 7), (7, 1, 1, 7)),
     ],
 )
 def test_batch_is_solved(given, wanted):
     plan = plan_batch(*given)
     assert (plan.global_size, plan.micro_size, plan.accumulation, plan.world_size) == wanted
+    limits = given[1] if given[2] is None else None  # beside an accumulation a micro batch is exact
+    assert plan.micro_limit == limits
 
 
-@pytest.mark.parametrize("given", [(256, None, 8, 3), (256, None, 512, 1), (16, 3, None, 2), (16, 4, 4, 2), (3, None, 1, 4)])
+def test_a_limit_takes_the_largest_that_fits():
+    """Against a search; a micro batch that divides, which DeepSpeed takes too, is taken as it is."""
+    for share, limit, ranks in itertools.product(range(1, 61), range(1, 61), (1, 8)):
+        plan = plan_batch(share * ranks, limit, None, ranks)
+        assert plan.micro_size * plan.accumulation == share and plan.micro_size <= limit
+        assert not any(share % larger == 0 for larger in range(plan.micro_size + 1, limit + 1))
+
+
+@pytest.mark.parametrize("given", [
+    (256, None, 8, 3), (256, None, 512, 1), (16, 4, 4, 2), (3, None, 1, 4), (3, 1, None, 4),
+    (256, 32, None, 6), (16, 3, 5, 1), (3, None, None, 2)])  # fmt: skip
 def test_batch_that_does_not_fit_says_what_would(given):
     with pytest.raises(UserError, match=r"is not (micro batch|a multiple of) .* rank\(s\): (with|train_batch_size must be a multiple of the ranks, for example)"):
         plan_batch(*given)
@@ -74,6 +93,11 @@ def test_advice_for_ranks_that_do_not_divide():
     with pytest.raises(UserError) as caught:
         plan_batch(256, None, 8, 6)
     assert str(caught.value).endswith("for example 252 or 258; 256 sequences fit 1, 2, 4, 8 rank(s)")
+    with pytest.raises(UserError) as caught:
+        plan_batch(256, 32, None, 6)
+    assert str(caught.value) == (
+        "train_batch_size 256 is not a multiple of 6 rank(s): train_batch_size must be a multiple of the "
+        "ranks, for example 252 or 258; 256 sequences fit 1, 2, 4, 8 rank(s)")  # fmt: skip
 
 
 def test_flops_against_a_count_of_every_product():
@@ -127,6 +151,29 @@ def test_compute_classes_are_the_published_ones(name, preset, batch, accumulatio
     assert config.precision == "fp16" and config.engine["fp16"]["loss_scale"] == 0
     assert config.engine["zero_optimization"]["stage"] == 1
     assert (config.model.seq_len, config.model.vocab_size) == (512, 16384)
+
+
+SHARED_OUT = {  # file -> micro batch x accumulation on 1, 2, 4, 8 and 64 GPUs, each row of one batch
+    "6h": [(32, 4), (32, 2), (32, 1), (16, 1), (2, 1)],
+    "12h": [(32, 4), (32, 2), (32, 1), (16, 1), (2, 1)],
+    "24h": [(32, 8), (32, 4), (32, 2), (32, 1), (4, 1)],
+    "48h": [(8, 32), (8, 16), (8, 8), (8, 4), (4, 1)],
+    "96h": [(8, 32), (8, 16), (8, 8), (8, 4), (4, 1)],
+    "mini": [(32, 4), (32, 2), (32, 1), (16, 1), (2, 1)],
+    "large_zero2": [(8, 32), (8, 16), (8, 8), (8, 4), (4, 1)],
+    "xl_zero3": [(8, 32), (8, 16), (8, 8), (8, 4), (4, 1)],
+    "xl_zero3_offload": [(8, 32), (8, 16), (8, 8), (8, 4), (4, 1)],
+}
+
+
+def test_shipped_batches_on_any_number_of_gpus():
+    for name, wanted in SHARED_OUT.items():
+        for ranks, (micro_size, accumulation) in zip((1, 2, 4, 8, 64), wanted, strict=True):
+            config = load(CONFIGS / f"{name}.json", ranks)
+            batch, engine = config.batch, config.engine
+            found = (batch.micro_size, batch.accumulation)
+            assert found == (engine[MICRO], engine[ACCUMULATION]) == (micro_size, accumulation)
+            assert micro_size * accumulation * ranks == batch.global_size == engine[BATCH]
 
 
 def test_every_shipped_config_loads_and_is_plain_json():

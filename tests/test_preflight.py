@@ -30,3 +30,13 @@ def test_what_a_host_answers(case, tmp_path):
     assert preflight._report_of("node1", "report()") == (report, said)
     assert time.monotonic() - began < 60  # not until the host has done with whatever it does
     assert report is None or abs(preflight.skews["node1"]) < 30
+
+
+@pytest.mark.parametrize("gpus, slots, size, warned", [
+    (8, 8, 64 << 20, True), (8, 8, 1 << 30, False), (1, 1, 64 << 20, False), (0, 8, 64 << 20, False), (8, 8, None, False)])  # fmt: skip
+def test_shared_memory_of_containers(gpus, slots, size, warned):
+    preflight = Preflight({"node1": slots}, "data", "runs", 29500)
+    preflight.reports = {"node1": {"gpus": gpus, "shared_memory": size}}
+    preflight._memory()
+    assert preflight.ok and [row.said for row in preflight.rows] == ["node1: /dev/shm holds 67 MB, which is little for NCCL"] * warned
+    assert all("--ipc=host" in row.fix and "--shm-size=1g" in row.fix for row in preflight.rows)

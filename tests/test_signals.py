@@ -1,9 +1,12 @@
-"""Signals to each process of a launched run, and launchers that die: nothing is lost, and nothing trains on."""
+"""Signals to a process that waits in C, and to each one of a launched run; launchers that die: nothing is lost, and nothing
+trains on."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +14,8 @@ import psutil
 import pytest
 from conftest import ROOT, read_metrics, write_run
 
-from gpt import checkpoint
+from gpt import checkpoint, signals
+from gpt.signals import StopRequest
 
 TRAIN = ROOT / "gpt" / "train.py"
 QUICK = [("deepspeed", "TERM")]
@@ -85,6 +89,75 @@ def test_a_signal_saves_and_ends_all(who, name, sample, tmp_path, run_command):
 @pytest.mark.parametrize("who, name", SLOW)
 def test_every_other_signal_to_every_other_process(who, name, sample, tmp_path, run_command):
     check(who, name, 29651 + SLOW.index((who, name)), sample, tmp_path, run_command)
+
+
+IN_C = """
+import sys, threading, time
+sys.path[:0] = sys.argv[1:]
+from forked import wait_in_c
+from gpt.signals import StopRequest
+stop = StopRequest()
+def watch():
+    time.sleep(0.3)  # until the main thread is there
+    print("ready", flush=True)
+    while not stop.reason:
+        time.sleep(0.01)
+    print(stop.reason, flush=True)
+threading.Thread(target=watch, daemon=True).start()
+wait_in_c()
+"""
+
+
+@pytest.mark.parametrize("first", ["TERM", "INT", "USR1"])
+def test_a_signal_is_heard_while_the_main_thread_waits_in_c(first):
+    process = subprocess.Popen([sys.executable, "-c", IN_C, ROOT, ROOT / "tests"], stdout=subprocess.PIPE, text=True)
+    end = threading.Timer(30, process.kill)  # if the signal went unheard: its main thread never comes back
+    end.start()
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(getattr(signal, f"SIG{first}"))
+        assert process.stdout.readline() == f"SIG{first}\n"
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    finally:
+        end.cancel()
+        process.kill()
+        process.wait()
+
+
+def test_handlers_and_wakeup_descriptor_are_given_back():
+    handler, (ear, mouth) = signal.getsignal(signal.SIGUSR1), socket.socketpair()
+    mouth.setblocking(False)
+    before = signal.set_wakeup_fd(mouth.fileno())
+    try:
+        stop = StopRequest()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        wait_for(lambda: stop.reason == "SIGUSR1", 30, "hearing it")
+        assert stop.seconds_ago() >= 0
+        stop.close()
+        assert signal.getsignal(signal.SIGUSR1) == handler
+        assert signal.set_wakeup_fd(before) == mouth.fileno()
+        assert not any(thread.is_alive() for thread in stop._threads)
+    finally:
+        signal.set_wakeup_fd(before)
+        ear.close()
+        mouth.close()
+
+
+@pytest.mark.parametrize("heeded", [True, False])
+def test_without_a_launcher_only_those_who_do_not_act_are_ended(heeded, monkeypatch):
+    ended = []
+    monkeypatch.setattr(signals, "_watched", lambda: ([(os.getpid(), -1)], None))  # a parent that is gone
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(signals.os, "_exit", ended.append)
+    stop = StopRequest()
+    wait_for(lambda: stop.reason == "the launcher is gone", 30, "noticing it")
+    if heeded:
+        stop.heeded()
+    stop._threads[1].join()
+    stop.close()
+    assert ended == ([] if heeded else [1])
 
 
 def test_a_run_outlives_the_shell_that_started_it(sample, tmp_path):

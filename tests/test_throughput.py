@@ -38,6 +38,8 @@ def test_a_class_of_any_preset_resolves(preset):
     tree = classes.class_tree(classes.shipped_tree(preset, 128), 6, 1000, 16, 512)
     config = resolve(json.loads(classes.text_of(tree)), "6h")
     assert (config.batch.micro_size, config.batch.accumulation) == (16, 8)
+    assert list(tree)[:2] == ["train_batch_size", "train_micro_batch_size_per_gpu"]
+    assert resolve(tree, "6h", 8).batch.accumulation == 1
     assert config.options.max_train_steps == config.schedule.decay_steps == 330  # 21,600,000 tokens / 65,536
 
 
@@ -95,6 +97,8 @@ def test_classes_are_written_for_this_device(measured):
         steps = round(hours * 3600 * speed / (64 * 64))
         assert config.options.max_train_steps == config.schedule.decay_steps == report["classes"][name]["steps"] == steps
         assert (config.batch.global_size, config.batch.micro_size) == (64, 8)
+        shared = load(folder / "classes" / f"{name}.json", 4).batch  # on another number of GPUs
+        assert (shared.micro_size, shared.accumulation) == (8, 2)
         assert config.schedule.max_lr == 1e-3 and config.model.mlp_dim == 8192
         assert f"{name:>7s} {64:>6d} {steps:>12,} {steps * 64 * 64:>18,}" in told
 

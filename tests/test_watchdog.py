@@ -30,9 +30,9 @@ def ended(monkeypatch):
     return codes
 
 
-def worlds():
+def worlds(device="cpu"):
     board = torch.distributed.HashStore()
-    return [World(rank, 3, torch.device("cpu"), HOSTS, board) for rank in range(3)]
+    return [World(rank, 3, torch.device(device), HOSTS, board) for rank in range(3)]
 
 
 def wait_for(condition):
@@ -42,9 +42,10 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
-def test_all_are_told_who_is_silent(ended, monkeypatch, capsys):
-    monkeypatch.setattr(watchdog, "SILENCE_SECONDS", 2.0)
-    watching = [Watchdog(world, 1.0) for world in worlds()]  # they are starting, so only silence can end them
+@pytest.mark.parametrize("device, limit", [("cpu", "SILENCE_SECONDS"), ("cuda", "GPU_SILENCE_SECONDS")])
+def test_all_are_told_who_is_silent(device, limit, ended, monkeypatch, capsys):
+    monkeypatch.setattr(watchdog, limit, 2.0)
+    watching = [Watchdog(world, 1.0) for world in worlds(device)]  # they are starting, so only silence can end them
     time.sleep(1)
     assert not ended
     watching[2]._stop_watching()  # as a process that was killed: it says nothing of its end

@@ -26,7 +26,7 @@ def measure(device, shape, args) -> dict:
     tokens = np.random.default_rng(0).integers(shape.vocab_size, size=shape.seq_len + 1 + (WINDOWS - 1) * last_n)
     split = SimpleNamespace(tokens=tokens, check_ids=lambda ids: None)
     vocab = SimpleNamespace(byte_lengths=np.ones(shape.vocab_size, np.int64), decode=lambda ids: "x" * len(ids))
-    model = GPT(shape, kernels=choose("auto", device.torch.type, shape.h_dim)[0])
+    model = GPT(shape, kernels=choose("auto", device.torch, shape, device.dtype)[0])
     plain = PlainGPT(model).to(device.torch, device.dtype)
     model = model.to(device.torch, device.dtype).eval()
     evaluator = Evaluator(split, vocab, shape.seq_len, last_n, max(1, 8192 // shape.seq_len))

@@ -81,7 +81,7 @@ def operations(shape, rows_of_batch, device, dtype, kernels):
 
 
 def measure(device, shape, args) -> list:
-    kernels, reason = choose("auto", device.torch.type, shape.h_dim)
+    kernels, reason = choose("auto", device.torch, shape, device.dtype)
     bandwidth = [device.bandwidth() for _ in range(5)]
     found = []
     print(f"kernels: {kernels} ({reason}), forward and backward; copying moves {max(bandwidth) / 1e9:,.1f} GB/s")

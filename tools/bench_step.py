@@ -34,15 +34,15 @@ def have_transformers() -> bool:
     return True
 
 
-def ours(shape, device_type):
-    return GPT(shape, kernels=choose("auto", device_type, shape.h_dim)[0])
+def ours(shape, device, dtype):
+    return GPT(shape, kernels=choose("auto", device, shape, dtype)[0])
 
 
-def compiled(shape, device_type):
-    return GPT(shape, kernels=choose("auto", device_type, shape.h_dim)[0], compile="default")
+def compiled(shape, device, dtype):
+    return GPT(shape, kernels=choose("auto", device, shape, dtype)[0], compile="default")
 
 
-def plain(shape, device_type):
+def plain(shape, device, dtype):
     return PlainGPT(GPT(shape))
 
 
@@ -64,7 +64,7 @@ class _Transformers(torch.nn.Module):
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-def transformers_gpt2(shape, device_type):
+def transformers_gpt2(shape, device, dtype):
     return _Transformers(shape)
 
 
@@ -72,7 +72,7 @@ class Steps:
     """A model with its optimizer; calling it makes one optimiser step on `batch`, (accumulation, rows, seq_len + 1)."""
 
     def __init__(self, make, shape, device, batch):
-        self.model, self.batch = make(shape, device.type).to(device, batch["dtype"]), batch["tokens"]
+        self.model, self.batch = make(shape, device, batch["dtype"]).to(device, batch["dtype"]), batch["tokens"]
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
     def __call__(self):

@@ -17,7 +17,8 @@ TARGET = ROOT / "ds_configs" / "README.md"
 INTRODUCTION = """# Keys of a run's JSON
 
 Written from `gpt/schema.py` by `python tools/config_reference.py`. Precedence: defaults < JSON < command line.
-Keys in `gpt` are command-line options of the same name; so are, under the seed project's names, {options}.
+Keys in `gpt` are command-line options of the same name; so are {own}, and, under the seed
+project's names, {options}.
 A key that is not listed here is an error.
 """
 
@@ -40,7 +41,8 @@ def reference() -> str:
     from gpt.command_line import DEEPSPEED_OPTIONS
 
     options = ", ".join(f"`--{name}` (`{path}`)" for name, path in DEEPSPEED_OPTIONS.items() if name != path)
-    parts = [INTRODUCTION.format(options=options)]
+    own = ", ".join(f"`{name}`" for name, path in DEEPSPEED_OPTIONS.items() if name == path)
+    parts = [INTRODUCTION.format(own=own, options=options)]
     single = {name: key for name, key in schema.TOP_KEYS.items() if isinstance(key, schema.Key)}
     parts.append(table("Top level", single))
     for name, keys in schema.TOP_KEYS.items():

@@ -214,9 +214,9 @@ def main():
     parser.add_argument("--write", action="store_true", help="write all figures into the table instead of comparing")
     args = parser.parse_args()
 
-    from gpt.kernels.launch import HAVE_TRITON, interpreted
+    from gpt.kernels.launch import OBSTACLE, interpreted
 
-    if not HAVE_TRITON or interpreted():
+    if OBSTACLE is not None or interpreted():
         raise UserError("the kernels' compiler is not at hand: install triton and leave TRITON_INTERPRET unset")
     import triton
 

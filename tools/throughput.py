@@ -112,23 +112,26 @@ def check(args, parsed, rest):
 
 def changed(tree, overrides):
     """A run's JSON with the values of the command line in it."""
+    from gpt.config import replace_batch
+
     tree = copy.deepcopy(tree)
+    if isinstance(tree, dict):  # where it is not, the check of the whole tree says so
+        replace_batch(tree, overrides)
     for path, value in overrides.items():
         block, (*parents, last) = tree, path.split(".")
         for parent in parents:
             block = block.setdefault(parent, {}) if isinstance(block, dict) else None
-        if isinstance(block, dict):  # where it is not, the check of the whole tree says so
+        if isinstance(block, dict):
             block[last] = value
     return tree
 
 
 def resolved(tree, name, micro_size=None):
-    """The Config that a child measures: of one rank, at a micro batch."""
-    from gpt.config import resolve
+    """The Config that a child measures: of one rank, at exactly this micro batch."""
+    from gpt.config import ACCUMULATION, BATCH, MICRO, resolve
 
     if micro_size is not None:
-        tree = {key: value for key, value in tree.items() if key != "gradient_accumulation_steps"}
-        tree["train_micro_batch_size_per_gpu"] = micro_size
+        tree = {**tree, MICRO: micro_size, ACCUMULATION: max(1, tree[BATCH] // micro_size)}
     return resolve(tree, name)
 
 
@@ -136,13 +139,14 @@ def measure_all(args, tree, name) -> dict:
     """Measure every micro batch that was asked for, each in a child, until memory ends; prints as it goes."""
     import psutil
 
+    from gpt.config import ACCUMULATION, BATCH, MICRO
     from gpt.plan import divisors
 
     if (args.sweep or args.micro_batch) and isinstance(tree, dict):
-        tree.pop("gradient_accumulation_steps", None)
+        tree.pop(ACCUMULATION, None)
     config = resolved(tree, name)
     batch, model = config.batch.global_size, config.model
-    tree["train_batch_size"] = batch
+    tree[BATCH] = batch
     sizes = divisors(batch) if args.sweep else sorted(set(args.micro_batch or [config.batch.micro_size]))
     configs = {size: resolved(tree, name, size) for size in sizes}
     print(f"{name}: {model.parameters():,} parameters, {batch} x {model.seq_len} tokens a step; at least {args.steps} steps and "
@@ -159,7 +163,8 @@ def measure_all(args, tree, name) -> dict:
         print(row(report["results"][-1]), flush=True)
         if result["status"] == "out of memory":
             break
-    content = {key: value for key, value in config.tree().items() if not key.startswith("train_micro")}
+    content = config.tree()
+    del content[MICRO], content[ACCUMULATION]
     report["config_hash"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     measured = [result for result in report["results"] if result["status"] == "ok"]
     if not measured:
@@ -218,7 +223,7 @@ def measure(task) -> dict:
     if config.precision == "fp16" and not engine.has_fp16():
         config = config.without_fp16("no GPU that computes in fp16")
     world = engine.connect()
-    kernels, _ = choose(config.options.kernels, world.device.type, config.model.h_dim)
+    kernels, _ = choose(config.options.kernels, world.device, config.model, hardware.DTYPES[config.precision])
     model = build(config, kernels)
     made = engine.Engine(model, config, world, model.initial_weights(config.options.seed))
     shape = (config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1)

@@ -9,6 +9,17 @@ from torch.nn.attention import SDPBackend
 CPU_QUERIES = 128
 
 
+def split_heads(qkv, n_heads: int):
+    """q, k and v, each (B, H, T, D), of a GEMM's output (B, T, 3 * H * D): views of it, nothing is copied.
+
+    The backward pass joins their gradients by one `cat`, whichever way an attention backend laid them out. It has four
+    dimensions, the most that torch's fast kernel for CUDA takes.
+    """
+    batch, length, width = qkv.shape
+    heads = qkv.view(batch, length, 3 * n_heads, width // (3 * n_heads))
+    return tuple(part.transpose(1, 2) for part in heads.split(n_heads, 2))
+
+
 def causal_attention(q, k, v):
     """softmax(q k^T / sqrt(D), causal) v. q, k, v: (B, H, T, D), any strides with a contiguous last dimension.
 
@@ -31,6 +42,6 @@ def backend(shape, dtype, device) -> str:
     """Name of the backend that torch takes for q, k and v of a shape (B, H, T, D) as the model lays them out: flash, cudnn,
     efficient or math."""
     batch, heads, length, width = shape
-    qkv = torch.empty(batch, length, 3, heads, width, dtype=dtype, device=device).permute(2, 0, 3, 1, 4)
-    chosen = SDPBackend(torch._fused_sdp_choice(*qkv.unbind(0), is_causal=True))
+    qkv = torch.empty(batch, length, 3 * heads * width, dtype=dtype, device=device)
+    chosen = SDPBackend(torch._fused_sdp_choice(*split_heads(qkv, heads), is_causal=True))
     return chosen.name.removesuffix("_ATTENTION").lower()

@@ -1,20 +1,39 @@
 """What the Triton kernels share: the guarded import, rows of tensors, launch parameters.
 
-Launch parameters are fixed functions of the width, never tuned at run time, so that a run's arithmetic (the order of its
-partial sums) depends on the shapes and the GPU model alone.
+Launch parameters are fixed functions of the width, never tuned at run time, so that the order in which a kernel adds up
+depends on the shapes and the GPU model alone. That holds for these kernels: torch's attention and embedding, whose
+backward passes may add up in any order on a GPU, promise less.
 """
 
 import functools
+import re
+import sys
 
 import torch
+
+from gpt.errors import in_brief
+
+MINIMUM_TRITON = (3, 4)  # the first with knobs
+
+
+def _why_no_triton(error):
+    """(what is wrong, what to do) where importing from triton raised `error`."""
+    version = getattr(sys.modules.get("triton"), "__version__", "")
+    if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < MINIMUM_TRITON:
+        least = ".".join(map(str, MINIMUM_TRITON))
+        return f"triton {version} is older than {least}", "install torch 2.8 or newer, which brings a newer one"
+    if isinstance(error, ModuleNotFoundError):
+        return "the package triton is not installed", "install torch's build for CUDA, which brings it"
+    return f"triton cannot be imported ({in_brief(error)})", "install torch anew, which brings the triton that fits it"
+
 
 try:
     import triton.language as tl
     from triton import jit, knobs
 
-    HAVE_TRITON = True
-except ImportError:  # kernels stay plain functions that nothing calls: gpt.kernels.choose sees to that
-    HAVE_TRITON = False
+    OBSTACLE = None
+except Exception as error:  # kernels stay plain functions that nothing calls: gpt.kernels.choose sees to that
+    OBSTACLE = _why_no_triton(error)
 
     class tl:
         constexpr = None  # named in the kernels' signatures
@@ -34,7 +53,7 @@ RESIDENT_WARPS = 32
 
 def interpreted() -> bool:
     """Whether Triton was imported with TRITON_INTERPRET=1, which runs kernels as NumPy on the CPU."""
-    return HAVE_TRITON and knobs.runtime.interpret
+    return OBSTACLE is None and knobs.runtime.interpret
 
 
 def next_power_of_2(n: int) -> int:

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 _WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
+# Types of devices on which torch multiplies 16-bit matrices into an fp32 one: CUDA's from torch 2.8 on.
+_WITH_FP32_RESULTS = {"cuda"} if "dtype" in torch.ops.aten.mm.overloads() else set()
+
 
 def by_onednn(x) -> bool:
     """Whether products of x with tensors of its kind go to oneDNN, which refuses empty ones."""
@@ -21,6 +24,16 @@ def by_onednn(x) -> bool:
 def matmul(a, b):
     """a @ b. a: (M, K), b: (K, N), any strides."""
     return _onednn(a, b.t(), None, "none", [], "") if by_onednn(a) else a @ b
+
+
+def has_fp32_results(x) -> bool:
+    """Whether `matmul_to_fp32` takes matrices of x's kind."""
+    return x.device.type in _WITH_FP32_RESULTS and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def matmul_to_fp32(a, b):
+    """a @ b of 16-bit matrices (M, K) and (K, N), any strides, summed and given in fp32, which no such sum overflows."""
+    return torch.mm(a, b, torch.float32)
 
 
 class _Linear(torch.autograd.Function):
@@ -47,4 +60,10 @@ class _Linear(torch.autograd.Function):
 
 def linear(x, weight, bias=None):
     """x @ weight.T + bias. x: (…, K), weight: (N, K), bias: (N,). Differentiable once."""
-    return _Linear.apply(x, weight, bias) if by_onednn(x) else F.linear(x, weight, bias)
+    if by_onednn(x):
+        return _Linear.apply(x, weight, bias)
+    if x.dim() <= 2:
+        return F.linear(x, weight, bias)
+    # As a matrix: given more dimensions, the F.linear that DeepSpeed puts in place under ZeRO 3 adds the bias in a
+    # pass of its own, and rounds once more.
+    return F.linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])

@@ -1,7 +1,8 @@
 """The output layer and the cross-entropy in one operation that never holds the logits of a whole batch.
 
 At vocabulary 16,384 the fp32 logits of 32 x 512 tokens take 1 GiB, and their gradient another. Here the rows go through
-the output layer in chunks, and each chunk's gradient overwrites its logits at once, in the forward pass.
+the output layer in chunks (one, where a GPU has room for it), and each chunk's gradient overwrites its logits at once, in
+the forward pass.
 """
 
 from typing import NamedTuple
@@ -9,10 +10,8 @@ from typing import NamedTuple
 import torch
 
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
-from gpt.kernels.linear import by_onednn, matmul
-
-# Elements of one chunk of logits. On a CPU a chunk should stay near the caches; a GPU wants GEMMs that fill it.
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "default": 1 << 26}
+from gpt.kernels.linear import by_onednn, has_fp32_results, matmul, matmul_to_fp32
+from gpt.plan import CHUNK_ELEMENTS
 
 # Under 16-bit training a chunk's gradient (softmax - one-hot) is multiplied by this before it is rounded to 16 bits:
 # probabilities down to 6e-8 stay normal fp16 numbers, and the products with the weights (at most 2 * 1024 * max|w|)
@@ -89,10 +88,18 @@ def _add_narrow(hidden, weight, targets, gradients, part, kernels):
         torch.mm(logits, weight, out=gradients.hidden[part])
     if gradients.wants_weight and nats.dtype == logits.dtype:
         gradients.add_product(inputs, logits)
+    elif gradients.wants_weight and has_fp32_results(logits):
+        gradients.add(matmul_to_fp32(logits.t(), inputs))
     elif gradients.wants_weight:
         factor = _safe_factor(inputs, gradients.shift)
         gradients.add((logits.t() @ (inputs * factor.to(inputs.dtype))).to(nats.dtype) / factor)
     return nats
+
+
+def _scaled(value, scale, dtype):
+    """value * scale in `dtype`, contiguous. scale: a scalar tensor."""
+    # As a vector of one number the scale lifts 16-bit values to its own precision; a scalar would be rounded to theirs.
+    return torch.mul(value, scale[None], out=torch.empty_like(value, dtype=dtype)).contiguous()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -110,7 +117,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 total += _add_narrow(hidden, weight, targets[part], gradients, part, kernels).sum()
         counted = (targets != IGNORE_INDEX).sum().to(stats)
         ctx.save_for_backward(gradients.hidden, gradients.weight, counted * gradients.shift)
-        ctx.weight_dtype = weight.dtype
+        ctx.dtype = weight.dtype
         return total / counted
 
     @staticmethod
@@ -118,10 +125,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_loss):
         grad_hidden, grad_weight, divisor = ctx.saved_tensors
         scale = grad_loss / divisor
-        if grad_hidden is not None:
-            grad_hidden = (grad_hidden.to(scale.dtype) * scale).to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * scale).to(ctx.weight_dtype).contiguous()
+        grad_hidden, grad_weight = (value if value is None else _scaled(value, scale, ctx.dtype)
+                                    for value in (grad_hidden, grad_weight))  # fmt: skip
         return grad_hidden, grad_weight, None, None
 
 

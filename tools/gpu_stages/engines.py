@@ -94,10 +94,9 @@ def _check(lab, config, preset, precision, batch, results):
 
 def _estimated(config):
     """Bytes on the device by gpt/plan.py, as --dry_run prints them."""
-    from gpt.dry_run import GPU_CHUNK_ELEMENTS
-
     stage = config.engine["zero_optimization"]["stage"]
-    return plan.memory(config.model, config.batch.micro_size, 1, stage, config.precision, False, GPU_CHUNK_ELEMENTS).total
+    return plan.memory(config.model, config.batch.micro_size, config.batch.world_size, stage, config.precision, False,
+                       plan.CHUNK_ELEMENTS["default"], config.moments).total  # fmt: skip
 
 
 def _keep_trace(lab, trace):

@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from gpt.hardware import device_name, versions
-from gpt.kernels import attention
+from gpt.hardware import DTYPES, device_name, versions
+from gpt.kernels import attention, choose
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm
-from tools.gpu_stages.lab import DTYPES
 
 SMI = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
 
@@ -84,8 +83,6 @@ def _attention_backends(lab):
 
 def _choice(lab):
     """What a run would take by itself."""
-    from gpt.kernels import choose
-
-    found, why = choose("auto", lab.device.type, lab.shape("small").h_dim)
+    found, why = choose("auto", lab.device, lab.shape("small"), torch.bfloat16)
     right = found == ("torch" if lab.dry else "triton")
     lab.check("kernels that auto takes", faults=[] if right else [f"it takes {found}: {why}"], saw=f"{found}: {why}")

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gpt.hardware import DTYPES
 from gpt.kernels.attention import causal_attention
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
 from gpt.kernels.gelu import bias_gelu
@@ -15,7 +16,7 @@ from gpt.kernels.linear_cross_entropy import linear_cross_entropy
 from gpt.model import GPT
 from gpt.plan import ModelConfig
 from tools.gpu_stages import BACKENDS, HALF
-from tools.gpu_stages.lab import DTYPES, TINY, UNIT
+from tools.gpu_stages.lab import TINY, UNIT
 
 WIDTHS = (128, 768, 1000, 1024, 1025, 1536, 2048)  # with some that no vector load divides
 ROWS = (1, 17, 1000, 16384)

@@ -17,7 +17,6 @@ from gpt.kernels.layer_norm import layer_norm
 from gpt.plan import ModelConfig
 from tools.gpu_findings import Findings
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # half the distance from 1 to the next number
 FLUSH_BYTES = 1 << 28  # more than any L2 cache holds
 HEAD_START = 600_000  # clock cycles that the device waits, a third of a millisecond, while the host runs ahead

@@ -1,0 +1,177 @@
+"""Every Triton kernel tried on the device that is to run it, before a run relies on it.
+
+Triton compiles at the first launch: its own driver, by a C compiler that needs Python's headers, then each kernel, by an
+assembler that must know the GPU, all into a folder that must be writable. Where one of these is missing, or a kernel
+computes something wrong, that shows here, while torch's own kernels can still take the place.
+"""
+
+import math
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from gpt.errors import RunError, in_brief
+from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
+from gpt.kernels.gelu import bias_gelu
+from gpt.kernels.launch import interpreted, jit, on_device_of, tl
+from gpt.kernels.layer_norm import add_layer_norm, layer_norm
+
+ROWS, INTERPRETED_ROWS = 64, 4  # the kernels that walk over rows take 16 each; interpreted, a row takes milliseconds
+# How far off a result may be, in roundings of its dtype. In 16 bits little but the last rounding shows; in fp32 the
+# order of a sum does, and an exponential's error, which grows with its argument.
+_TOLERANCE = {torch.float32: 64, torch.float16: 4, torch.bfloat16: 4}
+_UPDATE = "update triton together with torch, or the GPU's driver"
+
+
+def problem(device, model, dtype):
+    """None if Triton works on the device and every kernel is right, else (what is wrong, what to do).
+
+    model: gpt.plan.ModelConfig, whose widths are tried, in `dtype`. Raises RunError where the failure cost this process its GPU.
+    """
+    make, name = _Values(device, dtype), None
+    try:
+        _launch_one(device)
+        for name, results in _TRIALS.items():
+            for what, found, exact in results(make, model):
+                off = _roundings_off(found, exact)
+                if not off <= _TOLERANCE.get(found.dtype, 0):  # nor if it is NaN
+                    return f"Triton's {name} kernels give a wrong {what} here (off by {off:.3g} roundings)", _UPDATE
+    except Exception as error:
+        whole = "Triton does not work here" if name is None else f"Triton's {name} kernels fail here"
+        cause, remedy = _explained(error)
+        _require_device(device, f"{whole} ({cause})")
+        return f"{whole} ({cause})", remedy
+    return None
+
+
+def _require_device(device, what):
+    """After an error on a GPU: an access out of bounds, say, leaves nothing that this process could go on with."""
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:
+        raise RunError(f'{what}, and since then {device} refuses everything ({in_brief(error)}): set kernels to "torch"') from error
+
+
+def _explained(error):
+    """(what an error of Triton's comes from, what to do)"""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    searched = "C compiler" in str(error) or isinstance(error, FileNotFoundError)
+    if searched and not any(map(shutil.which, compilers)):
+        return f"there is no C compiler: no {' or '.join(compilers)} on the PATH", "install gcc and Python's headers"
+    if isinstance(error, subprocess.CalledProcessError):
+        headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+        if not headers.exists():
+            return f"{headers} is not there", "install Python's headers (Debian: python3-dev)"
+        return f"{Path(error.cmd[0]).name} ended with exit code {error.returncode}", "look at what it says above"
+    if isinstance(error, OSError) and _in_the_cache(error.filename):
+        return in_brief(error), "set TRITON_CACHE_DIR to a folder that can be written"
+    return in_brief(error), _UPDATE
+
+
+def _in_the_cache(path) -> bool:
+    """Whether Triton's cache of compiled kernels is at this path, above or below it."""
+    home = os.environ.get("TRITON_HOME", os.path.expanduser("~"))
+    cache = os.environ.get("TRITON_CACHE_DIR", os.path.join(home, ".triton"))
+    return str(path).startswith(cache) or cache.startswith(str(path))
+
+
+@jit()
+def _twice(numbers, BLOCK: tl.constexpr):
+    places = numbers + tl.arange(0, BLOCK)
+    tl.store(places, tl.load(places) * 2)
+
+
+def _launch_one(device):
+    """The least that Triton must be able to do: what fails here is not a kernel's fault."""
+    numbers = torch.ones(128, device=device)
+    with on_device_of(numbers):
+        _twice[(1,)](numbers, BLOCK=128)
+    assert numbers.sum().item() == 256, f"128 times 2 are {numbers.sum().item():g}"
+
+
+class _Values:
+    """make(width) -> (ROWS, width) random numbers on the device, the same in every process; make(width, 1) -> (width,)."""
+
+    def __init__(self, device, dtype):
+        self.device, self.dtype = device, dtype
+        self.rows = INTERPRETED_ROWS if interpreted() else ROWS
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, width, dimensions=2, scale=1.0):
+        shape = (self.rows, width)[2 - dimensions :]
+        numbers = torch.randn(shape, generator=self._generator) * scale
+        return numbers.to(self.device, self.dtype)
+
+
+def _exact(tensor):
+    """The same numbers in float64 on the CPU, as a leaf of autograd."""
+    return tensor.detach().cpu().double().requires_grad_()
+
+
+def _roundings_off(found, exact) -> float:
+    """The largest error of `found`, in units of its dtype's rounding of each number, or of the median one where that is
+    larger. For whole numbers 0, or infinity if one differs."""
+    found, exact = found.detach().cpu(), exact.detach()
+    if not found.is_floating_point():
+        return 0.0 if torch.equal(found, exact) else math.inf
+    size = exact.abs()
+    unit = torch.finfo(found.dtype).eps / 2 * size.clamp(min=size.median().item())
+    return ((found.double() - exact).abs() / unit).max().item()
+
+
+def _layer_norm_results(make, model):
+    width = model.h_dim
+    for added in (True, False):
+        x, stream, grad, grad_total = (make(width) for _ in range(4))
+        weight, bias = make(width, 1), make(width, 1)
+        leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+        if added:
+            normed, total = add_layer_norm(x, stream, weight, bias, kernels="triton")
+            yield "sum with the stream", total, _exact(x) + _exact(stream)
+            gradients = torch.autograd.grad((normed, total), leaves, (grad, grad_total))
+        else:
+            normed, total = layer_norm(x, weight, bias, kernels="triton"), x
+            gradients = torch.autograd.grad(normed, leaves, grad)
+        exact_leaves = [_exact(tensor) for tensor in (total, weight, bias)]
+        exact = F.layer_norm(exact_leaves[0], (width,), *exact_leaves[1:], eps=1e-5)
+        exact_gradients = list(torch.autograd.grad(exact, exact_leaves, _exact(grad)))
+        if added:
+            exact_gradients[0] = exact_gradients[0] + _exact(grad_total)
+        yield "result", normed, exact
+        yield from zip(("gradient", "gradient of the weight", "gradient of the bias"), gradients, exact_gradients)
+
+
+def _gelu_results(make, model):
+    x, bias, grad = make(model.mlp_dim, scale=2.0), make(model.mlp_dim, 1), make(model.mlp_dim)
+    leaves = [tensor.requires_grad_() for tensor in (x, bias)]
+    result = bias_gelu(x, bias, kernels="triton")
+    exact_leaves = [_exact(tensor) for tensor in leaves]
+    exact = F.gelu(exact_leaves[0] + exact_leaves[1], approximate="tanh")
+    yield "result", result, exact
+    found = torch.autograd.grad(result, leaves, grad)
+    yield from zip(("gradient", "gradient of the bias"), found, torch.autograd.grad(exact, exact_leaves, _exact(grad)))
+
+
+def _cross_entropy_results(make, model):
+    logits, shift = make(model.vocab_size, scale=3.0), 1.0 if make.dtype == torch.float32 else 1024.0
+    targets = torch.arange(make.rows) % model.vocab_size
+    targets[-1], targets[1] = model.vocab_size - 1, IGNORE_INDEX
+    exact, kept = _exact(logits), targets != IGNORE_INDEX
+    wanted = targets.where(kept, 0)[:, None]
+    exact_nats = -exact.log_softmax(1).gather(1, wanted)[:, 0] * kept
+    (exact_gradient,) = torch.autograd.grad(exact_nats.sum(), exact)
+    order = exact.detach().sort(dim=1, descending=True, stable=True).indices
+    exact_rank = (order == wanted).int().argmax(1) * kept
+    nats, rank = score_logits(logits, targets.to(make.device), "triton")
+    yield "loss", nats, exact_nats
+    yield "rank", rank, exact_rank
+    yield "loss", softmax_gradient_(logits, targets.to(make.device), shift, kernels="triton"), exact_nats
+    yield "gradient", logits, exact_gradient * shift
+
+
+_TRIALS = {"LayerNorm": _layer_norm_results, "GELU": _gelu_results, "cross-entropy": _cross_entropy_results}

@@ -1,0 +1,42 @@
+"""Whether a gradient is finite, told by its norm, under DeepSpeed's ZeRO.
+
+DeepSpeed looks for infinities and NaN in every parameter's gradient (below ZeRO 3 thirteen kernels
+each) and takes its norm afterwards (two more). The norm alone tells both: of a gradient with a
+number that is not finite it is not finite either, and DeepSpeed refuses such an update by itself.
+
+Part of the boundary that gpt/engine.py is: it changes DeepSpeed's objects, but needs nothing of
+its modules.
+"""
+
+import torch
+
+
+def find_by_norm(optimizer, world):
+    """Have a ZeRO optimizer find overflow by the gradient's norm, in one pass.
+
+    optimizer: DeepSpeed's, at stage 1, 2 or 3. Each rank holds its own part of the gradient. Squares
+    are added in fp32 within a tensor, and in fp64 over tensors and ranks.
+    """
+
+    def norm_over_ranks(norms):
+        if not norms:  # a rank beyond the last parameter
+            norms = [torch.zeros((), device=world.device)]
+        squares = torch.stack(norms).double().square().sum()
+        return world.sum(squares).sqrt().float()
+
+    def norm(gradients, parameters, norm_type=2):
+        whole = getattr(gradients, "flat_partition", None)
+        tensors = list(gradients) if whole is None else [whole]
+        return norm_over_ranks(torch._foreach_norm(tensors, 2, dtype=torch.float32))
+
+    def norm_of_offloaded(parameters):
+        """Of gradients in host memory, whose norms were taken on the device before. They are scaled on
+        the host, where their norm must be, too."""
+        taken = optimizer.norm_for_param_grads
+        ids = map(optimizer.get_param_id, parameters)
+        return norm_over_ranks([taken[number] for number in ids if number in taken]).cpu()
+
+    optimizer.check_overflow = lambda partition_gradients=True: None
+    optimizer.update_offload_overflow_tracker = lambda gradient: None
+    optimizer.get_grad_norm_direct = norm
+    optimizer.complete_grad_norm_calculation_for_cpu_offload = norm_of_offloaded
