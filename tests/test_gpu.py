@@ -69,7 +69,7 @@ def runs(tmp_path_factory, sample, run_command):
 @pytest.mark.parametrize("name, apart", [("bf16", 0.1), ("fp16", 0.05), ("stage3", 0.05)])
 def test_a_curve_follows_the_one_in_fp32(name, apart, runs):
     exact, found = losses(runs("fp32")[0]), losses(runs(name)[0])
-    assert len(found) == len(exact) == STEPS and found[-1] < found[0] - 1
+    assert len(found) == len(exact) == STEPS and found[-1] < found[0] - 0.5
     assert np.abs(found - exact).max() < apart
     scales = [event["loss_scale"] for event in read_metrics(runs(name)[0], "train")]
     assert set(scales) == {1.0} if name == "bf16" else min(scales) >= 256

@@ -144,12 +144,12 @@ def test_a_wrong_kernel_a_crash_and_a_hang(tmp_path):
     for name, text in PLANTED.items():
         with open(project / name, "a", encoding="utf-8") as file:
             file.write(text)
-    done = check(tmp_path / "out", "--only", "kernels", "training", "facts", root=project)
+    done = check(tmp_path / "out", "--only", "kernels-bf16", "kernels-fp16", "training", "facts", root=project)
     assert done.returncode == 1, done.stdout + done.stderr
     report = report_of(tmp_path / "out")
     rows = {row[0]: row for row in table_after(report, "What is right")}
-    assert rows["GELU with bias"][1:4] == ["**WRONG**"] * 3
-    assert rows["add + LayerNorm"][1:4] == rows["head, loss scale 1"][1:4] == ["right"] * 3
+    assert rows["GELU with bias"][1:4] == ["not run", "**WRONG**", "**WRONG**"]
+    assert rows["add + LayerNorm"][1:4] == rows["head, loss scale 1"][1:4] == ["not run", "right", "right"]
     assert "**GELU with bias in fp16**: 1 rows of 64, result 0: " in report
     assert rows["a training that learns"][1:] == ["not run"] * 3 + ["it ended by signal 6"]
     assert "**stage training**: it ended by signal 6, see logs/training.txt: the card fell off the bus" in report
@@ -167,7 +167,7 @@ def test_what_does_not_fit_the_budget_is_skipped(tmp_path):
 
 def test_findings_outlive_the_check_and_its_stages_do_not(tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, str(ROOT / "tools/gpu_check.py"), "--dry", "--out", str(out), "--only", "kernels", "whole-models"]
+    command = [sys.executable, str(ROOT / "tools/gpu_check.py"), "--dry", "--out", str(out), "--only", "kernels-fp32", "whole-models"]
     parent = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + PATIENCE
     while not any("check" in finding for finding in Findings(out).read()):

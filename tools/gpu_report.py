@@ -1,5 +1,6 @@
 """The report of tools/gpu_check.py: its findings as Markdown tables, the verdicts first. Imports no torch."""
 
+import time
 from pathlib import Path
 
 from tools.gpu_stages import STAGES
@@ -41,7 +42,7 @@ def write(out: Path, findings: list):
 
 def text(findings) -> str:
     session = next((finding for finding in findings if finding["stage"] == "session"), {})
-    parts = [f"# GPU check: {session.get('device', 'unknown device')}", *_dry(session), *_verdicts(findings)]
+    parts = [f"# GPU check: {session.get('device', 'unknown device')}", *_begun(session), *_verdicts(findings)]
     for title, about, table, columns in TABLES:
         rows = [finding for finding in findings if finding.get("table") == table]
         parts += [f"## {title}", about] if about else [f"## {title}"]
@@ -50,9 +51,11 @@ def text(findings) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _dry(session):
+def _begun(session):
     if session.get("dry"):
         yield "**A dry run: tiny shapes on the CPU. It shows that the check works; no figure below says anything of a GPU.**"
+    if "time" in session:
+        yield time.strftime("Begun on %Y-%m-%d at %H:%M UTC.", time.gmtime(session["time"]))
 
 
 # ---- Verdicts
@@ -63,7 +66,7 @@ def _verdicts(findings):
     for stage in STAGES:
         ended = stage_end(findings, stage.name) or "the stage ended without a word of it"
         for name, precisions in stage.checks.items():
-            expected[name] = (*expected.get(name, ()), *precisions)
+            expected[name] = (*expected.get(name, ()), *precisions)  # stages share a check, a precision each
             why_not[name] = {**why_not.get(name, {}), **dict.fromkeys(precisions, ended.partition(", see")[0])}
     for finding in findings:
         if "check" in finding:

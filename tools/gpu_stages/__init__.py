@@ -19,11 +19,12 @@ class Stage(NamedTuple):
 
 
 KERNELS = ("add + LayerNorm", "LayerNorm", "GELU with bias", "misaligned rows", "cross-entropy", "ranks of targets",
-           "head, loss scale 1", "head, loss scale 65536", "head in several chunks", "attention as chosen")  # fmt: skip
+           "head, loss scale 1", "head, loss scale 65536", "head in several chunks", "attention as chosen",
+           *(f"attention: {backend}" for backend in BACKENDS))  # fmt: skip
 
 STAGES = [
-    Stage("kernels", "kernels.operations", 120, dict.fromkeys(KERNELS, EVERY)
-          | {f"attention: {backend}": EVERY for backend in BACKENDS}, timed=False),
+    *(Stage(f"kernels-{precision}", f"kernels.{precision}", 120, dict.fromkeys(KERNELS, (precision,)), timed=False)
+      for precision in ("bf16", "fp16", "fp32")),
     Stage("whole-models", "kernels.models", 60, {"model of four layers": HALF, "small at its real shape": HALF,
                                                  "medium at its real shape": HALF}, timed=False),
     Stage("training", "training.curves", 110, {"a training that learns": EVERY}, timed=False),

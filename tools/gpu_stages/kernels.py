@@ -2,11 +2,13 @@
 
 import functools
 import math
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gpt import plan
 from gpt.hardware import DTYPES
 from gpt.kernels.attention import causal_attention
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
@@ -79,21 +81,32 @@ def _tuple(results):
     return results if isinstance(results, tuple) else (results,)
 
 
-def operations(lab):
+def bf16(lab):
+    _operations(lab, "bf16")
+
+
+def fp16(lab):
+    _operations(lab, "fp16")
+
+
+def fp32(lab):
+    _operations(lab, "fp32")
+
+
+def _operations(lab, precision):
     torch.manual_seed(0)
-    for precision in ("bf16", "fp16", "fp32"):  # the most used first, should time run out
-        for name, work in _works():
-            if lab.no_triton and not lab.dry and work is not _attention:
-                lab.not_run(name, f"Triton does not run here: {lab.no_triton}", (precision,))
-                continue
-            trial = Trial(lab, name, precision)
-            try:
-                work(lab, trial)
-            except Exception as error:  # one kernel that does not run keeps no other from being tried
-                trial.faults.append(f"{type(error).__name__}: {error}"[:300])
-            trial.end()
-        for backend in BACKENDS:
-            _attention_backend(lab, backend, precision)
+    for name, work in _works():
+        if lab.no_triton and not lab.dry and work is not _attention:
+            lab.not_run(name, f"Triton does not run here: {lab.no_triton}", precision)
+            continue
+        trial = Trial(lab, name, precision)
+        try:
+            work(lab, trial)
+        except Exception as error:  # one kernel that does not run keeps no other from being tried
+            trial.faults.append(f"{type(error).__name__}: {error}"[:300])
+        trial.end()
+    for backend in BACKENDS:
+        _attention_backend(lab, backend, precision)
 
 
 def _works():
@@ -186,8 +199,8 @@ def _ranks(lab, trial):
         trial.require(f"nats, vocabulary {vocabulary:,}", bool(((nats.double() - exact).abs() < 1e-4)[kept].all()))
 
 
-def _head(lab, trial, scale, size=None):
-    rows, width, vocabulary = size or ((64, 32, 96) if lab.dry else (4096, 768, 16384))
+def _head(lab, trial, scale, size=(4096, 768, 16384)):
+    rows, width, vocabulary = (70, 32, 97) if lab.dry else size
     targets = torch.randint(vocabulary, (rows,), device=lab.device)
     trial.compare(f"{rows:,} x {width} x {vocabulary:,}",
                   lambda h, w: linear_cross_entropy(h, w, targets, lab.kernels) * scale,
@@ -196,9 +209,9 @@ def _head(lab, trial, scale, size=None):
 
 
 def _chunked_head(lab, trial):
-    """More logits than one chunk holds, and a vocabulary that nothing divides."""
-    roomy = not lab.dry and torch.cuda.get_device_properties(0).total_memory > 40e9
-    _head(lab, trial, 1.0, (70, 32, 97) if lab.dry else (8200, 256, 50257) if roomy else (4100, 256, 16411))
+    """Smaller chunks than a run's, the last not full, of a vocabulary that nothing divides."""
+    with mock.patch.dict(plan.CHUNK_ELEMENTS, default=1 << 24, cpu=1 << 11):
+        _head(lab, trial, 1.0, (4100, 256, 16411))
 
 
 def _exact_attention(q, k, v):
@@ -233,7 +246,7 @@ def _attention_backend(lab, backend, precision):
         if not refused(error):
             trial.faults.append(f"{type(error).__name__}: {error}"[:300])
         elif not trial.worst:
-            return lab.not_run(trial.name, "torch has none here in this precision", (precision,))
+            return lab.not_run(trial.name, "torch has none here in this precision", precision)
         else:
             trial.faults.append("it takes some lengths and refuses others")
     trial.end()
@@ -258,7 +271,7 @@ def models(lab):
     for preset in ("small", "medium"):
         for precision in HALF:
             if lab.no_triton and not lab.dry:
-                lab.not_run(f"{preset} at its real shape", f"Triton does not run here: {lab.no_triton}", (precision,))
+                lab.not_run(f"{preset} at its real shape", f"Triton does not run here: {lab.no_triton}", precision)
             else:
                 _as_plain_torch(lab, preset, precision)
 

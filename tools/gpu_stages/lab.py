@@ -64,9 +64,8 @@ class Lab:
         self._findings.add(stage=self.stage, check=name, precision=precision, saw=saw,
                            verdict="WRONG" if faults else "right", faults=list(map(str, faults)))  # fmt: skip
 
-    def not_run(self, name: str, why: str, precisions=("",)):
-        for precision in precisions:
-            self._findings.add(stage=self.stage, check=name, precision=precision, saw=why, verdict="not run", faults=[])
+    def not_run(self, name: str, why: str, precision: str = ""):
+        self._findings.add(stage=self.stage, check=name, precision=precision, saw=why, verdict="not run", faults=[])
 
     def row(self, table: str, **columns):
         """A row of one of the report's tables, see tools/gpu_report.py."""
