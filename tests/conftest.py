@@ -37,14 +37,15 @@ def run_command():
     """run_command([...], cwd=…) -> CompletedProcess of a command with this interpreter's folder first on PATH."""
 
     def run(command, cwd, timeout=240, **env):
-        return subprocess.run([str(part) for part in command], cwd=cwd, timeout=timeout, text=True, capture_output=True,
+        command = [str(part) for part in command]
+        return subprocess.run(command, cwd=cwd, timeout=timeout, text=True, capture_output=True,
                               env=environment(**env))  # fmt: skip
 
     return run
 
 
 def environment(**env):
-    """This process's, for commands that start in any folder: this interpreter's first on PATH, and no relative ones."""
+    """This process's, for commands in any folder: this interpreter's first on PATH, none relative."""
 
     def absolute(variable):
         folders = os.environ.get(variable, "").split(os.pathsep)

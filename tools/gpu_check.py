@@ -1,15 +1,16 @@
-"""What a GPU makes of this trainer, in ten minutes: what is right, what is wrong, how fast, and where the time goes.
+"""What a GPU makes of this trainer, in ten minutes: what is right and wrong, how fast, and why.
 
-    python tools/gpu_check.py                           a report in runs/gpu_check/report.md
-    python tools/gpu_check.py --only engine-bf16        some stages once more, into the same report
-    python tools/gpu_check.py --dry --out runs/dry      tiny shapes on the CPU: whether the check itself works
+    python tools/gpu_check.py                         a report in runs/gpu_check/report.md
+    python tools/gpu_check.py --only engine-bf16      some stages again, into the same report
+    python tools/gpu_check.py --dry --out runs/dry    tiny shapes on the CPU, to try the check
 
-Every stage is a process of its own, so one that crashes or hangs costs only itself. What it finds is a line of
-results.jsonl at once, what it prints is in logs/, and report.md is written anew after every stage. Those that take no times
-run together first; a stage for which too little of --budget is left is skipped, and the report says so. Run it on a GPU that
-does nothing else.
+Every stage is a process of its own, so one that crashes or hangs costs only itself. What it finds
+is a line of results.jsonl at once, what it prints is in logs/, and report.md is written anew after
+every stage. Those that take no times run together first; a stage for which too little of --budget
+is left is skipped, and the report says so. Run it on a GPU that does nothing else.
 
-Exit code 0: all that ran is right; 1: something is wrong, or a stage failed; 2: a mistake in the options, or no GPU.
+Exit code 0: all that ran is right; 1: something is wrong, or a stage failed; 2: a mistake in the
+options, or no GPU.
 """
 
 import os
@@ -34,26 +35,53 @@ LAST_WORDS = 300  # characters of a failed stage's last line that the report quo
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"), metavar="FOLDER", help="default runs/gpu_check")
-    parser.add_argument("--budget", type=float, default=540.0, metavar="SECONDS", help="for all stages together (default 540)")
-    parser.add_argument("--only", nargs="+", metavar="STAGE", help=f"some of: {', '.join(stage.name for stage in STAGES)}")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/gpu_check"),
+        metavar="FOLDER",
+        help="default runs/gpu_check",
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=540.0,
+        metavar="SECONDS",
+        help="for all stages together (default 540)",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="STAGE",
+        help=f"some of: {', '.join(stage.name for stage in STAGES)}",
+    )
     parser.add_argument("--dry", action="store_true", help="try the check itself on the CPU")
     args = parser.parse_args()
     names = [stage.name for stage in STAGES]
     unknown = [name for name in args.only or () if name not in names]
     if unknown:
-        raise UserError(f"--only {unknown[0]}: there is no such stage; choose from {', '.join(names)}")
+        raise UserError(
+            f"--only {unknown[0]}: there is no such stage; choose from {', '.join(names)}"
+        )
     if not args.budget > 0:
         raise UserError(f"--budget {args.budget:g}: give a positive number of seconds")
     device = _device(args.dry)
     _prepare(args.out, device, args.dry, args.only)
-    session = Session(args.out, args.budget, args.dry, [stage for stage in STAGES if not args.only or stage.name in args.only])
+    session = Session(
+        args.out,
+        args.budget,
+        args.dry,
+        [stage for stage in STAGES if not args.only or stage.name in args.only],
+    )
     try:
         session.run()
     finally:
         session.end()
     findings = session.findings.read()
-    print(gpu_report.text(findings).partition("## Training steps")[0] + f"all of it: {args.out / 'report.md'}")
+    print(
+        gpu_report.text(findings).partition("## Training steps")[0]
+        + f"all of it: {args.out / 'report.md'}"
+    )
     return 0 if gpu_report.is_right(findings) else 1
 
 
@@ -63,7 +91,10 @@ def _device(dry):
     import torch
 
     if not torch.cuda.is_available():
-        raise UserError("there is no CUDA device here: run this on a machine with one, or try the check itself with --dry")
+        raise UserError(
+            "there is no CUDA device here: run this on a machine with one, or try the check "
+            "itself with --dry"
+        )
     return torch.cuda.get_device_name()
 
 
@@ -72,9 +103,14 @@ def _prepare(out, device, dry, only):
     findings = Findings(out)
     session = next((finding for finding in findings.read() if finding["stage"] == "session"), None)
     if session and session["device"] != device:
-        raise UserError(f"{findings.path} is of {session['device']}, and this is {device}: give another --out")
+        raise UserError(
+            f"{findings.path} is of {session['device']}, and this is {device}: give another --out"
+        )
     if session and not only:
-        raise UserError(f"{findings.path} holds an earlier check: give another --out, or --only STAGE to repeat some of it")
+        raise UserError(
+            f"{findings.path} holds an earlier check: give another --out, or --only STAGE to "
+            "repeat some of it"
+        )
     (out / "logs").mkdir(parents=True, exist_ok=True)
     if not session:
         findings.add(stage="session", device=device, dry=dry, results=RESULTS)
@@ -92,7 +128,10 @@ class Session:
 
     def run(self):
         if self.dry:
-            return self._together(sorted(self.stages, key=lambda stage: -stage.limit), DRY_LANES)
+            self._together(sorted(self.stages, key=lambda stage: -stage.limit), DRY_LANES)
+            while self._running:
+                self._watch()
+            return
         beside = [stage for stage in self.stages if not stage.timed or stage.warms_up]
         self._together(beside, len(beside))
         for stage in self.stages:
@@ -113,7 +152,11 @@ class Session:
 
     def _start(self, stage) -> bool:
         if self.left() < stage.limit / 3:
-            self.findings.add(stage=stage.name, event="skipped", why=f"{max(0, self.left()):.0f} s of the budget were left")
+            self.findings.add(
+                stage=stage.name,
+                event="skipped",
+                why=f"{max(0, self.left()):.0f} s of the budget were left",
+            )
             gpu_report.write(self.out, self.findings.read())
             return False
         self.findings.add(stage=stage.name, event="started")
@@ -137,7 +180,9 @@ class Session:
             else:
                 continue
             del self._running[name]
-            self.findings.add(stage=name, event="ended", seconds=child.seconds(), failure=failure, cut=cut)
+            self.findings.add(
+                stage=name, event="ended", seconds=child.seconds(), failure=failure, cut=cut
+            )
             print(f"{name}: {failure or cut or 'ended'} ({child.seconds():.0f} s)", flush=True)
             gpu_report.write(self.out, self.findings.read())
 
@@ -149,18 +194,34 @@ class Session:
 
 
 class Child:
-    """A stage's process, which leads a session and process group of its own. It ends by itself when this process does."""
+    """A stage's process, which leads a process group of its own. It ends when this process does."""
 
     def __init__(self, stage, out: Path, dry: bool):
         self.stage, self.dry, self._began, self._warm = stage, dry, time.monotonic(), False
         self.log = out / "logs" / f"{stage.name}.txt"
-        # what a launcher or an earlier check left in the environment is not meant for a stage, which is no rank of it
-        environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+        # a stage is no rank of whatever launcher this was started under
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        }
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} if dry else {}
-        command = [sys.executable, ROOT / "tools/gpu_stages/__main__.py", stage.name, out.resolve(), *(["dry"] if dry else [])]
+        command = [
+            sys.executable,
+            ROOT / "tools/gpu_stages/__main__.py",
+            stage.name,
+            out.resolve(),
+            *(["dry"] if dry else []),
+        ]
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment,
-                                            start_new_session=True)  # fmt: skip
+            self.process = subprocess.Popen(
+                list(map(str, command)),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
 
     def seconds(self) -> float:
         return time.monotonic() - self._began
@@ -174,8 +235,13 @@ class Child:
             pass  # it has ended, which _watch will see
 
     def is_warm(self, findings) -> bool:
-        self._warm = self._warm or (self.stage.warms_up and any(
-            finding["stage"] == self.stage.name and finding.get("event") == "warm" for finding in findings.read()))  # fmt: skip
+        self._warm = self._warm or (
+            self.stage.warms_up
+            and any(
+                finding["stage"] == self.stage.name and finding.get("event") == "warm"
+                for finding in findings.read()
+            )
+        )
         return self._warm
 
     def overdue(self) -> bool:
@@ -185,11 +251,19 @@ class Child:
         """How the process failed, now that it has ended; None if it did not."""
         code = self.process.wait()
         self.process.stdin.close()
-        return self._told(f"it ended by signal {-code}" if code < 0 else f"it ended with exit code {code}") if code else None
+        return (
+            self._told(
+                f"it ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
+            )
+            if code
+            else None
+        )
 
     def kill(self, why: str = "") -> str:
         """End the process and all that it started; returns `why`, and its last words."""
-        os.killpg(self.process.pid, signal.SIGKILL)  # not waited for yet, so the number is still its own
+        os.killpg(
+            self.process.pid, signal.SIGKILL
+        )  # not waited for yet, so the number is still its own
         self.process.wait()
         self.process.stdin.close()
         return self._told(why)

@@ -1,4 +1,4 @@
-"""What the stages of tools/gpu_check.py find: a file of JSON lines, each on the disk before anything else happens."""
+"""What the stages of tools/gpu_check.py find: JSON lines, each on the disk at once."""
 
 import json
 import os
@@ -26,7 +26,9 @@ class Findings:
     def read(self) -> list:
         """All findings; of a stage that was started again, those of its last start."""
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+        for line in (
+            self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ()
+        ):
             try:
                 finding = json.loads(line)
             except ValueError:  # cut off by the end of a machine

@@ -1,4 +1,4 @@
-"""One stage of tools/gpu_check.py, in a process of its own: `python __main__.py STAGE OUT [dry]`, started by it."""
+"""One stage, as tools/gpu_check.py starts it: `python __main__.py STAGE OUT [dry]`."""
 
 import importlib
 import sys
@@ -14,7 +14,9 @@ def main(name, out, dry=""):
 
     stage = next(stage for stage in STAGES if stage.name == name)
     module, function = stage.function.split(".")
-    getattr(importlib.import_module(f"tools.gpu_stages.{module}"), function)(Lab(name, Path(out), bool(dry)))
+    getattr(importlib.import_module(f"tools.gpu_stages.{module}"), function)(
+        Lab(name, Path(out), bool(dry))
+    )
 
 
 if __name__ == "__main__":

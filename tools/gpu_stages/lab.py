@@ -1,4 +1,4 @@
-"""What the stages of tools/gpu_check.py share: a place for findings, the device, shapes, and ways to take times."""
+"""What the stages of tools/gpu_check.py share: findings, the device, shapes, ways to take times."""
 
 import contextlib
 import math
@@ -17,14 +17,20 @@ from gpt.kernels.layer_norm import layer_norm
 from gpt.plan import ModelConfig
 from tools.gpu_findings import Findings
 
-UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}  # half the distance from 1 to the next number
+UNIT = {
+    "fp32": 2.0**-24,
+    "bf16": 2.0**-8,
+    "fp16": 2.0**-11,
+}  # half the distance from 1 to the next number
 FLUSH_BYTES = 1 << 28  # more than any L2 cache holds
-HEAD_START = 600_000  # clock cycles that the device waits, a third of a millisecond, while the host runs ahead
-TINY = ModelConfig(n_layers=2, h_dim=32, mlp_dim=64, n_heads=2, head_dim=16, vocab_size=96, seq_len=16)
+HEAD_START = 600_000  # clock cycles, a third of a millisecond, by which the host runs ahead
+TINY = ModelConfig(
+    n_layers=2, h_dim=32, mlp_dim=64, n_heads=2, head_dim=16, vocab_size=96, seq_len=16
+)
 
 
 def _why_triton_does_not_run(device):
-    """What its first launch raises, as on a machine without a C compiler; None where it runs, right or wrong."""
+    """What its first launch raises, for want of a C compiler, say; None where it runs at all."""
     row = torch.zeros(16, device=device)
     try:
         layer_norm(row[None], row, row, 1e-5, "triton")
@@ -33,7 +39,7 @@ def _why_triton_does_not_run(device):
 
 
 class Lab:
-    """One stage's process. dry: tiny shapes on the CPU, which show that a stage works and nothing of speed."""
+    """One stage's process. dry: tiny shapes on the CPU, which show that a stage works, no more."""
 
     def __init__(self, stage: str, out, dry: bool):
         self.stage, self.out, self.dry = stage, out, dry
@@ -44,7 +50,7 @@ class Lab:
         threading.Thread(target=self._hear, daemon=True).start()
 
     def _hear(self):
-        """The parent's line says that the device is free; the end of its input, that the parent is gone."""
+        """The parent's line says that the device is free; the end of lines, that it is gone."""
         while os.read(0, 1):  # not by sys.stdin, whose lock would be held while Python ends
             self._go.set()
         os.killpg(0, signal.SIGKILL)  # this process leads a group of its own
@@ -60,12 +66,20 @@ class Lab:
     # ---- Findings
 
     def check(self, name: str, precision: str = "", faults=(), saw: str = ""):
-        """One thing is right, or wrong for these reasons. saw: what was measured, in a few words."""
-        self._findings.add(stage=self.stage, check=name, precision=precision, saw=saw,
-                           verdict="WRONG" if faults else "right", faults=list(map(str, faults)))  # fmt: skip
+        """One thing is right, or wrong for these reasons. saw: what was measured, in brief."""
+        self._findings.add(
+            stage=self.stage,
+            check=name,
+            precision=precision,
+            saw=saw,
+            verdict="WRONG" if faults else "right",
+            faults=list(map(str, faults)),
+        )
 
     def not_run(self, name: str, why: str, precision: str = ""):
-        self._findings.add(stage=self.stage, check=name, precision=precision, saw=why, verdict="not run", faults=[])
+        self._findings.add(
+            stage=self.stage, check=name, precision=precision, saw=why, verdict="not run", faults=[]
+        )
 
     def row(self, table: str, **columns):
         """A row of one of the report's tables, see tools/gpu_report.py."""
@@ -82,7 +96,11 @@ class Lab:
     # ---- Shapes
 
     def shape(self, preset: str) -> ModelConfig:
-        return TINY if self.dry else ModelConfig(**load_presets()[preset], vocab_size=16384, seq_len=512)
+        return (
+            TINY
+            if self.dry
+            else ModelConfig(**load_presets()[preset], vocab_size=16384, seq_len=512)
+        )
 
     def rows(self, preset: str) -> int:
         """Sequences of a micro-batch that leave room for every model that is compared."""
@@ -92,7 +110,9 @@ class Lab:
         return 32 if wide else {"small": 16}.get(preset, 8)
 
     def tokens(self, *size, vocab_size: int):
-        return torch.randint(vocab_size, size, generator=torch.Generator().manual_seed(0)).to(self.device)
+        return torch.randint(vocab_size, size, generator=torch.Generator().manual_seed(0)).to(
+            self.device
+        )
 
     def mfu(self, tokens_per_second: float, shape: ModelConfig, precision: str = "bf16"):
         """Share of the device's peak by its data sheet; None where that is not known."""
@@ -117,7 +137,7 @@ class Lab:
             torch.cuda.reset_peak_memory_stats()
 
     def milliseconds(self, work, repeats: int = 30) -> float:
-        """Median of single runs of `work()` on the device, none of whose inputs is in its L2 cache."""
+        """Median of single runs of `work()`, none of whose inputs is in the L2 cache."""
         for _ in range(1 if self.dry else 5):
             work()
         if self.dry:
@@ -126,7 +146,9 @@ class Lab:
         for _ in range(repeats):
             flush.zero_()
             torch.cuda._sleep(HEAD_START)
-            pairs.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            pairs.append(
+                (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            )
             pairs[-1][0].record()
             work()
             pairs[-1][1].record()

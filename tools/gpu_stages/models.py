@@ -1,4 +1,4 @@
-"""How fast are training steps without DeepSpeed, beside the same model in other hands? And by micro-batch, and by graph."""
+"""How fast are training steps without DeepSpeed, beside the same model written by others?"""
 
 import gc
 import math
@@ -19,12 +19,14 @@ SWEEP = {"small": (8, 16, 32, 64, 128), "medium": (8, 16, 32, 64, 128)}
 
 
 class UsualGPT(PlainGPT):
-    """PlainGPT as PyTorch's users write it for a GPU: torch's fused attention, and the loss in fp32."""
+    """PlainGPT as PyTorch's users write it for a GPU: fused attention, and the loss in fp32."""
 
     def _attention(self, x, name):
         batch, length, _ = x.shape
         heads = (batch, length, self.config.n_heads, self.config.head_dim)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in self._linear(x, f"{name}/qkv").chunk(3, -1))
+        q, k, v = (
+            part.view(heads).transpose(1, 2) for part in self._linear(x, f"{name}/qkv").chunk(3, -1)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self._linear(y.transpose(1, 2).reshape(batch, length, -1), f"{name}/c_proj")
 
@@ -33,13 +35,15 @@ class UsualGPT(PlainGPT):
 
 
 class Steps:
-    """A model with its optimizer in bf16; a call is one optimiser step of ACCUMULATION micro-batches."""
+    """A model with its optimizer in bf16; a call is one step of ACCUMULATION micro-batches."""
 
     def __init__(self, lab, model, shape, rows):
         self.model = model.to(lab.device, torch.bfloat16)
         self.batch = lab.tokens(ACCUMULATION, rows, shape.seq_len + 1, vocab_size=shape.vocab_size)
         self.tokens = ACCUMULATION * rows * shape.seq_len
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
         self.loss = None
 
     def __call__(self):
@@ -56,9 +60,15 @@ def _makers(lab, shape):
     if lab.dry:
         gpt_model.COMPILE_OPTIONS = {"default": backend}
     yield "ours, eager", lambda: GPT(shape, 0, kernels=lab.kernels)
-    yield "written plainly, whole model under torch.compile", lambda: torch.compile(UsualGPT(GPT(shape)), **backend)
+    yield (
+        "written plainly, whole model under torch.compile",
+        lambda: torch.compile(UsualGPT(GPT(shape)), **backend),
+    )
     yield "written plainly, eager", lambda: UsualGPT(GPT(shape))
-    yield "ours, blocks under torch.compile", lambda: GPT(shape, 0, kernels=lab.kernels, compile="default")
+    yield (
+        "ours, blocks under torch.compile",
+        lambda: GPT(shape, 0, kernels=lab.kernels, compile="default"),
+    )
     yield "ours, eager, plain torch kernels", lambda: GPT(shape, 0, kernels="torch")
     yield "transformers' GPT2, eager", lambda: _transformers(shape)
 
@@ -89,9 +99,20 @@ def whole_steps(lab):
     for name, (steps, ready) in made.items():
         seconds = statistics.median(times[name])
         rate = steps.tokens / seconds
-        lab.row("models", model=name, micro_batch=rows, ms=1e3 * seconds, tokens_per_second=rate, mfu=lab.mfu(rate, shape),
-                **_cost(lab, steps, seconds), ready_seconds=ready, rounds_ms=[round(1e3 * t, 3) for t in times[name]])  # fmt: skip
-    losses = {name: steps.loss.item() for name, (steps, _) in made.items() if "transformers" not in name}
+        lab.row(
+            "models",
+            model=name,
+            micro_batch=rows,
+            ms=1e3 * seconds,
+            tokens_per_second=rate,
+            mfu=lab.mfu(rate, shape),
+            **_cost(lab, steps, seconds),
+            ready_seconds=ready,
+            rounds_ms=[round(1e3 * t, 3) for t in times[name]],
+        )
+    losses = {
+        name: steps.loss.item() for name, (steps, _) in made.items() if "transformers" not in name
+    }
     apart = max(losses.values()) - min(losses.values()) if losses else math.nan
     faults = [] if apart < 0.2 else [f"{name}: loss {loss:.4f}" for name, loss in losses.items()]
     lab.check("models in turn", "", faults, f"losses after the same steps {apart:.4f} nats apart")
@@ -107,7 +128,7 @@ def _in_turn(lab, models):
 
 
 def _cost(lab, steps, seconds):
-    """Peak memory of a step beside what lasts, launches, and the share of a step in which the device idles."""
+    """Of a step: peak memory beside what lasts, launches, the share in which the device idles."""
     found = {"peak_bytes": None, "launches": None, "idle": None}
     if not lab.dry:
         lab.forget_peak()
@@ -116,11 +137,14 @@ def _cost(lab, steps, seconds):
         lab.wait()
         found["peak_bytes"] = torch.cuda.max_memory_allocated() - held
     seen = profiled(lab, steps)
-    return found | {"launches": seen.launches, "idle": None if lab.dry else max(0.0, 1 - seen.busy_ms / 1e3 / seconds)}
+    return found | {
+        "launches": seen.launches,
+        "idle": None if lab.dry else max(0.0, 1 - seen.busy_ms / 1e3 / seconds),
+    }
 
 
 def graph(lab):
-    """A micro-step replayed as one CUDA graph instead of launched kernel by kernel: what the gaps between them cost."""
+    """A micro-step as one CUDA graph, not kernel by kernel: what the gaps between them cost."""
     shape, rows = lab.shape("small"), lab.rows("small")
     model = GPT(shape, 0, kernels=lab.kernels).to(lab.device, torch.bfloat16)
     tokens = lab.tokens(rows, shape.seq_len + 1, vocab_size=shape.vocab_size)
@@ -136,7 +160,14 @@ def graph(lab):
         if not lab.dry:
             replay = _captured(micro_step)
         eager, replayed = lab.milliseconds(micro_step, 20), lab.milliseconds(replay, 20)
-        lab.row("graph", model="ours, eager", micro_batch=rows, eager_ms=eager, graph_ms=replayed, gain=1 - replayed / eager)
+        lab.row(
+            "graph",
+            model="ours, eager",
+            micro_batch=rows,
+            eager_ms=eager,
+            graph_ms=replayed,
+            gain=1 - replayed / eager,
+        )
 
 
 def _captured(work):
@@ -166,6 +197,13 @@ def sweep(lab):
                 steps(), steps()
                 rate = steps.tokens / lab.wall_seconds(steps, 1 if lab.dry else 5)
                 peak = None if lab.dry else torch.cuda.max_memory_allocated()
-                lab.row("sweep", preset=preset, micro_batch=rows, tokens_per_second=rate, mfu=lab.mfu(rate, shape), peak_bytes=peak,
-                        seconds=time.monotonic() - began)  # fmt: skip
+                lab.row(
+                    "sweep",
+                    preset=preset,
+                    micro_batch=rows,
+                    tokens_per_second=rate,
+                    mfu=lab.mfu(rate, shape),
+                    peak_bytes=peak,
+                    seconds=time.monotonic() - began,
+                )
             steps = None

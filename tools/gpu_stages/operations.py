@@ -1,4 +1,4 @@
-"""Single operations of the hot loop at the shapes of `small` and `medium`: how much of what the device attains they reach."""
+"""Single operations of the hot loop at the shapes of `small` and `medium`: how fast is each?"""
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,14 @@ def single(lab):
     for preset in ("small", "medium"):
         shape, rows = lab.shape(preset), 2 if lab.dry else 32
         bench = Bench(lab, preset, shape, rows)
-        for work in (bench.products, bench.norm_and_gelu, bench.head, bench.embedding, bench.attention, bench.copies):
+        for work in (
+            bench.products,
+            bench.norm_and_gelu,
+            bench.head,
+            bench.embedding,
+            bench.attention,
+            bench.copies,
+        ):
             with lab.attempt("operations", preset=preset, what=work.__name__):
                 work()
     with lab.attempt("operations", preset="small", what="norm of the gradient"):
@@ -37,8 +44,14 @@ class Bench:
 
     def take(self, what, work, flops=None, moved=None, repeats=20):
         ms = self.lab.milliseconds(work, repeats)
-        self.lab.row("operations", preset=self.preset, what=what, ms=ms,
-                     flops_per_second=flops and 1e3 * flops / ms, bytes_per_second=moved and 1e3 * moved / ms)  # fmt: skip
+        self.lab.row(
+            "operations",
+            preset=self.preset,
+            what=what,
+            ms=ms,
+            flops_per_second=flops and 1e3 * flops / ms,
+            bytes_per_second=moved and 1e3 * moved / ms,
+        )
 
     def backward(self, results, inputs):
         results = results if isinstance(results, tuple) else (results,)
@@ -48,23 +61,48 @@ class Bench:
     def products(self):
         s, n = self.shape, self.n
         wide = s.n_heads * s.head_dim
-        for name, out, inner in (("qkv", 3 * wide, s.h_dim), ("c_proj", s.h_dim, wide), ("mlp.c_fc", s.mlp_dim, s.h_dim),
-                                 ("mlp.c_proj", s.h_dim, s.mlp_dim), ("head", s.vocab_size, s.h_dim)):  # fmt: skip
-            x, weight, grad, bias = self.random(n, inner), self.random(out, inner), self.random(n, out), self.random(out)
-            for way, work in (("forward", lambda: F.linear(x, weight, bias)), ("input's gradient", lambda: grad @ weight),
-                              ("weight's gradient", lambda: grad.t() @ x)):  # fmt: skip
+        for name, out, inner in (
+            ("qkv", 3 * wide, s.h_dim),
+            ("c_proj", s.h_dim, wide),
+            ("mlp.c_fc", s.mlp_dim, s.h_dim),
+            ("mlp.c_proj", s.h_dim, s.mlp_dim),
+            ("head", s.vocab_size, s.h_dim),
+        ):
+            x, weight, grad, bias = (
+                self.random(n, inner),
+                self.random(out, inner),
+                self.random(n, out),
+                self.random(out),
+            )
+            for way, work in (
+                ("forward", lambda: F.linear(x, weight, bias)),
+                ("input's gradient", lambda: grad @ weight),
+                ("weight's gradient", lambda: grad.t() @ x),
+            ):
                 self.take(f"product {name}, {way}", work, flops=2 * n * out * inner, repeats=15)
             if name == "qkv":
                 self.take("bias gradient of qkv", lambda: grad.sum(0), moved=grad.nbytes)
 
     def norm_and_gelu(self):
         n, c, m, kernels = self.n, self.shape.h_dim, self.shape.mlp_dim, self.lab.kernels
-        x, stream, weight, bias = (self.random(*size, grad=True) for size in ((n, c), (n, c), (c,), (c,)))
-        self.take("add + LayerNorm, forward", lambda: add_layer_norm(x, stream, weight, bias, 1e-5, kernels), moved=4 * self.unit)
-        back = self.backward(add_layer_norm(x, stream, weight, bias, 1e-5, kernels), (x, stream, weight, bias))
+        x, stream, weight, bias = (
+            self.random(*size, grad=True) for size in ((n, c), (n, c), (c,), (c,))
+        )
+        self.take(
+            "add + LayerNorm, forward",
+            lambda: add_layer_norm(x, stream, weight, bias, 1e-5, kernels),
+            moved=4 * self.unit,
+        )
+        back = self.backward(
+            add_layer_norm(x, stream, weight, bias, 1e-5, kernels), (x, stream, weight, bias)
+        )
         self.take("add + LayerNorm, backward", back, moved=4 * self.unit)
         hidden, wide_bias = self.random(n, m, grad=True), self.random(m, grad=True)
-        self.take("GELU with bias, forward", lambda: bias_gelu(hidden, wide_bias, kernels), moved=2 * hidden.nbytes)
+        self.take(
+            "GELU with bias, forward",
+            lambda: bias_gelu(hidden, wide_bias, kernels),
+            moved=2 * hidden.nbytes,
+        )
         back = self.backward(bias_gelu(hidden, wide_bias, kernels), (hidden, wide_bias))
         self.take("GELU with bias, backward", back, moved=3 * hidden.nbytes)
 
@@ -72,23 +110,42 @@ class Bench:
         n, c, v = self.n, self.shape.h_dim, self.shape.vocab_size
         hidden, weight = self.random(n, c, grad=True), (self.random(v, c) * 0.02).requires_grad_()
         targets = torch.randint(v, (n,), device=self.lab.device)
-        self.take("head and cross-entropy, both ways", lambda: torch.autograd.grad(
-            linear_cross_entropy(hidden, weight, targets, self.lab.kernels), (hidden, weight)), flops=6 * n * c * v, repeats=10)  # fmt: skip
+        self.take(
+            "head and cross-entropy, both ways",
+            lambda: torch.autograd.grad(
+                linear_cross_entropy(hidden, weight, targets, self.lab.kernels), (hidden, weight)
+            ),
+            flops=6 * n * c * v,
+            repeats=10,
+        )
 
     def embedding(self):
         table = self.random(self.shape.vocab_size, self.shape.h_dim, grad=True)
-        ids = torch.randint(self.shape.vocab_size, (self.rows, self.shape.seq_len), device=self.lab.device)
+        ids = torch.randint(
+            self.shape.vocab_size, (self.rows, self.shape.seq_len), device=self.lab.device
+        )
         self.take("embedding, forward", lambda: F.embedding(ids, table), moved=2 * self.unit)
-        self.take("embedding, backward", self.backward(F.embedding(ids, table), (table,)), moved=self.unit)
+        self.take(
+            "embedding, backward", self.backward(F.embedding(ids, table), (table,)), moved=self.unit
+        )
 
     def attention(self):
         s = self.shape
         packed = self.random(self.rows, s.seq_len, 3, s.n_heads, s.head_dim)
-        q, k, v = (part.detach().requires_grad_() for part in packed.permute(2, 0, 3, 1, 4).unbind(0))
+        q, k, v = (
+            part.detach().requires_grad_() for part in packed.permute(2, 0, 3, 1, 4).unbind(0)
+        )
         flops = 4 * self.rows * s.n_heads * s.seq_len * (s.seq_len + 1) / 2 * s.head_dim
-        for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
+        for backend in (
+            SDPBackend.CUDNN_ATTENTION,
+            SDPBackend.FLASH_ATTENTION,
+            SDPBackend.EFFICIENT_ATTENTION,
+        ):
             name = f"attention by {backend.name.removesuffix('_ATTENTION').lower()}"
-            with self.lab.attempt("operations", preset=self.preset, what=name), sdpa_kernel(backend):
+            with (
+                self.lab.attempt("operations", preset=self.preset, what=name),
+                sdpa_kernel(backend),
+            ):
                 self._attention(name, (q, k, v), flops)
 
     def _attention(self, name, qkv, flops):
@@ -104,20 +161,33 @@ class Bench:
             return
         self.take(f"{name}, forward", forward, flops=flops)
         self.take(f"{name}, backward", self.backward(result, qkv), flops=2.5 * flops)
-        self.lab.row("host", what=f"{name}, {self.preset}", microseconds=self.lab.host_microseconds(forward, 50))
+        self.lab.row(
+            "host",
+            what=f"{name}, {self.preset}",
+            microseconds=self.lab.host_microseconds(forward, 50),
+        )
 
     def copies(self):
         s = self.shape
-        parts = [self.random(self.rows, s.seq_len, s.n_heads, s.head_dim).transpose(1, 2) for _ in range(3)]
+        parts = [
+            self.random(self.rows, s.seq_len, s.n_heads, s.head_dim).transpose(1, 2)
+            for _ in range(3)
+        ]
         moved = 6 * parts[0].nbytes
-        self.take("gradients of q, k, v into one, by cat",
-                  lambda: torch.cat([part.transpose(1, 2).reshape(self.n, -1) for part in parts], 1), moved=moved)  # fmt: skip
-        self.take("gradients of q, k, v into one, by stack",
-                  lambda: torch.stack(parts).permute(1, 3, 0, 2, 4).reshape(self.n, -1), moved=moved)  # fmt: skip
+        self.take(
+            "gradients of q, k, v into one, by cat",
+            lambda: torch.cat([part.transpose(1, 2).reshape(self.n, -1) for part in parts], 1),
+            moved=moved,
+        )
+        self.take(
+            "gradients of q, k, v into one, by stack",
+            lambda: torch.stack(parts).permute(1, 3, 0, 2, 4).reshape(self.n, -1),
+            moved=moved,
+        )
 
 
 def _norm_of_gradient(lab):
-    """The gradient's norm and whether it is finite, in one pass over all tensors and in many over each."""
+    """The gradient's norm, in one pass over all tensors; whether it is finite, tensor by tensor."""
     with torch.device("meta"):
         sizes = [parameter.numel() for parameter in GPT(lab.shape("small"), None).parameters()]
     gradients = [torch.randn(size, device=lab.device).to(DTYPE) for size in sizes]
@@ -125,12 +195,27 @@ def _norm_of_gradient(lab):
     def by_tensor():
         bad = torch.zeros(1, device=lab.device)
         for gradient in gradients:
-            bad += torch.isfinite(gradient.amax()).logical_and(torch.isfinite(gradient.amin())).logical_not()
+            bad += (
+                torch.isfinite(gradient.amax())
+                .logical_and(torch.isfinite(gradient.amin()))
+                .logical_not()
+            )
         return bad.item()
 
     moved = 2 * sum(sizes)
-    for what, work in (("gradient finite, tensor by tensor", by_tensor),
-                       ("norm of the gradient, all tensors at once",
-                        lambda: torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float32)).norm())):  # fmt: skip
+    for what, work in (
+        ("gradient finite, tensor by tensor", by_tensor),
+        (
+            "norm of the gradient, all tensors at once",
+            lambda: torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float32)).norm(),
+        ),
+    ):
         ms = lab.milliseconds(work, 10)
-        lab.row("operations", preset="small", what=what, ms=ms, flops_per_second=None, bytes_per_second=1e3 * moved / ms)
+        lab.row(
+            "operations",
+            preset="small",
+            what=what,
+            ms=ms,
+            flops_per_second=None,
+            bytes_per_second=1e3 * moved / ms,
+        )

@@ -1,4 +1,4 @@
-"""One step under torch.profiler: what ran on the device, how long, and how often the host waited for it."""
+"""One step under torch.profiler: what ran on the device, how long, how often the host waited."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 STEP = "the step"  # a range in the trace
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy", "hipStreamSynchronize")
+WAITS = (
+    "cudaStreamSynchronize",
+    "cudaDeviceSynchronize",
+    "cudaEventSynchronize",
+    "cudaMemcpy",
+    "hipStreamSynchronize",
+)
 
 
 class Profile(NamedTuple):
@@ -18,9 +24,11 @@ class Profile(NamedTuple):
 
 
 def profiled(lab, step) -> Profile:
-    """The step must have run before. Host times are longer than without the profiler, the device's are not."""
+    """The step must have run before. The profiler makes host times longer, the device's not."""
     lab.wait()
-    with profile(activities=[ProfilerActivity.CPU, *([] if lab.dry else [ProfilerActivity.CUDA])]) as trace:
+    with profile(
+        activities=[ProfilerActivity.CPU, *([] if lab.dry else [ProfilerActivity.CUDA])]
+    ) as trace:
         with record_function(STEP):
             step()
         lab.wait()
@@ -29,10 +37,21 @@ def profiled(lab, step) -> Profile:
     kinds = {}
     for event in ran:
         count, ms = kinds.get(event.name, (0, 0.0))
-        kinds[event.name] = count + 1, ms + (event.self_cpu_time_total if lab.dry else event.time_range.elapsed_us()) / 1e3
-    heaviest = sorted(((name, count, ms) for name, (count, ms) in kinds.items()), key=lambda kind: -kind[2])
-    host = next(event.time_range for event in events if event.name == STEP and not _on_device(event, lab.dry))
-    waits = sum(event.name in WAITS and host.start <= event.time_range.start < host.end for event in events)
+        kinds[event.name] = (
+            count + 1,
+            ms + (event.self_cpu_time_total if lab.dry else event.time_range.elapsed_us()) / 1e3,
+        )
+    heaviest = sorted(
+        ((name, count, ms) for name, (count, ms) in kinds.items()), key=lambda kind: -kind[2]
+    )
+    host = next(
+        event.time_range
+        for event in events
+        if event.name == STEP and not _on_device(event, lab.dry)
+    )
+    waits = sum(
+        event.name in WAITS and host.start <= event.time_range.start < host.end for event in events
+    )
     return Profile(len(ran), _covered(ran) / 1e3, waits, heaviest, trace)
 
 
@@ -41,8 +60,12 @@ def _on_device(event, dry):
     if dry:
         return event.name.startswith("aten::")
     on_cuda = event.device_type == torch.autograd.DeviceType.CUDA
-    return on_cuda and not getattr(event, "is_user_annotation", False) and event.name != STEP \
-        and not event.name.startswith("Optimizer.")  # fmt: skip
+    return (
+        on_cuda
+        and not getattr(event, "is_user_annotation", False)
+        and event.name != STEP
+        and not event.name.startswith("Optimizer.")
+    )
 
 
 def _covered(events):

@@ -21,7 +21,9 @@ from tools.gpu_stages import STAGES
 ROOT = Path(__file__).resolve().parents[2]
 COMPARED = 6  # steps whose losses are held against those of one rank
 APART = 1e-3  # nats that they may differ by, in fp32
-NAMED_WITHIN = 10.0  # seconds from a rank's death to the end of the other; more on CPUs that may be shared
+NAMED_WITHIN = (
+    10.0  # seconds from a rank's death to the end of the other; more on CPUs that may be shared
+)
 PATIENCE = 90.0  # seconds for a run to come to its steps
 REDUCED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,10 +40,23 @@ def two(lab):
 
 
 def _start(command, rank, size, port, out, cwd=None):
-    environment = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-                   "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=cwd, env=environment, stdout=out, stderr=subprocess.STDOUT,
-                            stdin=subprocess.DEVNULL)  # fmt: skip
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env=environment,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def _free_port():
@@ -56,12 +71,17 @@ def _free_port():
 def _all_reduce(lab):
     port, path = _free_port(), lab.out / "logs" / "all_reduce.json"
     path.unlink(missing_ok=True)
-    ranks = [_start([__file__, path, *(["dry"] if lab.dry else [])], rank, 2, port, None) for rank in range(2)]
+    ranks = [
+        _start([__file__, path, *(["dry"] if lab.dry else [])], rank, 2, port, None)
+        for rank in range(2)
+    ]
     codes = [_ended(rank, PATIENCE) for rank in ranks]
     found = json.loads(path.read_text()) if path.exists() else {"faults": [], "rates": []}
     faults = found["faults"] + ([f"its ranks ended with {codes}"] if codes != [0, 0] else [])
     rates = found["rates"]
-    lab.check("all-reduce", "", faults, f"{rates[-1]['bytes_per_second'] / 1e9:.1f} GB/s" if rates else "")
+    lab.check(
+        "all-reduce", "", faults, f"{rates[-1]['bytes_per_second'] / 1e9:.1f} GB/s" if rates else ""
+    )
     for rate in rates:
         lab.row("all_reduce", **rate)
 
@@ -84,7 +104,9 @@ def _reduce_as_a_rank(path, dry=""):
     faults, rates = [], []
     for name, dtype in REDUCED.items():
         for size in (1, 1001, 1 << 18):
-            numbers = torch.arange(size, device=device) % 31  # whose sums every precision holds exactly
+            numbers = (
+                torch.arange(size, device=device) % 31
+            )  # whose sums every precision holds exactly
             mine = (numbers * (rank + 1)).to(dtype)
             torch.distributed.all_reduce(mine)
             if not torch.equal(mine, (numbers * 3).to(dtype)):
@@ -101,7 +123,13 @@ def _reduce_as_a_rank(path, dry=""):
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
         # of two ranks each sends and receives every byte once
-        rates.append({"bytes": tensor.nbytes, "milliseconds": 1e3 * min(times), "bytes_per_second": tensor.nbytes / min(times)})
+        rates.append(
+            {
+                "bytes": tensor.nbytes,
+                "milliseconds": 1e3 * min(times),
+                "bytes_per_second": tensor.nbytes / min(times),
+            }
+        )
     if rank == 0:
         Path(path).write_text(json.dumps({"faults": faults, "rates": rates}))
     torch.distributed.barrier()
@@ -112,19 +140,30 @@ def _reduce_as_a_rank(path, dry=""):
 
 
 def _runs(lab, folder):
-    """One run of one rank, one of two, a rank of which is killed after the steps that are compared."""
+    """A run of one rank, and one of two, one of which is killed after the compared steps."""
     _prepare(folder)
-    configs = {name: _config(folder, name, steps) for name, steps in (("one", COMPARED), ("two", 1_000_000))}
+    configs = {
+        name: _config(folder, name, steps)
+        for name, steps in (("one", COMPARED), ("two", 1_000_000))
+    }
     ports, train = {name: _free_port() for name in configs}, ROOT / "gpt/train.py"
     started = []
     try:
         for name, size in (("one", 1), ("two", 2)):
             with open(lab.out / "logs" / f"ranks-{name}.txt", "wb") as out:
-                started += [_start([train, "--ds_config", configs[name]], rank, size, ports[name], out, folder)
-                            for rank in range(size)]  # fmt: skip
+                started += [
+                    _start(
+                        [train, "--ds_config", configs[name]], rank, size, ports[name], out, folder
+                    )
+                    for rank in range(size)
+                ]
         alone, *pair = started
         code, end = _ended(alone, PATIENCE), time.monotonic() + PATIENCE
-        while len(_losses(folder, "two")) < COMPARED and time.monotonic() < end and all(rank.poll() is None for rank in pair):
+        while (
+            len(_losses(folder, "two")) < COMPARED
+            and time.monotonic() < end
+            and all(rank.poll() is None for rank in pair)
+        ):
             time.sleep(0.1)
         _compare(lab, folder, code)
         _kill(lab, pair)
@@ -143,18 +182,38 @@ def _prepare(folder):
     from gpt.splits import Rule
 
     texts = sorted(topics.items())[:40]
-    inputs = [Input(name, text, "test" if index < 4 else "train", len(text)) for index, (name, text) in enumerate(texts)]
+    inputs = [
+        Input(name, text, "test" if index < 4 else "train", len(text))
+        for index, (name, text) in enumerate(texts)
+    ]
     prepare(inputs, folder / "data", Job(Rule()), 512, say=print)
 
 
 def _config(folder, name, steps):
     tree = {
-        "train_batch_size": 8, "gradient_accumulation_steps": 2, "fp16": {"enabled": False},
+        "train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "fp16": {"enabled": False},
         "zero_optimization": {"stage": 1},
-        "scheduler": {"type": "LanguiniCosineLR", "params": {"max_lr": 1e-3, "warmup_steps": 2, "decay_steps": 1000}},
-        "gpt": {"n_layers": 2, "h_dim": 64, "mlp_dim": 128, "n_heads": 2, "head_dim": 32, "vocab_size": 512, "seq_len": 32,
-                "data_root": "data", "max_train_steps": steps, "eval_every": 0, "log_ckpt_every": 0, "log_metrics_every": 1},
-    }  # fmt: skip
+        "scheduler": {
+            "type": "LanguiniCosineLR",
+            "params": {"max_lr": 1e-3, "warmup_steps": 2, "decay_steps": 1000},
+        },
+        "gpt": {
+            "n_layers": 2,
+            "h_dim": 64,
+            "mlp_dim": 128,
+            "n_heads": 2,
+            "head_dim": 32,
+            "vocab_size": 512,
+            "seq_len": 32,
+            "data_root": "data",
+            "max_train_steps": steps,
+            "eval_every": 0,
+            "log_ckpt_every": 0,
+            "log_metrics_every": 1,
+        },
+    }
     path = folder / f"{name}.json"
     path.write_text(json.dumps(tree), encoding="utf-8")
     return path
@@ -171,10 +230,17 @@ def _compare(lab, folder, code):
     one, both = _losses(folder, "one"), _losses(folder, "two")
     faults = [] if code == 0 else [f"the run of one rank ended with {code}, see logs/ranks-one.txt"]
     if min(len(one), len(both)) < COMPARED:
-        faults.append(f"one rank came to step {len(one)}, two to step {len(both)}: see logs/ranks-two.txt")
+        faults.append(
+            f"one rank came to step {len(one)}, two to step {len(both)}: see logs/ranks-two.txt"
+        )
     apart = max((abs(ours - theirs) for ours, theirs in zip(one, both)), default=0.0)
     faults += [] if apart < APART else [f"losses {apart:.4f} nats apart"]
-    lab.check("two ranks learn as one does", "", faults, f"{len(both)} losses at most {apart:.1e} nats apart")
+    lab.check(
+        "two ranks learn as one does",
+        "",
+        faults,
+        f"{len(both)} losses at most {apart:.1e} nats apart",
+    )
 
 
 def _kill(lab, pair):
