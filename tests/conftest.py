@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import pytest_configure  # noqa: F401: a hook
 
 from gpt.errors import UserError
 from gpt.prepare import prepare_sample
@@ -36,11 +37,22 @@ def run_command():
     """run_command([...], cwd=…) -> CompletedProcess of a command with this interpreter's folder first on PATH."""
 
     def run(command, cwd, timeout=240, **env):
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        return subprocess.run([str(part) for part in command], cwd=cwd, timeout=timeout, text=True, capture_output=True,
-                              env={**os.environ, "PATH": path, **env})  # fmt: skip
+        command = [str(part) for part in command]
+        return subprocess.run(command, cwd=cwd, timeout=timeout, text=True, capture_output=True,
+                              env=environment(**env))  # fmt: skip
 
     return run
+
+
+def environment(**env):
+    """This process's, for commands in any folder: this interpreter's first on PATH, none relative."""
+
+    def absolute(variable):
+        folders = os.environ.get(variable, "").split(os.pathsep)
+        return os.pathsep.join(os.path.abspath(folder) for folder in folders if folder)
+
+    path = os.pathsep.join([str(Path(sys.executable).parent), absolute("PATH")])
+    return {**os.environ, "PATH": path, "PYTHONPATH": absolute("PYTHONPATH"), **env}
 
 
 def tiny_run(**options):
