@@ -30,6 +30,10 @@ def make(stage, world, **options):
     return engine.Engine(model, config, world, model.initial_weights(0))
 
 
+def tokens_of(world):
+    return torch.randint(128, (MICRO_BATCHES, 1, 17), generator=torch.Generator().manual_seed(world.rank)).numpy()
+
+
 def error_of_the_sum(run, world):
     """Of a step's gradient, against the exact sum of its micro-batches' gradients: relative, in the 2-norm."""
     names = dict(run.module.named_parameters())
@@ -45,8 +49,7 @@ def error_of_the_sum(run, world):
         parameter.register_hook(adding(name))
     whole = engine.deepspeed.utils.safe_get_full_fp32_param
     before = {name: whole(p).double().flatten() for name, p in names.items()}
-    tokens = torch.randint(128, (MICRO_BATCHES, 1, 17), generator=torch.Generator().manual_seed(world.rank))
-    assert run.step(tokens.numpy()).applied
+    assert run.step(tokens_of(world)).applied
     found = torch.cat([(before[name] - whole(p).double().flatten()) / RATE for name, p in names.items()])
     wanted = world.sum(torch.cat([exact[name] for name in names])) / world.size
     return ((found - wanted).norm() / wanted.norm()).item()
@@ -68,6 +71,7 @@ def test_bf16_micro_batches_are_summed_in_fp32(stage, ranks, zero, tmp_path, cap
             plainly = make(stage, world, data_types={"grad_accum_dtype": "bf16"}, zero=zero)
             assert error_of_the_sum(plainly, world) > ONE_MICRO_BATCH
             run = make(stage, world, zero=zero)
+            assert not run.step(tokens_of(world), accept=lambda loss: False).applied  # nothing of it stays behind
             assert error_of_the_sum(run, world) < ONE_MICRO_BATCH
         assert run.save(tmp_path, "saved", {"step": 1}) is None
         world.barrier()
