@@ -27,6 +27,7 @@ CONFIG = "config.yaml"
 # Relative difference between two computations of the probe batch's loss from the same weights: summation order in fp32;
 # in 16 bits also the rounding of weights and activations, since consolidated weights are the fp32 ones.
 PROBE_TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
+PROBE_DOUBT = 5  # times the tolerance of 16 bits, up to which a consolidated file is doubtful, not wrong
 
 
 def tag_of(step: int) -> str:

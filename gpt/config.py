@@ -47,6 +47,11 @@ class Config:
         return 1 if self.engine["optimizer"]["params"].get("momentum") else 0
 
     @property
+    def fp32_sums(self) -> bool:
+        """Whether 16-bit gradients of a step's micro-batches are summed in fp32."""
+        return self.engine.get("data_types", {}).get("grad_accum_dtype") == "fp32" and self.precision != "fp32"
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.options.run_dir or f"runs/{self.name}")
 
@@ -264,6 +269,10 @@ def _contradictions(found: _Resolution):
     elif stage == 0 and (get("fp16.enabled") or get("bf16.enabled")):
         found.mistake("zero_optimization.stage", "is 0 with 16-bit training, where DeepSpeed does not scale the loss "
                       "rightly: use stage 1, 2 or 3")  # fmt: skip
+    sums = get("data_types.grad_accum_dtype")
+    precision = next((name for name in ("fp16", "bf16") if get(f"{name}.enabled")), "fp32")
+    if sums not in (None, "fp32", precision):
+        found.mistake("data_types.grad_accum_dtype", f"is {sums}, and the run is in {precision}: give fp32, or leave it out")
     for block, needed in (("offload_optimizer", 1), ("offload_param", 3)):
         device = get(f"zero_optimization.{block}.device")
         if device not in (None, "none") and stage is not None and stage < needed:
@@ -396,6 +405,9 @@ def _freeze(found: _Resolution, name, model, batch) -> Config:
     optimizer, params = tree["optimizer"], tree["optimizer"]["params"]
     if optimizer["type"] == "SGD":  # element by element, so it may work on stretches of parameters
         found.set("zero_allow_untested_optimizer", True, "derived: from optimizer.type")
+    accumulates = batch.accumulation > 1 and tree["bf16"]["enabled"]
+    if accumulates and found.get("data_types.grad_accum_dtype") is None:  # bf16 keeps 8 bits of a sum
+        found.set("data_types.grad_accum_dtype", "fp32", "derived: from bf16 and gradient_accumulation_steps")
     if "offload_optimizer" in tree["zero_optimization"] and params.get("torch_adam"):
         found.set("zero_force_ds_cpu_optimizer", False, "derived: from optimizer.params.torch_adam")
     if params.get("torch_adam") is False:

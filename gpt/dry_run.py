@@ -7,7 +7,7 @@ from gpt.config import Config
 from gpt.files import free_space
 from gpt.metrics import duration
 
-PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "update")
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "gathered", "buckets", "reduction", "update")
 
 
 def explain(config: Config) -> str:
@@ -70,8 +70,8 @@ def _memory(config):
     def estimate(at, checkpointing):
         return plan.memory(
             config.model, config.batch.micro_size, config.batch.world_size, at, config.precision, checkpointing,
-            plan.CHUNK_ELEMENTS["default"], config.moments, off and at > 0,
-            zero.get("stage3_max_live_parameters", 10**9), weights_off,
+            plan.CHUNK_ELEMENTS["default"], config.moments, accumulation=config.batch.accumulation, fp32_sums=config.fp32_sums,
+            norms=config.options.log_grads_every > 0, zero=zero,
         )  # fmt: skip
 
     rows = [[getattr(estimate(at, chosen), part) for at in range(4)] for part in PARTS]
@@ -84,6 +84,8 @@ def _memory(config):
         rows.append([estimate(at, chosen).host for at in range(4)])
     lines = ["memory per rank in GiB" + " " * 14 + "".join(f"{'ZeRO ' + str(at) + ('*' if at == stage else ' '):>10s}" for at in range(4))]
     lines += [f"  {name:34s}" + "".join(f"{value / 2**30:>9.2f} " for value in row) for name, row in zip(names, rows)]
+    lines.append("  at once: weights, optimizer, and either a micro-batch's gradients, activations, logits, gathered and "
+                 "buckets, or gradients\n  and reduction, or update")  # fmt: skip
     moved = " and ".join(["optimizer states"] * off + ["weights"] * weights_off)
     lines.append(f"  * this run, {'with' if chosen else 'without'} activation checkpointing"
                  + (f", {moved} in host memory" if moved else ""))  # fmt: skip
@@ -168,9 +170,10 @@ def _waiting(batch, seq_len, speed, launching):
     if enough > batch.global_size:
         return f"{told}, more than train_batch_size {batch.global_size}"
     if enough > batch.share:
-        ranks = batch.global_size // enough
-        return f"{told}; train_batch_size {batch.global_size} has them for {ranks} GPUs"
-    return f"{told}, --train_micro_batch_size_per_gpu {enough} or more"
+        ranks = max(n for n in plan.divisors(batch.global_size) if batch.global_size // n >= enough)
+        return f"{told}; train_batch_size {batch.global_size} has them for {ranks} GPU(s)"
+    fitting = min(size for size in plan.divisors(batch.share) if size >= enough)
+    return f"{told}, --train_micro_batch_size_per_gpu {fitting} or more"
 
 
 def _scaling(config, interconnect):

@@ -171,6 +171,15 @@ def _place(model, weights, dtype, settings, device):
         del values  # before the next is drawn
 
 
+def _sum_in_fp32(zero):
+    """Have ZeRO 1 sum the bf16 gradients of micro-batches in fp32, as it does those of fp16.
+
+    Told so by data_types.grad_accum_dtype, DeepSpeed would take its BF16_Optimizer, whose checkpoints cannot be consolidated.
+    """
+    zero.gradient_accumulation_dtype = torch.float32
+    zero.use_separate_grad_accum = zero.use_grad_accum_attribute = True
+
+
 def _require_nvme(config):
     """Raise UserError where parts shall be offloaded to NVMe, and what DeepSpeed needs for it cannot be compiled."""
     zero = config.engine["zero_optimization"]
@@ -217,8 +226,11 @@ class Engine:
             "timers": {"throughput": {"enabled": False}},
         }
         self._stage = config.engine["zero_optimization"]["stage"]
-        if world.device.type != "cpu" and _offloads_optimizer(config):  # whose Adam runs on the cores
+        if _offloads_optimizer(config):  # its Adam runs on the cores, whatever the model runs on
             _share_cores(world.hosts.count(world.hosts[world.rank]))
+        told_later = config.precision == "bf16" and config.fp32_sums and self._stage == 1
+        if told_later:
+            del settings["data_types"]
         _place(model, weights, DTYPES[config.precision], settings, world.device)
         if self._stage == 3:
             _gather_by_block(model)
@@ -228,6 +240,8 @@ class Engine:
             config=settings,
             lr_scheduler=None if schedule is None else lambda inner: _Schedule(inner, schedule),
         )
+        if told_later:
+            _sum_in_fp32(self._ds.optimizer)
         self._ds._copy_recovery_script = lambda folder: None  # a second zero_to_fp32.py, which loads pickles as code
         self._files = self._ds.checkpoint_engine = _CarefulFiles(self._ds._config)
         self.world, self.module = world, self._ds.module

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from gpt.plan import window, windows
+from gpt.world import to_device
 
 TOP = 10
 
@@ -85,7 +86,7 @@ class Evaluator:
             mine = self._mine[call * self._rows : (call + 1) * self._rows]
             chosen = [window(i, len(self._tokens), self.seq_len, self.last_n) for i in mine]
             tokens, scored = self._batch(chosen)
-            inputs, scored = (torch.from_numpy(array).to(device) for array in (tokens, scored))
+            inputs, scored = (to_device(array, device) for array in (tokens, scored))
             with torch.no_grad():
                 scores = score(inputs[:, :-1], inputs[:, 1:], tuple(scored))
             if chosen:  # one copy, for which the device is waited for; float64 holds ranks exactly

@@ -4,7 +4,6 @@ import os
 import re
 import threading
 import time
-from contextlib import suppress
 
 from gpt.errors import RunError, SilentError, UserError, in_words, tell
 from gpt.lifeline import Lifeline
@@ -17,10 +16,11 @@ BOARD_SECONDS = 10.0
 class Failures:
     """What becomes of this rank when it, or another one, fails.
 
-    A rank that fails notes it on the blackboard and tells why. A thread per rank looks there and ends its process, with
-    exit code 1, a few seconds later, so that nobody waits in a collective for one that will not come. A rank that dies
-    without a note is known by its lifeline, whatever the main threads are waiting in; the first to note that tells which
-    one it was. Where a connection breaks and no process is known to have died, `watchdog` finds out who is silent.
+    A rank that fails notes it on the blackboard and tells why. A thread per rank looks there and
+    ends its process, with exit code 1, a few seconds later, so that nobody waits in a collective
+    for one that will not come. A rank that dies without a note is known by its lifeline, whatever
+    the main threads are waiting in; the first to note that tells which one it was. Where a
+    connection breaks and no process is known to have died, `watchdog` finds out who is silent.
     """
 
     def __init__(self, world, watchdog):
@@ -55,13 +55,15 @@ class Failures:
         """The process of a rank has ended, and it has not said why."""
         if self._closed.is_set() or self._watchdog.giving_up:
             return
-        name, own_name, place = self._world.name(rank), self._world.name(self._world.rank), self._watchdog.place
-        with suppress(OSError):  # a launcher that died may have taken the other end of stderr along
+        name, own = self._world.name(rank), self._world.name(self._world.rank)
+        try:
             self._tell_if_first(RunError(
-                f"{name} is gone without a word, while {own_name} was {place}: it was killed or has crashed, or its host ran "
-                "out of memory. The same command goes on from the latest checkpoint, on other hosts too"))  # fmt: skip
-        self._leave_last() if self._world.rank == 0 else time.sleep(POLL_SECONDS)
-        os._exit(1)
+                f"{name} is gone without a word, while {own} was {self._watchdog.place}: it was "
+                "killed or has crashed, or its host ran out of memory. The same command goes on "
+                "from the latest checkpoint, on other hosts too"))  # fmt: skip
+        finally:  # even if a launcher has died and taken the other end of stderr along
+            self._leave_last() if self._world.rank == 0 else time.sleep(POLL_SECONDS)
+            os._exit(1)
 
     def _explained(self, error, step):
         if isinstance(error, (UserError, RunError)):
@@ -75,9 +77,10 @@ class Failures:
 
     def _explained_loss(self, reason, step):
         time.sleep(2 * POLL_SECONDS)  # a lifeline that knows more has ended this process meanwhile
+        gone = self._watchdog.who_is_gone()
         return RunError(f"another rank is gone without a word after step {step}: it was killed, its host ran out of memory or "
-                        f"is out of reach ({reason}); gone: {self._watchdog.who_is_gone()}. The same command goes on from the "
-                        "latest checkpoint, on other hosts too")  # fmt: skip
+                        f"is out of reach ({reason}); gone: {gone}. The same command goes on from the latest "
+                        "checkpoint, on other hosts too")  # fmt: skip
 
     def _leave_last(self):
         """Rank 0 may keep the blackboard: it stays until the others have read it."""
@@ -92,8 +95,8 @@ class Failures:
             self._spoken = True
 
     def _first(self) -> bool:
-        """Note that this rank fails; whether none did before it. Where the blackboard is gone with rank 0, one rank on
-        each host speaks."""
+        """Note that this rank fails; whether none did before it. Where the blackboard is gone with
+        rank 0, one rank on each host speaks."""
         try:
             return self._board is None or self._board.add(FAILED, 1) == 1
         except RuntimeError:

@@ -7,8 +7,12 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt.kernels.attention import split_heads
+
+# Not cuDNN's, which makes a plan for each shape: the keys are one more with every token.
+BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Context:
@@ -45,10 +49,11 @@ class Context:
         tokens = torch.tensor(tokens, device=device)[None]
         stream = model.token_embedding(tokens) * math.sqrt(model.config.h_dim) + model.position_embedding(positions)
         branch = None
-        for layer, block in enumerate(model.blocks):
-            x, stream = block.ln1(branch, stream)  # (1, T, C)
-            x, stream = block.ln2(self._attend(block.attn, layer, start, x), stream)
-            branch = block.mlp(x)
+        with sdpa_kernel(BACKENDS):
+            for layer, block in enumerate(model.blocks):
+                x, stream = block.ln1(branch, stream)  # (1, T, C)
+                x, stream = block.ln2(self._attend(block.attn, layer, start, x), stream)
+                branch = block.mlp(x)
         x, _ = model.ln_f(branch[:, -1], stream[:, -1])
         return model.head(x)[0].float().cpu()
 

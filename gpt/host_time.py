@@ -19,7 +19,7 @@ GATHER_SECONDS = 100e-6  # ZeRO 3: to fetch and release a parameter tensor, both
 RANGE = 1.5
 
 # Launches of one micro-batch: of a block, and of embeddings, last LayerNorm and head.
-BLOCK, REST = 25, 51
+BLOCK, REST = 24, 42
 BLOCK_FORWARD = 8  # of a block's, those of its forward pass
 CUSTOM_BLOCK, CUSTOM_REST = 6, 3  # of them gpt/kernels': two LayerNorms and a GELU, both ways
 CUSTOM_FORWARD = 3

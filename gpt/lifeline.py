@@ -1,8 +1,9 @@
-"""A connection from every rank to rank 0, which tells at once that a process has died, whatever it died of.
+"""A connection from every rank to rank 0, by which all learn at once that a process has died.
 
-The kernel closes the connections of a process that ends, so neither the process, nor the launcher, nor the backend has
-to tell: gloo's exchanges raise when a peer is gone, NCCL's wait for it on the device, and nobody hears of it. A host that
-loses its power closes nothing; for such a silence there is gpt.watchdog.
+The kernel closes the connections of a process that ends, whatever it died of. So neither the
+process, nor a launcher, nor the backend has to tell: gloo's exchanges raise when a peer is gone,
+but NCCL's wait on the device, and no exception comes. A host that loses its power closes nothing:
+that silence is gpt.watchdog's.
 """
 
 import os
@@ -17,7 +18,7 @@ from contextlib import suppress
 from gpt.errors import in_brief
 from gpt.host_report import own_address
 
-PLACE = "lifeline"  # on the blackboard: where rank 0 listens, and the word by which it knows its own ranks
+PLACE = "lifeline"  # on the blackboard: where rank 0 listens, and the word that its own ranks say
 MESSAGE = struct.Struct("!i")  # a rank that is gone, or one of these:
 ENDED, ALIVE = -1, -2
 ALIVE_SECONDS = 60.0  # some firewalls drop a connection that says nothing for minutes
@@ -25,14 +26,15 @@ CONNECT_SECONDS = 10.0
 
 
 class Lifeline:
-    """Calls `gone(rank)`, once, from a thread, when another rank's process has ended without `close()`.
+    """Calls `gone(rank)`, once, from a thread, when another rank's process ended without `close()`.
 
-    Rank 0 hears of every other rank and passes it on, the others hear of rank 0. All ranks make one together.
+    Rank 0 hears of every other rank and passes it on, the others hear of rank 0. All make one.
     """
 
     def __init__(self, world, board, gone):
         self._world, self._board, self._gone = world, board, gone
-        self._lines, self._open, self._closed = {}, True, threading.Event()  # {rank: its connection}
+        self._lines = {}  # {rank: the connection to it}
+        self._open, self._closed = True, threading.Event()
         self._selector = selectors.DefaultSelector()
         self._wake, woken = socket.socketpair()
         self._selector.register(woken, selectors.EVENT_READ, lambda: None)
@@ -42,10 +44,11 @@ class Lifeline:
         self._thread.start()
 
     def close(self, in_order=True):
-        """Listen no more. The others are told that this rank ends in good order, or take it for gone."""
+        """Listen no more. The others are told that this rank ends in order, or take it for gone."""
         self._in_order = in_order
         self._closed.set()
-        self._wake.send(b"\0")
+        with suppress(OSError):  # the thread has heard of a death, and listens no more
+            self._wake.send(b"\0")
         self._thread.join()
         self._wake.close()
 
@@ -90,20 +93,21 @@ class Lifeline:
 
     def _listen(self):
         both = socket.has_dualstack_ipv6()
-        listening = socket.create_server(("", 0), family=socket.AF_INET6 if both else socket.AF_INET,
-                                         backlog=self._world.size, dualstack_ipv6=both)  # fmt: skip
+        family = socket.AF_INET6 if both else socket.AF_INET
+        listening = socket.create_server(("", 0), family=family, backlog=self._world.size,
+                                         dualstack_ipv6=both)  # fmt: skip
         self._selector.register(listening, selectors.EVENT_READ, lambda: self._accept(listening))
         self._word = secrets.token_hex(8)
         address = own_address(os.environ["MASTER_ADDR"])
-        if address is None or address.startswith("127."):  # rank 0 is on that host, and the others know it by that name
-            address = os.environ["MASTER_ADDR"]
+        if address is None or address.startswith("127."):
+            address = os.environ["MASTER_ADDR"]  # this host, by the name that the others know
         self._board.set(PLACE, f"{address} {listening.getsockname()[1]} {self._word}")
 
     def _accept(self, listening):
         try:
             line = listening.accept()[0]
-        except OSError:  # it has hung up already; or this process may open no more files, and is asked again at once
-            self._closed.wait(0.1)
+        except OSError:  # the caller has hung up, or this process may open no more files
+            self._closed.wait(0.1)  # in the second case the selector asks again at once
             return
         self._selector.register(line, selectors.EVENT_READ, lambda: self._greet(line))
 
@@ -112,8 +116,9 @@ class Lifeline:
         with suppress(OSError, ValueError):
             word, rank = line.recv(64).decode().split()
             if word == self._word:
-                self._lines[int(rank)] = line
-                self._selector.modify(line, selectors.EVENT_READ, lambda: self._hear(int(rank), line))
+                peer = int(rank)
+                self._lines[peer] = line
+                self._selector.modify(line, selectors.EVENT_READ, lambda: self._hear(peer, line))
                 return
         self._drop(line)
 
@@ -129,9 +134,7 @@ class Lifeline:
             line.settimeout(None)
             line.send(f"{word} {self._world.rank}".encode())
         except OSError as error:
-            if not self._closed.is_set():
-                sys.stderr.write(f"notice: {self._world.name(self._world.rank)} could not connect to rank 0 at {address}:{port} "
-                                 f"({in_brief(error)}): if a rank dies, this one finds it out by its silence alone\n")  # fmt: skip
+            self._cannot_connect(f"rank 0 at {address}:{port} ({in_brief(error)})")
             return
         self._lines[0] = line
         self._selector.register(line, selectors.EVENT_READ, lambda: self._hear(0, line))
@@ -142,6 +145,13 @@ class Lifeline:
         except RuntimeError:  # rank 0 is busy or gone
             return False
 
+    def _cannot_connect(self, whither):
+        if not self._closed.is_set():
+            own = self._world.name(self._world.rank)
+            sys.stderr.write(f"notice: {own} could not connect to {whither}: if a rank dies, this "
+                             "one finds it out by its silence alone; tools/preflight.py looks into "
+                             "the network\n")  # fmt: skip
+
 
 def _read(line):
     """The number that a peer sent; None where its process has ended."""
@@ -151,4 +161,4 @@ def _read(line):
         message = b""
     except OSError:  # the way there is cut, which says nothing of the process
         return ENDED
-    return MESSAGE.unpack(message)[0] if message else None
+    return MESSAGE.unpack(message)[0] if len(message) == MESSAGE.size else None

@@ -1,13 +1,21 @@
 """Pure arithmetic about a run: batch, schedule, parameters, FLOPs, evaluation windows, memory, disk. Imports no torch."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from gpt.errors import UserError
 
 # Elements of one chunk of the output layer's logits, by device type. On a CPU a chunk should stay near the caches. A GPU
 # wants all rows in one, for which no gradients of chunks are added up: 32 x 512 tokens at vocabulary 16,384 in half a GiB.
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "default": 1 << 28}
+
+# DeepSpeed's own sizes, in elements.
+ALLREDUCE_ELEMENTS = 5 * 10**8  # stage 0: gradients reduced at a time
+SUB_GROUP_ELEMENTS = 10**9  # stage 3: updated at a time
+LIVE_ELEMENTS = 10**9  # stage 3: weights that may be gathered at once
+PREFETCH_ELEMENTS = 5 * 10**7  # stage 3: weights fetched ahead
 
 
 @dataclass(frozen=True)
@@ -24,16 +32,19 @@ class ModelConfig:
 
     def parameters(self) -> int:
         """Number of trainable parameters, biases, LayerNorms and both embeddings included."""
+        embeddings = (self.vocab_size + self.seq_len) * self.h_dim
+        return embeddings + self.n_layers * self.block_parameters() + 2 * self.h_dim + self.vocab_size * self.h_dim
+
+    def block_parameters(self) -> int:
+        """Number of trainable parameters of one block."""
         attention = self.n_heads * self.head_dim
-        block = (
+        return (
             4 * self.h_dim  # two LayerNorms
             + 3 * attention * (self.h_dim + 1)  # q, k, v
             + (attention + 1) * self.h_dim  # attention output
             + (self.h_dim + 1) * self.mlp_dim
             + (self.mlp_dim + 1) * self.h_dim
         )
-        embeddings = (self.vocab_size + self.seq_len) * self.h_dim
-        return embeddings + self.n_layers * block + 2 * self.h_dim + self.vocab_size * self.h_dim
 
     def matmul_flops_per_token(self, causal: bool = True) -> int:
         """FLOPs of one token's forward and backward matrix products; look-ups, norms and activations are not counted.
@@ -153,54 +164,142 @@ def window(index: int, tokens: int, seq_len: int, last_n: int) -> Window:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank's device while it trains, by part. What DeepSpeed keeps was measured in version 0.19.8."""
+    """Bytes on one rank's device while it trains, by part. What DeepSpeed allocates was counted in version 0.19.8."""
 
     weights: int
-    gradients: int
+    gradients: int  # kept from one micro-batch to the next
     optimizer: int  # fp32 copy of the weights, and the optimizer's own numbers
-    activations: int  # kept for the backward pass of one micro batch
+    activations: int  # kept for the backward pass of one micro-batch
     logits: int  # one chunk of logits with its temporaries, and the output layer's gradients until the backward pass
     gathered: int  # ZeRO 3: weights of other ranks, or from host memory, while they are in use
-    update: int  # temporary fp32 gradients of the update
+    buckets: int  # what gradients are copied into on their way to their rank
+    reduction: int  # where a step's gradients are reduced at its end: copies, and this rank's share of the result
+    update: int  # gradients of this rank's share in all their copies, and what the norms need
     host: int  # not on the device but in this rank's share of host memory: what is offloaded
-
-    @property
-    def total(self) -> int:
-        """The most that is held at once: the update begins when activations and logits are gone."""
-        held = self.weights + self.gradients + self.optimizer
-        return held + max(self.activations + self.logits + self.gathered, self.update)
+    total: int  # the most on the device at once: in a micro-batch, where gradients are reduced, or in the update
 
 
 def memory(model: ModelConfig, micro_size: int, world_size: int, stage: int, precision: str, checkpointing: bool,
-           chunk_elements: int, moments: int = 2, offload: bool = False, live_parameters: int = 10**9,
-           offload_weights: bool = False) -> Memory:  # fmt: skip
+           chunk_elements: int, moments: int = 2, *, accumulation: int = 1, fp32_sums: bool = False, norms: bool = False,
+           zero: Mapping = MappingProxyType({})) -> Memory:  # fmt: skip
     """Memory of one rank under a ZeRO stage (Rajbhandari et al., arXiv 1910.02054, with DeepSpeed's own buffers).
 
-    precision: fp32, fp16 or bf16. moments: numbers per parameter that the optimizer keeps (Adam 2). offload: optimizer
-    states live in host memory. chunk_elements: logits per chunk of the output layer. live_parameters: what ZeRO 3 may
-    gather at a time. offload_weights: under ZeRO 3 a rank's share of the weights, too, lives in host memory.
+    precision: fp32, fp16 or bf16. chunk_elements: logits per chunk of the output layer. moments: numbers per parameter
+    that the optimizer keeps (Adam 2). accumulation: micro-batches per step, whose gradients are summed in fp32 if
+    fp32_sums. norms: in a step that finds the norms of the updates. zero: the configuration's block zero_optimization.
     """
-    n, width = model.parameters(), 4 if precision == "fp32" else 2
-    own = -(-n // world_size)  # elements of one rank's share, rounded up
-    updated = own if stage else n  # elements that one rank updates
-    copy = 4 * updated if stage or precision != "fp32" else 0
+    run = _Zero(model.parameters(), world_size, stage, 4 if precision == "fp32" else 2, fp32_sums, accumulation, zero)
     tokens = micro_size * model.seq_len
-    per_block, per_input = _activations(model, width)
+    per_block, per_input = _activations(model, run.width)
     blocks = model.n_layers * per_input + per_block if checkpointing else model.n_layers * per_block
-    final = (2 * model.h_dim) * width + 8  # input and statistics of the last LayerNorm, gradient of the hidden states
-    chunk = min(chunk_elements, tokens * model.vocab_size)
-    offload_weights = offload_weights and stage == 3
-    host = 4 * updated * (2 + moments + (stage < 3)) if offload else 0  # with fp32 gradients; below 3 their sum, too
-    return Memory(
-        weights=0 if offload_weights else width * (own if stage == 3 else n),
-        gradients=width * (own if stage >= 2 else n),
-        optimizer=0 if offload else copy + 4 * moments * updated,
-        activations=tokens * (blocks + final),
-        logits=chunk * (8 if precision == "fp32" else 12) + 4 * model.vocab_size * model.h_dim,
-        gathered=width * min(n, live_parameters) if stage == 3 and (world_size > 1 or offload_weights) else 0,
-        update=4 * updated if precision != "fp32" and not offload else 0,
-        host=host + (width * own if offload_weights else 0),
-    )
+    final = (2 * model.h_dim) * run.width + 8  # input and statistics of the last LayerNorm, gradient of the hidden states
+    activations = tokens * (blocks + final)
+    logits = min(chunk_elements, tokens * model.vocab_size) * (8 if precision == "fp32" else 12)
+    logits += 4 * model.vocab_size * model.h_dim
+    weights, gathered = run.weights(), run.gathered(model.block_parameters())
+    optimizer, host = run.optimizer(moments)
+    gradients, buckets, reduction = run.gradients(), run.buckets(), run.reduction()
+    update = run.update() + (0 if run.offloaded or not norms else 4 * run.updated)
+    passing = activations + logits
+    # Of a single micro-batch, whole gradients come as activations go.
+    passing = max(passing, gradients) if stage < 2 and accumulation == 1 else passing + gradients
+    passing += buckets + gathered + (reduction if run.overlaps else 0)
+    most = weights + optimizer + max(passing, gradients + reduction, update)
+    return Memory(weights, gradients, optimizer, activations, logits, gathered, buckets, reduction, update, host, most)
+
+
+class _Zero:
+    """What DeepSpeed's optimizers of stages 0 to 3 allocate on the device, in bytes (runtime/zero/stage_1_and_2.py,
+    stage3.py, partitioned_param_coordinator.py)."""
+
+    def __init__(self, parameters, world_size, stage, width, fp32_sums, accumulation, block):
+        self.n, self.ranks, self.stage, self.width = parameters, world_size, stage, width
+        self.own = -(-parameters // world_size)  # elements of one rank's share, rounded up
+        self.updated = self.own if stage else parameters
+        self.fp32_sums = fp32_sums and width < 4
+        self.sum_width = 4 if self.fp32_sums else width
+        self.accumulation, self.block = accumulation, block
+        self.offloaded = stage > 0 and _is_offloaded(block, "offload_optimizer")
+        self.weights_offloaded = stage == 3 and _is_offloaded(block, "offload_param")
+        self.overlaps = bool(block.get("overlap_comm")) and stage in (1, 2)
+        self.bucket = block.get("reduce_bucket_size", 0)
+        self.contiguous = block.get("contiguous_gradients", True) or (self.offloaded and stage < 3)
+
+    def weights(self):
+        return 0 if self.weights_offloaded else self.width * (self.own if self.stage == 3 else self.n)
+
+    def optimizer(self, moments):
+        """(on the device, in host memory)."""
+        copy = 4 * self.updated if self.stage or self.width < 4 else 0
+        host = self.width * self.own if self.weights_offloaded else 0
+        if not self.offloaded:
+            return copy + 4 * moments * self.updated, host
+        host += copy + 4 * (1 + moments) * self.updated  # with the fp32 gradient
+        host += self.width * self.updated if self.stage < 3 else self.sum_width * self.own
+        if self.stage == 2 and self.accumulation > 1 and not self.fp32_sums:
+            host += self.width * self.own
+        return 0, host
+
+    def gradients(self):
+        """Between two micro-batches."""
+        if self.stage < 2:
+            return self.sum_width * self.n
+        on_host = self.offloaded and not (self.stage == 2 and self.fp32_sums)  # DeepSpeed sums these on the device
+        return 0 if on_host else self.sum_width * self.own
+
+    def buckets(self):
+        """From a micro-batch's first gradient to its last, or to that of the step's last micro-batch."""
+        if self.stage == 0:
+            return 0
+        if self.stage == 3:
+            return self.width * self.contiguous * self.bucket
+        buffers = self.bucket * (self.contiguous + self.overlaps)
+        if self.stage == 1:
+            return self.sum_width * buffers
+        copied = min(self.bucket, self.n) if self.ranks > 1 or self.fp32_sums else 0  # parts of other ranks are joined
+        second = self.accumulation > 1 and not self.fp32_sums and not self.offloaded
+        # The share of the micro-batch under way lies beside the sum of those before.
+        return self.width * (buffers + copied + (self.own if second else 0))
+
+    def reduction(self):
+        """Beside the gradients, after the last backward pass; below stage 2 alone, which reduces as it goes."""
+        if self.stage == 0:
+            return self.width * min(self.n, ALLREDUCE_ELEMENTS)
+        if self.stage > 1 or not self.contiguous:
+            return 0
+        filled = min(self.bucket, self.n)  # these gradients lie in the bucket alone
+        spare = self.sum_width * (self.bucket * (1 + self.overlaps) - filled)
+        if self.fp32_sums:  # the bucket is copied in fp32, and that in 16 bits
+            return spare + 4 * self.own + (4 + self.width) * filled
+        return spare + max(self.width * filled, 0 if self.offloaded else self.width * self.own)
+
+    def update(self):
+        """The reduced share of the gradients, its flat copy, and that in fp32."""
+        if self.stage == 0:
+            return self.width * self.n
+        if self.offloaded:
+            return 0
+        share = self.sum_width * self.own
+        if self.stage == 3:
+            flat = min(self.own, self.block.get("sub_group_size", SUB_GROUP_ELEMENTS)) * self.sum_width
+            kept = self.width * self.contiguous * self.bucket
+            return share + kept + flat + (0 if self.sum_width == 4 else 4 * flat // self.sum_width)
+        if self.fp32_sums:
+            return share
+        return 2 * share + (0 if self.width == 4 else 4 * self.own)
+
+    def gathered(self, block_parameters):
+        """A block's weights are fetched together, and those to come behind them."""
+        if self.stage < 3 or (self.ranks == 1 and not self.weights_offloaded):
+            return 0
+        live = min(self.n, self.block.get("stage3_max_live_parameters", LIVE_ELEMENTS))
+        ahead = self.block.get("stage3_prefetch_bucket_size", PREFETCH_ELEMENTS)
+        in_flight = min(self.n, block_parameters + ahead) if self.ranks > 1 else 0  # arrives in one piece, then is cut up
+        return self.width * (live + in_flight)
+
+
+def _is_offloaded(zero, name):
+    return zero.get(name, {}).get("device", "none") != "none"
 
 
 def _activations(model: ModelConfig, width: int):

@@ -55,7 +55,8 @@ class Preflight:
         self._environment()
         self._ask_hosts()
         if self.reports:
-            for check in (self._versions, self._dataset, self._devices, self._memory, self._names, self._clocks, self._disks):
+            for check in (self._versions, self._dataset, self._devices, self._memory, self._names,
+                          self._clocks, self._disks):  # fmt: skip
                 check()
         if len(self.hosts) > 1 and set(self.reports) == set(self.hosts):
             self._network()
@@ -171,11 +172,12 @@ class Preflight:
                 self._add(OK, "devices", f"{host}: slots={slots}, {gpus or 'no'} GPU{'s' * (gpus > 1)}")
 
     def _memory(self):
-        """Ranks of one host exchange through shared memory what their GPUs do not pass to each other directly."""
+        """What the GPUs of a host do not pass to each other directly goes through /dev/shm."""
         for host, report in self.reports.items():
-            size = report["shared_memory"]
-            if report.get("gpus") and self.hosts[host] > 1 and size is not None and size < SHARED_BYTES:
-                self._add(WARN, "shared memory", f"{host}: /dev/shm holds {size / 1e6:,.0f} MB, which is little for NCCL",
+            size, several_gpus = report["shared_memory"], report.get("gpus") and self.hosts[host] > 1
+            if several_gpus and size is not None and size < SHARED_BYTES:
+                said = f"{host}: /dev/shm holds {size / 1e6:,.0f} MB, which is little for NCCL"
+                self._add(WARN, "shared memory", said,
                           "start its container with --ipc=host, or with --shm-size=1g or more")  # fmt: skip
 
     def _names(self):

@@ -203,8 +203,9 @@ _OFFLOAD = {
 }
 ZERO_KEYS = {
     "stage": Key(int, 1, "1: optimizer states are shared out, 2: gradients too, 3: weights too", choices=(0, 1, 2, 3)),
-    "reduce_bucket_size": Key(int, doc="elements reduced at a time", minimum=1),
-    "allgather_bucket_size": Key(int, doc="elements gathered at a time", minimum=1),
+    "reduce_bucket_size": Key(int, 5 * 10**7, "elements of gradients reduced at a time; a buffer of so many is "
+                              "allocated, with overlap_comm at stages 1 and 2 two", minimum=1),
+    "allgather_bucket_size": Key(int, 5 * 10**7, "elements of weights gathered at a time", minimum=1),
     "offload_optimizer": {**_OFFLOAD, **dict.fromkeys(("pipeline_read", "pipeline_write", "fast_init", "ratio",
                                                        "super_offload", "cpuadam_cores_perc"), Key(ANY))},
     "offload_param": {**_OFFLOAD, **dict.fromkeys(("buffer_size", "max_in_cpu"), Key(ANY))},
@@ -259,7 +260,9 @@ TOP_KEYS = {
                      "online", "mode"),
     "aio": dict.fromkeys(("block_size", "queue_depth", "intra_op_parallelism", "single_submit", "overlap_events",
                           "use_gds"), Key(ANY)),
-    "data_types": {"grad_accum_dtype": Key(str, choices=("fp16", "bf16", "fp32"))},
+    "data_types": {"grad_accum_dtype": Key(str, doc="what gradients of a step's micro-batches are summed in; where absent fp32 "
+                                           "for bf16 with accumulation, else the run's precision",
+                                           choices=("fp16", "bf16", "fp32"))},
 }  # fmt: skip
 
 

@@ -19,13 +19,14 @@ WATCH_SECONDS = 0.5
 class StopRequest:
     """`reason` is None until this process is asked to stop, then a few words.
 
-    SIGTERM, SIGINT and SIGUSR1 ask; a SIGINT to one that was asked before leaves at once. A thread hears them, for
-    Python's handlers run in the main thread and would wait until that comes back from CUDA. However long the answer
-    takes, no signal ends this process: who sent it, a launcher or Slurm, does that when its own time is up.
+    SIGTERM, SIGINT and SIGUSR1 ask; a SIGINT to one that was asked before leaves at once. A thread
+    hears them, for Python's handlers run in the main thread and would wait until that comes back
+    from CUDA. However long the answer takes, no signal ends this process: who sent it, a launcher
+    or Slurm, does that when its own time is up.
 
-    A launcher that dies tells its ranks nothing, and they would train on unseen, so a thread watches it: once it is gone
-    this process is asked to stop too, and ends by itself unless all ranks have `heeded()` that within GRACE_SECONDS: some
-    may no longer answer.
+    A launcher that dies tells its ranks nothing, and they would train on unseen, so a thread
+    watches it: once it is gone this process is asked to stop too, and ends by itself unless all
+    ranks have `heeded()` that within GRACE_SECONDS: some may no longer answer.
     """
 
     def __init__(self):
@@ -35,8 +36,9 @@ class StopRequest:
         self._mouth.setblocking(False)
         self._fd_before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, _only_wake) for number in SIGNALS}
-        self._threads = [threading.Thread(target=self._listen, daemon=True),
-                         threading.Thread(target=self._watch, args=_watched(), daemon=True)]  # fmt: skip
+        listening = threading.Thread(target=self._listen, daemon=True)
+        watching = threading.Thread(target=self._watch, args=_watched(), daemon=True)
+        self._threads = listening, watching
         for thread in self._threads:
             thread.start()
 
@@ -58,7 +60,7 @@ class StopRequest:
 
     def _listen(self):
         while numbers := self._ear.recv(1):
-            if numbers[0] in SIGNALS:  # Python writes the numbers of all signals that have a handler
+            if numbers[0] in SIGNALS:  # Python writes down all signals that have a handler
                 self._hear(numbers[0])
 
     def _hear(self, number):
@@ -84,7 +86,7 @@ class StopRequest:
 
 
 def _only_wake(number, frame):
-    """A signal's handler that does nothing: without one Python would not write the number to the wakeup descriptor."""
+    """A handler that does nothing: Python writes only signals that have one to the descriptor."""
 
 
 def _watched() -> tuple:

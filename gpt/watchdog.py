@@ -10,7 +10,7 @@ ALARM = "alarm"
 ENDED = -1  # in the place of a count of ticks: this rank is not watched any more
 STARTING_SECONDS = 1800.0  # for building the model, loading it, and a first step that may have to compile
 SILENCE_SECONDS = 300.0  # a process whose threads all stand still so long does not only wait for a disk
-GPU_SILENCE_SECONDS = 60.0  # where exchanges with a host that is cut off never break, so that nothing else finds it out
+GPU_SILENCE_SECONDS = 60.0  # NCCL's exchanges with a host that is cut off do not break
 
 
 class Watchdog:

@@ -1,9 +1,11 @@
-"""Ranks that only wait for each other, as under NCCL: in C, where nothing raises and no signal handler runs.
+"""Ranks that only wait for each other, as under NCCL: in C, where nothing raises and no signal
+handler runs.
 
-`python mute_run.py RANKS KILLED[,…]`: a run for every KILLED, the rank that is killed once all wait; -1: none is, and all end
-in good order, rank 0 first and two seconds before the last. node1 has ranks 0 and 1, node2 the next two, …. What a rank
-writes to stderr goes to the file KILLED/RANK. Prints a line of JSON a run: [KILLED, [[exit code, seconds after the first
-end], …]], in the order of ranks.
+`python mute_run.py RANKS KILLED[,…]`: a run for every KILLED, the rank that is killed once all
+wait; -1: none is, and all end in good order, rank 0 first and two seconds before the last. node1
+has ranks 0 and 1, node2 the next two, …. What a rank writes to stderr goes to the file KILLED/RANK.
+Prints a line of JSON a run, in the order of ranks:
+[KILLED, [[exit code, seconds after the first end], …]].
 """
 
 import json

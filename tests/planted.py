@@ -10,7 +10,7 @@ stop=R@N       rank R is suspended before step N, as by SIGSTOP
 bug=R@N        rank R raises a ValueError before step N
 memory=R@N     rank R is out of memory before step N
 exit=R@N       rank R's process ends before step N, with exit code 0
-vanish=R@N     rank R is killed before step N, and the others wait in C for ever, as under NCCL: nothing raises, no handler runs
+vanish=R@N     rank R is killed before step N, and the others wait in C from then on, as under NCCL
 slow=S         every evaluation batch takes S seconds
 unhashed=R@N   rank R raises a ValueError where it hashes its files of the N-th checkpoint
 uncommitted=N  rank 0 raises a ValueError in the middle of the N-th commit
@@ -114,7 +114,9 @@ class Plant:
 
         def change(index, batch):
             if index + 1 == number:
-                os.kill(os.getpid(), signal.SIGKILL) if rank == int(os.environ["RANK"]) else wait_in_c()
+                if rank == int(os.environ["RANK"]):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                wait_in_c()
             return batch
 
         self._on_batch(change)

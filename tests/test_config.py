@@ -112,7 +112,7 @@ def test_a_runs_config_yaml_asks_again_for_what_was_asked(tmp_path):
     assert (first.batch.micro_size, first.batch.accumulation) == (4, 1)
     again = load(saved(first, tmp_path), 64)
     assert (again.batch, again.engine, again.options) == (first.batch, first.engine, first.options)
-    for ranks, wanted in ((1, (32, 8)), (8, (32, 1)), (128, (2, 1))):  # neither 4 nor 1 holds anyone back
+    for ranks, wanted in ((1, (32, 8)), (8, (32, 1)), (128, (2, 1))):  # whatever was solved before
         moved = load(saved(load(tmp_path / "config.yaml", ranks), tmp_path), ranks)
         assert (moved.batch.micro_size, moved.batch.accumulation) == wanted
         assert moved.batch.micro_limit == 32
@@ -128,7 +128,7 @@ def test_a_runs_config_yaml_tells_where_its_values_stand(tmp_path):
         file, number = found[where].split(":")
         assert file == "config.yaml"
         assert text[int(number) - 1].split(":")[0].strip() == where.rpartition(".")[2]
-    number = next(n for n, line in enumerate(text, 1) if "train_micro_batch_size_per_gpu: 4" in line)
+    number = text.index("  train_micro_batch_size_per_gpu: 4") + 1
     source = found["train_micro_batch_size_per_gpu"]
     assert source.startswith(f"derived: at most 32 asked for (config.yaml:{number})")
     path.write_text(path.read_text().replace("h_dim: 32", "h_dim: 0"))
@@ -157,12 +157,12 @@ def test_checkpoints_do_not_depend_on_how_a_batch_was_shared_out():
 
 @pytest.mark.parametrize("limit, batch, ranks, notice", [
     (32, 256, 8, None), (32, 128, 8, None), (4, 8, 1, None),
-    (32, 256, 64, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of 64 "
-     "rank(s) takes 4, its whole share of train_batch_size 256: fewer GPUs, or a larger batch, would "
-     "fill them better"),
-    (32, 254, 1, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of 1 "
-     "rank(s) takes 2, the largest divisor of its 254 of train_batch_size 254: another number of GPUs, "
-     "or another batch, would divide better"),
+    (32, 256, 64, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of "
+     "64 rank(s) takes 4, its whole share of train_batch_size 256: fewer GPUs, or a larger batch, "
+     "would fill them better"),
+    (32, 254, 1, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of "
+     "1 rank(s) takes 2, the largest divisor of its 254 of train_batch_size 254: another number of "
+     "GPUs, or another batch, would divide better"),
 ])  # fmt: skip
 def test_a_micro_batch_far_below_its_limit_is_told(limit, batch, ranks, notice):
     config = resolve(limited(limit, batch), "tiny", ranks)

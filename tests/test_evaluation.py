@@ -104,8 +104,8 @@ def test_any_number_of_ranks_finds_the_same_sums(tokens, batch_size, max_batches
 
 
 @pytest.mark.parametrize("ranks, micro_size, calls", [
-    (1, 1, 500), (8, 1, 500), (8, 2, 500), (8, 3, 334), (8, 8, 125), (8, 32, 32), (1, 32, 250), (1, 4, 500),
-    (64, 4, 32), (64, 1000, 1)])  # fmt: skip
+    (1, 1, 500), (8, 1, 500), (8, 2, 500), (8, 3, 334), (8, 8, 125), (8, 32, 32), (1, 32, 250),
+    (1, 4, 500), (64, 4, 32), (64, 1000, 1)])  # fmt: skip
 def test_calls_are_no_smaller_than_training_micro_batches(ranks, micro_size, calls):
     """8,000 windows, in 500 batches of 16: more ranks make fewer calls, not smaller ones."""
     tokens = 1 + 32 + 7999 * 8  # exactly so many windows
@@ -244,7 +244,7 @@ def test_bytes_are_the_size_of_the_text(trained, seq_len, last_n):
 
 
 def test_training_evaluates_in_calls_of_its_micro_batches(sample, tmp_path):
-    """Two batches of 16 windows on the second of 2 ranks: 8 and 8, or all in a micro-batch of 16."""
+    """Two batches of 16 windows on the second of 2 ranks: 8 and 8, or 16 as a micro-batch has."""
     for micro_size, calls in ((4, 2), (16, 1)):
         gpt = {"max_eval_steps": 2, "run_dir": str(tmp_path / "run")}
         tree = tiny_run(train_batch_size=32, train_micro_batch_size_per_gpu=micro_size,

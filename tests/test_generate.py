@@ -56,6 +56,23 @@ def test_the_cache_changes_nothing(prompt, model):
         assert context.tokens == window
 
 
+def test_no_token_waits_for_a_plan_of_cudnns(model, monkeypatch):
+    """cuDNN's attention plans each shape anew, and with every token the keys have another."""
+    attend, allowed = torch.nn.functional.scaled_dot_product_attention, []
+    backends = [torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.flash_sdp_enabled,
+                torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.math_sdp_enabled]  # fmt: skip
+
+    def spy(*args, **options):
+        allowed.append([enabled() for enabled in backends])
+        return attend(*args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    before = [enabled() for enabled in backends]
+    list(generate(Context(model), [5, 9], 20, eod_id=-1))
+    assert len(allowed) == 20 * SHAPE.n_layers and all(each == [False, True, True, True] for each in allowed)
+    assert [enabled() for enabled in backends] == before and before[0]
+
+
 def test_the_end_of_a_document_ends_the_text(model):
     expected = by_full_passes(model, [5], 40)
     end = expected[7]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from conftest import ROOT, tiny_run
-from torch.utils._python_dispatch import TorchDispatchMode
+from dispatched import Launches
+from test_step_costs import batch, make, on_ranks
 
 import gpt.model
 from gpt.config import load, load_presets, resolve
@@ -13,24 +14,16 @@ from gpt.plan import ModelConfig
 
 MICRO, STAGE = "train_micro_batch_size_per_gpu", "zero_optimization.stage"
 SMALL = ModelConfig(**load_presets()["small"], vocab_size=16384, seq_len=512)
-NO_KERNEL = {"view", "t", "transpose", "permute", "unbind", "slice", "select", "expand", "detach",
-             "_unsafe_view", "unsqueeze", "split", "split_with_sizes", "_reshape_alias", "squeeze",
-             "empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided",
-             "promote_types"}  # fmt: skip
 
 
-class Counted(TorchDispatchMode):
-    """Operations that launch a kernel, torch's and gpt/kernels'."""
+class Counted(Launches):
+    """Those of gpt/kernels apart."""
 
-    def __init__(self):
-        super().__init__()
-        self.torch, self.custom = 0, 0
+    custom = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        library, name = function._schema.name.split("::")
-        self.custom += library != "aten"
-        self.torch += library == "aten" and name not in NO_KERNEL
-        return function(*args, **(kwargs or {}))
+        self.custom += function.namespace == "gpt"
+        return super().__torch_dispatch__(function, types, args, kwargs)
 
 
 def flash_attention(q, k, v):
@@ -54,13 +47,38 @@ def test_launches_are_what_torch_makes(layers, checkpointing, monkeypatch):
             model(tokens[:, :-1], tokens[:, 1:]).backward()
     expected = launches(config, 1, checkpointing)
     assert counted.custom == expected.custom
-    assert counted.torch == pytest.approx(expected.torch, rel=0.15)
+    assert counted.total == pytest.approx(expected.torch + expected.custom, rel=0.1)
+
+
+def test_gradients_cost_as_many_launches_as_are_counted(capfd):
+    """What two blocks more cost a micro-batch, neither the first nor the last of a step, under each
+    ZeRO stage, beside stage 1; on the branches that DeepSpeed takes on CUDA."""
+
+    def work(world, waits):
+        found = []
+        for stage in range(4):
+            depths = []
+            for layers in (2, 4):
+                precision = "fp16" if stage else "fp32"
+                made, config = make(world, stage, precision, accumulation=4, n_layers=layers)
+                ends = []
+                with Launches() as ran:
+                    made.step(batch(config), mark=lambda part: ends.append(ran.total))
+                depths.append(ends[4] - ends[2])  # forward and backward of the second
+            found.append(depths[1] - depths[0])
+        return found
+
+    found = on_ranks(1, work, capfd)
+    shapes = [ModelConfig(layers, 32, 64, 2, 8, 2048, 32) for layers in (2, 4)]
+    few, many = ([launches(shape, stage, False).torch for stage in range(4)] for shape in shapes)
+    counted = [n - m for n, m in zip(many, few)]
+    assert [n - found[1] for n in found] == [n - counted[1] for n in counted]
 
 
 def test_the_time_of_small_is_its_launches():
-    """12 layers, 149 tensors: 25 * 12 + 51 launches and an addition per tensor; 6 * 12 + 3 of them
+    """12 layers, 149 tensors: 24 * 12 + 42 launches and an addition per tensor; 6 * 12 + 3 of them
     are custom. In microseconds, 10 each and 75 each."""
-    others, custom = 25 * 12 + 51 + 149 - 75, 75 * 75
+    others, custom = 24 * 12 + 42 + 149 - 75, 75 * 75
     wanted = [others * 10 + custom, others * 10 + custom, (others + 2 * 149) * 10 + custom,
               (others + 149) * 10 + custom + 149 * 100]  # fmt: skip
     found = [1e6 * launches(SMALL, stage, False).seconds for stage in range(4)]
@@ -76,24 +94,26 @@ def host_lines(config):
     return "\n".join(line.strip() for line in lines[start:])
 
 
-# 24h.json computes 55,416 tokens/s: its host's 9.9 ms are 1.07 sequences of 512 tokens.
+# 24h.json computes 55,416 tokens/s: its host's 9.7 ms are 1.05 sequences of 512 tokens.
 @pytest.mark.parametrize("ranks, options, sentence", [
-    (8, {}, "a GPU of 55,416 tokens/s computes it in 296 ms; one about 30 times as fast would wait for "
-     "its host"),
+    (8, {}, "a GPU of 55,416 tokens/s computes it in 296 ms; one about 31 times as fast would wait "
+     "for its host"),
     (128, {}, "computes it in 18 ms; one about 1.9 times as fast would wait for its host"),
-    (256, {}, "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences per pass; "
-     "train_batch_size 256 has them for 128 GPUs"),
-    (1, {MICRO: 1}, "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences per "
-     "pass, --train_micro_batch_size_per_gpu 2 or more"),
+    (256, {}, "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences per "
+     "pass; train_batch_size 256 has them for 128 GPU(s)"),
+    (8, {"gpt.tokens_per_second": 3e6}, "give each GPU at least 57 sequences per pass; "
+     "train_batch_size 256 has them for 4 GPU(s)"),
+    (1, {MICRO: 1}, "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences "
+     "per pass, --train_micro_batch_size_per_gpu 2 or more"),
     (8, {STAGE: 3, MICRO: 2}, "computes it in 18 ms and is host-bound: give each GPU at least 3 "
-     "sequences per pass, --train_micro_batch_size_per_gpu 3 or more"),
-    (256, {"gpt.tokens_per_second": 1e8}, "computes it in 0.0 ms and is host-bound: give each GPU at "
-     "least 1929 sequences per pass, more than train_batch_size 256"),
+     "sequences per pass, --train_micro_batch_size_per_gpu 4 or more"),
+    (256, {"gpt.tokens_per_second": 1e8}, "computes it in 0.0 ms and is host-bound: give each GPU "
+     "at least 1888 sequences per pass, more than train_batch_size 256"),
 ])  # fmt: skip
 def test_the_dry_run_tells_whether_a_gpu_waits_for_its_host(ranks, options, sentence):
     told = host_lines(load(ROOT / "ds_configs/24h.json", ranks, options))
     assert sentence in told and "on paper, not measured" in told
-    about = "about 26 ms (18 to 39)" if STAGE in options else "about 10 ms (7 to 15)"
+    about = "about 26 ms (17 to 39)" if STAGE in options else "about 10 ms (6 to 14)"
     assert f"host           needs {about} to launch a micro-batch" in told
 
 

@@ -125,14 +125,16 @@ def test_a_host_that_is_cut_off_is_named_and_the_run_goes_on_without_it(two, fol
 
 @pytest.mark.parametrize("fault", ["vanish=1@12", pytest.param(None, marks=pytest.mark.slow)])
 def test_under_slurm_a_killed_rank_ends_all_and_is_named(fault, two, folder, sample):
-    """What srun sets, and no launcher that would notice a death. fault: see planted.py; without one gloo raises."""
+    """What srun sets, and no launcher that would notice a death. fault: see planted.py; without one
+    gloo raises."""
     config = write_run(folder, gpt={"data_root": str(sample), "max_train_steps": 10**6, "log_terminal_every": 0, "step_timeout": 8})
     processes = []
     for rank, name in enumerate(two.names):
         slurm = {"SLURM_JOB_ID": "9840", "SLURM_STEP_ID": "0", "SLURM_PROCID": str(rank), "SLURM_STEP_NUM_TASKS": "2",
                  "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_NODEID": str(rank)}  # fmt: skip
         with open(folder / f"out{rank}", "w") as out:
-            command = ["python", *([ROOT / "tests/planted.py", fault] if fault else [TRAIN]), "--ds_config", config]
+            program = [ROOT / "tests/planted.py", fault] if fault else [TRAIN]
+            command = ["python", *program, "--ds_config", config]
             processes.append(two.start(name, command, folder, out, out, OMP_NUM_THREADS="1", **slurm, **ENV))
     try:
         trains(folder)
@@ -144,7 +146,8 @@ def test_under_slurm_a_killed_rank_ends_all_and_is_named(fault, two, folder, sam
         for process in processes:
             process.kill()
     error = (folder / "out0").read_text()
-    assert "[rank 0] error: rank 1 on node2 is gone without a word, while rank 0 on node1 was " in error and "Traceback" not in error
+    assert "[rank 0] error: rank 1 on node2 is gone without a word, while rank 0 on node1 was " in error
+    assert "Traceback" not in error
 
 
 @pytest.mark.slow
@@ -157,7 +160,8 @@ def test_every_other_loss(loss, who, two, folder, sample):
     finally:
         two.mend(who)
         process.kill()
-    assert f" on {who}" + (" is gone without a word, while rank " if loss == "kill" else ", ") in told(folder)
+    known = " is gone without a word, while rank " if loss == "kill" else ", "
+    assert f" on {who}{known}" in told(folder)
     check_the_rest(two, folder, "node2" if who == "node1" else "node1")
 
 

@@ -200,11 +200,13 @@ def test_what_the_slurm_script_starts(tmp_path):
     """With a stand-in for srun, in the folder that the job was submitted from."""
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").write_text(f"PATH={tmp_path}:$PATH\n")
-    (tmp_path / "srun").write_text("#!/bin/bash\nprintf '%s\\n' \"$PWD\" \"$OMP_NUM_THREADS\" \"$@\"\n")
+    told = """printf '%s\\n' "$PWD" "$OMP_NUM_THREADS" "$@"\n"""
+    (tmp_path / "srun").write_text(f"#!/bin/bash\n{told}")
     (tmp_path / "srun").chmod(0o755)
     script = ROOT / "tools/slurm.sbatch"
     job = {**os.environ, "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "8"}
-    done = subprocess.run(["bash", script, "--ds_config", "my run.json"], env=job, text=True, capture_output=True)
+    done = subprocess.run(["bash", script, "--ds_config", "my run.json"], env=job, text=True,
+                          capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder, threads, *words = done.stdout.splitlines()
     assert (folder, threads) == (str(tmp_path), "8")

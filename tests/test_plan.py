@@ -65,7 +65,7 @@ def test_batch_is_solved(given, wanted):
 
 
 def test_a_limit_takes_the_largest_that_fits():
-    """Against a search; a micro batch that divides, which DeepSpeed takes too, is taken as it is."""
+    """Against a search; one that divides, which DeepSpeed takes too, is taken as it is."""
     for share, limit, ranks in itertools.product(range(1, 61), range(1, 61), (1, 8)):
         plan = plan_batch(share * ranks, limit, None, ranks)
         assert plan.micro_size * plan.accumulation == share and plan.micro_size <= limit
@@ -96,8 +96,8 @@ def test_advice_for_ranks_that_do_not_divide():
     with pytest.raises(UserError) as caught:
         plan_batch(256, 32, None, 6)
     assert str(caught.value) == (
-        "train_batch_size 256 is not a multiple of 6 rank(s): train_batch_size must be a multiple of the "
-        "ranks, for example 252 or 258; 256 sequences fit 1, 2, 4, 8 rank(s)")  # fmt: skip
+        "train_batch_size 256 is not a multiple of 6 rank(s): train_batch_size must be a multiple of "
+        "the ranks, for example 252 or 258; 256 sequences fit 1, 2, 4, 8 rank(s)")  # fmt: skip
 
 
 def test_flops_against_a_count_of_every_product():
@@ -153,7 +153,7 @@ def test_compute_classes_are_the_published_ones(name, preset, batch, accumulatio
     assert (config.model.seq_len, config.model.vocab_size) == (512, 16384)
 
 
-SHARED_OUT = {  # file -> micro batch x accumulation on 1, 2, 4, 8 and 64 GPUs, each row of one batch
+SHARED_OUT = {  # file -> micro batch x accumulation on 1, 2, 4, 8 and 64 GPUs
     "6h": [(32, 4), (32, 2), (32, 1), (16, 1), (2, 1)],
     "12h": [(32, 4), (32, 2), (32, 1), (16, 1), (2, 1)],
     "24h": [(32, 8), (32, 4), (32, 2), (32, 1), (4, 1)],

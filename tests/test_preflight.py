@@ -33,10 +33,13 @@ def test_what_a_host_answers(case, tmp_path):
 
 
 @pytest.mark.parametrize("gpus, slots, size, warned", [
-    (8, 8, 64 << 20, True), (8, 8, 1 << 30, False), (1, 1, 64 << 20, False), (0, 8, 64 << 20, False), (8, 8, None, False)])  # fmt: skip
+    (8, 8, 64 << 20, True), (8, 8, 1 << 30, False), (1, 1, 64 << 20, False),
+    (0, 8, 64 << 20, False), (8, 8, None, False)])  # fmt: skip
 def test_shared_memory_of_containers(gpus, slots, size, warned):
     preflight = Preflight({"node1": slots}, "data", "runs", 29500)
     preflight.reports = {"node1": {"gpus": gpus, "shared_memory": size}}
     preflight._memory()
-    assert preflight.ok and [row.said for row in preflight.rows] == ["node1: /dev/shm holds 67 MB, which is little for NCCL"] * warned
+    assert preflight.ok
+    said = "node1: /dev/shm holds 67 MB, which is little for NCCL"
+    assert [row.said for row in preflight.rows] == [said] * warned
     assert all("--ipc=host" in row.fix and "--shm-size=1g" in row.fix for row in preflight.rows)

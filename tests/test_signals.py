@@ -1,5 +1,5 @@
-"""Signals to a process that waits in C, and to each one of a launched run; launchers that die: nothing is lost, and nothing
-trains on."""
+"""Signals to a process that waits in C, and to each one of a launched run; launchers that die:
+nothing is lost, and nothing trains on."""
 
 import os
 import signal
@@ -67,6 +67,8 @@ def check(who, name, port, sample, folder, run_command):
         for process in everyone or [psutil.Process(started.pid)]:
             if process.is_running():
                 process.kill()
+    deaths = (folder / "out").read_text().count("is gone without a word")
+    assert deaths == ((who, name) == ("rank", "KILL")), (folder / "out").read_text()
     notices = []
     tag = checkpoint.newest_good(run_dir / "checkpoints", notices)
     assert notices == []
@@ -110,8 +112,9 @@ wait_in_c()
 
 @pytest.mark.parametrize("first", ["TERM", "INT", "USR1"])
 def test_a_signal_is_heard_while_the_main_thread_waits_in_c(first):
-    process = subprocess.Popen([sys.executable, "-c", IN_C, ROOT, ROOT / "tests"], stdout=subprocess.PIPE, text=True)
-    end = threading.Timer(30, process.kill)  # if the signal went unheard: its main thread never comes back
+    command = [sys.executable, "-c", IN_C, ROOT, ROOT / "tests"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    end = threading.Timer(30, process.kill)  # the main thread never comes back by itself
     end.start()
     try:
         assert process.stdout.readline() == "ready\n"
@@ -148,7 +151,8 @@ def test_handlers_and_wakeup_descriptor_are_given_back():
 @pytest.mark.parametrize("heeded", [True, False])
 def test_without_a_launcher_only_those_who_do_not_act_are_ended(heeded, monkeypatch):
     ended = []
-    monkeypatch.setattr(signals, "_watched", lambda: ([(os.getpid(), -1)], None))  # a parent that is gone
+    orphaned = [(os.getpid(), -1)], None
+    monkeypatch.setattr(signals, "_watched", lambda: orphaned)
     monkeypatch.setattr(signals, "GRACE_SECONDS", 0.3)
     monkeypatch.setattr(signals.os, "_exit", ended.append)
     stop = StopRequest()

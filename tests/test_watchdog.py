@@ -42,10 +42,12 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("device, limit", [("cpu", "SILENCE_SECONDS"), ("cuda", "GPU_SILENCE_SECONDS")])
+@pytest.mark.parametrize("device, limit", [("cpu", "SILENCE_SECONDS"),
+                                           ("cuda", "GPU_SILENCE_SECONDS")])  # fmt: skip
 def test_all_are_told_who_is_silent(device, limit, ended, monkeypatch, capsys):
     monkeypatch.setattr(watchdog, limit, 2.0)
-    watching = [Watchdog(world, 1.0) for world in worlds(device)]  # they are starting, so only silence can end them
+    # They are starting, so only silence can end them.
+    watching = [Watchdog(world, 1.0) for world in worlds(device)]
     time.sleep(1)
     assert not ended
     watching[2]._stop_watching()  # as a process that was killed: it says nothing of its end

@@ -1,14 +1,16 @@
 """Compile every Triton kernel for GPUs that need not be here, and compare what the compiler made of it with a table.
 
-    python tools/kernel_gates.py                            all kernels, sm_80 to sm_90, fp16 and bf16
+    python tools/kernel_gates.py                            all kernels, sm_80 to sm_120, fp16 and bf16
     python tools/kernel_gates.py --arch sm_80 --dtype fp16  some of them
     python tools/kernel_gates.py --write                    make the table anew
+    python tools/kernel_gates.py --widen                    let it hold for this version of triton, too
 
-The table, tests/kernel_gates.yaml, holds for each kernel, width, dtype and architecture the most registers a thread and
-bytes of shared memory a program may take, and how many of its loads from global memory must be 128 bits wide; spilled
-registers and atomics are never allowed. The kernels come with the launch parameters of a training run: the tool calls
-their launchers, with a recorder in the kernel's place. Exit code 0: all within the table; 1: a kernel is not, and is
-named. Needs triton, no GPU.
+The table, tests/kernel_gates.yaml, holds for each kernel and width, over all dtypes and architectures and the versions
+of triton that it names, the most registers a thread and bytes of shared memory a program may take, and how many of its
+loads from global memory must be 128 bits wide. Registers come in steps of 8, as GPUs hand them out: within a step as many
+programs fit on a multiprocessor. Spilled registers and atomics are never allowed. The kernels come with the launch
+parameters of a training run: the tool calls their launchers, with a recorder in the kernel's place. Exit code 0: all
+within the table; 1: a kernel is not, and is named. Needs triton, no GPU.
 """
 
 import re
@@ -24,9 +26,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from gpt.errors import Parser, UserError, run
 
 TABLE = Path(__file__).resolve().parents[1] / "tests" / "kernel_gates.yaml"
-ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90"]
+ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
 DTYPES = ["fp16", "bf16"]
-H_DIMS, MLP_DIMS, VOCAB_SIZE, ROWS = [768, 1024, 1536, 2048], [3072, 4096, 6144, 8192], 16384, 64
+H_DIMS, MLP_DIMS = [768, 1024, 1536, 2048, 4096, 8192], [3072, 4096, 6144, 8192, 16384, 32768]
+VOCAB_SIZE, ROWS = 16384, 64
+STEP = 8  # registers a thread: a warp is given multiples of 256 (CUDA's occupancy calculator)
 
 # In PTX
 LOAD_128 = r"\bld\.global\S*\.(?:v4\.[bfsu]32|v2\.[bfsu]64|v8\.[bfsu]16|b128)\b"
@@ -44,20 +48,33 @@ class Case(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """One line of the table: ceilings where it is read, figures where it is measured."""
+    """A line of the table."""
+
+    kernel: str
+    width: int
+    registers: int  # a thread; a ceiling, in whole STEPs
+    shared: int  # bytes a program; a ceiling
+    loads_128: int  # instructions that load 128 bits a thread from global memory; a floor
+
+    def key(self):
+        return self[:2]
+
+
+class Figures(NamedTuple):
+    """What the compiler made of a kernel."""
 
     kernel: str
     width: int
     dtype: str
     arch: str
-    registers: int  # a thread
-    shared: int  # bytes a program
-    loads_128: int  # instructions that load 128 bits a thread from global memory; a floor, not a ceiling
+    registers: int
+    shared: int
+    loads_128: int
     spills: int = 0  # bytes a thread
     atomics: int = 0  # instructions
 
     def key(self):
-        return self[:4]
+        return self[:2]
 
 
 def cases():
@@ -134,7 +151,8 @@ def specialised(case, dtype):
             continue
         signature[parameter.name] = mangle_type(value)
         number = value.data_ptr() if isinstance(value, torch.Tensor) else value
-        if type(number) is int and number % 16 == 0 and not free:
+        aligned = type(number) is int and number % 16 == 0
+        if aligned and not free and not parameter.do_not_specialize_on_alignment:
             attributes[(index,)] = [["tt.divisibility", 16]]
     return kernel, signature, constants, attributes, options
 
@@ -155,7 +173,7 @@ def _resources(cubin):
 _compiled = {}
 
 
-def measure(case, dtype, arch) -> Gate:
+def measure(case, dtype, arch) -> Figures:
     """What the compiler makes of a case. Widths that lead to the same compilation are compiled once."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -169,25 +187,40 @@ def measure(case, dtype, arch) -> Gate:
         wide, atomics = (len(re.findall(pattern, done.asm["ptx"])) for pattern in (LOAD_128, ATOMIC))
         registers, spills = _resources(done.asm["cubin"])
         _compiled[key] = registers, done.metadata.shared, wide, spills, atomics
-    return Gate(case.name, case.width, dtype, arch, *_compiled[key])
+    return Figures(case.name, case.width, dtype, arch, *_compiled[key])
 
 
-def complaints(found: Gate, allowed: Gate | None) -> list[str]:
+def complaints(found: Figures, allowed: Gate | None) -> list[str]:
     """What is worse than the table allows, one sentence each."""
     name = f"{found.kernel}, width {found.width}, {found.dtype}, {found.arch}"
     if allowed is None:
         return [f"{name}: not in the table"]
     result = []
-    for field in ("registers", "shared", "spills", "atomics"):
-        if getattr(found, field) > getattr(allowed, field):
-            result.append(f"{name}: {field} {getattr(found, field)}, the table allows {getattr(allowed, field)}")
+    for field, most in (("registers", allowed.registers), ("shared", allowed.shared), ("spills", 0), ("atomics", 0)):
+        if getattr(found, field) > most:
+            result.append(f"{name}: {field} {getattr(found, field)}, the table allows {most}")
     if found.loads_128 < allowed.loads_128:
         result.append(f"{name}: 128-bit loads {found.loads_128}, the table wants {allowed.loads_128}")
     return result
 
 
+def gates_for(found) -> dict:
+    """{(kernel, width): Gate} that all of these figures keep to."""
+    gates = {}
+    for one in found:
+        registers = -(-one.registers // STEP) * STEP
+        gate = Gate(*one.key(), registers, one.shared, one.loads_128)
+        gates[one.key()] = _wider(gates.get(one.key(), gate), gate)
+    return gates
+
+
+def _wider(one: Gate, other: Gate) -> Gate:
+    return Gate(*one.key(), max(one.registers, other.registers), max(one.shared, other.shared),
+                min(one.loads_128, other.loads_128))  # fmt: skip
+
+
 def read_table():
-    """(the triton version the table was made with, ceilings by (kernel, width, dtype, arch))"""
+    """(versions of triton that the table holds for, {(kernel, width): Gate})"""
     import yaml
 
     table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
@@ -195,15 +228,16 @@ def read_table():
     return table["triton"], {gate.key(): gate for gate in gates}
 
 
-def write_table(gates, version):
+def write_table(versions, gates):
     lines = [
-        "# Ceilings for the compiled kernels, made by `python tools/kernel_gates.py --write`. registers: a thread; shared:",
-        "# bytes a program; loads_128: the fewest 128-bit loads from global memory. Spills and atomics are never allowed.",
-        f'triton: "{version}"',
+        "# Ceilings for the compiled kernels over dtypes and architectures, made by `python tools/kernel_gates.py --write`.",
+        "# registers: a thread, in steps of 8; shared: bytes a program; loads_128: the fewest 128-bit loads from global memory.",
+        "# Spills and atomics are never allowed.",
+        "triton: [" + ", ".join(f'"{version}"' for version in versions) + "]",
         "gates:",
     ]
-    for gate in gates:
-        lines.append("  - {" + ", ".join(f"{k}: {v}" for k, v in zip(gate._fields[:7], gate)) + "}")
+    for gate in gates.values():
+        lines.append("  - {" + ", ".join(f"{k}: {v}" for k, v in zip(gate._fields, gate)) + "}")
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -211,7 +245,8 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--write", action="store_true", help="write all figures into the table instead of comparing")
+    parser.add_argument("--write", action="store_true", help="make the table of this triton's figures instead of comparing")
+    parser.add_argument("--widen", action="store_true", help="widen the table where this triton's figures need it")
     args = parser.parse_args()
 
     from gpt.kernels.launch import OBSTACLE, interpreted
@@ -220,24 +255,32 @@ def main():
         raise UserError("the kernels' compiler is not at hand: install triton and leave TRITON_INTERPRET unset")
     import triton
 
-    if args.write:
+    if args.write or args.widen:
         args.arch, args.dtype = ARCHITECTURES, DTYPES
     found = [measure(case, dtype, arch) for case in cases() for dtype in args.dtype for arch in args.arch]
-    for gate in found:
-        print(f"{gate.kernel:24s} {gate.width:6d} {gate.dtype} {gate.arch}  registers {gate.registers:3d}  "
-              f"shared {gate.shared:5d}  128-bit loads {gate.loads_128:2d}  spills {gate.spills}")
-    if args.write:
-        for gate in found:
-            if gate.spills or gate.atomics or not gate.loads_128:
-                raise UserError(f"no ceiling can be made of {gate}: mend the kernel first")
-        write_table(found, triton.__version__)
-        return 0
-    version, table = read_table()
-    if version != triton.__version__:
-        print(f"note: the table was made with triton {version}, this is {triton.__version__}, whose figures may differ")
-    worse = [sentence for gate in found for sentence in complaints(gate, table.get(gate.key()))]
+    for one in found:
+        print(f"{one.kernel:24s} {one.width:6d} {one.dtype} {one.arch:6s}  registers {one.registers:3d}  "
+              f"shared {one.shared:5d}  128-bit loads {one.loads_128:2d}  spills {one.spills}")
+    if args.write or args.widen:
+        return make_table(found, triton.__version__, args.widen)
+    versions, table = read_table()
+    if triton.__version__ not in versions:
+        print(f"note: the table is for triton {' and '.join(versions)}; this is {triton.__version__}, whose figures may differ")
+    worse = [sentence for one in found for sentence in complaints(one, table.get(one.key()))]
     print("\n".join(worse) if worse else f"{len(found)} compilations within the table")
     return 1 if worse else 0
+
+
+def make_table(found, version, widen):
+    for one in found:
+        if one.spills or one.atomics or not one.loads_128:
+            raise UserError(f"no ceiling can be made of {one}: mend the kernel first")
+    versions, gates = [version], gates_for(found)
+    if widen:
+        earlier, before = read_table()
+        versions = sorted({*earlier, version})
+        gates = {key: _wider(before.get(key, gate), gate) for key, gate in gates.items()}
+    write_table(versions, gates)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ def main():
     print(f"{weights}: {found['parameters']:,} fp32 parameters after step {found['step']}, from ZeRO stage "
           f"{found['stage']}; names, shapes and values verified"
           + (f", and the loss on the probe batch ({loss:.6f})" if loss is not None else ""))
+    if found["doubt"]:
+        print(f"notice: {found['doubt']}", file=sys.stderr)
 
 
 if __name__ == "__main__":

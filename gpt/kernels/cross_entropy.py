@@ -45,6 +45,9 @@ def _kernel(
     if rank is not None:
         tl.store(rank + row, tl.where(ignored, 0, ahead).to(tl.int64))
     if GRADIENT:
+        # The target's logit has been read by every thread before any writes over it. A program of several warps waits for
+        # that in the sums above; one warp may not.
+        tl.debug_barrier()
         for start in range(0, vocab_size, BLOCK):
             ids = start + tl.arange(0, BLOCK)
             value = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf")).to(nats.dtype.element_ty)

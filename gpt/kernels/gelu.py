@@ -26,7 +26,7 @@ def _sigmoid_2u(z):
     return tl.where(double_u >= 0, large, small), tl.where(double_u >= 0, small, large)
 
 
-@jit()
+@jit(do_not_specialize=["rows"])
 def _forward_kernel(
     x, bias, result, x_stride, rows, width, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):

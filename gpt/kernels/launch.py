@@ -49,6 +49,7 @@ ROWS_PER_PROGRAM = 16
 # Warps per multiprocessor that the looping kernels ask for. Up to 64 registers a thread, all of them are resident at
 # once on every GPU from capability 8.0 on (65,536 registers, at least 48 warps), so no program waits for another's end.
 RESIDENT_WARPS = 32
+WIDE_ROW, WARPS_OF_WIDE_ROWS = 4096, 16  # beyond it a thread has 16 columns and up to 128 registers
 
 
 def interpreted() -> bool:
@@ -70,13 +71,18 @@ def _multiprocessors(index):
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def share_rows(rows: int, warps: int, device: torch.device) -> tuple[int, int]:
+def resident_warps(block: int) -> int:
+    """Warps that one multiprocessor holds at once of a looping kernel whose programs have `block` columns."""
+    return RESIDENT_WARPS if block <= WIDE_ROW else WARPS_OF_WIDE_ROWS
+
+
+def share_rows(rows: int, warps: int, device: torch.device, resident: int = RESIDENT_WARPS) -> tuple[int, int]:
     """(programs, rows per program) for a kernel that walks over rows and keeps a partial sum per program.
 
-    warps: how many of them work on one row.
+    warps: how many of them work on one row. resident: how many a multiprocessor holds.
     """
     multiprocessors = _multiprocessors(device.index) if device.type == "cuda" else 1024
-    programs = min(-(-rows // ROWS_PER_PROGRAM), multiprocessors * max(1, RESIDENT_WARPS // warps))
+    programs = min(-(-rows // ROWS_PER_PROGRAM), multiprocessors * max(1, resident // warps))
     per_program = -(-rows // max(1, programs))
     return -(-rows // max(1, per_program)), per_program
 

@@ -12,12 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.errors import UserError
-from gpt.kernels.launch import as_rows, jit, next_power_of_2, num_warps, on_device_of, share_rows, statistics_dtype, tl
+from gpt.kernels.launch import (
+    as_rows, jit, next_power_of_2, num_warps, on_device_of, resident_warps, share_rows, statistics_dtype, tl
+)  # fmt: skip
 
 MAXIMUM_WIDTH = 8192  # a program holds a whole row in registers
 
 
-@jit()
+# How a row of statistics is aligned depends on the number of rows, and is to cost no compilation of its own.
+@jit(do_not_specialize_on_alignment=["mean", "rstd"])
 def _forward_kernel(
     x, residual, weight, bias, normed, total, mean, rstd, x_stride, residual_stride, width, eps, BLOCK: tl.constexpr
 ):
@@ -42,7 +45,7 @@ def _forward_kernel(
     tl.store(normed + row * width + columns, result.to(normed.dtype.element_ty), mask=inside)
 
 
-@jit(do_not_specialize=["rows", "rows_per_program"])
+@jit(do_not_specialize=["rows", "rows_per_program"], do_not_specialize_on_alignment=["mean", "rstd"])
 def _backward_kernel(
     grad_normed, grad_total, total, weight, mean, rstd, grad_input, partial, normed_stride, total_grad_stride,
     total_stride, rows, rows_per_program, width, BLOCK: tl.constexpr
@@ -141,7 +144,8 @@ def _layer_norm_backward(
     """Gradients of total, weight and bias."""
     grad_input = torch.empty(total.shape, dtype=total.dtype, device=total.device)
     rows, width = as_rows(total).shape
-    programs, per_program = share_rows(rows, num_warps(block_size(width)), total.device)
+    block = block_size(width)
+    programs, per_program = share_rows(rows, num_warps(block), total.device, resident_warps(block))
     partial = torch.empty((2, programs, width), dtype=stats.dtype, device=total.device)
     added = None if grad_total is None else as_rows(grad_total)
     launch_backward(as_rows(grad_normed), added, as_rows(total), weight, stats, grad_input, partial, per_program)
