@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -377,3 +378,10 @@ def test_shares_of_what_is_attained():
         gpu_report._attained({"flops_per_second": None, "bytes_per_second": 1e12}, rates) == "50%"
     )
     assert gpu_report._attained({"flops_per_second": None, "bytes_per_second": None}, rates) == "–"
+
+
+def test_a_profile_tells_the_kernels_apart():
+    """By their functions' names, under which Triton launches them."""
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "gpt/kernels").glob("*.py"))
+    names = [name for source in sources for name in re.findall(r"@jit\(.*\)\ndef (\w+)", source)]
+    assert len(names) > 4 and sorted(names) == sorted(set(names))

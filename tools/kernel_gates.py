@@ -106,15 +106,15 @@ def cases():
 
     for width in H_DIMS:
         for prefix, added in [("add_", True), ("", False)]:
-            yield Case(f"{prefix}layer_norm forward", width, layer_norm, "_forward_kernel",
+            yield Case(f"{prefix}layer_norm forward", width, layer_norm, "_layer_norm_forward_kernel",
                        partial(norm_forward, width, added))  # fmt: skip
-            yield Case(f"{prefix}layer_norm backward", width, layer_norm, "_backward_kernel",
+            yield Case(f"{prefix}layer_norm backward", width, layer_norm, "_layer_norm_backward_kernel",
                        partial(norm_backward, width, added))  # fmt: skip
     for width in MLP_DIMS:
-        yield Case("bias_gelu forward", width, gelu, "_forward_kernel", partial(gelu_forward, width))
-        yield Case("bias_gelu backward", width, gelu, "_backward_kernel", partial(gelu_backward, width))
+        yield Case("bias_gelu forward", width, gelu, "_gelu_forward_kernel", partial(gelu_forward, width))
+        yield Case("bias_gelu backward", width, gelu, "_gelu_backward_kernel", partial(gelu_backward, width))
     for name, rank, gradient in [("gradient", False, True), ("nats", False, False), ("rank", True, False)]:
-        yield Case(f"cross_entropy {name}", VOCAB_SIZE, cross_entropy, "_kernel", partial(entropy, rank, gradient))
+        yield Case(f"cross_entropy {name}", VOCAB_SIZE, cross_entropy, "_cross_entropy_kernel", partial(entropy, rank, gradient))
 
 
 class _Recorder:

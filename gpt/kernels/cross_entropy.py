@@ -14,7 +14,7 @@ BLOCK = 4096  # the most logits that a program looks at together
 
 
 @jit()
-def _kernel(
+def _cross_entropy_kernel(
     logits, targets, nats, rank, stride, vocab_size, scale, IGNORED: tl.constexpr, GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -60,7 +60,7 @@ def launch(logits, targets, nats, rank, scale, gradient):
     """logits: (n, V), rows strided, overwritten if `gradient`; nats (n,) and rank (n,) int64 or None are written."""
     block = min(BLOCK, next_power_of_2(logits.shape[1]))
     with on_device_of(logits):
-        _kernel[(logits.shape[0],)](
+        _cross_entropy_kernel[(logits.shape[0],)](
             logits, targets, nats, rank, logits.stride(0), logits.shape[1], scale, IGNORED=IGNORE_INDEX,
             GRADIENT=gradient, BLOCK=block, num_warps=min(8, num_warps(block)),
         )  # fmt: skip

@@ -27,7 +27,7 @@ def _sigmoid_2u(z):
 
 
 @jit(do_not_specialize=["rows"])
-def _forward_kernel(
+def _gelu_forward_kernel(
     x, bias, result, x_stride, rows, width, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
     """One program a tile of ROWS rows and BLOCK columns."""
@@ -41,7 +41,7 @@ def _forward_kernel(
 
 
 @jit(do_not_specialize=["rows", "rows_per_program"])
-def _backward_kernel(
+def _gelu_backward_kernel(
     grad, x, bias, grad_x, partial, grad_stride, x_stride, rows, rows_per_program, width, BLOCK: tl.constexpr
 ):
     """Each program walks over its rows, BLOCK columns of them, and leaves its sums of d x in partial (programs, width).
@@ -77,7 +77,7 @@ def launch_forward(x, bias, result):
     block = block_size(width)
     wide = tl.float64 if x.dtype == torch.float64 else tl.float32
     with on_device_of(x):
-        _forward_kernel[(-(-rows // FORWARD_ROWS), -(-width // block))](
+        _gelu_forward_kernel[(-(-rows // FORWARD_ROWS), -(-width // block))](
             x, bias, result, x.stride(0), rows, width, WIDE=wide, ROWS=FORWARD_ROWS, BLOCK=block,
             num_warps=num_warps(block),
         )  # fmt: skip
@@ -88,7 +88,7 @@ def launch_backward(grad, x, bias, grad_x, partial, rows_per_program):
     rows, width = x.shape
     block = block_size(width)
     with on_device_of(x):
-        _backward_kernel[(partial.shape[0], -(-width // block))](
+        _gelu_backward_kernel[(partial.shape[0], -(-width // block))](
             grad, x, bias, grad_x, partial, grad.stride(0), x.stride(0), rows, rows_per_program, width, BLOCK=block,
             num_warps=num_warps(block),
         )  # fmt: skip

@@ -21,7 +21,7 @@ MAXIMUM_WIDTH = 8192  # a program holds a whole row in registers
 
 # How a row of statistics is aligned depends on the number of rows, and is to cost no compilation of its own.
 @jit(do_not_specialize_on_alignment=["mean", "rstd"])
-def _forward_kernel(
+def _layer_norm_forward_kernel(
     x, residual, weight, bias, normed, total, mean, rstd, x_stride, residual_stride, width, eps, BLOCK: tl.constexpr
 ):
     """One program a row. residual and total are both None where there is nothing to add."""
@@ -46,7 +46,7 @@ def _forward_kernel(
 
 
 @jit(do_not_specialize=["rows", "rows_per_program"], do_not_specialize_on_alignment=["mean", "rstd"])
-def _backward_kernel(
+def _layer_norm_backward_kernel(
     grad_normed, grad_total, total, weight, mean, rstd, grad_input, partial, normed_stride, total_grad_stride,
     total_stride, rows, rows_per_program, width, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -94,7 +94,7 @@ def launch_forward(x, residual, weight, bias, normed, total, stats, eps):
     rows, width = x.shape
     block = block_size(width)
     with on_device_of(x):
-        _forward_kernel[(rows,)](
+        _layer_norm_forward_kernel[(rows,)](
             x, residual, weight, bias, normed, total, *stats.unbind(0), x.stride(0),
             None if residual is None else residual.stride(0), width, eps, BLOCK=block, num_warps=num_warps(block),
         )  # fmt: skip
@@ -105,7 +105,7 @@ def launch_backward(grad_normed, grad_total, total, weight, stats, grad_input, p
     rows, width = total.shape
     block = block_size(width)
     with on_device_of(total):
-        _backward_kernel[(partial.shape[1],)](
+        _layer_norm_backward_kernel[(partial.shape[1],)](
             grad_normed, grad_total, total, weight, *stats.unbind(0), grad_input, partial, grad_normed.stride(0),
             None if grad_total is None else grad_total.stride(0), total.stride(0), rows, rows_per_program, width,
             BLOCK=block, num_warps=num_warps(block),

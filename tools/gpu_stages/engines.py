@@ -131,17 +131,20 @@ def _check(lab, config, preset, precision, batch, results):
 
 
 def _estimated(config):
-    """Bytes on the device by gpt/plan.py, as --dry_run prints them."""
-    stage = config.engine["zero_optimization"]["stage"]
+    """Bytes on the device by gpt/plan.py, as --dry_run prints them; of a step without norms."""
+    batch, zero = config.batch, config.engine["zero_optimization"]
     return plan.memory(
         config.model,
-        config.batch.micro_size,
-        config.batch.world_size,
-        stage,
+        batch.micro_size,
+        batch.world_size,
+        zero["stage"],
         config.precision,
-        False,
+        config.options.activation_checkpointing,
         plan.CHUNK_ELEMENTS["default"],
         config.moments,
+        accumulation=batch.accumulation,
+        fp32_sums=config.fp32_sums,
+        zero=zero,
     ).total
 
 
