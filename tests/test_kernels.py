@@ -352,11 +352,15 @@ def test_the_same_kernels_for_different_reasons():
 
 def test_the_reason_is_in_a_runs_first_line(sample, tmp_path):
     """One step of a run with Triton's interpreter, whose kernels pass their trial, and one without Triton."""
-    config = write_run(tmp_path, gpt={"data_root": str(sample), "max_train_steps": 1})
-    (interpreted,) = ranks(tmp_path, 29874, config, "--kernels", "triton", environments=[{"TRITON_INTERPRET": "1"}])
-    assert interpreted[0] == 0 and "kernels: triton (as asked for), attention: " in interpreted[1].splitlines()[0], interpreted
-    (plain,) = ranks(tmp_path, 29874, config, "--resume", "never", "--run_dir", "other", environments=[{}])
-    assert plain[0] == 0 and "kernels: torch (there is no CUDA device" in plain[1].splitlines()[0], plain
+    gpt = {"data_root": str(sample), "max_train_steps": 1, "n_layers": 1, "seq_len": 8, "last_n": 8, "eval_every": 0}
+    config = write_run(tmp_path, train_batch_size=1, gradient_accumulation_steps=1, gpt=gpt)
+    for kernels, environment, said in (
+        ("triton", {"TRITON_INTERPRET": "1"}, "kernels: triton (as asked for), attention: "),
+        ("auto", {}, "kernels: torch (there is no CUDA device"),
+    ):
+        options = ("--kernels", kernels, "--run_dir", f"runs/{kernels}")
+        ((code, out, error),) = ranks(tmp_path, 29874, config, *options, environments=[environment])
+        assert code == 0 and said in out.splitlines()[0], out + error
 
 
 def test_triton_asked_for_in_vain(sample, tmp_path):

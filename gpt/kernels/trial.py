@@ -1,8 +1,9 @@
 """Every Triton kernel tried on the device that is to run it, before a run relies on it.
 
-Triton compiles at the first launch: its own driver, by a C compiler that needs Python's headers, then each kernel, by an
-assembler that must know the GPU, all into a folder that must be writable. Where one of these is missing, or a kernel
-computes something wrong, that shows here, while torch's own kernels can still take the place.
+Triton compiles at the first launch: its own driver, by a C compiler that needs Python's headers,
+then each kernel, by an assembler that must know the GPU, all into a folder that must be writable.
+Where one of these is missing, or a kernel computes something wrong, that shows here, while torch's
+own kernels can still take the place.
 """
 
 import math
@@ -20,10 +21,12 @@ from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradie
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.launch import interpreted, jit, on_device_of, tl
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
+from gpt.kernels.linear_cross_entropy import GRADIENT_SHIFT
 
-ROWS, INTERPRETED_ROWS = 64, 4  # the kernels that walk over rows take 16 each; interpreted, a row takes milliseconds
-# How far off a result may be, in roundings of its dtype. In 16 bits little but the last rounding shows; in fp32 the
-# order of a sum does, and an exponential's error, which grows with its argument.
+# The kernels that walk over rows take 16 each; interpreted, a row takes milliseconds.
+ROWS, INTERPRETED_ROWS = 64, 4
+# How far off a result may be, in roundings of its dtype. In 16 bits little but the last rounding
+# shows; in fp32 the order of a sum does, and an exponential's error, which grows with its argument.
 _TOLERANCE = {torch.float32: 64, torch.float16: 4, torch.bfloat16: 4}
 _UPDATE = "update triton together with torch, or the GPU's driver"
 
@@ -31,7 +34,8 @@ _UPDATE = "update triton together with torch, or the GPU's driver"
 def problem(device, model, dtype):
     """None if Triton works on the device and every kernel is right, else (what is wrong, what to do).
 
-    model: gpt.plan.ModelConfig, whose widths are tried, in `dtype`. Raises RunError where the failure cost this process its GPU.
+    model: gpt.plan.ModelConfig, whose widths are tried, in `dtype`. Raises RunError where the
+    failure cost this process its GPU.
     """
     make, name = _Values(device, dtype), None
     try:
@@ -40,7 +44,8 @@ def problem(device, model, dtype):
             for what, found, exact in results(make, model):
                 off = _roundings_off(found, exact)
                 if not off <= _TOLERANCE.get(found.dtype, 0):  # nor if it is NaN
-                    return f"Triton's {name} kernels give a wrong {what} here (off by {off:.3g} roundings)", _UPDATE
+                    wrong = f"give a wrong {what} here (off by {off:.3g} roundings)"
+                    return f"Triton's {name} kernels {wrong}", _UPDATE
     except Exception as error:
         whole = "Triton does not work here" if name is None else f"Triton's {name} kernels fail here"
         cause, remedy = _explained(error)
@@ -50,11 +55,12 @@ def problem(device, model, dtype):
 
 
 def _require_device(device, what):
-    """After an error on a GPU: an access out of bounds, say, leaves nothing that this process could go on with."""
+    """After an access out of bounds, say, a process can do nothing more on its GPU."""
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:
-        raise RunError(f'{what}, and since then {device} refuses everything ({in_brief(error)}): set kernels to "torch"') from error
+        refusal = f"since then {device} refuses everything ({in_brief(error)})"
+        raise RunError(f'{what}, and {refusal}: set kernels to "torch"') from error
 
 
 def _explained(error):
@@ -62,12 +68,14 @@ def _explained(error):
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
     searched = "C compiler" in str(error) or isinstance(error, FileNotFoundError)
     if searched and not any(map(shutil.which, compilers)):
-        return f"there is no C compiler: no {' or '.join(compilers)} on the PATH", "install gcc and Python's headers"
+        cause = f"there is no C compiler: no {' or '.join(compilers)} on the PATH"
+        return cause, "install gcc and Python's headers"
     if isinstance(error, subprocess.CalledProcessError):
         headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
         if not headers.exists():
             return f"{headers} is not there", "install Python's headers (Debian: python3-dev)"
-        return f"{Path(error.cmd[0]).name} ended with exit code {error.returncode}", "look at what it says above"
+        cause = f"{Path(error.cmd[0]).name} ended with exit code {error.returncode}"
+        return cause, "look at what it says above"
     if isinstance(error, OSError) and _in_the_cache(error.filename):
         return in_brief(error), "set TRITON_CACHE_DIR to a folder that can be written"
     return in_brief(error), _UPDATE
@@ -95,7 +103,8 @@ def _launch_one(device):
 
 
 class _Values:
-    """make(width) -> (ROWS, width) random numbers on the device, the same in every process; make(width, 1) -> (width,)."""
+    """make(width) -> (ROWS, width) random numbers on the device, the same in every process;
+    make(width, 1) -> (width,)."""
 
     def __init__(self, device, dtype):
         self.device, self.dtype = device, dtype
@@ -114,8 +123,8 @@ def _exact(tensor):
 
 
 def _roundings_off(found, exact) -> float:
-    """The largest error of `found`, in units of its dtype's rounding of each number, or of the median one where that is
-    larger. For whole numbers 0, or infinity if one differs."""
+    """The largest error of `found`, in units of its dtype's rounding of each number, or of the
+    median one where that is larger. For whole numbers 0, or infinity if one differs."""
     found, exact = found.detach().cpu(), exact.detach()
     if not found.is_floating_point():
         return 0.0 if torch.equal(found, exact) else math.inf
@@ -143,7 +152,8 @@ def _layer_norm_results(make, model):
         if added:
             exact_gradients[0] = exact_gradients[0] + _exact(grad_total)
         yield "result", normed, exact
-        yield from zip(("gradient", "gradient of the weight", "gradient of the bias"), gradients, exact_gradients)
+        names = ("gradient", "gradient of the weight", "gradient of the bias")
+        yield from zip(names, gradients, exact_gradients)
 
 
 def _gelu_results(make, model):
@@ -154,11 +164,13 @@ def _gelu_results(make, model):
     exact = F.gelu(exact_leaves[0] + exact_leaves[1], approximate="tanh")
     yield "result", result, exact
     found = torch.autograd.grad(result, leaves, grad)
-    yield from zip(("gradient", "gradient of the bias"), found, torch.autograd.grad(exact, exact_leaves, _exact(grad)))
+    exact_gradients = torch.autograd.grad(exact, exact_leaves, _exact(grad))
+    yield from zip(("gradient", "gradient of the bias"), found, exact_gradients)
 
 
 def _cross_entropy_results(make, model):
-    logits, shift = make(model.vocab_size, scale=3.0), 1.0 if make.dtype == torch.float32 else 1024.0
+    logits = make(model.vocab_size, scale=3.0)
+    shift = 1.0 if make.dtype == torch.float32 else GRADIENT_SHIFT
     targets = torch.arange(make.rows) % model.vocab_size
     targets[-1], targets[1] = model.vocab_size - 1, IGNORE_INDEX
     exact, kept = _exact(logits), targets != IGNORE_INDEX
@@ -167,11 +179,16 @@ def _cross_entropy_results(make, model):
     (exact_gradient,) = torch.autograd.grad(exact_nats.sum(), exact)
     order = exact.detach().sort(dim=1, descending=True, stable=True).indices
     exact_rank = (order == wanted).int().argmax(1) * kept
-    nats, rank = score_logits(logits, targets.to(make.device), "triton")
+    targets = targets.to(make.device)
+    nats, rank = score_logits(logits, targets, "triton")
     yield "loss", nats, exact_nats
     yield "rank", rank, exact_rank
-    yield "loss", softmax_gradient_(logits, targets.to(make.device), shift, kernels="triton"), exact_nats
+    yield "loss", softmax_gradient_(logits, targets, shift, kernels="triton"), exact_nats
     yield "gradient", logits, exact_gradient * shift
 
 
-_TRIALS = {"LayerNorm": _layer_norm_results, "GELU": _gelu_results, "cross-entropy": _cross_entropy_results}
+_TRIALS = {
+    "LayerNorm": _layer_norm_results,
+    "GELU": _gelu_results,
+    "cross-entropy": _cross_entropy_results,
+}
