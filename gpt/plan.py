@@ -201,11 +201,12 @@ def memory(model: ModelConfig, micro_size: int, world_size: int, stage: int, pre
     weights, gathered = run.weights(), run.gathered(model.block_parameters())
     optimizer, host = run.optimizer(moments)
     gradients, buckets, reduction = run.gradients(), run.buckets(), run.reduction()
-    update = run.update() + (0 if run.offloaded or not norms else 4 * run.updated)
+    update, kept = run.update(), 4 * run.updated if norms else 0  # weights before the update, until it is done
+    update, host = (update, host + kept) if run.offloaded else (update + kept, host)
     passing = activations + logits
     # Of a single micro-batch, whole gradients come as activations go.
     passing = max(passing, gradients) if stage < 2 and accumulation == 1 else passing + gradients
-    passing += buckets + gathered + (reduction if run.overlaps else 0)
+    passing += gathered + (max(buckets, reduction) if run.overlaps else buckets)
     most = weights + optimizer + max(passing, gradients + reduction, update)
     return Memory(weights, gradients, optimizer, activations, logits, gathered, buckets, reduction, update, host, most)
 
