@@ -61,27 +61,40 @@ def _data(config, dataset):
             f"read {tokens / train['tokens']:.2f} times"]  # fmt: skip
 
 
+def memory_at(config: Config, stage: int, checkpointing: bool) -> plan.Memory:
+    """What a rank of the run would need on a GPU at a ZeRO stage, with or without activation checkpointing."""
+    options = config.options
+    return plan.memory(
+        config.model,
+        config.batch.micro_size,
+        config.batch.world_size,
+        stage,
+        config.precision,
+        checkpointing,
+        plan.CHUNK_ELEMENTS["default"],
+        config.moments,
+        accumulation=config.batch.accumulation,
+        fp32_sums=config.fp32_sums,
+        norms=options.log_grads_every > 0,
+        zero=config.engine["zero_optimization"],
+        kernels="torch" if options.kernels == "torch" else "triton",
+    )
+
+
 def _memory(config):
     zero = config.engine["zero_optimization"]
     stage = zero["stage"]
     off, weights_off = (zero.get(f"offload_{what}", {}).get("device", "none") != "none" for what in ("optimizer", "param"))
     chosen = config.options.activation_checkpointing
 
-    def estimate(at, checkpointing):
-        return plan.memory(
-            config.model, config.batch.micro_size, config.batch.world_size, at, config.precision, checkpointing,
-            plan.CHUNK_ELEMENTS["default"], config.moments, accumulation=config.batch.accumulation, fp32_sums=config.fp32_sums,
-            norms=config.options.log_grads_every > 0, zero=zero,
-        )  # fmt: skip
-
-    rows = [[getattr(estimate(at, chosen), part) for at in range(4)] for part in PARTS]
-    rows.append([estimate(at, chosen).total for at in range(4)])
-    rows.append([estimate(at, not chosen).total for at in range(4)])
+    rows = [[getattr(memory_at(config, at, chosen), part) for at in range(4)] for part in PARTS]
+    rows.append([memory_at(config, at, chosen).total for at in range(4)])
+    rows.append([memory_at(config, at, not chosen).total for at in range(4)])
     other = "without" if chosen else "with"
     names = [*PARTS, "most at once", f"{other} activation checkpointing"]
     if off or weights_off:
         names.append("in host memory")
-        rows.append([estimate(at, chosen).host for at in range(4)])
+        rows.append([memory_at(config, at, chosen).host for at in range(4)])
     lines = ["memory per rank in GiB" + " " * 14 + "".join(f"{'ZeRO ' + str(at) + ('*' if at == stage else ' '):>10s}" for at in range(4))]
     lines += [f"  {name:34s}" + "".join(f"{value / 2**30:>9.2f} " for value in row) for name, row in zip(names, rows)]
     lines.append("  at once: weights, optimizer, and either a micro-batch's gradients, activations, logits, gathered and "

@@ -178,6 +178,8 @@ def _sum_in_fp32(zero):
     """
     zero.gradient_accumulation_dtype = torch.float32
     zero.use_separate_grad_accum = zero.use_grad_accum_attribute = True
+    if not zero._grad_acc_hooks:  # neither contiguous_gradients nor overlap_comm needs them
+        zero.create_gradient_handling_hooks()
 
 
 def _require_nvme(config):

@@ -181,12 +181,13 @@ class Memory:
 
 def memory(model: ModelConfig, micro_size: int, world_size: int, stage: int, precision: str, checkpointing: bool,
            chunk_elements: int, moments: int = 2, *, accumulation: int = 1, fp32_sums: bool = False, norms: bool = False,
-           zero: Mapping = MappingProxyType({})) -> Memory:  # fmt: skip
+           zero: Mapping = MappingProxyType({}), kernels: str = "torch") -> Memory:  # fmt: skip
     """Memory of one rank under a ZeRO stage (Rajbhandari et al., arXiv 1910.02054, with DeepSpeed's own buffers).
 
     precision: fp32, fp16 or bf16. chunk_elements: logits per chunk of the output layer. moments: numbers per parameter
     that the optimizer keeps (Adam 2). accumulation: micro-batches per step, whose gradients are summed in fp32 if
     fp32_sums. norms: in a step that finds the norms of the updates. zero: the configuration's block zero_optimization.
+    kernels: "torch", or "triton", whose cross-entropy makes no fp32 copy of 16-bit logits.
     """
     run = _Zero(model.parameters(), world_size, stage, 4 if precision == "fp32" else 2, fp32_sums, accumulation, zero)
     tokens = micro_size * model.seq_len
@@ -194,7 +195,8 @@ def memory(model: ModelConfig, micro_size: int, world_size: int, stage: int, pre
     blocks = model.n_layers * per_input + per_block if checkpointing else model.n_layers * per_block
     final = (2 * model.h_dim) * run.width + 8  # input and statistics of the last LayerNorm, gradient of the hidden states
     activations = tokens * (blocks + final)
-    logits = min(chunk_elements, tokens * model.vocab_size) * (8 if precision == "fp32" else 12)
+    copied = precision != "fp32" and kernels == "torch"
+    logits = min(chunk_elements, tokens * model.vocab_size) * (run.width + 4 * copied)
     logits += 4 * model.vocab_size * model.h_dim
     weights, gathered = run.weights(), run.gathered(model.block_parameters())
     optimizer, host = run.optimizer(moments)

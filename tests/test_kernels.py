@@ -12,7 +12,7 @@ from conftest import write_run
 
 from gpt import roll_call
 from gpt.errors import RunError, UserError
-from gpt.kernels import choose, launch, require_compiler, trial
+from gpt.kernels import choose, cross_entropy, gelu, launch, layer_norm, require_compiler, trial
 from gpt.plan import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,7 +132,17 @@ def triton_itself(gpu, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_LIBCUDA_PATH", str(tmp_path))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
-    return lambda kernels="auto": choose(kernels, device, MODEL, torch.float16)
+    forget_compilations()
+    yield lambda kernels="auto": choose(kernels, device, MODEL, torch.float16)
+    forget_compilations()
+
+
+def forget_compilations():
+    """What a driver that is none has been given shall serve no other."""
+    for module in (trial, layer_norm, gelu, cross_entropy):
+        for kernel in vars(module).values():
+            if hasattr(kernel, "device_caches"):
+                kernel.device_caches.clear()
 
 
 def test_without_a_c_compiler(triton_itself, monkeypatch, tmp_path):
@@ -211,6 +221,36 @@ def test_a_driver_that_refuses(triton_itself, monkeypatch):
     monkeypatch.setattr(type(driver), "active", RefusingDriver())
     choice, reason = triton_itself()
     assert choice == "torch" and "Triton does not work here (RuntimeError: Triton Error [CUDA]: device kernel image is invalid" in reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_trial_starts_every_kernel(triton_itself, monkeypatch, dtype):
+    """Through Triton's own just-in-time path, compiled for an H100 that starts nothing."""
+    from triton.runtime.driver import driver
+
+    started = []
+
+    class IdleDriver(RefusingDriver):
+        class utils(RefusingDriver.utils):
+            load_binary = staticmethod(lambda *args: (1, 1, 32, 0, 1024))
+
+        class launcher_cls:
+            launch_cooperative_grid = False
+
+            def __init__(self, source, metadata):
+                self.name = f"{source.fn.fn.__module__.rpartition('.')[2]}.{source.fn.fn.__name__}"
+
+            def __call__(self, *args):
+                started.append(self.name)
+
+    monkeypatch.setattr(type(driver), "active", IdleDriver())
+    monkeypatch.setattr(trial, "_roundings_off", lambda found, exact: float(found.shape != exact.shape))
+    assert trial.problem(CPU, MODEL, dtype)[0] == "Triton does not work here (AssertionError: 128 times 2 are 128)"
+    monkeypatch.setattr(trial, "_launch_one", lambda device: None)
+    assert trial.problem(CPU, MODEL, dtype) is None
+    once = ["layer_norm._forward_kernel", "layer_norm._backward_kernel"]
+    assert started == ["trial._twice", *once, *once, "gelu._forward_kernel", "gelu._backward_kernel", "cross_entropy._kernel",
+                       "cross_entropy._kernel"]  # fmt: skip
 
 
 def test_an_error_that_costs_the_gpu(gpu, monkeypatch):

@@ -6,8 +6,9 @@ import time
 
 import torch
 
-from gpt import classes, engine, hardware, plan
+from gpt import classes, engine, hardware
 from gpt.config import resolve
+from gpt.dry_run import memory_at
 from gpt.meter import TimeSplit
 from gpt.model import GPT
 from gpt.trainer import build
@@ -74,7 +75,7 @@ def _measure(lab, preset, precision):
         tokens_per_second=tokens / taken,
         mfu=lab.mfu(tokens / taken, config.model, precision),
         peak_bytes=peak,
-        estimated_bytes=_estimated(config),
+        estimated_bytes=memory_at(config, 1, False).total,
         launches=seen.launches,
         waits=None if lab.dry else seen.waits,
         idle=None if lab.dry else max(0.0, 1 - seen.busy_ms / 1e3 / taken),
@@ -95,6 +96,8 @@ def _config(lab, preset, precision):
     tree["gradient_accumulation_steps"] = ACCUMULATION
     tree["fp16"]["enabled"], tree["bf16"] = precision == "fp16", {"enabled": precision == "bf16"}
     tree["scheduler"]["params"]["warmup_steps"] = 5  # so that the loss of so few steps sinks
+    # So that the estimate is of steps as these are.
+    tree["gpt"] |= {"kernels": lab.kernels, "log_grads_every": 0}
     if lab.dry:
         tree["gpt"] |= vars(TINY)
     return resolve(tree, "gpu_check")
@@ -128,24 +131,6 @@ def _check(lab, config, preset, precision, batch, results):
         f"{apart:.4f} nats from plain torch; {losses[0]:.3f} to {losses[-1]:.3f} "
         f"in {len(losses)} steps on one batch, {config.precision}",
     )
-
-
-def _estimated(config):
-    """Bytes on the device by gpt/plan.py, as --dry_run prints them; of a step without norms."""
-    batch, zero = config.batch, config.engine["zero_optimization"]
-    return plan.memory(
-        config.model,
-        batch.micro_size,
-        batch.world_size,
-        zero["stage"],
-        config.precision,
-        config.options.activation_checkpointing,
-        plan.CHUNK_ELEMENTS["default"],
-        config.moments,
-        accumulation=batch.accumulation,
-        fp32_sums=config.fp32_sums,
-        zero=zero,
-    ).total
 
 
 def _keep_trace(lab, trace):
