@@ -380,6 +380,21 @@ def test_shares_of_what_is_attained():
     assert gpu_report._attained({"flops_per_second": None, "bytes_per_second": None}, rates) == "–"
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_roundings(scale):
+    """One rounding is right, that of numbers near fp16's smallest too; a factor of 1.02 is not."""
+    import torch
+
+    from tools.gpu_stages.kernels import Trial
+
+    exact = torch.randn(100, 50, generator=torch.Generator().manual_seed(0)).double() * scale
+    for factor, right in ((1.0, True), (1.02, False)):
+        trial = Trial(None, "", "fp16")
+        trial.measure("", (exact * factor).half(), exact)
+        assert trial.worst <= 1 or not right
+        assert (trial.faults == []) == (right or scale < 1)  # 2% of those are less than a rounding
+
+
 def test_a_profile_tells_the_kernels_apart():
     """By their functions' names, under which Triton launches them."""
     sources = (path.read_text(encoding="utf-8") for path in (ROOT / "gpt/kernels").glob("*.py"))

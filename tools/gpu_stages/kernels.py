@@ -18,7 +18,7 @@ from gpt.kernels.linear_cross_entropy import linear_cross_entropy
 from gpt.model import GPT
 from gpt.plan import ModelConfig
 from tools.gpu_stages import BACKENDS, HALF
-from tools.gpu_stages.lab import TINY, UNIT
+from tools.gpu_stages.lab import SMALLEST, TINY, UNIT
 
 WIDTHS = (128, 768, 1000, 1024, 1025, 1536, 2048)  # with some that no vector load divides
 ROWS = (1, 17, 1000, 16384)
@@ -30,8 +30,8 @@ LENGTHS = (
     16,
 )  # of sequences; cuDNN has had faults where 128 does not divide them
 VOCABULARIES = (2048, 5000, 16384)
-# Errors in units of rounding: the worst, relative to the largest element; and the norm of all,
-# relative to that of all elements.
+# Errors in units of rounding: the worst, relative to that of the largest element; and the norm of
+# all, relative to the norm of all elements' own.
 WORST = {"fp32": 256.0, "bf16": 16.0, "fp16": 16.0}
 TOGETHER = {"fp32": 64.0, "bf16": 3.0, "fp16": 3.0}
 SHIFT = 1024.0  # a factor on cross-entropy's gradient
@@ -70,9 +70,10 @@ class Trial:
             self.faults.append(f"{where}: a second run gave other bits")
 
     def measure(self, where, got, want):
-        error, want = got.double() - want, want.detach()
-        worst = (error.abs().max() / want.abs().max()).item() / UNIT[self.precision]
-        together = (error.norm() / want.norm()).item() / UNIT[self.precision]
+        error, want = (got.double() - want).abs(), want.detach()
+        rounding = (want.abs() * UNIT[self.precision]).clamp(min=SMALLEST[self.precision] / 2)
+        worst = (error.max() / rounding.max()).item()
+        together = (error.norm() / rounding.norm()).item()
         self.worst, self.together = max(self.worst, worst), max(self.together, together)
         # NaN is worse than any limit
         if not worst <= WORST[self.precision] or not together <= TOGETHER[self.precision]:

@@ -17,11 +17,9 @@ from gpt.kernels.layer_norm import layer_norm
 from gpt.plan import ModelConfig
 from tools.gpu_findings import Findings
 
-UNIT = {
-    "fp32": 2.0**-24,
-    "bf16": 2.0**-8,
-    "fp16": 2.0**-11,
-}  # half the distance from 1 to the next number
+# Half the distance from 1 to the next number, and the smallest number above 0.
+UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}
+SMALLEST = {"fp32": 2.0**-149, "bf16": 2.0**-133, "fp16": 2.0**-24}
 FLUSH_BYTES = 1 << 28  # more than any L2 cache holds
 HEAD_START = 600_000  # clock cycles, a third of a millisecond, by which the host runs ahead
 TINY = ModelConfig(
