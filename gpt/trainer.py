@@ -30,7 +30,7 @@ PROBE_ROWS, PROBE_TOKENS = 2, 32
 class Trainer:
     """One run of `config` on `dataset`, kept in `config.run_dir`, as one of `world_size` ranks sees it.
 
-    Making one checks everything that can be checked before a device is taken, and writes nothing but the run's folder
+    Making one checks everything that can be checked before the ranks connect, and writes nothing but the run's folder
     with its lock. Rank 0 alone looks for a checkpoint, so that all go on from the same one. Raises UserError.
 
     resume: auto, must, never or a checkpoint's tag. allowed: settings that may differ from the checkpoint's.
