@@ -2,13 +2,23 @@
 
 import ctypes
 import os
+import signal
 import socket
 import sys
 import time
 
+import torch
+
+
+PATIENCE = 600.0  # seconds for which ranks may run
+
 
 def fork_ranks(size: int, work) -> list:
-    """(exit code, seconds until it ended) of `size` ranks on this host, each of which does `work()`."""
+    """(exit code, seconds until it ended) of `size` ranks on this host, each of which does `work()`.
+
+    A rank computes in one thread: of OpenMP's pool, which this process may have used, a fork gets
+    none, and would wait for it for ever.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -17,7 +27,8 @@ def fork_ranks(size: int, work) -> list:
         child = os.fork()
         if child == 0:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
-                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))  # fmt: skip
+                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")  # fmt: skip
+            torch.set_num_threads(1)
             code = 1
             try:
                 work()
@@ -28,8 +39,14 @@ def fork_ranks(size: int, work) -> list:
                 os._exit(code)
         ranks[child] = rank
     while ranks:
-        child, status = os.wait()
-        ends[ranks.pop(child)] = os.waitstatus_to_exitcode(status), time.monotonic() - began
+        for child, rank in list(ranks.items()):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                ends[rank] = os.waitstatus_to_exitcode(status), time.monotonic() - began
+                del ranks[child]
+            elif time.monotonic() - began > PATIENCE:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
     return [ends[rank] for rank in range(size)]
 
 

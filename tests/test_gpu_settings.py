@@ -102,11 +102,13 @@ def test_ranks_with_offloaded_optimizers_share_the_hosts_cores(monkeypatch, capf
             for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID"):
                 os.environ.pop(name, None)
             os.environ.update(env)
-            torch.set_num_threads(1)  # as on a GPU, where nobody has shared them out
+            asked = []
             with torch.device("meta"):
                 model = GPT(config.model, None)
-            engine.Engine(model, config, world, model.initial_weights(0))
-            assert torch.get_num_threads() == (5 if shared else 1), env
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch, "set_num_threads", asked.append)
+                engine.Engine(model, config, world, model.initial_weights(0))
+            assert asked == ([5] if shared else []), env
         engine.disconnect()
 
     ends = fork_ranks(2, work)
