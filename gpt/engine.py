@@ -363,7 +363,17 @@ class Engine:
             raise _LossScaleExhausted from error
         if scaler:  # the batch was refused, so its gradient says nothing about the scale
             vars(scaler).update(before)
-        return self._ds.was_step_applied()
+        applied = self._ds.was_step_applied()
+        if last and not applied and self._stage in (1, 2):
+            self._forget_gradients()
+        return applied
+
+    def _forget_gradients(self):
+        """After an update that was left out: DeepSpeed, its optimizer in host memory, would sum the next batch's gradients
+        upon what it refused."""
+        summed = self._ds.optimizer.averaged_gradients
+        for group in summed:
+            summed[group] = None
 
     def _pass_over(self):
         """Stage 0, where nothing else keeps a bad gradient from the weights: an optimizer step without gradients does

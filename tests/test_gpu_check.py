@@ -1,5 +1,6 @@
 """tools/gpu_check.py on a CPU: every stage with tiny shapes; wrong kernels, crashes and hangs."""
 
+import importlib.util
 import json
 import os
 import re
@@ -93,7 +94,8 @@ def test_every_table_has_its_rows(whole):
         "written plainly, eager",
         "written plainly, whole model under torch.compile",
     } <= {row[0] for row in speed}
-    assert not [row for row in speed if "failed" in row[-1] and "transformers" not in row[0]]
+    lacking = importlib.util.find_spec("transformers") is None
+    assert not [row for row in speed if "failed" in row[-1] and not (lacking and "transformers" in row[0])]
     heaviest = table_after(report, "The heaviest kernels of a run's step")[1:]
     assert len([row for row in heaviest if row[:2] == ["small", "bf16"]]) == 15
     refused = [row for row in table_after(report, "Single operations") if "failed" in row[-1]]

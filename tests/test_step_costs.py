@@ -138,7 +138,7 @@ def steps_with_planted(world, stage, precision, zero=()):
 
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
 QUICK = [(1, "fp16", {}), (1, "bf16", {}), (2, "fp16", {}), (2, "bf16", {}), (3, "fp16", {}),
-         (1, "fp16", OFFLOADED)]  # fmt: skip
+         (1, "fp16", OFFLOADED), (1, "bf16", OFFLOADED), (2, "bf16", OFFLOADED)]  # fmt: skip
 ALL = [(stage, precision, zero) for stage in (1, 2, 3) for precision in ("fp32", "fp16", "bf16")
        for zero in ({}, OFFLOADED)]  # fmt: skip
 slow = pytest.mark.slow

@@ -100,13 +100,27 @@ def _verdicts(findings):
     ]
     failed = [f"- **stage {stage}**: {failure}" for stage, failure in failures(findings)]
     right = sum(finding.get("verdict") == RIGHT for finding in findings)
-    yield f"## What is right\n\n{right} right, {len(wrong)} wrong, {len(failed)} stage(s) failed."
-    if wrong or failed:
-        yield "\n".join([*wrong, *failed])
+    unmeasured = [
+        f"- not measured, {finding['table']}: {_named(finding)}: {finding['failed']}"
+        for finding in findings
+        if "failed" in finding
+    ]
+    yield (
+        f"## What is right\n\n{right} right, {len(wrong)} wrong, {len(failed)} stage(s) failed, "
+        f"{len(unmeasured)} figure(s) not measured."
+    )
+    if wrong or failed or unmeasured:
+        yield "\n".join([*wrong, *failed, *unmeasured])
     rows = [
         _verdict_row(name, expected[name], found.get(name, {}), why_not[name]) for name in expected
     ]
     yield "\n".join(["| check | fp32 | bf16 | fp16 | found |", "|---|---|---|---|---|", *rows])
+
+
+def _named(row):
+    """What a row of a table is about."""
+    words = [str(row[key]) for key in ("model", "preset", "what", "micro_batch") if key in row]
+    return ", ".join(words)
 
 
 def _some(faults):

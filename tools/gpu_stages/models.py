@@ -76,7 +76,7 @@ def _makers(lab, shape):
 def _transformers(shape):
     from tools.bench_step import transformers_gpt2
 
-    return transformers_gpt2(shape, None)
+    return transformers_gpt2(shape, None, torch.bfloat16)
 
 
 def whole_steps(lab):
