@@ -34,6 +34,8 @@ def _model(config):
     model, batch, options = config.model, config.batch, config.options
     tokens = options.max_train_steps * batch.global_size * model.seq_len
     flops = tokens * model.matmul_flops_per_token()
+    smaller = batch.micro_limit is not None and batch.micro_size < batch.micro_limit
+    limit = f" (at most {batch.micro_limit} asked for)" if smaller else ""
     schedule = config.schedule
     rate = (f"learning rate  {schedule.warmup_steps:,} steps of warm-up to {schedule.max_lr:g}, cosine to "
             f"{schedule.min_lr:g} at step {schedule.decay_steps:,}") if schedule else \
@@ -43,7 +45,7 @@ def _model(config):
         f"model          {model.parameters():,} parameters: {model.n_layers} layers, h_dim {model.h_dim}, mlp_dim "
         f"{model.mlp_dim}, {model.n_heads} x {model.head_dim} heads, vocabulary {model.vocab_size:,}",
         f"batch          {batch.global_size} x {model.seq_len} = {batch.global_size * model.seq_len:,} tokens a step: micro "
-        f"batch {batch.micro_size} x accumulation {batch.accumulation} x {batch.world_size} rank(s)",
+        f"batch {batch.micro_size}{limit} x accumulation {batch.accumulation} x {batch.world_size} rank(s)",
         f"training       {options.max_train_steps:,} steps, {tokens:,} tokens, {tokens / model.parameters():.1f} per parameter",
         f"compute        {flops:.3e} FLOPs in matrix products ({model.matmul_flops_per_token():,} per token)",
         rate,
@@ -97,8 +99,9 @@ def _memory(config):
         rows.append([memory_at(config, at, chosen).host for at in range(4)])
     lines = ["memory per rank in GiB" + " " * 14 + "".join(f"{'ZeRO ' + str(at) + ('*' if at == stage else ' '):>10s}" for at in range(4))]
     lines += [f"  {name:34s}" + "".join(f"{value / 2**30:>9.2f} " for value in row) for name, row in zip(names, rows)]
-    lines.append("  at once: weights, optimizer, and either a micro-batch's gradients, activations, logits, gathered and "
-                 "buckets, or gradients\n  and reduction, or update")  # fmt: skip
+    lines.append("  most at once: weights, optimizer, and the largest of a micro-batch's activations, logits, gathered, buckets and "
+                 "gradients\n  (which below ZeRO 2, without accumulation, take the place of the first two), of gradients and "
+                 "reduction, and of update")  # fmt: skip
     moved = " and ".join(["optimizer states"] * off + ["weights"] * weights_off)
     lines.append(f"  * this run, {'with' if chosen else 'without'} activation checkpointing"
                  + (f", {moved} in host memory" if moved else ""))  # fmt: skip
@@ -127,7 +130,7 @@ def _time(config, dataset):
     if options.tokens_per_second:
         hours = options.max_train_steps * per_step / options.tokens_per_second / 3600
         lines.append(f"time           {hours:.2f} hours at {options.tokens_per_second:,.0f} tokens/s "
-                     f"({duration(hours * 3600)}), the reference GPU's; steps per class:")  # fmt: skip
+                     f"({duration(hours * 3600)}), the rate in tokens_per_second; steps per class:")  # fmt: skip
         lines.append("               " + ", ".join(
             f"{h}h {classes.steps_of(h, options.tokens_per_second, per_step):,}" for h in classes.HOURS))  # fmt: skip
     else:

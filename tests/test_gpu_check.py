@@ -224,7 +224,7 @@ def test_a_wrong_kernel_a_crash_and_a_hang(tmp_path):
 def test_what_does_not_fit_the_budget_is_skipped(tmp_path):
     done = check(tmp_path / "out", "--budget", "1")
     report = report_of(tmp_path / "out")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 1, done.stdout + done.stderr  # that nothing is wrong says nothing here
     assert [row[1:] for row in table_after(report, "Stages")[1:]] == [
         ["–", "1 s of the budget were left"]
     ] * len(STAGES)

@@ -9,8 +9,8 @@ is a line of results.jsonl at once, what it prints is in logs/, and report.md is
 every stage. Those that take no times run together first; a stage for which too little of --budget
 is left is skipped, and the report says so. Run it on a GPU that does nothing else.
 
-Exit code 0: all that ran is right; 1: something is wrong, or a stage failed; 2: a mistake in the
-options, or no GPU.
+Exit code 0: all that ran is right; 1: something is wrong, a stage failed, or none was ended; 2: a
+mistake in the options, or no GPU.
 """
 
 import os

@@ -31,8 +31,12 @@ def failures(findings) -> list:
 
 
 def is_right(findings) -> bool:
-    """Whether nothing that ran was wrong, crashed or hung."""
-    return not failures(findings) and all(finding.get("verdict") != WRONG for finding in findings)
+    """Whether something ran to its end, and nothing that ran was wrong, crashed or hung."""
+    ended = any(
+        finding.get("event") == "ended" and not finding["cut"] for finding in findings
+    )
+    wrong = any(finding.get("verdict") == WRONG for finding in findings)
+    return ended and not failures(findings) and not wrong
 
 
 def write(out: Path, findings: list):
