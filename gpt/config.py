@@ -162,8 +162,8 @@ def _as_asked(saved):
 def replace_batch(tree, overrides):
     """Take out of a run's JSON what the command line's `overrides` replace of the batch's keys."""
     given = {MICRO, ACCUMULATION} & overrides.keys()
-    if given:
-        replaced = {MICRO, ACCUMULATION} - given
+    if given:  # the other follows from the batch, unless the batch is what the two make
+        replaced = {MICRO, ACCUMULATION} - given if BATCH in tree or BATCH in overrides else ()
     else:  # another batch in as many passes, or in passes as large
         replaced = {MICRO} if BATCH in overrides and ACCUMULATION in tree else ()
     for key in replaced:

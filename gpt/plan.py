@@ -92,6 +92,7 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
     if global_size is None:
         global_size = micro_size * (accumulation or 1) * world_size
     share, limit = global_size // world_size, micro_size if accumulation is None else None
+    exact = world_size * (accumulation or 1) * (micro_size or 1 if accumulation else 1)
     product = f"gradient_accumulation_steps {accumulation} x {world_size} rank(s)"
     if accumulation is None:
         problem = f"is not a multiple of {world_size} rank(s)"
@@ -108,7 +109,7 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
             advice = f"with {world_size} rank(s) gradient_accumulation_steps can be {', '.join(map(str, fitting))}"
         else:
             ranks = [n for n in divisors(global_size) if n <= 2 * world_size][-6:]
-            near = sorted({max(1, global_size // world_size) * world_size, (global_size // world_size + 1) * world_size})
+            near = sorted({max(1, global_size // exact) * exact, (global_size // exact + 1) * exact})
             advice = (f"train_batch_size must be a multiple of the ranks, for example {' or '.join(map(str, near))}; "
                       f"{global_size} sequences fit {', '.join(map(str, ranks))} rank(s)")  # fmt: skip
         raise UserError(f"train_batch_size {global_size} {problem}: {advice}")

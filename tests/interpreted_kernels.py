@@ -371,7 +371,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.skipif(not launch.interpreted(), reason="triton is not installed")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("widths", [(24, 40, 37), (768, 3072, 16384), (1000, 1025, 5000)])
+@pytest.mark.parametrize("widths", [(24, 40, 37), (768, 3072, 16384), (1000, 1025, 5000), (1, 1, 2), (2, 3, 3)])
 def test_right_kernels_pass_the_trial(widths, dtype):
     model = dataclasses.replace(MODEL, **dict(zip(("h_dim", "mlp_dim", "vocab_size"), widths)))
     assert choose("triton", CPU, model, dtype) == ("triton", "as asked for")

@@ -95,6 +95,16 @@ def test_the_command_lines_batch_replaces_the_files(file, options, wanted):
     assert (batch.global_size, batch.micro_size, batch.accumulation) == wanted
 
 
+@pytest.mark.parametrize("options, wanted", [
+    ("--train_micro_batch_size_per_gpu 2", (8, 2, 2)), ("--gradient_accumulation_steps 3", (18, 3, 3)),
+])  # fmt: skip
+def test_where_no_batch_is_given_the_other_two_keep_making_it(options, wanted):
+    tree = tiny_run(train_batch_size=None, train_micro_batch_size_per_gpu=3, gradient_accumulation_steps=2)
+    args = parse_command_line(["--ds_config", "x", *options.split()])
+    batch = resolve(tree, "tiny", 2, args.overrides).batch
+    assert (batch.global_size, batch.micro_size, batch.accumulation) == wanted
+
+
 def limited(limit, batch=8, **options):
     return tiny_run(train_batch_size=batch, train_micro_batch_size_per_gpu=limit,
                     gradient_accumulation_steps=None, **options)  # fmt: skip
