@@ -63,6 +63,11 @@ def _data(config, dataset):
             f"read {tokens / train['tokens']:.2f} times"]  # fmt: skip
 
 
+def _stages(config):
+    """The ZeRO stages that the run could choose from: in 16 bits DeepSpeed's stage 0 computes something else."""
+    return range(0 if config.precision == "fp32" else 1, 4)
+
+
 def memory_at(config: Config, stage: int, checkpointing: bool) -> plan.Memory:
     """What a rank of the run would need on a GPU at a ZeRO stage, with or without activation checkpointing."""
     options = config.options
@@ -89,15 +94,16 @@ def _memory(config):
     off, weights_off = (zero.get(f"offload_{what}", {}).get("device", "none") != "none" for what in ("optimizer", "param"))
     chosen = config.options.activation_checkpointing
 
-    rows = [[getattr(memory_at(config, at, chosen), part) for at in range(4)] for part in PARTS]
-    rows.append([memory_at(config, at, chosen).total for at in range(4)])
-    rows.append([memory_at(config, at, not chosen).total for at in range(4)])
+    stages = _stages(config)
+    rows = [[getattr(memory_at(config, at, chosen), part) for at in stages] for part in PARTS]
+    rows.append([memory_at(config, at, chosen).total for at in stages])
+    rows.append([memory_at(config, at, not chosen).total for at in stages])
     other = "without" if chosen else "with"
     names = [*PARTS, "most at once", f"{other} activation checkpointing"]
     if off or weights_off:
         names.append("in host memory")
-        rows.append([memory_at(config, at, chosen).host for at in range(4)])
-    lines = ["memory per rank in GiB" + " " * 14 + "".join(f"{'ZeRO ' + str(at) + ('*' if at == stage else ' '):>10s}" for at in range(4))]
+        rows.append([memory_at(config, at, chosen).host for at in stages])
+    lines = ["memory per rank in GiB" + " " * 14 + "".join(f"{'ZeRO ' + str(at) + ('*' if at == stage else ' '):>10s}" for at in stages)]
     lines += [f"  {name:34s}" + "".join(f"{value / 2**30:>9.2f} " for value in row) for name, row in zip(names, rows)]
     lines.append("  most at once: weights, optimizer, and the largest of a micro-batch's activations, logits, gathered, buckets and "
                  "gradients\n  (which below ZeRO 2, without accumulation, take the place of the first two), of gradients and "
@@ -130,7 +136,7 @@ def _time(config, dataset):
     if options.tokens_per_second:
         hours = options.max_train_steps * per_step / options.tokens_per_second / 3600
         lines.append(f"time           {hours:.2f} hours at {options.tokens_per_second:,.0f} tokens/s "
-                     f"({duration(hours * 3600)}), the rate in tokens_per_second; steps per class:")  # fmt: skip
+                     f"({duration(hours * 3600)}), on one GPU of that rate; steps per class:")  # fmt: skip
         lines.append("               " + ", ".join(
             f"{h}h {classes.steps_of(h, options.tokens_per_second, per_step):,}" for h in classes.HOURS))  # fmt: skip
     else:
@@ -193,7 +199,7 @@ def _waiting(batch, seq_len, speed, launching):
 
 
 def _scaling(config, interconnect):
-    options, stages, own = config.options, range(4), config.engine["zero_optimization"]["stage"]
+    options, stages, own = config.options, _stages(config), config.engine["zero_optimization"]["stage"]
     if not options.tokens_per_second:
         return ["scaling        unknown: set tokens_per_second to the GPU's measured throughput"]
 

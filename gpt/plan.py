@@ -104,7 +104,10 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
     else:
         problem = f"is not micro batch {micro_size} x {product}"
     if micro_size * accumulation * world_size != global_size:
-        if global_size % world_size == 0:
+        if accumulation and global_size % (accumulation * world_size) == 0:
+            advice = (f"so many passes take micro batches of {share // accumulation}: set "
+                      "train_micro_batch_size_per_gpu to that, or leave one of the two out")  # fmt: skip
+        elif global_size % world_size == 0:
             fitting = divisors(global_size // world_size)
             advice = f"with {world_size} rank(s) gradient_accumulation_steps can be {', '.join(map(str, fitting))}"
         else:

@@ -187,7 +187,8 @@ class Trainer:
         self.metrics.close()
         slow = "" if seconds is None or seconds < LAUNCHER_SECONDS / 2 else (
             f"; NOTE: that took {seconds:.0f} s, and launchers wait {LAUNCHER_SECONDS} s before they kill")  # fmt: skip
-        self.progress.say(f"stopped by {self.stopping} and saved after step {self.step} of "
+        by = f"by {self.stopping}" if self.stopping.startswith("SIG") else f"since {self.stopping},"
+        self.progress.say(f"stopped {by} and saved after step {self.step} of "
                           f"{self.config.options.max_train_steps}: the same command goes on{slow}")  # fmt: skip
 
     def _agree(self, result=None):

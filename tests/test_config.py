@@ -302,7 +302,7 @@ BAD = [
     ("gpt.n_heads", 0, "gpt.n_heads is 0, must be at least 1"),
     ("gpt.n_layers", 2.0, "gpt.n_layers is 2.0, not a whole number"),
     ("train_micro_batch_size_per_gpu", 3, "train_batch_size 8 is not micro batch 3 x gradient_accumulation_steps 2 x 1 "
-     "rank(s): with 1 rank(s) gradient_accumulation_steps can be 1, 2, 4, 8"),
+     "rank(s): so many passes take micro batches of 4: set train_micro_batch_size_per_gpu to that, or leave one of the two out"),
     ("torch_autocast", {"enabled": True},
      "torch_autocast is not supported here: with fp16 it clips scaled gradients: use fp16 or bf16"),
     ("train_micro_batch_size_per_gpu", 0,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -12,11 +13,13 @@ import time
 
 import psutil
 import pytest
+import torch
 from conftest import ROOT
 
 from tools import gpu_report
 from tools.gpu_findings import Findings
-from tools.gpu_stages import STAGES, Stage
+from tools.gpu_stages import STAGES, Stage, models
+from tools.gpu_stages.lab import Lab
 
 PATIENCE = 400  # seconds; a machine that does other things beside takes its time
 
@@ -65,7 +68,7 @@ def test_a_dry_run_goes_through_every_stage(whole):
 
 def test_the_first_table_tells_right_from_not_run(whole):
     rows = table_after(report_of(whole[1]), "What is right")
-    assert rows[0] == ["check", "fp32", "bf16", "fp16", "found"]
+    assert rows[0] == ["check", "", "fp32", "bf16", "fp16", "found"]
     named = {row[0]: row for row in rows[1:]}
     assert set(named) == {name for stage in STAGES for name in stage.checks}
     absent = {name for name, row in named.items() if "not run" in row}
@@ -74,12 +77,10 @@ def test_the_first_table_tells_right_from_not_run(whole):
         "attention: cudnn",
         "attention: efficient",
     }  # which a CPU lacks
-    assert named["GELU with bias"][1:4] == ["right"] * 3 and named["model of four layers"][1:4] == [
-        "–",
-        "right",
-        "right",
-    ]
-    assert named["memory accesses"][4] == "it needs a GPU"
+    assert named["GELU with bias"][1:5] == ["", "right", "right", "right"]
+    assert named["model of four layers"][1:5] == ["", "–", "right", "right"]
+    assert named["all-reduce"][1:5] == ["right", "", "", ""]
+    assert named["memory accesses"][5] == "it needs a GPU"
 
 
 def test_every_table_has_its_rows(whole):
@@ -199,14 +200,14 @@ def test_a_wrong_kernel_a_crash_and_a_hang(tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     report = report_of(tmp_path / "out")
     rows = {row[0]: row for row in table_after(report, "What is right")}
-    assert rows["GELU with bias"][1:4] == ["not run", "**WRONG**", "**WRONG**"]
+    assert rows["GELU with bias"][2:5] == ["not run", "**WRONG**", "**WRONG**"]
     assert (
-        rows["add + LayerNorm"][1:4]
-        == rows["head, loss scale 1"][1:4]
+        rows["add + LayerNorm"][2:5]
+        == rows["head, loss scale 1"][2:5]
         == ["not run", "right", "right"]
     )
     assert "**GELU with bias in fp16**: 1 rows of 64, result 0: " in report
-    assert rows["a training that learns"][1:] == ["not run"] * 3 + ["it ended by signal 6"]
+    assert rows["a training that learns"][2:] == ["not run"] * 3 + ["it ended by signal 6"]
     assert (
         "**stage training**: it ended by signal 6, see logs/training.txt: the card fell off the bus"
         in report
@@ -219,6 +220,24 @@ def test_a_wrong_kernel_a_crash_and_a_hang(tmp_path):
         for process in psutil.process_iter(["cmdline"])
         if process.info["cmdline"] == ["sleep", "600"]
     ]
+
+
+def test_models_that_fail_or_give_nan_are_not_right(tmp_path, monkeypatch):
+    monkeypatch.setattr(Lab, "_hear", lambda self: None)  # there is no parent to listen to
+    near = {"ours": 4.5, "theirs": 4.51}
+    assert models.compared(near)[0] == []
+    for losses in ({}, {**near, "another": math.nan}, {"first": math.nan, **near}, {**near, "far": 6}):
+        assert models.compared(losses)[0]
+    lab, ended = Lab("sweep", tmp_path, True), {"stage": "sweep", "event": "ended", "failure": None}
+    findings = Findings(tmp_path)
+    findings.add(**ended, seconds=1.0, cut=None)
+    for error, right in ((torch.OutOfMemoryError("no room"), True), (RuntimeError("bad"), False)):
+        with lab.attempt("sweep", must=True, preset="small", micro_batch=8):
+            raise error
+        assert gpu_report.is_right(findings.read()) == right
+    report = gpu_report.text(findings.read())
+    assert "0 right, 1 wrong, 0 stage(s) failed, 1 figure(s) not measured" in report
+    assert "**small, 8** (sweep): RuntimeError: bad" in report
 
 
 def test_what_does_not_fit_the_budget_is_skipped(tmp_path):

@@ -288,4 +288,4 @@ def test_a_launcher_that_is_told_to_end_or_dies_has_all_hosts_save(name, reason,
         process.kill()
     run_dir = folder / "runs/tiny"
     saved = int(checkpoint.newest_good(run_dir / "checkpoints", []).removeprefix("global_step"))
-    assert saved == len(losses(run_dir)) and f"stopped by {reason} and saved after step {saved} of 1000000" in told(folder)
+    assert saved == len(losses(run_dir)) and f"{reason} and saved after step {saved} of 1000000" in told(folder).replace(",", "")

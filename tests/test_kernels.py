@@ -248,9 +248,9 @@ def test_the_trial_starts_every_kernel(triton_itself, monkeypatch, dtype):
     assert trial.problem(CPU, MODEL, dtype)[0] == "Triton does not work here (AssertionError: 128 times 2 are 128)"
     monkeypatch.setattr(trial, "_launch_one", lambda device: None)
     assert trial.problem(CPU, MODEL, dtype) is None
-    once = ["layer_norm._forward_kernel", "layer_norm._backward_kernel"]
-    assert started == ["trial._twice", *once, *once, "gelu._forward_kernel", "gelu._backward_kernel", "cross_entropy._kernel",
-                       "cross_entropy._kernel"]  # fmt: skip
+    once = ["layer_norm._layer_norm_forward_kernel", "layer_norm._layer_norm_backward_kernel"]
+    assert started == ["trial._twice", *once, *once, "gelu._gelu_forward_kernel", "gelu._gelu_backward_kernel", "cross_entropy._cross_entropy_kernel",
+                       "cross_entropy._cross_entropy_kernel"]  # fmt: skip
 
 
 def test_an_error_that_costs_the_gpu(gpu, monkeypatch):

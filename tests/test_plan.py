@@ -76,7 +76,8 @@ def test_a_limit_takes_the_largest_that_fits():
     (256, None, 8, 3), (256, None, 512, 1), (16, 4, 4, 2), (3, None, 1, 4), (3, 1, None, 4),
     (256, 32, None, 6), (16, 3, 5, 1), (3, None, None, 2)])  # fmt: skip
 def test_batch_that_does_not_fit_says_what_would(given):
-    with pytest.raises(UserError, match=r"is not (micro batch|a multiple of) .* rank\(s\): (with|train_batch_size must be a multiple of the ranks, for example)"):
+    advice = "(with|so many passes take|train_batch_size must be a multiple of the ranks, for example)"
+    with pytest.raises(UserError, match=rf"is not (micro batch|a multiple of) .* rank\(s\): {advice}"):
         plan_batch(*given)
 
 
@@ -87,12 +88,18 @@ def test_batch_advice_is_right():
                                  "rank(s) gradient_accumulation_steps can be 1, 2, 3, 6")  # fmt: skip
     for accumulation in (1, 2, 3, 6):
         plan_batch(24, None, accumulation, 4)
+    with pytest.raises(UserError) as caught:
+        plan_batch(256, 64, 2, 8)
+    assert str(caught.value).endswith("so many passes take micro batches of 16: set train_micro_batch_size_per_gpu to "
+                                      "that, or leave one of the two out")  # fmt: skip
+    assert plan_batch(256, 16, 2, 8).micro_size == 16
 
 
 def test_advice_for_ranks_that_do_not_divide():
     with pytest.raises(UserError) as caught:
         plan_batch(256, None, 8, 6)
-    assert str(caught.value).endswith("for example 252 or 258; 256 sequences fit 1, 2, 4, 8 rank(s)")
+    assert str(caught.value).endswith("for example 240 or 288; 256 sequences fit 1, 2, 4, 8 rank(s)")
+    assert [plan_batch(fitting, None, 8, 6).micro_size for fitting in (240, 288)] == [5, 6]
     with pytest.raises(UserError) as caught:
         plan_batch(256, 32, None, 6)
     assert str(caught.value) == (

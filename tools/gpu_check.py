@@ -73,6 +73,7 @@ def main():
         args.dry,
         [stage for stage in STAGES if not args.only or stage.name in args.only],
     )
+    session.findings.add(stage="session", asked=[stage.name for stage in session.stages])
     try:
         session.run()
     finally:
@@ -107,9 +108,11 @@ def _prepare(out, device, dry, only):
             f"{findings.path} is of {session['device']}, and this is {device}: give another --out"
         )
     if session and not only:
+        ended = {finding["stage"] for finding in findings.read() if finding.get("event") == "ended"}
+        left = " ".join(stage.name for stage in STAGES if stage.name not in ended)
         raise UserError(
-            f"{findings.path} holds an earlier check: give another --out, or --only STAGE to "
-            "repeat some of it"
+            f"{findings.path} holds an earlier check: give another --out, or "
+            f"--only {left or 'STAGE'} to {'go on with it' if left else 'repeat some of it'}"
         )
     (out / "logs").mkdir(parents=True, exist_ok=True)
     if not session:

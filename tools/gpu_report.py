@@ -15,7 +15,8 @@ def stage_end(findings, stage):
     events = [finding for finding in findings if finding["stage"] == stage and "event" in finding]
     last = events[-1] if events else None
     if last is None:
-        return "not asked for"
+        asked = any(stage in finding.get("asked", ()) for finding in findings)
+        return "it had not begun" if asked else "not asked for"
     if last["event"] == "skipped":
         return last["why"]
     if last["event"] != "ended":
@@ -35,7 +36,7 @@ def is_right(findings) -> bool:
     ended = any(
         finding.get("event") == "ended" and not finding["cut"] for finding in findings
     )
-    wrong = any(finding.get("verdict") == WRONG for finding in findings)
+    wrong = any(finding.get("verdict") == WRONG or finding.get("wrong") for finding in findings)
     return ended and not failures(findings) and not wrong
 
 
@@ -104,10 +105,15 @@ def _verdicts(findings):
     ]
     failed = [f"- **stage {stage}**: {failure}" for stage, failure in failures(findings)]
     right = sum(finding.get("verdict") == RIGHT for finding in findings)
-    unmeasured = [
-        f"- not measured, {finding['table']}: {_named(finding)}: {finding['failed']}"
+    wrong += [
+        f"- **{_named(finding)}** ({finding['table']}): {finding['failed']}"
         for finding in findings
-        if "failed" in finding
+        if finding.get("wrong")
+    ]
+    unmeasured = [
+        f"- not measured: {_named(finding)} ({finding['table']}): {finding['failed']}"
+        for finding in findings
+        if "failed" in finding and not finding.get("wrong")
     ]
     yield (
         f"## What is right\n\n{right} right, {len(wrong)} wrong, {len(failed)} stage(s) failed, "
@@ -118,7 +124,14 @@ def _verdicts(findings):
     rows = [
         _verdict_row(name, expected[name], found.get(name, {}), why_not[name]) for name in expected
     ]
-    yield "\n".join(["| check | fp32 | bf16 | fp16 | found |", "|---|---|---|---|---|", *rows])
+    yield "\n".join(
+        ["| check | | fp32 | bf16 | fp16 | found |", "|---|---|---|---|---|---|", *rows]
+    )
+    yield (
+        "A rounding is half the distance between two neighbouring numbers of the precision. At "
+        "worst: the largest error of a single number; all together: the norm of all errors "
+        "beside that of one rounding of each."
+    )
 
 
 def _named(row):
@@ -139,9 +152,9 @@ def _verdict_row(name, expected, found, why_not):
         for precision in expected
     }
     if "" in verdicts:  # of no precision of its own
-        cells = [verdicts[""], "", ""]
+        cells = [verdicts[""], "", "", ""]
     else:
-        cells = [verdicts.get(precision, "–") for precision in PRECISIONS]
+        cells = ["", *(verdicts.get(precision, "–") for precision in PRECISIONS)]
     said = {
         precision: found[precision]["saw"] if precision in found else why_not[precision]
         for precision in expected

@@ -84,12 +84,17 @@ class Lab:
         self._findings.add(stage=self.stage, table=table, **columns)
 
     @contextlib.contextmanager
-    def attempt(self, table: str, **columns):
-        """An error within becomes a row that says so, and what comes after goes on."""
+    def attempt(self, table: str, must: bool = False, **columns):
+        """An error within becomes a row that says so, and what comes after goes on.
+
+        must: it is wrong if it fails, unless for want of memory.
+        """
         try:
             yield
         except Exception as error:
-            self.row(table, **columns, failed=f"{type(error).__name__}: {error}"[:300])
+            wrong = must and not isinstance(error, torch.OutOfMemoryError)
+            failed = f"{type(error).__name__}: {error}"[:300]
+            self.row(table, **columns, failed=failed, wrong=wrong)
 
     # ---- Shapes
 
