@@ -301,7 +301,7 @@ REFUSED = {
     **_refused("checkpoints of it cannot be consolidated", "zero_optimization.parameter_alignment",
                "zero_optimization.zenflow", "zero_optimization.elastic_checkpoint", "zero_optimization.legacy_stage1",
                "zero_optimization.save_muon_momentum_buffer_in_memory"),
-    **_refused("with several ranks its updates come out wrong, and nothing says so: leave it out",
+    **_refused("norms by module would be wrong with it, and it brings nothing without offload: leave it out",
                "zero_optimization.round_robin_gradients"),
     **_refused("norms of the gradient are always reported", "zero_optimization.compute_grad_norm"),
     **_refused("the model has no such modules", "zero_optimization.leaf_module"),

@@ -278,7 +278,7 @@ BAD = [
     ("bf16", {"enabled": True, "check_grad_overflow": False}, "bf16.check_grad_overflow is not supported here: a gradient that "
      "is not finite must never reach the weights: leave it out"),
     ("zero_optimization", {"stage": 1, "round_robin_gradients": True}, "zero_optimization.round_robin_gradients is not "
-     "supported here: with several ranks its updates come out wrong, and nothing says so: leave it out"),
+     "supported here: norms by module would be wrong with it, and it brings nothing without offload: leave it out"),
     ("timers", {"throughput": {"enabled": True}}, "timers is not supported here: it makes the host wait for the GPU at every "
      "micro-batch, and the speed is in metrics.jsonl: leave it out"),
     ("data_types", {"grad_accum_dtype": "foo"}, "data_types.grad_accum_dtype is 'foo', must be one of fp16, bf16, fp32"),

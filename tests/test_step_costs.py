@@ -3,6 +3,7 @@ spared changes a number. Counted on the branches that DeepSpeed takes on CUDA.""
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from forked import fork_ranks
 from gpt import engine, trainer
 from gpt.config import resolve
 from gpt.corpus import Dataset
+from gpt.overflow import find_by_norm
+from gpt.world import World
 
 DEPTH_OF_SMALL = {"n_layers": 12, "h_dim": 16, "mlp_dim": 32, "vocab_size": 32, "seq_len": 8,
                   "last_n": 4}  # fmt: skip
@@ -110,6 +113,15 @@ def test_a_step_waits_twice_for_the_device_however_many_micro_batches(stage, sam
         assert len(steps) >= 4
         for total, places in steps[3:]:  # DeepSpeed's own timer would begin with the third
             assert total == 2, (accumulation, places)  # shall it update; loss, norm and who was asked to stop
+
+
+def test_the_norm_of_a_large_gradient_is_exact():
+    optimizer = SimpleNamespace()
+    find_by_norm(optimizer, World(0, 1, torch.device("cpu")))
+    for dtype in (torch.float32, torch.bfloat16):
+        gradient = torch.full((1 << 22,), 0.01).to(dtype)
+        exact = gradient[0].item() * 2**11
+        assert optimizer.get_grad_norm_direct([gradient], None).item() == pytest.approx(exact, rel=1e-6)
 
 
 PLANTED = {1: math.inf, 3: math.nan}  # {step: what one element of a gradient becomes}

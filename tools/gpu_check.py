@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from gpt.errors import Parser, UserError, run
+from gpt.files import FolderLock, when_full
 from tools import gpu_report
 from tools.gpu_findings import RESULTS, Findings
 from tools.gpu_stages import STAGES
@@ -66,6 +67,15 @@ def main():
     if not args.budget > 0:
         raise UserError(f"--budget {args.budget:g}: give a positive number of seconds")
     device = _device(args.dry)
+    with when_full(f"{args.out}: the disk is full: make room, or give another --out"):
+        return _check(args, device)
+
+
+def _check(args, device):
+    """The exit code of a check, whose findings are in args.out."""
+    lock = FolderLock(
+        args.out, "another check is writing into {}: wait for it, or give another --out"
+    )
     _prepare(args.out, device, args.dry, args.only)
     session = Session(
         args.out,
@@ -83,6 +93,7 @@ def main():
         gpu_report.text(findings).partition("## Training steps")[0]
         + f"all of it: {args.out / 'report.md'}"
     )
+    lock.release()
     return 0 if gpu_report.is_right(findings) else 1
 
 
