@@ -24,9 +24,9 @@ import torch.distributed
 from gpt.checkpoint import load_weights_only
 from gpt.config import Config
 from gpt.errors import RunError, UserError, in_brief
-from gpt.hardware import DTYPES, keep_freed_memory
+from gpt.gradients import find_by_norm, forget, sum_in_fp32
+from gpt.hardware import DTYPES, keep_freed_memory, share_cores
 from gpt.launch import launched
-from gpt.overflow import find_by_norm
 from gpt.roll_call import JOIN_SECONDS, Deadline, roll_call
 from gpt.shards import Shards, keeping_settings
 from gpt.watchdog import STARTING_SECONDS
@@ -85,7 +85,7 @@ def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 
     if on_cpu:
         # The first init_distributed on a CPU would compile an operator that only inference uses: minutes, and a compiler.
         deepspeed.ops.__compatible_ops__ = {}
-        _share_cores(hosts.count(hosts[launch.rank]))
+        share_cores(hosts.count(hosts[launch.rank]))
         keep_freed_memory()
     else:
         _prepare_gpu(accelerator, local_rank)
@@ -104,15 +104,6 @@ def _prepare_gpu(accelerator, local_rank):
     # Weight gradients are sums over thousands of rows, which cuBLAS cuts up: parts of a sum stay fp32.
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-
-
-def _share_cores(ranks_here: int):
-    """Share this host's cores among its ranks, unless OMP_NUM_THREADS says otherwise. torchrun sets
-    that to 1 where nobody did, which asks for nothing."""
-    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    if "OMP_NUM_THREADS" not in os.environ or by_torchrun:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // ranks_here))
 
 
 def disconnect():
@@ -171,17 +162,6 @@ def _place(model, weights, dtype, settings, device):
         del values  # before the next is drawn
 
 
-def _sum_in_fp32(zero):
-    """Have ZeRO 1 sum the bf16 gradients of micro-batches in fp32, as it does those of fp16.
-
-    Told so by data_types.grad_accum_dtype, DeepSpeed would take its BF16_Optimizer, whose checkpoints cannot be consolidated.
-    """
-    zero.gradient_accumulation_dtype = torch.float32
-    zero.use_separate_grad_accum = zero.use_grad_accum_attribute = True
-    if not zero._grad_acc_hooks:  # neither contiguous_gradients nor overlap_comm needs them
-        zero.create_gradient_handling_hooks()
-
-
 def _require_nvme(config):
     """Raise UserError where parts shall be offloaded to NVMe, and what DeepSpeed needs for it cannot be compiled."""
     zero = config.engine["zero_optimization"]
@@ -229,7 +209,7 @@ class Engine:
         }
         self._stage = config.engine["zero_optimization"]["stage"]
         if _offloads_optimizer(config):  # its Adam runs on the cores, whatever the model runs on
-            _share_cores(world.hosts.count(world.hosts[world.rank]))
+            share_cores(world.hosts.count(world.hosts[world.rank]))
         told_later = config.precision == "bf16" and config.fp32_sums and self._stage == 1
         if told_later:
             del settings["data_types"]
@@ -243,7 +223,7 @@ class Engine:
             lr_scheduler=None if schedule is None else lambda inner: _Schedule(inner, schedule),
         )
         if told_later:
-            _sum_in_fp32(self._ds.optimizer)
+            sum_in_fp32(self._ds.optimizer)
         self._ds._copy_recovery_script = lambda folder: None  # a second zero_to_fp32.py, which loads pickles as code
         self._files = self._ds.checkpoint_engine = _CarefulFiles(self._ds._config)
         self.world, self.module = world, self._ds.module
@@ -365,15 +345,8 @@ class Engine:
             vars(scaler).update(before)
         applied = self._ds.was_step_applied()
         if last and not applied and self._stage in (1, 2):
-            self._forget_gradients()
+            forget(self._ds.optimizer)
         return applied
-
-    def _forget_gradients(self):
-        """After an update that was left out: DeepSpeed, its optimizer in host memory, would sum the next batch's gradients
-        upon what it refused."""
-        summed = self._ds.optimizer.averaged_gradients
-        for group in summed:
-            summed[group] = None
 
     def _pass_over(self):
         """Stage 0, where nothing else keeps a bad gradient from the weights: an optimizer step without gradients does

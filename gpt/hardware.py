@@ -76,6 +76,15 @@ def keep_freed_memory():
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def share_cores(ranks_here: int):
+    """Share this host's cores among its ranks, unless OMP_NUM_THREADS says otherwise. torchrun sets
+    that to 1 where nobody did, which asks for nothing."""
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if "OMP_NUM_THREADS" not in os.environ or by_torchrun:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // ranks_here))
+
+
 def versions() -> dict:
     """{package: version} of what a run's numbers depend on."""
     found = {"gpt": __version__, "python": platform.python_version()}

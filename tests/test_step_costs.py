@@ -15,7 +15,7 @@ from forked import fork_ranks
 from gpt import engine, trainer
 from gpt.config import resolve
 from gpt.corpus import Dataset
-from gpt.overflow import find_by_norm
+from gpt.gradients import find_by_norm
 from gpt.world import World
 
 DEPTH_OF_SMALL = {"n_layers": 12, "h_dim": 16, "mlp_dim": 32, "vocab_size": 32, "seq_len": 8,

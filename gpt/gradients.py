@@ -1,4 +1,4 @@
-"""Whether a gradient is finite, told by its norm, under DeepSpeed's ZeRO.
+"""How DeepSpeed's ZeRO sums, judges and forgets gradients, changed where it is slow or wrong.
 
 DeepSpeed looks for infinities and NaN in every parameter's gradient (below ZeRO 3 thirteen kernels
 each) and takes its norm afterwards (two more). The norm alone tells both: of a gradient with a
@@ -41,3 +41,22 @@ def find_by_norm(optimizer, world):
     optimizer.update_offload_overflow_tracker = lambda gradient: None
     optimizer.get_grad_norm_direct = norm
     optimizer.complete_grad_norm_calculation_for_cpu_offload = norm_of_offloaded
+
+
+def sum_in_fp32(optimizer):
+    """Have ZeRO 1 sum the bf16 gradients of micro-batches in fp32, as it does those of fp16.
+
+    Told so by data_types.grad_accum_dtype, DeepSpeed would take its BF16_Optimizer, whose checkpoints
+    cannot be consolidated.
+    """
+    optimizer.gradient_accumulation_dtype = torch.float32
+    optimizer.use_separate_grad_accum = optimizer.use_grad_accum_attribute = True
+    if not optimizer._grad_acc_hooks:  # neither contiguous_gradients nor overlap_comm needs them
+        optimizer.create_gradient_handling_hooks()
+
+
+def forget(optimizer):
+    """After an update that ZeRO 1 or 2 left out: with the optimizer in host memory, DeepSpeed would
+    sum the next batch's gradients upon what it refused."""
+    for group in optimizer.averaged_gradients:
+        optimizer.averaged_gradients[group] = None
