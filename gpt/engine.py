@@ -27,6 +27,7 @@ from gpt.errors import RunError, UserError, in_brief
 from gpt.gradients import find_by_norm, forget, sum_in_fp32
 from gpt.hardware import DTYPES, keep_freed_memory, share_cores
 from gpt.launch import launched
+from gpt.plan import is_offloaded
 from gpt.roll_call import JOIN_SECONDS, Deadline, roll_call
 from gpt.shards import Shards, keeping_settings
 from gpt.watchdog import STARTING_SECONDS
@@ -172,11 +173,6 @@ def _require_nvme(config):
                         "offload to cpu")  # fmt: skip
 
 
-def _offloads_optimizer(config) -> bool:
-    offload = config.engine["zero_optimization"].get("offload_optimizer", {})
-    return offload.get("device", "none") != "none"
-
-
 def _gather_by_block(model):
     """Under ZeRO 3, have a whole block's weights gathered together, not those of each layer in it:
     a hook per layer costs the host more time than a small block's forward pass costs a GPU, and
@@ -208,7 +204,8 @@ class Engine:
             "timers": {"throughput": {"enabled": False}},
         }
         self._stage = config.engine["zero_optimization"]["stage"]
-        if _offloads_optimizer(config):  # its Adam runs on the cores, whatever the model runs on
+        if is_offloaded(config.engine["zero_optimization"], "offload_optimizer"):
+            # Its Adam runs on the cores, whatever the model runs on.
             share_cores(world.hosts.count(world.hosts[world.rank]))
         told_later = config.precision == "bf16" and config.fp32_sums and self._stage == 1
         if told_later:

@@ -51,7 +51,7 @@ def launched() -> Launch:
     found = next((names for names in NAMES if names[0] in os.environ and (names is NAMES[0] or all(
         name in os.environ for name in names))), None)  # fmt: skip
     if found is None:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
         tasks = os.environ.get("SLURM_NTASKS", "")
         return Launch(0, 1, idle_tasks=int(tasks) if tasks.isdecimal() else 0)
     rank, size, local_rank = (_number(name, found) for name in found)
@@ -71,7 +71,7 @@ def _number(name, names):
     return int(text)
 
 
-def _free_port():
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -226,8 +226,8 @@ class _Zero:
         self.fp32_sums = fp32_sums and width < 4
         self.sum_width = 4 if self.fp32_sums else width
         self.accumulation, self.block = accumulation, block
-        self.offloaded = stage > 0 and _is_offloaded(block, "offload_optimizer")
-        self.weights_offloaded = stage == 3 and _is_offloaded(block, "offload_param")
+        self.offloaded = stage > 0 and is_offloaded(block, "offload_optimizer")
+        self.weights_offloaded = stage == 3 and is_offloaded(block, "offload_param")
         self.overlaps = bool(block.get("overlap_comm")) and stage in (1, 2)
         self.bucket = block.get("reduce_bucket_size", 0)
         self.contiguous = block.get("contiguous_gradients", True) or (self.offloaded and stage < 3)
@@ -305,7 +305,8 @@ class _Zero:
         return self.width * (live + in_flight)
 
 
-def _is_offloaded(zero, name):
+def is_offloaded(zero: Mapping, name: str) -> bool:
+    """Whether a zero_optimization block moves a part off the device. name: offload_optimizer or offload_param."""
     return zero.get(name, {}).get("device", "none") != "none"
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ if __name__ == "__main__":
 import torch
 import torch.distributed
 
+from gpt.hardware import DTYPES
+from gpt.launch import free_port
 from tools.gpu_stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,6 @@ NAMED_WITHIN = (
     10.0  # seconds from a rank's death to the end of the other; more on CPUs that may be shared
 )
 PATIENCE = 90.0  # seconds for a run to come to its steps
-REDUCED = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def two(lab):
@@ -59,17 +59,11 @@ def _start(command, rank, size, port, out, cwd=None):
     )
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 # ---- All-reduce
 
 
 def _all_reduce(lab):
-    port, path = _free_port(), lab.out / "logs" / "all_reduce.json"
+    port, path = free_port(), lab.out / "logs" / "all_reduce.json"
     path.unlink(missing_ok=True)
     ranks = [
         _start([__file__, path, *(["dry"] if lab.dry else [])], rank, 2, port, None)
@@ -102,7 +96,7 @@ def _reduce_as_a_rank(path, dry=""):
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("gloo" if dry else "nccl")
     faults, rates = [], []
-    for name, dtype in REDUCED.items():
+    for name, dtype in DTYPES.items():
         for size in (1, 1001, 1 << 18):
             numbers = (
                 torch.arange(size, device=device) % 31
@@ -146,7 +140,7 @@ def _runs(lab, folder):
         name: _config(folder, name, steps)
         for name, steps in (("one", COMPARED), ("two", 1_000_000))
     }
-    ports, train = {name: _free_port() for name in configs}, ROOT / "gpt/train.py"
+    ports, train = {name: free_port() for name in configs}, ROOT / "gpt/train.py"
     started = []
     try:
         for name, size in (("one", 1), ("two", 2)):
