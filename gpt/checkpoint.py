@@ -1,10 +1,13 @@
-"""Checkpoints as folders of files: staging, committing, finding, reading without running code. Knows no DeepSpeed.
+"""Checkpoints as folders of files: staging, committing, finding, reading without running code.
+Knows no DeepSpeed.
 
     runs/24h/checkpoints/latest                 the name of the newest whole checkpoint
-    runs/24h/checkpoints/global_step1000/       DeepSpeed's files, config.yaml, tokenizer.model, and checkpoint.json:
-                                                step, tokens, ranks, a probe batch with its loss, and every file's
-                                                size and sha256. It is written last, so it marks a whole checkpoint.
-    runs/24h/checkpoints/.global_step1500.staging/   one that is being written, or what a crash left of one
+    runs/24h/checkpoints/
+        global_step1000/            DeepSpeed's files, config.yaml, tokenizer.model, and
+                                    checkpoint.json: step, tokens, ranks, a probe batch with its
+                                    loss, and every file's size and sha256. It is written last, so
+                                    it marks a whole checkpoint.
+        .global_step1500.staging/   one that is being written, or what a crash left of one
 """
 
 import hashlib
@@ -24,10 +27,12 @@ LATEST = "latest"
 MANIFEST = "checkpoint.json"
 FORMAT = 2
 CONFIG = "config.yaml"
-# Relative difference between two computations of the probe batch's loss from the same weights: summation order in fp32;
-# in 16 bits also the rounding of weights and activations, since consolidated weights are the fp32 ones.
+# Relative difference between two computations of the probe batch's loss from the same weights:
+# summation order in fp32; in 16 bits also the rounding of weights and activations, since
+# consolidated weights are the fp32 ones.
 PROBE_TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
-PROBE_DOUBT = 5  # times the tolerance of 16 bits, up to which a consolidated file is doubtful, not wrong
+# times the tolerance of 16 bits, up to which a consolidated file is doubtful, not wrong
+PROBE_DOUBT = 5
 
 
 def tag_of(step: int) -> str:
@@ -40,7 +45,8 @@ def staging_tag(step: int) -> str:
 
 
 def own_files(folder, rank: int) -> dict:
-    """{name: size and sha256} of the files that `rank` wrote into a staged checkpoint, written through to the disk."""
+    """{name: size and sha256} of the files that `rank` wrote into a staged checkpoint, written
+    through to the disk."""
     mine = [path for path in sorted(Path(folder).iterdir()) if rank_of(path) == rank]
     for path in mine:
         sync(path)
@@ -54,14 +60,18 @@ def rank_of(path) -> int:
 
 
 def commit(folder, step: int, files: dict, facts: dict) -> Path:
-    """Make the staged checkpoint of `step` the latest one. Called by one process, after all have written.
+    """Make the staged checkpoint of `step` the latest one. Called by one process, after all have
+    written.
 
     files: {name: size and sha256} of everything in it. facts: what else its manifest shall hold.
     """
     folder = Path(folder)
-    staged, final, old = (folder / name for name in (staging_tag(step), tag_of(step), f".{tag_of(step)}.old"))
+    staged, final, old = (
+        folder / name for name in (staging_tag(step), tag_of(step), f".{tag_of(step)}.old")
+    )
     write_manifest(staged, {"format": FORMAT, "step": step, **facts, "files": files})
-    if final.exists():  # the same step, saved before a resume: set aside until the new one stands
+    # the same step, saved before a resume: set aside until the new one stands
+    if final.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
     os.rename(staged, final)
@@ -72,8 +82,8 @@ def commit(folder, step: int, files: dict, facts: dict) -> Path:
 
 
 def clean_up(folder):
-    """Undo what a crash or a failed save left: half-written checkpoints go, one that was set aside while its successor did
-    not stand yet comes back."""
+    """Undo what a crash or a failed save left: half-written checkpoints go, one that was set aside
+    while its successor did not stand yet comes back."""
     for path in Path(folder).glob(".global_step*"):
         tag = path.name[1:].rpartition(".")[0]
         if path.name.endswith(".old") and not (Path(folder) / tag).exists():
@@ -85,19 +95,21 @@ def clean_up(folder):
 
 
 def retain(folder, keep_last: int, keep_every: int):
-    """Delete committed checkpoints but the newest `keep_last` and those at multiples of `keep_every` steps; 0 or less
-    keep_last keeps all. The one that `latest` names always stays, and so do those after it. Raises OSError, after the others,
-    where one cannot be removed."""
+    """Delete committed checkpoints but the newest `keep_last` and those at multiples of
+    `keep_every` steps; 0 or less keep_last keeps all. The one that `latest` names always stays, and
+    so do those after it. Raises OSError, after the others, where one cannot be removed."""
     if keep_last <= 0:
         return
     named = latest(folder)
     tags = committed(folder)
-    tags = tags[: tags.index(named) + 1] if named else []  # newer ones are of a course that the run went back from
+    # newer ones are of a course that the run went back from
+    tags = tags[: tags.index(named) + 1] if named else []
     failure = None
     for tag in tags[:-keep_last]:
         step = int(tag.removeprefix("global_step"))
         if tag != named and not (keep_every > 0 and step % keep_every == 0):
-            doomed = Path(folder) / f".{tag}.staging"  # out of sight at once, so that no half of it can be found
+            # out of sight at once, so that no half of it can be found
+            doomed = Path(folder) / f".{tag}.staging"
             try:
                 os.rename(Path(folder) / tag, doomed)
             except OSError as error:
@@ -109,7 +121,9 @@ def retain(folder, keep_last: int, keep_every: int):
 
 def write_manifest(folder, manifest: dict):
     """Write checkpoint.json with a sha256 of its own content."""
-    write_atomically(Path(folder) / MANIFEST, json.dumps({**manifest, "sha256": _seal(manifest)}) + "\n")
+    write_atomically(
+        Path(folder) / MANIFEST, json.dumps({**manifest, "sha256": _seal(manifest)}) + "\n"
+    )
 
 
 def _seal(manifest):
@@ -118,20 +132,24 @@ def _seal(manifest):
 
 
 def read_manifest(folder) -> dict:
-    """The manifest of a committed checkpoint. Raises UserError where there is none, or none that can be read."""
+    """The manifest of a committed checkpoint. Raises UserError where there is none, or none that
+    can be read."""
     path = Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT or manifest["sha256"] != _seal(manifest):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is missing or damaged, so the checkpoint was not committed or cannot be verified: use "
-                        "another one") from error
+        raise UserError(
+            f"{path} is missing or damaged, so the checkpoint was not committed or cannot be"
+            " verified: use another one"
+        ) from error
     return manifest
 
 
 def verify(folder) -> dict:
-    """The manifest of a checkpoint of which every file is as it was written; UserError names the first that is not."""
+    """The manifest of a checkpoint of which every file is as it was written; UserError names the
+    first that is not."""
     folder = Path(folder)
     manifest = read_manifest(folder)
     for name, facts in manifest["files"].items():
@@ -143,13 +161,20 @@ def verify(folder) -> dict:
         except OSError as error:
             raise UserError(f"{in_brief(error, path)}: use another checkpoint") from error
         if not whole:
-            raise UserError(f"{path} is not as it was written (its size or sha256 differs): use another checkpoint")
+            raise UserError(
+                f"{path} is not as it was written (its size or sha256 differs): use another"
+                " checkpoint"
+            )
     return manifest
 
 
 def committed(folder) -> list:
     """Tags of the checkpoints in a folder, oldest first."""
-    tags = [path.name for path in Path(folder).glob("global_step*") if path.is_dir() and path.name[11:].isdecimal()]
+    tags = [
+        path.name
+        for path in Path(folder).glob("global_step*")
+        if path.is_dir() and path.name[11:].isdecimal()
+    ]
     return sorted(tags, key=lambda tag: int(tag[11:]))
 
 
@@ -166,36 +191,46 @@ def _pointed_at(folder):
 
 
 def latest(folder) -> str | None:
-    """Tag that `latest` names; the newest committed one where it names none that is there; None without any."""
+    """Tag that `latest` names; the newest committed one where it names none that is there; None
+    without any."""
     tags, named = committed(folder), _pointed_at(folder)
     return named if named in tags else tags[-1] if tags else None
 
 
 def newest_good(folder, notices: list) -> str | None:
-    """Tag of the latest checkpoint that is whole; `notices` gets a sentence for each newer one that is not.
+    """Tag of the latest checkpoint that is whole; `notices` gets a sentence for each newer one that
+    is not.
 
-    None where the folder never had one. Raises UserError where it has some and none is whole, or where all are gone.
+    None where the folder never had one. Raises UserError where it has some and none is whole, or
+    where all are gone.
     """
     tag, tags = latest(folder), committed(folder)
     if tag is None and _pointed_at(folder) is not None:
-        raise UserError(f"{Path(folder) / LATEST} names a checkpoint, but none is there: bring one back from a copy, or remove "
-                        "that file to start afresh")
+        raise UserError(
+            f"{Path(folder) / LATEST} names a checkpoint, but none is there: bring one back from a"
+            " copy, or remove that file to start afresh"
+        )
     if tag is None:
         return None
     if tag != _pointed_at(folder):
-        notices.append(f"{Path(folder) / LATEST} does not name a checkpoint that is there: taking {tag}")
+        notices.append(
+            f"{Path(folder) / LATEST} does not name a checkpoint that is there: taking {tag}"
+        )
     for candidate in reversed(tags[: tags.index(tag) + 1]):
         try:
             verify(Path(folder) / candidate)
             return candidate
         except UserError as error:
             notices.append(f"CHECKPOINT NOT USED: {error}; going back to an earlier one")
-    raise UserError(f"no checkpoint in {folder} is whole ({notices[-1].removeprefix('CHECKPOINT NOT USED: ')}): bring one back "
-                    "from a copy, or start afresh in another --run_dir")
+    raise UserError(
+        f"no checkpoint in {folder} is whole ({notices[-1].removeprefix('CHECKPOINT NOT USED: ')}):"
+        " bring one back from a copy, or start afresh in another --run_dir"
+    )
 
 
 def whole(folder):
-    """(tag, manifest) of the checkpoints up to the latest one that are whole, newest first, each verified when it is asked for."""
+    """(tag, manifest) of the checkpoints up to the latest one that are whole, newest first, each
+    verified when it is asked for."""
     tags = committed(folder)
     for tag in reversed(tags[: tags.index(latest(folder)) + 1] if tags else []):
         try:
@@ -205,17 +240,29 @@ def whole(folder):
 
 
 def resolve(folder, tag=None) -> Path:
-    """The checkpoint that a user means: CHECKPOINT_DIR with a tag, with `latest`, or the checkpoint's own folder."""
+    """The checkpoint that a user means: CHECKPOINT_DIR with a tag, with `latest`, or the
+    checkpoint's own folder."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give a run's checkpoints folder, such as runs/quickstart/checkpoints")
+        raise UserError(
+            f"{folder} is not a folder: give a run's checkpoints folder, such as"
+            " runs/quickstart/checkpoints"
+        )
     if tag is None and (folder / CONFIG).is_file() and any(folder.glob("*_model_states.pt")):
         return folder
     tag = tag or latest(folder)
     if tag not in committed(folder):
-        there, inside = ", ".join(committed(folder)), folder / "checkpoints"
-        advice = f"it has {there}" if there else f"give {inside}" if committed(inside) else (
-            "train first, or give a run's checkpoints folder")  # fmt: skip
+        there = ", ".join(committed(folder))
+        inside = folder / "checkpoints"
+        advice = (
+            f"it has {there}"
+            if there
+            else (
+                f"give {inside}"
+                if committed(inside)
+                else ("train first, or give a run's checkpoints folder")
+            )
+        )
         raise UserError(f"{folder} has no checkpoint{f' {tag!r}' if tag else ''}: {advice}")
     return folder / tag
 
@@ -225,13 +272,23 @@ def read_config(path) -> dict:
     try:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}; the config.yaml "
-                        "that was written beside the checkpoint is needed (--config_file)") from error
+        raise UserError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}; the"
+            " config.yaml that was written beside the checkpoint is needed (--config_file)"
+        ) from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML ({str(error).splitlines()[0]}): use the config.yaml that was written "
-                        "beside the checkpoint") from error
-    if not isinstance(found, dict) or not isinstance(found.get("model"), dict) or not isinstance(found.get("run"), dict):
-        raise UserError(f"{path} is not the config.yaml of a run: it lacks the blocks `model` and `run`")
+        raise UserError(
+            f"{path} is not YAML ({str(error).splitlines()[0]}): use the config.yaml that was"
+            " written beside the checkpoint"
+        ) from error
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("model"), dict)
+        or not isinstance(found.get("run"), dict)
+    ):
+        raise UserError(
+            f"{path} is not the config.yaml of a run: it lacks the blocks `model` and `run`"
+        )
     return found
 
 
@@ -240,9 +297,11 @@ def write_config(path, config: dict):
 
 
 def load_weights_only(path, classes=(), map_location="cpu", mmap=False):
-    """torch.load that builds tensors, plain values and the named classes only; anything else is a UserError.
+    """torch.load that builds tensors, plain values and the named classes only; anything else is a
+    UserError.
 
-    classes: classes, or (class, "module.name") to let a class of our own stand in for a pickled name.
+    classes: classes, or (class, "module.name") to let a class of our own stand in for a pickled
+    name.
     """
     import torch  # the rest of this module does without, and so do the tools that look at runs
 
@@ -252,8 +311,12 @@ def load_weights_only(path, classes=(), map_location="cpu", mmap=False):
     except pickle.UnpicklingError as error:
         reason = str(error).replace("\n", " ")
         if "Unsupported" in reason or "GLOBAL" in reason:
-            raise UserError(f"{path} holds code or types that a checkpoint does not need, and was not loaded: "
-                            "take one whose origin you know") from error
+            raise UserError(
+                f"{path} holds code or types that a checkpoint does not need, and was not loaded: "
+                "take one whose origin you know"
+            ) from error
         raise UserError(f"{path} is damaged: {reason[:120]}") from error
     except (OSError, EOFError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:120]}") from error
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:120]}"
+        ) from error

@@ -1,7 +1,7 @@
 """Compute classes: the steps that some hours of one device allow, and the run's JSON that says so.
 
-Everything is compared at equal compute: a class is a number of hours, a model's throughput on the reference device turns
-it into tokens, and its batch into optimiser steps.
+Everything is compared at equal compute: a class is a number of hours, a model's throughput on the
+reference device turns it into tokens, and its batch into optimiser steps.
 """
 
 import copy
@@ -12,7 +12,8 @@ from gpt.errors import UserError
 HOURS = (3, 6, 12, 24, 48, 96, 192, 384)
 # The shipped classes: hours -> preset. Batches are larger from 24 hours on.
 SHIPPED = {6: "small", 12: "small", 24: "small", 48: "medium", 96: "medium"}
-# Tokens per second that the Languini Kitchen publishes for its GPT in fp16 (arXiv 2309.11197), by GPU and preset.
+# Tokens per second that the Languini Kitchen publishes for its GPT in fp16 (arXiv 2309.11197), by
+# GPU and preset.
 REFERENCE = {
     "3090": {"mini": 238719, "small": 55416, "medium": 16618, "large": 7058},
     "4090": {"mini": 381174, "small": 88701, "medium": 29188, "large": 12379},
@@ -37,43 +38,77 @@ def name_of(hours: float) -> str:
 
 
 def shipped_tree(preset: str, train_batch_size: int) -> dict:
-    """What the shipped classes of a preset have in common: a run's JSON that lacks its steps and throughput."""
+    """What the shipped classes of a preset have in common: a run's JSON that lacks its steps and
+    throughput."""
     return {
         "train_batch_size": train_batch_size,
         "train_micro_batch_size_per_gpu": MICRO_BATCH.get(preset, 8),
         "gradient_clipping": 0.0,
-        "fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 2000, "hysteresis": 1,
-                 "min_loss_scale": 1},
-        "zero_optimization": {"stage": 1, "reduce_bucket_size": 50000000, "allgather_bucket_size": 50000000},
-        "optimizer": {"type": "Adam", "params": {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0}},
-        "scheduler": {"type": "LanguiniCosineLR",
-                      "params": {"max_lr": 6e-4, "min_lr": 6e-6, "warmup_steps": 200, "decay_steps": 1000}},
-        "gpt": {"preset": preset, "vocab_size": 16384, "seq_len": 512, "data_root": "data/books", "max_train_steps": 1000,
-                "tokens_per_second": 1, "eval_every": 500, "log_terminal_every": 100, "log_grads_every": 1000,
-                "log_ckpt_every": 1000, "logger_type": "tb"},
-    }  # fmt: skip
+        "fp16": {
+            "enabled": True,
+            "loss_scale": 0,
+            "initial_scale_power": 16,
+            "loss_scale_window": 2000,
+            "hysteresis": 1,
+            "min_loss_scale": 1,
+        },
+        "zero_optimization": {
+            "stage": 1,
+            "reduce_bucket_size": 50000000,
+            "allgather_bucket_size": 50000000,
+        },
+        "optimizer": {
+            "type": "Adam",
+            "params": {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0},
+        },
+        "scheduler": {
+            "type": "LanguiniCosineLR",
+            "params": {"max_lr": 6e-4, "min_lr": 6e-6, "warmup_steps": 200, "decay_steps": 1000},
+        },
+        "gpt": {
+            "preset": preset,
+            "vocab_size": 16384,
+            "seq_len": 512,
+            "data_root": "data/books",
+            "max_train_steps": 1000,
+            "tokens_per_second": 1,
+            "eval_every": 500,
+            "log_terminal_every": 100,
+            "log_grads_every": 1000,
+            "log_ckpt_every": 1000,
+            "logger_type": "tb",
+        },
+    }
 
 
-def class_tree(tree: dict, hours: float, tokens_per_second: float, micro_size: int, seq_len: int) -> dict:
+def class_tree(
+    tree: dict, hours: float, tokens_per_second: float, micro_size: int, seq_len: int
+) -> dict:
     """The run's JSON `tree` made into a class: micro batch, steps, decay and throughput are set.
 
     All else is kept. The micro batch is the largest that a GPU of this kind shall take; the
     accumulation is left to the number of GPUs.
 
-    Raises UserError where the class is no step long, the micro batch does not divide the batch, or the learning rate does
-    not follow the steps.
+    Raises UserError where the class is no step long, the micro batch does not divide the batch, or
+    the learning rate does not follow the steps.
     """
     tree, batch = copy.deepcopy(tree), tree["train_batch_size"]
     if batch % micro_size:
-        raise UserError(f"the micro batch {micro_size} does not divide train_batch_size {batch} of the class {name_of(hours)}: "
-                        "choose another of the two")  # fmt: skip
+        raise UserError(
+            f"the micro batch {micro_size} does not divide train_batch_size {batch} of the class"
+            f" {name_of(hours)}: choose another of the two"
+        )
     if tree.get("scheduler", {}).get("type") != "LanguiniCosineLR":
-        raise UserError(f"the class {name_of(hours)} needs the scheduler LanguiniCosineLR, whose decay_steps follow the class; "
-                        f"the config's is {tree.get('scheduler', {}).get('type')}")  # fmt: skip
+        raise UserError(
+            f"the class {name_of(hours)} needs the scheduler LanguiniCosineLR, whose decay_steps"
+            f" follow the class; the config's is {tree.get('scheduler', {}).get('type')}"
+        )
     steps = steps_of(hours, tokens_per_second, batch * seq_len)
     if steps < 1:
-        raise UserError(f"the class {name_of(hours)} is less than one step of {batch * seq_len:,} tokens at "
-                        f"{tokens_per_second:,} tokens/s: give more --hours, or a smaller --train_batch_size")
+        raise UserError(
+            f"the class {name_of(hours)} is less than one step of {batch * seq_len:,} tokens at "
+            f"{tokens_per_second:,} tokens/s: give more --hours, or a smaller --train_batch_size"
+        )
     tree.pop("gradient_accumulation_steps", None)
     tree = {"train_batch_size": batch, **tree, "train_micro_batch_size_per_gpu": micro_size}
     tree["scheduler"]["params"]["decay_steps"] = tree["gpt"]["max_train_steps"] = steps
@@ -85,12 +120,14 @@ def reference_class(hours: float, gpu: str) -> dict:
     """The JSON of a shipped class at the published throughput of a GPU."""
     preset = SHIPPED[hours]
     tree = shipped_tree(preset, batch_of(hours))
-    micro_size, seq_len = tree["train_micro_batch_size_per_gpu"], tree["gpt"]["seq_len"]
+    micro_size = tree["train_micro_batch_size_per_gpu"]
+    seq_len = tree["gpt"]["seq_len"]
     return class_tree(tree, hours, REFERENCE[gpu][preset], micro_size, seq_len)
 
 
 def text_of(tree: dict) -> str:
-    """The JSON file of a run: a value a line, and the innermost blocks on one line where they fit."""
+    """The JSON file of a run: a value a line, and the innermost blocks on one line where
+    they fit."""
     return _block(tree, "") + "\n"
 
 
@@ -98,7 +135,9 @@ def _block(tree, indent):
     rows = []
     for key, value in tree.items():
         row = f"{indent}  {json.dumps(key)}: {json.dumps(value)}"
-        nested = isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values())
+        nested = isinstance(value, dict) and any(
+            isinstance(inner, dict) for inner in value.values()
+        )
         if nested or (isinstance(value, dict) and len(row) >= LINE):
             row = f"{indent}  {json.dumps(key)}: {_block(value, indent + '  ')}"
         rows.append(row)

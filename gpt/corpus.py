@@ -2,15 +2,16 @@
 
 A dataset is a folder:
 
-    manifest.json               format, tokenizer, special ids, per split files with sizes and sha256, counts; its own sha256
-    tokenizer.model             the SentencePiece model that made it
-    SPLIT/tokens.bin            the documents' token ids, each document followed by the end-of-document id
-    SPLIT/doc_tokens.npy        int64 (documents,): tokens of each document, its end-of-document id not counted
-    SPLIT/doc_bytes.npy         int64 (documents,): UTF-8 bytes of each document
-    SPLIT/names.txt             a document's name per line, as a JSON string
+    manifest.json          format, tokenizer, special ids, per split files with sizes and sha256,
+                           counts; its own sha256
+    tokenizer.model        the SentencePiece model that made it
+    SPLIT/tokens.bin       token ids, each document followed by the end-of-document id
+    SPLIT/doc_tokens.npy   int64 (documents,): tokens of each, its end-of-document id not counted
+    SPLIT/doc_bytes.npy    int64 (documents,): UTF-8 bytes of each document
+    SPLIT/names.txt        a document's name per line, as a JSON string
 
-`Streams.batch(step)` is a pure function of (dataset, number of streams, seq_len, step): resuming a run, or going on
-with another number of ranks, needs no state.
+`Streams.batch(step)` is a pure function of (dataset, number of streams, seq_len, step): resuming a
+run, or going on with another number of ranks, needs no state.
 """
 
 import hashlib
@@ -31,7 +32,10 @@ from gpt.vocab import Vocab
 FORMAT = 2  # from 2 on a manifest holds its own hash; 1 is read too
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
-TOKENS, DOC_TOKENS, DOC_BYTES, NAMES = "tokens.bin", "doc_tokens.npy", "doc_bytes.npy", "names.txt"
+TOKENS = "tokens.bin"
+DOC_TOKENS = "doc_tokens.npy"
+DOC_BYTES = "doc_bytes.npy"
+NAMES = "names.txt"
 FILES = (TOKENS, DOC_TOKENS, DOC_BYTES, NAMES)
 SEAL = "manifest_sha256"
 DTYPES = ("<u2", "<u4")
@@ -45,23 +49,30 @@ def token_dtype(vocab_size: int) -> str:
 class Split:
     """One split of a dataset, memory-mapped.
 
-    tokens: (n,) unsigned ids, end-of-document ids included; doc_tokens, doc_bytes: int64 (documents,).
+    tokens: (n,) unsigned ids, end-of-document ids included; doc_tokens, doc_bytes: int64
+    (documents,).
     """
 
     def __init__(self, name: str, folder: Path, dtype: str, vocab_size: int):
-        self.name, self.vocab_size, self._path = name, vocab_size, folder / TOKENS
+        self.name = name
+        self.vocab_size = vocab_size
+        self._path = folder / TOKENS
         self.tokens = np.memmap(folder / TOKENS, dtype=dtype, mode="r")
         self._file = open(folder / TOKENS, "rb", buffering=0)
-        self.doc_tokens, self.doc_bytes = _load_counts(folder / DOC_TOKENS), _load_counts(folder / DOC_BYTES)
+        self.doc_tokens = _load_counts(folder / DOC_TOKENS)
+        self.doc_bytes = _load_counts(folder / DOC_BYTES)
 
     def read(self, first: int, count: int) -> np.ndarray:
-        """`tokens[first : first + count]`, for reads in many places: a page that is missing from a mapping is fetched with
-        all that the system reads ahead, up to megabytes, and 512 streams miss 512 at once."""
+        """`tokens[first : first + count]`, for reads in many places: a page that is missing from a
+        mapping is fetched with all that the system reads ahead, up to megabytes, and 512 streams
+        miss 512 at once."""
         size = self.tokens.itemsize
         content = os.pread(self._file.fileno(), count * size, first * size)
         if len(content) < count * size:
-            raise UserError(f"{self._path} ends before its token {first + count}: it was cut off since the run began; prepare "
-                            "the dataset again, or copy that file again")
+            raise UserError(
+                f"{self._path} ends before its token {first + count}: it was cut off since the run"
+                " began; prepare the dataset again, or copy that file again"
+            )
         return np.frombuffer(content, self.tokens.dtype)
 
     def names(self) -> list:
@@ -72,8 +83,10 @@ class Split:
     def check_ids(self, ids):
         """Raise UserError where ids that were read from this split are none of the vocabulary's."""
         if ids.max(initial=0) >= self.vocab_size:
-            raise UserError(f"{self._path} is damaged: it holds the id {ids.max()}, and the tokenizer has "
-                            f"{self.vocab_size}; prepare the dataset again, or copy that file again")
+            raise UserError(
+                f"{self._path} is damaged: it holds the id {ids.max()}, and the tokenizer has "
+                f"{self.vocab_size}; prepare the dataset again, or copy that file again"
+            )
 
 
 def _load_counts(path) -> np.ndarray:
@@ -87,19 +100,23 @@ def _load_counts(path) -> np.ndarray:
 
 
 class Dataset:
-    """A dataset that is whole as far as its manifest and file sizes tell. Raises UserError where it is not."""
+    """A dataset that is whole as far as its manifest and file sizes tell. Raises UserError where it
+    is not."""
 
     def __init__(self, root):
         self.root = Path(root)
         self.manifest = read_manifest(self.root)
         self.vocab = Vocab.load(self.root / TOKENIZER)
         if self.vocab.fingerprint != self.manifest["tokenizer"]["pieces_sha256"]:
-            raise UserError(f"{self.root / TOKENIZER} is not the tokenizer that made the dataset, by the hash in "
-                            f"{MANIFEST}: put the original file back or prepare the dataset again")
+            raise UserError(
+                f"{self.root / TOKENIZER} is not the tokenizer that made the dataset, by the hash"
+                f" in {MANIFEST}: put the original file back or prepare the dataset again"
+            )
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the manifest: two datasets with the same fingerprint hold the same documents in the same order."""
+        """sha256 of the manifest: two datasets with the same fingerprint hold the same documents in
+        the same order."""
         return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -108,83 +125,128 @@ class Dataset:
 
     def split(self, name: str) -> Split:
         if name not in self.manifest["splits"]:
-            raise UserError(f"{self.root} has no split {name!r}: it has {', '.join(self.split_names)}")
-        entry, folder = self.manifest["splits"][name], self.root / name
+            raise UserError(
+                f"{self.root} has no split {name!r}: it has {', '.join(self.split_names)}"
+            )
+        entry = self.manifest["splits"][name]
+        folder = self.root / name
         for file in FILES:
             path, wanted = folder / file, entry["files"][file]["size"]
             size = path.stat().st_size if path.is_file() else None
             if size != wanted:
                 found = "is missing" if size is None else f"has {size} bytes"
-                raise UserError(f"{path} {found}, where {MANIFEST} says {wanted} bytes: prepare the dataset "
-                                "again, or copy that file again")
+                raise UserError(
+                    f"{path} {found}, where {MANIFEST} says {wanted} bytes: prepare the dataset "
+                    "again, or copy that file again"
+                )
         split = Split(name, folder, self.manifest["dtype"], self.vocab.size)
-        documents, tokens = len(split.doc_tokens), int(split.doc_tokens.sum()) + len(split.doc_tokens)
-        if (documents, tokens, len(split.tokens)) != (entry["documents"], entry["tokens"], entry["tokens"]):
-            raise UserError(f"{folder} does not hold the {entry['tokens']} tokens in {entry['documents']} documents "
-                            f"that {MANIFEST} says: prepare the dataset again")
+        documents = len(split.doc_tokens)
+        tokens = int(split.doc_tokens.sum()) + len(split.doc_tokens)
+        if (documents, tokens, len(split.tokens)) != (
+            entry["documents"],
+            entry["tokens"],
+            entry["tokens"],
+        ):
+            raise UserError(
+                f"{folder} does not hold the {entry['tokens']} tokens in {entry['documents']}"
+                f" documents that {MANIFEST} says: prepare the dataset again"
+            )
         return split
 
 
 def begin(folder: Path, vocab: Vocab, text: dict, provenance: dict) -> dict:
-    """Write a new dataset's tokenizer into its folder; returns its manifest, which has no split yet.
+    """Write a new dataset's tokenizer into its folder; returns its manifest, which has no split
+    yet.
 
     text: what was done to the documents. provenance: what they were made of.
     """
     (folder / TOKENIZER).write_bytes(vocab.model)
     return {
-        "format": FORMAT, "dtype": token_dtype(vocab.size), "vocab_size": vocab.size, "special_ids": vocab.special_ids,
-        "tokenizer": {"sha256": hashlib.sha256(vocab.model).hexdigest(), "pieces_sha256": vocab.fingerprint},
-        "text": text, "provenance": provenance, "splits": {},
-    }  # fmt: skip
+        "format": FORMAT,
+        "dtype": token_dtype(vocab.size),
+        "vocab_size": vocab.size,
+        "special_ids": vocab.special_ids,
+        "tokenizer": {
+            "sha256": hashlib.sha256(vocab.model).hexdigest(),
+            "pieces_sha256": vocab.fingerprint,
+        },
+        "text": text,
+        "provenance": provenance,
+        "splits": {},
+    }
 
 
 def finish_split(folder: Path, names, doc_tokens, doc_bytes, **facts) -> dict:
-    """Write a split's other files beside its tokens.bin; returns its entry in the manifest, `facts` among it."""
+    """Write a split's other files beside its tokens.bin; returns its entry in the manifest, `facts`
+    among it."""
     for file, counts in ((DOC_TOKENS, doc_tokens), (DOC_BYTES, doc_bytes)):
-        content = io.BytesIO()  # numpy's own way into a file does not tell that the disk is full
+        # numpy's own way into a file does not tell that the disk is full
+        content = io.BytesIO()
         np.save(content, np.array(counts, np.int64))
         (folder / file).write_bytes(content.getbuffer())
     with open(folder / NAMES, "w", encoding="utf-8") as out:
         out.writelines(json.dumps(name) + "\n" for name in names)
-    return {"documents": len(names), "tokens": sum(doc_tokens) + len(names), "bytes": sum(doc_bytes), **facts,
-            "files": {file: hash_file(folder / file) for file in FILES}}  # fmt: skip
+    return {
+        "documents": len(names),
+        "tokens": sum(doc_tokens) + len(names),
+        "bytes": sum(doc_bytes),
+        **facts,
+        "files": {file: hash_file(folder / file) for file in FILES},
+    }
 
 
 def size_of_split(name: str, entry: dict) -> str:
     """An entry of the manifest in a line."""
-    return (f"{name}: {entry['documents']:,} documents, {entry['bytes']:,} bytes, {entry['tokens']:,} tokens "
-            f"({entry['bytes'] / entry['tokens']:.2f} bytes per token)")  # fmt: skip
+    return (
+        f"{name}: {entry['documents']:,} documents, {entry['bytes']:,} bytes, {entry['tokens']:,}"
+        f" tokens ({entry['bytes'] / entry['tokens']:.2f} bytes per token)"
+    )
 
 
 def write_manifest(folder: Path, manifest: dict):
-    """Write a dataset's manifest, sealed: its last value is the sha256 of the file with 64 zeros in the value's place."""
+    """Write a dataset's manifest, sealed: its last value is the sha256 of the file with 64 zeros in
+    the value's place."""
     path = folder / MANIFEST
     text = json.dumps({**manifest, SEAL: "0" * 64}, indent=1) + "\n"
-    path.write_text(text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest()), encoding="utf-8")
+    path.write_text(
+        text.replace("0" * 64, hashlib.sha256(text.encode()).hexdigest()), encoding="utf-8"
+    )
 
 
 def _seal_holds(text: str, manifest: dict) -> bool:
     seal = manifest.get(SEAL)
     if seal is None:
         return manifest["format"] == 1
-    return isinstance(seal, str) and hashlib.sha256(text.replace(seal, "0" * 64).encode()).hexdigest() == seal
+    return (
+        isinstance(seal, str)
+        and hashlib.sha256(text.replace(seal, "0" * 64).encode()).hexdigest() == seal
+    )
 
 
 def read_manifest(root: Path) -> dict:
     """A dataset's manifest, its structure and its own hash checked. Raises UserError."""
     path = root / MANIFEST
     if not path.is_file():
-        raise UserError(f"{root} holds no dataset (no {MANIFEST}): make one from a folder of .txt files with "
-                        f"`python tools/prepare_data.py --input FOLDER --out {root}`")
+        raise UserError(
+            f"{root} holds no dataset (no {MANIFEST}): make one from a folder of .txt files with "
+            f"`python tools/prepare_data.py --input FOLDER --out {root}`"
+        )
     try:
         text = path.read_bytes().decode()
         manifest = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged (not JSON: {error}): prepare the dataset again") from error
+        raise UserError(
+            f"{path} is damaged (not JSON: {error}): prepare the dataset again"
+        ) from error
     if not isinstance(manifest, dict) or manifest.get("format") not in (1, FORMAT):
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise UserError(f"{path} has format {found!r}, this program reads formats up to {FORMAT}: prepare the dataset again")
-    problem = _manifest_problem(manifest) or (None if _seal_holds(text, manifest) else "its own hash is another")
+        raise UserError(
+            f"{path} has format {found!r}, this program reads formats up to {FORMAT}: prepare the"
+            " dataset again"
+        )
+    problem = _manifest_problem(manifest) or (
+        None if _seal_holds(text, manifest) else "its own hash is another"
+    )
     if problem:
         raise UserError(f"{path} is damaged ({problem}): prepare the dataset again")
     return manifest
@@ -194,7 +256,10 @@ def _manifest_problem(manifest):
     """What is wrong with a manifest's structure, or None."""
     if manifest.get("dtype") not in DTYPES:
         return f"dtype is {manifest.get('dtype')!r}"
-    if not isinstance(manifest.get("tokenizer"), dict) or "pieces_sha256" not in manifest["tokenizer"]:
+    if (
+        not isinstance(manifest.get("tokenizer"), dict)
+        or "pieces_sha256" not in manifest["tokenizer"]
+    ):
         return "tokenizer.pieces_sha256 is missing"
     splits = manifest.get("splits")
     if not isinstance(splits, dict) or not splits:
@@ -213,8 +278,9 @@ def _manifest_problem(manifest):
 
 
 def assign_documents(doc_tokens, streams: int) -> np.ndarray:
-    """Stream of each document, int32: in order, each goes to the stream with the fewest tokens so far (ties: lowest
-    index). Loads leave the end-of-document tokens out, as the baseline's loader does."""
+    """Stream of each document, int32: in order, each goes to the stream with the fewest tokens so
+    far (ties: lowest index). Loads leave the end-of-document tokens out, as the baseline's loader
+    does."""
     load = [(0, stream) for stream in range(streams)]  # already a heap
     chosen = np.empty(len(doc_tokens), np.int32)
     for document, tokens in enumerate(np.asarray(doc_tokens).tolist()):
@@ -227,28 +293,34 @@ def assign_documents(doc_tokens, streams: int) -> np.ndarray:
 def require_documents(split_name: str, documents: int, streams: int):
     """Raise UserError where a split has fewer documents than streams."""
     if documents < streams:
-        raise UserError(f"the split {split_name!r} has {documents} documents, fewer than the {streams} streams that "
-                        f"train_batch_size {streams} needs: prepare more documents or lower train_batch_size to "
-                        f"at most {documents}")
+        raise UserError(
+            f"the split {split_name!r} has {documents} documents, fewer than the {streams} streams"
+            f" that train_batch_size {streams} needs: prepare more documents or lower"
+            f" train_batch_size to at most {documents}"
+        )
 
 
 class Streams:
-    """A split cut into `count` endless token streams, of which each optimiser step reads one window each.
+    """A split cut into `count` endless token streams, of which each optimiser step reads one window
+    each.
 
-    Window k of a stream is its tokens [k * seq_len, (k + 1) * seq_len + 1), so that neighbours share one token, and
-    each stream wraps on its own.
+    Window k of a stream is its tokens [k * seq_len, (k + 1) * seq_len + 1), so that neighbours
+    share one token, and each stream wraps on its own.
     """
 
     def __init__(self, split: Split, count: int, seq_len: int):
         require_documents(split.name, len(split.doc_tokens), count)
-        self.count, self.seq_len = count, seq_len
+        self.count = count
+        self.seq_len = seq_len
         self._split = split
         sizes = split.doc_tokens + 1
         starts = np.cumsum(sizes) - sizes  # of each document in the packed file
         stream_of = assign_documents(split.doc_tokens, count)
-        self._order = order = np.argsort(stream_of, kind="stable")  # documents, stream by stream
-        # Places count the tokens of all streams, one after the other. Per document in that order: the place of its end,
-        # and what to add to a place in it for the position in the packed file.
+        # documents, stream by stream
+        self._order = order = np.argsort(stream_of, kind="stable")
+        # Places count the tokens of all streams, one after the other. Per document in that order:
+        # the place of its end, and what to add to a place in it for the position in the packed
+        # file.
         self._ends = np.cumsum(sizes[order])
         self._to_file = starts[order] - (self._ends - sizes[order])
         # Per stream, and one more: its first document in that order, and its first place.
@@ -256,7 +328,8 @@ class Streams:
         self._begins = np.concatenate([[0], self._ends])[self._first]
 
     def batch(self, index: int, rows=None) -> np.ndarray:
-        """Windows of batch `index` (from 0): int64 (rows, seq_len + 1). Inputs are [:, :-1], targets [:, 1:].
+        """Windows of batch `index` (from 0): int64 (rows, seq_len + 1). Inputs are [:, :-1],
+        targets [:, 1:].
 
         rows: the streams wanted, all by default. Rank r of W reads range(r, count, W).
         """
@@ -264,7 +337,8 @@ class Streams:
         batch = np.empty((len(rows), self.seq_len + 1), np.int64)
         places, at = self._windows(rows, index)
         first = places + self._to_file[at]
-        inside = places + self.seq_len + 1 <= self._ends[at]  # one document holds the whole window
+        # one document holds the whole window
+        inside = places + self.seq_len + 1 <= self._ends[at]
         for row, (out, start, whole) in enumerate(zip(batch, first.tolist(), inside.tolist())):
             if whole:
                 out[:] = self._split.read(start, len(out))
@@ -279,7 +353,11 @@ class Streams:
     def documents(self, index: int) -> list:
         """Names of the documents that batch `index` is made from, each once."""
         names, rows = self._split.names(), np.arange(self.count)
-        wanted = [at for window in zip(rows, *self._windows(rows, index)) for at, _, _ in self._spans(*window)]
+        wanted = [
+            at
+            for window in zip(rows, *self._windows(rows, index))
+            for at, _, _ in self._spans(*window)
+        ]
         return [names[self._order[at]] for at in dict.fromkeys(wanted)]
 
     def _windows(self, rows, index):
@@ -289,7 +367,8 @@ class Streams:
         return places, np.searchsorted(self._ends, places, "right")
 
     def _spans(self, stream, place, at):
-        """(document, first token in the packed file, tokens) of the pieces of the window that begins at `place`."""
+        """(document, first token in the packed file, tokens) of the pieces of the window that
+        begins at `place`."""
         left = self.seq_len + 1
         while left:
             tokens = min(left, int(self._ends[at] - place))
@@ -304,15 +383,18 @@ class Ahead:
     """The batches of some rows of `streams`; while one is trained on, a thread reads the next."""
 
     def __init__(self, streams: Streams, rows):
-        self._streams, self._rows = streams, rows
+        self._streams = streams
+        self._rows = rows
         self._pool = ThreadPoolExecutor(1, "batches")
-        self._index, self._next = None, None
+        self._index = None
+        self._next = None
 
     def batch(self, index: int) -> np.ndarray:
         """`Streams.batch(index, rows)`."""
         expected = index == self._index
         batch = self._next.result() if expected else self._streams.batch(index, self._rows)
-        self._index, self._next = index + 1, self._pool.submit(self._streams.batch, index + 1, self._rows)
+        self._index = index + 1
+        self._next = self._pool.submit(self._streams.batch, index + 1, self._rows)
         return batch
 
     def close(self):

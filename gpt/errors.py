@@ -1,4 +1,5 @@
-"""The user's errors: one sentence with what is wrong, where, and what to do; exit code 2; no traceback."""
+"""The user's errors: one sentence with what is wrong, where, and what to do; exit code 2; no
+traceback."""
 
 import argparse
 import os
@@ -12,7 +13,8 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """A run that cannot go on through no mistake in its input. The message says what happened and what is safe."""
+    """A run that cannot go on through no mistake in its input. The message says what happened and
+    what is safe."""
 
 
 class AgreedError(RunError):
@@ -24,7 +26,8 @@ class AgreedUserError(UserError):
 
 
 class SilentError(Exception):
-    """The end of a process that has nothing more to say: the failure was told, here or by another rank."""
+    """The end of a process that has nothing more to say: the failure was told, here or by another
+    rank."""
 
     def __init__(self, code: int):
         super().__init__(code)
@@ -32,46 +35,71 @@ class SilentError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line on which a mistake is a UserError, and options are never guessed from a prefix."""
+    """A command line on which a mistake is a UserError, and options are never guessed from a
+    prefix."""
 
     def __init__(self, description, **options):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                         allow_abbrev=False, **options)  # fmt: skip
+        super().__init__(
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
 
     def error(self, message):
         raise UserError(f"command line: {message} (--help lists the options)")
 
 
 def in_words(error: Exception) -> Exception:
-    """A mistake that shows itself as one of Python's own exceptions, as a UserError; any other error as it is."""
-    if isinstance(error, OSError) and error.filename is not None:  # the input's fault, wherever it is noticed
-        return UserError(f"{error.filename}: {error.strerror}; make the path usable or give another one")
-    if isinstance(error, ModuleNotFoundError) and error.name is not None and error.name.split(".")[0] != "gpt":
-        return UserError(f"the package {error.name!r} is not installed here ({sys.executable}): run `pip install -e .` "
-                         "in the project's folder")  # fmt: skip
+    """A mistake that shows itself as one of Python's own exceptions, as a UserError; any other
+    error as it is."""
+    # the input's fault, wherever it is noticed
+    if isinstance(error, OSError) and error.filename is not None:
+        return UserError(
+            f"{error.filename}: {error.strerror}; make the path usable or give another one"
+        )
+    if (
+        isinstance(error, ModuleNotFoundError)
+        and error.name is not None
+        and error.name.split(".")[0] != "gpt"
+    ):
+        return UserError(
+            f"the package {error.name!r} is not installed here ({sys.executable}): run `pip install"
+            " -e .` in the project's folder"
+        )
     return error
 
 
 def in_brief(error: Exception, path=None) -> str:
-    """An error in one line, as part of a message: the file, and what the system says of it or the error's own first words."""
+    """An error in one line, as part of a message: the file, and what the system says of it or the
+    error's own first words."""
     path = path or getattr(error, "filename", None)
-    words = getattr(error, "strerror", None) or f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+    words = (
+        getattr(error, "strerror", None)
+        or f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+    )
     return f"{path}: {words}" if path else words
 
 
 def tell(error: Exception, who: str = ""):
     """Write an error to stderr: one sentence, or the traceback of what nobody foresaw."""
     known = isinstance(error, (UserError, RunError))
-    text = f"error: {error}\n" if known else "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    text = (
+        f"error: {error}\n"
+        if known
+        else "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    )
     sys.stderr.write(who + text)
     sys.stderr.flush()
 
 
 def run(main):
-    """Run a command's `main()` and leave the process with its exit code: 0 done, 2 a user's mistake, 1 a failed run.
+    """Run a command's `main()` and leave the process with its exit code: 0 done, 2 a user's
+    mistake, 1 a failed run.
 
-    Ranks that share a host read the same input and so find the same mistake: before the process group exists only
-    local rank 0 of each host prints it, afterwards every rank does, since by then a mistake may be one rank's own.
+    Ranks that share a host read the same input and so find the same mistake: before the process
+    group exists only local rank 0 of each host prints it, afterwards every rank does, since by then
+    a mistake may be one rank's own.
     """
     try:
         code = main() or 0
@@ -84,12 +112,22 @@ def run(main):
         if not isinstance(error, (UserError, RunError)):
             raise
         distributed = sys.modules.get("torch.distributed")
-        connected = distributed is not None and distributed.is_available() and distributed.is_initialized()
+        connected = (
+            distributed is not None and distributed.is_available() and distributed.is_initialized()
+        )
         agreed = isinstance(error, (AgreedError, AgreedUserError)) and connected
         if agreed and distributed.get_rank() != 0:
-            distributed.barrier()  # rank 0 has told: the first that ends has a launcher end the others
+            # rank 0 has told: the first that ends has a launcher end the others
+            distributed.barrier()
         elif connected or os.environ.get("LOCAL_RANK", "0") == "0":
-            tell(error, f"[rank {distributed.get_rank()}] " if connected and distributed.get_world_size() > 1 and not agreed else "")
+            tell(
+                error,
+                (
+                    f"[rank {distributed.get_rank()}] "
+                    if connected and distributed.get_world_size() > 1 and not agreed
+                    else ""
+                ),
+            )
             if agreed:
                 distributed.barrier()
         code = 2 if isinstance(error, UserError) else 1
@@ -97,9 +135,10 @@ def run(main):
 
 
 def _leave(code):
-    """End the process. After a distributed run without Python's own finalization: gloo's worker threads can still hold
-    tensors then, and giving those back to an interpreter that is going away aborts the process now and then, after all
-    its work is done (github.com/pytorch/pytorch/pull/179291)."""
+    """End the process. After a distributed run without Python's own finalization: gloo's worker
+    threads can still hold tensors then, and giving those back to an interpreter that is going away
+    aborts the process now and then, after all its work is done
+    (github.com/pytorch/pytorch/pull/179291)."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # a full disk under a log, a reader that has gone
             stream.flush()

@@ -1,15 +1,17 @@
 """Held-out loss, exact and independent of how it is computed.
 
-A split is one token stream, documents in order. Window 0 scores all of its targets, every later window starts `last_n`
-tokens further and scores only its last `last_n` targets, so every token but the stream's first is scored exactly once,
-with at least seq_len - last_n tokens of context. Windows are shared out over ranks and batch rows; only sums are
-combined, so any number of processes finds the same result.
+A split is one token stream, documents in order. Window 0 scores all of its targets, every later
+window starts `last_n` tokens further and scores only its last `last_n` targets, so every token but
+the stream's first is scored exactly once, with at least seq_len - last_n tokens of context. Windows
+are shared out over ranks and batch rows; only sums are combined, so any number of processes finds
+the same result.
 
 Two sets of sums are kept:
-- ours: all targets; bytes from the vocabulary's exact table. Bits per byte and normalised quantities leave out the
-  targets that carry no bytes (ends of documents) from both sums.
-- `languini`, as the seed project prints them: the first window scores only its last `last_n` targets too, targets
-  equal to the padding id 0 are left out, and its "bytes" are the characters of each window's decoded targets.
+- ours: all targets; bytes from the vocabulary's exact table. Bits per byte and normalised
+  quantities leave out the targets that carry no bytes (ends of documents) from both sums.
+- `languini`, as the seed project prints them: the first window scores only its last `last_n`
+  targets too, targets equal to the padding id 0 are left out, and its "bytes" are the characters of
+  each window's decoded targets.
 """
 
 import math
@@ -59,15 +61,28 @@ class Evaluator:
 
     score(tokens, targets, scored): tokens, targets int64 (B, T); scored a pair (rows, columns) of
     int64 (N,), the positions that count, in row order -> their TokenScores. The host makes that
-    index: it would have to wait for a device that searches a mask.
-    batch_size: windows per batch over all ranks. max_batches: -1 for the whole split, else as many batches from its
-    beginning. rank, world_size: this process's share; every rank makes the same number of calls of `score`.
+    index: it would have to wait for a device that searches a mask. batch_size: windows per batch
+    over all ranks. max_batches: -1 for the whole split, else as many batches from its beginning.
+    rank, world_size: this process's share; every rank makes the same number of calls of `score`.
     micro_size: rows that a call may have in any case, since training has as many.
     """
 
-    def __init__(self, split, vocab, seq_len, last_n, batch_size, max_batches=-1, rank=0,
-                 world_size=1, micro_size=1):  # fmt: skip
-        self.split, self.vocab, self.seq_len, self.last_n = split, vocab, seq_len, last_n
+    def __init__(
+        self,
+        split,
+        vocab,
+        seq_len,
+        last_n,
+        batch_size,
+        max_batches=-1,
+        rank=0,
+        world_size=1,
+        micro_size=1,
+    ):
+        self.split = split
+        self.vocab = vocab
+        self.seq_len = seq_len
+        self.last_n = last_n
         self._tokens = split.tokens
         count = windows(len(self._tokens), seq_len, last_n)
         self.windows = count if max_batches < 0 else min(count, max_batches * batch_size)
@@ -79,7 +94,8 @@ class Evaluator:
     def run(self, score, device="cpu", goes_on=lambda: True) -> Tally | None:
         """This rank's tally; sum `Tally.values()` over ranks for the whole.
 
-        goes_on(): called after every call of `score`, on every rank equally often; if it is false this returns None.
+        goes_on(): called after every call of `score`, on every rank equally often; if it is false
+        this returns None.
         """
         tally = Tally()
         for call in range(self.calls):
@@ -89,7 +105,8 @@ class Evaluator:
             inputs, scored = (to_device(array, device) for array in (tokens, scored))
             with torch.no_grad():
                 scores = score(inputs[:, :-1], inputs[:, 1:], tuple(scored))
-            if chosen:  # one copy, for which the device is waited for; float64 holds ranks exactly
+            # one copy, for which the device is waited for; float64 holds ranks exactly
+            if chosen:
                 nats, rank = torch.stack([scores.nats.double(), scores.rank.double()]).cpu().numpy()
                 self._add(tally, chosen, mine, nats, rank)
             if not goes_on():
@@ -101,7 +118,8 @@ class Evaluator:
 
         T is the longest window's length.
 
-        A rank without a window left makes a call all the same, on one dummy row, since ranks may share the weights.
+        A rank without a window left makes a call all the same, on one dummy row, since ranks may
+        share the weights.
         """
         length = max((w.length for w in chosen), default=1)
         tokens = np.zeros((max(1, len(chosen)), length + 1), np.int64)
@@ -122,7 +140,9 @@ class Evaluator:
             targets = np.asarray(self._tokens[end - w.scored : end], np.int64)
             self._add_ours(tally.ours, targets, nats[part], rank[part])
             skipped = min(w.scored, max(0, self.seq_len - self.last_n)) if index == 0 else 0
-            self._add_languini(tally.languini, targets[skipped:], nats[part][skipped:], rank[part][skipped:])
+            self._add_languini(
+                tally.languini, targets[skipped:], nats[part][skipped:], rank[part][skipped:]
+            )
             first += w.scored
 
     def _add_ours(self, sums, targets, nats, rank):
@@ -146,8 +166,10 @@ class Evaluator:
 
 
 def summary(tally: Tally) -> dict:
-    """The published quantities: nats per token, per byte, bits per byte, hit rates; `languini` as the seed project's."""
-    ours, languini = _quantities(tally.ours), _quantities(tally.languini)
+    """The published quantities: nats per token, per byte, bits per byte, hit rates; `languini` as
+    the seed project's."""
+    ours = _quantities(tally.ours)
+    languini = _quantities(tally.languini)
     del languini["bits_per_byte"], languini["total_loss"]
     return {**ours, "languini": languini}
 

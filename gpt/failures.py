@@ -1,4 +1,5 @@
-"""A rank that fails: it tells why, once for the whole run, and all the others end without a word."""
+"""A rank that fails: it tells why, once for the whole run, and all the others end without
+a word."""
 
 import os
 import re
@@ -24,8 +25,12 @@ class Failures:
     """
 
     def __init__(self, world, watchdog):
-        self._world, self._watchdog, self._board = world, watchdog, world.blackboard(BOARD_SECONDS)
-        self._closed, self._speaking, self._spoken = threading.Event(), threading.Lock(), False
+        self._world = world
+        self._watchdog = watchdog
+        self._board = world.blackboard(BOARD_SECONDS)
+        self._closed = threading.Event()
+        self._speaking = threading.Lock()
+        self._spoken = False
         if self._board is not None:
             self._lifeline = Lifeline(world, self._board, self._leave_without)
             threading.Thread(target=self._watch, daemon=True).start()
@@ -38,11 +43,13 @@ class Failures:
                 self._lifeline.close()
 
     def end(self, error: Exception, step: int) -> Exception:
-        """Tell an error that came after `step` and that the ranks did not agree on, unless another rank has told one;
-        returns the exception to leave with."""
+        """Tell an error that came after `step` and that the ranks did not agree on, unless another
+        rank has told one; returns the exception to leave with."""
         error = in_words(error)
         lost = self._world.lost(error)
-        if lost:  # found out before the note, on which the other ranks would end: they still have to show that they live
+        # found out before the note, on which the other ranks would end: they still have to show
+        # that they live
+        if lost:
             told = self._explained_loss(lost, step)
         self._closed.set()
         self._tell_if_first(told if lost else self._explained(error, step))
@@ -55,12 +62,16 @@ class Failures:
         """The process of a rank has ended, and it has not said why."""
         if self._closed.is_set() or self._watchdog.giving_up:
             return
-        name, own = self._world.name(rank), self._world.name(self._world.rank)
+        name = self._world.name(rank)
+        own = self._world.name(self._world.rank)
         try:
-            self._tell_if_first(RunError(
-                f"{name} is gone without a word, while {own} was {self._watchdog.place}: it was "
-                "killed or has crashed, or its host ran out of memory. The same command goes on "
-                "from the latest checkpoint, on other hosts too"))  # fmt: skip
+            self._tell_if_first(
+                RunError(
+                    f"{name} is gone without a word, while {own} was {self._watchdog.place}: it was"
+                    " killed or has crashed, or its host ran out of memory. The same command goes"
+                    " on from the latest checkpoint, on other hosts too"
+                )
+            )
         finally:  # even if a launcher has died and taken the other end of stderr along
             self._leave_last() if self._world.rank == 0 else time.sleep(POLL_SECONDS)
             os._exit(1)
@@ -70,17 +81,23 @@ class Failures:
             return error
         if _out_of_memory(error):
             wanted = re.search(r"tried to allocate \S+ \w+", str(error), re.IGNORECASE)
-            return RunError(f"out of memory after step {step}{f' ({wanted[0].lower()})' if wanted else ''}: raise "
-                            "gradient_accumulation_steps, set --activation_checkpointing true, or take a higher ZeRO stage "
-                            "(--dry_run tells what each of them needs); the same command goes on from the latest checkpoint")
+            return RunError(
+                f"out of memory after step {step}{f' ({wanted[0].lower()})' if wanted else ''}:"
+                " raise gradient_accumulation_steps, set --activation_checkpointing true, or take"
+                " a higher ZeRO stage (--dry_run tells what each of them needs); the same command"
+                " goes on from the latest checkpoint"
+            )
         return error
 
     def _explained_loss(self, reason, step):
-        time.sleep(2 * POLL_SECONDS)  # a lifeline that knows more has ended this process meanwhile
+        # a lifeline that knows more has ended this process meanwhile
+        time.sleep(2 * POLL_SECONDS)
         gone = self._watchdog.who_is_gone()
-        return RunError(f"another rank is gone without a word after step {step}: it was killed, its host ran out of memory or "
-                        f"is out of reach ({reason}); gone: {gone}. The same command goes on from the latest "
-                        "checkpoint, on other hosts too")  # fmt: skip
+        return RunError(
+            f"another rank is gone without a word after step {step}: it was killed, its host ran"
+            f" out of memory or is out of reach ({reason}); gone: {gone}. The same command goes on"
+            " from the latest checkpoint, on other hosts too"
+        )
 
     def _leave_last(self):
         """Rank 0 may keep the blackboard: it stays until the others have read it."""
@@ -109,12 +126,16 @@ class Failures:
                 failed = self._board.check([FAILED])
             except RuntimeError:  # rank 0 is busy or gone; its lifeline tells which
                 continue
-            if failed and not self._closed.wait(POLL_SECONDS):  # the one that fails has told it before any process ends
+            # the one that fails has told it before any process ends
+            if failed and not self._closed.wait(POLL_SECONDS):
                 self._leave_last()
                 os._exit(1)
 
 
 def _out_of_memory(error):
     """torch's own exception has a class for accelerators only."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))  # fmt: skip
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )

@@ -56,7 +56,8 @@ def is_locked_by(folder: Path, token: str) -> bool:
 
 
 def require_place_for(option: str, path):
-    """Raise UserError where a file of this name cannot be made, before the work whose results it is for."""
+    """Raise UserError where a file of this name cannot be made, before the work whose results it is
+    for."""
     if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
         raise UserError(f"{option} {path}: give the name of a file in a folder that exists")
 
@@ -64,7 +65,9 @@ def require_place_for(option: str, path):
 def require_new_folder(path):
     """Raise UserError where a folder that is to be made is there already, and not empty."""
     path = Path(path)
-    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir() or os.listdir(path) or not path.name):
+    if os.path.lexists(path) and (
+        path.is_symlink() or not path.is_dir() or os.listdir(path) or not path.name
+    ):
         raise UserError(f"{path} exists already: remove it first, or name another folder")
 
 
@@ -74,8 +77,11 @@ def file_of_weights(text: str) -> Path:
     if (path / name).is_file():
         raise UserError(f"{text} is a folder: give the file {path / name}")
     if not path.is_file():
-        raise UserError(f"{text} {f'is a folder without {name}' if path.is_dir() else 'does not exist'}: consolidate a checkpoint "
-                        f"with `python tools/zero_to_fp32.py RUN/checkpoints OUT`, and give OUT/{name}")  # fmt: skip
+        raise UserError(
+            f"{text} {f'is a folder without {name}' if path.is_dir() else 'does not exist'}:"
+            " consolidate a checkpoint with `python tools/zero_to_fp32.py RUN/checkpoints OUT`,"
+            f" and give OUT/{name}"
+        )
     return path
 
 
@@ -89,7 +95,8 @@ def free_space(path) -> tuple:
 
 @contextmanager
 def when_full(sentence: str):
-    """A block, or as a decorator a function, in which a full disk becomes a UserError with this sentence."""
+    """A block, or as a decorator a function, in which a full disk becomes a UserError with this
+    sentence."""
     try:
         yield
     except OSError as error:
@@ -106,12 +113,15 @@ def sync_all(folder: Path):
 
 @contextmanager
 def built_aside(path):
-    """A new folder that takes the place of `path` at the end of the block; after an error it is gone instead."""
+    """A new folder that takes the place of `path` at the end of the block; after an error it is
+    gone instead."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        with when_full(f"{path} does not fit on its disk: make room, or name a folder on another one"):
+        with when_full(
+            f"{path} does not fit on its disk: make room, or name a folder on another one"
+        ):
             yield building
             sync_all(building)
             building.chmod(0o755)  # mkdtemp's folders are private
@@ -126,13 +136,19 @@ class LockedError(UserError):
 
 
 class FolderLock:
-    """Keeps a second process out of a folder until `release()` or the end of this process, however it ends.
+    """Keeps a second process out of a folder until `release()` or the end of this process, however
+    it ends.
 
-    `token` is a text of this lock's own that its file holds: who finds it there looks at the same folder. Raises LockedError
-    with the advice where another process keeps it, UserError where it cannot be locked.
+    `token` is a text of this lock's own that its file holds: who finds it there looks at the same
+    folder. Raises LockedError with the advice where another process keeps it, UserError where it
+    cannot be locked.
     """
 
-    def __init__(self, folder: Path, advice: str = "another process is training in {}: wait for it, or name another --run_dir"):
+    def __init__(
+        self,
+        folder: Path,
+        advice: str = "another process is training in {}: wait for it, or name another --run_dir",
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / LOCK, "a+")
         try:
@@ -140,8 +156,10 @@ class FolderLock:
         except BlockingIOError as error:
             raise LockedError(advice.format(folder)) from error
         except OSError as error:  # Lustre as many clusters mount it
-            raise UserError(f"{folder / LOCK} cannot be locked: {error.strerror}; name a folder on a disk that has file locks "
-                            "(Lustre: mounted with -o flock)") from error  # fmt: skip
+            raise UserError(
+                f"{folder / LOCK} cannot be locked: {error.strerror}; name a folder on a disk that"
+                " has file locks (Lustre: mounted with -o flock)"
+            ) from error
         self.token = secrets.token_hex(8)
         try:
             self._file.truncate(0)
@@ -149,7 +167,10 @@ class FolderLock:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise UserError(f"{folder / LOCK} cannot be written: {error.strerror}; make room, or name another folder") from error
+            raise UserError(
+                f"{folder / LOCK} cannot be written: {error.strerror}; make room, or name another"
+                " folder"
+            ) from error
 
     def release(self):
         self._file.close()

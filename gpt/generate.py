@@ -18,16 +18,21 @@ BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 class Context:
     """A growing context and the logits of its next token.
 
-    Positions are learned, so it holds at most seq_len tokens. Where it would hold more, it goes on with its latter half
-    (`cut` counts how often), whose keys and values are computed again, since they depend on the positions.
+    Positions are learned, so it holds at most seq_len tokens. Where it would hold more, it goes on
+    with its latter half (`cut` counts how often), whose keys and values are computed again, since
+    they depend on the positions.
     """
 
     def __init__(self, model):
-        self._model, config = model, model.config
+        self._model = model
+        config = model.config
         weight = model.head.weight
         shape = (config.n_layers, 1, config.n_heads, config.seq_len, config.head_dim)
-        self._keys, self._values = (torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
-        self.tokens, self.cut = [], 0
+        self._keys, self._values = (
+            torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)
+        )
+        self.tokens = []
+        self.cut = 0
 
     @torch.no_grad()
     def append(self, tokens) -> torch.Tensor:
@@ -38,16 +43,19 @@ class Context:
             return self._forward(tokens, len(self.tokens) - 1)
         self.tokens += tokens
         if len(self.tokens) > seq_len:
-            self.tokens, self.cut = self.tokens[-max(1, seq_len // 2) :], self.cut + 1
+            self.tokens = self.tokens[-max(1, seq_len // 2) :]
+            self.cut = self.cut + 1
         return self._forward(self.tokens, 0)
 
     def _forward(self, tokens, start):
-        """Computes `tokens` at the positions from `start` on; those before are in the cache, and if `start` is not 0 there
-        is one token only."""
+        """Computes `tokens` at the positions from `start` on; those before are in the cache, and if
+        `start` is not 0 there is one token only."""
         model, device = self._model, self._model.head.weight.device
         positions = torch.arange(start, start + len(tokens), device=device)
         tokens = torch.tensor(tokens, device=device)[None]
-        stream = model.token_embedding(tokens) * math.sqrt(model.config.h_dim) + model.position_embedding(positions)
+        stream = model.token_embedding(tokens) * math.sqrt(
+            model.config.h_dim
+        ) + model.position_embedding(positions)
         branch = None
         with sdpa_kernel(BACKENDS):
             for layer, block in enumerate(model.blocks):
@@ -63,20 +71,24 @@ class Context:
         keys, values = self._keys[layer], self._values[layer]
         keys[:, :, start : start + length], values[:, :, start : start + length] = k, v
         seen = slice(0, start + length)
-        y = F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen], is_causal=start == 0)
+        y = F.scaled_dot_product_attention(
+            q, keys[:, :, seen], values[:, :, seen], is_causal=start == 0
+        )
         return attn.c_proj(y.transpose(1, 2).reshape(1, length, -1))
 
 
 def choose(logits, temperature: float, top_k: int | None, top_p: float | None, generator) -> int:
-    """An id drawn from softmax(logits / temperature); temperature 0 takes the largest logit. logits: (V,).
+    """An id drawn from softmax(logits / temperature); temperature 0 takes the largest logit.
+    logits: (V,).
 
-    top_k: only among the k largest. top_p: only among the likeliest whose probabilities reach p (Holtzman et al., arXiv
-    1904.09751); of both, whatever leaves fewer.
+    top_k: only among the k largest. top_p: only among the likeliest whose probabilities reach p
+    (Holtzman et al., arXiv 1904.09751); of both, whatever leaves fewer.
     """
     if temperature == 0:
         return int(logits.argmax())
     logits = logits.double()
-    logits, ids = torch.sort((logits - logits.max()) / temperature, descending=True, stable=True)  # 0 first, however cold
+    # 0 first, however cold
+    logits, ids = torch.sort((logits - logits.max()) / temperature, descending=True, stable=True)
     logits, ids = logits[:top_k], ids[:top_k]
     probabilities = logits.softmax(0)
     if top_p is not None:
@@ -85,9 +97,18 @@ def choose(logits, temperature: float, top_k: int | None, top_p: float | None, g
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-def generate(context: Context, prompt, count: int, eod_id: int, temperature: float = 1.0, top_k: int | None = None,
-             top_p: float | None = None, seed: int = 0):  # fmt: skip
-    """Yields up to `count` ids that go on from the ids of `prompt` (one at least), to before an end-of-document id.
+def generate(
+    context: Context,
+    prompt,
+    count: int,
+    eod_id: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+):
+    """Yields up to `count` ids that go on from the ids of `prompt` (one at least), to before an
+    end-of-document id.
 
     The same for the same seed.
     """

@@ -14,9 +14,9 @@ import torch
 def find_by_norm(optimizer, world):
     """Have a ZeRO optimizer find overflow by the gradient's norm, in one pass.
 
-    optimizer: DeepSpeed's, at stage 1, 2 or 3. Each rank holds its own part of the gradient. Squares
-    are added in fp64: in fp32 a CPU, which adds them one after another, is off by a hundredth at
-    10^8 of them.
+    optimizer: DeepSpeed's, at stage 1, 2 or 3. Each rank holds its own part of the gradient.
+    Squares are added in fp64: in fp32 a CPU, which adds them one after another, is off by a
+    hundredth at 10^8 of them.
     """
 
     def norm_over_ranks(norms):
@@ -31,8 +31,8 @@ def find_by_norm(optimizer, world):
         return norm_over_ranks(torch._foreach_norm(tensors, 2, dtype=torch.float64))
 
     def norm_of_offloaded(parameters):
-        """Of gradients in host memory, whose norms were taken on the device before. They are scaled on
-        the host, where their norm must be, too."""
+        """Of gradients in host memory, whose norms were taken on the device before. They are scaled
+        on the host, where their norm must be, too."""
         taken = optimizer.norm_for_param_grads
         ids = map(optimizer.get_param_id, parameters)
         return norm_over_ranks([taken[number] for number in ids if number in taken]).cpu()
@@ -46,12 +46,13 @@ def find_by_norm(optimizer, world):
 def sum_in_fp32(optimizer):
     """Have ZeRO 1 sum the bf16 gradients of micro-batches in fp32, as it does those of fp16.
 
-    Told so by data_types.grad_accum_dtype, DeepSpeed would take its BF16_Optimizer, whose checkpoints
-    cannot be consolidated.
+    Told so by data_types.grad_accum_dtype, DeepSpeed would take its BF16_Optimizer, whose
+    checkpoints cannot be consolidated.
     """
     optimizer.gradient_accumulation_dtype = torch.float32
     optimizer.use_separate_grad_accum = optimizer.use_grad_accum_attribute = True
-    if not optimizer._grad_acc_hooks:  # neither contiguous_gradients nor overlap_comm needs them
+    # neither contiguous_gradients nor overlap_comm needs them
+    if not optimizer._grad_acc_hooks:
         optimizer.create_gradient_handling_hooks()
 
 

@@ -11,9 +11,11 @@ import torch
 
 from gpt import __version__
 
-# Dense matrix products with fp32 sums, FLOP/s: in fp16 or bf16, and in fp32 without TF32. NVIDIA's data sheets, and for
-# GeForce cards the white papers of GA102 (appendix A) and AD102 (appendix A); figures with sparsity are halved there.
-PEAKS = {  # part of the name that CUDA gives the device -> (16 bits, fp32); the first that fits counts
+# Dense matrix products with fp32 sums, FLOP/s: in fp16 or bf16, and in fp32 without TF32. NVIDIA's
+# data sheets, and for GeForce cards the white papers of GA102 (appendix A) and AD102 (appendix A);
+# figures with sparsity are halved there. part of the name that CUDA gives the device -> (16 bits,
+# fp32); the first that fits counts
+PEAKS = {
     "NVIDIA B200": (2250e12, 75e12),
     "H200": (989.4e12, 66.9e12),
     "H100 PCIe": (756e12, 51.2e12),
@@ -31,18 +33,28 @@ PEAKS = {  # part of the name that CUDA gives the device -> (16 bits, fp32); the
     "V100-PCIE": (112e12, 14e12),
     "Tesla T4": (65e12, 8.1e12),
 }
-NOT_THOSE = ("Laptop", "RTX 3090 Ti", "RTX 4090 D", "H200 NVL", "MIG")  # in names that hold one of the above as well
+# in names that hold one of the above as well
+NOT_THOSE = ("Laptop", "RTX 3090 Ti", "RTX 4090 D", "H200 NVL", "MIG")
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # of a model in each precision
+# of a model in each precision
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# of glibc's malloc.h
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
 
 
 def peak_flops(name: str, precision: str) -> float | None:
-    """FLOP/s that a device of this name can reach in fp32, fp16 or bf16; None where that is not known."""
-    if any(part in name for part in NOT_THOSE) or (precision == "bf16" and ("V100" in name or "T4" in name)):
+    """FLOP/s that a device of this name can reach in fp32, fp16 or bf16; None where that is not
+    known."""
+    if any(part in name for part in NOT_THOSE) or (
+        precision == "bf16" and ("V100" in name or "T4" in name)
+    ):
         return None
-    found = next((peaks for part, peaks in PEAKS.items() if f"{part} " in f"{name} " or f"{part}-" in name), None)
+    found = next(
+        (peaks for part, peaks in PEAKS.items() if f"{part} " in f"{name} " or f"{part}-" in name),
+        None,
+    )
     return None if found is None else found[precision == "fp32"]
 
 
@@ -55,10 +67,13 @@ def device_name(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch has held on a GPU at once, elsewhere the most that was resident of this process."""
+    """Bytes: the most that torch has held on a GPU at once, elsewhere the most that was resident of
+    this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:  # getrusage counts what the process was before exec as well, such as a larger parent that forked it
+    # getrusage counts what the process was before exec as well, such as a larger parent that forked
+    # it
+    try:
         with open("/proc/self/status", encoding="ascii") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
@@ -67,9 +82,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def keep_freed_memory():
-    """For processes that compute on a CPU: glibc shall keep what tensors free instead of giving it back to the system, whose
-    fresh pages cost a training step of `mini` a sixth of its time. Elsewhere than under glibc, or where the environment
-    sets MALLOC_MMAP_THRESHOLD_, nothing happens."""
+    """For processes that compute on a CPU: glibc shall keep what tensors free instead of giving it
+    back to the system, whose fresh pages cost a training step of `mini` a sixth of its time.
+    Elsewhere than under glibc, or where the environment sets MALLOC_MMAP_THRESHOLD_, nothing
+    happens."""
     if platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)

@@ -1,5 +1,5 @@
-"""What a host is and has. tools/preflight.py sends this file to hosts over ssh, so it stands alone: the standard library,
-and other packages only where they may be missing."""
+"""What a host is and has. tools/preflight.py sends this file to hosts over ssh, so it stands alone:
+the standard library, and other packages only where they may be missing."""
 
 import glob
 import hashlib
@@ -21,8 +21,12 @@ def versions(project: str) -> dict:
             with open(path, "rb") as file:
                 source.update(file.read())
     code = source.hexdigest()[:12] if os.path.isdir(os.path.join(project, "gpt")) else "missing"
-    return {"Python": platform.python_version(), "torch": _version("torch"), "deepspeed": _version("deepspeed"),
-            "code in gpt/": code}  # fmt: skip
+    return {
+        "Python": platform.python_version(),
+        "torch": _version("torch"),
+        "deepspeed": _version("deepspeed"),
+        "code in gpt/": code,
+    }
 
 
 def _version(package):
@@ -46,7 +50,14 @@ def interface_of(address: str):
     """Name of the network interface that has an address; None if there is none."""
     import psutil
 
-    return next((name for name, found in psutil.net_if_addrs().items() if any(a.address == address for a in found)), None)
+    return next(
+        (
+            name
+            for name, found in psutil.net_if_addrs().items()
+            if any(a.address == address for a in found)
+        ),
+        None,
+    )
 
 
 def report(asked: str):
@@ -60,13 +71,21 @@ def report(asked: str):
     while not os.path.isdir(place):
         place = os.path.dirname(place)
     found = {
-        "host": socket.gethostname(), "versions": versions(asked["project"]), "commit": _commit(asked["project"]),
-        "name_address": _resolved(socket.gethostname()), "free_bytes": shutil.disk_usage(place).free,
-        "dataset": _dataset(asked["data_root"]), "sees_token": os.path.exists(asked["token"]), "cores": os.cpu_count(),
+        "host": socket.gethostname(),
+        "versions": versions(asked["project"]),
+        "commit": _commit(asked["project"]),
+        "name_address": _resolved(socket.gethostname()),
+        "free_bytes": shutil.disk_usage(place).free,
+        "dataset": _dataset(asked["data_root"]),
+        "sees_token": os.path.exists(asked["token"]),
+        "cores": os.cpu_count(),
         "shared_memory": shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
-        "routes": {peer: own_address(peer) for peer in asked["peers"]}, "peers": {peer: _resolved(peer) for peer in asked["peers"]},
-    }  # fmt: skip
-    found["interfaces"] = {peer: interface_of(address) for peer, address in found["routes"].items() if address}
+        "routes": {peer: own_address(peer) for peer in asked["peers"]},
+        "peers": {peer: _resolved(peer) for peer in asked["peers"]},
+    }
+    found["interfaces"] = {
+        peer: interface_of(address) for peer, address in found["routes"].items() if address
+    }
     try:
         import torch
 
@@ -85,7 +104,12 @@ def _resolved(name):
 
 def _commit(project):
     try:
-        done = subprocess.run(["git", "-C", project, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", project, "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
         return done.stdout.strip() or None
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -101,10 +125,12 @@ def _dataset(root):
 
 
 def measure(asked: str):
-    """On every host at once, as one rank of all: rank 0 prints JSON of which hosts reach each other, and how fast.
+    """On every host at once, as one rank of all: rank 0 prints JSON of which hosts reach each
+    other, and how fast.
 
-    asked: JSON of {"rank", "size", "host", "master", "port", "seconds", "pairs": [[rank, rank], …], "megabytes"}.
-    Prints {"unreachable": [[from, to], …], "backend", "pairs": {"0-1": GB/s of an all-reduce}, "all": GB/s}.
+    asked: JSON of {"rank", "size", "host", "master", "port", "seconds", "pairs": [[rank, rank], …],
+    "megabytes"}. Prints {"unreachable": [[from, to], …], "backend", "pairs": {"0-1": GB/s of an
+    all-reduce}, "all": GB/s}.
     """
     from datetime import timedelta
 
@@ -112,9 +138,17 @@ def measure(asked: str):
     import torch.distributed as dist
 
     asked = json.loads(asked)
-    rank, size, limit = asked["rank"], asked["size"], timedelta(seconds=asked["seconds"])
-    store = dist.TCPStore(asked["master"], asked["port"], is_master=rank == 0, timeout=limit, wait_for_workers=False,
-                          multi_tenant=True)  # fmt: skip
+    rank = asked["rank"]
+    size = asked["size"]
+    limit = timedelta(seconds=asked["seconds"])
+    store = dist.TCPStore(
+        asked["master"],
+        asked["port"],
+        is_master=rank == 0,
+        timeout=limit,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
     address = own_address(asked["master"])
     if address.startswith("127."):
         address = asked["master"]
@@ -128,12 +162,22 @@ def measure(asked: str):
         except OSError:
             unreachable.append([rank, peer])
     store.set(f"unreachable {rank}", json.dumps(unreachable))
-    unreachable = [pair for peer in range(size) for pair in json.loads(store.get(f"unreachable {peer}"))]
+    unreachable = [
+        pair for peer in range(size) for pair in json.loads(store.get(f"unreachable {peer}"))
+    ]
     found = {"unreachable": unreachable}
     if not unreachable:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(address))
-        backend = found["backend"] = "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=limit)
+        backend = found["backend"] = (
+            "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+        )
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("group", store),
+            rank=rank,
+            world_size=size,
+            timeout=limit,
+        )
         data = torch.zeros(asked["megabytes"] << 18, device="cuda" if backend == "nccl" else "cpu")
         found["all"] = _speed(dist, torch, data, None)
         found["pairs"] = {}
@@ -152,7 +196,8 @@ def measure(asked: str):
 
 
 def _speed(dist, torch, data, group):
-    """GB/s at which an all-reduce moves `data` through each rank's network card, 2 (n - 1) / n times its size."""
+    """GB/s at which an all-reduce moves `data` through each rank's network card, 2 (n - 1) / n
+    times its size."""
     n, best = dist.get_world_size(group), float("inf")
     for _ in range(4):
         dist.barrier(group)

@@ -19,12 +19,16 @@ GATHER_SECONDS = 100e-6  # ZeRO 3: to fetch and release a parameter tensor, both
 RANGE = 1.5
 
 # Launches of one micro-batch: of a block, and of embeddings, last LayerNorm and head.
-BLOCK, REST = 24, 42
+BLOCK = 24
+REST = 42
 BLOCK_FORWARD = 8  # of a block's, those of its forward pass
-CUSTOM_BLOCK, CUSTOM_REST = 6, 3  # of them gpt/kernels': two LayerNorms and a GELU, both ways
+# of them gpt/kernels': two LayerNorms and a GELU, both ways
+CUSTOM_BLOCK = 6
+CUSTOM_REST = 3
 CUSTOM_FORWARD = 3
 TENSORS_BLOCK, TENSORS_REST = 12, 5  # parameter tensors
-PER_TENSOR = (1, 1, 3, 2)  # per gradient tensor, ZeRO 0 to 3: to add it up, to copy it into buckets
+# per gradient tensor, ZeRO 0 to 3: to add it up, to copy it into buckets
+PER_TENSOR = (1, 1, 3, 2)
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,10 @@ def launches(model: ModelConfig, stage: int, checkpointing: bool) -> Launches:
     """Of one micro-batch, forward and backward. checkpointing: the blocks compute forward twice."""
     layers = model.n_layers
     tensors = TENSORS_BLOCK * layers + TENSORS_REST
-    total, custom = BLOCK * layers + REST, CUSTOM_BLOCK * layers + CUSTOM_REST
+    total = BLOCK * layers + REST
+    custom = CUSTOM_BLOCK * layers + CUSTOM_REST
     if checkpointing:
-        total, custom = total + BLOCK_FORWARD * layers, custom + CUSTOM_FORWARD * layers
+        total = total + BLOCK_FORWARD * layers
+        custom = custom + CUSTOM_FORWARD * layers
     total += PER_TENSOR[stage] * tensors
     return Launches(total - custom, custom, tensors if stage == 3 else 0)

@@ -1,4 +1,5 @@
-"""The two files that DeepSpeed's launcher reads for many hosts: the hostfile, and .deepspeed_env, which it exports there."""
+"""The two files that DeepSpeed's launcher reads for many hosts: the hostfile, and .deepspeed_env,
+which it exports there."""
 
 import re
 from pathlib import Path
@@ -15,17 +16,27 @@ def read_hostfile(path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"the hostfile {path} does not exist: write one line per host, such as \"node1 slots=8\"")
+        raise UserError(
+            f'the hostfile {path} does not exist: write one line per host, such as "node1 slots=8"'
+        )
     hosts, wrong = {}, []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
+    ):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         found = LINE.match(line)
         if found is None:
-            wrong.append(f"line {number} is {line!r}, not a host's name and its number of ranks, such as \"node1 slots=8\"")
+            wrong.append(
+                f"line {number} is {line!r}, not a host's name and its number of ranks, such as"
+                ' "node1 slots=8"'
+            )
         elif found["host"] in hosts:
-            wrong.append(f"line {number} names {found['host']} again: give each host one line with all its slots")
+            wrong.append(
+                f"line {number} names {found['host']} again: give each host one line with all its"
+                " slots"
+            )
         else:
             hosts[found["host"]] = int(found["slots"])
     if wrong or not hosts:
@@ -34,12 +45,17 @@ def read_hostfile(path) -> dict:
 
 
 def read_environment(path) -> dict:
-    """{name: value} of a .deepspeed_env; empty where there is no such file. Raises UserError where DeepSpeed would raise."""
+    """{name: value} of a .deepspeed_env; empty where there is no such file. Raises UserError where
+    DeepSpeed would raise."""
     path, found = Path(path), {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), 1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8").splitlines() if path.is_file() else (), 1
+    ):
         name, equals, value = line.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*", name.strip()):
-            raise UserError(f"{path}: line {number} is {line!r}, and DeepSpeed's launcher takes nothing but NAME=VALUE, not "
-                            "even a blank line: mend or delete that line")  # fmt: skip
+            raise UserError(
+                f"{path}: line {number} is {line!r}, and DeepSpeed's launcher takes nothing but"
+                " NAME=VALUE, not even a blank line: mend or delete that line"
+            )
         found[name.strip()] = value.strip()
     return found

@@ -18,7 +18,8 @@ from contextlib import suppress
 from gpt.errors import in_brief
 from gpt.host_report import own_address
 
-PLACE = "lifeline"  # on the blackboard: where rank 0 listens, and the word that its own ranks say
+# on the blackboard: where rank 0 listens, and the word that its own ranks say
+PLACE = "lifeline"
 MESSAGE = struct.Struct("!i")  # a rank that is gone, or one of these:
 ENDED, ALIVE = -1, -2
 ALIVE_SECONDS = 60.0  # some firewalls drop a connection that says nothing for minutes
@@ -32,9 +33,12 @@ class Lifeline:
     """
 
     def __init__(self, world, board, gone):
-        self._world, self._board, self._gone = world, board, gone
+        self._world = world
+        self._board = board
+        self._gone = gone
         self._lines = {}  # {rank: the connection to it}
-        self._open, self._closed = True, threading.Event()
+        self._open = True
+        self._closed = threading.Event()
         self._selector = selectors.DefaultSelector()
         self._wake, woken = socket.socketpair()
         self._selector.register(woken, selectors.EVENT_READ, lambda: None)
@@ -77,7 +81,8 @@ class Lifeline:
         if said != ENDED:
             self._open = False
             gone = peer if said is None else said
-            self._say(gone)  # before anything else: its end may soon be the end of this process too
+            # before anything else: its end may soon be the end of this process too
+            self._say(gone)
             self._gone(gone)
 
     def _say(self, number):
@@ -94,8 +99,9 @@ class Lifeline:
     def _listen(self):
         both = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
-        listening = socket.create_server(("", 0), family=family, backlog=self._world.size,
-                                         dualstack_ipv6=both)  # fmt: skip
+        listening = socket.create_server(
+            ("", 0), family=family, backlog=self._world.size, dualstack_ipv6=both
+        )
         self._selector.register(listening, selectors.EVENT_READ, lambda: self._accept(listening))
         self._word = secrets.token_hex(8)
         address = own_address(os.environ["MASTER_ADDR"])
@@ -148,9 +154,11 @@ class Lifeline:
     def _cannot_connect(self, whither):
         if not self._closed.is_set():
             own = self._world.name(self._world.rank)
-            sys.stderr.write(f"notice: {own} could not connect to {whither}: if a rank dies, this "
-                             "one finds it out by its silence alone; tools/preflight.py looks into "
-                             "the network\n")  # fmt: skip
+            sys.stderr.write(
+                f"notice: {own} could not connect to {whither}: if a rank dies, this "
+                "one finds it out by its silence alone; tools/preflight.py looks into "
+                "the network\n"
+            )
 
 
 def _read(line):

@@ -1,4 +1,5 @@
-"""Where a run's numbers go: metrics.jsonl always, TensorBoard and wandb if asked, and a progress line for a person.
+"""Where a run's numbers go: metrics.jsonl always, TensorBoard and wandb if asked, and a progress
+line for a person.
 
 Only rank 0 makes these; the other ranks get objects that do nothing.
 """
@@ -14,18 +15,20 @@ from tqdm import tqdm
 
 from gpt.errors import UserError
 
-AXES = ("step", "train_tokens", "flops", "hours", "reference_hours")  # what every train and eval line can be drawn over
+# what every train and eval line can be drawn over
+AXES = ("step", "train_tokens", "flops", "hours", "reference_hours")
 
 
 class JsonLines:
-    """metrics.jsonl: one JSON object a line, appended. Non-finite numbers are written as null. What a full disk does not
-    take is written with a later line."""
+    """metrics.jsonl: one JSON object a line, appended. Non-finite numbers are written as null. What
+    a full disk does not take is written with a later line."""
 
     name = "metrics.jsonl"
 
     def __init__(self, folder):
         _drop_partial_line(folder / self.name)
-        self._file, self._unwritten = open(folder / self.name, "ab", buffering=0), b""
+        self._file = open(folder / self.name, "ab", buffering=0)
+        self._unwritten = b""
 
     def write(self, event: dict):
         self._unwritten += json.dumps(finite(event), allow_nan=False).encode() + b"\n"
@@ -59,7 +62,11 @@ def _scalars(event: dict, prefix=""):
     for key, value in event.items():
         if isinstance(value, dict):
             yield from _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ("step", "time"):
+        elif (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and key not in ("step", "time")
+        ):
             yield prefix + key, value
 
 
@@ -68,8 +75,9 @@ def _prefix(event):
 
 
 class TensorBoard:
-    """Scalars over steps. Its axis is one whole number per curve, so losses and perplexities are written once more over
-    every other axis, as over_train_tokens/…, over_gigaflops/…, over_seconds/… and over_reference_seconds/…."""
+    """Scalars over steps. Its axis is one whole number per curve, so losses and perplexities are
+    written once more over every other axis, as over_train_tokens/…, over_gigaflops/…,
+    over_seconds/… and over_reference_seconds/…."""
 
     name = "TensorBoard's file"
 
@@ -81,21 +89,29 @@ class TensorBoard:
     def write(self, event):
         for name, value in _scalars(event, _prefix(event)):
             self._writer.add_scalar(name, value, event["step"])
-        for axis, name, unit in (("train_tokens", "train_tokens", 1), ("flops", "gigaflops", 1e-9), ("hours", "seconds", 3600),
-                                 ("reference_hours", "reference_seconds", 3600)):  # fmt: skip
+        for axis, name, unit in (
+            ("train_tokens", "train_tokens", 1),
+            ("flops", "gigaflops", 1e-9),
+            ("hours", "seconds", 3600),
+            ("reference_hours", "reference_seconds", 3600),
+        ):
             for key in ("loss", "normalised_ppl"):
                 if event.get(axis) is not None and event.get(key) is not None:
-                    self._writer.add_scalar(f"over_{name}/{_prefix(event)}{key}", event[key], round(event[axis] * unit))
+                    self._writer.add_scalar(
+                        f"over_{name}/{_prefix(event)}{key}", event[key], round(event[axis] * unit)
+                    )
 
     def close(self):
         self._writer.close()
 
 
 class Wandb:
-    """Weights & Biases. Offline, so nothing is uploaded, unless the environment's WANDB_MODE says otherwise.
+    """Weights & Biases. Offline, so nothing is uploaded, unless the environment's WANDB_MODE says
+    otherwise.
 
-    The axes are logged under their own names, beside each metric, so that any of them can be chosen in a chart. By
-    default evaluations are drawn over the reference's hours, or tokens where it has none, and all else over steps.
+    The axes are logged under their own names, beside each metric, so that any of them can be chosen
+    in a chart. By default evaluations are drawn over the reference's hours, or tokens where it has
+    none, and all else over steps.
     """
 
     name = "wandb's folder"
@@ -104,15 +120,27 @@ class Wandb:
         import wandb
 
         try:
-            self._run = wandb.init(project=project, name=name, notes=notes, config=config, dir=str(folder),
-                                   mode=os.environ.get("WANDB_MODE", "offline"),
-                                   settings=wandb.Settings(silent=True, console="off"))  # fmt: skip
+            self._run = wandb.init(
+                project=project,
+                name=name,
+                notes=notes,
+                config=config,
+                dir=str(folder),
+                mode=os.environ.get("WANDB_MODE", "offline"),
+                settings=wandb.Settings(silent=True, console="off"),
+            )
         except wandb.Error as error:
-            raise UserError(f"wandb does not begin ({str(error).partition(chr(10))[0]}): `wandb login` first, or leave WANDB_MODE "
-                            "unset, which keeps the run offline") from error
+            raise UserError(
+                f"wandb does not begin ({str(error).partition(chr(10))[0]}): `wandb login` first,"
+                " or leave WANDB_MODE unset, which keeps the run offline"
+            ) from error
         for axis in AXES:
             self._run.define_metric(axis, hidden=True)
-        self._axis_of = {"eval": "reference_hours" if config["run"]["gpt"]["tokens_per_second"] else "train_tokens"}
+        self._axis_of = {
+            "eval": (
+                "reference_hours" if config["run"]["gpt"]["tokens_per_second"] else "train_tokens"
+            )
+        }
         self._defined = set()
 
     def write(self, event):
@@ -120,7 +148,8 @@ class Wandb:
         if kind not in self._defined:
             self._defined.add(kind)
             self._run.define_metric(f"{kind}/*", step_metric=self._axis_of.get(kind, "step"))
-        axes = {axis: float(event[axis]) for axis in AXES if event.get(axis) is not None}  # flops may be beyond 2^63
+        # flops may be beyond 2^63
+        axes = {axis: float(event[axis]) for axis in AXES if event.get(axis) is not None}
         rest = {key: value for key, value in event.items() if key not in AXES}
         self._run.log({**axes, "step": event["step"], **dict(_scalars(rest, _prefix(event)))})
 
@@ -129,11 +158,12 @@ class Wandb:
 
 
 class Metrics:
-    """All sinks of a run. `write` takes an event: {"event": …, "step": …, …}. A sink that cannot be written to, on a full
-    disk perhaps, is named once, and the run goes on."""
+    """All sinks of a run. `write` takes an event: {"event": …, "step": …, …}. A sink that cannot be
+    written to, on a full disk perhaps, is named once, and the run goes on."""
 
     def __init__(self, run_dir, config, resolved: dict, active: bool):
-        self._sinks, self._failing = [], set()
+        self._sinks = []
+        self._failing = set()
         if not active:
             return
         kind = config.options.logger_type
@@ -141,12 +171,21 @@ class Metrics:
         if kind in ("tb", "all"):
             self._sinks.append(TensorBoard(run_dir / "tensorboard"))
         if kind in ("wandb", "all"):
-            self._sinks.append(Wandb(run_dir, config.options.wandb_project_name, run_dir.name,
-                                     config.options.comment, resolved))  # fmt: skip
+            self._sinks.append(
+                Wandb(
+                    run_dir,
+                    config.options.wandb_project_name,
+                    run_dir.name,
+                    config.options.comment,
+                    resolved,
+                )
+            )
 
     def write(self, event: dict):
-        """event: {"event": kind, "step": optimiser steps completed, …}; the time of writing is added."""
-        for sink in self._sinks[:1] if event["event"] == "start" else self._sinks:  # what the machine is makes no curve
+        """event: {"event": kind, "step": optimiser steps completed, …}; the time of writing is
+        added."""
+        # what the machine is makes no curve
+        for sink in self._sinks[:1] if event["event"] == "start" else self._sinks:
             self._try(sink, lambda: sink.write({**event, "time": round(time.time(), 3)}))
 
     def close(self):
@@ -159,7 +198,11 @@ class Metrics:
         except OSError as error:
             if sink.name not in self._failing:
                 self._failing.add(sink.name)
-                _say(f"WARNING: {sink.name} cannot be written to ({error.strerror or error}): training goes on without it", sys.stderr)
+                _say(
+                    f"WARNING: {sink.name} cannot be written to ({error.strerror or error}):"
+                    " training goes on without it",
+                    sys.stderr,
+                )
 
 
 def duration(seconds: float) -> str:
@@ -169,7 +212,8 @@ def duration(seconds: float) -> str:
 
 
 def _say(text, stream):
-    with suppress(OSError):  # a log on a full disk, a reader that has gone: no reason to end a run
+    # a log on a full disk, a reader that has gone: no reason to end a run
+    with suppress(OSError):
         print(text, file=stream, flush=True)
 
 
@@ -177,7 +221,8 @@ class Progress:
     """What a person watching sees: a bar on a terminal, plain lines in a log."""
 
     def __init__(self, first: int, last: int, active: bool):
-        self._active, self._last = active, last
+        self._active = active
+        self._last = last
         self._bar = None
         if active and sys.stderr.isatty():
             self._bar = tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, leave=True)
@@ -198,12 +243,17 @@ class Progress:
         elif self._active:
             _say(text, sys.stdout)
 
-    def report(self, step: int, loss: float, lr: float, tokens_per_second: float, seconds_left: float):
+    def report(
+        self, step: int, loss: float, lr: float, tokens_per_second: float, seconds_left: float
+    ):
         text = f"loss {loss:.4f}  lr {lr:.2e}  {tokens_per_second:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         else:
-            self.say(f"step {step:>{len(str(self._last))}}/{self._last}  {text}  ETA {duration(seconds_left)}")
+            self.say(
+                f"step {step:>{len(str(self._last))}}/{self._last}  {text}  ETA"
+                f" {duration(seconds_left)}"
+            )
 
     def close(self):
         if self._bar is not None:

@@ -1,13 +1,15 @@
-"""The GPT of the Languini Kitchen's baseline, as a plain nn.Module: it knows no DeepSpeed and no files.
+"""The GPT of the Languini Kitchen's baseline, as a plain nn.Module: it knows no DeepSpeed and no
+files.
 
-Pre-LN blocks, learned positions, token embedding scaled by sqrt(h_dim), tanh-GELU, LayerNorm with bias and eps 1e-5,
-biases everywhere but the head, head not tied to the embedding, no dropout.
+Pre-LN blocks, learned positions, token embedding scaled by sqrt(h_dim), tanh-GELU, LayerNorm with
+bias and eps 1e-5, biases everywhere but the head, head not tied to the embedding, no dropout.
 Shapes: B batch, T tokens, C h_dim, H heads, D head_dim, V vocabulary.
 
-The residual stream runs beside the blocks: each branch's output is added to it by the LayerNorm of the next branch, so
-that one kernel can do both. `kernels` is "torch" or "triton", see gpt/kernels.
+The residual stream runs beside the blocks: each branch's output is added to it by the LayerNorm of
+the next branch, so that one kernel can do both. `kernels` is "torch" or "triton", see gpt/kernels.
 
-`python gpt/model.py [preset]` builds a model, feeds it a batch and prints shapes and parameter counts.
+`python gpt/model.py [preset]` builds a model, feeds it a batch and prints shapes and parameter
+counts.
 """
 
 import math
@@ -15,7 +17,8 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-if __name__ == "__main__":  # the project's folder instead of gpt/, whose module names must shadow nobody's
+# the project's folder instead of gpt/, whose module names must shadow nobody's
+if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
@@ -29,9 +32,8 @@ from gpt.kernels.linear import linear
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
 from gpt.plan import ModelConfig
 
-
-# Of torch.compile. CUDA graphs, which max-autotune would add by itself, stay out: they reuse the memory of a block's
-# results for the next block, while those are kept for the backward pass.
+# Of torch.compile. CUDA graphs, which max-autotune would add by itself, stay out: they reuse the
+# memory of a block's results for the next block, while those are kept for the backward pass.
 COMPILE_OPTIONS = {"default": {}, "max-autotune": {"mode": "max-autotune-no-cudagraphs"}}
 
 
@@ -63,7 +65,8 @@ class AddNorm(nn.LayerNorm):
         self.kernels = kernels
 
     def forward(self, branch, stream):
-        """branch, stream: (B, T, C), branch None for none. Returns (LayerNorm of the new stream, new stream)."""
+        """branch, stream: (B, T, C), branch None for none. Returns (LayerNorm of the new stream,
+        new stream)."""
         if branch is None:
             return layer_norm(stream, self.weight, self.bias, self.eps, self.kernels), stream
         return add_layer_norm(branch, stream, self.weight, self.bias, self.eps, self.kernels)
@@ -99,7 +102,8 @@ class Block(nn.Module):
         self.mlp = MLP(config, kernels)
 
     def forward(self, branch, stream, wanted=None):
-        """(output of the last branch, stream without it), each (B, T, C), for those of the block before; None at first.
+        """(output of the last branch, stream without it), each (B, T, C), for those of the block
+        before; None at first.
 
         wanted: index into (B, T) of the positions for which they are needed; then each is (N, C).
         """
@@ -112,7 +116,8 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """The output layer. A module of its own, so that engines which gather weights per module see its weight used."""
+    """The output layer. A module of its own, so that engines which gather weights per module see
+    its weight used."""
 
     def __init__(self, config: ModelConfig, kernels: str):
         super().__init__()
@@ -120,32 +125,47 @@ class Head(nn.Module):
         self.kernels = kernels
 
     def forward(self, hidden, targets=None, score=False):
-        """hidden (N, C), targets (N,): the mean loss, or TokenScores if `score`; without targets the logits (N, V)."""
+        """hidden (N, C), targets (N,): the mean loss, or TokenScores if `score`; without targets
+        the logits (N, V)."""
         if targets is None:
             return hidden @ self.weight.t()
-        return (score_tokens if score else linear_cross_entropy)(hidden, self.weight, targets, self.kernels)
+        return (score_tokens if score else linear_cross_entropy)(
+            hidden, self.weight, targets, self.kernels
+        )
 
 
 class GPT(nn.Module):
     """A decoder-only transformer with learned positions.
 
-    With activation_checkpointing only each block's input is kept for the backward pass. Weights are drawn from `seed`,
-    the same for the same seed; None leaves them unset, for weights that will be loaded. compile: "none", "default" or
-    "max-autotune" (torch.compile), of each block, and only while gradients are wanted: evaluations stay as exact as
-    they are without it, and their many shapes cost no compilations.
-    Initialisation: weights N(0, 0.02), but each MLP's output N(0, 0.02 / sqrt(2 n_layers)); biases 0.
+    With activation_checkpointing only each block's input is kept for the backward pass. Weights are
+    drawn from `seed`, the same for the same seed; None leaves them unset, for weights that will be
+    loaded. compile: "none", "default" or "max-autotune" (torch.compile), of each block, and only
+    while gradients are wanted: evaluations stay as exact as they are without it, and their many
+    shapes cost no compilations. Initialisation: weights N(0, 0.02), but each MLP's output N(0, 0.02
+    / sqrt(2 n_layers)); biases 0.
     """
 
-    def __init__(self, config: ModelConfig, seed: int | None = 0, activation_checkpointing: bool = False,
-                 kernels: str = "torch", compile: str = "none"):  # fmt: skip
+    def __init__(
+        self,
+        config: ModelConfig,
+        seed: int | None = 0,
+        activation_checkpointing: bool = False,
+        kernels: str = "torch",
+        compile: str = "none",
+    ):
         super().__init__()
-        self.config, self.activation_checkpointing = config, activation_checkpointing
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
         self.token_embedding = nn.Embedding(config.vocab_size, config.h_dim)
         self.position_embedding = nn.Embedding(config.seq_len, config.h_dim)
-        self._compiled = compile != "none"  # then plain torch inside: no compiler fuses across operations of our own
-        self.blocks = nn.ModuleList(Block(config, "torch" if self._compiled else kernels) for _ in range(config.n_layers))
+        # then plain torch inside: no compiler fuses across operations of our own
+        self._compiled = compile != "none"
+        self.blocks = nn.ModuleList(
+            Block(config, "torch" if self._compiled else kernels) for _ in range(config.n_layers)
+        )
         if self._compiled:
-            for block in self.blocks:  # forward alone: an engine's hooks on the block are no graph
+            # forward alone: an engine's hooks on the block are no graph
+            for block in self.blocks:
                 block.forward = torch.compile(block.forward, **COMPILE_OPTIONS[compile])
         self.ln_f = AddNorm(config, kernels)
         self.head = Head(config, kernels)
@@ -155,7 +175,8 @@ class GPT(nn.Module):
                     parameter.copy_(values)
 
     def initial_weights(self, seed: int):
-        """(name, fp32 tensor) of every parameter in their order, each drawn when it is asked for."""
+        """(name, fp32 tensor) of every parameter in their order, each drawn when it is
+        asked for."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             yield name, self._drawn(name, parameter.shape, generator)
@@ -165,7 +186,11 @@ class GPT(nn.Module):
             return torch.zeros(shape)
         if ".ln" in name or name.startswith("ln_f"):
             return torch.ones(shape)
-        std = 0.02 / math.sqrt(2 * self.config.n_layers) if name.endswith("mlp.c_proj.weight") else 0.02
+        std = (
+            0.02 / math.sqrt(2 * self.config.n_layers)
+            if name.endswith("mlp.c_proj.weight")
+            else 0.02
+        )
         return torch.empty(shape).normal_(0.0, std, generator=generator)
 
     def forward(self, tokens, targets=None, scored=None):
@@ -177,7 +202,9 @@ class GPT(nn.Module):
         alone: the logits (B, T, V).
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        stream = self.token_embedding(tokens) * math.sqrt(self.config.h_dim) + self.position_embedding(positions)
+        stream = self.token_embedding(tokens) * math.sqrt(
+            self.config.h_dim
+        ) + self.position_embedding(positions)
         uncompiled = self._compiled and not torch.is_grad_enabled()
         with torch.compiler.set_stance("force_eager") if uncompiled else nullcontext():
             branch, stream = self._through_blocks(stream, scored)
@@ -189,13 +216,17 @@ class GPT(nn.Module):
         return self.head(x.flatten(0, 1), targets.flatten())
 
     def _through_blocks(self, stream, scored):
-        """(output of the last branch, stream without it); of the positions that are scored, if given."""
+        """(output of the last branch, stream without it); of the positions that are scored, if
+        given."""
         branch = None
         for block in self.blocks:
             wanted = scored if block is self.blocks[-1] else None
             if self.activation_checkpointing and torch.is_grad_enabled():
-                stream = stream if branch is None else stream + branch  # one tensor to keep, not two
-                branch, stream = checkpoint(block, None, stream, wanted, use_reentrant=False, preserve_rng_state=False)
+                # one tensor to keep, not two
+                stream = stream if branch is None else stream + branch
+                branch, stream = checkpoint(
+                    block, None, stream, wanted, use_reentrant=False, preserve_rng_state=False
+                )
             else:
                 branch, stream = block(branch, stream, wanted)
         return branch, stream
@@ -209,7 +240,9 @@ def main():
     if name not in presets or len(sys.argv) > 2:
         from gpt.errors import UserError
 
-        raise UserError(f"usage: python gpt/model.py [PRESET], where PRESET is one of {', '.join(presets)}")
+        raise UserError(
+            f"usage: python gpt/model.py [PRESET], where PRESET is one of {', '.join(presets)}"
+        )
     config = ModelConfig(**presets[name], vocab_size=16384, seq_len=512)
     model = GPT(config)
     tokens = torch.randint(config.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
@@ -221,10 +254,13 @@ def main():
     counted = sum(parameter.numel() for parameter in model.parameters())
     print(f"parameters: {counted:,} (by formula: {config.parameters():,})")
     with torch.no_grad():
-        logits, loss = model(tokens), model(tokens[:, :-1], tokens[:, 1:])
+        logits = model(tokens)
+        loss = model(tokens[:, :-1], tokens[:, 1:])
     print(f"tokens {tuple(tokens.shape)} -> logits {tuple(logits.shape)} {logits.dtype}")
-    print(f"loss of the untrained model: {loss.item():.4f} nats per token (ln {config.vocab_size} = "
-          f"{math.log(config.vocab_size):.4f})")
+    print(
+        f"loss of the untrained model: {loss.item():.4f} nats per token (ln {config.vocab_size} = "
+        f"{math.log(config.vocab_size):.4f})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Pure arithmetic about a run: batch, schedule, parameters, FLOPs, evaluation windows, memory, disk. Imports no torch."""
+"""Pure arithmetic about a run: batch, schedule, parameters, FLOPs, evaluation windows, memory,
+disk. Imports no torch."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +8,9 @@ from types import MappingProxyType
 
 from gpt.errors import UserError
 
-# Elements of one chunk of the output layer's logits, by device type. On a CPU a chunk should stay near the caches. A GPU
-# wants all rows in one, for which no gradients of chunks are added up: 32 x 512 tokens at vocabulary 16,384 in half a GiB.
+# Elements of one chunk of the output layer's logits, by device type. On a CPU a chunk should stay
+# near the caches. A GPU wants all rows in one, for which no gradients of chunks are added up: 32 x
+# 512 tokens at vocabulary 16,384 in half a GiB.
 CHUNK_ELEMENTS = {"cpu": 1 << 22, "default": 1 << 28}
 
 # DeepSpeed's own sizes, in elements.
@@ -33,7 +35,12 @@ class ModelConfig:
     def parameters(self) -> int:
         """Number of trainable parameters, biases, LayerNorms and both embeddings included."""
         embeddings = (self.vocab_size + self.seq_len) * self.h_dim
-        return embeddings + self.n_layers * self.block_parameters() + 2 * self.h_dim + self.vocab_size * self.h_dim
+        return (
+            embeddings
+            + self.n_layers * self.block_parameters()
+            + 2 * self.h_dim
+            + self.vocab_size * self.h_dim
+        )
 
     def block_parameters(self) -> int:
         """Number of trainable parameters of one block."""
@@ -47,14 +54,16 @@ class ModelConfig:
         )
 
     def matmul_flops_per_token(self, causal: bool = True) -> int:
-        """FLOPs of one token's forward and backward matrix products; look-ups, norms and activations are not counted.
+        """FLOPs of one token's forward and backward matrix products; look-ups, norms and
+        activations are not counted.
 
-        2 FLOPs per weight and token in the forward pass and 4 in the backward pass (Kaplan et al., arXiv 2001.08361,
-        table 1), over the weights of the GEMMs, the head included. Attention scores and their product with v add
-        2 * 2 * seq_len * n_heads * head_dim per layer and pass, halved since a causal query sees half of the keys on
-        average (as Dao, arXiv 2307.08691, section 4.1, counts them). Not causal: not halved, as PaLM (arXiv 2204.02311,
-        appendix B), the Languini Kitchen and torch's FlopCounterMode count. What is computed twice, under activation
-        checkpointing or in a fused attention's backward pass, counts once.
+        2 FLOPs per weight and token in the forward pass and 4 in the backward pass (Kaplan et al.,
+        arXiv 2001.08361, table 1), over the weights of the GEMMs, the head included. Attention
+        scores and their product with v add 2 * 2 * seq_len * n_heads * head_dim per layer and pass,
+        halved since a causal query sees half of the keys on average (as Dao, arXiv 2307.08691,
+        section 4.1, counts them). Not causal: not halved, as PaLM (arXiv 2204.02311, appendix B),
+        the Languini Kitchen and torch's FlopCounterMode count. What is computed twice, under
+        activation checkpointing or in a fused attention's backward pass, counts once.
         """
         attention = self.n_heads * self.head_dim
         weights = self.n_layers * (4 * attention * self.h_dim + 2 * self.h_dim * self.mlp_dim)
@@ -65,13 +74,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one optimiser step's sequences are shared out: `global_size = micro_size * accumulation * world_size`."""
+    """How one optimiser step's sequences are shared out: `global_size = micro_size * accumulation *
+    world_size`."""
 
     global_size: int  # sequences per optimiser step, over all ranks
     micro_size: int  # sequences per forward pass of one rank
     accumulation: int  # forward passes per optimiser step of one rank
     world_size: int  # number of ranks
-    micro_limit: int | None = None  # what was asked for, where micro_size is the largest that fits
+    # what was asked for, where micro_size is the largest that fits
+    micro_limit: int | None = None
 
     @property
     def share(self) -> int:
@@ -88,10 +99,14 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
     Raises UserError where no whole numbers fit.
     """
     if global_size is None and micro_size is None:
-        raise UserError("train_batch_size is missing: it is the number of sequences per optimiser step over all GPUs")
+        raise UserError(
+            "train_batch_size is missing: it is the number of sequences per optimiser step over all"
+            " GPUs"
+        )
     if global_size is None:
         global_size = micro_size * (accumulation or 1) * world_size
-    share, limit = global_size // world_size, micro_size if accumulation is None else None
+    share = global_size // world_size
+    limit = micro_size if accumulation is None else None
     exact = world_size * (accumulation or 1) * (micro_size or 1 if accumulation else 1)
     product = f"gradient_accumulation_steps {accumulation} x {world_size} rank(s)"
     if accumulation is None:
@@ -105,16 +120,26 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
         problem = f"is not micro batch {micro_size} x {product}"
     if micro_size * accumulation * world_size != global_size:
         if accumulation and global_size % (accumulation * world_size) == 0:
-            advice = (f"so many passes take micro batches of {share // accumulation}: set "
-                      "train_micro_batch_size_per_gpu to that, or leave one of the two out")  # fmt: skip
+            advice = (
+                f"so many passes take micro batches of {share // accumulation}: set "
+                "train_micro_batch_size_per_gpu to that, or leave one of the two out"
+            )
         elif global_size % world_size == 0:
             fitting = divisors(global_size // world_size)
-            advice = f"with {world_size} rank(s) gradient_accumulation_steps can be {', '.join(map(str, fitting))}"
+            advice = (
+                f"with {world_size} rank(s) gradient_accumulation_steps can be"
+                f" {', '.join(map(str, fitting))}"
+            )
         else:
             ranks = [n for n in divisors(global_size) if n <= 2 * world_size][-6:]
-            near = sorted({max(1, global_size // exact) * exact, (global_size // exact + 1) * exact})
-            advice = (f"train_batch_size must be a multiple of the ranks, for example {' or '.join(map(str, near))}; "
-                      f"{global_size} sequences fit {', '.join(map(str, ranks))} rank(s)")  # fmt: skip
+            near = sorted(
+                {max(1, global_size // exact) * exact, (global_size // exact + 1) * exact}
+            )
+            advice = (
+                "train_batch_size must be a multiple of the ranks, for example"
+                f" {' or '.join(map(str, near))}; {global_size} sequences fit"
+                f" {', '.join(map(str, ranks))} rank(s)"
+            )
         raise UserError(f"train_batch_size {global_size} {problem}: {advice}")
     return BatchPlan(global_size, micro_size, accumulation, world_size, limit)
 
@@ -126,10 +151,11 @@ def divisors(number: int) -> list:
 
 @dataclass(frozen=True)
 class CosineSchedule:
-    """The baseline's learning rate: linear warm-up times a cosine from `max_lr` to `min_lr` over `decay_steps`.
+    """The baseline's learning rate: linear warm-up times a cosine from `max_lr` to `min_lr` over
+    `decay_steps`.
 
-    Both factors count from step 1, so that the warm-up multiplies the cosine already under way, as in the Languini
-    Kitchen's trainer.
+    Both factors count from step 1, so that the warm-up multiplies the cosine already under way, as
+    in the Languini Kitchen's trainer.
     """
 
     max_lr: float
@@ -138,16 +164,20 @@ class CosineSchedule:
     decay_steps: int
 
     def lr(self, step: int) -> float:
-        """Learning rate of optimiser step `step`, counted from 1; `min_lr` from `decay_steps` on."""
+        """Learning rate of optimiser step `step`, counted from 1; `min_lr` from
+        `decay_steps` on."""
         progress = min(step, self.decay_steps) / self.decay_steps
-        cosine = self.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (self.max_lr - self.min_lr)
+        cosine = self.min_lr + 0.5 * (1 + math.cos(math.pi * progress)) * (
+            self.max_lr - self.min_lr
+        )
         warmup = min(step, self.warmup_steps) / self.warmup_steps if self.warmup_steps else 1.0
         return warmup * cosine
 
 
 @dataclass(frozen=True)
 class Window:
-    """One forward pass of the evaluator: inputs [start, start + length), targets one further; the last `scored` targets count."""
+    """One forward pass of the evaluator: inputs [start, start + length), targets one further; the
+    last `scored` targets count."""
 
     start: int
     length: int
@@ -168,64 +198,115 @@ def window(index: int, tokens: int, seq_len: int, last_n: int) -> Window:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank's device while it trains, by part. What DeepSpeed allocates was counted in version 0.19.8."""
+    """Bytes on one rank's device while it trains, by part. What DeepSpeed allocates was counted in
+    version 0.19.8."""
 
     weights: int
     gradients: int  # kept from one micro-batch to the next
     optimizer: int  # fp32 copy of the weights, and the optimizer's own numbers
     activations: int  # kept for the backward pass of one micro-batch
-    logits: int  # one chunk of logits with its temporaries, and the output layer's gradients until the backward pass
+    # one chunk of logits with its temporaries, and the output layer's gradients until the backward
+    # pass
+    logits: int
     gathered: int  # ZeRO 3: weights of other ranks, or from host memory, while they are in use
     buckets: int  # what gradients are copied into on their way to their rank
-    reduction: int  # where a step's gradients are reduced at its end: copies, and this rank's share of the result
+    # where a step's gradients are reduced at its end: copies, and this rank's share of the result
+    reduction: int
     update: int  # gradients of this rank's share in all their copies, and what the norms need
     host: int  # not on the device but in this rank's share of host memory: what is offloaded
-    total: int  # the most on the device at once: in a micro-batch, where gradients are reduced, or in the update
+    # the most on the device at once: in a micro-batch, where gradients are reduced, or in the
+    # update
+    total: int
 
 
-def memory(model: ModelConfig, micro_size: int, world_size: int, stage: int, precision: str, checkpointing: bool,
-           chunk_elements: int, moments: int = 2, *, accumulation: int = 1, fp32_sums: bool = False, norms: bool = False,
-           zero: Mapping = MappingProxyType({}), kernels: str = "torch") -> Memory:  # fmt: skip
-    """Memory of one rank under a ZeRO stage (Rajbhandari et al., arXiv 1910.02054, with DeepSpeed's own buffers).
+def memory(
+    model: ModelConfig,
+    micro_size: int,
+    world_size: int,
+    stage: int,
+    precision: str,
+    checkpointing: bool,
+    chunk_elements: int,
+    moments: int = 2,
+    *,
+    accumulation: int = 1,
+    fp32_sums: bool = False,
+    norms: bool = False,
+    zero: Mapping = MappingProxyType({}),
+    kernels: str = "torch",
+) -> Memory:
+    """Memory of one rank under a ZeRO stage (Rajbhandari et al., arXiv 1910.02054, with DeepSpeed's
+    own buffers).
 
-    precision: fp32, fp16 or bf16. chunk_elements: logits per chunk of the output layer. moments: numbers per parameter
-    that the optimizer keeps (Adam 2). accumulation: micro-batches per step, whose gradients are summed in fp32 if
-    fp32_sums. norms: in a step that finds the norms of the updates. zero: the configuration's block zero_optimization.
-    kernels: "torch", or "triton", whose cross-entropy makes no fp32 copy of 16-bit logits.
+    precision: fp32, fp16 or bf16. chunk_elements: logits per chunk of the output layer. moments:
+    numbers per parameter that the optimizer keeps (Adam 2). accumulation: micro-batches per step,
+    whose gradients are summed in fp32 if fp32_sums. norms: in a step that finds the norms of the
+    updates. zero: the configuration's block zero_optimization. kernels: "torch", or "triton", whose
+    cross-entropy makes no fp32 copy of 16-bit logits.
     """
-    run = _Zero(model.parameters(), world_size, stage, 4 if precision == "fp32" else 2, fp32_sums, accumulation, zero)
+    run = _Zero(
+        model.parameters(),
+        world_size,
+        stage,
+        4 if precision == "fp32" else 2,
+        fp32_sums,
+        accumulation,
+        zero,
+    )
     tokens = micro_size * model.seq_len
     per_block, per_input = _activations(model, run.width)
     blocks = model.n_layers * per_input + per_block if checkpointing else model.n_layers * per_block
-    final = (2 * model.h_dim) * run.width + 8  # input and statistics of the last LayerNorm, gradient of the hidden states
+    # input and statistics of the last LayerNorm, gradient of the hidden states
+    final = (2 * model.h_dim) * run.width + 8
     activations = tokens * (blocks + final)
     copied = precision != "fp32" and kernels == "torch"
     logits = min(chunk_elements, tokens * model.vocab_size) * (run.width + 4 * copied)
     logits += 4 * model.vocab_size * model.h_dim
-    weights, gathered = run.weights(), run.gathered(model.block_parameters())
+    weights = run.weights()
+    gathered = run.gathered(model.block_parameters())
     optimizer, host = run.optimizer(moments)
-    gradients, buckets, reduction = run.gradients(), run.buckets(), run.reduction()
-    update, kept = run.update(), 4 * run.updated if norms else 0  # weights before the update, until it is done
+    gradients = run.gradients()
+    buckets = run.buckets()
+    reduction = run.reduction()
+    # weights before the update, until it is done
+    update = run.update()
+    kept = 4 * run.updated if norms else 0
     update, host = (update, host + kept) if run.offloaded else (update + kept, host)
     passing = activations + logits
     # Of a single micro-batch, whole gradients come as activations go.
     passing = max(passing, gradients) if stage < 2 and accumulation == 1 else passing + gradients
     passing += gathered + (max(buckets, reduction) if run.overlaps else buckets)
     most = weights + optimizer + max(passing, gradients + reduction, update)
-    return Memory(weights, gradients, optimizer, activations, logits, gathered, buckets, reduction, update, host, most)
+    return Memory(
+        weights,
+        gradients,
+        optimizer,
+        activations,
+        logits,
+        gathered,
+        buckets,
+        reduction,
+        update,
+        host,
+        most,
+    )
 
 
 class _Zero:
-    """What DeepSpeed's optimizers of stages 0 to 3 allocate on the device, in bytes (runtime/zero/stage_1_and_2.py,
-    stage3.py, partitioned_param_coordinator.py)."""
+    """What DeepSpeed's optimizers of stages 0 to 3 allocate on the device, in bytes
+    (runtime/zero/stage_1_and_2.py, stage3.py, partitioned_param_coordinator.py)."""
 
     def __init__(self, parameters, world_size, stage, width, fp32_sums, accumulation, block):
-        self.n, self.ranks, self.stage, self.width = parameters, world_size, stage, width
+        self.n = parameters
+        self.ranks = world_size
+        self.stage = stage
+        self.width = width
         self.own = -(-parameters // world_size)  # elements of one rank's share, rounded up
         self.updated = self.own if stage else parameters
         self.fp32_sums = fp32_sums and width < 4
         self.sum_width = 4 if self.fp32_sums else width
-        self.accumulation, self.block = accumulation, block
+        self.accumulation = accumulation
+        self.block = block
         self.offloaded = stage > 0 and is_offloaded(block, "offload_optimizer")
         self.weights_offloaded = stage == 3 and is_offloaded(block, "offload_param")
         self.overlaps = bool(block.get("overlap_comm")) and stage in (1, 2)
@@ -233,7 +314,9 @@ class _Zero:
         self.contiguous = block.get("contiguous_gradients", True) or (self.offloaded and stage < 3)
 
     def weights(self):
-        return 0 if self.weights_offloaded else self.width * (self.own if self.stage == 3 else self.n)
+        return (
+            0 if self.weights_offloaded else self.width * (self.own if self.stage == 3 else self.n)
+        )
 
     def optimizer(self, moments):
         """(on the device, in host memory)."""
@@ -251,11 +334,13 @@ class _Zero:
         """Between two micro-batches."""
         if self.stage < 2:
             return self.sum_width * self.n
-        on_host = self.offloaded and not (self.stage == 2 and self.fp32_sums)  # DeepSpeed sums these on the device
+        # DeepSpeed sums these on the device
+        on_host = self.offloaded and not (self.stage == 2 and self.fp32_sums)
         return 0 if on_host else self.sum_width * self.own
 
     def buckets(self):
-        """From a micro-batch's first gradient to its last, or to that of the step's last micro-batch."""
+        """From a micro-batch's first gradient to its last, or to that of the step's last
+        micro-batch."""
         if self.stage == 0:
             return 0
         if self.stage == 3:
@@ -263,13 +348,15 @@ class _Zero:
         buffers = self.bucket * (self.contiguous + self.overlaps)
         if self.stage == 1:
             return self.sum_width * buffers
-        copied = min(self.bucket, self.n) if self.ranks > 1 or self.fp32_sums else 0  # parts of other ranks are joined
+        # parts of other ranks are joined
+        copied = min(self.bucket, self.n) if self.ranks > 1 or self.fp32_sums else 0
         second = self.accumulation > 1 and not self.fp32_sums and not self.offloaded
         # The share of the micro-batch under way lies beside the sum of those before.
         return self.width * (buffers + copied + (self.own if second else 0))
 
     def reduction(self):
-        """Beside the gradients, after the last backward pass; below stage 2 alone, which reduces as it goes."""
+        """Beside the gradients, after the last backward pass; below stage 2 alone, which reduces as
+        it goes."""
         if self.stage == 0:
             return self.width * min(self.n, ALLREDUCE_ELEMENTS)
         if self.stage > 1 or not self.contiguous:
@@ -288,7 +375,9 @@ class _Zero:
             return 0
         share = self.sum_width * self.own
         if self.stage == 3:
-            flat = min(self.own, self.block.get("sub_group_size", SUB_GROUP_ELEMENTS)) * self.sum_width
+            flat = (
+                min(self.own, self.block.get("sub_group_size", SUB_GROUP_ELEMENTS)) * self.sum_width
+            )
             kept = self.width * self.contiguous * self.bucket
             return share + kept + flat + (0 if self.sum_width == 4 else 4 * flat // self.sum_width)
         if self.fp32_sums:
@@ -301,20 +390,22 @@ class _Zero:
             return 0
         live = min(self.n, self.block.get("stage3_max_live_parameters", LIVE_ELEMENTS))
         ahead = self.block.get("stage3_prefetch_bucket_size", PREFETCH_ELEMENTS)
-        in_flight = min(self.n, block_parameters + ahead) if self.ranks > 1 else 0  # arrives in one piece, then is cut up
+        # arrives in one piece, then is cut up
+        in_flight = min(self.n, block_parameters + ahead) if self.ranks > 1 else 0
         return self.width * (live + in_flight)
 
 
 def is_offloaded(zero: Mapping, name: str) -> bool:
-    """Whether a zero_optimization block moves a part off the device. name: offload_optimizer or offload_param."""
+    """Whether a zero_optimization block moves a part off the device. name: offload_optimizer or
+    offload_param."""
     return zero.get(name, {}).get("device", "none") != "none"
 
 
 def _activations(model: ModelConfig, width: int):
     """Bytes per token that one block keeps for its backward pass, and those of its input alone.
 
-    Inputs and outputs of both LayerNorms; q, k, v and attention's output; the MLP's hidden layer before and after GELU;
-    in fp32 the LayerNorms' statistics and attention's log-sum-exp.
+    Inputs and outputs of both LayerNorms; q, k, v and attention's output; the MLP's hidden layer
+    before and after GELU; in fp32 the LayerNorms' statistics and attention's log-sum-exp.
     """
     attention = model.n_heads * model.head_dim
     elements = 4 * model.h_dim + 4 * attention + 2 * model.mlp_dim
@@ -322,7 +413,8 @@ def _activations(model: ModelConfig, width: int):
 
 
 def checkpoint_bytes(model: ModelConfig, stage: int, precision: str, moments: int = 2) -> int:
-    """Size on disk of one checkpoint: fp32 weights and moments, and below stage 3 the model in the run's precision."""
+    """Size on disk of one checkpoint: fp32 weights and moments, and below stage 3 the model in the
+    run's precision."""
     width = 4 if precision == "fp32" else 2
     masters = 4 * (1 + moments) if stage else 4 * moments
     return model.parameters() * (masters + (width if stage < 3 else 0))

@@ -1,8 +1,10 @@
-"""Before ranks compute together: have all come, from the launch that this one belongs to, with the same code and data?
+"""Before ranks compute together: have all come, from the launch that this one belongs to, with the
+same code and data?
 
-A process group that waits for a rank which never comes says nothing for minutes, and then not whom it waited for. So
-every rank first puts a note about itself into the store that rank 0 (or torchrun) keeps at MASTER_ADDR:MASTER_PORT.
-Rank 0 reads all, the others its verdict: one note to write and one to read for each, however many they are.
+A process group that waits for a rank which never comes says nothing for minutes, and then not whom
+it waited for. So every rank first puts a note about itself into the store that rank 0 (or torchrun)
+keeps at MASTER_ADDR:MASTER_PORT. Rank 0 reads all, the others its verdict: one note to write and
+one to read for each, however many they are.
 """
 
 import json
@@ -27,20 +29,28 @@ VERDICT = "verdict"
 
 
 def store(seconds: float, is_master=False):
-    """A connection to the store at MASTER_ADDR:MASTER_PORT, which answers a question within `seconds` or raises
-    torch.distributed.DistError. torchrun starts ranks anew at the same store, so each try has a part of its own."""
-    found = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=is_master,
-                                       timeout=timedelta(seconds=seconds), wait_for_workers=False,
-                                       multi_tenant=True)  # fmt: skip
-    return torch.distributed.PrefixStore(f"gpt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+    """A connection to the store at MASTER_ADDR:MASTER_PORT, which answers a question within
+    `seconds` or raises torch.distributed.DistError. torchrun starts ranks anew at the same store,
+    so each try has a part of its own."""
+    found = torch.distributed.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=is_master,
+        timeout=timedelta(seconds=seconds),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    return torch.distributed.PrefixStore(
+        f"gpt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found
+    )
 
 
 def roll_call(launch, facts: dict, seconds: float = JOIN_SECONDS) -> tuple:
     """(the store, every rank's host name in the order of ranks). All ranks call it together.
 
-    launch: gpt.launch.Launch. facts: {what: a short text} that all ranks must have in common beside versions and code,
-    but for a remark in parentheses at its end; None where this one does not know. Raises UserError where ranks differ,
-    RunError where some have not come after `seconds`.
+    launch: gpt.launch.Launch. facts: {what: a short text} that all ranks must have in common beside
+    versions and code, but for a remark in parentheses at its end; None where this one does not
+    know. Raises UserError where ranks differ, RunError where some have not come after `seconds`.
     """
     kept_here = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -48,16 +58,27 @@ def roll_call(launch, facts: dict, seconds: float = JOIN_SECONDS) -> tuple:
         board = store(seconds, is_master=kept_here)
     except torch.distributed.DistError as error:
         if kept_here:
-            raise UserError(f"rank 0 cannot listen at {place} on {socket.gethostname()}: another run may hold that port, give "
-                            f"--master_port another one; or the address is not this host's ({error})") from error  # fmt: skip
-        raise RunError(f"rank {launch.rank} on {socket.gethostname()} could not reach rank 0 at {place} within {seconds:g} s: "
-                       "rank 0 has not started, or that address or port is closed to this host; tools/preflight.py "
-                       "looks into it") from error  # fmt: skip
-    note = {"size": launch.size, "host": socket.gethostname(), "address": own_address(os.environ["MASTER_ADDR"]),
-            "facts": {**versions(str(PROJECT)), **facts}}  # fmt: skip
+            raise UserError(
+                f"rank 0 cannot listen at {place} on {socket.gethostname()}: another run may hold"
+                " that port, give --master_port another one; or the address is not this host's"
+                f" ({error})"
+            ) from error
+        raise RunError(
+            f"rank {launch.rank} on {socket.gethostname()} could not reach rank 0 at {place} within"
+            f" {seconds:g} s: rank 0 has not started, or that address or port is closed to this"
+            " host; tools/preflight.py looks into it"
+        ) from error
+    note = {
+        "size": launch.size,
+        "host": socket.gethostname(),
+        "address": own_address(os.environ["MASTER_ADDR"]),
+        "facts": {**versions(str(PROJECT)), **facts},
+    }
     if board.add(f"claims of rank {launch.rank}", 1) > 1:
-        raise RunError(f"two processes say that they are rank {launch.rank}, the second on {note['host']}: give each host its "
-                       "own --node_rank, and each run its own --master_port")  # fmt: skip
+        raise RunError(
+            f"two processes say that they are rank {launch.rank}, the second on {note['host']}:"
+            " give each host its own --node_rank, and each run its own --master_port"
+        )
     board.set(f"rank {launch.rank}", json.dumps(note))
     if launch.rank == 0:
         verdict = _judge(board, launch, seconds)
@@ -73,7 +94,11 @@ def roll_call(launch, facts: dict, seconds: float = JOIN_SECONDS) -> tuple:
     if verdict["mistake"]:
         raise (UserError if verdict["users"] else RunError)(verdict["mistake"])
     if launch.size != len(verdict["hosts"]):
-        raise UserError(_other_size(launch.rank, note, {"size": len(verdict["hosts"]), "host": verdict["hosts"][0]}))
+        raise UserError(
+            _other_size(
+                launch.rank, note, {"size": len(verdict["hosts"]), "host": verdict["hosts"][0]}
+            )
+        )
     _choose_interface(note["host"], verdict)
     return board, tuple(verdict["hosts"])
 
@@ -81,23 +106,39 @@ def roll_call(launch, facts: dict, seconds: float = JOIN_SECONDS) -> tuple:
 def _judge(board, launch, seconds) -> dict:
     """Rank 0's verdict on the notes of all ranks."""
     names = [f"rank {rank}" for rank in range(launch.size)]
-    if not _until(lambda: board.check(names), min(seconds, NOTICE_SECONDS)) and seconds > NOTICE_SECONDS:
+    if (
+        not _until(lambda: board.check(names), min(seconds, NOTICE_SECONDS))
+        and seconds > NOTICE_SECONDS
+    ):
         print(f"waiting for {_absent(board, launch, names)}", file=sys.stderr, flush=True)
         _until(lambda: board.check(names), seconds - NOTICE_SECONDS)
     absent = [rank for rank, name in enumerate(names) if not board.check([name])]
-    notes = {rank: json.loads(board.get(name)) for rank, name in enumerate(names) if rank not in absent}
+    notes = {
+        rank: json.loads(board.get(name)) for rank, name in enumerate(names) if rank not in absent
+    }
     mistake = _difference(notes)
     users = mistake is not None
     if absent and not mistake:
-        mistake = (f"the run was started as {launch.size} ranks, and after {seconds:g} s {_absent(board, launch, names)} had not "
-                   "come: nothing was trained; look for their own errors above, and try tools/preflight.py")  # fmt: skip
-    return {"mistake": mistake, "users": users, "present": len(notes), "hosts": [note["host"] for note in notes.values()],
-            "addresses": [note["address"] for note in notes.values()]}  # fmt: skip
+        mistake = (
+            f"the run was started as {launch.size} ranks, and after {seconds:g} s"
+            f" {_absent(board, launch, names)} had not come: nothing was trained; look for their"
+            " own errors above, and try tools/preflight.py"
+        )
+    return {
+        "mistake": mistake,
+        "users": users,
+        "present": len(notes),
+        "hosts": [note["host"] for note in notes.values()],
+        "addresses": [note["address"] for note in notes.values()],
+    }
 
 
 def _absent(board, launch, names):
     absent = [rank for rank, name in enumerate(names) if not board.check([name])]
-    where = [f"rank {rank}" + (f" on {launch.promised[rank]}" if launch.promised else "") for rank in absent[:16]]
+    where = [
+        f"rank {rank}" + (f" on {launch.promised[rank]}" if launch.promised else "")
+        for rank in absent[:16]
+    ]
     return ", ".join(where) + f" and {len(absent) - 16} more" * (len(absent) > 16)
 
 
@@ -110,8 +151,11 @@ def _difference(notes) -> str | None:
         for what, value in note["facts"].items():
             wanted = first["facts"].get(what)
             if None not in (value, wanted) and _without_remark(value) != _without_remark(wanted):
-                return (f"the ranks differ in {what}: {wanted} for rank 0 on {first['host']}, {value} for rank {rank} on "
-                        f"{note['host']}: make them the same on all hosts; nothing was trained")  # fmt: skip
+                return (
+                    f"the ranks differ in {what}: {wanted} for rank 0 on {first['host']}, {value}"
+                    f" for rank {rank} on {note['host']}: make them the same on all hosts; nothing"
+                    " was trained"
+                )
     return None
 
 
@@ -120,8 +164,11 @@ def _without_remark(fact: str) -> str:
 
 
 def _other_size(rank, note, first):
-    return (f"rank {rank} on {note['host']} was started as one of {note['size']} ranks, rank 0 on {first['host']} as one of "
-            f"{first['size']}: start all hosts with the same hostfile, and other runs with another --master_port")  # fmt: skip
+    return (
+        f"rank {rank} on {note['host']} was started as one of {note['size']} ranks, rank 0 on"
+        f" {first['host']} as one of {first['size']}: start all hosts with the same hostfile, and"
+        " other runs with another --master_port"
+    )
 
 
 def _until(condition, seconds) -> bool:
@@ -135,9 +182,12 @@ def _until(condition, seconds) -> bool:
 
 
 def _choose_interface(host, verdict):
-    """Have gloo listen on the interface that leads to the other hosts. By itself it takes the one of the host name's
-    address, which many systems' /etc/hosts makes 127.0.1.1, and then no other host can reach it."""
-    others = [address for name, address in zip(verdict["hosts"], verdict["addresses"]) if name != host]
+    """Have gloo listen on the interface that leads to the other hosts. By itself it takes the one
+    of the host name's address, which many systems' /etc/hosts makes 127.0.1.1, and then no other
+    host can reach it."""
+    others = [
+        address for name, address in zip(verdict["hosts"], verdict["addresses"]) if name != host
+    ]
     for peer in [os.environ["MASTER_ADDR"], *others] if others else []:
         address = own_address(peer) if peer else None
         if address and not address.startswith("127."):

@@ -1,8 +1,8 @@
 """Runs read back from their folders: metrics.jsonl and config.yaml alone, without torch.
 
-Steps that were lost (a kill, a rewind, a restart) stand in metrics.jsonl twice. What counts is the course that led to the
-last line: a line of a step takes away earlier lines of that step and later ones, `resume` and `rewind` those after the
-step they go back to.
+Steps that were lost (a kill, a rewind, a restart) stand in metrics.jsonl twice. What counts is the
+course that led to the last line: a line of a step takes away earlier lines of that step and later
+ones, `resume` and `rewind` those after the step they go back to.
 """
 
 import json
@@ -20,7 +20,8 @@ from gpt.errors import UserError
 from gpt.plan import ModelConfig
 
 METRICS = "metrics.jsonl"
-CURVES = ("train", "eval", "norms", "activations")  # the other events are things that happened, and stay so
+# the other events are things that happened, and stay so
+CURVES = ("train", "eval", "norms", "activations")
 
 
 class Axis(NamedTuple):
@@ -44,7 +45,8 @@ AXES = {
 class Run:
     """A run's folder as it is now. Made by `read_runs`.
 
-    events: {kind: [event]}, in the order of the course; lines of abandoned courses are left out of CURVES.
+    events: {kind: [event]}, in the order of the course; lines of abandoned courses are left out of
+    CURVES.
     """
 
     path: Path
@@ -77,13 +79,17 @@ class Run:
     @property
     def last_step(self) -> int:
         """Optimiser steps completed, as far as the lines tell."""
-        return max((e["step"] for kind in ("train", "eval") for e in self.events.get(kind, [])), default=0)
+        return max(
+            (e["step"] for kind in ("train", "eval") for e in self.events.get(kind, [])), default=0
+        )
 
     @property
     def finished(self) -> bool:
         """Whether the last of its steps is done, and evaluated where evaluation is on."""
         planned = self.options["max_train_steps"]
-        evaluated = self.options.get("eval_every", 0) <= 0 or (self.final() or {}).get("step") == planned
+        evaluated = (
+            self.options.get("eval_every", 0) <= 0 or (self.final() or {}).get("step") == planned
+        )
         return self.last_step >= planned and evaluated
 
     @property
@@ -106,7 +112,9 @@ class Run:
     def splits(self) -> list:
         """Splits that were evaluated, the one that the configuration names first."""
         found = dict.fromkeys(e.get("split") for e in self.events.get("eval", []))
-        return sorted(found, key=lambda split: (split != self.options.get("eval_data_split"), str(split)))
+        return sorted(
+            found, key=lambda split: (split != self.options.get("eval_data_split"), str(split))
+        )
 
     def final(self) -> dict | None:
         """The last evaluation of the configuration's split."""
@@ -115,7 +123,8 @@ class Run:
     def over(self, axis: str, events: list) -> np.ndarray | None:
         """Where events lie on one of AXES, float64; None where that is not to be had.
 
-        Lines of older runs hold no axes: all but the measured hours follow exactly from config.yaml.
+        Lines of older runs hold no axes: all but the measured hours follow exactly from
+        config.yaml.
         """
         key, steps = AXES[axis].key, [e["step"] for e in events]
         if all(key in e for e in events):
@@ -138,16 +147,20 @@ class Run:
 
 def missing_axis(axis: str, runs) -> str:
     """A sentence on runs for which an axis is not to be had."""
-    names = ", ".join(run.name for run in runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+    names = ", ".join(run.name for run in runs[:3]) + (
+        f" and {len(runs) - 3} more" if len(runs) > 3 else ""
+    )
     if axis == "reference_hours":
-        return (f"no reference accelerator-hours for {names}: config.yaml has no gpt.tokens_per_second, the reference's "
-                "throughput, which tools/throughput.py writes into a class's file")
+        return (
+            f"no reference accelerator-hours for {names}: config.yaml has no gpt.tokens_per_second,"
+            " the reference's throughput, which tools/throughput.py writes into a class's file"
+        )
     return f"no {AXES[axis].label} for {names}: {METRICS} does not hold them"
 
 
 def values(events: list, name) -> np.ndarray:
-    """A number of every event, float64; NaN where it is absent, null or no number. name: "loss", "seconds/data" for one
-    inside a block, or a function that makes a number of an event."""
+    """A number of every event, float64; NaN where it is absent, null or no number. name: "loss",
+    "seconds/data" for one inside a block, or a function that makes a number of an event."""
     found = []
     for event in events:
         if callable(name):
@@ -163,7 +176,8 @@ def values(events: list, name) -> np.ndarray:
 def _made(function, event) -> float:
     try:
         return _number(function(event))
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):  # of an event that lacks a number
+    # of an event that lacks a number
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
         return math.nan
 
 
@@ -177,25 +191,32 @@ def _number(value) -> float:
 
 
 def family(config: dict) -> str:
-    """Name of the model's shape in a config.yaml: that of the preset which has it, else layers x h_dim, with what does
-    not follow from them by the usual proportions (MLP 4 times as wide, heads as wide as the stream together)."""
+    """Name of the model's shape in a config.yaml: that of the preset which has it, else layers x
+    h_dim, with what does not follow from them by the usual proportions (MLP 4 times as wide, heads
+    as wide as the stream together)."""
     shape = {name: config["model"][name] for name in SHAPE}
     for name, preset in load_presets().items():
         if preset == shape:
             return name
-    heads, width = shape["n_heads"] * shape["head_dim"], shape["h_dim"]
+    heads = shape["n_heads"] * shape["head_dim"]
+    width = shape["h_dim"]
     mlp = f"-mlp{shape['mlp_dim']}" if shape["mlp_dim"] != 4 * width else ""
     return f"{shape['n_layers']}x{width}" + mlp + (f"-attn{heads}" if heads != width else "")
 
 
 def read_runs(paths) -> list:
-    """Runs in their order; a folder of runs stands for all in it, 6h before 12h. Raises UserError where one holds no run."""
+    """Runs in their order; a folder of runs stands for all in it, 6h before 12h. Raises UserError
+    where one holds no run."""
     folders = {}
     for path in map(Path, paths):
         found = [path / METRICS] if (path / METRICS).is_file() else path.glob(f"*/{METRICS}")
         inside = sorted((file.parent for file in found), key=lambda folder: _natural(folder.name))
         if not inside:
-            what = "does not exist" if not path.exists() else f"holds no run (no {METRICS}), nor do the folders in it"
+            what = (
+                "does not exist"
+                if not path.exists()
+                else f"holds no run (no {METRICS}), nor do the folders in it"
+            )
             raise UserError(f"{path} {what}: give the folder that training made (--run_dir)")
         folders |= {folder.resolve(): folder for folder in inside}
     runs = [read_run(folder) for folder in folders.values()]
@@ -213,7 +234,9 @@ def _natural(name):
 def read_run(path: Path) -> Run:
     """One run's folder. Raises UserError where it has no config.yaml that tells what was run."""
     if not (path / CONFIG).is_file():
-        raise UserError(f"{path} has no {CONFIG}, which tells what was run: copy it from the run's folder")
+        raise UserError(
+            f"{path} has no {CONFIG}, which tells what was run: copy it from the run's folder"
+        )
     config = read_config(path / CONFIG)
     _require(path, config)
     run = Run(path, config, str(path))
@@ -230,21 +253,28 @@ def _require(path, config):
         for name in where.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{path / CONFIG} does not tell {where}: use the file that training wrote")
+            raise UserError(
+                f"{path / CONFIG} does not tell {where}: use the file that training wrote"
+            )
     unknown = sorted(set(config["model"]) - set(ModelConfig.__dataclass_fields__))
     if unknown:
         raise UserError(f"{path / CONFIG} has model.{unknown[0]}, which this version does not know")
     if not isinstance(config.get("dataset", {}), dict):
         raise UserError(f"{path / CONFIG}: dataset is no block: use the file that training wrote")
     speed = config["run"]["gpt"].get("tokens_per_second")
-    if speed is not None and (isinstance(speed, bool) or not isinstance(speed, (int, float)) or not speed > 0):
-        raise UserError(f"{path / CONFIG}: run.gpt.tokens_per_second is {speed!r}, not a number above 0")
+    if speed is not None and (
+        isinstance(speed, bool) or not isinstance(speed, (int, float)) or not speed > 0
+    ):
+        raise UserError(
+            f"{path / CONFIG}: run.gpt.tokens_per_second is {speed!r}, not a number above 0"
+        )
 
 
 def _read_metrics(run):
     damaged = []
     lines = (run.path / METRICS).read_bytes().split(b"\n")
-    last = len(lines)  # what follows the last line's end: nothing, or a line that is being written
+    # what follows the last line's end: nothing, or a line that is being written
+    last = len(lines)
     for number, line in enumerate(lines, 1):
         event = _parse(line)
         if event is not None:
@@ -254,7 +284,10 @@ def _read_metrics(run):
     if damaged:
         shown = ", ".join(map(str, damaged[:10])) + (", …" if len(damaged) > 10 else "")
         many = len(damaged) > 1
-        run.notices.append(f"{run.path / METRICS}: line{'s' * many} {shown} {'are' if many else 'is'} damaged and left out")
+        run.notices.append(
+            f"{run.path / METRICS}: line{'s' * many} {shown} {'are' if many else 'is'} damaged and"
+            " left out"
+        )
 
 
 def _parse(line):
@@ -262,7 +295,11 @@ def _parse(line):
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    whole = isinstance(event, dict) and isinstance(event.get("event"), str) and type(event.get("step")) is int
+    whole = (
+        isinstance(event, dict)
+        and isinstance(event.get("event"), str)
+        and type(event.get("step")) is int
+    )
     return event if whole else None
 
 
@@ -272,7 +309,8 @@ def _add(events, event):
         _take_away(events, CURVES, (event.get("to") if kind == "rewind" else step), None)
     elif kind in CURVES:
         _take_away(events, (kind,), step - 1, event.get("split"))
-    if kind == "train":  # a run that was started again without a checkpoint tells so by nothing else
+    # a run that was started again without a checkpoint tells so by nothing else
+    if kind == "train":
         _take_away(events, CURVES, step, None)
         _take_away(events, ("eval",), step - 1, None)
     events.setdefault(kind, []).append(event)

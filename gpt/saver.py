@@ -1,4 +1,5 @@
-"""Checkpoints of a running run: written by all ranks together, hashed beside the training, committed when whole."""
+"""Checkpoints of a running run: written by all ranks together, hashed beside the training,
+committed when whole."""
 
 import shutil
 import threading
@@ -13,19 +14,24 @@ from gpt.spikes import batch_index
 
 
 class Saver:
-    """Writes and loads the checkpoints of one run, in `run_dir`/checkpoints. All ranks call its methods together.
+    """Writes and loads the checkpoints of one run, in `run_dir`/checkpoints. All ranks call its
+    methods together.
 
-    A save has three parts. `begin` writes the files, and training waits for it. A thread per rank then has them written
-    through to the disk and hashed, while training goes on. Once every rank is `ready`, `advance` has a thread of rank 0
-    commit the checkpoint, and, when called again, tells how it went. What fails is reported and costs that checkpoint
-    only: training goes on, and earlier ones are as they were.
+    A save has three parts. `begin` writes the files, and training waits for it. A thread per rank
+    then has them written through to the disk and hashed, while training goes on. Once every rank is
+    `ready`, `advance` has a thread of rank 0 commit the checkpoint, and, when called again, tells
+    how it went. What fails is reported and costs that checkpoint only: training goes on, and
+    earlier ones are as they were.
 
     report(event), say(text): where the metrics and a person's lines go, on rank 0.
     """
 
     def __init__(self, config, resolved: dict, dataset, engine, world):
-        self._config, self._resolved, self._dataset = config, resolved, dataset
-        self._engine, self._world = engine, world
+        self._config = config
+        self._resolved = resolved
+        self._dataset = dataset
+        self._engine = engine
+        self._world = world
         self.folder = config.run_dir / "checkpoints"
         self.saved_step = None  # of the latest checkpoint that this process committed or loaded
         self.saved_evaluation = None  # the step of the last evaluation that it tells of
@@ -38,19 +44,25 @@ class Saver:
         return self._pending is not None and not self._pending.thread.is_alive()
 
     def begin(self, step: int, probe, state: dict):
-        """Write the files of a checkpoint, and start hashing them. probe: tokens whose loss is kept with it.
+        """Write the files of a checkpoint, and start hashing them. probe: tokens whose loss is kept
+        with it.
 
         state: plain values for its manifest. Finishes an earlier save first.
         """
         self.finish()
-        began, staged = time.perf_counter(), self.folder / checkpoint.staging_tag(step)
+        began = time.perf_counter()
+        staged = self.folder / checkpoint.staging_tag(step)
         config = self._config
         facts = {
-            **state, "tokens": step * config.batch.global_size * config.model.seq_len, "ranks": self._world.size,
-            "precision": config.precision, "zero_stage": config.engine["zero_optimization"]["stage"],
-            "loss_scale": self._engine.loss_scale, "dataset": self._dataset.fingerprint,
+            **state,
+            "tokens": step * config.batch.global_size * config.model.seq_len,
+            "ranks": self._world.size,
+            "precision": config.precision,
+            "zero_stage": config.engine["zero_optimization"]["stage"],
+            "loss_scale": self._engine.loss_scale,
+            "dataset": self._dataset.fingerprint,
             "probe": {"tokens": probe.tolist(), "loss": self._engine.probe(probe)},
-        }  # fmt: skip
+        }
         failure = self._no_room() or self._engine.save(self.folder, staged.name, {"step": step})
         pending = self._pending = _Pending(step, staged, facts, failure, began)
         pending.run(lambda: self._hash(pending))
@@ -75,14 +87,28 @@ class Saver:
         self._pending = None
         if pending.failure is None:
             if pending.kept is not None:
-                self.say(f"WARNING: an old checkpoint in {self.folder} could not be removed: {pending.kept}")
-            self.saved_step, self.saved_evaluation = pending.step, pending.facts.get("evaluated_step")
-            self.report({"event": "checkpoint", "step": pending.step, "seconds": pending.pause,
-                         "seconds_to_commit": time.perf_counter() - pending.began, "bytes": pending.bytes})  # fmt: skip
+                self.say(
+                    f"WARNING: an old checkpoint in {self.folder} could not be removed:"
+                    f" {pending.kept}"
+                )
+            self.saved_step = pending.step
+            self.saved_evaluation = pending.facts.get("evaluated_step")
+            self.report(
+                {
+                    "event": "checkpoint",
+                    "step": pending.step,
+                    "seconds": pending.pause,
+                    "seconds_to_commit": time.perf_counter() - pending.began,
+                    "bytes": pending.bytes,
+                }
+            )
             return
         self.report({"event": "checkpoint_failed", "step": pending.step, "reason": pending.failure})
-        self.say(f"WARNING: the checkpoint of step {pending.step} could not be written ({pending.failure}); training goes "
-                 f"on, the latest checkpoint is that of step {self.saved_step or 0}")  # fmt: skip
+        self.say(
+            f"WARNING: the checkpoint of step {pending.step} could not be written"
+            f" ({pending.failure}); training goes on, the latest checkpoint is that of step"
+            f" {self.saved_step or 0}"
+        )
         if world.rank == 0:
             with suppress(OSError):  # the next start tries it again
                 checkpoint.clean_up(self.folder)
@@ -91,11 +117,19 @@ class Saver:
     def _no_room(self):
         """Why a checkpoint would not fit on the disk, or None; rank 0 decides for all."""
         config = self._config
-        need = plan.checkpoint_bytes(config.model, config.engine["zero_optimization"]["stage"], config.precision,
-                                     config.moments)  # fmt: skip
+        need = plan.checkpoint_bytes(
+            config.model,
+            config.engine["zero_optimization"]["stage"],
+            config.precision,
+            config.moments,
+        )
         try:
             free = shutil.disk_usage(self.folder).free
-            short = f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free" if free < need else None
+            short = (
+                f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+                if free < need
+                else None
+            )
         except OSError as error:
             short = in_brief(error)
         return self._world.gather(short)[0]
@@ -118,8 +152,8 @@ class Saver:
             pending.kept = in_brief(error)
 
     def before(self, index: int) -> str | None:
-        """Tag of the newest whole checkpoint that has not seen batch `index`, else of the oldest whole one; rank 0 looks for
-        all."""
+        """Tag of the newest whole checkpoint that has not seen batch `index`, else of the oldest
+        whole one; rank 0 looks for all."""
         return self._world.gather(self._before(index) if self._world.rank == 0 else None)[0]
 
     def _before(self, index):
@@ -132,26 +166,41 @@ class Saver:
     def load(self, tag: str, probe, notices: list) -> dict:
         """Load a checkpoint, of whatever ranks and ZeRO stage; returns its manifest.
 
-        Raises AgreedError where the weights then give another loss on the probe batch than when they were saved.
+        Raises AgreedError where the weights then give another loss on the probe batch than when
+        they were saved.
         """
         manifest = checkpoint.read_manifest(self.folder / tag)
-        here = {"ranks": self._world.size, "zero_stage": self._config.engine["zero_optimization"]["stage"],
-                "precision": self._config.precision}  # fmt: skip
+        here = {
+            "ranks": self._world.size,
+            "zero_stage": self._config.engine["zero_optimization"]["stage"],
+            "precision": self._config.precision,
+        }
         there = {key: manifest[key] for key in here}
         if here == there:
             self._engine.load(self.folder, tag)
         else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
             self._engine.adopt(read_state(self.folder / tag), manifest["loss_scale"])
             notices.append(f"the checkpoint was written as {there}, and goes on as {here}")
-        stored, found = manifest["probe"]["loss"], self._world.gather(self._engine.probe(probe))
-        tolerance = max(checkpoint.PROBE_TOLERANCE[here["precision"]], checkpoint.PROBE_TOLERANCE[there["precision"]])
-        wrong = [(rank, loss) for rank, loss in enumerate(found) if not abs(loss - stored) <= tolerance * abs(stored)]
+        stored = manifest["probe"]["loss"]
+        found = self._world.gather(self._engine.probe(probe))
+        tolerance = max(
+            checkpoint.PROBE_TOLERANCE[here["precision"]],
+            checkpoint.PROBE_TOLERANCE[there["precision"]],
+        )
+        wrong = [
+            (rank, loss)
+            for rank, loss in enumerate(found)
+            if not abs(loss - stored) <= tolerance * abs(stored)
+        ]
         if wrong and manifest["probe"]["tokens"] == probe.tolist():
             rank, loss = wrong[0]
-            raise AgreedError(f"{self.folder / tag} was loaded, but its weights give the loss {loss:.6f} on its probe batch"
-                              f"{f' on rank {rank}' if rank else ''}, where they gave {stored:.6f} when it was saved: nothing was "
-                              "trained; go on from another checkpoint")  # fmt: skip
-        self.saved_step, self.saved_evaluation = manifest["step"], manifest["evaluated_step"]
+            raise AgreedError(
+                f"{self.folder / tag} was loaded, but its weights give the loss {loss:.6f} on its"
+                f" probe batch{f' on rank {rank}' if rank else ''}, where they gave {stored:.6f}"
+                " when it was saved: nothing was trained; go on from another checkpoint"
+            )
+        self.saved_step = manifest["step"]
+        self.saved_evaluation = manifest["evaluated_step"]
         return manifest
 
 
@@ -159,15 +208,24 @@ class _Pending:
     """A save that is under way, and the thread that works on it."""
 
     def __init__(self, step, staged, facts, failure, began):
-        self.step, self.staged, self.facts, self.failure, self.began = step, staged, facts, failure, began
-        self.files, self.committing, self.pause, self.bytes, self.thread = {}, False, None, None, None
+        self.step = step
+        self.staged = staged
+        self.facts = facts
+        self.failure = failure
+        self.began = began
+        self.files = {}
+        self.committing = False
+        self.pause = None
+        self.bytes = None
+        self.thread = None
         self.kept = None  # why an old checkpoint could not be removed
 
     def run(self, work):
         def noting_failure():
             try:
                 work()
-            except Exception as error:  # whatever it is: what this rank did not do must not go unnoticed
+            # whatever it is: what this rank did not do must not go unnoticed
+            except Exception as error:
                 self.failure = in_brief(error)
 
         self.thread = threading.Thread(target=noting_failure)

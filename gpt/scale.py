@@ -1,21 +1,24 @@
-"""What more GPUs would bring, on paper: computing and communicating time of a step under each ZeRO stage. Imports no torch.
+"""What more GPUs would bring, on paper: computing and communicating time of a step under each ZeRO
+stage. Imports no torch.
 
-Model. A collective over n ranks in a ring costs, for m bytes, a latency a per hop and a bandwidth b of the ring's slowest
-link (Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH", 2005, sections 4.1
-and 4.4):
+Model. A collective over n ranks in a ring costs, for m bytes, a latency a per hop and a bandwidth b
+of the ring's slowest link (Thakur, Rabenseifner and Gropp, "Optimization of collective
+communication operations in MPICH", 2005, sections 4.1 and 4.4):
 
     all-gather, reduce-scatter    (n - 1) a + (n - 1)/n m/b
     all-reduce                    2 (n - 1) a + 2 (n - 1)/n m/b
 
-How often each stage moves all gradients or weights in DeepSpeed 0.19.8, counted in its calls (tests/traffic_run.py). Below
-ZeRO 3 that is more than in the paper (Rajbhandari et al., arXiv 1910.02054, section 7), for its default
-(`use_multi_rank_bucket_allreduce`) is to all-reduce gradients where a reduce-scatter would do:
+How often each stage moves all gradients or weights in DeepSpeed 0.19.8, counted in its calls
+(tests/traffic_run.py). Below ZeRO 3 that is more than in the paper (Rajbhandari et al., arXiv
+1910.02054, section 7), for its default (`use_multi_rank_bucket_allreduce`) is to all-reduce
+gradients where a reduce-scatter would do:
 
     ZeRO 0    an all-reduce of the gradients per step
     ZeRO 1    an all-reduce of the gradients and an all-gather of the weights per step
     ZeRO 2    an all-reduce per micro-batch, an all-gather per step
-    ZeRO 3    an all-gather (forward) and a reduce-scatter per micro-batch; another all-gather (backward) of the weights that
-              were let go, those between whose two uses `stage3_max_reuse_distance` (1e9) elements pass
+    ZeRO 3    an all-gather (forward) and a reduce-scatter per micro-batch; another all-gather
+              (backward) of the weights that were let go, those between whose two uses
+              `stage3_max_reuse_distance` (1e9) elements pass
 
 Assumed: every GPU computes at the reference GPU's rate, unless its host needs longer to launch a
 micro-batch than the GPU to compute it (gpt/host_time.py); nothing is communicated while it computes
@@ -64,22 +67,40 @@ class Step:
 
 
 def ring(size: float, ranks: int, bandwidth: float, calls: int = 1) -> float:
-    """Seconds of an all-gather or a reduce-scatter of `size` bytes in `calls` pieces; bandwidth in bytes per second."""
+    """Seconds of an all-gather or a reduce-scatter of `size` bytes in `calls` pieces; bandwidth in
+    bytes per second."""
     return (ranks - 1) * (calls * HOP_SECONDS + size / ranks / bandwidth)
 
 
-def step(model: ModelConfig, batch: BatchPlan, stage: int, precision: str, tokens_per_second: float,
-         bandwidth: float, zero: dict, launching: float = 0.0) -> Step:  # fmt: skip
-    """A step's time. tokens_per_second: of one GPU. bandwidth: bytes per second and direction of a ring's slowest link.
-    zero: the run's zero_optimization block. launching: seconds of the host per micro-batch."""
+def step(
+    model: ModelConfig,
+    batch: BatchPlan,
+    stage: int,
+    precision: str,
+    tokens_per_second: float,
+    bandwidth: float,
+    zero: dict,
+    launching: float = 0.0,
+) -> Step:
+    """A step's time. tokens_per_second: of one GPU. bandwidth: bytes per second and direction of a
+    ring's slowest link. zero: the run's zero_optimization block. launching: seconds of the host per
+    micro-batch."""
     n = model.parameters()
 
     def once(elements):
         """All weights or gradients once round the ring, so many at a time."""
-        return ring(n * (4 if precision == "fp32" else 2), batch.world_size, bandwidth, math.ceil(n / elements))
+        return ring(
+            n * (4 if precision == "fp32" else 2),
+            batch.world_size,
+            bandwidth,
+            math.ceil(n / elements),
+        )
 
-    reduced, gathered = (once(zero.get(f"{what}_bucket_size", BUCKET_ELEMENTS)) for what in ("reduce", "allgather"))
-    kept = min(1.0, zero.get("stage3_max_reuse_distance", REUSE_ELEMENTS) / (2 * n))  # of the weights, by the forward pass
+    reduced, gathered = (
+        once(zero.get(f"{what}_bucket_size", BUCKET_ELEMENTS)) for what in ("reduce", "allgather")
+    )
+    # of the weights, by the forward pass
+    kept = min(1.0, zero.get("stage3_max_reuse_distance", REUSE_ELEMENTS) / (2 * n))
     communicating = (
         2 * once(BUCKET_ELEMENTS),
         2 * reduced + gathered,

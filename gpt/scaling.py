@@ -1,15 +1,19 @@
-"""Power laws of final loss over compute, with what the data say about them. Needs scipy (extra `plot`).
+"""Power laws of final loss over compute, with what the data say about them. Needs scipy (extra
+`plot`).
 
 Two laws are fitted by least squares on log L, so that residuals are relative:
 
-    plain     L(C) = A (C / C0)^-alpha          Kaplan et al., arXiv 2001.08361, equation 1.3
-    offset    L(C) = E + A (C / C0)^-alpha      Hestness et al., arXiv 1712.00409; Hoffmann et al., arXiv 2203.15556
+    plain     L(C) = A (C / C0)^-alpha        Kaplan et al., arXiv 2001.08361, equation 1.3
+    offset    L(C) = E + A (C / C0)^-alpha    Hestness et al., arXiv 1712.00409;
+                                              Hoffmann et al., arXiv 2203.15556
 
-C0 is the geometric mean of the compute that was measured, where A is known best. The offset is taken where the data
-carry it: at least four scales, E > 0, and an extra-sum-of-squares F test at 5% (Bates and Watts, Nonlinear Regression
-Analysis and Its Applications, 1988) in its favour. Uncertainty is by the delta method (same book): the variance of a
-function g of the parameters is s^2 g' (J'J)^-1 g with the Jacobian J of log L and s^2 = RSS / (points - parameters);
-intervals and bands take Student's t at 95%. They tell the scatter about the law, not whether the law holds beyond the data.
+C0 is the geometric mean of the compute that was measured, where A is known best. The offset is
+taken where the data carry it: at least four scales, E > 0, and an extra-sum-of-squares F test at 5%
+(Bates and Watts, Nonlinear Regression Analysis and Its Applications, 1988) in its favour.
+Uncertainty is by the delta method (same book): the variance of a function g of the parameters is
+s^2 g' (J'J)^-1 g with the Jacobian J of log L and s^2 = RSS / (points - parameters); intervals and
+bands take Student's t at 95%. They tell the scatter about the law, not whether the law holds beyond
+the data.
 """
 
 import math
@@ -22,13 +26,15 @@ from gpt.errors import UserError
 
 LEVEL = 0.95
 MIN_SCALES = 3
-SAME_SCALE = 1.02  # ratio of compute up to which two runs are of one scale: their steps are whole numbers
+# ratio of compute up to which two runs are of one scale: their steps are whole numbers
+SAME_SCALE = 1.02
 EXACT = 1e-9  # relative residuals below which there is nothing left for an offset to explain
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A law fitted to n points. `offset` is 0 in a plain one. log L and its uncertainty are functions of compute."""
+    """A law fitted to n points. `offset` is 0 in a plain one. log L and its uncertainty are
+    functions of compute."""
 
     amplitude: float  # A
     exponent: float  # alpha
@@ -53,7 +59,9 @@ class Fit:
     def variance(self, compute) -> np.ndarray:
         """Of log_loss, by the delta method."""
         compute = np.atleast_1d(np.asarray(compute, float))
-        parameters = np.array([math.log(self.amplitude), self.exponent, self.offset])[: len(self.covariance)]
+        parameters = np.array([math.log(self.amplitude), self.exponent, self.offset])[
+            : len(self.covariance)
+        ]
         gradient = _jacobian(parameters, np.log(compute / self.reference))
         return np.einsum("ni,ij,nj->n", gradient, self.covariance, gradient)
 
@@ -87,11 +95,14 @@ def scales(compute) -> list:
 
 def fit(compute, loss) -> Fit:
     """The law that points (compute, loss) carry. Raises UserError with fewer than three scales."""
-    compute, loss = np.asarray(compute, float), np.asarray(loss, float)
+    compute = np.asarray(compute, float)
+    loss = np.asarray(loss, float)
     count = len(scales(compute))
     if count < MIN_SCALES:
-        raise UserError(f"a power law needs final losses at {MIN_SCALES} scales of compute at least, and there "
-                        f"{'is' if count == 1 else 'are'} {count}")
+        raise UserError(
+            f"a power law needs final losses at {MIN_SCALES} scales of compute at least, and there "
+            f"{'is' if count == 1 else 'are'} {count}"
+        )
     reference = math.exp(np.log(compute).mean())
     x, y = np.log(compute / reference), np.log(loss)
     slope, level = np.polyfit(x, y, 1)
@@ -102,10 +113,21 @@ def fit(compute, loss) -> Fit:
         p = _f_test(_rss(plain, x, y), _rss(bent, x, y), len(x) - 3)
         if p < 1 - LEVEL and bent[2] > 0 and _rss(plain, x, y) > len(x) * EXACT**2:
             chosen = bent
-    jacobian, freedom = _jacobian(chosen, x), len(x) - len(chosen)
+    jacobian = _jacobian(chosen, x)
+    freedom = len(x) - len(chosen)
     variance = _rss(chosen, x, y) / freedom
-    return Fit(math.exp(chosen[0]), float(chosen[1]), float(chosen[2]) if len(chosen) == 3 else 0.0, reference,
-               variance * np.linalg.inv(jacobian.T @ jacobian), freedom, math.sqrt(variance), p, compute, loss)  # fmt: skip
+    return Fit(
+        math.exp(chosen[0]),
+        float(chosen[1]),
+        float(chosen[2]) if len(chosen) == 3 else 0.0,
+        reference,
+        variance * np.linalg.inv(jacobian.T @ jacobian),
+        freedom,
+        math.sqrt(variance),
+        p,
+        compute,
+        loss,
+    )
 
 
 def _predict(parameters, x):
@@ -126,15 +148,24 @@ def _jacobian(parameters, x):
 
 
 def _fit_offset(x, y):
-    """(log A, alpha, E) of least squares, from the best of a row of offsets, for each of which the rest is a line."""
+    """(log A, alpha, E) of least squares, from the best of a row of offsets, for each of which the
+    rest is a line."""
     lowest, starts = math.exp(y.min()), []
     for share in np.linspace(0, 0.995, 200):
         slope, level = np.polyfit(x, np.log(np.exp(y) - share * lowest), 1)
         start = np.array([level, -slope, share * lowest])
         starts.append((_rss(start, x, y), *start))
     start = np.array(min(starts)[1:])
-    return optimize.least_squares(lambda p: _predict(p, x) - y, start, lambda p: _jacobian(p, x), x_scale="jac",
-                                  bounds=([-np.inf, -np.inf, 0], np.inf), xtol=1e-15, ftol=1e-15, gtol=1e-15).x  # fmt: skip
+    return optimize.least_squares(
+        lambda p: _predict(p, x) - y,
+        start,
+        lambda p: _jacobian(p, x),
+        x_scale="jac",
+        bounds=([-np.inf, -np.inf, 0], np.inf),
+        xtol=1e-15,
+        ftol=1e-15,
+        gtol=1e-15,
+    ).x
 
 
 def _f_test(plain_rss, bent_rss, freedom):
@@ -146,7 +177,8 @@ def _f_test(plain_rss, bent_rss, freedom):
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where two laws meet. low, high: between them the laws do not differ at 95%; None: as far as was looked."""
+    """Where two laws meet. low, high: between them the laws do not differ at 95%; None: as far as
+    was looked."""
 
     at: float
     low: float | None
@@ -154,7 +186,9 @@ class Crossing:
     measured: bool  # whether both families were measured on both sides of it
 
 
-REACH = 100.0  # crossings are looked for up to so many times the most compute that was measured, and the least over it
+# crossings are looked for up to so many times the most compute that was measured, and the least
+# over it
+REACH = 100.0
 
 
 def crossings(one: Fit, other: Fit) -> list:
@@ -166,14 +200,26 @@ def crossings(one: Fit, other: Fit) -> list:
         return one.log_loss(np.exp(log_c)) - other.log_loss(np.exp(log_c))
 
     gaps, (v1, v2) = gap(grid), (law.variance(np.exp(grid)) for law in (one, other))
-    freedom = (v1 + v2) ** 2 / np.maximum(v1**2 / one.freedom + v2**2 / other.freedom, 1e-300)  # Welch, Satterthwaite
+    # Welch, Satterthwaite
+    freedom = (v1 + v2) ** 2 / np.maximum(v1**2 / one.freedom + v2**2 / other.freedom, 1e-300)
     alike = np.abs(gaps) <= _t(np.maximum(freedom, 1)) * np.sqrt(v1 + v2)
     found = []
     for index in np.flatnonzero(np.sign(gaps[:-1]) * np.sign(gaps[1:]) < 0):
         at = optimize.brentq(gap, grid[index], grid[index + 1], xtol=1e-12)
-        low, high = _edge(alike, index, -1), _edge(alike, index + 1, 1)
-        inside = max(one.compute.min(), other.compute.min()) <= math.exp(at) <= min(one.compute.max(), other.compute.max())
-        found.append(Crossing(math.exp(at), *(None if e is None else math.exp(grid[e]) for e in (low, high)), inside))
+        low = _edge(alike, index, -1)
+        high = _edge(alike, index + 1, 1)
+        inside = (
+            max(one.compute.min(), other.compute.min())
+            <= math.exp(at)
+            <= min(one.compute.max(), other.compute.max())
+        )
+        found.append(
+            Crossing(
+                math.exp(at),
+                *(None if e is None else math.exp(grid[e]) for e in (low, high)),
+                inside,
+            )
+        )
     return found
 
 
@@ -193,7 +239,8 @@ def pairs(names) -> list:
 
 
 def describe(laws: dict, unit: str) -> list:
-    """Lines that tell the laws of families, {family: Fit}, their uncertainty and where they cross."""
+    """Lines that tell the laws of families, {family: Fit}, their uncertainty and where
+    they cross."""
     lines = []
     for family, law in laws.items():
         lines.append(f"{family}: L(C) = {law.formula(unit)}")
@@ -201,20 +248,35 @@ def describe(laws: dict, unit: str) -> list:
     for one, other in pairs(laws):
         found = crossings(laws[one], laws[other])
         if not found:
-            lines.append(f"{one} and {other}: no crossing within a hundredfold of the compute that was measured")
+            lines.append(
+                f"{one} and {other}: no crossing within a hundredfold of the compute that was"
+                " measured"
+            )
         for crossing in found:
-            lines.append(f"{one} and {other} cross at C = {crossing.at:.3g} {unit}, {_interval(crossing, unit)}; "
-                         + ("within what was measured" if crossing.measured else "an extrapolation"))
+            lines.append(
+                f"{one} and {other} cross at C = {crossing.at:.3g} {unit},"
+                f" {_interval(crossing, unit)}; "
+                + ("within what was measured" if crossing.measured else "an extrapolation")
+            )
     return lines
 
 
 def _uncertainty(law: Fit):
     widths = law.half_widths()
-    yield (f"exponent {-law.exponent:.4f} +- {widths[1]:.4f}, amplitude {law.amplitude:.4g} (+- {math.expm1(widths[0]):.2%})"
-           + (f", offset {law.offset:.4g} +- {widths[2]:.2g}" if law.offset else "")
-           + f" (95%, delta method, {law.freedom} degree{'s' * (law.freedom != 1)} of freedom)")  # fmt: skip
-    carried = "an offset needs 4 scales" if law.offset_p is None else (
-        f"an offset is {'' if law.offset else 'not '}carried by the data (F test: p = {law.offset_p:.2g})")
+    yield (
+        f"exponent {-law.exponent:.4f} +- {widths[1]:.4f}, amplitude {law.amplitude:.4g} (+-"
+        f" {math.expm1(widths[0]):.2%})"
+        + (f", offset {law.offset:.4g} +- {widths[2]:.2g}" if law.offset else "")
+        + f" (95%, delta method, {law.freedom} degree{'s' * (law.freedom != 1)} of freedom)"
+    )
+    carried = (
+        "an offset needs 4 scales"
+        if law.offset_p is None
+        else (
+            f"an offset is {'' if law.offset else 'not '}carried by the data (F test: p ="
+            f" {law.offset_p:.2g})"
+        )
+    )
     yield f"{len(law.compute)} points, relative residuals {law.residual:.2%}; {carried}"
 
 

@@ -1,6 +1,8 @@
-"""Where DeepSpeed's ZeRO keeps each parameter: this rank's stretches of weights, gradients and optimizer states.
+"""Where DeepSpeed's ZeRO keeps each parameter: this rank's stretches of weights, gradients and
+optimizer states.
 
-Part of the boundary that gpt/engine.py is: it reads and writes DeepSpeed's objects, but needs nothing of its modules.
+Part of the boundary that gpt/engine.py is: it reads and writes DeepSpeed's objects, but needs
+nothing of its modules.
 """
 
 import math
@@ -8,17 +10,27 @@ from contextlib import contextmanager
 
 import torch
 
-MOVED = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # by training, of a dynamic loss scale
+# by training, of a dynamic loss scale
+MOVED = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 @contextmanager
 def keeping_settings(ds):
-    """Around a load, which in DeepSpeed takes hyperparameters, clipping and the rules of the loss scale from the checkpoint:
-    they stay what the configuration says, and what training has moved is loaded."""
-    optimizer, scheduled = ds.optimizer, ds.lr_scheduler is not None
+    """Around a load, which in DeepSpeed takes hyperparameters, clipping and the rules of the loss
+    scale from the checkpoint: they stay what the configuration says, and what training has moved is
+    loaded."""
+    optimizer = ds.optimizer
+    scheduled = ds.lr_scheduler is not None
     moved = {"params", "step", *(["lr"] if scheduled else [])}
-    groups = [{key: value for key, value in group.items() if key not in moved} for group in optimizer.param_groups]
-    kept = {key: vars(optimizer)[key] for key in ("clip_grad", "loss_scaler", "dynamic_loss_scale") if key in vars(optimizer)}
+    groups = [
+        {key: value for key, value in group.items() if key not in moved}
+        for group in optimizer.param_groups
+    ]
+    kept = {
+        key: vars(optimizer)[key]
+        for key in ("clip_grad", "loss_scaler", "dynamic_loss_scale")
+        if key in vars(optimizer)
+    }
     yield
     for group, settings in zip(optimizer.param_groups, groups):
         group.update(settings)
@@ -36,20 +48,30 @@ def _norms(tensors):
 class Shards:
     """This rank's stretches of all parameters of one engine.
 
-    ds: DeepSpeed's engine. names: {parameter: name}. stage: of ZeRO; 1 and 2 keep a stretch of the flattened parameters
-    per rank, 3 a stretch of every parameter; at stage 0 all ranks hold the same, and rank 0 speaks for all.
+    ds: DeepSpeed's engine. names: {parameter: name}. stage: of ZeRO; 1 and 2 keep a stretch of the
+    flattened parameters per rank, 3 a stretch of every parameter; at stage 0 all ranks hold the
+    same, and rank 0 speaks for all.
     """
 
     def __init__(self, ds, names: dict, stage: int, world):
-        self._ds, self._names, self._stage, self._world = ds, names, stage, world
+        self._ds = ds
+        self._names = names
+        self._stage = stage
+        self._world = world
         if stage == 3:
-            self._index_in_group = {p: index for group in ds.optimizer.fp16_groups for index, p in enumerate(group)}
+            self._index_in_group = {
+                p: index for group in ds.optimizer.fp16_groups for index, p in enumerate(group)
+            }
 
     def _weight(self, parameter):
-        """This rank's own stretch of a parameter, fp32, or None where other ranks hold all of it."""
+        """This rank's own stretch of a parameter, fp32, or None where other ranks hold all
+        of it."""
         zero = self._ds.optimizer
-        if self._stage == 3 and zero.swap_optimizer:  # on a disk, and read into a buffer that is used again
-            return zero.get_local_fp32_param(parameter).clone().flatten()[: self._own_size(parameter)]
+        # on a disk, and read into a buffer that is used again
+        if self._stage == 3 and zero.swap_optimizer:
+            return (
+                zero.get_local_fp32_param(parameter).clone().flatten()[: self._own_size(parameter)]
+            )
         if self._stage == 3:
             flat, start, _ = self._home(parameter)
             return flat.detach().narrow(0, start, self._own_size(parameter))
@@ -58,7 +80,8 @@ class Shards:
         return None if parameter._hp_mapping is None else parameter._hp_mapping.hp_fragment
 
     def _gradient(self, parameter):
-        """Gradient of `_weight(parameter)`, times the loss scale; only between backward and the update."""
+        """Gradient of `_weight(parameter)`, times the loss scale; only between backward and the
+        update."""
         if self._stage == 0:
             return parameter.grad
         zero = self._ds.optimizer
@@ -78,10 +101,12 @@ class Shards:
 
     def _own_size(self, parameter):
         size = parameter.ds_tensor.numel()
-        return max(0, min(size, parameter.ds_numel - size * self._world.rank))  # the rest of the stretch is padding
+        # the rest of the stretch is padding
+        return max(0, min(size, parameter.ds_numel - size * self._world.rank))
 
     def gradient_norm(self) -> float:
-        """2-norm of the whole gradient at stage 0, where every rank holds it; only between backward and the update."""
+        """2-norm of the whole gradient at stage 0, where every rank holds it; only between backward
+        and the update."""
         norms = _norms([p.grad for p in self._names if p.grad is not None])
         return torch.linalg.vector_norm(torch.stack(norms)).item()
 
@@ -99,28 +124,39 @@ class Shards:
 
     @torch.no_grad()
     def norms(self, before) -> dict:
-        """2-norms of weight, gradient and update since `before` (from `before_update`) per parameter group: a module's own
-        weights and biases."""
+        """2-norms of weight, gradient and update since `before` (from `before_update`) per
+        parameter group: a module's own weights and biases."""
         norms, changes = before
         if changes:
             weights = self._held(self._weight)
-            torch._foreach_add_(list(changes.values()), [weights[parameter] for parameter in changes])
+            torch._foreach_add_(
+                list(changes.values()), [weights[parameter] for parameter in changes]
+            )
         squares = torch.cat([norms, self._each(changes)[None]]).square()
         rows = self._world.sum(squares).tolist()
-        return {kind: self._by_group(row) for kind, row in zip(("weight", "gradient", "update"), rows)}
+        return {
+            kind: self._by_group(row) for kind, row in zip(("weight", "gradient", "update"), rows)
+        }
 
     def _held(self, part):
         """{parameter: its stretch} of all that this rank holds a part of."""
         stretches = ((parameter, part(parameter)) for parameter in self._names)
-        return {parameter: values for parameter, values in stretches if values is not None and values.numel()}
+        return {
+            parameter: values
+            for parameter, values in stretches
+            if values is not None and values.numel()
+        }
 
     def _each(self, stretches):
-        """2-norm of this rank's stretch of every parameter, 0 where it has none: float64 (parameters,), on the device."""
+        """2-norm of this rank's stretch of every parameter, 0 where it has none: float64
+        (parameters,), on the device."""
         if not stretches:
             return torch.zeros(len(self._names), dtype=torch.float64, device=self._world.device)
         found = dict(zip(stretches, _norms(list(stretches.values()))))
         none = next(iter(found.values())).new_zeros(())
-        return torch.stack([found.get(parameter, none) for parameter in self._names]).to(self._world.device)
+        return torch.stack([found.get(parameter, none) for parameter in self._names]).to(
+            self._world.device
+        )
 
     def _by_group(self, squares):
         sums = {}
@@ -130,7 +166,8 @@ class Shards:
         return {group: math.sqrt(total) for group, total in sums.items()}
 
     def adopt(self, full):
-        """Take over whole weights and moments (gpt.consolidate.FullState), each rank its stretches."""
+        """Take over whole weights and moments (gpt.consolidate.FullState), each rank its
+        stretches."""
         inner = self._ds.optimizer if self._stage == 0 else self._ds.optimizer.optimizer
         for parameter, name in self._names.items():
             flat, start, size = self._home(parameter)
@@ -149,15 +186,16 @@ class Shards:
         self._refresh_weights()
 
     def _updates(self, inner, flat, count):
-        """The number of updates as an optimizer keeps it: torch's in a tensor, beside the weights if it is fused there;
-        DeepSpeed's own in a number."""
+        """The number of updates as an optimizer keeps it: torch's in a tensor, beside the weights
+        if it is fused there; DeepSpeed's own in a number."""
         if not type(inner).__module__.startswith("torch."):
             return int(count)
         fused = any(group.get("fused") for group in inner.param_groups)
         return torch.tensor(count, dtype=torch.float32, device=flat.device if fused else "cpu")
 
     def _home(self, parameter):
-        """(flat tensor that the optimizer updates, where in it this rank's stretch of a parameter begins, its size)."""
+        """(flat tensor that the optimizer updates, where in it this rank's stretch of a parameter
+        begins, its size)."""
         if self._stage == 0:
             return parameter, 0, parameter.numel()
         zero = self._ds.optimizer
@@ -168,7 +206,11 @@ class Shards:
         if mapping is None:
             return None, 0, 0
         address = mapping.hp_fragment_address
-        return zero.single_partition_of_fp32_groups[mapping.param_group_index], address.start, address.numel
+        return (
+            zero.single_partition_of_fp32_groups[mapping.param_group_index],
+            address.start,
+            address.numel,
+        )
 
     def _own_stretch(self, parameter, values):
         """This rank's part of a whole tensor of the parameter's shape, flat."""

@@ -1,4 +1,5 @@
-"""A request to stop, from a signal or because the launcher is gone, that a run acts on between two steps."""
+"""A request to stop, from a signal or because the launcher is gone, that a run acts on between two
+steps."""
 
 import os
 import signal
@@ -11,7 +12,8 @@ import psutil
 from gpt.launch import launchers, over_ssh
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-LAUNCHER_SECONDS = 30  # DeepSpeed's launcher kills what still runs so long after it was told to end
+# DeepSpeed's launcher kills what still runs so long after it was told to end
+LAUNCHER_SECONDS = 30
 GRACE_SECONDS = LAUNCHER_SECONDS - 5
 WATCH_SECONDS = 0.5
 
@@ -30,8 +32,10 @@ class StopRequest:
     """
 
     def __init__(self):
-        self.reason, self._asked = None, None
-        self._closed, self._heeded = threading.Event(), threading.Event()
+        self.reason = None
+        self._asked = None
+        self._closed = threading.Event()
+        self._heeded = threading.Event()
         self._ear, self._mouth = socket.socketpair()
         self._mouth.setblocking(False)
         self._fd_before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
@@ -77,7 +81,9 @@ class StopRequest:
         return None if self._asked is None else time.monotonic() - self._asked
 
     def _watch(self, watched, remote):
-        while all(_parent_of(pid) == parent for pid, parent in watched) and (remote is None or _lives(remote)):
+        while all(_parent_of(pid) == parent for pid, parent in watched) and (
+            remote is None or _lives(remote)
+        ):
             if self._closed.wait(WATCH_SECONDS):
                 return
         self._ask("the launcher is gone")
@@ -90,7 +96,8 @@ def _only_wake(number, frame):
 
 
 def _watched() -> tuple:
-    """([(process, its parent)] of this process and of each launcher above it that could die alone, the one beyond ssh)."""
+    """([(process, its parent)] of this process and of each launcher above it that could die alone,
+    the one beyond ssh)."""
     above = launchers()
     pids = [process.pid for process in above]
     return list(zip([os.getpid(), *pids], pids)), over_ssh(above)

@@ -1,7 +1,9 @@
-"""Texts as they are found: .txt files, rows of .jsonl[.gz|.zst] and .parquet files; each document read once, in blocks.
+"""Texts as they are found: .txt files, rows of .jsonl[.gz|.zst] and .parquet files; each document
+read once, in blocks.
 
-What is done to every text: a byte order mark at its beginning is left out, CRLF becomes LF, and bytes that are not UTF-8
-are refused, unless `Reading.bad_utf8` asks for U+FFFD in their place or for the document to be skipped. NULs stay.
+What is done to every text: a byte order mark at its beginning is left out, CRLF becomes LF, and
+bytes that are not UTF-8 are refused, unless `Reading.bad_utf8` asks for U+FFFD in their place or
+for the document to be skipped. NULs stay.
 """
 
 import codecs
@@ -45,7 +47,8 @@ class Input:
     split: str | None = None  # where folders decide; else a rule does
     size: int = 0  # bytes on disk
     changed: int = 0  # when, in ns
-    part: tuple | None = None  # of a file of rows: (first, end, rows before): bytes of .jsonl, row groups of .parquet
+    # of a file of rows: (first, end, rows before): bytes of .jsonl, row groups of .parquet
+    part: tuple | None = None
 
 
 class NotUTF8(UserError):
@@ -53,14 +56,19 @@ class NotUTF8(UserError):
 
 
 class Document:
-    """A document by name. `blocks()` yields its text; `found` then holds what was met in it, of FOUND.
+    """A document by name. `blocks()` yields its text; `found` then holds what was met in it, of
+    FOUND.
 
-    source: a file, or the text itself, as str or bytes. where: how a mistake names it. replace: U+FFFD for bad bytes.
-    met: what was met on the way to the text.
+    source: a file, or the text itself, as str or bytes. where: how a mistake names it. replace:
+    U+FFFD for bad bytes. met: what was met on the way to the text.
     """
 
     def __init__(self, name: str, source, where=None, replace: bool = False, met=()):
-        self.name, self.found, self.source, self._replace, self._met = name, set(), source, replace, met
+        self.name = name
+        self.found = set()
+        self.source = source
+        self._replace = replace
+        self._met = met
         self._where = where or (source if isinstance(source, Path) else name)
 
     def read(self) -> str:
@@ -94,8 +102,11 @@ class Document:
                 text, used = codecs.utf_8_decode(data, "strict", block is None)
             except UnicodeDecodeError as error:
                 if not self._replace:
-                    raise NotUTF8(f"{self._where} is not UTF-8 at byte {at + error.start}: convert it, for "
-                                  "example with `iconv -t UTF-8`, take it out, or give --bad_utf8 replace or skip") from error
+                    raise NotUTF8(
+                        f"{self._where} is not UTF-8 at byte {at + error.start}: convert it, for"
+                        " example with `iconv -t UTF-8`, take it out, or give --bad_utf8 replace"
+                        " or skip"
+                    ) from error
                 self.found.add("bad_utf8")
                 text, used = codecs.utf_8_decode(data, "replace", block is None)
             if text:
@@ -109,7 +120,11 @@ class Document:
                 while block := file.read(BLOCK):
                     yield block
         else:
-            yield self.source if isinstance(self.source, bytes) else self.source.encode("utf-8", "surrogatepass")
+            yield (
+                self.source
+                if isinstance(self.source, bytes)
+                else self.source.encode("utf-8", "surrogatepass")
+            )
         yield None
 
 
@@ -120,7 +135,9 @@ def _readable(path):
     except (EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
-        raise UserError(f"{path} is damaged or cut off ({error}): copy it again, or take it out") from error
+        raise UserError(
+            f"{path} is damaged or cut off ({error}): copy it again, or take it out"
+        ) from error
 
 
 def kind_of(path) -> str | None:
@@ -145,18 +162,25 @@ def documents(entry: Input, reading: Reading):
 
 
 def divide(entry: Input, size: int) -> list:
-    """The parts of about `size` bytes in which an input can be read: lines of a .jsonl, row groups of a .parquet file."""
+    """The parts of about `size` bytes in which an input can be read: lines of a .jsonl, row groups
+    of a .parquet file."""
     kind = kind_of(entry.source) if holds_rows(entry) else None
     if entry.size < 2 * size or kind not in (".jsonl", ".parquet"):
         return [entry]
-    marks = _line_marks(entry.source, size) if kind == ".jsonl" else _group_marks(entry.source, size)
-    return [replace(entry, part=(first, end, before), size=entry.size * (end - first) // marks[-1][0])
-            for (first, before), (end, _) in itertools.pairwise(marks)]  # fmt: skip
+    marks = (
+        _line_marks(entry.source, size) if kind == ".jsonl" else _group_marks(entry.source, size)
+    )
+    return [
+        replace(entry, part=(first, end, before), size=entry.size * (end - first) // marks[-1][0])
+        for (first, before), (end, _) in itertools.pairwise(marks)
+    ]
 
 
 def _line_marks(path, size):
     """[(byte, lines before it)] of the beginnings of parts, and of the file's end."""
-    marks, at, lines = [(0, 0)], 0, 0
+    marks = [(0, 0)]
+    at = 0
+    lines = 0
     with _readable(path), open(path, "rb") as file:
         while block := file.read(BLOCK):
             end = block.rfind(b"\n") + 1
@@ -169,10 +193,13 @@ def _line_marks(path, size):
 def _group_marks(path, size):
     """[(row group, rows before it)] of the beginnings of parts, and of the file's end."""
     with _parquet(path) as file:
-        marks, rows, filled = [(0, 0)], 0, 0
+        marks = [(0, 0)]
+        rows = 0
+        filled = 0
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
-            rows, filled = rows + group.num_rows, filled + group.total_byte_size
+            rows = rows + group.num_rows
+            filled = filled + group.total_byte_size
             if filled >= size or number == file.num_row_groups - 1:
                 marks.append((number + 1, rows))
                 filled = 0
@@ -185,7 +212,9 @@ def _json_rows(path, part, reading):
         first, end, before = part or (0, None, 0)
         if part:
             file.seek(first)
-        for number, line in enumerate(_lines(file, None if end is None else end - first), before + 1):
+        for number, line in enumerate(
+            _lines(file, None if end is None else end - first), before + 1
+        ):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
@@ -196,20 +225,35 @@ def _json_rows(path, part, reading):
                 yield number, None, line, ()  # for the reader to stumble upon
                 continue
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{where} is not JSON ({error}): mend it, or take it out") from error
+                raise UserError(
+                    f"{where} is not JSON ({error}): mend it, or take it out"
+                ) from error
             if not isinstance(row, dict):
-                raise UserError(f"{where} holds no JSON object: every line must be one, with the text in a field")
-            yield number, _name(row.get(reading.id_field), where), _text(row, where, reading), text.found & {"bad_utf8"}
+                raise UserError(
+                    f"{where} holds no JSON object: every line must be one, with the text in a"
+                    " field"
+                )
+            yield (
+                number,
+                _name(row.get(reading.id_field), where),
+                _text(row, where, reading),
+                text.found & {"bad_utf8"},
+            )
 
 
 def _text(row, where, reading):
     if reading.text_field not in row:
-        raise UserError(f"{where} has no field {reading.text_field!r}: it has {', '.join(map(repr, row)) or 'none'}; name the "
-                        "one that holds the text with --text_field")
+        raise UserError(
+            f"{where} has no field {reading.text_field!r}: it has"
+            f" {', '.join(map(repr, row)) or 'none'}; name the one that holds the text with"
+            " --text_field"
+        )
     text = row[reading.text_field]
     if text is not None and not isinstance(text, str):
-        raise UserError(f"{where}: the field {reading.text_field!r} holds {type(text).__name__}, not text: name another with "
-                        "--text_field")
+        raise UserError(
+            f"{where}: the field {reading.text_field!r} holds {type(text).__name__}, not text: name"
+            " another with --text_field"
+        )
     return text or ""
 
 
@@ -217,13 +261,16 @@ def _name(value, where):
     if value is None or isinstance(value, int) and not isinstance(value, bool):
         return value
     if not isinstance(value, str) or not value or any("\ud800" <= c <= "\udfff" for c in value):
-        raise UserError(f"{where} has an id that is no name ({value!r}): name another field with --id_field")
+        raise UserError(
+            f"{where} has an id that is no name ({value!r}): name another field with --id_field"
+        )
     return value
 
 
 def _opened(path):
     kind = kind_of(path)
-    if kind == ".jsonl.zst":  # the package zstandard takes a stream that was cut off for a whole one
+    # the package zstandard takes a stream that was cut off for a whole one
+    if kind == ".jsonl.zst":
         return _need("pyarrow", path).input_stream(str(path), compression="zstd")
     return gzip.open(path, "rb") if kind == ".jsonl.gz" else open(path, "rb")
 
@@ -245,8 +292,10 @@ def _need(package, path):
     try:
         return __import__(package)
     except ModuleNotFoundError as error:
-        raise UserError(f"{path} needs the package `{package}`, which is not installed: run `pip install -e '.[data]'` in the "
-                        "project's folder") from error
+        raise UserError(
+            f"{path} needs the package `{package}`, which is not installed: run `pip install -e"
+            " '.[data]'` in the project's folder"
+        ) from error
 
 
 @contextmanager
@@ -260,8 +309,10 @@ def _parquet(path):
         with parquet.ParquetFile(path) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} is no whole Parquet file ({str(error).splitlines()[0]}): copy it again, or take it out"
-                        ) from error  # fmt: skip
+        raise UserError(
+            f"{path} is no whole Parquet file ({str(error).splitlines()[0]}): copy it again, or"
+            " take it out"
+        ) from error
 
 
 def _parquet_rows(path, part, reading):
@@ -272,26 +323,45 @@ def _parquet_rows(path, part, reading):
         _text(dict.fromkeys(names), str(path), reading)
         columns = [reading.text_field] + [reading.id_field] * (reading.id_field in names)
         kind = file.schema_arrow.field(reading.text_field).type
-        if not any(is_text(kind) for is_text in (pyarrow.types.is_string, pyarrow.types.is_large_string,
-                                                 pyarrow.types.is_binary, pyarrow.types.is_large_binary)):  # fmt: skip
-            raise UserError(f"{path}: the column {reading.text_field!r} holds {kind}, not text: name another with --text_field")
+        if not any(
+            is_text(kind)
+            for is_text in (
+                pyarrow.types.is_string,
+                pyarrow.types.is_large_string,
+                pyarrow.types.is_binary,
+                pyarrow.types.is_large_binary,
+            )
+        ):
+            raise UserError(
+                f"{path}: the column {reading.text_field!r} holds {kind}, not text: name another"
+                " with --text_field"
+            )
         first, end, number = part or (0, file.num_row_groups, 0)
-        for batch in file.iter_batches(batch_size=16, columns=columns, row_groups=range(first, end)):
+        for batch in file.iter_batches(
+            batch_size=16, columns=columns, row_groups=range(first, end)
+        ):
             texts = batch.column(reading.text_field).cast(pyarrow.large_binary())
-            ids = batch.column(reading.id_field).to_pylist() if len(columns) > 1 else [None] * len(texts)
+            ids = (
+                batch.column(reading.id_field).to_pylist()
+                if len(columns) > 1
+                else [None] * len(texts)
+            )
             for text, value in zip(texts, ids):
                 number += 1
                 yield number, _name(value, f"{path}:{number}"), text.as_py() or b"", ()
 
 
 def inputs_of_folder(folder: Path, split: str | None = None) -> list:
-    """All inputs below a folder, by name. None is passed over: raises UserError or OSError for what is not to be read."""
+    """All inputs below a folder, by name. None is passed over: raises UserError or OSError for what
+    is not to be read."""
     paths = []
     for place, folders, files in os.walk(folder, onerror=_fail):
         linked = next((name for name in folders if os.path.islink(os.path.join(place, name))), None)
         if linked is not None:
-            raise UserError(f"{place}/{linked} is a link to a folder, and it is not followed: take it out, or give --input - the "
-                            "list of files that `find -L` makes")
+            raise UserError(
+                f"{place}/{linked} is a link to a folder, and it is not followed: take it out, or"
+                " give --input - the list of files that `find -L` makes"
+            )
         paths += [Path(place, name) for name in files if kind_of(name)]
     return [_input(path, path.relative_to(folder).as_posix(), split) for path in sorted(paths)]
 
@@ -301,7 +371,8 @@ def _fail(error):
 
 
 def inputs_of_list(lines) -> list:
-    """The files that are listed, one path a line, as bytes or str, by name. Unknown endings are taken for text."""
+    """The files that are listed, one path a line, as bytes or str, by name. Unknown endings are
+    taken for text."""
     paths = sorted({os.fsdecode(line).rstrip("\r\n") for line in lines if line.strip()})
     missing = [path for path in paths if not Path(path).is_file()]
     if missing:
@@ -324,37 +395,55 @@ def find_inputs(source, by_folder: bool, lines=()) -> list:
     if str(source) == "-":
         found = inputs_of_list(lines)
         if not found:
-            raise UserError("--input - got no path: write one path of a file per line to the standard input")
+            raise UserError(
+                "--input - got no path: write one path of a file per line to the standard input"
+            )
     elif Path(source).is_file() and kind_of(source):
         found = [_input(Path(source), Path(source).name, None)]
     elif source == "" or not Path(source).is_dir():
-        raise UserError(f"{source or 'an empty path'} is not a folder: --input takes a folder of {', '.join(KINDS)} files, one such "
-                        "file, or -")
+        raise UserError(
+            f"{source or 'an empty path'} is not a folder: --input takes a folder of"
+            f" {', '.join(KINDS)} files, one such file, or -"
+        )
     elif by_folder:
         return _inputs_by_folder(Path(source))
     else:
         found = inputs_of_folder(Path(source))
         if not found:
-            raise UserError(f"{source} holds no .txt file, at any depth, nor any of {', '.join(CONTAINERS)}")
+            raise UserError(
+                f"{source} holds no .txt file, at any depth, nor any of {', '.join(CONTAINERS)}"
+            )
     if by_folder:
-        raise UserError("without a folder per split there must be a rule to hold some documents out for testing: give "
-                        "--test_every N, or --split_list test=FILE")
+        raise UserError(
+            "without a folder per split there must be a rule to hold some documents out for"
+            " testing: give --test_every N, or --split_list test=FILE"
+        )
     return found
 
 
 def _inputs_by_folder(folder):
     if any(kind_of(path) and not path.is_dir() for path in folder.iterdir()):
-        raise UserError(f"{folder} holds .txt files beside no rule to hold some out for testing: give --test_every N or "
-                        "--split_list test=FILE, or make one sub-folder per split, `train` among them")
-    folders = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        raise UserError(
+            f"{folder} holds .txt files beside no rule to hold some out for testing: give"
+            " --test_every N or --split_list test=FILE, or make one sub-folder per split, `train`"
+            " among them"
+        )
+    folders = [
+        path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")
+    ]
     if folder / "train" not in folders:
-        raise UserError(f"{folder} has no sub-folder `train`: make one sub-folder per split, or give --test_every N "
-                        "to split all documents by rule")
+        raise UserError(
+            f"{folder} has no sub-folder `train`: make one sub-folder per split, or give"
+            " --test_every N to split all documents by rule"
+        )
     found = []
     for path in folders:
         require_name(path.name)
         inputs = inputs_of_folder(path, path.name)
         if not inputs:
-            raise UserError(f"the split {path.name!r} is empty: {path} holds no .txt file, nor any of {', '.join(CONTAINERS)}")
+            raise UserError(
+                f"the split {path.name!r} is empty: {path} holds no .txt file, nor any of"
+                f" {', '.join(CONTAINERS)}"
+            )
         found += inputs
     return found

@@ -10,9 +10,10 @@ FEWEST = 16  # of them, before anything is called a spike
 class SpikeDetector:
     """Robust z-scores of a run's losses.
 
-    z = (loss - median) / (1.4826 * MAD) over the last WINDOW losses, MAD their median absolute deviation: for normally
-    distributed losses 1.4826 * MAD estimates their standard deviation (Rousseeuw and Croux 1993, eq. 1.2), and a few
-    spikes in the window move it little. A loss that is not finite scores infinity.
+    z = (loss - median) / (1.4826 * MAD) over the last WINDOW losses, MAD their median absolute
+    deviation: for normally distributed losses 1.4826 * MAD estimates their standard deviation
+    (Rousseeuw and Croux 1993, eq. 1.2), and a few spikes in the window move it little. A loss that
+    is not finite scores infinity.
     """
 
     def __init__(self, losses=()):
@@ -35,8 +36,8 @@ class SpikeDetector:
 
 
 def batch_index(step: int, left_out) -> int:
-    """Index of the batch that the optimiser step after `step` steps is made from: the batches in order, without those
-    whose indices are in `left_out`."""
+    """Index of the batch that the optimiser step after `step` steps is made from: the batches in
+    order, without those whose indices are in `left_out`."""
     index = step
     for skipped in sorted(left_out):
         index += skipped <= index

@@ -10,7 +10,8 @@ Exit code 0: done; 2: a mistake in the input; 1: the run cannot go on.
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # instead of gpt/, whose module names must shadow nobody's
+# instead of gpt/, whose module names must shadow nobody's
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import AgreedUserError, UserError, run
 
@@ -42,27 +43,35 @@ def main():
     from gpt.trainer import Trainer
 
     if config.precision == "fp16" and not engine.has_fp16():
-        config = config.without_fp16("fp16 is asked for, but this machine has no GPU that computes in it: "
-                                     "training in fp32")  # fmt: skip
+        config = config.without_fp16(
+            "fp16 is asked for, but this machine has no GPU that computes in it: training in fp32"
+        )
     waits_for_sample = config.options.data_root == SAMPLE and not Path(SAMPLE).exists()
     kernels, mistake = kernels_of(config, engine.local_device())
     trainer = None
     if not waits_for_sample and not mistake:
-        trainer = Trainer(config, data.open(config), rank, world_size, args.resume, args.allow_change)
-    facts = {"dataset": data.dataset and data.dataset.fingerprint[:12], "configuration": config.fingerprint,
-             "kernels": "{} ({})".format(*kernels or ("none", mistake))}  # fmt: skip
+        trainer = Trainer(
+            config, data.open(config), rank, world_size, args.resume, args.allow_change
+        )
+    facts = {
+        "dataset": data.dataset and data.dataset.fingerprint[:12],
+        "configuration": config.fingerprint,
+        "kernels": "{} ({})".format(*kernels or ("none", mistake)),
+    }
     world = engine.connect(args.verbose, launch, facts, config.options.step_timeout)
     if mistake:
         raise AgreedUserError(mistake)
     # the sample is there now: rank 0 has made it
-    trainer = trainer or Trainer(config, data.open(config), rank, world_size, args.resume, args.allow_change)
+    trainer = trainer or Trainer(
+        config, data.open(config), rank, world_size, args.resume, args.allow_change
+    )
     trainer.train(engine.Engine, world, kernels)
     engine.disconnect()
 
 
 def kernels_of(config, device):
-    """((which kernels to run, why), None), or (None, the user's mistake). A mistake that this rank's device alone may have:
-    the ranks learn of it from each other before one raises it."""
+    """((which kernels to run, why), None), or (None, the user's mistake). A mistake that this
+    rank's device alone may have: the ranks learn of it from each other before one raises it."""
     from gpt.hardware import DTYPES
     from gpt.kernels import choose, require_compiler
 
@@ -75,13 +84,16 @@ def kernels_of(config, device):
 
 
 class Data:
-    """The run's dataset, looked at while its configuration is checked, so that all mistakes come in one report."""
+    """The run's dataset, looked at while its configuration is checked, so that all mistakes come in
+    one report."""
 
     def __init__(self, may_be_absent: bool):
-        self.dataset, self._may_be_absent = None, may_be_absent
+        self.dataset = None
+        self._may_be_absent = may_be_absent
 
     def mistakes(self, options: dict, batch_size) -> list:
-        """What is wrong with the dataset for these options of the "gpt" block; None stands for a mistaken value."""
+        """What is wrong with the dataset for these options of the "gpt" block; None stands for a
+        mistaken value."""
         from gpt.corpus import Dataset, require_documents
 
         root = options["data_root"]
@@ -94,8 +106,10 @@ class Data:
             return [str(error)]
         found, size = [], self.dataset.vocab.size
         if options["vocab_size"] not in (None, size):
-            found.append(f"gpt.vocab_size is {options['vocab_size']}, but the tokenizer of {root} has {size} ids: set "
-                         f"--vocab_size {size}, or choose another dataset")  # fmt: skip
+            found.append(
+                f"gpt.vocab_size is {options['vocab_size']}, but the tokenizer of {root} has {size}"
+                f" ids: set --vocab_size {size}, or choose another dataset"
+            )
         try:
             for name in filter(None, ("train", options["eval_data_split"])):
                 documents = len(self.dataset.split(name).doc_tokens)
@@ -107,8 +121,11 @@ class Data:
 
     def open(self, config):
         """The dataset, which by now must be there and fit. Raises UserError."""
-        options = {"data_root": config.options.data_root, "vocab_size": config.model.vocab_size,
-                   "eval_data_split": config.options.eval_data_split}  # fmt: skip
+        options = {
+            "data_root": config.options.data_root,
+            "vocab_size": config.model.vocab_size,
+            "eval_data_split": config.options.eval_data_split,
+        }
         found = [] if self.dataset is not None else self.mistakes(options, config.batch.global_size)
         if found:
             raise UserError("; ".join(found))
@@ -124,7 +141,11 @@ def tell(args, config, dataset):
         if config.options.init_from:
             from gpt import warm_start
 
-            warm_start.origin(config.options.init_from, config.model, dataset.vocab.fingerprint if dataset else None)
+            warm_start.origin(
+                config.options.init_from,
+                config.model,
+                dataset.vocab.fingerprint if dataset else None,
+            )
         print(dry_run.report(config, dataset, args.interconnect))
 
 

@@ -1,4 +1,5 @@
-"""A run that hangs is worse than one that dies: after a while without progress all ranks say where they are, and end."""
+"""A run that hangs is worse than one that dies: after a while without progress all ranks say where
+they are, and end."""
 
 import os
 import sys
@@ -8,39 +9,49 @@ import traceback
 
 ALARM = "alarm"
 ENDED = -1  # in the place of a count of ticks: this rank is not watched any more
-STARTING_SECONDS = 1800.0  # for building the model, loading it, and a first step that may have to compile
-SILENCE_SECONDS = 300.0  # a process whose threads all stand still so long does not only wait for a disk
+# for building the model, loading it, and a first step that may have to compile
+STARTING_SECONDS = 1800.0
+# a process whose threads all stand still so long does not only wait for a disk
+SILENCE_SECONDS = 300.0
 GPU_SILENCE_SECONDS = 60.0  # NCCL's exchanges with a host that is cut off do not break
 
 
 class Watchdog:
-    """A thread per rank that wants a sign of progress every `limit` seconds; 0 or less: none is wanted. Until the first
-    micro-batch is computed it waits STARTING_SECONDS if that is longer.
+    """A thread per rank that wants a sign of progress every `limit` seconds; 0 or less: none is
+    wanted. Until the first micro-batch is computed it waits STARTING_SECONDS if that is longer.
 
-    Each rank's thread tells the others on the blackboard that it is alive and how far its rank has come. Once one has
-    waited too long all write their Python stacks to stderr, with a line that names the rank that is behind, and the
-    process ends with exit code 1. So they do, without waiting that long, where the thread of a rank has been silent for
-    SILENCE_SECONDS, on GPUs GPU_SILENCE_SECONDS (rank 0 listens to all, the others to rank 0): its host is down, or the
+    Each rank's thread tells the others on the blackboard that it is alive and how far its rank has
+    come. Once one has waited too long all write their Python stacks to stderr, with a line that
+    names the rank that is behind, and the process ends with exit code 1. So they do, without
+    waiting that long, where the thread of a rank has been silent for SILENCE_SECONDS, on GPUs
+    GPU_SILENCE_SECONDS (rank 0 listens to all, the others to rank 0): its host is down, or the
     network between them. Time during which the process itself was suspended does not count.
     """
 
     def __init__(self, world, limit: float):
-        self._world, self._limit = world, limit
-        self._count, self._ticks = 0, 0
-        self.place, self.giving_up = "starting", False
-        self._heard, self._silent = {}, {}  # {rank: its last sign of life}, {rank: seconds since}
+        self._world = world
+        self._limit = limit
+        self._count = 0
+        self._ticks = 0
+        self.place = "starting"
+        self.giving_up = False
+        # {rank: its last sign of life}, {rank: seconds since}
+        self._heard = {}
+        self._silent = {}
         self._patience = GPU_SILENCE_SECONDS if world.device.type == "cuda" else SILENCE_SECONDS
         if limit <= 0:
             return
         self._tick = min(5.0, limit / 4)
-        self._board, self._asking = world.blackboard(2 * self._tick), None
+        self._board = world.blackboard(2 * self._tick)
+        self._asking = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def progress(self, place: str):
         """This rank has come to `place`."""
-        self._count, self.place = self._count + 1, place
+        self._count = self._count + 1
+        self.place = place
 
     def close(self):
         if self._limit <= 0:
@@ -57,12 +68,15 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self):
-        waited, seen, before = 0.0, -1, time.monotonic()
+        waited = 0.0
+        seen = -1
+        before = time.monotonic()
         while not self._closed.wait(self._tick):
             now = time.monotonic()
             passed, before = min(now - before, 2 * self._tick), now
             waited = waited + passed if self._count == seen else 0.0
-            seen, self._ticks = self._count, self._ticks + 1
+            seen = self._count
+            self._ticks = self._ticks + 1
             patience = self._limit if self._count > 2 else max(self._limit, STARTING_SECONDS)
             if waited >= patience or not self._tell():
                 return self._give_up(f"no progress for {patience:g} s (gpt.step_timeout)")
@@ -70,11 +84,15 @@ class Watchdog:
                 return self._give_up(f"no sign of life from another rank for {self._patience:g} s")
 
     def _listen(self, passed) -> float:
-        """Seconds for which the most silent of the other ranks has given no sign of life: rank 0 listens to all of them,
-        the others to the blackboard that it keeps."""
+        """Seconds for which the most silent of the other ranks has given no sign of life: rank 0
+        listens to all of them, the others to the blackboard that it keeps."""
         rank_0 = self._world.rank == 0
         try:
-            signs = self._ask(self._places) if rank_0 else {0: (self._ask(lambda: self._board.add("questions", 1)),)}
+            signs = (
+                self._ask(self._places)
+                if rank_0
+                else {0: (self._ask(lambda: self._board.add("questions", 1)),)}
+            )
         except RuntimeError:
             signs = {}
         for rank in range(1, self._world.size) if rank_0 else (0,):
@@ -97,7 +115,8 @@ class Watchdog:
         self._board.set(f"rank {self._world.rank}", f"{ticks} {self._count} {self.place}")
 
     def _ask(self, question):
-        """What the blackboard answers. Raises RuntimeError if it does not: it waits for ever for a suspended rank 0."""
+        """What the blackboard answers. Raises RuntimeError if it does not: it waits for ever for a
+        suspended rank 0."""
         if self._asking is not None and self._asking.is_alive():
             raise RuntimeError("the blackboard has not answered yet")
         answers = []
@@ -125,16 +144,23 @@ class Watchdog:
             late = self._late()
         except RuntimeError:
             late = self._rank_0_is_gone()
-        stacks = "".join(f"\n  thread {thread_id:#x}, most recent call last:\n" + "".join(traceback.format_stack(frame))
-                         for thread_id, frame in sys._current_frames().items())  # fmt: skip
-        sys.stderr.write(f"[{self._world.name(self._world.rank)}] error: {why} while {self.place}; late: {late}. The same "
-                         f"command goes on from the latest checkpoint. Python stacks:{stacks}\n")  # fmt: skip
+        stacks = "".join(
+            f"\n  thread {thread_id:#x}, most recent call last:\n"
+            + "".join(traceback.format_stack(frame))
+            for thread_id, frame in sys._current_frames().items()
+        )
+        sys.stderr.write(
+            f"[{self._world.name(self._world.rank)}] error: {why} while {self.place}; late: {late}."
+            f" The same command goes on from the latest checkpoint. Python stacks:{stacks}\n"
+        )
         sys.stderr.flush()
-        time.sleep(2 * self._tick)  # the others find the alarm, and write theirs, before a launcher ends them
+        # the others find the alarm, and write theirs, before a launcher ends them
+        time.sleep(2 * self._tick)
         os._exit(1)
 
     def who_is_gone(self) -> str:
-        """For a rank that has lost its connection to others: which of them do not live any more. Ends the watching."""
+        """For a rank that has lost its connection to others: which of them do not live any more.
+        Ends the watching."""
         if self._limit <= 0 or self._board is None:
             return "unknown, since gpt.step_timeout is off"
         self._stop_watching()
@@ -158,15 +184,31 @@ class Watchdog:
             time.sleep(self._tick)
             self._ask(lambda: self._show(self._ticks + later) or True)
         second = self._ask(self._places)
-        dead = [rank for rank in range(world.size) if rank not in second or second[rank][0] == first.get(rank, (None,))[0]]
+        dead = [
+            rank
+            for rank in range(world.size)
+            if rank not in second or second[rank][0] == first.get(rank, (None,))[0]
+        ]
         dead = [rank for rank in dead if rank != world.rank]
         if dead:
             ended = [rank for rank in dead if rank in second and second[rank][0] == ENDED]
-            return "; ".join(f"{', '.join(map(world.name, ranks))}, which {what}" for ranks, what in (
-                (ended, "has ended"), ([rank for rank in dead if rank not in ended], "shows no sign of life")) if ranks)  # fmt: skip
+            return "; ".join(
+                f"{', '.join(map(world.name, ranks))}, which {what}"
+                for ranks, what in (
+                    (ended, "has ended"),
+                    ([rank for rank in dead if rank not in ended], "shows no sign of life"),
+                )
+                if ranks
+            )
         least = min(count for _, count, _ in second.values())
-        behind = [f"{world.name(rank)}, {place}" for rank, (_, count, place) in sorted(second.items()) if count == least]
-        return "; ".join(behind) if len(behind) < world.size else f"none, all ranks are {self.place}"
+        behind = [
+            f"{world.name(rank)}, {place}"
+            for rank, (_, count, place) in sorted(second.items())
+            if count == least
+        ]
+        return (
+            "; ".join(behind) if len(behind) < world.size else f"none, all ranks are {self.place}"
+        )
 
     def _places(self) -> dict:
         """{rank: (ticks of its thread, progress, place)}"""

@@ -1,4 +1,5 @@
-"""Tasks on all cores: processes that end with their parent, however it ends, and whose death is noticed."""
+"""Tasks on all cores: processes that end with their parent, however it ends, and whose death is
+noticed."""
 
 import multiprocessing
 import signal
@@ -12,16 +13,19 @@ SECONDS_BETWEEN_REPORTS = 10
 
 
 def spread(work, tasks, count: int, report):
-    """Call `work(task, report)` for every task on `count` processes; yield the results as they come.
+    """Call `work(task, report)` for every task on `count` processes; yield the results as they
+    come.
 
-    work: picklable. report(number): called here, now and then, with the sum of what `work` has reported since. count 1: in
-    this process. Raises the first UserError that `work` raises, and RunError where a process is lost.
+    work: picklable. report(number): called here, now and then, with the sum of what `work` has
+    reported since. count 1: in this process. Raises the first UserError that `work` raises, and
+    RunError where a process is lost.
     """
     if count == 1:
         for task in tasks:
             yield work(task, report)
         return
-    context, tasks = multiprocessing.get_context("spawn"), iter(tasks)
+    context = multiprocessing.get_context("spawn")
+    tasks = iter(tasks)
     processes, busy = [], {}
     try:
         for _, task in zip(range(count), tasks):
@@ -59,8 +63,10 @@ def _talk(act, process, *args):
         return act(*args)
     except (EOFError, ConnectionError) as error:
         process.join()
-        raise RunError(f"a worker process ended with exit code {process.exitcode}, for want of memory perhaps: what is done is "
-                       "kept, the same command goes on; fewer --workers need less") from error  # fmt: skip
+        raise RunError(
+            f"a worker process ended with exit code {process.exitcode}, for want of memory perhaps:"
+            " what is done is kept, the same command goes on; fewer --workers need less"
+        ) from error
 
 
 def _serve(work, connection):
@@ -87,7 +93,9 @@ class _Sums:
     """Sends sums of numbers, twice a second."""
 
     def __init__(self, connection):
-        self._connection, self._sum, self._sent = connection, 0, time.monotonic()
+        self._connection = connection
+        self._sum = 0
+        self._sent = time.monotonic()
 
     def add(self, number):
         self._sum += number
@@ -96,16 +104,22 @@ class _Sums:
 
     def send(self):
         self._connection.send(("report", self._sum))
-        self._sum, self._sent = 0, time.monotonic()
+        self._sum = 0
+        self._sent = time.monotonic()
 
 
 class Progress:
-    """Says every few seconds how far the encoding is. sizes: {unit: bytes of input}. plain: whether those are bytes of text,
-    so that a unit in work counts too."""
+    """Says every few seconds how far the encoding is. sizes: {unit: bytes of input}. plain: whether
+    those are bytes of text, so that a unit in work counts too."""
 
     def __init__(self, sizes: dict, plain: bool, say):
-        self._sizes, self._plain, self._say, self._total = sizes, plain, say, sum(sizes.values())
-        self._text, self._finished, self._began = 0, 0, time.monotonic()
+        self._sizes = sizes
+        self._plain = plain
+        self._say = say
+        self._total = sum(sizes.values())
+        self._text = 0
+        self._finished = 0
+        self._began = time.monotonic()
         self._last = self._began
 
     def advance(self, size: int):
@@ -113,11 +127,14 @@ class Progress:
         self._text += size
         now = time.monotonic()
         if now - self._last >= SECONDS_BETWEEN_REPORTS:
-            self._last, spent = now, now - self._began
+            self._last = now
+            spent = now - self._began
             done = min(self._text, self._total) if self._plain else self._finished
             eta = duration(spent * (self._total - done) / done) if done else "unknown"
-            self._say(f"{self._text / 1e6:,.0f} MB of text encoded, {self._text / 1e6 / spent:.1f} MB/s; "
-                      f"{done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB of files done, ETA {eta}")
+            self._say(
+                f"{self._text / 1e6:,.0f} MB of text encoded, {self._text / 1e6 / spent:.1f} MB/s; "
+                f"{done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB of files done, ETA {eta}"
+            )
 
     def finish(self, number: int):
         """A unit is done."""

@@ -12,12 +12,15 @@ from gpt.errors import UserError
 
 
 def usable_device(asked: str | None) -> str:
-    """The device that --device names; by default cuda where there is one, else cpu. Raises UserError."""
+    """The device that --device names; by default cuda where there is one, else cpu. Raises
+    UserError."""
     device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device} is not to be had here: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"--device {device} is not to be had here: {str(error).splitlines()[0]}"
+        ) from error
     return device
 
 
@@ -38,16 +41,20 @@ class World:
     size: int
     device: torch.device
     hosts: tuple = ()  # the host's name of every rank, in their order
-    store: object = None  # the one that gpt.roll_call met in; rank 0 keeps it for all as long as it holds this object
+    # the one that gpt.roll_call met in; rank 0 keeps it for all as long as it holds this object
+    store: object = None
 
     def name(self, rank: int) -> str:
         """What a person calls a rank: with its host, where there are several."""
         return f"rank {rank} on {self.hosts[rank]}" if len(set(self.hosts)) > 1 else f"rank {rank}"
 
     def lost(self, error: Exception) -> str | None:
-        """What an error says of the end of a connection to another rank, in brief; None if it is another kind of error."""
+        """What an error says of the end of a connection to another rank, in brief; None if it is
+        another kind of error."""
         text = str(error)
-        if self.size == 1 or not (isinstance(error, torch.distributed.DistError) or "/gloo/" in text):
+        if self.size == 1 or not (
+            isinstance(error, torch.distributed.DistError) or "/gloo/" in text
+        ):
             return None
         if isinstance(error, torch.distributed.DistBackendError) and "remote process" not in text:
             return None  # NCCL's own troubles, such as two ranks on one GPU
@@ -75,10 +82,11 @@ class World:
         return to_device(np.array(values, np.float64), self.device)
 
     def blackboard(self, timeout_seconds: float):
-        """A store of short texts that all ranks can read and write at any time, from any thread; None for one rank.
+        """A store of short texts that all ranks can read and write at any time, from any thread;
+        None for one rank.
 
-        It also answers while this process waits for others, and raises a RuntimeError where the one who keeps it, rank
-        0 or torchrun, has not answered for so long.
+        It also answers while this process waits for others, and raises a RuntimeError where the one
+        who keeps it, rank 0 or torchrun, has not answered for so long.
         """
         if self.size == 1:
             return None

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from devices import pytest_configure  # noqa: F401: a hook
 
 from gpt.errors import UserError
 from gpt.prepare import prepare_sample
@@ -34,18 +33,26 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def run_command():
-    """run_command([...], cwd=…) -> CompletedProcess of a command with this interpreter's folder first on PATH."""
+    """run_command([...], cwd=…) -> CompletedProcess of a command with this interpreter's folder
+    first on PATH."""
 
     def run(command, cwd, timeout=240, **env):
         command = [str(part) for part in command]
-        return subprocess.run(command, cwd=cwd, timeout=timeout, text=True, capture_output=True,
-                              env=environment(**env))  # fmt: skip
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            timeout=timeout,
+            text=True,
+            capture_output=True,
+            env=environment(**env),
+        )
 
     return run
 
 
 def environment(**env):
-    """This process's, for commands in any folder: this interpreter's first on PATH, none relative."""
+    """This process's, for commands in any folder: this interpreter's first on PATH, none
+    relative."""
 
     def absolute(variable):
         folders = os.environ.get(variable, "").split(os.pathsep)
@@ -57,14 +64,30 @@ def environment(**env):
 
 def tiny_run(**options):
     """A config for tests: two layers, 8 sequences of 32 tokens a step, the sample's vocabulary."""
-    gpt = {"n_layers": 2, "h_dim": 32, "mlp_dim": 64, "n_heads": 2, "head_dim": 8, "vocab_size": 2048, "seq_len": 32,
-           "last_n": 16, "max_eval_steps": 2, "eval_every": 0, "max_train_steps": 6, "log_ckpt_every": 0,
-           "log_terminal_every": 1, "log_grads_every": 0}  # fmt: skip
+    gpt = {
+        "n_layers": 2,
+        "h_dim": 32,
+        "mlp_dim": 64,
+        "n_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 2048,
+        "seq_len": 32,
+        "last_n": 16,
+        "max_eval_steps": 2,
+        "eval_every": 0,
+        "max_train_steps": 6,
+        "log_ckpt_every": 0,
+        "log_terminal_every": 1,
+        "log_grads_every": 0,
+    }
     tree = {
         "train_batch_size": 8,
         "gradient_accumulation_steps": 2,
         "zero_optimization": {"stage": 1},
-        "scheduler": {"type": "LanguiniCosineLR", "params": {"max_lr": 3e-3, "warmup_steps": 2, "decay_steps": 6}},
+        "scheduler": {
+            "type": "LanguiniCosineLR",
+            "params": {"max_lr": 3e-3, "warmup_steps": 2, "decay_steps": 6},
+        },
         "gpt": {**gpt, **options.pop("gpt", {})},
     }
     return {**tree, **options}
@@ -79,12 +102,14 @@ def write_run(folder, name="tiny", **options):
 
 def read_metrics(run_dir, event=None):
     lines = (Path(run_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    events = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be half written
+    # the last one may be half written
+    events = [json.loads(line) for line in lines if line.endswith("}")]
     return [e for e in events if event is None or e["event"] == event]
 
 
 def load_command(name, folder="tools"):
-    """A command as a module. Commands put the project's folder first in sys.path; it is left as it was."""
+    """A command as a module. Commands put the project's folder first in sys.path; it is left as it
+    was."""
     before = list(sys.path)
     spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -95,8 +120,8 @@ def load_command(name, folder="tools"):
 
 @pytest.fixture
 def load_tool(monkeypatch):
-    """load_tool("sample") -> the module tools/sample.py, whose main() runs in this process: `mistake(*argv)` returns the
-    sentence of the UserError that it ends with."""
+    """load_tool("sample") -> the module tools/sample.py, whose main() runs in this process:
+    `mistake(*argv)` returns the sentence of the UserError that it ends with."""
 
     def load(name, folder="tools"):
         tool = load_command(name, folder)

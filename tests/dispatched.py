@@ -1,20 +1,22 @@
-"""Which of torch's operations a block of code runs, forward or backward: on a GPU each but a view is a launch or more."""
+"""Which of torch's operations a block of code runs, forward or backward: on a GPU each but a view
+is a launch or more."""
 
 from collections import Counter
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-
 # Operations that only look at a tensor in another way, or make one without writing to it.
 WITHOUT_KERNEL = frozenset(
-    "_local_scalar_dense _record_function_enter_new _record_function_exit _reshape_alias _unsafe_view alias as_strided "
-    "detach empty empty_like empty_strided expand is_pinned is_same_size lift_fresh narrow new_empty new_empty_strided "
-    "permute resize_ select set_ slice split split_with_sizes squeeze t transpose unbind unsqueeze view".split()
+    "_local_scalar_dense _record_function_enter_new _record_function_exit _reshape_alias"
+    " _unsafe_view alias as_strided detach empty empty_like empty_strided expand is_pinned"
+    " is_same_size lift_fresh narrow new_empty new_empty_strided permute resize_ select set_ slice"
+    " split split_with_sizes squeeze t transpose unbind unsqueeze view".split()
 )
 
 
 class Dispatched(TorchDispatchMode):
-    """`with Dispatched() as ran: …` leaves in ran.names a Counter of the operations' names, such as "mm" and "add_"."""
+    """`with Dispatched() as ran: …` leaves in ran.names a Counter of the operations' names, such as
+    "mm" and "add_"."""
 
     def __init__(self):
         super().__init__()
@@ -26,8 +28,8 @@ class Dispatched(TorchDispatchMode):
 
 
 class Launches(Dispatched):
-    """Counts what a GPU would be given to do: a list of tensors in one operation counts once, though it may take a GPU a few
-    kernels."""
+    """Counts what a GPU would be given to do: a list of tensors in one operation counts once,
+    though it may take a GPU a few kernels."""
 
     @property
     def total(self) -> int:

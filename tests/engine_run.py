@@ -1,4 +1,5 @@
-"""A few optimiser steps of an Engine, for tests: `python engine_run.py FILE.json OUT DATA [fp16]`, under any launcher.
+"""A few optimiser steps of an Engine, for tests: `python engine_run.py FILE.json OUT DATA [fp16]`,
+under any launcher.
 
 Rank 0 writes OUT/result.pt: losses, gradient norms, group norms, and the engine's own fp32 weights.
 """
@@ -28,38 +29,68 @@ def main(config_file, out, data, *flags):
     rows = range(world.rank, config.batch.global_size, world.size)
     if "plant" in flags:  # what an engine that does otherwise would look like
         initialize = engine.deepspeed.initialize
-        planted = {"gradient_clipping": 1.0, "gradient_accumulation_steps": 1, "train_batch_size": 4}
-        engine.deepspeed.initialize = lambda config, **rest: initialize(config={**config, **planted}, **rest)
+        planted = {
+            "gradient_clipping": 1.0,
+            "gradient_accumulation_steps": 1,
+            "train_batch_size": 4,
+        }
+        engine.deepspeed.initialize = lambda config, **rest: initialize(
+            config={**config, **planted}, **rest
+        )
     if "late" in flags:  # a schedule that is one step behind
-        engine._Schedule.get_lr = lambda self: [self._schedule.lr(self.last_epoch)] * len(self.optimizer.param_groups)
+        engine._Schedule.get_lr = lambda self: (
+            [self._schedule.lr(self.last_epoch)] * len(self.optimizer.param_groups)
+        )
     run = engine.Engine(GPT(config.model, config.options.seed), config, world)
-    result = {"loss": [], "grad_norm": [], "norms": [], "scale": [], "skipped": 0, "lr": [],
-              "clipping": run._ds.gradient_clipping()}  # fmt: skip
+    result = {
+        "loss": [],
+        "grad_norm": [],
+        "norms": [],
+        "scale": [],
+        "skipped": 0,
+        "lr": [],
+        "clipping": run._ds.gradient_clipping(),
+    }
     step = 0
     while step < config.options.max_train_steps:
-        batch = streams.batch(step, rows).reshape(config.batch.accumulation, config.batch.micro_size, -1)
+        batch = streams.batch(step, rows).reshape(
+            config.batch.accumulation, config.batch.micro_size, -1
+        )
         lr = run.lr
         found = run.step(batch, want_norms=True)
         if not found.applied:
             result["skipped"] += 1
             continue
         step += 1
-        for name, value in (("loss", world.sum(found.loss).item() / world.size), ("grad_norm", found.grad_norm.item()), ("norms", found.norms),
-                            ("scale", run.loss_scale), ("lr", lr)):  # fmt: skip
+        for name, value in (
+            ("loss", world.sum(found.loss).item() / world.size),
+            ("grad_norm", found.grad_norm.item()),
+            ("norms", found.norms),
+            ("scale", run.loss_scale),
+            ("lr", lr),
+        ):
             result[name].append(value)
     staged = checkpoint.staging_tag(1)
     run.save(out, staged, {"step": step})
     full = engine.deepspeed.utils.safe_get_full_fp32_param
     stage0 = config.engine["zero_optimization"]["stage"] == 0
-    result["weights"] = {n: (p.detach() if stage0 else full(p)).clone() for n, p in run.module.named_parameters()}
+    result["weights"] = {
+        n: (p.detach() if stage0 else full(p)).clone() for n, p in run.module.named_parameters()
+    }
     if world.rank == 0:
         checkpoint.write_config(out / staged / checkpoint.CONFIG, resolved(config, dataset))
         (out / staged / "tokenizer.model").write_bytes(dataset.vocab.model)
         torch.save(result, out / "result.pt")
     world.barrier()
     if world.rank == 0:
-        files = {name: facts for rank in range(world.size) for name, facts in checkpoint.own_files(out / staged, rank).items()}
-        checkpoint.commit(out, 1, files, {"precision": config.precision, "probe": {"tokens": [], "loss": 0.0}})
+        files = {
+            name: facts
+            for rank in range(world.size)
+            for name, facts in checkpoint.own_files(out / staged, rank).items()
+        }
+        checkpoint.commit(
+            out, 1, files, {"precision": config.precision, "probe": {"tokens": [], "loss": 0.0}}
+        )
     engine.disconnect()
 
 

@@ -1,9 +1,9 @@
 """Engines of many configurations, one after another in the same processes:
 `python equivalence_run.py FILE.json OUT DATA [as_on_cuda]`.
 
-FILE.json: {name: [numbers of ranks, a run's JSON]}. Every run takes all its steps on each of its numbers of ranks. DeepSpeed
-is imported once, and the ranks are forked from there. OUT gets RANKS.json: {name: figures}. as_on_cuda: DeepSpeed takes the
-branches that it takes on a GPU.
+FILE.json: {name: [numbers of ranks, a run's JSON]}. Every run takes all its steps on each of its
+numbers of ranks. DeepSpeed is imported once, and the ranks are forked from there. OUT gets
+RANKS.json: {name: figures}. as_on_cuda: DeepSpeed takes the branches that it takes on a GPU.
 """
 
 import json
@@ -26,9 +26,17 @@ def run(config, dataset, world):
     """What a run's steps and evaluations find, in one engine."""
     options = config.options
     streams = Streams(dataset.split("train"), config.batch.global_size, options.seq_len)
-    evaluator = Evaluator(dataset.split("test"), dataset.vocab, options.seq_len, options.last_n, options.eval_batch_size,
-                          options.max_eval_steps, world.rank, world.size,
-                          config.batch.micro_size)  # fmt: skip
+    evaluator = Evaluator(
+        dataset.split("test"),
+        dataset.vocab,
+        options.seq_len,
+        options.last_n,
+        options.eval_batch_size,
+        options.max_eval_steps,
+        world.rank,
+        world.size,
+        config.batch.micro_size,
+    )
     with torch.device("meta"):
         model = GPT(config.model, None, options.activation_checkpointing)
     made = engine.Engine(model, config, world, model.initial_weights(options.seed))
@@ -40,7 +48,9 @@ def run(config, dataset, world):
     found = {"loss": [], "grad_norm": [], "norms": [], "skipped": 0, "eval": [evaluate()]}
     rows = range(world.rank, config.batch.global_size, world.size)
     while len(found["loss"]) < options.max_train_steps:
-        batch = streams.batch(len(found["loss"]), rows).reshape(config.batch.accumulation, config.batch.micro_size, -1)
+        batch = streams.batch(len(found["loss"]), rows).reshape(
+            config.batch.accumulation, config.batch.micro_size, -1
+        )
         result = made.step(batch, want_norms=True)
         if not result.applied:
             found["skipped"] += 1
@@ -68,7 +78,10 @@ def all_runs(runs, out, dataset, device):
     # As if this CPU were fast in it.
     type(engine.deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
     with device():
-        found = {name: run(resolve(tree, name, world.size), dataset, world) for name, tree in runs.items()}
+        found = {
+            name: run(resolve(tree, name, world.size), dataset, world)
+            for name, tree in runs.items()
+        }
     if world.rank == 0:
         (out / f"{world.size}.json").write_text(json.dumps(found))
     engine.disconnect()

@@ -1,7 +1,8 @@
-"""Runs of two ranks with faults planted in them, one after another: `python failing_run.py FAULT[,…] TRAIN-OPTIONS`.
+"""Runs of two ranks with faults planted in them, one after another: `python failing_run.py
+FAULT[,…] TRAIN-OPTIONS`.
 
-Every fault's run is kept in the folder FAULT, with what each rank wrote to stderr in FAULT/RANK. Prints a line of JSON a
-fault: [fault, [[exit code, seconds], …]], in the order of ranks.
+Every fault's run is kept in the folder FAULT, with what each rank wrote to stderr in FAULT/RANK.
+Prints a line of JSON a fault: [fault, [[exit code, seconds], …]], in the order of ranks.
 """
 
 import json
@@ -12,8 +13,10 @@ from pathlib import Path
 from forked import fork_ranks
 from planted import Plant, mark_modules
 
-from gpt import trainer  # noqa: F401, so that it need not be imported in every rank
-from gpt import train
+from gpt import (
+    train,
+    trainer,  # noqa: F401, so that it need not be imported in every rank
+)
 from gpt.errors import run
 
 

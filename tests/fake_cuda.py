@@ -1,7 +1,9 @@
-"""A CPU that answers DeepSpeed's questions as a CUDA device does, so that tests run the code of a GPU without one.
+"""A CPU that answers DeepSpeed's questions as a CUDA device does, so that tests run the code of a
+GPU without one.
 
-It takes DeepSpeed's branches for devices that work beside their host: streams, events, pinned copies, waits before memory is
-used again; products go through F.linear. It shows no race between streams, no kernel and no time.
+It takes DeepSpeed's branches for devices that work beside their host: streams, events, pinned
+copies, waits before memory is used again; products go through F.linear. It shows no race between
+streams, no kernel and no time.
 """
 
 import sys
@@ -14,18 +16,21 @@ import torch
 from gpt import engine
 from gpt.kernels import linear
 
-READING = ("item", "tolist", "cpu", "__bool__", "__float__", "__int__")  # of a tensor: the host waits for its value
+# of a tensor: the host waits for its value
+READING = ("item", "tolist", "cpu", "__bool__", "__float__", "__int__")
 
 
 class Synchronisations:
     """How often the host would have waited for the device since `clear()`.
 
-    kinds: {"device" | "stream" | "event" | "Tensor.item" …: times}. places: {(kind, "file.py:line"): times}, the line of
-    the project or of DeepSpeed that asked. Whether a tensor lies on the host cannot be seen: reading one counts, too.
+    kinds: {"device" | "stream" | "event" | "Tensor.item" …: times}. places: {(kind,
+    "file.py:line"): times}, the line of the project or of DeepSpeed that asked. Whether a tensor
+    lies on the host cannot be seen: reading one counts, too.
     """
 
     def __init__(self):
-        self.kinds, self.places = Counter(), Counter()
+        self.kinds = Counter()
+        self.places = Counter()
 
     @property
     def total(self) -> int:
@@ -38,10 +43,14 @@ class Synchronisations:
     def count(self, kind):
         self.kinds[kind] += 1
         frame = sys._getframe(1)
-        while frame and not any(part in frame.f_code.co_filename for part in ("/deepspeed/", "/gpt/")):
+        while frame and not any(
+            part in frame.f_code.co_filename for part in ("/deepspeed/", "/gpt/")
+        ):
             frame = frame.f_back
         if frame:
-            self.places[kind, f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"] += 1
+            self.places[
+                kind, f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
+            ] += 1
 
 
 class Stream:
@@ -94,7 +103,8 @@ class Event:
 
 @contextmanager
 def fake_cuda():
-    """Inside, DeepSpeed's CPU accelerator is as a CUDA device; gives the Synchronisations. Engines are made inside."""
+    """Inside, DeepSpeed's CPU accelerator is as a CUDA device; gives the Synchronisations. Engines
+    are made inside."""
     found, default = Synchronisations(), Stream()
     streams = [default]
 
@@ -131,7 +141,9 @@ def fake_cuda():
         patch.setattr(torch.Tensor, "pin_memory", lambda self, *args, **kwargs: self.clone())
         patch.setattr(linear, "_WIDE", False)
         for name in READING:
-            patch.setattr(torch.Tensor, name, _counted(getattr(torch.Tensor, name), f"Tensor.{name}", found))
+            patch.setattr(
+                torch.Tensor, name, _counted(getattr(torch.Tensor, name), f"Tensor.{name}", found)
+            )
         yield found
 
 

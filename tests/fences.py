@@ -1,7 +1,7 @@
 """Buffers by which an access out of bounds is seen, which Triton's interpreter does not notice.
 
-Inputs lie in larger buffers full of NaN, which would show in the results, and outputs in larger buffers full of a sentinel,
-which must be there afterwards; outputs start as NaN.
+Inputs lie in larger buffers full of NaN, which would show in the results, and outputs in larger
+buffers full of a sentinel, which must be there afterwards; outputs start as NaN.
 """
 
 import numpy as np
@@ -11,10 +11,15 @@ MARGIN, SENTINEL = 8192, 7.25
 
 
 def strided(values, gap=9):
-    """The same values as a view, rows `gap` numbers apart, in a buffer of NaN that reaches MARGIN further on each side."""
+    """The same values as a view, rows `gap` numbers apart, in a buffer of NaN that reaches MARGIN
+    further on each side."""
     rows, width = values.shape
     buffer = torch.full((2 * MARGIN + rows * (width + gap),), float("nan"), dtype=values.dtype)
-    return buffer[MARGIN : MARGIN + rows * (width + gap)].view(rows, width + gap)[:, 3 : 3 + width].copy_(values)
+    return (
+        buffer[MARGIN : MARGIN + rows * (width + gap)]
+        .view(rows, width + gap)[:, 3 : 3 + width]
+        .copy_(values)
+    )
 
 
 def fenced(values):
@@ -24,7 +29,8 @@ def fenced(values):
 
 
 class Outputs:
-    """Output buffers between sentinels. `check()` finds writes outside of them and places left unwritten."""
+    """Output buffers between sentinels. `check()` finds writes outside of them and places left
+    unwritten."""
 
     def __init__(self):
         self.made = []

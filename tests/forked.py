@@ -1,4 +1,5 @@
-"""Ranks that are forked from one process, which has imported all they need: imports are most of a launch's cost."""
+"""Ranks that are forked from one process, which has imported all they need: imports are most of a
+launch's cost."""
 
 import ctypes
 import os
@@ -9,12 +10,12 @@ import time
 
 import torch
 
-
 PATIENCE = 600.0  # seconds for which ranks may run
 
 
 def fork_ranks(size: int, work) -> list:
-    """(exit code, seconds until it ended) of `size` ranks on this host, each of which does `work()`.
+    """(exit code, seconds until it ended) of `size` ranks on this host, each of which does
+    `work()`.
 
     A rank computes in one thread: of OpenMP's pool, which this process may have used, a fork gets
     none, and would wait for it for ever.
@@ -22,12 +23,21 @@ def fork_ranks(size: int, work) -> list:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    began, ranks, ends = time.monotonic(), {}, {}
+    began = time.monotonic()
+    ranks = {}
+    ends = {}
     for rank in range(size):
         child = os.fork()
         if child == 0:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size),
-                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")  # fmt: skip
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(size),
+                LOCAL_WORLD_SIZE=str(size),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+                OMP_NUM_THREADS="1",
+            )
             torch.set_num_threads(1)
             code = 1
             try:
@@ -52,6 +62,7 @@ def fork_ranks(size: int, work) -> list:
 
 def wait_in_c():
     """For ever, without Python's lock, by locking a mutex twice."""
-    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc = ctypes.CDLL(None)
+    mutex = ctypes.create_string_buffer(64)
     libc.pthread_mutex_lock(mutex)
     libc.pthread_mutex_lock(mutex)

@@ -1,7 +1,8 @@
-"""The fused kernels against computations in float64, Triton's under its interpreter and plain torch's by the same tests.
+"""The fused kernels against computations in float64, Triton's under its interpreter and plain
+torch's by the same tests.
 
-Run by tests/test_kernels.py in a process of its own, since TRITON_INTERPRET must be set before anything imports triton;
-by hand: `python -m pytest tests/interpreted_kernels.py`.
+Run by tests/test_kernels.py in a process of its own, since TRITON_INTERPRET must be set before
+anything imports triton; by hand: `python -m pytest tests/interpreted_kernels.py`.
 """
 
 import dataclasses
@@ -22,7 +23,9 @@ from gpt.kernels.layer_norm import add_layer_norm
 from gpt.model import GPT
 from gpt.plan import ModelConfig
 
-TRITON = pytest.param("triton", marks=pytest.mark.skipif(not launch.interpreted(), reason="triton is not installed"))
+TRITON = pytest.param(
+    "triton", marks=pytest.mark.skipif(not launch.interpreted(), reason="triton is not installed")
+)
 both = pytest.mark.parametrize("kernels", ["torch", TRITON])
 only_triton = pytest.mark.parametrize("kernels", [TRITON])
 # Largest relative error of rounding to the nearest number of a dtype, and half its smallest number.
@@ -31,7 +34,12 @@ TINY = {torch.float32: 2.0**-150, torch.float16: 2.0**-25}
 WIDTHS = [7, 64, 100, 768, 1025, 1600]
 # Every width, and every number of rows, but their product only under the marker `slow`.
 SIZES = [(5, width) for width in WIDTHS] + [(1, 7), (3, 100), (1, 1025), (3, 768)]
-MATRIX = [pytest.param(r, w, marks=pytest.mark.slow) for r in (1, 3, 5) for w in WIDTHS if (r, w) not in SIZES]
+MATRIX = [
+    pytest.param(r, w, marks=pytest.mark.slow)
+    for r in (1, 3, 5)
+    for w in WIDTHS
+    if (r, w) not in SIZES
+]
 
 pytestmark = pytest.mark.usefixtures("one_thread", "short_walks")
 
@@ -52,7 +60,8 @@ def double(tensor):
 
 
 def close(got, expected, bound):
-    """got: a tensor; expected, bound: float64. The rounding to got's dtype is allowed on top of `bound`."""
+    """got: a tensor; expected, bound: float64. The rounding to got's dtype is allowed on top of
+    `bound`."""
     error = np.abs(double(got) - expected)
     allowed = bound + UNIT[got.dtype] * np.abs(expected) + TINY[got.dtype]
     assert (error <= allowed).all(), f"error {np.max(error / allowed):.3g} times the bound"
@@ -65,21 +74,28 @@ def close(got, expected, bound):
 @pytest.mark.parametrize("rows, width", [(1, 7), (5, 100), (3, 1025)])
 def test_layer_norm_stays_in_its_buffers(rows, width, kernels):
     x, residual, grad_normed, grad_total = (strided(random(rows, width, seed=s)) for s in range(4))
-    weight, bias, outputs = fenced(random(width, seed=5)), fenced(random(width, seed=6)), Outputs()
-    for residual, grad_total in [(residual, grad_total), (None, None)]:
-        normed, total, stats = outputs(rows, width), outputs(rows, width), outputs(2, rows)
+    weight = fenced(random(width, seed=5))
+    bias = fenced(random(width, seed=6))
+    outputs = Outputs()
+    for residual, grad_total in [(residual, grad_total), (None, None)]:  # noqa: B020
+        normed = outputs(rows, width)
+        total = outputs(rows, width)
+        stats = outputs(2, rows)
         layer_norm.launch_forward(x, residual, weight, bias, normed, total, stats, 1e-5)
         source = total if residual is not None else total.copy_(x)
         programs, per_program = launch.share_rows(rows, 1, x.device)
         grads = outputs(rows, width), outputs(2, programs, width)
-        layer_norm.launch_backward(grad_normed, grad_total, source, weight, stats, *grads, per_program)
+        layer_norm.launch_backward(
+            grad_normed, grad_total, source, weight, stats, *grads, per_program
+        )
     outputs.check()
 
 
 @only_triton
 @pytest.mark.parametrize("rows, width", [(1, 7), (5, 100), (3, 1025)])
 def test_gelu_stays_in_its_buffers(rows, width, kernels):
-    x, grad = strided(random(rows, width)), strided(random(rows, width, seed=1))
+    x = strided(random(rows, width))
+    grad = strided(random(rows, width, seed=1))
     bias, outputs = fenced(random(width, seed=2)), Outputs()
     gelu.launch_forward(x, bias, outputs(rows, width))
     programs, per_program = launch.share_rows(rows, 1, x.device)
@@ -90,13 +106,19 @@ def test_gelu_stays_in_its_buffers(rows, width, kernels):
 @only_triton
 @pytest.mark.parametrize("vocab_size", [5, 1000, 5000])
 def test_cross_entropy_stays_in_its_buffers(vocab_size, kernels):
-    values, targets, outputs = random(3, vocab_size), torch.tensor([0, 1, vocab_size - 1]), Outputs()
+    values = random(3, vocab_size)
+    targets = torch.tensor([0, 1, vocab_size - 1])
+    outputs = Outputs()
     logits = outputs(3, vocab_size + 9)
     logits[:, 3:-6] = values
     rank = torch.full((2 * MARGIN + 3,), -7)
     view = rank[MARGIN:-MARGIN]
     cross_entropy.launch(logits[:, 3:-6], targets, outputs(3), view, 1.0, True)
-    assert (rank == -7).sum() == 2 * MARGIN and logits[:, :3].isnan().all() and logits[:, -6:].isnan().all()
+    assert (
+        (rank == -7).sum() == 2 * MARGIN
+        and logits[:, :3].isnan().all()
+        and logits[:, -6:].isnan().all()
+    )
     logits[:, :3] = logits[:, -6:] = 0
     outputs.check()
 
@@ -114,15 +136,22 @@ def numpy_layer_norm(total, weight, bias, grad_normed, grad_total, eps=1e-5):
     for n, s, g in zip(normal, deviation, grad_normed * weight):
         jacobian = (centring - np.outer(n, n) / width) / s
         grads.append(jacobian @ g)
-    return normal * weight + bias, np.array(grads) + grad_total, (grad_normed * normal).sum(0), grad_normed.sum(0)
+    return (
+        normal * weight + bias,
+        np.array(grads) + grad_total,
+        (grad_normed * normal).sum(0),
+        grad_normed.sum(0),
+    )
 
 
 def layer_norm_bounds(total, weight, grad_normed, kernels):
-    """Errors of (normed, d total, d weight, d bias) beside the last rounding, in units of what the formulas handle.
+    """Errors of (normed, d total, d weight, d bias) beside the last rounding, in units of what the
+    formulas handle.
 
-    A sum of n numbers in fp32, added in pairs, errs by at most 2**-24 log2(n) of the sum of their magnitudes; a dozen
-    further operations are one unit each. Before the mean is subtracted numbers are max|total| / deviation times as large
-    as after, and every result depends on the difference; torch's backward multiplies such numbers by one another.
+    A sum of n numbers in fp32, added in pairs, errs by at most 2**-24 log2(n) of the sum of their
+    magnitudes; a dozen further operations are one unit each. Before the mean is subtracted numbers
+    are max|total| / deviation times as large as after, and every result depends on the difference;
+    torch's backward multiplies such numbers by one another.
     """
     deviation = total.std(1, keepdims=True)
     growth = 1 + np.abs(total).max(1, keepdims=True) / deviation
@@ -132,7 +161,12 @@ def layer_norm_bounds(total, weight, grad_normed, kernels):
         unit = unit * growth
     incoming = np.abs(grad_normed * weight).max(1, keepdims=True)
     sums = (unit * np.abs(grad_normed) * (1 + normal)).sum(0)
-    return unit * (1 + normal) * (np.abs(weight) + 1), unit * incoming * (2 + normal.max()) ** 2 / deviation, sums, sums
+    return (
+        unit * (1 + normal) * (np.abs(weight) + 1),
+        unit * incoming * (2 + normal.max()) ** 2 / deviation,
+        sums,
+        sums,
+    )
 
 
 @both
@@ -140,12 +174,15 @@ def layer_norm_bounds(total, weight, grad_normed, kernels):
 @pytest.mark.parametrize("dtype", UNIT)
 @pytest.mark.parametrize("rows, width", SIZES + MATRIX)
 def test_layer_norm(rows, width, dtype, offset, kernels):
-    x, residual = (strided(random(rows, width, seed=s, offset=offset / 2, dtype=dtype)) for s in (1, 2))
+    x, residual = (
+        strided(random(rows, width, seed=s, offset=offset / 2, dtype=dtype)) for s in (1, 2)
+    )
     grad_normed, grad_total = (strided(random(rows, width, seed=s, dtype=dtype)) for s in (3, 4))
     weight, bias = (fenced(random(width, seed=s, offset=1.0, dtype=dtype)) for s in (5, 6))
     leaves = [tensor.requires_grad_() for tensor in (x, residual, weight, bias)]
     normed, total = add_layer_norm(*leaves, kernels=kernels)
-    # Rounded to fp32, then to the dtype. The sum of two fp32 numbers, rounded to float64 first, rounds to the same fp32.
+    # Rounded to fp32, then to the dtype. The sum of two fp32 numbers, rounded to float64 first,
+    # rounds to the same fp32.
     summed = torch.from_numpy((double(x) + double(residual)).astype(np.float32)).to(dtype)
     assert torch.equal(total, summed)
     bounds = layer_norm_bounds(*map(double, (summed, weight, grad_normed)), kernels)
@@ -162,38 +199,53 @@ def test_layer_norm(rows, width, dtype, offset, kernels):
     source = strided(summed).requires_grad_()
     alone = layer_norm.layer_norm(source, weight, bias, kernels=kernels)
     grads = torch.autograd.grad(alone, (source, weight, bias), grad_normed)
-    for got, true, bound in zip((alone, *grads), (expected[0], expected[1] - double(grad_total), *expected[2:]), bounds):
+    for got, true, bound in zip(
+        (alone, *grads), (expected[0], expected[1] - double(grad_total), *expected[2:]), bounds
+    ):
         close(got, true, bound)
 
 
 @both
 def test_residual_stream_wider_than_the_weights(kernels):
-    x = random(3, 2, 64, dtype=torch.float16).transpose(0, 1).requires_grad_()  # whose rows have no common stride
+    # whose rows have no common stride
+    x = random(3, 2, 64, dtype=torch.float16).transpose(0, 1).requires_grad_()
     residual = random(2, 3, 64, seed=1).requires_grad_()
     weight, bias = (random(64, seed=s, dtype=torch.float16).requires_grad_() for s in (2, 3))
     normed, total = add_layer_norm(x, residual, weight, bias, kernels=kernels)
     assert (normed.dtype, total.dtype, total.shape) == (torch.float16, torch.float32, (2, 3, 64))
     assert torch.equal(total, residual + x.float())
     (normed.float().square().sum() + total.sum()).backward()
-    assert [t.grad.dtype for t in (x, residual, weight)] == [torch.float16, torch.float32, torch.float16]
+    assert [t.grad.dtype for t in (x, residual, weight)] == [
+        torch.float16,
+        torch.float32,
+        torch.float16,
+    ]
     assert torch.equal(x.grad, residual.grad.half())
 
 
 @both
 def test_layer_norm_whose_results_are_used_in_part(kernels):
-    leaves = [random(3, 7, seed=s).requires_grad_() for s in (1, 2)] + [random(7, seed=3), random(7, seed=4)]
+    leaves = [random(3, 7, seed=s).requires_grad_() for s in (1, 2)] + [
+        random(7, seed=3),
+        random(7, seed=4),
+    ]
     normed, total = add_layer_norm(*leaves, kernels=kernels)
     (only_total,) = torch.autograd.grad(total, leaves[0], torch.ones(3, 7), retain_graph=True)
     assert (only_total == 1).all()
     only_normed = torch.autograd.grad(normed, leaves[:2], torch.ones(3, 7))
-    _, expected, _, _ = numpy_layer_norm(*map(double, (total, leaves[2], leaves[3])), np.ones((3, 7)), 0)
-    assert np.abs(double(only_normed[0]) - expected).max() < 1e-5  # a hundred times fp32's unit, of numbers about 1
+    _, expected, _, _ = numpy_layer_norm(
+        *map(double, (total, leaves[2], leaves[3])), np.ones((3, 7)), 0
+    )
+    # a hundred times fp32's unit, of numbers about 1
+    assert np.abs(double(only_normed[0]) - expected).max() < 1e-5
 
 
 @only_triton
 def test_layer_norm_beyond_the_widest(kernels):
     with pytest.raises(UserError, match='8193 numbers.*8192.*kernels to "torch"'):
-        layer_norm.layer_norm(torch.zeros(1, 8193), torch.ones(8193), torch.zeros(8193), kernels=kernels)
+        layer_norm.layer_norm(
+            torch.zeros(1, 8193), torch.ones(8193), torch.zeros(8193), kernels=kernels
+        )
 
 
 # ---- GELU
@@ -210,9 +262,10 @@ def numpy_gelu(z):
 @pytest.mark.parametrize("dtype", UNIT)
 @pytest.mark.parametrize("rows, width", SIZES + MATRIX)
 def test_bias_gelu(rows, width, dtype, kernels):
-    """z = x + bias carries a relative error of one unit (torch: the dtype's), times the slope of gelu, at most 1.13, or
-    of its derivative, at most 0.8. Beyond that sigmoid's argument, below 20 where sigmoid(-2u) matters, and a dozen
-    operations: 40 units of fp32. The sums over rows add the errors of their terms, in torch after rounding each."""
+    """z = x + bias carries a relative error of one unit (torch: the dtype's), times the slope of
+    gelu, at most 1.13, or of its derivative, at most 0.8. Beyond that sigmoid's argument, below 20
+    where sigmoid(-2u) matters, and a dozen operations: 40 units of fp32. The sums over rows add the
+    errors of their terms, in torch after rounding each."""
     x, grad = (strided(random(rows, width, seed=s, scale=3, dtype=dtype)) for s in (1, 2))
     bias = fenced(random(width, seed=3, dtype=dtype))
     x, bias = x.requires_grad_(), bias.requires_grad_()
@@ -222,7 +275,8 @@ def test_bias_gelu(rows, width, dtype, kernels):
     value, slope = numpy_gelu(z)
     unit = (UNIT[dtype] if kernels == "torch" else 2.0**-24) * np.abs(z)
     close(result, value, 1.13 * unit + 40 * 2.0**-24 * (1 + np.abs(z)))
-    expected, bound = double(grad) * slope, np.abs(double(grad)) * (unit + 40 * 2.0**-24 * (1 + np.abs(z)))
+    expected = double(grad) * slope
+    bound = np.abs(double(grad)) * (unit + 40 * 2.0**-24 * (1 + np.abs(z)))
     close(grad_x, expected, bound)
     each = bound + (UNIT[dtype] * np.abs(expected) if kernels == "torch" else 0)
     close(grad_bias, expected.sum(0), each.sum(0) + rows * 2.0**-24 * np.abs(expected).sum(0))
@@ -230,14 +284,19 @@ def test_bias_gelu(rows, width, dtype, kernels):
 
 @only_triton
 def test_gelu_keeps_its_tail(kernels):
-    """Relative error far below zero, where 1 + tanh(u) has no digits left: the units of exp's argument, at most 90."""
+    """Relative error far below zero, where 1 + tanh(u) has no digits left: the units of exp's
+    argument, at most 90."""
     x = torch.linspace(-10, -3, 64)[None]
-    value = double(x) / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (double(x) + 0.044715 * double(x) ** 3)))
+    value = double(x) / (
+        1 + np.exp(-2 * np.sqrt(2 / np.pi) * (double(x) + 0.044715 * double(x) ** 3))
+    )
     close(bias_gelu(x, torch.zeros(64), kernels), value, 120 * 2.0**-24 * np.abs(value))
 
 
 @only_triton
-@pytest.mark.parametrize("dtype, large", [(torch.float32, 1e30), (torch.float16, 6e4), (torch.float32, 30.0)])
+@pytest.mark.parametrize(
+    "dtype, large", [(torch.float32, 1e30), (torch.float16, 6e4), (torch.float32, 30.0)]
+)
 def test_gelu_of_extreme_numbers(dtype, large, kernels):
     x = torch.tensor([[large, -large, 0.0, large]], dtype=dtype, requires_grad=True)
     result = bias_gelu(x, torch.zeros(4, dtype=dtype), kernels)
@@ -250,7 +309,8 @@ def test_gelu_of_extreme_numbers(dtype, large, kernels):
 
 
 def numpy_cross_entropy(logits, targets):
-    """(nats, d nats / d logits, rank) in float64; rank by sorting, which keeps equal logits in the order of their ids."""
+    """(nats, d nats / d logits, rank) in float64; rank by sorting, which keeps equal logits in the
+    order of their ids."""
     rows = np.arange(len(logits))
     shifted = logits - logits.max(1, keepdims=True)
     log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
@@ -261,8 +321,9 @@ def numpy_cross_entropy(logits, targets):
 
 
 def check_cross_entropy(values, targets, scale, kernels):
-    """nats err by a unit of the logits' differences and of log(sum), p = exp(x - max) / sum by the units of exp's
-    argument, at most 90 where p does not vanish, and of a sum in pairs; all in fp32, then one rounding."""
+    """nats err by a unit of the logits' differences and of log(sum), p = exp(x - max) / sum by the
+    units of exp's argument, at most 90 where p does not vanish, and of a sum in pairs; all in fp32,
+    then one rounding."""
     nats, gradient, rank = numpy_cross_entropy(double(values), targets.numpy())
     unit = 2.0**-24 * (np.log2(values.shape[1]) + 12)
     logits = strided(values)
@@ -272,7 +333,11 @@ def check_cross_entropy(values, targets, scale, kernels):
     assert got.dtype == torch.float32 and torch.equal(logits, before)
     close(got, nats, unit)
     assert torch.equal(softmax_gradient_(logits, targets, scale, kernels=kernels), got)
-    close(logits, scale * gradient, scale * (unit + 90 * 2.0**-24) * (np.abs(gradient) + (gradient < 0)))
+    close(
+        logits,
+        scale * gradient,
+        scale * (unit + 90 * 2.0**-24) * (np.abs(gradient) + (gradient < 0)),
+    )
     return logits
 
 
@@ -287,7 +352,9 @@ def test_cross_entropy(rows, vocab_size, dtype, kernels):
 
 
 @both
-@pytest.mark.parametrize("dtype, large", [(torch.float16, 6e4), (torch.float32, 6e4), (torch.float32, 1e30)])
+@pytest.mark.parametrize(
+    "dtype, large", [(torch.float16, 6e4), (torch.float32, 6e4), (torch.float32, 1e30)]
+)
 def test_cross_entropy_of_extreme_logits(dtype, large, kernels):
     values = torch.full((6, 300), -large)
     values[1] = large
@@ -298,7 +365,9 @@ def test_cross_entropy_of_extreme_logits(dtype, large, kernels):
 
 
 @both
-@pytest.mark.parametrize("dtype, scale", [(torch.float32, 1e-30), (torch.float32, 1e30), (torch.float16, 32768.0)])
+@pytest.mark.parametrize(
+    "dtype, scale", [(torch.float32, 1e-30), (torch.float32, 1e30), (torch.float16, 32768.0)]
+)
 def test_scale_of_the_gradient(dtype, scale, kernels):
     values = torch.zeros(2, 4000, dtype=dtype)
     values[:, 100:] = -12  # each about 6e-8: beneath fp16 without the scale
@@ -314,7 +383,8 @@ def test_ranks_of_equal_logits(kernels):
 
 @both
 def test_ignored_targets(kernels):
-    values, targets = random(4, 128, scale=4), torch.tensor([5, -100, 9, -100])
+    values = random(4, 128, scale=4)
+    targets = torch.tensor([5, -100, 9, -100])
     expected, gradient, _ = numpy_cross_entropy(double(values), np.array([5, 0, 9, 0]))
     nats, rank = score_logits(values, targets, kernels)
     assert nats[[1, 3]].tolist() == rank[[1, 3]].tolist() == [0, 0]
@@ -335,21 +405,28 @@ def test_targets_outside_the_vocabulary_are_not_numbers(target, kernels):
 
 
 def leaves64(*shapes):
-    return [random(*shape, seed=s, dtype=torch.float64).requires_grad_() for s, shape in enumerate(shapes)]
+    return [
+        random(*shape, seed=s, dtype=torch.float64).requires_grad_()
+        for s, shape in enumerate(shapes)
+    ]
 
 
 @only_triton
 def test_gradients_agree_with_finite_differences(kernels):
     inputs = leaves64((3, 5), (3, 5), (5,), (5,))
     assert torch.autograd.gradcheck(lambda *args: add_layer_norm(*args, kernels=kernels), inputs)
-    assert torch.autograd.gradcheck(lambda *args: layer_norm.layer_norm(*args, kernels=kernels), inputs[1:])
+    assert torch.autograd.gradcheck(
+        lambda *args: layer_norm.layer_norm(*args, kernels=kernels), inputs[1:]
+    )
     assert torch.autograd.gradcheck(lambda *args: bias_gelu(*args, kernels=kernels), inputs[1:3])
 
 
 @only_triton
 def test_operations_are_registered_soundly(kernels):
     x, residual, weight, bias = leaves64((2, 3, 5), (2, 3, 5), (5,), (5,))
-    stats, logits, targets = torch.ones(2, 6), random(2, 9), torch.tensor([3, -100])
+    stats = torch.ones(2, 6)
+    logits = random(2, 9)
+    targets = torch.tensor([3, -100])
     for name, *args in [
         ("layer_norm", x, residual, weight, bias, 1e-5),
         ("layer_norm", x, None, weight, bias, 1e-5),
@@ -365,22 +442,28 @@ def test_operations_are_registered_soundly(kernels):
 # ---- The trial before a run
 
 
-MODEL = ModelConfig(n_layers=2, h_dim=24, mlp_dim=40, n_heads=2, head_dim=8, vocab_size=37, seq_len=6)
+MODEL = ModelConfig(
+    n_layers=2, h_dim=24, mlp_dim=40, n_heads=2, head_dim=8, vocab_size=37, seq_len=6
+)
 CPU = torch.device("cpu")
 
 
 @pytest.mark.skipif(not launch.interpreted(), reason="triton is not installed")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("widths", [(24, 40, 37), (768, 3072, 16384), (1000, 1025, 5000), (1, 1, 2), (2, 3, 3)])
+@pytest.mark.parametrize(
+    "widths", [(24, 40, 37), (768, 3072, 16384), (1000, 1025, 5000), (1, 1, 2), (2, 3, 3)]
+)
 def test_right_kernels_pass_the_trial(widths, dtype):
     model = dataclasses.replace(MODEL, **dict(zip(("h_dim", "mlp_dim", "vocab_size"), widths)))
     assert choose("triton", CPU, model, dtype) == ("triton", "as asked for")
 
 
-WRONG = [  # launcher, place of the result that is spoilt among its arguments, what the trial says
+# launcher, place of the result that is spoilt among its arguments, what the trial says
+WRONG = [
     (layer_norm, "launch_forward", 4, "LayerNorm kernels give a wrong result"),
     (layer_norm, "launch_forward", 5, "LayerNorm kernels give a wrong sum with the stream"),
-    (layer_norm, "launch_forward", 6, "LayerNorm kernels give a wrong gradient"),  # mean and rstd
+    # mean and rstd
+    (layer_norm, "launch_forward", 6, "LayerNorm kernels give a wrong gradient"),
     (layer_norm, "launch_backward", 5, "LayerNorm kernels give a wrong gradient"),
     (layer_norm, "launch_backward", 6, "LayerNorm kernels give a wrong gradient of the weight"),
     (gelu, "launch_forward", 2, "GELU kernels give a wrong result"),
@@ -414,7 +497,8 @@ def test_wrong_kernels_are_found(module, launcher, place, words, spoil, kernels,
     with pytest.raises(UserError) as caught:
         choose("triton", CPU, MODEL, torch.float16)
     assert str(caught.value).startswith(f'kernels is "triton", but Triton\'s {words}')
-    monkeypatch.setattr(launch, "interpreted", lambda: False)  # as if compiled, on a GPU whose tensors lie here
+    # as if compiled, on a GPU whose tensors lie here
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -430,14 +514,20 @@ def test_kernels_that_fail_are_named(kernels, monkeypatch):
         raise RuntimeError("out of shared memory\nand more")
 
     monkeypatch.setattr(gelu, "launch_backward", fails)
-    with pytest.raises(UserError, match=r"Triton's GELU kernels fail here \(RuntimeError: out of shared memory\): update"):
+    with pytest.raises(
+        UserError,
+        match=r"Triton's GELU kernels fail here \(RuntimeError: out of shared memory\): update",
+    ):
         choose("triton", CPU, MODEL, torch.float32)
 
 
 @pytest.mark.skipif(not launch.interpreted(), reason="triton is not installed")
 def test_a_whole_model_with_the_kernels():
-    """The fp32 model by Triton and by torch: losses and gradients differ by the order of sums alone."""
-    config = ModelConfig(n_layers=2, h_dim=24, mlp_dim=40, n_heads=2, head_dim=8, vocab_size=37, seq_len=6)
+    """The fp32 model by Triton and by torch: losses and gradients differ by the order of sums
+    alone."""
+    config = ModelConfig(
+        n_layers=2, h_dim=24, mlp_dim=40, n_heads=2, head_dim=8, vocab_size=37, seq_len=6
+    )
     tokens = torch.randint(37, (2, 7), generator=torch.Generator().manual_seed(1))
     found = {}
     for kernels in ("torch", "triton"):
@@ -445,6 +535,11 @@ def test_a_whole_model_with_the_kernels():
         loss = model(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         scores = model(tokens[:, :-1], tokens[:, 1:], torch.ones(2, 6, dtype=torch.bool))
-        found[kernels] = [loss, scores.nats, scores.rank, *(parameter.grad for parameter in model.parameters())]
+        found[kernels] = [
+            loss,
+            scores.nats,
+            scores.rank,
+            *(parameter.grad for parameter in model.parameters()),
+        ]
     for one, other in zip(*found.values()):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,5 @@
-"""Bytes of all tensors that are alive, and the most there were: also of memory that nobody has touched yet."""
+"""Bytes of all tensors that are alive, and the most there were: also of memory that nobody has
+touched yet."""
 
 import weakref
 
@@ -8,9 +9,11 @@ from torch.utils._pytree import tree_flatten
 
 
 class LiveStorages(TorchDispatchMode):
-    """Counts the storages of all tensors that are made inside, until the last reference to them is gone.
+    """Counts the storages of all tensors that are made inside, until the last reference to them is
+    gone.
 
-    bytes: alive now. peak: the most at once since `restart()`. What an operation allocates and frees within itself is not seen.
+    bytes: alive now. peak: the most at once since `restart()`. What an operation allocates and
+    frees within itself is not seen.
     """
 
     def __init__(self):
@@ -20,7 +23,11 @@ class LiveStorages(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        given = {id(t.untyped_storage()) for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)}
+        given = {
+            id(t.untyped_storage())
+            for t in tree_flatten((args, kwargs))[0]
+            if isinstance(t, torch.Tensor)
+        }
         for tensor in tree_flatten(result)[0]:
             if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
                 storage = tensor.untyped_storage()

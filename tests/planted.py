@@ -1,4 +1,5 @@
-"""A training run with a fault planted in it: `python planted.py FAULT[,FAULT…] TRAIN-OPTIONS`, under any launcher.
+"""A training run with a fault planted in it: `python planted.py FAULT[,FAULT…] TRAIN-OPTIONS`,
+under any launcher.
 
 spike=N        batch N is made of random tokens
 without=N+M    the run never sees the batches N and M: those after them move up
@@ -55,13 +56,20 @@ class Plant:
 
     def spike(self, value):
         def change(index, batch):
-            return batch if index != int(value) else np.random.default_rng(index).integers(259, 2048, batch.shape)
+            return (
+                batch
+                if index != int(value)
+                else np.random.default_rng(index).integers(259, 2048, batch.shape)
+            )
 
         self._on_batch(change)
 
     def without(self, value):
-        read, absent = corpus.Streams.batch, [int(number) for number in value.split("+")]
-        corpus.Streams.batch = lambda streams, index, rows=None: read(streams, spikes.batch_index(index, absent), rows)
+        read = corpus.Streams.batch
+        absent = [int(number) for number in value.split("+")]
+        corpus.Streams.batch = lambda streams, index, rows=None: read(
+            streams, spikes.batch_index(index, absent), rows
+        )
 
     def nan(self, value):
         forward = model.MLP.forward
@@ -123,8 +131,13 @@ class Plant:
 
     def _at(self, value, action):
         rank, number = map(int, value.split("@"))
-        self._on_batch(lambda index, batch: action() or batch if (rank, number) == (int(os.environ["RANK"]), index + 1)
-                       else batch)  # fmt: skip
+        self._on_batch(
+            lambda index, batch: (
+                action() or batch
+                if (rank, number) == (int(os.environ["RANK"]), index + 1)
+                else batch
+            )
+        )
 
     def slow(self, value):
         add = evaluation.Evaluator._add
@@ -136,22 +149,33 @@ class Plant:
 
         def hashing(folder, own_rank):
             left[0] -= own_rank == rank
-            return int("a planted fault") if (left[0], own_rank) == (0, rank) else hash_files(folder, own_rank)
+            return (
+                int("a planted fault")
+                if (left[0], own_rank) == (0, rank)
+                else hash_files(folder, own_rank)
+            )
 
         checkpoint.own_files = hashing
 
     def uncommitted(self, value):
         """Where the new checkpoint has its manifest, and takes its place."""
-        write, rename, left = checkpoint.write_manifest, os.rename, [int(value)]
+        write = checkpoint.write_manifest
+        rename = os.rename
+        left = [int(value)]
 
         def renaming(source, target):
-            int("a planted fault") if left[0] == 0 and str(source).endswith(".staging") else rename(source, target)
+            (
+                int("a planted fault")
+                if left[0] == 0 and str(source).endswith(".staging")
+                else rename(source, target)
+            )
 
         def counting(*args):
             left[0] -= 1
             write(*args)
 
-        checkpoint.write_manifest, os.rename = counting, renaming
+        checkpoint.write_manifest = counting
+        os.rename = renaming
 
     def unremoved(self, value):
         rename = os.rename
@@ -176,8 +200,16 @@ class Plant:
 
             setattr(module, name, counted)
 
-        for module, name in ((os, "rename"), (os, "replace"), (torch, "save"), (checkpoint, "sync"), (files, "sync"),
-                             (checkpoint, "hash_file"), (checkpoint, "write_atomically"), (checkpoint.shutil, "rmtree")):  # fmt: skip
+        for module, name in (
+            (os, "rename"),
+            (os, "replace"),
+            (torch, "save"),
+            (checkpoint, "sync"),
+            (files, "sync"),
+            (checkpoint, "hash_file"),
+            (checkpoint, "write_atomically"),
+            (checkpoint.shutil, "rmtree"),
+        ):
             counting(module, name)
 
 
@@ -195,7 +227,10 @@ def mark_modules():
 
 
 if __name__ == "__main__":
-    faults = sys.argv.pop(next(i for i, word in enumerate(sys.argv) if i and not word.startswith("--")))  # the launcher adds one
+    # the launcher adds one
+    faults = sys.argv.pop(
+        next(i for i, word in enumerate(sys.argv) if i and not word.startswith("--"))
+    )
     mark_modules()
     Plant(faults)
     run(train.main)

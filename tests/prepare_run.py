@@ -1,4 +1,5 @@
-"""tools/prepare_data.py with units of 16 KiB and a fault planted in it: `python prepare_run.py FAULT OPTIONS`.
+"""tools/prepare_data.py with units of 16 KiB and a fault planted in it: `python prepare_run.py
+FAULT OPTIONS`.
 
 units=N    the command is killed when N units are done
 packed     the command is killed when the dataset is packed, before it appears
@@ -32,5 +33,7 @@ if __name__ == "__main__":
 
     prepare.Progress.finish = finish_and_fail
     if fault == "packed":
-        prepare.assemble = lambda *args, assemble=prepare.assemble: assemble(*args) or os.kill(os.getpid(), signal.SIGKILL)
+        prepare.assemble = lambda *args, assemble=prepare.assemble: (
+            assemble(*args) or os.kill(os.getpid(), signal.SIGKILL)
+        )
     runpy.run_path(str(ROOT / "tools" / "prepare_data.py"), run_name="__main__")

@@ -20,8 +20,13 @@ from gpt.errors import UserError
 from gpt.trainer import Trainer
 
 TRAIN = ROOT / "gpt" / "train.py"
-FILES = ["checkpoint.json", "config.yaml", "mp_rank_00_model_states.pt", "tokenizer.model",
-         "zero_pp_rank_0_mp_rank_00_optim_states.pt"]  # fmt: skip
+FILES = [
+    "checkpoint.json",
+    "config.yaml",
+    "mp_rank_00_model_states.pt",
+    "tokenizer.model",
+    "zero_pp_rank_0_mp_rank_00_optim_states.pt",
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,15 @@ def run(finished, tmp_path):
 
 
 def go_on(run, run_command, *options, steps=8):
-    command = [sys.executable, TRAIN, "--ds_config", run / "tiny.json", "--max_train_steps", steps, *options]
+    command = [
+        sys.executable,
+        TRAIN,
+        "--ds_config",
+        run / "tiny.json",
+        "--max_train_steps",
+        steps,
+        *options,
+    ]
     return run_command(command, run)
 
 
@@ -80,7 +93,9 @@ def test_any_damage_is_found_named_and_walked_back_from(name, how, run):
 
 
 def test_a_disk_that_cannot_be_read_is_walked_back_from(run, monkeypatch):
-    folder, read, notices = run / "runs/tiny/checkpoints", checkpoint.hash_file, []
+    folder = run / "runs/tiny/checkpoints"
+    read = checkpoint.hash_file
+    notices = []
 
     def hash_file(path):
         if "global_step6/mp_rank" in str(path):
@@ -89,23 +104,27 @@ def test_a_disk_that_cannot_be_read_is_walked_back_from(run, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "hash_file", hash_file)
     assert checkpoint.newest_good(folder, notices) == "global_step5"
-    assert notices == [f"CHECKPOINT NOT USED: {folder}/global_step6/mp_rank_00_model_states.pt: Input/output error: use another "
-                       "checkpoint; going back to an earlier one"]  # fmt: skip
+    assert notices == [
+        f"CHECKPOINT NOT USED: {folder}/global_step6/mp_rank_00_model_states.pt: Input/output"
+        " error: use another checkpoint; going back to an earlier one"
+    ]
 
 
 def test_a_resumed_run_says_loudly_what_it_did_not_use(run, run_command):
     damage(run / "runs/tiny/checkpoints/global_step6/mp_rank_00_model_states.pt", "flipped")
     done = go_on(run, run_command)
     assert done.returncode == 0, done.stderr
-    assert "notice: CHECKPOINT NOT USED: runs/tiny/checkpoints/global_step6/mp_rank_00_model_states.pt is not as it was" in (
-        done.stdout
+    assert (
+        "notice: CHECKPOINT NOT USED: runs/tiny/checkpoints/global_step6/mp_rank_00_model_states.pt"
+        " is not as it was" in (done.stdout)
     )
     assert "resuming runs/tiny after step 5" in done.stdout
     by_step = {}
     for event in read_metrics(run / "runs/tiny", "train"):
         by_step.setdefault(event["step"], []).append(event["loss"])
     assert by_step[6][0] == by_step[6][1]
-    assert checkpoint.verify(run / "runs/tiny/checkpoints/global_step6")["step"] == 6  # written again, whole
+    # written again, whole
+    assert checkpoint.verify(run / "runs/tiny/checkpoints/global_step6")["step"] == 6
 
 
 def test_no_whole_checkpoint_is_an_error_that_overwrites_nothing(run, run_command):
@@ -132,68 +151,135 @@ def test_a_checkpoint_by_name(run, run_command):
     done = go_on(run, run_command, "--resume", "global_step4")
     assert done.returncode == 0 and "resuming runs/tiny after step 4" in done.stdout, done.stderr
     done = go_on(run, run_command, "--resume", "global_step7000")
-    assert done.returncode == 2 and "has no checkpoint 'global_step7000': it has global_step" in done.stderr
+    assert (
+        done.returncode == 2
+        and "has no checkpoint 'global_step7000': it has global_step" in done.stderr
+    )
 
 
 def test_a_change_must_be_allowed(run, run_command):
     refused = go_on(run, run_command, "--max_lr", "0.002")
-    assert refused.returncode == 2 and "(scheduler.params.max_lr was 0.003, is 0.002)" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "(scheduler.params.max_lr was 0.003, is 0.002)" in refused.stderr
+    )
     wrong = go_on(run, run_command, "--max_lr", "0.002", "--allow_change", "params.max_lr")
-    assert wrong.returncode == 2 and ("--allow_change params.max_lr: no setting that makes a curve is called so (did you mean "
-                                      "'scheduler.params.max_lr'?); what differs from the checkpoint: scheduler.params.max_lr") in wrong.stderr
+    assert (
+        wrong.returncode == 2
+        and (
+            "--allow_change params.max_lr: no setting that makes a curve is called so (did you mean"
+            " 'scheduler.params.max_lr'?); what differs from the checkpoint:"
+            " scheduler.params.max_lr"
+        )
+        in wrong.stderr
+    )
     allow = ("--max_lr", "0.002", "--allow_change", "scheduler.params.max_lr")
-    allowed, again = go_on(run, run_command, *allow), go_on(run, run_command, *allow, steps=9)
+    allowed = go_on(run, run_command, *allow)
+    again = go_on(run, run_command, *allow, steps=9)
     assert allowed.returncode == again.returncode == 0, allowed.stderr + again.stderr
-    assert "notice: changed on resuming: scheduler.params.max_lr was 0.003, is 0.002" in allowed.stdout
+    assert (
+        "notice: changed on resuming: scheduler.params.max_lr was 0.003, is 0.002" in allowed.stdout
+    )
     assert "changed on resuming" not in again.stdout
 
 
-@pytest.mark.parametrize("key, options", [
-    ("model.n_layers", {"gpt": {"n_layers": 3}}), ("optimizer.type", {"optimizer": {"type": "SGD"}}),
-    ("scheduler.type", {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-3}}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, options",
+    [
+        ("model.n_layers", {"gpt": {"n_layers": 3}}),
+        ("optimizer.type", {"optimizer": {"type": "SGD"}}),
+        ("scheduler.type", {"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-3}}}),
+    ],
+)
 def test_what_cannot_change_is_told_before_a_device_is_taken(key, options, run, sample):
     gpt = {"data_root": str(sample), "run_dir": str(run / "runs/tiny"), **options.pop("gpt", {})}
     config = resolve(tiny_run(gpt=gpt, **options), "tiny")
-    with pytest.raises(UserError, match=f"--allow_change {key}: {key} was .*, is .*, and that cannot change within a run: name"):
+    with pytest.raises(
+        UserError,
+        match=(
+            f"--allow_change {key}: {key} was .*, is .*, and that cannot change within a run: name"
+        ),
+    ):
         Trainer(config, Dataset(sample), 0, 1, allowed=[key])
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "stage", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_an_allowed_change_is_in_force(stage, sample, tmp_path, run_command):
-    """SGD without momentum: weights change by lr * (clipped gradient + weight_decay * weights), and the first of the two is
-    as long as the clipping says."""
+    """SGD without momentum: weights change by lr * (clipped gradient + weight_decay * weights), and
+    the first of the two is as long as the clipping says."""
 
     def train(steps, changed=(), **options):
-        config = write_run(tmp_path, zero_optimization={"stage": stage}, gpt={"data_root": str(sample), "log_ckpt_every": 1}, **options)
+        config = write_run(
+            tmp_path,
+            zero_optimization={"stage": stage},
+            gpt={"data_root": str(sample), "log_ckpt_every": 1},
+            **options,
+        )
         allowed = [word for key in changed for word in ("--allow_change", key)]
-        done = run_command([sys.executable, TRAIN, "--ds_config", config, "--max_train_steps", steps, *allowed], tmp_path)
+        done = run_command(
+            [sys.executable, TRAIN, "--ds_config", config, "--max_train_steps", steps, *allowed],
+            tmp_path,
+        )
         assert done.returncode == 0, done.stderr
 
     train(2, optimizer={"type": "SGD", "params": {"momentum": 0.9}})
-    schedule = {"type": "LanguiniCosineLR", "params": {"max_lr": 2e-3, "warmup_steps": 2, "decay_steps": 6}}
-    changed = ["gradient_clipping", "scheduler.params.max_lr", "optimizer.params.momentum", "optimizer.params.weight_decay"]
-    train(3, changed, optimizer={"type": "SGD", "params": {"weight_decay": 0.5}}, gradient_clipping=0.25, scheduler=schedule)
+    schedule = {
+        "type": "LanguiniCosineLR",
+        "params": {"max_lr": 2e-3, "warmup_steps": 2, "decay_steps": 6},
+    }
+    changed = [
+        "gradient_clipping",
+        "scheduler.params.max_lr",
+        "optimizer.params.momentum",
+        "optimizer.params.weight_decay",
+    ]
+    train(
+        3,
+        changed,
+        optimizer={"type": "SGD", "params": {"weight_decay": 0.5}},
+        gradient_clipping=0.25,
+        scheduler=schedule,
+    )
     for step in (2, 3):
         consolidate(tmp_path / "runs/tiny/checkpoints", tmp_path / str(step), f"global_step{step}")
     before, after = (load_file(tmp_path / str(step) / "model.safetensors") for step in (2, 3))
     lr = 6e-6 + (2e-3 - 6e-6) / 2  # half of six steps are done
     assert read_metrics(tmp_path / "runs/tiny", "train")[2]["lr"] == pytest.approx(lr, rel=1e-12)
     gradient = [(before[name] - after[name]).double() / lr - 0.5 * before[name] for name in before]
-    assert sum(part.square().sum().item() for part in gradient) ** 0.5 == pytest.approx(0.25, rel=1e-3)
+    assert sum(part.square().sum().item() for part in gradient) ** 0.5 == pytest.approx(
+        0.25, rel=1e-3
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
-def test_a_loss_scale_goes_on_by_the_rules_of_the_present_configuration(stage, sample, tmp_path, run_command):
+def test_a_loss_scale_goes_on_by_the_rules_of_the_present_configuration(
+    stage, sample, tmp_path, run_command
+):
     gpt = {"data_root": str(sample), "seq_len": 16}
-    for steps, window in ((2, 2000), (4, 1)):  # 2^3 until then, and twice as much after every further step
+    # 2^3 until then, and twice as much after every further step
+    for steps, window in ((2, 2000), (4, 1)):
         fp16 = {"enabled": True, "initial_scale_power": 3, "loss_scale_window": window}
         config = write_run(tmp_path, zero_optimization={"stage": stage}, fp16=fp16, gpt=gpt)
-        command = [sys.executable, ROOT / "tests/planted.py", "fp16", "--ds_config", config, "--max_train_steps", steps]
+        command = [
+            sys.executable,
+            ROOT / "tests/planted.py",
+            "fp16",
+            "--ds_config",
+            config,
+            "--max_train_steps",
+            steps,
+        ]
         done = run_command(command, tmp_path)
         assert done.returncode == 0, done.stderr
-    assert [event["loss_scale"] for event in read_metrics(tmp_path / "runs/tiny", "train")] == [8, 8, 16, 32]
+    assert [event["loss_scale"] for event in read_metrics(tmp_path / "runs/tiny", "train")] == [
+        8,
+        8,
+        16,
+        32,
+    ]
 
 
 def test_weights_that_are_not_those_that_were_saved_are_noticed(run, run_command):
@@ -208,7 +294,8 @@ def test_weights_that_are_not_those_that_were_saved_are_noticed(run, run_command
 
 def test_what_a_crash_leaves_is_put_right(run):
     folder = run / "runs/tiny/checkpoints"
-    os.rename(folder / "global_step6", folder / ".global_step6.old")  # killed between setting aside and renaming
+    # killed between setting aside and renaming
+    os.rename(folder / "global_step6", folder / ".global_step6.old")
     (folder / ".global_step7.staging").mkdir()
     checkpoint.clean_up(folder)
     assert sorted(os.listdir(folder)) == ["global_step4", "global_step5", "global_step6", "latest"]
@@ -220,7 +307,10 @@ def test_facts_that_are_missing_are_named(run, run_command):
     del manifest["left_out"]
     checkpoint.write_manifest(folder, manifest)
     done = go_on(run, run_command)
-    assert done.returncode == 2 and "checkpoint.json does not tell left_out: another version" in done.stderr
+    assert (
+        done.returncode == 2
+        and "checkpoint.json does not tell left_out: another version" in done.stderr
+    )
 
 
 def test_checkpoints_that_are_gone_are_no_fresh_start(run, run_command):
@@ -228,11 +318,21 @@ def test_checkpoints_that_are_gone_are_no_fresh_start(run, run_command):
     for tag in checkpoint.committed(folder):
         shutil.rmtree(folder / tag)
     done = go_on(run, run_command)
-    assert done.returncode == 2 and "runs/tiny/checkpoints/latest names a checkpoint, but none is there" in done.stderr
+    assert (
+        done.returncode == 2
+        and "runs/tiny/checkpoints/latest names a checkpoint, but none is there" in done.stderr
+    )
 
 
-@pytest.mark.parametrize("name, rank", [("mp_rank_00_model_states.pt", 0), ("zero_pp_rank_3_mp_rank_00_model_states.pt", 3), ("config.yaml", 0),
-                                        ("bf16_zero_pp_rank_12_mp_rank_00_optim_states.pt", 12)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, rank",
+    [
+        ("mp_rank_00_model_states.pt", 0),
+        ("zero_pp_rank_3_mp_rank_00_model_states.pt", 3),
+        ("config.yaml", 0),
+        ("bf16_zero_pp_rank_12_mp_rank_00_optim_states.pt", 12),
+    ],
+)
 def test_whose_part_a_file_is(name, rank):
     assert checkpoint.rank_of(Path(name)) == rank
 
@@ -254,34 +354,71 @@ def test_the_tool_names_what_is_damaged(run, run_command):
     damage(run / "runs/tiny/checkpoints/global_step5/tokenizer.model", "truncated")
     done = run_command([*tool, "runs/tiny/checkpoints"], run)
     assert done.returncode == 1 and done.stdout.count("whole, 4 files") == 2
-    assert "global_step5: NOT WHOLE: runs/tiny/checkpoints/global_step5/tokenizer.model is not as it was" in done.stdout
+    assert (
+        "global_step5: NOT WHOLE: runs/tiny/checkpoints/global_step5/tokenizer.model is not as"
+        " it was" in done.stdout
+    )
     assert run_command([*tool, "runs/tiny"], run).returncode == 2
 
 
-def test_a_save_that_fails_on_one_rank_fails_on_all_and_costs_no_more(sample, tmp_path, run_command):
+def test_a_save_that_fails_on_one_rank_fails_on_all_and_costs_no_more(
+    sample, tmp_path, run_command
+):
     gpt = {"data_root": str(sample), "max_train_steps": 5, "log_ckpt_every": 1, "keep_last": 0}
-    command = ["torchrun", "--master_port", 29722, "--nproc_per_node", 2, ROOT / "tests/planted.py",
-               "unhashed=1@2,uncommitted=2", "--ds_config", write_run(tmp_path, gpt=gpt)]  # fmt: skip
+    command = [
+        "torchrun",
+        "--master_port",
+        29722,
+        "--nproc_per_node",
+        2,
+        ROOT / "tests/planted.py",
+        "unhashed=1@2,uncommitted=2",
+        "--ds_config",
+        write_run(tmp_path, gpt=gpt),
+    ]
     done = run_command(command, tmp_path, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
     for step in (2, 3):
-        assert (f"WARNING: the checkpoint of step {step} could not be written (ValueError: invalid literal for int() with base 10: "
-                "'a planted fault'); training goes on, the latest checkpoint is that of step 1") in done.stdout  # fmt: skip
-    assert [event["step"] for event in read_metrics(tmp_path / "runs/tiny", "checkpoint_failed")] == [2, 3]
+        assert (
+            f"WARNING: the checkpoint of step {step} could not be written (ValueError: invalid"
+            " literal for int() with base 10: 'a planted fault'); training goes on, the latest"
+            " checkpoint is that of step 1" in done.stdout
+        )
+    assert [
+        event["step"] for event in read_metrics(tmp_path / "runs/tiny", "checkpoint_failed")
+    ] == [2, 3]
     folder = tmp_path / "runs/tiny/checkpoints"
     assert sorted(os.listdir(folder)) == ["global_step1", "global_step4", "global_step5", "latest"]
     for tag in checkpoint.committed(folder):
-        assert {checkpoint.rank_of(Path(name)) for name in checkpoint.verify(folder / tag)["files"]} == {0, 1}
+        assert {
+            checkpoint.rank_of(Path(name)) for name in checkpoint.verify(folder / tag)["files"]
+        } == {0, 1}
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_costs_no_new_one(sample, tmp_path, run_command):
     gpt = {"data_root": str(sample), "max_train_steps": 3, "log_ckpt_every": 1, "keep_last": 1}
-    command = [sys.executable, ROOT / "tests/planted.py", "unremoved=global_step1", "--ds_config", write_run(tmp_path, gpt=gpt)]
+    command = [
+        sys.executable,
+        ROOT / "tests/planted.py",
+        "unremoved=global_step1",
+        "--ds_config",
+        write_run(tmp_path, gpt=gpt),
+    ]
     done = run_command(command, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "WARNING: an old checkpoint in runs/tiny/checkpoints could not be removed: " in done.stdout
-    assert [event["step"] for event in read_metrics(tmp_path / "runs/tiny", "checkpoint")] == [1, 2, 3]
-    assert sorted(os.listdir(tmp_path / "runs/tiny/checkpoints")) == ["global_step1", "global_step3", "latest"]
+    assert (
+        "WARNING: an old checkpoint in runs/tiny/checkpoints could not be removed: " in done.stdout
+    )
+    assert [event["step"] for event in read_metrics(tmp_path / "runs/tiny", "checkpoint")] == [
+        1,
+        2,
+        3,
+    ]
+    assert sorted(os.listdir(tmp_path / "runs/tiny/checkpoints")) == [
+        "global_step1",
+        "global_step3",
+        "latest",
+    ]
     assert (tmp_path / "runs/tiny/checkpoints/latest").read_text() == "global_step3\n"
 
 
@@ -293,7 +430,12 @@ def test_a_full_disk_does_not_stop_the_training(sample, tmp_path, run_command):
     if mounted.returncode:
         pytest.skip("this machine mounts no tmpfs")
     try:
-        options = {"data_root": str(sample), "log_ckpt_every": 2, "keep_last": 5, "run_dir": str(disk / "run")}
+        options = {
+            "data_root": str(sample),
+            "log_ckpt_every": 2,
+            "keep_last": 5,
+            "run_dir": str(disk / "run"),
+        }
         config = write_run(tmp_path, gpt=options)
         done = run_command([sys.executable, TRAIN, "--ds_config", config], tmp_path)
         assert "WARNING: the checkpoint of step 4 could not be written" in done.stdout
@@ -323,14 +465,35 @@ consolidate(*sys.argv[1:])
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @pytest.mark.parametrize("stage", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_consolidation_needs_little_memory(stage, sample, tmp_path, run_command):
-    gpt = {"data_root": str(sample), "n_layers": 24, "h_dim": 256, "mlp_dim": 1024, "n_heads": 4, "head_dim": 64,
-           "max_train_steps": 1}  # fmt: skip
+    gpt = {
+        "data_root": str(sample),
+        "n_layers": 24,
+        "h_dim": 256,
+        "mlp_dim": 1024,
+        "n_heads": 4,
+        "head_dim": 64,
+        "max_train_steps": 1,
+    }
     config = write_run(tmp_path, zero_optimization={"stage": stage}, gpt=gpt)
-    command = ["torchrun", "--master_port", 29721, "--nproc_per_node", 2, TRAIN, "--ds_config", config]
+    command = [
+        "torchrun",
+        "--master_port",
+        29721,
+        "--nproc_per_node",
+        2,
+        TRAIN,
+        "--ds_config",
+        config,
+    ]
     done = run_command(command, tmp_path, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
-    process = subprocess.Popen([sys.executable, "-c", CONSOLIDATE, tmp_path / "runs/tiny/checkpoints", tmp_path / "out"],
-                               cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", CONSOLIDATE, tmp_path / "runs/tiny/checkpoints", tmp_path / "out"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
     def anonymous():  # pages of mapped files can be dropped at any time, and do not count
         for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
@@ -347,7 +510,8 @@ def test_consolidation_needs_little_memory(stage, sample, tmp_path, run_command)
         time.sleep(0.002)
     assert process.returncode == 0
     weights = (tmp_path / "out/model.safetensors").stat().st_size
-    assert weights > 75e6 and peak - before < 30e6  # the largest tensor takes 2 MB, the probe's pass a few
+    # the largest tensor takes 2 MB, the probe's pass a few
+    assert weights > 75e6 and peak - before < 30e6
 
 
 def test_consolidated_weights_are_verified_too(run, run_command):
@@ -367,7 +531,9 @@ def test_consolidated_weights_must_give_the_probes_loss(run):
     manifest = checkpoint.read_manifest(folder)
     manifest["probe"]["loss"] *= 1.001
     checkpoint.write_manifest(folder, manifest)
-    with pytest.raises(UserError, match="the consolidated weights give the loss .* where training had"):
+    with pytest.raises(
+        UserError, match="the consolidated weights give the loss .* where training had"
+    ):
         consolidate(folder, run / "out")
     assert not (run / "out").exists()
 
@@ -377,10 +543,18 @@ def test_a_loss_in_16_bits_may_be_doubtful(run, run_command):
     folder = run / "runs/tiny/checkpoints/global_step6"
     manifest = checkpoint.read_manifest(folder)
     true = manifest["probe"]["loss"]
-    for factor, said in ((1.001, None), (1.008, "compare gpt/eval.py's loss"), (1.02, "use another checkpoint")):
+    for factor, said in (
+        (1.001, None),
+        (1.008, "compare gpt/eval.py's loss"),
+        (1.02, "use another checkpoint"),
+    ):
         manifest |= {"precision": "fp16", "probe": {**manifest["probe"], "loss": true * factor}}
         checkpoint.write_manifest(folder, manifest)
         command = [sys.executable, ROOT / "tools/zero_to_fp32.py", folder, run / f"out-{factor}"]
         done = run_command(command, run)
-        assert (done.returncode == 0) == (factor < 1.01) == (run / f"out-{factor}/model.safetensors").exists()
+        assert (
+            (done.returncode == 0)
+            == (factor < 1.01)
+            == (run / f"out-{factor}/model.safetensors").exists()
+        )
         assert done.stderr == "" if said is None else said in done.stderr

@@ -25,15 +25,26 @@ def test_tables_by_class_best_first_with_seeds_merged(tmp_path, monkeypatch, cap
     finals = {"wide": (3, [1.30, 1.34, 1.28]), "deep": (4, [1.25, 1.26, 1.27]), "one": (5, [1.27])}
     for name, (layers, losses) in finals.items():
         for seed, final in enumerate(losses):
-            synthetic_run(tmp_path / f"{name}-seed{seed}", 12, final=final, n_layers=layers, seed=seed, tokens_per_second=HOUR)
+            synthetic_run(
+                tmp_path / f"{name}-seed{seed}",
+                12,
+                final=final,
+                n_layers=layers,
+                seed=seed,
+                tokens_per_second=HOUR,
+            )
     synthetic_run(tmp_path / "longer", 24, final=1.1, tokens_per_second=HOUR)
     synthetic_run(tmp_path / "half|done", 24, n_layers=3, tokens_per_second=HOUR)
     write_lines(tmp_path / "half|done", [train(9, 3.0), evaluation(9, 3.0)])
     lines = table(monkeypatch, capsys, tmp_path, ".", "--json", "out.json")
     assert lines[0] == "Final evaluation on `test`, 1,000 bytes, dataset ffffffffffff."
     assert [line for line in lines if line.startswith("###")] == [
-        "### 12 reference accelerator-hours", "### 24 reference accelerator-hours"]  # fmt: skip
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+        "### 12 reference accelerator-hours",
+        "### 24 reference accelerator-hours",
+    ]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")
+    ]
     ppl = {name: np.exp(losses) for name, (_, losses) in finals.items()}
     bits = {name: np.array(losses) / np.log(2) for name, (_, losses) in finals.items()}
     told = {row[1]: row for row in rows[1:4]}
@@ -48,20 +59,39 @@ def test_tables_by_class_best_first_with_seeds_merged(tmp_path, monkeypatch, cap
     assert lines[-1] == "notice: half|done is left out: at step 9 of 24"
     written = json.loads((tmp_path / "out.json").read_text())
     deep = written["classes"][0]["rows"][0]
-    assert deep["seeds"] == [0, 1, 2] and deep["normalised_ppl"]["values"] == pytest.approx(ppl["deep"], rel=1e-12)
+    assert deep["seeds"] == [0, 1, 2] and deep["normalised_ppl"]["values"] == pytest.approx(
+        ppl["deep"], rel=1e-12
+    )
     assert deep["normalised_ppl"]["std"] == pytest.approx(ppl["deep"].std(ddof=1), rel=1e-9)
-    assert deep["run_dirs"] == ["deep-seed0", "deep-seed1", "deep-seed2"] and deep["reference_hours"] == pytest.approx(12)
+    assert deep["run_dirs"] == ["deep-seed0", "deep-seed1", "deep-seed2"] and deep[
+        "reference_hours"
+    ] == pytest.approx(12)
     assert (written["dataset"], written["split"], written["bytes"]) == ("f" * 64, "test", 1000)
 
 
-@pytest.mark.parametrize("hours, classes", [
-    ({"a": (18265, 65536, 55416), "b": (18266, 65536, 55416), "c": (36529, 65536, 55416)}, [["a", "b"], ["c"]]),
-    ({"a": (18, 1024, 10000), "b": (70, 1024, 40000), "c": (141, 1024, 40000)}, [["b", "a"], ["c"]]),  # half a step is 2.8%
-    ({"a": (1800, 1024, 10000), "b": (7000, 1024, 40000)}, [["b"], ["a"]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "hours, classes",
+    [
+        (
+            {"a": (18265, 65536, 55416), "b": (18266, 65536, 55416), "c": (36529, 65536, 55416)},
+            [["a", "b"], ["c"]],
+        ),
+        # half a step is 2.8%
+        (
+            {"a": (18, 1024, 10000), "b": (70, 1024, 40000), "c": (141, 1024, 40000)},
+            [["b", "a"], ["c"]],
+        ),
+        ({"a": (1800, 1024, 10000), "b": (7000, 1024, 40000)}, [["b"], ["a"]]),
+    ],
+)
 def test_classes_allow_for_steps_being_whole(hours, classes, monkeypatch):
-    rows = [({"name": name, "reference_hours": steps * tokens / speed / 3600}, tokens / speed / 3600 / 2)
-            for name, (steps, tokens, speed) in hours.items()]  # fmt: skip
+    rows = [
+        (
+            {"name": name, "reference_hours": steps * tokens / speed / 3600},
+            tokens / speed / 3600 / 2,
+        )
+        for name, (steps, tokens, speed) in hours.items()
+    ]
     monkeypatch.setattr(compare, "_row", lambda row: row)
     assert [[row["name"] for row in found] for found in compare._classes(rows)] == classes
 
@@ -71,35 +101,78 @@ def test_a_loss_that_is_not_finite_comes_last(tmp_path, monkeypatch, capsys):
         synthetic_run(tmp_path / name, 12, final=final, n_layers=layers, tokens_per_second=HOUR)
     write_lines(tmp_path / "diverged", [train(12, None), evaluation(12, 1.0, normalised_ppl=None)])
     lines = table(monkeypatch, capsys, tmp_path, "diverged", "good", "--json", "out.json")
-    assert [line.split(" | ")[1] for line in lines[-2:]] == ["good", "diverged"] and " | - | " in lines[-1]
-    assert json.loads((tmp_path / "out.json").read_text())["classes"][0]["rows"][1]["normalised_ppl"] is None
+    assert [line.split(" | ")[1] for line in lines[-2:]] == [
+        "good",
+        "diverged",
+    ] and " | - | " in lines[-1]
+    assert (
+        json.loads((tmp_path / "out.json").read_text())["classes"][0]["rows"][1]["normalised_ppl"]
+        is None
+    )
 
 
 def test_hours_of_what_may_be_two_accelerators_are_pointed_out(tmp_path, monkeypatch, capsys):
-    for name, steps, speed, layers in (("a", 12, HOUR, 2), ("b", 24, 2 * HOUR, 2), ("c", 24, 2 * HOUR, 3)):
+    for name, steps, speed, layers in (
+        ("a", 12, HOUR, 2),
+        ("b", 24, 2 * HOUR, 2),
+        ("c", 24, 2 * HOUR, 3),
+    ):
         synthetic_run(tmp_path / name, steps, tokens_per_second=speed, n_layers=layers)
     lines = table(monkeypatch, capsys, tmp_path, "a", "b", "c")
     assert [line for line in lines if line.startswith("notice")] == [
-        f"notice: 2x32-mlp64-attn16 is said to train at {HOUR:,} and at {2 * HOUR:,} reference tokens/s: that is equal compute only "
-        "if one accelerator does both"]  # fmt: skip
-    assert not any(line.startswith("notice") for line in table(monkeypatch, capsys, tmp_path, "b", "c"))
+        f"notice: 2x32-mlp64-attn16 is said to train at {HOUR:,} and at {2 * HOUR:,} reference"
+        " tokens/s: that is equal compute only if one accelerator does both"
+    ]
+    assert not any(
+        line.startswith("notice") for line in table(monkeypatch, capsys, tmp_path, "b", "c")
+    )
 
 
 REFUSED = {
-    "other data": (["a", "data"], "these runs cannot be compared: a and data were trained on different datasets"),
-    "other bytes": (["a", "bytes"], "these runs cannot be compared: a and bytes scored different parts of the split 'test' (1,000 "
-                    "and 900 bytes)"),
-    "no class": (["classless"], "no compute class: no reference accelerator-hours for classless: config.yaml has no "
-                 "gpt.tokens_per_second"),
-    "unfinished": (["begun"], "none of the runs is finished and evaluated; begun is left out: at step 3 of 12"),
-    "never evaluated": (["blind"], "none of the runs is finished and evaluated; blind is left out: finished, and never evaluated"),
-    "nowhere": (["a", "--json", "none/out.json"], "--json none/out.json: give the name of a file in a folder that exists"),
-}  # fmt: skip
+    "other data": (
+        ["a", "data"],
+        "these runs cannot be compared: a and data were trained on different datasets",
+    ),
+    "other bytes": (
+        ["a", "bytes"],
+        (
+            "these runs cannot be compared: a and bytes scored different parts of the split 'test'"
+            " (1,000 and 900 bytes)"
+        ),
+    ),
+    "no class": (
+        ["classless"],
+        (
+            "no compute class: no reference accelerator-hours for classless: config.yaml has no "
+            "gpt.tokens_per_second"
+        ),
+    ),
+    "unfinished": (
+        ["begun"],
+        "none of the runs is finished and evaluated; begun is left out: at step 3 of 12",
+    ),
+    "never evaluated": (
+        ["blind"],
+        (
+            "none of the runs is finished and evaluated; blind is left out: finished, and never"
+            " evaluated"
+        ),
+    ),
+    "nowhere": (
+        ["a", "--json", "none/out.json"],
+        "--json none/out.json: give the name of a file in a folder that exists",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_mistakes(case, tmp_path, monkeypatch, capsys):
-    for name, options in {"a": {}, "data": {"fingerprint": "e" * 64}, "bytes": {}, "begun": {}}.items():
+    for name, options in {
+        "a": {},
+        "data": {"fingerprint": "e" * 64},
+        "bytes": {},
+        "begun": {},
+    }.items():
         synthetic_run(tmp_path / name, 12, tokens_per_second=HOUR, **options)
     synthetic_run(tmp_path / "classless", 12)
     synthetic_run(tmp_path / "blind", 12, eval_every=0, tokens_per_second=HOUR)

@@ -48,7 +48,8 @@ SEED_OPTIONS = {  # option -> (a value, where it shows in the resolved configura
 def test_every_option_of_the_seed_project_overrides_the_file(name):
     text, shown = SEED_OPTIONS[name]
     args = parse_command_line(["--ds_config", "x.json", f"--{name}", text])
-    before, after = load(CONFIGS / "24h.json"), load(CONFIGS / "24h.json", 1, args.overrides)
+    before = load(CONFIGS / "24h.json")
+    after = load(CONFIGS / "24h.json", 1, args.overrides)
     assert str(shown(after)) == text
     assert shown(before) != shown(after)
 
@@ -77,17 +78,21 @@ def test_a_shape_needs_no_preset_and_overrides_one():
         resolve(tiny_run(gpt={"h_dim": None}), "tiny")
 
 
-@pytest.mark.parametrize("file, options, wanted", [  # file: its micro batch and accumulation
-    ((4, 2), "--gradient_accumulation_steps 4", (8, 2, 4)),
-    ((4, 2), "--train_micro_batch_size_per_gpu 3", (8, 2, 4)),
-    ((None, 2), "--train_micro_batch_size_per_gpu 8", (8, 8, 1)),
-    ((4, None), "--gradient_accumulation_steps 8", (8, 1, 8)),
-    ((4, 2), "--train_micro_batch_size_per_gpu 1 --gradient_accumulation_steps 8", (8, 1, 8)),
-    ((4, 2), "--train_batch_size 16", (16, 8, 2)),
-    ((None, 2), "--train_batch_size 16", (16, 8, 2)),
-    ((4, None), "--train_batch_size 64", (64, 4, 16)),  # the limit still holds for a larger batch
-    ((4, None), "--train_batch_size 64 --train_micro_batch_size_per_gpu 6", (64, 4, 16)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "file, options, wanted",
+    [  # file: its micro batch and accumulation
+        ((4, 2), "--gradient_accumulation_steps 4", (8, 2, 4)),
+        ((4, 2), "--train_micro_batch_size_per_gpu 3", (8, 2, 4)),
+        ((None, 2), "--train_micro_batch_size_per_gpu 8", (8, 8, 1)),
+        ((4, None), "--gradient_accumulation_steps 8", (8, 1, 8)),
+        ((4, 2), "--train_micro_batch_size_per_gpu 1 --gradient_accumulation_steps 8", (8, 1, 8)),
+        ((4, 2), "--train_batch_size 16", (16, 8, 2)),
+        ((None, 2), "--train_batch_size 16", (16, 8, 2)),
+        # the limit still holds for a larger batch
+        ((4, None), "--train_batch_size 64", (64, 4, 16)),
+        ((4, None), "--train_batch_size 64 --train_micro_batch_size_per_gpu 6", (64, 4, 16)),
+    ],
+)
 def test_the_command_lines_batch_replaces_the_files(file, options, wanted):
     tree = tiny_run(train_micro_batch_size_per_gpu=file[0], gradient_accumulation_steps=file[1])
     args = parse_command_line(["--ds_config", "x", *options.split()])
@@ -95,19 +100,29 @@ def test_the_command_lines_batch_replaces_the_files(file, options, wanted):
     assert (batch.global_size, batch.micro_size, batch.accumulation) == wanted
 
 
-@pytest.mark.parametrize("options, wanted", [
-    ("--train_micro_batch_size_per_gpu 2", (8, 2, 2)), ("--gradient_accumulation_steps 3", (18, 3, 3)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, wanted",
+    [
+        ("--train_micro_batch_size_per_gpu 2", (8, 2, 2)),
+        ("--gradient_accumulation_steps 3", (18, 3, 3)),
+    ],
+)
 def test_where_no_batch_is_given_the_other_two_keep_making_it(options, wanted):
-    tree = tiny_run(train_batch_size=None, train_micro_batch_size_per_gpu=3, gradient_accumulation_steps=2)
+    tree = tiny_run(
+        train_batch_size=None, train_micro_batch_size_per_gpu=3, gradient_accumulation_steps=2
+    )
     args = parse_command_line(["--ds_config", "x", *options.split()])
     batch = resolve(tree, "tiny", 2, args.overrides).batch
     assert (batch.global_size, batch.micro_size, batch.accumulation) == wanted
 
 
 def limited(limit, batch=8, **options):
-    return tiny_run(train_batch_size=batch, train_micro_batch_size_per_gpu=limit,
-                    gradient_accumulation_steps=None, **options)  # fmt: skip
+    return tiny_run(
+        train_batch_size=batch,
+        train_micro_batch_size_per_gpu=limit,
+        gradient_accumulation_steps=None,
+        **options,
+    )
 
 
 def saved(config, folder):
@@ -122,7 +137,8 @@ def test_a_runs_config_yaml_asks_again_for_what_was_asked(tmp_path):
     assert (first.batch.micro_size, first.batch.accumulation) == (4, 1)
     again = load(saved(first, tmp_path), 64)
     assert (again.batch, again.engine, again.options) == (first.batch, first.engine, first.options)
-    for ranks, wanted in ((1, (32, 8)), (8, (32, 1)), (128, (2, 1))):  # whatever was solved before
+    # whatever was solved before
+    for ranks, wanted in ((1, (32, 8)), (8, (32, 1)), (128, (2, 1))):
         moved = load(saved(load(tmp_path / "config.yaml", ranks), tmp_path), ranks)
         assert (moved.batch.micro_size, moved.batch.accumulation) == wanted
         assert moved.batch.micro_limit == 32
@@ -152,7 +168,8 @@ def test_a_runs_config_yaml_keeps_an_accumulation_that_was_asked_for(tmp_path):
     batch = moved.batch
     assert (batch.micro_size, batch.accumulation, batch.micro_limit) == (2, 2, None)
     tree = first.as_dict()
-    tree["batch"] = "edited"  # and one without the asked-for number, as an edited or an older file
+    # and one without the asked-for number, as an edited or an older file
+    tree["batch"] = "edited"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     assert load(tmp_path / "config.yaml", 2).batch == moved.batch
 
@@ -165,15 +182,34 @@ def test_checkpoints_do_not_depend_on_how_a_batch_was_shared_out():
     assert curve_settings(exact.as_dict()) == curve_settings(at_most.as_dict())
 
 
-@pytest.mark.parametrize("limit, batch, ranks, notice", [
-    (32, 256, 8, None), (32, 128, 8, None), (4, 8, 1, None),
-    (32, 256, 64, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of "
-     "64 rank(s) takes 4, its whole share of train_batch_size 256: fewer GPUs, or a larger batch, "
-     "would fill them better"),
-    (32, 254, 1, "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of "
-     "1 rank(s) takes 2, the largest divisor of its 254 of train_batch_size 254: another number of "
-     "GPUs, or another batch, would divide better"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "limit, batch, ranks, notice",
+    [
+        (32, 256, 8, None),
+        (32, 128, 8, None),
+        (4, 8, 1, None),
+        (
+            32,
+            256,
+            64,
+            (
+                "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of"
+                " 64 rank(s) takes 4, its whole share of train_batch_size 256: fewer GPUs, or a"
+                " larger batch, would fill them better"
+            ),
+        ),
+        (
+            32,
+            254,
+            1,
+            (
+                "train_micro_batch_size_per_gpu allows 32 sequences per forward pass, but each of 1"
+                " rank(s) takes 2, the largest divisor of its 254 of train_batch_size 254: another"
+                " number of GPUs, or another batch, would divide better"
+            ),
+        ),
+    ],
+)
 def test_a_micro_batch_far_below_its_limit_is_told(limit, batch, ranks, notice):
     config = resolve(limited(limit, batch), "tiny", ranks)
     assert config.notices == ((notice,) if notice else ())
@@ -193,100 +229,284 @@ def edit(path, value):
 
 
 BAD = [
-    ("gradient_cliping", 1.0, "gradient_cliping is not a known key (did you mean 'gradient_clipping'?)"),
-    ("zero_optimisation", {"stage": 1}, "zero_optimisation is not a known key (did you mean 'zero_optimization'?)"),
-    ("zero_optimization.stag", 1, "zero_optimization.stag is not a known key (did you mean 'stage'?)"),
-    ("gpt.log_term_every", 1, "gpt.log_term_every is not a known key (did you mean 'log_terminal_every'?)"),
-    ("scheduler.params.warmup_step", 1,
-     "scheduler.params.warmup_step is not a known key (did you mean 'warmup_steps'?)"),
-    ("optimizer", {"type": "Adam", "params": {"beta": [0.9, 0.95]}},
-     "optimizer.params.beta is not a known key (did you mean 'betas'?)"),
+    (
+        "gradient_cliping",
+        1.0,
+        "gradient_cliping is not a known key (did you mean 'gradient_clipping'?)",
+    ),
+    (
+        "zero_optimisation",
+        {"stage": 1},
+        "zero_optimisation is not a known key (did you mean 'zero_optimization'?)",
+    ),
+    (
+        "zero_optimization.stag",
+        1,
+        "zero_optimization.stag is not a known key (did you mean 'stage'?)",
+    ),
+    (
+        "gpt.log_term_every",
+        1,
+        "gpt.log_term_every is not a known key (did you mean 'log_terminal_every'?)",
+    ),
+    (
+        "scheduler.params.warmup_step",
+        1,
+        "scheduler.params.warmup_step is not a known key (did you mean 'warmup_steps'?)",
+    ),
+    (
+        "optimizer",
+        {"type": "Adam", "params": {"beta": [0.9, 0.95]}},
+        "optimizer.params.beta is not a known key (did you mean 'betas'?)",
+    ),
     ("max_train_steps", 5, "max_train_steps is not known there: it belongs in gpt.max_train_steps"),
     ("gpt.stage", 1, "gpt.stage is not known there: it belongs in zero_optimization.stage"),
-    ("train_batch_size", "auto", 'train_batch_size is "auto", which only the Hugging Face Trainer fills in: write the value'),
+    (
+        "train_batch_size",
+        "auto",
+        'train_batch_size is "auto", which only the Hugging Face Trainer fills in: write the value',
+    ),
     ("train_batch_size", 0, "train_batch_size is 0, must be at least 1"),
     ("train_batch_size", 2.5, "train_batch_size is 2.5, not a whole number"),
     ("train_batch_size", True, "train_batch_size is True, not a whole number"),
-    ("scheduler.params.max_lr", "6e-4", "scheduler.params.max_lr is '6e-4', not a number (leave the quotes out)"),
+    (
+        "scheduler.params.max_lr",
+        "6e-4",
+        "scheduler.params.max_lr is '6e-4', not a number (leave the quotes out)",
+    ),
     ("scheduler.params.max_lr", -1, "scheduler.params.max_lr is -1, must be above 0"),
-    ("scheduler.params.min_lr", 1, "scheduler.params.min_lr is 1, more than scheduler.params.max_lr 0.003"),
-    ("scheduler.params.decay_steps", None,
-     "scheduler.params.decay_steps is missing: steps until the cosine reaches min_lr"),
-    ("scheduler.params.decay_steps", 1,
-     "scheduler.params.warmup_steps is 2, more than scheduler.params.decay_steps 1"),
-    ("scheduler.type", "CosineLR", "scheduler.type is 'CosineLR', must be one of LanguiniCosineLR, WarmupLR, "
-     "WarmupDecayLR, WarmupCosineLR, OneCycle, LRRangeTest"),
-    ("scheduler", None, "scheduler is missing, and so is the learning rate: give a scheduler, or optimizer.params.lr for a "
-     "constant one"),
-    ("optimizer", {"type": "Adam", "params": {"lr": 1e-3}}, "optimizer.params.lr is set beside LanguiniCosineLR, which "
-     "owns the learning rate: leave it out and set scheduler.params.max_lr"),
+    (
+        "scheduler.params.min_lr",
+        1,
+        "scheduler.params.min_lr is 1, more than scheduler.params.max_lr 0.003",
+    ),
+    (
+        "scheduler.params.decay_steps",
+        None,
+        "scheduler.params.decay_steps is missing: steps until the cosine reaches min_lr",
+    ),
+    (
+        "scheduler.params.decay_steps",
+        1,
+        "scheduler.params.warmup_steps is 2, more than scheduler.params.decay_steps 1",
+    ),
+    (
+        "scheduler.type",
+        "CosineLR",
+        (
+            "scheduler.type is 'CosineLR', must be one of LanguiniCosineLR, WarmupLR, "
+            "WarmupDecayLR, WarmupCosineLR, OneCycle, LRRangeTest"
+        ),
+    ),
+    (
+        "scheduler",
+        None,
+        (
+            "scheduler is missing, and so is the learning rate: give a scheduler, or"
+            " optimizer.params.lr for a constant one"
+        ),
+    ),
+    (
+        "optimizer",
+        {"type": "Adam", "params": {"lr": 1e-3}},
+        (
+            "optimizer.params.lr is set beside LanguiniCosineLR, which "
+            "owns the learning rate: leave it out and set scheduler.params.max_lr"
+        ),
+    ),
     ("optimizer", {"type": "Adan"}, "optimizer.type is 'Adan', must be one of Adam, AdamW, SGD"),
     ("optimizer", {"params": {}}, "optimizer.type is missing"),
-    ("optimizer", {"type": "Adam", "params": {"betas": 0.9}}, "optimizer.params.betas is 0.9, not two numbers in [0, 1)"),
+    (
+        "optimizer",
+        {"type": "Adam", "params": {"betas": 0.9}},
+        "optimizer.params.betas is 0.9, not two numbers in [0, 1)",
+    ),
     ("fp16", {"enabled": "yes"}, "fp16.enabled is 'yes', not true or false"),
     ("fp16", True, "fp16 is True, not a block {…}"),
     ("zero_optimization.stage", 4, "zero_optimization.stage is 4, must be one of 0, 1, 2, 3"),
     ("gradient_clipping", float("nan"), "gradient_clipping is nan, not a finite number"),
-    ("gpt.preset", "smal", "gpt.preset is 'smal' (did you mean 'small'?): the presets are nano, mini, tiny, small, "
-     "medium, large, XL"),
-    ("gpt.logger_type", "tensorboard", "gpt.logger_type is 'tensorboard', must be one of none, tb, wandb, all"),
+    (
+        "gpt.preset",
+        "smal",
+        (
+            "gpt.preset is 'smal' (did you mean 'small'?): the presets are nano, mini, tiny, small,"
+            " medium, large, XL"
+        ),
+    ),
+    (
+        "gpt.logger_type",
+        "tensorboard",
+        "gpt.logger_type is 'tensorboard', must be one of none, tb, wandb, all",
+    ),
     ("gpt.eval_batch_size", 0, "gpt.eval_batch_size is 0, must be at least 1"),
     ("gpt.seq_len", 0, "gpt.seq_len is 0, must be at least 2"),
     ("gpt.last_n", 33, "gpt.last_n is 33, more than gpt.seq_len 32"),
-    ("gpt.max_train_steps", None, "gpt.max_train_steps is missing: optimiser steps of the whole run"),
+    (
+        "gpt.max_train_steps",
+        None,
+        "gpt.max_train_steps is missing: optimiser steps of the whole run",
+    ),
     ("scheduler.parms", {}, "scheduler.parms is not a known key (did you mean 'params'?)"),
-    ("scheduler", {"type": "WarmupLR", "params": {"warmup_max_lr": 1, "warmup_typ": "log"}},
-     "scheduler.params.warmup_typ is not a known key (did you mean 'warmup_type'?)"),
-    ("optimizer", {"type": "Adam", "param": {}}, "optimizer.param is not a known key (did you mean 'params'?)"),
-    ("optimizer", {"type": "SGD", "params": {"betas": [0.9, 0.9]}},
-     "optimizer.params.betas is not a known key"),
-    ("optimizer", {"type": "SGD", "params": {"nesterov": True}},
-     "optimizer.params.nesterov needs optimizer.params.momentum above 0"),
-    ("optimizer", {"type": "Adam", "params": {"eps": 0}}, "optimizer.params.eps is 0, must be above 0"),
-    ("optimizer", {"type": "Adam", "params": {"weight_decay": -0.1}},
-     "optimizer.params.weight_decay is -0.1, must be at least 0"),
-    ("optimizer", {"type": "Adam", "params": {"betas": [0.9, 1.0]}},
-     "optimizer.params.betas is [0.9, 1.0], not two numbers in [0, 1)"),
+    (
+        "scheduler",
+        {"type": "WarmupLR", "params": {"warmup_max_lr": 1, "warmup_typ": "log"}},
+        "scheduler.params.warmup_typ is not a known key (did you mean 'warmup_type'?)",
+    ),
+    (
+        "optimizer",
+        {"type": "Adam", "param": {}},
+        "optimizer.param is not a known key (did you mean 'params'?)",
+    ),
+    (
+        "optimizer",
+        {"type": "SGD", "params": {"betas": [0.9, 0.9]}},
+        "optimizer.params.betas is not a known key",
+    ),
+    (
+        "optimizer",
+        {"type": "SGD", "params": {"nesterov": True}},
+        "optimizer.params.nesterov needs optimizer.params.momentum above 0",
+    ),
+    (
+        "optimizer",
+        {"type": "Adam", "params": {"eps": 0}},
+        "optimizer.params.eps is 0, must be above 0",
+    ),
+    (
+        "optimizer",
+        {"type": "Adam", "params": {"weight_decay": -0.1}},
+        "optimizer.params.weight_decay is -0.1, must be at least 0",
+    ),
+    (
+        "optimizer",
+        {"type": "Adam", "params": {"betas": [0.9, 1.0]}},
+        "optimizer.params.betas is [0.9, 1.0], not two numbers in [0, 1)",
+    ),
     ("optimizer", "Adam", "optimizer is 'Adam', not a block {…}"),
-    ("scheduler", {"type": "WarmupCosineLR", "params": {"total_num_steps": 10}}, "optimizer.params.lr is missing: the peak "
-     "of the learning rate, which DeepSpeed would choose by itself"),
-    ("scheduler", {"type": "WarmupDecayLR", "params": {"warmup_max_lr": 1}}, "scheduler.params.total_num_steps is missing"),
-    ("scheduler", {"type": "OneCycle", "params": {"cycle_min_lr": 1e-5, "cycle_max_lr": 1e-3}},
-     "scheduler.params.cycle_momentum must be false: it would replace optimizer.params, where the decay of the moments is set"),
+    (
+        "scheduler",
+        {"type": "WarmupCosineLR", "params": {"total_num_steps": 10}},
+        (
+            "optimizer.params.lr is missing: the peak "
+            "of the learning rate, which DeepSpeed would choose by itself"
+        ),
+    ),
+    (
+        "scheduler",
+        {"type": "WarmupDecayLR", "params": {"warmup_max_lr": 1}},
+        "scheduler.params.total_num_steps is missing",
+    ),
+    (
+        "scheduler",
+        {"type": "OneCycle", "params": {"cycle_min_lr": 1e-5, "cycle_max_lr": 1e-3}},
+        (
+            "scheduler.params.cycle_momentum must be false: it would replace optimizer.params,"
+            " where the decay of the moments is set"
+        ),
+    ),
     ("fp16.loss_scal", 0, "fp16.loss_scal is not a known key (did you mean 'loss_scale'?)"),
     ("fp16.initial_scale_power", 64, "fp16.initial_scale_power is 64, must be at most 32"),
     ("fp16.hysteresis", 0, "fp16.hysteresis is 0, must be at least 1"),
-    ("fp16.fp16_master_weights_and_grads", True,
-     "fp16.fp16_master_weights_and_grads is not supported here: the weights must have an fp32 copy"),
+    (
+        "fp16.fp16_master_weights_and_grads",
+        True,
+        (
+            "fp16.fp16_master_weights_and_grads is not supported here: the weights must have an"
+            " fp32 copy"
+        ),
+    ),
     ("bf16.enable", True, "bf16.enable is not a known key (did you mean 'enabled'?)"),
-    ("zero_optimization.offload_optimizer", {"devise": "cpu", "device": "cpu"},
-     "zero_optimization.offload_optimizer.devise is not a known key (did you mean 'device'?)"),
-    ("zero_optimization.offload_optimizer", {"device": "disk"},
-     "zero_optimization.offload_optimizer.device is 'disk', must be one of none, cpu, nvme"),
-    ("zero_optimization.offload_optimizer", {"device": "nvme"},
-     "zero_optimization.offload_optimizer.nvme_path is missing: the folder on the NVMe disk"),
-    ("zero_optimization.offload_param", {"device": "cpu"},
-     "zero_optimization.offload_param needs stage 3 or more, and the stage is 1"),
-    ("zero_optimization", {"stage": 0, "offload_optimizer": {"device": "cpu"}},
-     "zero_optimization.offload_optimizer needs stage 1 or more, and the stage is 0"),
-    ("zero_optimization.cpu_offload", True,
-     "zero_optimization.cpu_offload is not supported here: use offload_optimizer or offload_param"),
-    ("zero_optimization.reduce_bucket_size", 5e8, "zero_optimization.reduce_bucket_size is 500000000.0, not a whole number"),
+    (
+        "zero_optimization.offload_optimizer",
+        {"devise": "cpu", "device": "cpu"},
+        "zero_optimization.offload_optimizer.devise is not a known key (did you mean 'device'?)",
+    ),
+    (
+        "zero_optimization.offload_optimizer",
+        {"device": "disk"},
+        "zero_optimization.offload_optimizer.device is 'disk', must be one of none, cpu, nvme",
+    ),
+    (
+        "zero_optimization.offload_optimizer",
+        {"device": "nvme"},
+        "zero_optimization.offload_optimizer.nvme_path is missing: the folder on the NVMe disk",
+    ),
+    (
+        "zero_optimization.offload_param",
+        {"device": "cpu"},
+        "zero_optimization.offload_param needs stage 3 or more, and the stage is 1",
+    ),
+    (
+        "zero_optimization",
+        {"stage": 0, "offload_optimizer": {"device": "cpu"}},
+        "zero_optimization.offload_optimizer needs stage 1 or more, and the stage is 0",
+    ),
+    (
+        "zero_optimization.cpu_offload",
+        True,
+        (
+            "zero_optimization.cpu_offload is not supported here: use offload_optimizer or"
+            " offload_param"
+        ),
+    ),
+    (
+        "zero_optimization.reduce_bucket_size",
+        5e8,
+        "zero_optimization.reduce_bucket_size is 500000000.0, not a whole number",
+    ),
     ("zero_optimization", [1], "zero_optimization is [1], not a block {…}"),
     ("tensorboard", {"enabled": "x"}, "tensorboard.enabled is 'x', not true or false"),
     ("aio", 3, "aio is 3, not a block {…}"),
-    ("bf16", {"enabled": True, "check_grad_overflow": False}, "bf16.check_grad_overflow is not supported here: a gradient that "
-     "is not finite must never reach the weights: leave it out"),
-    ("zero_optimization", {"stage": 1, "round_robin_gradients": True}, "zero_optimization.round_robin_gradients is not "
-     "supported here: norms by module would be wrong with it, and it brings nothing without offload: leave it out"),
-    ("timers", {"throughput": {"enabled": True}}, "timers is not supported here: it makes the host wait for the GPU at every "
-     "micro-batch, and the speed is in metrics.jsonl: leave it out"),
-    ("data_types", {"grad_accum_dtype": "foo"}, "data_types.grad_accum_dtype is 'foo', must be one of fp16, bf16, fp32"),
-    ("elasticity", {}, "elasticity is not supported here: it changes the batch size: set train_batch_size"),
-    ("steps_per_print", 10, 'steps_per_print is not supported here: progress is printed by "gpt": {"log_terminal_every"}, '
-     "details by --verbose"),
-    ("activation_checkpointing", {},
-     'activation_checkpointing is not supported here: set "gpt": {"activation_checkpointing": true}'),
+    (
+        "bf16",
+        {"enabled": True, "check_grad_overflow": False},
+        (
+            "bf16.check_grad_overflow is not supported here: a gradient that "
+            "is not finite must never reach the weights: leave it out"
+        ),
+    ),
+    (
+        "zero_optimization",
+        {"stage": 1, "round_robin_gradients": True},
+        (
+            "zero_optimization.round_robin_gradients is not supported here: norms by module would"
+            " be wrong with it, and it brings nothing without offload: leave it out"
+        ),
+    ),
+    (
+        "timers",
+        {"throughput": {"enabled": True}},
+        (
+            "timers is not supported here: it makes the host wait for the GPU at every "
+            "micro-batch, and the speed is in metrics.jsonl: leave it out"
+        ),
+    ),
+    (
+        "data_types",
+        {"grad_accum_dtype": "foo"},
+        "data_types.grad_accum_dtype is 'foo', must be one of fp16, bf16, fp32",
+    ),
+    (
+        "elasticity",
+        {},
+        "elasticity is not supported here: it changes the batch size: set train_batch_size",
+    ),
+    (
+        "steps_per_print",
+        10,
+        (
+            'steps_per_print is not supported here: progress is printed by "gpt":'
+            ' {"log_terminal_every"}, details by --verbose'
+        ),
+    ),
+    (
+        "activation_checkpointing",
+        {},
+        (
+            'activation_checkpointing is not supported here: set "gpt":'
+            ' {"activation_checkpointing": true}'
+        ),
+    ),
     ("seed", 3, "seed is not known there: it belongs in gpt.seed"),
     ("max_lr", 3, "max_lr is not known there: it belongs in scheduler.params.max_lr"),
     ("lr", 3, "lr is not known there: it belongs in optimizer.params.lr"),
@@ -295,24 +515,54 @@ BAD = [
     ("gpt.seed", 10**30, "gpt.seed is beyond 9007199254740992, too large to be meant"),
     ("gpt.run_dir", "", "gpt.run_dir is empty"),
     ("gpt.data_root", 3, "gpt.data_root is 3, not a text"),
-    ("gpt.max_eval_steps", 0, "gpt.max_eval_steps is 0, which scores nothing: give -1 for the whole split, or turn "
-     "evaluation off with eval_every 0"),
+    (
+        "gpt.max_eval_steps",
+        0,
+        (
+            "gpt.max_eval_steps is 0, which scores nothing: give -1 for the whole split, or turn "
+            "evaluation off with eval_every 0"
+        ),
+    ),
     ("gpt.max_eval_steps", -2, "gpt.max_eval_steps is -2, must be at least -1"),
     ("gpt.activation_checkpointing", 1, "gpt.activation_checkpointing is 1, not true or false"),
     ("gpt.n_heads", 0, "gpt.n_heads is 0, must be at least 1"),
     ("gpt.n_layers", 2.0, "gpt.n_layers is 2.0, not a whole number"),
-    ("train_micro_batch_size_per_gpu", 3, "train_batch_size 8 is not micro batch 3 x gradient_accumulation_steps 2 x 1 "
-     "rank(s): so many passes take micro batches of 4: set train_micro_batch_size_per_gpu to that, or leave one of the two out"),
-    ("torch_autocast", {"enabled": True},
-     "torch_autocast is not supported here: with fp16 it clips scaled gradients: use fp16 or bf16"),
-    ("train_micro_batch_size_per_gpu", 0,
-     "train_micro_batch_size_per_gpu is 0, must be at least 1"),
-    ("gradient_accumulation_steps", 3, "train_batch_size 8 is not a multiple of gradient_accumulation_steps 3 x 1 "
-     "rank(s): with 1 rank(s) gradient_accumulation_steps can be 1, 2, 4, 8"),
-]  # fmt: skip
+    (
+        "train_micro_batch_size_per_gpu",
+        3,
+        (
+            "train_batch_size 8 is not micro batch 3 x gradient_accumulation_steps 2 x 1 rank(s):"
+            " so many passes take micro batches of 4: set train_micro_batch_size_per_gpu to that,"
+            " or leave one of the two out"
+        ),
+    ),
+    (
+        "torch_autocast",
+        {"enabled": True},
+        (
+            "torch_autocast is not supported here: with fp16 it clips scaled gradients: use fp16 or"
+            " bf16"
+        ),
+    ),
+    (
+        "train_micro_batch_size_per_gpu",
+        0,
+        "train_micro_batch_size_per_gpu is 0, must be at least 1",
+    ),
+    (
+        "gradient_accumulation_steps",
+        3,
+        (
+            "train_batch_size 8 is not a multiple of gradient_accumulation_steps 3 x 1 "
+            "rank(s): with 1 rank(s) gradient_accumulation_steps can be 1, 2, 4, 8"
+        ),
+    ),
+]
 
 
-@pytest.mark.parametrize("path, value, sentence", BAD, ids=[f"{path}={value}" for path, value, _ in BAD])
+@pytest.mark.parametrize(
+    "path, value, sentence", BAD, ids=[f"{path}={value}" for path, value, _ in BAD]
+)
 def test_a_mistake_gets_its_sentence(path, value, sentence):
     with pytest.raises(UserError) as caught:
         resolve(edit(path, value), "tiny")
@@ -321,9 +571,13 @@ def test_a_mistake_gets_its_sentence(path, value, sentence):
 
 def test_five_mistakes_in_24h_come_with_their_lines(tmp_path):
     text = (CONFIGS / "24h.json").read_text()
-    for right, wrong in (('"gradient_clipping"', '"gradient_cliping"'), ('"loss_scale": 0', '"loss_scale": "0"'),
-                         ('"stage": 1', '"stage": 5'), ('"preset": "small"', '"preset": "smal"'),
-                         ('"train_batch_size": 256', '"train_batch_size": 257')):  # fmt: skip
+    for right, wrong in (
+        ('"gradient_clipping"', '"gradient_cliping"'),
+        ('"loss_scale": 0', '"loss_scale": "0"'),
+        ('"stage": 1', '"stage": 5'),
+        ('"preset": "small"', '"preset": "smal"'),
+        ('"train_batch_size": 256', '"train_batch_size": 257'),
+    ):
         assert right in text
         text = text.replace(right, wrong)
     path = tmp_path / "24h.json"
@@ -340,7 +594,11 @@ def test_five_mistakes_in_24h_come_with_their_lines(tmp_path):
 
 def test_mistakes_about_the_data_stand_in_the_same_report():
     with pytest.raises(UserError) as caught:
-        resolve(tiny_run(gradient_cliping=1), "tiny", look_further=lambda options, size: [f"{options['seed']} {size}"])
+        resolve(
+            tiny_run(gradient_cliping=1),
+            "tiny",
+            look_further=lambda options, size: [f"{options['seed']} {size}"],
+        )
     assert str(caught.value).splitlines()[2] == "  2. 0 8"
 
 
@@ -352,7 +610,11 @@ def test_parameters_of_a_mistaken_scheduler_are_not_compared():
 
 
 def test_a_mistaken_shape_is_told_where_it_stands(tmp_path):
-    text = (CONFIGS / "24h.json").read_text().replace('"preset": "small"', '"preset": "small", "h_dim": "768"')
+    text = (
+        (CONFIGS / "24h.json")
+        .read_text()
+        .replace('"preset": "small"', '"preset": "small", "h_dim": "768"')
+    )
     (tmp_path / "mine.json").write_text(text)
     with pytest.raises(UserError, match=r"^mine.json:23: gpt.h_dim is '768', not a whole number"):
         load(tmp_path / "mine.json")
@@ -394,10 +656,28 @@ def test_a_file_that_is_no_config(tmp_path, text, sentence):
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        (["--max_lrr", "1"], "command line: unknown option --max_lrr (did you mean '--max_lr'?) (--help lists the options)"),
-        (["--max_lr"], "command line: argument --max_lr: expected one argument (--help lists the options)"),
-        (["--seed", "x"], "command line: argument --seed: invalid int value: 'x' (--help lists the options)"),
-        (["--max_l", "1"], "command line: unknown option --max_l (did you mean '--max_lr'?) (--help lists the options)"),
+        (
+            ["--max_lrr", "1"],
+            (
+                "command line: unknown option --max_lrr (did you mean '--max_lr'?) (--help lists"
+                " the options)"
+            ),
+        ),
+        (
+            ["--max_lr"],
+            "command line: argument --max_lr: expected one argument (--help lists the options)",
+        ),
+        (
+            ["--seed", "x"],
+            "command line: argument --seed: invalid int value: 'x' (--help lists the options)",
+        ),
+        (
+            ["--max_l", "1"],
+            (
+                "command line: unknown option --max_l (did you mean '--max_lr'?) (--help lists the"
+                " options)"
+            ),
+        ),
         (["24h.json"], "command line: '24h.json' stands where an option --name was expected"),
     ],
 )
@@ -411,10 +691,15 @@ def test_an_option_of_our_schedule_needs_our_schedule(tmp_path):
     tree = edit("scheduler", {"type": "WarmupLR", "params": {"warmup_max_lr": 1e-3}})
     tree["optimizer"] = {"type": "Adam", "params": {"lr": 1e-3}}
     assert resolve(tree, "tiny").schedule is None
-    with pytest.raises(UserError, match="--max_lr sets a parameter of LanguiniCosineLR, but the file's scheduler is WarmupLR"):
+    with pytest.raises(
+        UserError,
+        match="--max_lr sets a parameter of LanguiniCosineLR, but the file's scheduler is WarmupLR",
+    ):
         resolve(tree, "tiny", 1, {"scheduler.params.max_lr": 1.0})
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(UserError, match=f"cannot read the config {tmp_path}/no.json: No such file or directory"):
+    with pytest.raises(
+        UserError, match=f"cannot read the config {tmp_path}/no.json: No such file or directory"
+    ):
         load(tmp_path / "no.json")

@@ -19,11 +19,13 @@ from gpt.vocab import Vocab
 from gpt.vocab_training import TOKENIZER_OPTIONS
 
 EOD = 2
-TEXTS = {"d": "four, for a change\n", "c": "three", "b": "two and a half\n", "a": "one\n"}  # by the hashes of their names
+# by the hashes of their names
+TEXTS = {"d": "four, for a change\n", "c": "three", "b": "two and a half\n", "a": "one\n"}
 
 
 def reference_streams(documents, count, eod=EOD):
-    """Documents in order, each to the stream with the fewest tokens so far; ends of documents do not count."""
+    """Documents in order, each to the stream with the fewest tokens so far; ends of documents do
+    not count."""
     loads, streams = [0] * count, [[] for _ in range(count)]
     for document in documents:
         stream = loads.index(min(loads))  # the first of equals
@@ -33,14 +35,21 @@ def reference_streams(documents, count, eod=EOD):
 
 
 def reference_batch(streams, seq_len, step):
-    return [[stream[(step * seq_len + i) % len(stream)] for i in range(seq_len + 1)] for stream in streams]
+    return [
+        [stream[(step * seq_len + i) % len(stream)] for i in range(seq_len + 1)]
+        for stream in streams
+    ]
 
 
 def pack(folder, documents, dtype):
     """Write a split by hand."""
     folder.mkdir(exist_ok=True)
-    np.array([token for document in documents for token in [*document, EOD]], dtype).tofile(folder / "tokens.bin")
-    np.save(folder / "doc_tokens.npy", np.array([len(document) for document in documents], np.int64))
+    np.array([token for document in documents for token in [*document, EOD]], dtype).tofile(
+        folder / "tokens.bin"
+    )
+    np.save(
+        folder / "doc_tokens.npy", np.array([len(document) for document in documents], np.int64)
+    )
     np.save(folder / "doc_bytes.npy", np.array([len(document) for document in documents], np.int64))
     (folder / "names.txt").write_text("".join(f'"{i}"\n' for i in range(len(documents))))
     return Split(folder.name, folder, dtype, vocab_size=1 << 32)
@@ -48,7 +57,9 @@ def pack(folder, documents, dtype):
 
 def random_documents(rng, count, largest_id=65_535):
     longest = rng.choice([1, 3, 20, 300])
-    return [[rng.randint(3, largest_id) for _ in range(rng.randint(1, longest))] for _ in range(count)]
+    return [
+        [rng.randint(3, largest_id) for _ in range(rng.randint(1, longest))] for _ in range(count)
+    ]
 
 
 def build(folder, vocab, texts=TEXTS, test=None):
@@ -77,14 +88,26 @@ def test_batches_are_those_of_streams_built_by_hand(tmp_path, dtype, largest_id)
         seq_len = rng.randint(1, 50)
         streams = Streams(pack(tmp_path / "split", documents, dtype), count, seq_len)
         expected = reference_streams(documents, count)
-        for step in [0, 1, *(rng.randint(2, 200) for _ in range(5)), 10**9, 10**9 + rng.randint(1, 99)]:
+        for step in [
+            0,
+            1,
+            *(rng.randint(2, 200) for _ in range(5)),
+            10**9,
+            10**9 + rng.randint(1, 99),
+        ]:
             batch = streams.batch(step)
             assert batch.dtype == np.int64
-            assert batch.tolist() == reference_batch(expected, seq_len, step), (len(documents), count, seq_len, step)
+            assert batch.tolist() == reference_batch(expected, seq_len, step), (
+                len(documents),
+                count,
+                seq_len,
+                step,
+            )
 
 
 def test_equal_loads_go_to_the_lowest_stream_and_ends_of_documents_do_not_count(tmp_path):
-    # The last document meets a tie at 3 tokens; with ends counted it would be 6 against 4, and the other stream's.
+    # The last document meets a tie at 3 tokens; with ends counted it would be 6 against 4, and the
+    # other stream's.
     documents = [[10], [20, 21, 22], [11], [12], [13]]
     batch = Streams(pack(tmp_path / "split", documents, "<u2"), 2, 7).batch(0)
     assert batch.tolist() == [[10, EOD, 11, EOD, 12, EOD, 13, EOD], [20, 21, 22, EOD] * 2]
@@ -122,7 +145,9 @@ def test_batch_depends_on_its_step_only(tmp_path):
         assert np.array_equal(Streams(split, 5, 11).batch(step), in_order[step])
 
 
-@pytest.mark.parametrize("name, count, seq_len", [("train", 1, 512), ("train", 16, 100), ("python", 79, 33)])
+@pytest.mark.parametrize(
+    "name, count, seq_len", [("train", 1, 512), ("train", 16, 100), ("python", 79, 33)]
+)
 def test_batches_of_the_sample(sample, name, count, seq_len):
     packed = np.fromfile(sample / name / "tokens.bin", "<u2").tolist()
     lengths = np.load(sample / name / "doc_tokens.npy").tolist()
@@ -132,13 +157,19 @@ def test_batches_of_the_sample(sample, name, count, seq_len):
         documents.append(packed[at : at + length])
         at += length + 1
     assert at == len(packed) and packed.count(EOD) == len(lengths)
-    streams, expected = Streams(Dataset(sample).split(name), count, seq_len), reference_streams(documents, count)
+    streams = Streams(Dataset(sample).split(name), count, seq_len)
+    expected = reference_streams(documents, count)
     for step in (0, 1, 5, 300, 12_345, 10**9):
         assert streams.batch(step).tolist() == reference_batch(expected, seq_len, step)
 
 
 def test_ids_above_65535_are_stored_in_four_bytes(small, tmp_path):
-    assert [token_dtype(size) for size in (300, 65_536, 65_537, 10**6)] == ["<u2", "<u2", "<u4", "<u4"]
+    assert [token_dtype(size) for size in (300, 65_536, 65_537, 10**6)] == [
+        "<u2",
+        "<u2",
+        "<u4",
+        "<u4",
+    ]
     documents = [[70_000, 3], [65_536], [299_999, 65_535, 4]]
     pack(small / "train", documents, "<u4")
     manifest = json.loads((small / "manifest.json").read_text())
@@ -148,7 +179,10 @@ def test_ids_above_65535_are_stored_in_four_bytes(small, tmp_path):
         facts["size"] = (small / "train" / file).stat().st_size
     write_manifest(small, {**manifest, "dtype": "<u4"})
     split = Dataset(small).split("train")
-    with pytest.raises(UserError, match=r"tokens.bin is damaged: it holds the id 299999, and the tokenizer has \d+; prepare"):
+    with pytest.raises(
+        UserError,
+        match=r"tokens.bin is damaged: it holds the id 299999, and the tokenizer has \d+; prepare",
+    ):
         Streams(split, 1, 8).batch(0)
     split.vocab_size = 300_000
     batch = Streams(split, 1, 8).batch(0)
@@ -160,9 +194,10 @@ def test_fewer_documents_than_streams(small):
     assert Streams(split, 4, 8).batch(0).shape == (4, 9)
     with pytest.raises(UserError) as error:
         Streams(split, 5, 8)
-    assert str(error.value) == (
-        "the split 'train' has 4 documents, fewer than the 5 streams that train_batch_size 5 needs: prepare more "
-        "documents or lower train_batch_size to at most 4"
+    assert (
+        str(error.value)
+        == "the split 'train' has 4 documents, fewer than the 5 streams that train_batch_size 5"
+        " needs: prepare more documents or lower train_batch_size to at most 4"
     )
 
 
@@ -180,10 +215,19 @@ def test_dataset_tells_what_it_holds(small, vocab):
 def test_fingerprint_changes_with_any_document(tmp_path, vocab):
     same = [Dataset(build(tmp_path / name, vocab)).fingerprint for name in ("first", "second")]
     assert same[0] == same[1]
-    changed = [build(tmp_path / f"in-{name}", vocab, {**TEXTS, name: text.swapcase()}) for name, text in TEXTS.items()]
-    changed += [build(tmp_path / "test-changed", vocab, test={"t": "b test\n", "u": "another test\n"}),
-                build(tmp_path / "one-more", vocab, {**TEXTS, "e": "five"}),
-                build(tmp_path / "renamed", vocab, {("z" if name == "d" else name): t for name, t in TEXTS.items()})]
+    changed = [
+        build(tmp_path / f"in-{name}", vocab, {**TEXTS, name: text.swapcase()})
+        for name, text in TEXTS.items()
+    ]
+    changed += [
+        build(tmp_path / "test-changed", vocab, test={"t": "b test\n", "u": "another test\n"}),
+        build(tmp_path / "one-more", vocab, {**TEXTS, "e": "five"}),
+        build(
+            tmp_path / "renamed",
+            vocab,
+            {("z" if name == "d" else name): t for name, t in TEXTS.items()},
+        ),
+    ]
     assert len({same[0], *(Dataset(folder).fingerprint for folder in changed)}) == 1 + len(changed)
 
 
@@ -236,20 +280,50 @@ AGAIN = "prepare the dataset again"
 FILES = ("tokens.bin", "doc_tokens.npy", "doc_bytes.npy", "names.txt")
 DAMAGES = {
     "no folder": (shutil.rmtree, "small", "python tools/prepare_data.py --input FOLDER --out"),
-    "no manifest": (remove("manifest.json"), "manifest.json", "python tools/prepare_data.py --input FOLDER --out"),
+    "no manifest": (
+        remove("manifest.json"),
+        "manifest.json",
+        "python tools/prepare_data.py --input FOLDER --out",
+    ),
     "manifest not JSON": (truncate("manifest.json"), "manifest.json", AGAIN),
     "manifest empty": (write("manifest.json", b""), "manifest.json", AGAIN),
     "manifest not UTF-8": (write("manifest.json", b"\xff\xfe"), "manifest.json", AGAIN),
     "manifest no object": (write("manifest.json", b"[]"), "manifest.json", AGAIN),
-    "other format": (edit("format", value=3), "manifest.json has format 3, this program reads formats up to 2", AGAIN),
-    "a letter of the manifest": (respell("CRLF", "CRLE"), "manifest.json is damaged (its own hash is another)", AGAIN),
-    "a blank of the manifest": (respell(": 2", ":\t2"), "manifest.json is damaged (its own hash is another)", AGAIN),
-    "no hash of its own": (respell(SEAL, "x"), "manifest.json is damaged (its own hash is another)", AGAIN),
+    "other format": (
+        edit("format", value=3),
+        "manifest.json has format 3, this program reads formats up to 2",
+        AGAIN,
+    ),
+    "a letter of the manifest": (
+        respell("CRLF", "CRLE"),
+        "manifest.json is damaged (its own hash is another)",
+        AGAIN,
+    ),
+    "a blank of the manifest": (
+        respell(": 2", ":\t2"),
+        "manifest.json is damaged (its own hash is another)",
+        AGAIN,
+    ),
+    "no hash of its own": (
+        respell(SEAL, "x"),
+        "manifest.json is damaged (its own hash is another)",
+        AGAIN,
+    ),
     "other dtype": (edit("dtype", value="<i8"), "manifest.json", AGAIN),
-    **{f"no {' '.join(path)}": (edit(*path), "manifest.json", AGAIN) for path in (
-        ["format"], ["dtype"], ["tokenizer"], ["tokenizer", "pieces_sha256"], ["splits"], ["splits", "train", "files"],
-        *(["splits", "train", key] for key in ("documents", "tokens", "bytes")),
-        ["splits", "train", "files", "tokens.bin", "size"], *(["splits", "train", "files", name] for name in FILES))},
+    **{
+        f"no {' '.join(path)}": (edit(*path), "manifest.json", AGAIN)
+        for path in (
+            ["format"],
+            ["dtype"],
+            ["tokenizer"],
+            ["tokenizer", "pieces_sha256"],
+            ["splits"],
+            ["splits", "train", "files"],
+            *(["splits", "train", key] for key in ("documents", "tokens", "bytes")),
+            ["splits", "train", "files", "tokens.bin", "size"],
+            *(["splits", "train", "files", name] for name in FILES),
+        )
+    },
     "no split": (edit("splits", value={}), "manifest.json", AGAIN),
     "split no object": (edit("splits", "train", value=[1]), "manifest.json", AGAIN),
     "tokens.bin truncated": (truncate("train/tokens.bin"), "train/tokens.bin", AGAIN),
@@ -264,7 +338,7 @@ DAMAGES = {
     "no tokenizer": (remove("tokenizer.model"), "tokenizer.model", ""),
     "tokenizer empty": (write("tokenizer.model", b""), "tokenizer.model", ""),
     "tokenizer truncated": (truncate("tokenizer.model"), "tokenizer.model", ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage, names, remedy", DAMAGES.values(), ids=DAMAGES.keys())
@@ -280,15 +354,24 @@ def test_damage_is_named_with_its_remedy(small, damage, names, remedy):
 def test_tokenizer_replaced_by_another(small, tmp_path):
     (tmp_path / "text.txt").write_text("some other text\n" * 9)
     options = dict(TOKENIZER_OPTIONS, input=tmp_path / "text.txt", minloglevel=2)
-    sentencepiece.SentencePieceTrainer.train(model_prefix=small / "tokenizer", vocab_size=275, **options)
-    with pytest.raises(UserError, match="tokenizer.model is not the tokenizer that made the dataset.*put the original"):
+    sentencepiece.SentencePieceTrainer.train(
+        model_prefix=small / "tokenizer", vocab_size=275, **options
+    )
+    with pytest.raises(
+        UserError,
+        match="tokenizer.model is not the tokenizer that made the dataset.*put the original",
+    ):
         Dataset(small)
 
 
 def test_batches_read_ahead_are_those_that_are_asked_for(tmp_path, monkeypatch):
-    streams = Streams(pack(tmp_path / "split", random_documents(random.Random(4), 30), "<u2"), 6, 11)
+    streams = Streams(
+        pack(tmp_path / "split", random_documents(random.Random(4), 30), "<u2"), 6, 11
+    )
     read, threads = streams.batch, []
-    monkeypatch.setattr(streams, "batch", lambda *args: threads.append(threading.current_thread()) or read(*args))
+    monkeypatch.setattr(
+        streams, "batch", lambda *args: threads.append(threading.current_thread()) or read(*args)
+    )
     ahead = Ahead(streams, range(1, 6, 2))
     order = [0, 1, 2, 2, 3, 5, 6, 4, 5, 0, 1]  # again, on, past one that is left out, back
     for index in order:
@@ -297,7 +380,8 @@ def test_batches_read_ahead_are_those_that_are_asked_for(tmp_path, monkeypatch):
         batch[:] = -1
     ahead.close()
     misses = sum(index != before + 1 for before, index in zip([-9, *order], order))
-    assert sum(thread is threading.main_thread() for thread in threads) == misses == 5  # all others were read ahead
+    # all others were read ahead
+    assert sum(thread is threading.main_thread() for thread in threads) == misses == 5
 
 
 def test_a_batch_that_cannot_be_read_ahead_is_told_when_it_is_asked_for(tmp_path):
@@ -315,5 +399,7 @@ def test_a_file_that_is_cut_off_under_a_run_is_told(tmp_path):
     streams = Streams(split, 1, 20)
     os.truncate(tmp_path / "split" / "tokens.bin", 8000)
     streams.batch(0)
-    with pytest.raises(UserError, match="tokens.bin ends before its token 4021: it was cut off since the run began"):
+    with pytest.raises(
+        UserError, match="tokens.bin ends before its token 4021: it was cut off since the run began"
+    ):
         streams.batch(200)

@@ -22,9 +22,18 @@ from gpt.vocab_training import train_tokenizer
 ENGLISH = [
     "The kitchen opens at seven, and nobody eats before the bread is out of the oven.\n" * 2,
     "Whoever bakes the bread opens the kitchen; whoever eats the bread closes the oven.\n",
-    "Nobody knows whether the oven was open before the kitchen was.\n\n  Seven breads later, nobody asks.\n",
+    (
+        "Nobody knows whether the oven was open before the kitchen was.\n\n  Seven breads later,"
+        " nobody asks.\n"
+    ),
 ]
-DOCUMENTS = [ENGLISH[0], "厨房七点开门。🍞🔥 The bread: 面包很好吃！\n", ENGLISH[1], "naïve café — 🥐🥐🥐\n", ENGLISH[2]]
+DOCUMENTS = [
+    ENGLISH[0],
+    "厨房七点开门。🍞🔥 The bread: 面包很好吃！\n",
+    ENGLISH[1],
+    "naïve café — 🥐🥐🥐\n",
+    ENGLISH[2],
+]
 SEQ_LEN = 32
 
 
@@ -36,21 +45,27 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def fake_evaluator(tokens, seq_len, last_n, batch_size=1, **options):
-    """Over the ids 0, 1, 2, …, so that a target's id is its position in the stream; each stands for one byte."""
-    vocab = SimpleNamespace(byte_lengths=np.ones(tokens, np.int64), decode=lambda ids: "x" * len(ids))
+    """Over the ids 0, 1, 2, …, so that a target's id is its position in the stream; each stands for
+    one byte."""
+    vocab = SimpleNamespace(
+        byte_lengths=np.ones(tokens, np.int64), decode=lambda ids: "x" * len(ids)
+    )
     split = split_of(np.arange(tokens, dtype=np.uint16))
     return Evaluator(split, vocab, seq_len, last_n, batch_size, **options)
 
 
 class FakeScore:
-    """Nats are the target's position. Keeps (context, target) of every scored position, call by call."""
+    """Nats are the target's position. Keeps (context, target) of every scored position, call by
+    call."""
 
     def __init__(self):
         self.calls = []
 
     def __call__(self, tokens, targets, scored):
         rows, columns = (index.numpy() for index in scored)
-        self.calls.append([(tokens[r, : c + 1].tolist(), targets[r, c].item()) for r, c in zip(rows, columns)])
+        self.calls.append(
+            [(tokens[r, : c + 1].tolist(), targets[r, c].item()) for r, c in zip(rows, columns)]
+        )
         wanted = targets[scored]
         return TokenScores(wanted.float(), wanted % 13)
 
@@ -65,14 +80,17 @@ def lengths(seq_len):
 
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 24, 64])
 def test_every_token_but_the_first_is_scored_once_with_enough_context(seq_len):
-    for last_n, tokens in itertools.product(lengths(seq_len), [*range(2, 30), 63, 64, 65, 66, 100, 129, 199, 200]):
+    for last_n, tokens in itertools.product(
+        lengths(seq_len), [*range(2, 30), 63, 64, 65, 66, 100, 129, 199, 200]
+    ):
         score = FakeScore()
         tally = fake_evaluator(tokens, seq_len, last_n, batch_size=5).run(score)
         assert sorted(target for _, target in score.scored) == list(range(1, tokens))
         for context, target in score.scored:
             assert context == list(range(target - len(context), target)) and len(context) <= seq_len
             assert len(context) >= min(target, seq_len - last_n)
-            assert target > seq_len or len(context) == target  # window 0 scores all of its targets
+            # window 0 scores all of its targets
+            assert target > seq_len or len(context) == target
         assert tally.ours.tokens == tally.ours.bytes == tokens - 1
         assert tally.ours.nats == tokens * (tokens - 1) / 2
 
@@ -82,7 +100,9 @@ def run_ranks(world_size, **options):
     sums, calls = 0, []
     for rank in range(world_size):
         score = FakeScore()
-        sums = sums + np.array(fake_evaluator(rank=rank, world_size=world_size, **options).run(score).values())
+        sums = sums + np.array(
+            fake_evaluator(rank=rank, world_size=world_size, **options).run(score).values()
+        )
         calls.append(len(score.calls))
     return sums.tolist(), calls
 
@@ -91,7 +111,9 @@ def run_ranks(world_size, **options):
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 @pytest.mark.parametrize("max_batches", [-1, 1, 4])
 def test_any_number_of_ranks_finds_the_same_sums(tokens, batch_size, max_batches):
-    options = dict(tokens=tokens, seq_len=16, last_n=6, batch_size=batch_size, max_batches=max_batches)
+    options = dict(
+        tokens=tokens, seq_len=16, last_n=6, batch_size=batch_size, max_batches=max_batches
+    )
     alone, _ = run_ranks(1, **options)
     windows = 1 + max(0, math.ceil((tokens - 1 - 16) / 6))
     chosen = windows if max_batches < 0 else min(windows, max_batches * batch_size)
@@ -103,9 +125,21 @@ def test_any_number_of_ranks_finds_the_same_sums(tokens, batch_size, max_batches
         assert Tally.from_values(together) == Tally.from_values(alone)
 
 
-@pytest.mark.parametrize("ranks, micro_size, calls", [
-    (1, 1, 500), (8, 1, 500), (8, 2, 500), (8, 3, 334), (8, 8, 125), (8, 32, 32), (1, 32, 250),
-    (1, 4, 500), (64, 4, 32), (64, 1000, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "ranks, micro_size, calls",
+    [
+        (1, 1, 500),
+        (8, 1, 500),
+        (8, 2, 500),
+        (8, 3, 334),
+        (8, 8, 125),
+        (8, 32, 32),
+        (1, 32, 250),
+        (1, 4, 500),
+        (64, 4, 32),
+        (64, 1000, 1),
+    ],
+)
 def test_calls_are_no_smaller_than_training_micro_batches(ranks, micro_size, calls):
     """8,000 windows, in 500 batches of 16: more ranks make fewer calls, not smaller ones."""
     tokens = 1 + 32 + 7999 * 8  # exactly so many windows
@@ -131,10 +165,17 @@ def test_tally_survives_its_way_through_floats():
 
 @pytest.fixture(scope="module")
 def trained():
-    """(vocab, stream, model): a model that has learned something of the five documents, in float64."""
+    """(vocab, stream, model): a model that has learned something of the five documents, in
+    float64."""
     vocab = train_tokenizer([Document(str(i), text) for i, text in enumerate(ENGLISH)], 300)
-    stream = np.concatenate([[*vocab.encode(text), vocab.eod_id] for text in DOCUMENTS]).astype(np.uint16)
-    model = GPT(ModelConfig(n_layers=1, h_dim=16, mlp_dim=32, n_heads=2, head_dim=4, vocab_size=300, seq_len=SEQ_LEN))
+    stream = np.concatenate([[*vocab.encode(text), vocab.eod_id] for text in DOCUMENTS]).astype(
+        np.uint16
+    )
+    model = GPT(
+        ModelConfig(
+            n_layers=1, h_dim=16, mlp_dim=32, n_heads=2, head_dim=4, vocab_size=300, seq_len=SEQ_LEN
+        )
+    )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     rows = torch.from_numpy(stream[: len(stream) // 33 * 33].astype(np.int64)).view(-1, 33)
     for _ in range(25):
@@ -173,10 +214,13 @@ def reference(trained, stream, seq_len, last_n):
     """Target by target: each is predicted from the start of the first window that reaches it."""
     vocab, _, model = trained
     pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
-    scores, text_nats, size = [], 0.0, 0
+    scores = []
+    text_nats = 0.0
+    size = 0
     for position in range(1, len(stream)):
         start = max(0, math.ceil((position - seq_len) / last_n)) * last_n
-        context, target = torch.from_numpy(stream[start:position].astype(np.int64)), int(stream[position])
+        context = torch.from_numpy(stream[start:position].astype(np.int64))
+        target = int(stream[position])
         scores.append(nats_and_rank(model(context[None])[0, -1].numpy(), target))
         if pieces.is_byte(target):
             length = 1
@@ -187,11 +231,16 @@ def reference(trained, stream, seq_len, last_n):
         size += length
         text_nats += scores[-1][0] if length else 0.0
     expected = quantities(scores, text_nats, size)
-    return {**expected, "total_loss": sum(n for n, _ in scores), "bits_per_byte": text_nats / size / math.log(2)}
+    return {
+        **expected,
+        "total_loss": sum(n for n, _ in scores),
+        "bits_per_byte": text_nats / size / math.log(2),
+    }
 
 
 def languini_reference(trained, stream, seq_len, last_n):
-    """Window by window as the seed project goes, padding the last one: (quantities, decoded targets per window)."""
+    """Window by window as the seed project goes, padding the last one: (quantities, decoded targets
+    per window)."""
     vocab, _, model = trained
     pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
     scores, texts = [], []
@@ -200,7 +249,11 @@ def languini_reference(trained, stream, seq_len, last_n):
         ids = stream[start : start + seq_len + 1]
         row[: len(ids)] = ids
         logits = model(torch.from_numpy(row[None, :-1]))[0].numpy()
-        scored = [(logits[i], int(row[i + 1])) for i in range(seq_len - last_n, seq_len) if row[i + 1] != 0]
+        scored = [
+            (logits[i], int(row[i + 1]))
+            for i in range(seq_len - last_n, seq_len)
+            if row[i + 1] != 0
+        ]
         scores += [nats_and_rank(*pair) for pair in scored]
         texts.append(pieces.decode([target for _, target in scored]))
     return quantities(scores, sum(n for n, _ in scores), sum(map(len, texts))), texts
@@ -220,7 +273,8 @@ WINDOWS = [(SEQ_LEN, 8), (SEQ_LEN, SEQ_LEN), (12, 5), (3, 1)]
 @pytest.mark.parametrize("change", [lambda stream: stream, with_zeros], ids=["text", "zeros"])
 def test_quantities_agree_with_brute_force(trained, seq_len, last_n, change):
     stream = change(trained[1])
-    got, expected = evaluate(trained, stream, seq_len, last_n), reference(trained, stream, seq_len, last_n)
+    got = evaluate(trained, stream, seq_len, last_n)
+    expected = reference(trained, stream, seq_len, last_n)
     del got["languini"]
     assert got == pytest.approx(expected, rel=1e-9)
     assert 0 < got["top1"] < got["top10"] < 1
@@ -232,7 +286,9 @@ def test_languini_quantities_agree_with_brute_force(trained, seq_len, last_n, ch
     stream = change(trained[1])
     expected, texts = languini_reference(trained, stream, seq_len, last_n)
     assert any("\ufffd" in text for text in texts) and any("<D>" in text for text in texts)
-    assert evaluate(trained, stream, seq_len, last_n)["languini"] == pytest.approx(expected, rel=1e-9)
+    assert evaluate(trained, stream, seq_len, last_n)["languini"] == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("seq_len, last_n", WINDOWS)
@@ -247,8 +303,12 @@ def test_training_evaluates_in_calls_of_its_micro_batches(sample, tmp_path):
     """Two batches of 16 windows on the second of 2 ranks: 8 and 8, or 16 as a micro-batch has."""
     for micro_size, calls in ((4, 2), (16, 1)):
         gpt = {"max_eval_steps": 2, "run_dir": str(tmp_path / "run")}
-        tree = tiny_run(train_batch_size=32, train_micro_batch_size_per_gpu=micro_size,
-                        gradient_accumulation_steps=None, gpt=gpt)  # fmt: skip
+        tree = tiny_run(
+            train_batch_size=32,
+            train_micro_batch_size_per_gpu=micro_size,
+            gradient_accumulation_steps=None,
+            gpt=gpt,
+        )
         trainer = Trainer(resolve(tree, "tiny", 2), Dataset(sample), 1, 2)
         trainer.batches.close()
         assert trainer.evaluator.calls == calls
@@ -259,7 +319,9 @@ class Waits(TorchDispatchMode):
 
     def __init__(self, monkeypatch):
         super().__init__()
-        self.searches, self.copies, original = 0, 0, torch.Tensor.cpu
+        self.searches = 0
+        self.copies = 0
+        original = torch.Tensor.cpu
 
         def cpu(tensor, *args, **options):
             self.copies += 1
@@ -288,10 +350,12 @@ def test_ranks_agree_on_a_real_model(trained):
     vocab, stream, model = trained
     sums = 0
     for rank in range(3):
-        evaluator = Evaluator(split_of(stream), vocab, SEQ_LEN, 8, 4, rank=rank, world_size=3,
-                              micro_size=3)  # fmt: skip
+        evaluator = Evaluator(
+            split_of(stream), vocab, SEQ_LEN, 8, 4, rank=rank, world_size=3, micro_size=3
+        )
         sums = sums + np.array(evaluator.run(model).values())
-    alone, together = evaluate(trained, stream, SEQ_LEN, 8), summary(Tally.from_values(sums.tolist()))
+    alone = evaluate(trained, stream, SEQ_LEN, 8)
+    together = summary(Tally.from_values(sums.tolist()))
     assert together.pop("languini") == pytest.approx(alone.pop("languini"), rel=1e-12)
     assert together == pytest.approx(alone, rel=1e-12)
 
@@ -299,12 +363,15 @@ def test_ranks_agree_on_a_real_model(trained):
 @pytest.mark.parametrize("tokens", [2, 20, 26, SEQ_LEN, SEQ_LEN + 1])
 def test_split_of_one_window(trained, tokens):
     stream = trained[1][:tokens]
-    got, languini = evaluate(trained, stream, SEQ_LEN, 8), evaluate(trained, stream, SEQ_LEN, 8)["languini"]
+    got = evaluate(trained, stream, SEQ_LEN, 8)
+    languini = evaluate(trained, stream, SEQ_LEN, 8)["languini"]
     del got["languini"]
     assert got == pytest.approx(reference(trained, stream, SEQ_LEN, 8), rel=1e-9)
     assert languini["tokens"] == max(0, tokens - 1 - (SEQ_LEN - 8))
     if languini["tokens"]:
-        assert languini == pytest.approx(languini_reference(trained, stream, SEQ_LEN, 8)[0], rel=1e-9)
+        assert languini == pytest.approx(
+            languini_reference(trained, stream, SEQ_LEN, 8)[0], rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("tokens", [0, 1])
@@ -312,5 +379,13 @@ def test_split_without_targets_has_no_numbers(tokens):
     score = FakeScore()
     result = summary(fake_evaluator(tokens, 16, 6).run(score))
     assert score.calls == [] and result["tokens"] == result["bytes"] == 0
-    for name in ("loss", "ppl", "normalised_loss", "normalised_ppl", "bits_per_byte", "top1", "top10"):
+    for name in (
+        "loss",
+        "ppl",
+        "normalised_loss",
+        "normalised_ppl",
+        "bits_per_byte",
+        "top1",
+        "top10",
+    ):
         assert math.isnan(result[name]), name

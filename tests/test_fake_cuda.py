@@ -1,4 +1,5 @@
-"""The fake of tests/fake_cuda.py: DeepSpeed takes its CUDA branches under it, and the numbers stay the CPU's."""
+"""The fake of tests/fake_cuda.py: DeepSpeed takes its CUDA branches under it, and the numbers stay
+the CPU's."""
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ def train(world, **zero):
 OVERLAPPING = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 20000}
 
 
-@pytest.mark.parametrize("zero, waiting", [(OVERLAPPING, "device"), ({"stage": 3}, "stream")], ids=["2", "3"])
+@pytest.mark.parametrize(
+    "zero, waiting", [(OVERLAPPING, "device"), ({"stage": 3}, "stream")], ids=["2", "3"]
+)
 def test_a_run_on_the_branches_of_cuda_finds_the_same(zero, waiting, capfd):
     def work():
         world = engine.connect()

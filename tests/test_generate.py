@@ -1,4 +1,5 @@
-"""Text from a model: the cache changes nothing, draws are repeatable and confined, and what bad input is told."""
+"""Text from a model: the cache changes nothing, draws are repeatable and confined, and what bad
+input is told."""
 
 import dataclasses
 import sys
@@ -15,7 +16,9 @@ from gpt.plan import ModelConfig
 from gpt.vocab import Vocab
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SHAPE = ModelConfig(n_layers=2, h_dim=24, mlp_dim=40, n_heads=3, head_dim=6, vocab_size=97, seq_len=16)
+SHAPE = ModelConfig(
+    n_layers=2, h_dim=24, mlp_dim=40, n_heads=3, head_dim=6, vocab_size=97, seq_len=16
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,8 @@ def model():
 
 
 def full_pass(model, tokens):
-    """Logits after `tokens` without a cache, and what is left of them where they are more than the model can see."""
+    """Logits after `tokens` without a cache, and what is left of them where they are more than the
+    model can see."""
     window = tokens if len(tokens) <= SHAPE.seq_len else tokens[-(SHAPE.seq_len // 2) :]
     return model(torch.tensor(window)[None])[0, -1], window
 
@@ -44,13 +48,23 @@ def by_full_passes(model, prompt, count):
     return ids
 
 
-@pytest.mark.parametrize("prompt", [[5], [5, 9, 11, 3], list(range(20, 36)), list(range(20, 37)), list(range(10, 60))])
+@pytest.mark.parametrize(
+    "prompt", [[5], [5, 9, 11, 3], list(range(20, 36)), list(range(20, 37)), list(range(10, 60))]
+)
 def test_the_cache_changes_nothing(prompt, model):
     context = Context(model)
-    assert list(generate(context, prompt, 40, eod_id=-1, temperature=0)) == by_full_passes(model, prompt, 40)
+    assert list(generate(context, prompt, 40, eod_id=-1, temperature=0)) == by_full_passes(
+        model, prompt, 40
+    )
     assert context.cut >= 2
     context, window = Context(model), []
-    for tokens in [prompt, *([i] for i in torch.randperm(97, generator=torch.Generator().manual_seed(0)).tolist()[:40])]:
+    for tokens in [
+        prompt,
+        *(
+            [i]
+            for i in torch.randperm(97, generator=torch.Generator().manual_seed(0)).tolist()[:40]
+        ),
+    ]:
         expected, window = full_pass(model, [*window, *tokens])
         torch.testing.assert_close(context.append(tokens), expected.float(), rtol=1e-6, atol=1e-6)
         assert context.tokens == window
@@ -58,9 +72,14 @@ def test_the_cache_changes_nothing(prompt, model):
 
 def test_no_token_waits_for_a_plan_of_cudnns(model, monkeypatch):
     """cuDNN's attention plans each shape anew, and with every token the keys have another."""
-    attend, allowed = torch.nn.functional.scaled_dot_product_attention, []
-    backends = [torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.flash_sdp_enabled,
-                torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.math_sdp_enabled]  # fmt: skip
+    attend = torch.nn.functional.scaled_dot_product_attention
+    allowed = []
+    backends = [
+        torch.backends.cuda.cudnn_sdp_enabled,
+        torch.backends.cuda.flash_sdp_enabled,
+        torch.backends.cuda.mem_efficient_sdp_enabled,
+        torch.backends.cuda.math_sdp_enabled,
+    ]
 
     def spy(*args, **options):
         allowed.append([enabled() for enabled in backends])
@@ -69,14 +88,19 @@ def test_no_token_waits_for_a_plan_of_cudnns(model, monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
     before = [enabled() for enabled in backends]
     list(generate(Context(model), [5, 9], 20, eod_id=-1))
-    assert len(allowed) == 20 * SHAPE.n_layers and all(each == [False, True, True, True] for each in allowed)
+    assert len(allowed) == 20 * SHAPE.n_layers and all(
+        each == [False, True, True, True] for each in allowed
+    )
     assert [enabled() for enabled in backends] == before and before[0]
 
 
 def test_the_end_of_a_document_ends_the_text(model):
     expected = by_full_passes(model, [5], 40)
     end = expected[7]
-    assert list(generate(Context(model), [5], 40, end, temperature=0)) == expected[: expected.index(end)]
+    assert (
+        list(generate(Context(model), [5], 40, end, temperature=0))
+        == expected[: expected.index(end)]
+    )
 
 
 def test_draws_are_repeated_by_their_seed(model):
@@ -97,16 +121,31 @@ def kept_by_hand(logits, temperature, top_k, top_p):
     return {i: p / sum(kept.values()) for i, p in kept.items()}
 
 
-@pytest.mark.parametrize("temperature, top_k, top_p", [(1.0, None, None), (0.5, None, None), (2.0, 3, None), (1.0, None, 0.8),
-                                                       (1.0, 4, 0.9), (1.0, 1, None), (1.0, None, 1e-9), (1.0, 99, 1.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "temperature, top_k, top_p",
+    [
+        (1.0, None, None),
+        (0.5, None, None),
+        (2.0, 3, None),
+        (1.0, None, 0.8),
+        (1.0, 4, 0.9),
+        (1.0, 1, None),
+        (1.0, None, 1e-9),
+        (1.0, 99, 1.0),
+    ],
+)
 def test_draws_follow_the_distribution(temperature, top_k, top_p):
     logits, count = [0.3, 2.1, -1.0, 1.4, 0.9, -3.0], 4000
     expected = kept_by_hand(logits, temperature, top_k, top_p)
     generator = torch.Generator().manual_seed(0)
-    drawn = [choose(torch.tensor(logits), temperature, top_k, top_p, generator) for _ in range(count)]
+    drawn = [
+        choose(torch.tensor(logits), temperature, top_k, top_p, generator) for _ in range(count)
+    ]
     assert set(drawn) <= set(expected)
     for i, p in expected.items():
-        assert drawn.count(i) / count == pytest.approx(p, abs=4.5 * (p * (1 - p) / count) ** 0.5 + 1e-12)
+        assert drawn.count(i) / count == pytest.approx(
+            p, abs=4.5 * (p * (1 - p) / count) ** 0.5 + 1e-12
+        )
 
 
 @pytest.mark.parametrize("temperature", [0, 1e-320])
@@ -117,23 +156,48 @@ def test_without_any_warmth_the_likeliest_is_taken(temperature):
 @pytest.fixture(scope="module")
 def export(sample, tmp_path_factory):
     """Untrained weights in a consolidated folder."""
-    folder, vocab = tmp_path_factory.mktemp("model") / "export", Vocab.load(sample / "tokenizer.model")
+    folder = tmp_path_factory.mktemp("model") / "export"
+    vocab = Vocab.load(sample / "tokenizer.model")
     shape = dataclasses.replace(SHAPE, vocab_size=vocab.size)
-    write_folder(folder, GPT(shape, seed=1).state_dict(), foreign_config("a test", 7, shape, vocab), vocab.model, {})
+    write_folder(
+        folder,
+        GPT(shape, seed=1).state_dict(),
+        foreign_config("a test", 7, shape, vocab),
+        vocab.model,
+        {},
+    )
     return folder
 
 
 def sample_command(export, *options):
-    return [sys.executable, ROOT / "tools/sample.py", "--checkpoint_file", export / "model.safetensors", *options]
+    return [
+        sys.executable,
+        ROOT / "tools/sample.py",
+        "--checkpoint_file",
+        export / "model.safetensors",
+        *options,
+    ]
 
 
 def test_the_command(export, tmp_path, run_command):
-    command = sample_command(export, "--prompt", "Fellow citizens — 🥐", "--tokens", 40, "--seed", 5, "--top_k", 500)
+    command = sample_command(
+        export, "--prompt", "Fellow citizens — 🥐", "--tokens", 40, "--seed", 5, "--top_k", 500
+    )
     done, again = (run_command(command, tmp_path, OMP_NUM_THREADS="1") for _ in range(2))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Fellow citizens — 🥐") and done.stdout == again.stdout and len(done.stdout) > 60
-    assert "[40 tokens after a prompt of " in done.stderr and "; --tokens asks for more]" in done.stderr
-    assert "[the model sees 16 tokens at most; the context went on with its latter half " in done.stderr
+    assert (
+        done.stdout.startswith("Fellow citizens — 🥐")
+        and done.stdout == again.stdout
+        and len(done.stdout) > 60
+    )
+    assert (
+        "[40 tokens after a prompt of " in done.stderr
+        and "; --tokens asks for more]" in done.stderr
+    )
+    assert (
+        "[the model sees 16 tokens at most; the context went on with its latter half "
+        in done.stderr
+    )
 
 
 BAD = [
@@ -146,12 +210,23 @@ BAD = [
     (["--seed", "-1"], "--seed -1: give a whole number from 0 on"),
     (["--prompt", "caf\udce9"], "--prompt caf\udce9: give text in UTF-8"),
     (["--device", "cuda:99"], "--device cuda:99 is not to be had here: "),
-    (["--checkpoint_file", "."], ". is a folder without model.safetensors: consolidate a checkpoint"),
-    (["--checkpoint_file", "no/model.safetensors"], "no/model.safetensors does not exist: consolidate a checkpoint with `python tools/zero_to_fp32.py"),
+    (
+        ["--checkpoint_file", "."],
+        ". is a folder without model.safetensors: consolidate a checkpoint",
+    ),
+    (
+        ["--checkpoint_file", "no/model.safetensors"],
+        (
+            "no/model.safetensors does not exist: consolidate a checkpoint with `python"
+            " tools/zero_to_fp32.py"
+        ),
+    ),
 ]
 
 
 def test_bad_input(export, tmp_path, load_tool, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for options, sentence in BAD:
-        assert load_tool("sample").mistake(*sample_command(export, *options)[2:]).startswith(sentence)
+        assert (
+            load_tool("sample").mistake(*sample_command(export, *options)[2:]).startswith(sentence)
+        )

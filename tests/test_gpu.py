@@ -24,7 +24,8 @@ pytestmark = [
 ]
 
 PRESET, STEPS = "tiny", 50
-TRAIN, PLANTED = ROOT / "gpt/train.py", ROOT / "tests/planted.py"
+TRAIN = ROOT / "gpt/train.py"
+PLANTED = ROOT / "tests/planted.py"
 # Each differs from the first in one thing.
 RUNS = {
     "fp32": {},
@@ -95,7 +96,8 @@ def runs(tmp_path_factory, sample, run_command):
 
 @pytest.mark.parametrize("name, apart", [("bf16", 0.1), ("fp16", 0.05), ("stage3", 0.05)])
 def test_a_curve_follows_the_one_in_fp32(name, apart, runs):
-    exact, found = losses(runs("fp32")[0]), losses(runs(name)[0])
+    exact = losses(runs("fp32")[0])
+    found = losses(runs(name)[0])
     assert len(found) == len(exact) == STEPS and found[-1] < found[0] - 0.5
     assert np.abs(found - exact).max() < apart
     scales = [event["loss_scale"] for event in read_metrics(runs(name)[0], "train")]
@@ -149,7 +151,8 @@ def test_the_end_of_a_curve_consolidated_and_scored_on_the_cpu(
         CUDA_VISIBLE_DEVICES="",
     )
     assert done.returncode == 0, done.stderr
-    again, last = json.loads((tmp_path / "out.json").read_text()), read_metrics(folder, "eval")[-1]
+    again = json.loads((tmp_path / "out.json").read_text())
+    last = read_metrics(folder, "eval")[-1]
     assert again["tokens"] == last["tokens"] and again["normalised_ppl"] == pytest.approx(
         last["normalised_ppl"], rel=close
     )
@@ -179,7 +182,8 @@ def test_a_stop_while_the_gpu_works(tmp_path, sample, run_command):
             stderr=out,
             env=environment(),
         )
-    metrics, end = tmp_path / "runs/stopped/metrics.jsonl", time.monotonic() + 120
+    metrics = tmp_path / "runs/stopped/metrics.jsonl"
+    end = time.monotonic() + 120
     while not (metrics.exists() and len(read_metrics(metrics.parent, "train")) > 20):
         assert time.monotonic() < end and run.poll() is None, (tmp_path / "out").read_text()
         time.sleep(0.05)
@@ -218,7 +222,8 @@ def test_overflows_from_the_highest_loss_scale(tmp_path, sample, run_command):
     done = run_command([sys.executable, TRAIN, "--ds_config", config], tmp_path, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "runs/overflow"
-    overflows, found = read_metrics(folder, "overflow"), losses(folder)
+    overflows = read_metrics(folder, "overflow")
+    found = losses(folder)
     assert len(overflows) >= 5 and all(
         event["step"] == 1 for event in overflows
     )  # the first batch, again and again

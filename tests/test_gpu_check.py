@@ -96,7 +96,9 @@ def test_every_table_has_its_rows(whole):
         "written plainly, whole model under torch.compile",
     } <= {row[0] for row in speed}
     lacking = importlib.util.find_spec("transformers") is None
-    assert not [row for row in speed if "failed" in row[-1] and not (lacking and "transformers" in row[0])]
+    assert not [
+        row for row in speed if "failed" in row[-1] and not (lacking and "transformers" in row[0])
+    ]
     heaviest = table_after(report, "The heaviest kernels of a run's step")[1:]
     assert len([row for row in heaviest if row[:2] == ["small", "bf16"]]) == 15
     refused = [row for row in table_after(report, "Single operations") if "failed" in row[-1]]
@@ -137,43 +139,53 @@ def test_mistaken_options(tmp_path, load_tool, monkeypatch):
     assert mistake("--budget", "ten").startswith(
         "command line: argument --budget: invalid float value: 'ten'"
     )
-    assert mistake("--out", tmp_path) == (
-        "there is no CUDA device here: run this on a machine with one, or try the check itself "
+    assert (
+        mistake("--out", tmp_path)
+        == "there is no CUDA device here: run this on a machine with one, or try the check itself "
         "with --dry"
     )
     Findings(tmp_path).add(stage="session", device="NVIDIA H100", dry=False)
-    assert mistake("--dry", "--out", tmp_path, "--only", "facts") == (
-        f"{tmp_path}/results.jsonl is of NVIDIA H100, and this is a dry run on the CPU: give "
+    assert (
+        mistake("--dry", "--out", tmp_path, "--only", "facts")
+        == f"{tmp_path}/results.jsonl is of NVIDIA H100, and this is a dry run on the CPU: give "
         "another --out"
     )
 
 
 PLANTED = {
-    "gpt/kernels/gelu.py": """
+    "gpt/kernels/gelu.py": (
+        """
 _right = bias_gelu
 
 
 def bias_gelu(x, bias, kernels="torch"):
     return _right(x, bias, kernels) * 1.05
-""",
-    "tools/gpu_stages/training.py": """
+"""
+    ),
+    "tools/gpu_stages/training.py": (
+        """
 
 def curves(lab):
     import os
 
     print("the card fell off the bus", flush=True)
     os.abort()
-""",
-    "tools/gpu_stages/facts.py": """
+"""
+    ),
+    "tools/gpu_stages/facts.py": (
+        """
 
 def facts(lab):
     import subprocess
 
     subprocess.run(["sleep", "600"])
-""",
-    "tools/gpu_stages/__init__.py": """
+"""
+    ),
+    "tools/gpu_stages/__init__.py": (
+        """
 STAGES = [stage._replace(limit=4) if stage.name == "facts" else stage for stage in STAGES]
-""",
+"""
+    ),
 }
 
 
@@ -226,9 +238,15 @@ def test_models_that_fail_or_give_nan_are_not_right(tmp_path, monkeypatch):
     monkeypatch.setattr(Lab, "_hear", lambda self: None)  # there is no parent to listen to
     near = {"ours": 4.5, "theirs": 4.51}
     assert models.compared(near)[0] == []
-    for losses in ({}, {**near, "another": math.nan}, {"first": math.nan, **near}, {**near, "far": 6}):
+    for losses in (
+        {},
+        {**near, "another": math.nan},
+        {"first": math.nan, **near},
+        {**near, "far": 6},
+    ):
         assert models.compared(losses)[0]
-    lab, ended = Lab("sweep", tmp_path, True), {"stage": "sweep", "event": "ended", "failure": None}
+    lab = Lab("sweep", tmp_path, True)
+    ended = {"stage": "sweep", "event": "ended", "failure": None}
     findings = Findings(tmp_path)
     findings.add(**ended, seconds=1.0, cut=None)
     for error, right in ((torch.OutOfMemoryError("no room"), True), (RuntimeError("bad"), False)):
@@ -243,7 +261,8 @@ def test_models_that_fail_or_give_nan_are_not_right(tmp_path, monkeypatch):
 def test_what_does_not_fit_the_budget_is_skipped(tmp_path):
     done = check(tmp_path / "out", "--budget", "1")
     report = report_of(tmp_path / "out")
-    assert done.returncode == 1, done.stdout + done.stderr  # that nothing is wrong says nothing here
+    # that nothing is wrong says nothing here
+    assert done.returncode == 1, done.stdout + done.stderr
     assert [row[1:] for row in table_after(report, "Stages")[1:]] == [
         ["–", "1 s of the budget were left"]
     ] * len(STAGES)
@@ -286,13 +305,11 @@ class FakeChild:
     log = []
 
     def __init__(self, stage, out, dry):
-        self.stage, self.process, self.looks, self.gone, self.free = (
-            stage,
-            self,
-            0,
-            False,
-            not stage.warms_up,
-        )
+        self.stage = stage
+        self.process = self
+        self.looks = 0
+        self.gone = False
+        self.free = not stage.warms_up
         self.log.append(("start", stage.name))
 
     def poll(self):
@@ -317,7 +334,8 @@ class FakeChild:
 
     def go(self):
         self.log.append(("go", self.stage.name))
-        self.looks, self.free = 0, True
+        self.looks = 0
+        self.free = True
 
 
 def test_times_are_taken_when_nothing_else_runs(tmp_path, load_tool, monkeypatch):
@@ -413,7 +431,8 @@ def test_roundings(scale):
         trial = Trial(None, "", "fp16")
         trial.measure("", (exact * factor).half(), exact)
         assert trial.worst <= 1 or not right
-        assert (trial.faults == []) == (right or scale < 1)  # 2% of those are less than a rounding
+        # 2% of those are less than a rounding
+        assert (trial.faults == []) == (right or scale < 1)
 
 
 def test_a_profile_tells_the_kernels_apart():

@@ -25,9 +25,14 @@ def gpus(monkeypatch):
     monkeypatch.setattr(accelerator, "set_device", taken.append)
     monkeypatch.setattr(engine.deepspeed.accelerator, "get_accelerator", lambda: accelerator)
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
+    before = (
+        matmul.allow_fp16_reduced_precision_reduction,
+        matmul.allow_bf16_reduced_precision_reduction,
+    )
     yield accelerator, taken
-    matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = before
+    matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = (
+        before
+    )
 
 
 @pytest.mark.parametrize("visible", ["GPU-5f9a8c1e-8c3b-4c1f", "MIG-GPU-5f9a8c1e/1/0", "0,1,2,3"])
@@ -37,7 +42,8 @@ def test_a_gpu_may_be_named_by_its_uuid(visible, gpus, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index=None: (7, 80))
     engine._prepare_gpu(accelerator, 2)
     assert taken == [2]
-    assert accelerator.available_memory() == 7  # DeepSpeed's own asks NVML for the number "GPU-…"
+    # DeepSpeed's own asks NVML for the number "GPU-…"
+    assert accelerator.available_memory() == 7
 
 
 def test_sums_cut_up_by_cublas_stay_fp32(gpus):
@@ -54,14 +60,19 @@ def test_a_rank_computes_on_the_gpu_that_its_local_rank_names(gpus, monkeypatch)
 def python(code, **env):
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTORCH_")}
-    done = subprocess.run(command, env={**clean, **env}, text=True, capture_output=True, timeout=120)
+    done = subprocess.run(
+        command, env={**clean, **env}, text=True, capture_output=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[-2]
 
 
 def test_deepspeeds_word_on_the_accelerator_counts_everywhere():
-    said = python("import torch\ntorch.cuda.is_available = lambda: True\n"
-                  "from gpt import engine\nprint(engine.local_device())", DS_ACCELERATOR="cpu")  # fmt: skip
+    said = python(
+        "import torch\ntorch.cuda.is_available = lambda: True\n"
+        "from gpt import engine\nprint(engine.local_device())",
+        DS_ACCELERATOR="cpu",
+    )
     assert said == "cpu"
 
 
@@ -74,18 +85,22 @@ print(os.environ.get("PYTORCH_CUDA_ALLOC_CONF"), os.environ.get("PYTORCH_ALLOC_C
 """
 
 
-@pytest.mark.parametrize("given, told", [
-    ({}, "expandable_segments:True None"),
-    ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native None"),
-    ({"PYTORCH_ALLOC_CONF": "backend:native"}, "None backend:native"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({}, "expandable_segments:True None"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native None"),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, "None backend:native"),
+    ],
+)
 def test_the_allocators_segments_grow_unless_the_environment_says_otherwise(given, told):
     assert python(SEGMENTS, **given) == told
 
 
 THREADS = [  # (environment, whether two ranks share the ten cores)
     ({}, True),
-    ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "none"}, True),  # torchrun's word, not the user's
+    # torchrun's word, not the user's
+    ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "none"}, True),
     ({"OMP_NUM_THREADS": "1"}, False),
     ({"OMP_NUM_THREADS": "3", "TORCHELASTIC_RUN_ID": "none"}, False),
 ]
@@ -119,7 +134,9 @@ def test_nothing_waits_for_a_copy_to_a_gpu(monkeypatch):
     copies = []
     pinned = torch.ones(3)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned)
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **how: copies.append((self is pinned, how)) or self)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, *args, **how: copies.append((self is pinned, how)) or self
+    )
     gpu = torch.device("cuda", 1)
     to_device(np.ones(3), gpu)
     World(0, 1, gpu).tensor([1.0, True])

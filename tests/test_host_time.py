@@ -12,7 +12,8 @@ from gpt.dry_run import report
 from gpt.host_time import launches
 from gpt.plan import ModelConfig
 
-MICRO, STAGE = "train_micro_batch_size_per_gpu", "zero_optimization.stage"
+MICRO = "train_micro_batch_size_per_gpu"
+STAGE = "zero_optimization.stage"
 SMALL = ModelConfig(**load_presets()["small"], vocab_size=16384, seq_len=512)
 
 
@@ -79,8 +80,12 @@ def test_the_time_of_small_is_its_launches():
     """12 layers, 149 tensors: 24 * 12 + 42 launches and an addition per tensor; 6 * 12 + 3 of them
     are custom. In microseconds, 10 each and 75 each."""
     others, custom = 24 * 12 + 42 + 149 - 75, 75 * 75
-    wanted = [others * 10 + custom, others * 10 + custom, (others + 2 * 149) * 10 + custom,
-              (others + 149) * 10 + custom + 149 * 100]  # fmt: skip
+    wanted = [
+        others * 10 + custom,
+        others * 10 + custom,
+        (others + 2 * 149) * 10 + custom,
+        (others + 149) * 10 + custom + 149 * 100,
+    ]
     found = [1e6 * launches(SMALL, stage, False).seconds for stage in range(4)]
     assert found == pytest.approx(wanted)
     again = 5 * 12 * 10 + 3 * 12 * 75  # 8 launches a block a second time, 3 of them custom
@@ -95,21 +100,60 @@ def host_lines(config):
 
 
 # 24h.json computes 55,416 tokens/s: its host's 9.7 ms are 1.05 sequences of 512 tokens.
-@pytest.mark.parametrize("ranks, options, sentence", [
-    (8, {}, "a GPU of 55,416 tokens/s computes it in 296 ms; one about 31 times as fast would wait "
-     "for its host"),
-    (128, {}, "computes it in 18 ms; one about 1.9 times as fast would wait for its host"),
-    (256, {}, "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences per "
-     "pass; train_batch_size 256 has them for 128 GPU(s)"),
-    (8, {"gpt.tokens_per_second": 3e6}, "give each GPU at least 57 sequences per pass; "
-     "train_batch_size 256 has them for 4 GPU(s)"),
-    (1, {MICRO: 1}, "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences "
-     "per pass, --train_micro_batch_size_per_gpu 2 or more"),
-    (8, {STAGE: 3, MICRO: 2}, "computes it in 18 ms and is host-bound: give each GPU at least 3 "
-     "sequences per pass, --train_micro_batch_size_per_gpu 4 or more"),
-    (256, {"gpt.tokens_per_second": 1e8}, "computes it in 0.0 ms and is host-bound: give each GPU "
-     "at least 1888 sequences per pass, more than train_batch_size 256"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ranks, options, sentence",
+    [
+        (
+            8,
+            {},
+            (
+                "a GPU of 55,416 tokens/s computes it in 296 ms; one about 31 times as fast would"
+                " wait for its host"
+            ),
+        ),
+        (128, {}, "computes it in 18 ms; one about 1.9 times as fast would wait for its host"),
+        (
+            256,
+            {},
+            (
+                "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences per "
+                "pass; train_batch_size 256 has them for 128 GPU(s)"
+            ),
+        ),
+        (
+            8,
+            {"gpt.tokens_per_second": 3e6},
+            (
+                "give each GPU at least 57 sequences per pass; "
+                "train_batch_size 256 has them for 4 GPU(s)"
+            ),
+        ),
+        (
+            1,
+            {MICRO: 1},
+            (
+                "computes it in 9.2 ms and is host-bound: give each GPU at least 2 sequences "
+                "per pass, --train_micro_batch_size_per_gpu 2 or more"
+            ),
+        ),
+        (
+            8,
+            {STAGE: 3, MICRO: 2},
+            (
+                "computes it in 18 ms and is host-bound: give each GPU at least 3 "
+                "sequences per pass, --train_micro_batch_size_per_gpu 4 or more"
+            ),
+        ),
+        (
+            256,
+            {"gpt.tokens_per_second": 1e8},
+            (
+                "computes it in 0.0 ms and is host-bound: give each GPU "
+                "at least 1888 sequences per pass, more than train_batch_size 256"
+            ),
+        ),
+    ],
+)
 def test_the_dry_run_tells_whether_a_gpu_waits_for_its_host(ranks, options, sentence):
     told = host_lines(load(ROOT / "ds_configs/24h.json", ranks, options))
     assert sentence in told and "on paper, not measured" in told

@@ -43,7 +43,13 @@ def find(gates, name, width=768):
 OFTEN = ("sm_80", "sm_90")  # A100, H100; the others under the marker `slow`
 
 
-@pytest.mark.parametrize("arch", [arch if arch in OFTEN else pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHITECTURES])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        arch if arch in OFTEN else pytest.param(arch, marks=pytest.mark.slow)
+        for arch in ARCHITECTURES
+    ],
+)
 @pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_kernels_are_within_the_table(gates, table, dtype, arch):
     found = [gates.measure(case, dtype, arch) for case in gates.cases()]
@@ -54,35 +60,52 @@ def test_kernels_are_within_the_table(gates, table, dtype, arch):
 
 def test_table_is_whole_and_sound(gates):
     _, table = gates.read_table()
-    assert set(table) == {(case.name, case.width) for case in gates.cases()} and gates.ARCHITECTURES == ARCHITECTURES
+    assert (
+        set(table) == {(case.name, case.width) for case in gates.cases()}
+        and gates.ARCHITECTURES == ARCHITECTURES
+    )
     for gate in table.values():
-        # 65,536 registers a multiprocessor let a program of 16 warps have 128 a thread; shared memory without opting in.
+        # 65,536 registers a multiprocessor let a program of 16 warps have 128 a thread; shared
+        # memory without opting in.
         assert 32 <= gate.registers <= 128 and gate.registers % 8 == 0 and gate.shared <= 48 * 1024
         assert gate.loads_128 >= 1
 
 
-@pytest.mark.parametrize("kernel, block_size", [("add_layer_norm backward", layer_norm.block_size), ("bias_gelu backward", gelu.block_size)])
+@pytest.mark.parametrize(
+    "kernel, block_size",
+    [("add_layer_norm backward", layer_norm.block_size), ("bias_gelu backward", gelu.block_size)],
+)
 def test_looping_programs_are_all_resident(gates, kernel, block_size):
-    """No more of them start than fit on a multiprocessor at once, whatever registers the table lets them have."""
+    """No more of them start than fit on a multiprocessor at once, whatever registers the table lets
+    them have."""
     _, table = gates.read_table()
     widths = [width for name, width in table if name == kernel]
     assert len(widths) == 6
     for width in widths:
-        warps, block = launch.num_warps(block_size(width)), block_size(width)
+        warps = launch.num_warps(block_size(width))
+        block = block_size(width)
         gate = table[kernel, width]
-        fitting = min(65536 // (32 * gate.registers * warps), 100 * 1024 // (gate.shared + 1024))  # of sm_86, sm_89, sm_120
+        # of sm_86, sm_89, sm_120
+        fitting = min(65536 // (32 * gate.registers * warps), 100 * 1024 // (gate.shared + 1024))
         assert max(1, launch.resident_warps(block) // warps) <= fitting
 
 
-@pytest.mark.parametrize("field, value, words", [
-    ("registers", 65, "registers 65, the table allows 64"), ("shared", 4097, "shared 4097, the table allows 4096"),
-    ("loads_128", 3, "128-bit loads 3, the table wants 4"), ("spills", 8, "spills 8, the table allows 0"),
-    ("atomics", 1, "atomics 1, the table allows 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("registers", 65, "registers 65, the table allows 64"),
+        ("shared", 4097, "shared 4097, the table allows 4096"),
+        ("loads_128", 3, "128-bit loads 3, the table wants 4"),
+        ("spills", 8, "spills 8, the table allows 0"),
+        ("atomics", 1, "atomics 1, the table allows 0"),
+    ],
+)
 def test_one_worse_than_the_table(gates, field, value, words):
     allowed = gates.Gate("a kernel", 768, registers=64, shared=4096, loads_128=4)
     within = gates.Figures("a kernel", 768, "fp16", "sm_80", 63, 4096, 4)
-    assert gates.complaints(within._replace(**{field: value}), allowed) == [f"a kernel, width 768, fp16, sm_80: {words}"]
+    assert gates.complaints(within._replace(**{field: value}), allowed) == [
+        f"a kernel, width 768, fp16, sm_80: {words}"
+    ]
     assert gates.complaints(within, allowed) == []
     assert gates.complaints(within, None) == ["a kernel, width 768, fp16, sm_80: not in the table"]
 
@@ -90,11 +113,14 @@ def test_one_worse_than_the_table(gates, field, value, words):
 def test_registers_that_spill(gates, table, monkeypatch):
     monkeypatch.setattr(layer_norm, "num_warps", lambda block: 1)  # 64 columns a thread
     found = gates.measure(find(gates, "add_layer_norm backward", 2048), "fp16", "sm_80")
-    assert found.spills > 0 and any("spills" in sentence for sentence in gates.complaints(found, table[found.key()]))
+    assert found.spills > 0 and any(
+        "spills" in sentence for sentence in gates.complaints(found, table[found.key()])
+    )
 
 
 def test_any_number_of_rows_takes_the_same_compilation(gates, monkeypatch):
-    """An evaluation scores other numbers of tokens than a training step has, and a run shall not stop to compile for each."""
+    """An evaluation scores other numbers of tokens than a training step has, and a run shall not
+    stop to compile for each."""
 
     def compilations():
         return [gates.specialised(case, "fp16")[1:] for case in gates.cases()]
@@ -108,7 +134,11 @@ def test_any_number_of_rows_takes_the_same_compilation(gates, monkeypatch):
 def test_rows_that_are_not_aligned(gates):
     case = find(gates, "add_layer_norm forward")
     narrow = case._replace(launch=lambda dtype: case.launch.func(770, True, dtype))
-    assert gates.measure(narrow, "fp16", "sm_80").loads_128 == 0 < gates.measure(case, "fp16", "sm_80").loads_128
+    assert (
+        gates.measure(narrow, "fp16", "sm_80").loads_128
+        == 0
+        < gates.measure(case, "fp16", "sm_80").loads_128
+    )
 
 
 def test_command(gates, table, monkeypatch, capsys, tmp_path):
@@ -125,8 +155,16 @@ def test_tables_are_made_and_widened(gates, monkeypatch, tmp_path):
     monkeypatch.setattr(gates, "TABLE", tmp_path / "table.yaml")
 
     def figures(registers, shared, loads_128, **others):
-        return lambda case, dtype, arch: gates.Figures(case.name, case.width, dtype, arch, registers + (arch == "sm_90"), shared,
-                                                       loads_128, **others)  # fmt: skip
+        return lambda case, dtype, arch: gates.Figures(
+            case.name,
+            case.width,
+            dtype,
+            arch,
+            registers + (arch == "sm_90"),
+            shared,
+            loads_128,
+            **others,
+        )
 
     def make(option, version, measure):
         monkeypatch.setattr(sys, "argv", ["kernel_gates.py", option])

@@ -1,4 +1,5 @@
-"""A run of two ranks that is killed again and again ends where an undisturbed one does, to the last bit."""
+"""A run of two ranks that is killed again and again ends where an undisturbed one does, to the last
+bit."""
 
 import os
 import random
@@ -16,23 +17,43 @@ from safetensors.torch import load_file
 from gpt import checkpoint
 from gpt.consolidate import consolidate
 
-TRAIN, PLANTED = ROOT / "gpt" / "train.py", ROOT / "tests" / "planted.py"
+TRAIN = ROOT / "gpt" / "train.py"
+PLANTED = ROOT / "tests" / "planted.py"
 PATIENCE = 600  # seconds; a machine that does other things beside takes its time
 
 
 def start(folder, sample, steps, fault=None):
-    """Two ranks without a launcher that would notice a death: a checkpoint at every second step, so that much of the
-    time goes into saves. fault: planted in both, see planted.py."""
-    gpt = {"data_root": str(sample), "max_train_steps": steps, "log_ckpt_every": 2, "log_terminal_every": 0}
+    """Two ranks without a launcher that would notice a death: a checkpoint at every second step, so
+    that much of the time goes into saves. fault: planted in both, see planted.py."""
+    gpt = {
+        "data_root": str(sample),
+        "max_train_steps": steps,
+        "log_ckpt_every": 2,
+        "log_terminal_every": 0,
+    }
     config = write_run(folder, gpt=gpt)
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29681", "OMP_NUM_THREADS": "1"}
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29681",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, *([PLANTED, fault] if fault else [TRAIN]), "--ds_config", config]
     with open(folder / "out", "a") as out:
         processes = []
         for rank in range(2):  # in one process group, so that a rank can take the other along
             group = processes[0].pid if processes else 0
-            processes.append(subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, preexec_fn=lambda: os.setpgid(0, group),
-                                              env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}))  # fmt: skip
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    cwd=folder,
+                    stdout=out,
+                    stderr=out,
+                    preexec_fn=lambda: os.setpgid(0, group),
+                    env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                )
+            )
         return processes
 
 
@@ -40,7 +61,9 @@ def kill_at_random(processes, run_dir, before, chance):
     """Kill both ranks a while after their first step; while they start it would prove less."""
     end = time.monotonic() + PATIENCE
     while not ((run_dir / "metrics.jsonl").exists() and len(read_metrics(run_dir)) > before):
-        assert time.monotonic() < end and all(process.poll() is None for process in processes), "no step to kill"
+        assert time.monotonic() < end and all(process.poll() is None for process in processes), (
+            "no step to kill"
+        )
         time.sleep(0.02)
     time.sleep(chance.random() * 0.4)
     kill(processes)
@@ -60,28 +83,43 @@ def weights(folder, name):
 
 def undisturbed(folder, sample, steps):
     folder.mkdir()
-    assert [process.wait(PATIENCE) for process in start(folder, sample, steps)] == [0, 0], (folder / "out").read_text()
-    return weights(folder, "export"), [event["loss"] for event in read_metrics(folder / "runs/tiny", "train")]
+    assert [process.wait(PATIENCE) for process in start(folder, sample, steps)] == [0, 0], (
+        folder / "out"
+    ).read_text()
+    return weights(folder, "export"), [
+        event["loss"] for event in read_metrics(folder / "runs/tiny", "train")
+    ]
 
 
 def check(kills, steps, sample, folder):
     """steps: enough for a run that is killed so often to be on its way still."""
     wanted, losses = undisturbed(folder / "undisturbed", sample, steps)
-    run_dir, chance, begun = folder / "runs/tiny", random.Random(kills), 0
+    run_dir = folder / "runs/tiny"
+    chance = random.Random(kills)
+    begun = 0
     for number in range(kills):
         before = len(read_metrics(run_dir)) if run_dir.exists() else 0
         if number % 2:
             kill_at_random(start(folder, sample, steps), run_dir, before, chance)
         else:  # inside a save: at a file operation of one of the first checkpoints
-            ends = [process.wait(PATIENCE) for process in start(folder, sample, steps, f"kill={chance.randint(1, 60)}")]
+            ends = [
+                process.wait(PATIENCE)
+                for process in start(folder, sample, steps, f"kill={chance.randint(1, 60)}")
+            ]
             assert ends == [-signal.SIGKILL] * 2, (folder / "out").read_text()
         notices = []
-        tag = checkpoint.newest_good(run_dir / "checkpoints", notices) if (run_dir / "checkpoints").exists() else None
+        tag = (
+            checkpoint.newest_good(run_dir / "checkpoints", notices)
+            if (run_dir / "checkpoints").exists()
+            else None
+        )
         assert not [notice for notice in notices if "NOT USED" in notice]
         reached = int(tag.removeprefix("global_step")) if tag else 0
         assert reached >= begun  # nothing that was committed is ever lost
         begun = reached
-    assert [process.wait(PATIENCE) for process in start(folder, sample, steps)] == [0, 0], (folder / "out").read_text()
+    assert [process.wait(PATIENCE) for process in start(folder, sample, steps)] == [0, 0], (
+        folder / "out"
+    ).read_text()
     last = {event["step"]: event["loss"] for event in read_metrics(run_dir, "train")}
     assert [last[step] for step in range(1, steps + 1)] == losses
     found = weights(folder, "export")
@@ -90,8 +128,8 @@ def check(kills, steps, sample, folder):
 
 
 def operations_of_a_commit(folder, die_before):
-    """Commit the staged checkpoint of step 6 in a process of its own that dies before its n-th file operation; returns
-    whether it lived."""
+    """Commit the staged checkpoint of step 6 in a process of its own that dies before its n-th file
+    operation; returns whether it lived."""
     child = os.fork()
     if child == 0:
         left = [die_before]
@@ -105,7 +143,14 @@ def operations_of_a_commit(folder, die_before):
 
             setattr(module, name, counted)
 
-        for module, name in ((os, "rename"), (os, "replace"), (os, "fsync"), (os, "unlink"), (os, "rmdir"), (Path, "write_text")):
+        for module, name in (
+            (os, "rename"),
+            (os, "replace"),
+            (os, "fsync"),
+            (os, "unlink"),
+            (os, "rmdir"),
+            (Path, "write_text"),
+        ):
             counting(module, name)
         try:
             checkpoint.clean_up(folder)
@@ -133,14 +178,17 @@ def test_a_commit_that_dies_anywhere_loses_nothing(again, tmp_path):
         folder = tmp_path / str(instant)
         for step in (2, 4, *([6] if again else [])):
             stage(folder, step)
-            checkpoint.commit(folder, step, checkpoint.own_files(folder / checkpoint.staging_tag(step), 0), {})
+            checkpoint.commit(
+                folder, step, checkpoint.own_files(folder / checkpoint.staging_tag(step), 0), {}
+            )
         code = operations_of_a_commit(folder, instant)
         assert code in (0, 9)
         checkpoint.clean_up(folder)
         notices = []
         found = checkpoint.newest_good(folder, notices)
         assert found == "global_step6" or (found == "global_step4" and not again and code == 9)
-        assert not notices or found == "global_step6"  # at most `latest` is one behind what stands
+        # at most `latest` is one behind what stands
+        assert not notices or found == "global_step6"
         assert not list(folder.glob(".*"))
         if code == 0:
             assert checkpoint.committed(folder) == ["global_step4", "global_step6"]

@@ -40,12 +40,14 @@ def test_a_rank_that_dies_while_the_others_wait_in_c_is_named_and_all_end(tmp_pa
 
 @pytest.fixture
 def lines(monkeypatch):
-    """lines(size) -> (lifelines of all ranks, per rank those it has called gone, the blackboard)."""
+    """lines(size) -> (lifelines of all ranks, per rank those it has called gone, the
+    blackboard)."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     made = []
 
     def make(size):
-        board, gone = torch.distributed.HashStore(), [[] for _ in range(size)]
+        board = torch.distributed.HashStore()
+        gone = [[] for _ in range(size)]
         for rank in range(size):
             world = World(rank, size, torch.device("cpu"), ("node1",) * size)
             made.append(Lifeline(world, board, gone[rank].append))
@@ -108,8 +110,10 @@ def test_a_rank_that_cannot_reach_rank_0_says_so(capsys):
     wait_for(lambda: said.append(capsys.readouterr().err) or said[-1])
     line.close()
     assert gone == []
-    assert said[-1].startswith(f"notice: rank 1 on node2 could not connect to rank 0 at 127.0.0.1:"
-                               f"{port} (Connection refused): if a rank dies, this one finds it ")  # fmt: skip
+    assert said[-1].startswith(
+        "notice: rank 1 on node2 could not connect to rank 0 at 127.0.0.1:"
+        f"{port} (Connection refused): if a rank dies, this one finds it "
+    )
 
 
 def test_a_run_that_ends_before_rank_0_has_come():

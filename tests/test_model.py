@@ -22,7 +22,14 @@ from gpt.plan import ModelConfig
 from tools.plain_gpt import PlainGPT
 
 MODEL_PY = Path(__file__).resolve().parents[1] / "gpt" / "model.py"
-PUBLISHED_MILLIONS = {"mini": 27.5, "tiny": 53.9, "small": 110.6, "medium": 336.4, "large": 731.1, "XL": 1478.2}
+PUBLISHED_MILLIONS = {
+    "mini": 27.5,
+    "tiny": 53.9,
+    "small": 110.6,
+    "medium": 336.4,
+    "large": 731.1,
+    "XL": 1478.2,
+}
 SHAPES = [
     ModelConfig(n_layers=1, h_dim=8, mlp_dim=32, n_heads=2, head_dim=4, vocab_size=29, seq_len=12),
     ModelConfig(n_layers=3, h_dim=12, mlp_dim=20, n_heads=3, head_dim=2, vocab_size=61, seq_len=9),
@@ -35,27 +42,40 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def varied(config, dtype=torch.float64, seed=1):
-    """A model whose every parameter matters: at initialisation biases are zero and attention is nearly uniform."""
+    """A model whose every parameter matters: at initialisation biases are zero and attention is
+    nearly uniform."""
     model = GPT(config, seed=seed).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.3 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
     return model
 
 
 def random_batch(config, rows=3, length=None, seed=2):
     """(tokens, targets)"""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(config.vocab_size, (rows, (length or config.seq_len) + 1), generator=generator)
+    ids = torch.randint(
+        config.vocab_size, (rows, (length or config.seq_len) + 1), generator=generator
+    )
     return ids[:, :-1], ids[:, 1:]
 
 
 def random_head(rows, vocab_size, width=6, dtype=torch.float64, seed=3):
     """(hidden, weight, targets), both leaves of autograd."""
     generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(rows, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-    weight = torch.randn(vocab_size, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    hidden = (
+        torch.randn(rows, width, generator=generator, dtype=torch.float64)
+        .to(dtype)
+        .requires_grad_()
+    )
+    weight = (
+        torch.randn(vocab_size, width, generator=generator, dtype=torch.float64)
+        .to(dtype)
+        .requires_grad_()
+    )
     return hidden, weight, torch.randint(vocab_size, (rows,), generator=generator)
 
 
@@ -77,7 +97,9 @@ def numpy_logits(state, config, tokens):
         heads = []
         for h in range(config.n_heads):
             own = slice(h * config.head_dim, (h + 1) * config.head_dim)
-            weights = np.exp(np.where(future, -np.inf, q[:, own] @ k[:, own].T / math.sqrt(config.head_dim)))
+            weights = np.exp(
+                np.where(future, -np.inf, q[:, own] @ k[:, own].T / math.sqrt(config.head_dim))
+            )
             heads.append(weights / weights.sum(1, keepdims=True) @ v[:, own])
         return linear(np.concatenate(heads, 1), f"{name}.c_proj")
 
@@ -105,8 +127,13 @@ def numpy_cross_entropy(logits, targets):
 
 
 def test_sizes():
-    presets = {name: ModelConfig(**shape, vocab_size=16384, seq_len=512) for name, shape in load_presets().items()}
-    assert {name: round(presets[name].parameters() / 1e6, 1) for name in PUBLISHED_MILLIONS} == PUBLISHED_MILLIONS
+    presets = {
+        name: ModelConfig(**shape, vocab_size=16384, seq_len=512)
+        for name, shape in load_presets().items()
+    }
+    assert {
+        name: round(presets[name].parameters() / 1e6, 1) for name in PUBLISHED_MILLIONS
+    } == PUBLISHED_MILLIONS
     for config in [*presets.values(), *SHAPES]:
         with torch.device("meta"):
             model = GPT(config, seed=None)
@@ -120,13 +147,17 @@ def test_forward_agrees_with_numpy(config, dtype, tolerance):
     for length in (config.seq_len, 1, 5):
         tokens, targets = random_batch(config, length=length)
         logits = numpy_logits(model.state_dict(), config, tokens)
-        assert np.abs(model(tokens).detach().numpy() - logits).max() < tolerance * max(1, np.abs(logits).max())
+        assert np.abs(model(tokens).detach().numpy() - logits).max() < tolerance * max(
+            1, np.abs(logits).max()
+        )
         loss, _ = numpy_cross_entropy(logits.reshape(-1, config.vocab_size), targets.flatten())
         assert model(tokens, targets).item() == pytest.approx(loss, rel=tolerance)
 
 
 def test_gradients_of_all_parameters_agree_with_finite_differences():
-    config = ModelConfig(n_layers=2, h_dim=4, mlp_dim=5, n_heads=2, head_dim=3, vocab_size=7, seq_len=4)
+    config = ModelConfig(
+        n_layers=2, h_dim=4, mlp_dim=5, n_heads=2, head_dim=3, vocab_size=7, seq_len=4
+    )
     model, (tokens, targets) = varied(config), random_batch(config, rows=2)
     names = [name for name, _ in model.named_parameters()]
 
@@ -157,7 +188,10 @@ def test_linear_cross_entropy_is_cross_entropy(monkeypatch, elements, dtype, tol
 
 
 def test_linear_cross_entropy_never_holds_all_logits(monkeypatch):
-    rows, vocab_size, width, chunk = 512, 4096, 8, 1 << 15
+    rows = 512
+    vocab_size = 4096
+    width = 8
+    chunk = 1 << 15
     monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", chunk)
     largest = 0
 
@@ -165,7 +199,9 @@ def test_linear_cross_entropy_never_holds_all_logits(monkeypatch):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             result = function(*args, **(kwargs or {}))
-            largest = max([largest, *(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))])
+            largest = max(
+                [largest, *(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor))]
+            )
             return result
 
     hidden, weight, targets = random_head(rows, vocab_size, width, torch.float32)
@@ -204,18 +240,25 @@ class FakeCuda:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_launches_of_the_head(monkeypatch, fp32_results, chunks, dtype):
-    """Three products a chunk, its softmax as one kernel, and the sum of its nats; no pass over the weight's gradient but to
-    add chunks up and to scale the sum."""
+    """Three products a chunk, its softmax as one kernel, and the sum of its nats; no pass over the
+    weight's gradient but to add chunks up and to scale the sum."""
     rows, vocab_size = 64, 37
     monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", rows // chunks * vocab_size)
-    monkeypatch.setattr(kernel, "softmax_gradient_", lambda logits, *rest: logits.new_empty(len(logits), dtype=torch.float32))
+    monkeypatch.setattr(
+        kernel,
+        "softmax_gradient_",
+        lambda logits, *rest: logits.new_empty(len(logits), dtype=torch.float32),
+    )
     hidden, weight, targets = random_head(rows, vocab_size, dtype=dtype)
     with Dispatched() as forward:
         loss = linear_cross_entropy(hidden, weight, targets)
     assert forward.names["mm"] == 3 * chunks
     assert forward.names["add_"] == chunks + (chunks - 1)
-    assert forward.names["sum"] == chunks + 1 and forward.names["_to_copy"] == 1  # of targets that count
-    assert not any(forward.names[name] for name in ("abs", "amax", "log2", "exp2", "copy_", "clone"))
+    # of targets that count
+    assert forward.names["sum"] == chunks + 1 and forward.names["_to_copy"] == 1
+    assert not any(
+        forward.names[name] for name in ("abs", "amax", "log2", "exp2", "copy_", "clone")
+    )
     scale = torch.ones(())
     with Dispatched() as backward:
         loss.backward(scale)
@@ -228,7 +271,13 @@ def test_one_chunk_where_there_is_room_for_it():
     assert len(kernel._chunks(32 * 512, 16384, "cpu")) == 64
 
 
-FP16_CASES = [(8, 1.0, 0.02), (8, 1024.0, 0.02), (2048, 1.0, 0.02), (2048, 2.0**16, 0.02), (2048, 1.0, 0.5)]
+FP16_CASES = [
+    (8, 1.0, 0.02),
+    (8, 1024.0, 0.02),
+    (2048, 1.0, 0.02),
+    (2048, 2.0**16, 0.02),
+    (2048, 1.0, 0.5),
+]
 
 
 @pytest.mark.parametrize("rows, scale, share", FP16_CASES)
@@ -238,18 +287,22 @@ def test_fp16_gradients_neither_vanish_nor_overflow(rows, scale, share):
 
 @pytest.mark.parametrize("elements", [1 << 22, 300 * 64])
 @pytest.mark.parametrize("rows, scale, share", FP16_CASES)
-def test_fp16_gradients_by_products_in_fp32(fp32_results, monkeypatch, elements, rows, scale, share):
+def test_fp16_gradients_by_products_in_fp32(
+    fp32_results, monkeypatch, elements, rows, scale, share
+):
     monkeypatch.setattr(kernel, "_safe_factor", None)
     monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", elements)
     check_fp16_gradients(rows, scale, share, products=1)
 
 
 def check_fp16_gradients(rows, scale, share, products):
-    """Element by element against float64; `share` of the rows have one target, whose gradients add up.
+    """Element by element against float64; `share` of the rows have one target, whose gradients add
+    up.
 
-    With u = 2**-11, fp16's relative rounding error: logits err by at most u * max|logit|, so that softmax - one-hot
-    errs by twice that, relative to itself; it and the `products` (of two) that are in fp16 are rounded to it once each.
-    Probabilities below 2**-30 may vanish, and the results are multiples of the smallest fp16 number, 2**-24.
+    With u = 2**-11, fp16's relative rounding error: logits err by at most u * max|logit|, so that
+    softmax - one-hot errs by twice that, relative to itself; it and the `products` (of two) that
+    are in fp16 are rounded to it once each. Probabilities below 2**-30 may vanish, and the results
+    are multiples of the smallest fp16 number, 2**-24.
     """
     hidden, weight, targets = random_head(rows, vocab_size=64, dtype=torch.float16)
     targets = targets % 48
@@ -259,13 +312,17 @@ def check_fp16_gradients(rows, scale, share, products):
         weight *= 0.5
         weight[:48, 0], weight[48:, 0] = 2, -12
     loss = linear_cross_entropy(hidden, weight, targets)
-    h, w = hidden.detach().double().numpy(), weight.detach().double().numpy()
+    h = hidden.detach().double().numpy()
+    w = weight.detach().double().numpy()
     expected, gradient = numpy_cross_entropy(h @ w.T, targets)
     u, largest = 2.0**-11, np.abs(h @ w.T).max()
     assert loss.dtype == torch.float32 and abs(loss.item() - expected) <= 2 * u * largest
     (scale * loss).backward()
     factor = scale / rows
-    error, fewer = (factor * (u * (2 * largest + roundings) * np.abs(gradient) + 2.0**-30) for roundings in (4, 2 + products))
+    error, fewer = (
+        factor * (u * (2 * largest + roundings) * np.abs(gradient) + 2.0**-30)
+        for roundings in (4, 2 + products)
+    )
     for got, true, bound in [
         (hidden.grad, factor * gradient @ w, error @ np.abs(w)),
         (weight.grad, factor * gradient.T @ h, fewer.T @ np.abs(h)),
@@ -291,7 +348,10 @@ def test_scored_positions_only(monkeypatch):
     assert seen == [scored.sum()] and 0 < seen[0] < tokens.numel()
     nats = -logits.log_softmax(1)[range(len(wanted)), wanted]
     torch.testing.assert_close(scores.nats, nats, rtol=1e-12, atol=1e-12)
-    ranks = [sorted(range(config.vocab_size), key=lambda i: -row[i]).index(t) for row, t in zip(logits, wanted)]
+    ranks = [
+        sorted(range(config.vocab_size), key=lambda i: -row[i]).index(t)
+        for row, t in zip(logits, wanted)
+    ]
     assert scores.rank.tolist() == ranks and len(set(ranks)) > 5
 
 
@@ -313,8 +373,12 @@ def test_later_tokens_change_no_earlier_logit():
 
 
 def test_seed_decides_the_weights():
-    first, again, other = GPT(SMALL, seed=5), GPT(SMALL, seed=5), GPT(SMALL, seed=6)
-    drawn = [name for name, p in first.named_parameters() if name.endswith("weight") and p.dim() == 2]
+    first = GPT(SMALL, seed=5)
+    again = GPT(SMALL, seed=5)
+    other = GPT(SMALL, seed=6)
+    drawn = [
+        name for name, p in first.named_parameters() if name.endswith("weight") and p.dim() == 2
+    ]
     assert len(drawn) == 3 + 4 * SMALL.n_layers
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
@@ -322,7 +386,9 @@ def test_seed_decides_the_weights():
 
 
 def test_initial_values():
-    config = ModelConfig(n_layers=8, h_dim=128, mlp_dim=192, n_heads=4, head_dim=24, vocab_size=400, seq_len=64)
+    config = ModelConfig(
+        n_layers=8, h_dim=128, mlp_dim=192, n_heads=4, head_dim=24, vocab_size=400, seq_len=64
+    )
     for name, value in GPT(config, seed=7).named_parameters():
         if name.endswith("bias"):
             assert (value == 0).all(), name
@@ -333,11 +399,15 @@ def test_initial_values():
             for part in value.chunk(3) if "qkv" in name else [value]:
                 # five standard errors of a mean and of a standard deviation
                 assert abs(part.mean().item()) < 5 * std / math.sqrt(part.numel()), name
-                assert part.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * part.numel())), name
+                assert part.std().item() == pytest.approx(
+                    std, rel=5 / math.sqrt(2 * part.numel())
+                ), name
 
 
 def test_attention_reads_q_k_v_where_their_gemm_wrote_them(monkeypatch):
-    model, outputs, inputs = GPT(SMALL), [], []
+    model = GPT(SMALL)
+    outputs = []
+    inputs = []
     attend = F.scaled_dot_product_attention
 
     def spy(q, k, v, **options):
@@ -350,16 +420,22 @@ def test_attention_reads_q_k_v_where_their_gemm_wrote_them(monkeypatch):
     model(random_batch(SMALL)[0])
     assert len(inputs) == len(outputs) == SMALL.n_layers
     for qkv, output in zip(inputs, outputs):
-        assert {t.untyped_storage().data_ptr() for t in qkv} == {output.untyped_storage().data_ptr()}
+        assert {t.untyped_storage().data_ptr() for t in qkv} == {
+            output.untyped_storage().data_ptr()
+        }
 
 
 def heads_stacked(qkv, n_heads):
-    """What `split_heads` does, as one view of five dimensions, whose gradient is stacked and then copied once more."""
+    """What `split_heads` does, as one view of five dimensions, whose gradient is stacked and then
+    copied once more."""
     batch, length, width = qkv.shape
-    return qkv.view(batch, length, 3, n_heads, width // (3 * n_heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    return (
+        qkv.view(batch, length, 3, n_heads, width // (3 * n_heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    )
 
 
-@pytest.mark.parametrize("length", [9, 300])  # beyond 128 tokens CPUs take the queries in blocks
+# beyond 128 tokens CPUs take the queries in blocks
+@pytest.mark.parametrize("length", [9, 300])
 def test_gradients_of_q_k_v_are_joined_by_one_copy(monkeypatch, length):
     config = dataclasses.replace(SMALL, seq_len=length)
     tokens, _ = random_batch(config, rows=2)
@@ -370,7 +446,13 @@ def test_gradients_of_q_k_v_are_joined_by_one_copy(monkeypatch, length):
         logits = model(tokens)
         with Dispatched() as backward:
             logits.square().mean().backward()
-        found[split] = [logits.detach(), *(parameter.grad for parameter in model.parameters())], backward.names
+        found[split] = (
+            [
+                logits.detach(),
+                *(parameter.grad for parameter in model.parameters()),
+            ],
+            backward.names,
+        )
     (mine, names), (other, other_names) = found.values()
     assert all(map(torch.equal, mine, other))
     assert names["cat"] == config.n_layers and names["stack"] == names["clone"] == 0
@@ -385,13 +467,17 @@ def test_the_plain_model_of_the_bench_is_the_same_model(config):
     assert mine.item() == pytest.approx(other.item(), rel=1e-12)
     mine.backward(), other.backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, plain.weights[name.replace(".", "/")].grad, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            parameter.grad, plain.weights[name.replace(".", "/")].grad, rtol=1e-9, atol=1e-12
+        )
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_compiled_blocks_are_the_same_model(checkpointing):
-    config = ModelConfig(n_layers=3, h_dim=32, mlp_dim=64, n_heads=2, head_dim=8, vocab_size=100, seq_len=32)
+    config = ModelConfig(
+        n_layers=3, h_dim=32, mlp_dim=64, n_heads=2, head_dim=8, vocab_size=100, seq_len=32
+    )
     plain, compiled = (GPT(config, 0, checkpointing, compile=how) for how in ("none", "default"))
     tokens, targets = random_batch(config)
     losses = [model(tokens, targets) for model in (plain, compiled)]

@@ -1,4 +1,5 @@
-"""Many processes, kills, shards of many hosts, full disks: the dataset is always the same, or not there."""
+"""Many processes, kills, shards of many hosts, full disks: the dataset is always the same, or not
+there."""
 
 import errno
 import json
@@ -25,12 +26,21 @@ RUN = Path(__file__).with_name("prepare_run.py")
 
 @pytest.fixture(scope="module")
 def place(sample, tmp_path_factory):
-    """A folder with texts in `in`, a list of held-out names, and the dataset of one process in `expected`."""
-    folder, rng = tmp_path_factory.mktemp("scale"), random.Random(0)
+    """A folder with texts in `in`, a list of held-out names, and the dataset of one process in
+    `expected`."""
+    folder = tmp_path_factory.mktemp("scale")
+    rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghij", k=rng.randrange(2, 9))) for _ in range(3000)]
-    texts = {f"{i % 3}/{i}.txt": " ".join(rng.choices(words, k=rng.randrange(10, 2500))) for i in range(30)}
-    rows = b"".join(json.dumps({"text": " ".join(rng.choices(words, k=90))}).encode() + b"\n" for _ in range(60))
-    write_texts(folder / "in", {**texts, "rows.jsonl": rows, "large.txt": "\n".join(texts.values()) * 3})
+    texts = {
+        f"{i % 3}/{i}.txt": " ".join(rng.choices(words, k=rng.randrange(10, 2500)))
+        for i in range(30)
+    }
+    rows = b"".join(
+        json.dumps({"text": " ".join(rng.choices(words, k=90))}).encode() + b"\n" for _ in range(60)
+    )
+    write_texts(
+        folder / "in", {**texts, "rows.jsonl": rows, "large.txt": "\n".join(texts.values()) * 3}
+    )
     (folder / "held.txt").write_text("0/3.txt\nrows.jsonl:7\n")
     shutil.copy(sample / "tokenizer.model", folder)
     assert command(folder, "none", "expected", "--workers", 1).returncode == 0
@@ -38,9 +48,25 @@ def place(sample, tmp_path_factory):
 
 
 def command(place, fault, out, *options, wait=True):
-    arguments = ["--input", "in", "--split_list", "test=held.txt", "--tokenizer", "tokenizer.model", "--out", out, *options]
-    process = subprocess.Popen([sys.executable, str(RUN), fault, *map(str, arguments)], cwd=place, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    arguments = [
+        "--input",
+        "in",
+        "--split_list",
+        "test=held.txt",
+        "--tokenizer",
+        "tokenizer.model",
+        "--out",
+        out,
+        *options,
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(RUN), fault, *map(str, arguments)],
+        cwd=place,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     if not wait:
         return process
     stdout, stderr = process.communicate(timeout=240)
@@ -81,11 +107,15 @@ def test_killed_and_gone_on_with(place, fault, workers):
     out = f"killed-{fault}"
     assert command(place, fault, out, "--workers", workers).returncode == -signal.SIGKILL
     assert not (place / out).exists()
-    records = {path: path.stat().st_mtime_ns for path in (place / f"{out}.preparing").glob("*.jsonl")}
+    records = {
+        path: path.stat().st_mtime_ns for path in (place / f"{out}.preparing").glob("*.jsonl")
+    }
     again = command(place, "none", out, "--workers", 3 - workers)
     assert again.returncode == 0, again.stderr
     total = len(prepare.units_of(prepare.inputs_of_folder(place / "in")))
-    assert len(records) >= 2 and f"going on with {out}.preparing: {len(records)} of " in again.stdout, total
+    assert (
+        len(records) >= 2 and f"going on with {out}.preparing: {len(records)} of " in again.stdout
+    ), total
     check_same(place, out)
 
 
@@ -93,7 +123,10 @@ def test_units_that_are_done_are_not_done_again(place):
     command(place, "units=3", "again", "--workers", 1)
     staging = place / "again.preparing"
     done = {path: path.stat().st_mtime_ns for path in staging.glob("[0-9]*")}
-    assert len(done) == 6 and command(place, "units=2", "again", "--workers", 1).returncode == -signal.SIGKILL
+    assert (
+        len(done) == 6
+        and command(place, "units=2", "again", "--workers", 1).returncode == -signal.SIGKILL
+    )
     later = {path: path.stat().st_mtime_ns for path in staging.glob("[0-9]*")}
     assert len(later) == 10 and done.items() <= later.items()
     shutil.rmtree(staging)
@@ -102,7 +135,10 @@ def test_units_that_are_done_are_not_done_again(place):
 def test_a_lost_worker_is_told_and_the_same_command_goes_on(place):
     done = command(place, "worker=2", "lost", "--workers", 2)
     assert done.returncode == 1 and not (place / "lost").exists()
-    assert "a worker process ended with exit code -9, for want of memory perhaps: what is done is kept" in done.stderr
+    assert (
+        "a worker process ended with exit code -9, for want of memory perhaps: what is done is kept"
+        in done.stderr
+    )
     assert command(place, "none", "lost", "--workers", 2).returncode == 0
     check_same(place, "lost")
 
@@ -118,25 +154,44 @@ OTHERS = {
 
 def work_of(folder):
     """What is done so far, without the lock, which every process marks as its own."""
-    return {name: content for name, content in files_of(folder / "out.preparing").items() if name != ".lock"}
+    return {
+        name: content
+        for name, content in files_of(folder / "out.preparing").items()
+        if name != ".lock"
+    }
 
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_other_work_is_not_mixed_in(place, tmp_path, what, sample):
     folder = tmp_path / "place"
-    shutil.copytree(place, folder, ignore=shutil.ignore_patterns("expected", "*.preparing", "killed*", "two", "lost"))
+    shutil.copytree(
+        place,
+        folder,
+        ignore=shutil.ignore_patterns("expected", "*.preparing", "killed*", "two", "lost"),
+    )
     assert command(folder, "units=2", "out", "--workers", 1).returncode == -signal.SIGKILL
     before = work_of(folder)
     (OTHERS[what] or (lambda folder: None))(folder)
-    options = {"rules for duplicates": ["--duplicates", "drop"], "options of reading": ["--text_field", "body"]}.get(what, [])
+    options = {
+        "rules for duplicates": ["--duplicates", "drop"],
+        "options of reading": ["--text_field", "body"],
+    }.get(what, [])
     if what == "tokenizer":
-        trained = prepare.train_tokenizer([prepare.documents(entry, prepare.Reading()).__next__()
-                                           for entry in prepare.inputs_of_folder(folder / "in")], 300)  # fmt: skip
+        trained = prepare.train_tokenizer(
+            [
+                prepare.documents(entry, prepare.Reading()).__next__()
+                for entry in prepare.inputs_of_folder(folder / "in")
+            ],
+            300,
+        )
         (folder / "tokenizer.model").write_bytes(trained.model)
     done = command(folder, "none", "out", "--workers", 1, *options)
     assert done.returncode == 2 and not (folder / "out").exists()
-    assert done.stderr == (f"error: out.preparing was begun with other {what}: finish it with the command that began it, or "
-                           "remove it to begin afresh\n")  # fmt: skip
+    assert (
+        done.stderr
+        == f"error: out.preparing was begun with other {what}: finish it with the command that"
+        " began it, or remove it to begin afresh\n"
+    )
     assert work_of(folder) == before
 
 
@@ -145,19 +200,26 @@ def test_a_second_command_keeps_out(place):
     done = command(place, "none", "busy")
     lock.release()
     assert done.returncode == 2
-    assert "another process prepares a dataset in busy.preparing: wait for it, or name another --out" in done.stderr
+    assert (
+        "another process prepares a dataset in busy.preparing: wait for it, or name another --out"
+        in done.stderr
+    )
 
 
 def test_shards_merged_are_the_dataset_of_one_host(place, run_command):
     for i in (1, 2, 3):
-        done = command(place, "units=1" if i == 2 else "none", "s", "--shard", f"{i}/3", "--workers", 1)
+        done = command(
+            place, "units=1" if i == 2 else "none", "s", "--shard", f"{i}/3", "--workers", 1
+        )
         assert done.returncode == (-signal.SIGKILL if i == 2 else 0), done.stderr
     tool = [sys.executable, RUN.parents[1] / "tools" / "prepare_data.py", "--out", "s", "--merge"]
     folders = [f"s.shard-{i}-of-3" for i in (1, 2, 3)]
-    for given, message in ((folders[:2], "shard 3 of 3 is missing: give all folders to --merge"),
-                           (folders, "s.shard-2-of-3 is not done yet: run its command again until it says so"),
-                           ([*folders, folders[0]], "s.shard-1-of-3 are the same shard: give each once"),
-                           (["in"], "in holds no encoded texts (no readable plan.json)")):  # fmt: skip
+    for given, message in (
+        (folders[:2], "shard 3 of 3 is missing: give all folders to --merge"),
+        (folders, "s.shard-2-of-3 is not done yet: run its command again until it says so"),
+        ([*folders, folders[0]], "s.shard-1-of-3 are the same shard: give each once"),
+        (["in"], "in holds no encoded texts (no readable plan.json)"),
+    ):
         if given[-1] == folders[0]:
             shutil.copytree(place / folders[0], place / "copy")
             given = [*folders, "copy"]
@@ -166,7 +228,10 @@ def test_shards_merged_are_the_dataset_of_one_host(place, run_command):
         assert done.returncode == 2 and message in done.stderr, done.stderr
         assert not (place / "s").exists()
     done = command(place, "none", "s", "--shard", "2/3", "--workers", 1)
-    assert done.returncode == 0 and "s.shard-2-of-3 is done; when all 3 are: --merge s.shard-*-of-3 --out s" in done.stdout
+    assert (
+        done.returncode == 0
+        and "s.shard-2-of-3 is done; when all 3 are: --merge s.shard-*-of-3 --out s" in done.stdout
+    )
     done = run_command([*tool, *folders], place)
     assert done.returncode == 0, done.stderr
     check_same(place, "s")
@@ -186,9 +251,13 @@ def test_refused_bytes_may_be_skipped_without_doing_the_rest_again(place, tmp_pa
 
 
 def test_no_room(place, tmp_path, monkeypatch):
-    vocab, usage = Vocab.load(place / "tokenizer.model"), namedtuple("usage", "total used free")
+    vocab = Vocab.load(place / "tokenizer.model")
+    usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**5, 10**5))
-    with pytest.raises(UserError, match=r"has 0.0 GB free, and the dataset may need 0.0 GB while it is made: make room, or"):
+    with pytest.raises(
+        UserError,
+        match=r"has 0.0 GB free, and the dataset may need 0.0 GB while it is made: make room, or",
+    ):
         build(place / "in", tmp_path / "out", vocab, test_every=5)
     assert list(tmp_path.iterdir()) == []
 
@@ -200,10 +269,18 @@ def test_a_disk_that_fills_up(module, place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "sync" if module is prepare else "sync_all", full)
     vocab = Vocab.load(place / "tokenizer.model")
-    with pytest.raises(UserError, match="no room is left on the disk of --out, where the work is kept too: make some, and the same"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "no room is left on the disk of --out, where the work is kept too: make some, and the"
+            " same"
+        ),
+    ):
         build(place / "in", tmp_path / "out", vocab, test_every=5)
     monkeypatch.undo()
-    assert not (tmp_path / "out").exists() and (tmp_path / "out.preparing").exists() == (module is assemble)
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.preparing").exists() == (
+        module is assemble
+    )
     build(place / "in", tmp_path / "out", vocab, test_every=5)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -214,27 +291,39 @@ def test_what_stands_in_the_way_of_a_worker_is_told(place):
         (place / "way.preparing" / f"{number:06d}.tokens").mkdir()
     done = command(place, "none", "way", "--workers", 2)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert ".tokens: Is a directory; make the path usable or give another one" in done.stderr or ".new: Is a directory" in done.stderr
+    assert (
+        ".tokens: Is a directory; make the path usable or give another one" in done.stderr
+        or ".new: Is a directory" in done.stderr
+    )
     shutil.rmtree(place / "way.preparing")
 
 
 def test_more_shards_than_units(sample, tmp_path):
     vocab = Vocab.load(sample / "tokenizer.model")
     write_texts(tmp_path / "in" / "train", {"a.txt": "the whale"})
-    job, inputs = prepare.Job(prepare.Rule()), prepare.inputs_of_folder(tmp_path / "in" / "train", "train")
+    job = prepare.Job(prepare.Rule())
+    inputs = prepare.inputs_of_folder(tmp_path / "in" / "train", "train")
     for part in (1, 2):
-        prepare.prepare(inputs, tmp_path / "out", job, vocab, shard=(part, 2), say=lambda text: None)
+        prepare.prepare(
+            inputs, tmp_path / "out", job, vocab, shard=(part, 2), say=lambda text: None
+        )
     write_texts(tmp_path / "out.preparing", {"mine": "precious"})
-    with pytest.raises(UserError, match="out.preparing is where the dataset would be made, and holds other files"):
+    with pytest.raises(
+        UserError, match="out.preparing is where the dataset would be made, and holds other files"
+    ):
         prepare.merge(sorted(tmp_path.glob("out.shard-*")), tmp_path / "out", say=lambda text: None)
     (tmp_path / "out.preparing" / "mine").unlink()
     prepare.merge(sorted(tmp_path.glob("out.shard-*")), tmp_path / "out", say=lambda text: None)
     build(tmp_path / "in", tmp_path / "one", vocab)
-    expected, merged = files_of(tmp_path / "one"), files_of(tmp_path / "out")
+    expected = files_of(tmp_path / "one")
+    merged = files_of(tmp_path / "out")
     assert merged.pop("manifest.json") and expected.pop("manifest.json") and merged == expected
 
 
-@pytest.mark.parametrize("plain, told", [(True, "1 of 4 MB of files done, ETA 0:00"), (False, "0 of 4 MB of files done, ETA unknown")])
+@pytest.mark.parametrize(
+    "plain, told",
+    [(True, "1 of 4 MB of files done, ETA 0:00"), (False, "0 of 4 MB of files done, ETA unknown")],
+)
 def test_a_document_in_work_counts_where_its_file_is_its_text(monkeypatch, plain, told):
     monkeypatch.setattr(workers, "SECONDS_BETWEEN_REPORTS", 0)
     said = []

@@ -8,14 +8,29 @@ from conftest import ROOT, read_metrics, write_run
 
 TRAIN = ROOT / "gpt" / "train.py"
 QUICK = [((1, 2), (3, 1))]
-SLOW = [((1, 2), (2, 1)), ((1, 1), (3, 2)), ((3, 2), (1, 1)), ((2, 1), (3, 2)), ((3, 2), (3, 1)), ((3, 1), (2, 2)), ((0, 1), (2, 2)), ((2, 2), (0, 1)), ((1, 2), (1, 1)),
-        ((1, 1), (1, 2)), ((0, 1), (3, 1))]  # fmt: skip
+SLOW = [
+    ((1, 2), (2, 1)),
+    ((1, 1), (3, 2)),
+    ((3, 2), (1, 1)),
+    ((2, 1), (3, 2)),
+    ((3, 2), (3, 1)),
+    ((3, 1), (2, 2)),
+    ((0, 1), (2, 2)),
+    ((2, 2), (0, 1)),
+    ((1, 2), (1, 1)),
+    ((1, 1), (1, 2)),
+    ((0, 1), (3, 1)),
+]
 
 
 def launch(run_command, folder, stage, ranks, steps, sample, *options):
     gpt = {"data_root": str(sample), "log_ckpt_every": 0, "eval_every": 0}
     config = write_run(folder, zero_optimization={"stage": stage}, gpt=gpt)
-    start = ["torchrun", "--master_port", 29671, "--nproc_per_node", ranks] if ranks > 1 else [sys.executable]
+    start = (
+        ["torchrun", "--master_port", 29671, "--nproc_per_node", ranks]
+        if ranks > 1
+        else [sys.executable]
+    )
     command = [*start, TRAIN, "--ds_config", config, "--max_train_steps", steps, *options]
     done = run_command(command, folder, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -36,7 +51,8 @@ def check(before, after, undisturbed, sample, folder, run_command):
     losses = [event["loss"] for event in read_metrics(folder / "runs/tiny", "train")]
     assert len(losses) == 6
     assert losses == pytest.approx(undisturbed, abs=1e-4)
-    # Fresh moments would show in the sixth loss: Adam's first steps are as large as the learning rate.
+    # Fresh moments would show in the sixth loss: Adam's first steps are as large as the learning
+    # rate.
     assert np.abs(np.diff(losses)).min() > 1e-4
 
 

@@ -28,7 +28,10 @@ def test_a_plain_law_is_found_again(unit):
 @pytest.mark.parametrize("unit", [1.0, 1e15, 1e-4])
 def test_a_law_with_an_offset_is_found_again(unit):
     found = scaling.fit(HOURS * unit, law(HOURS, 1.7, 0.45, 0.6))
-    assert (found.offset, found.exponent) == (pytest.approx(0.6, rel=1e-5), pytest.approx(0.45, rel=1e-5))
+    assert (found.offset, found.exponent) == (
+        pytest.approx(0.6, rel=1e-5),
+        pytest.approx(0.45, rel=1e-5),
+    )
     assert found.loss_at(600.0 * unit) == pytest.approx(law(600.0, 1.7, 0.45, 0.6), rel=1e-6)
     assert found.offset_p < 1e-6 and found.freedom == 2
 
@@ -62,18 +65,26 @@ def test_bands_hold_the_truth_as_often_as_they_say():
 
 
 def test_an_offset_is_seldom_taken_where_there_is_none_and_told_rightly_where_there_is():
-    rng, compute = np.random.default_rng(3), np.geomspace(1, 1000, 8)
-    false = [scaling.fit(compute, noisy(rng, law(compute, 2, 0.1), 0.01)).offset > 0 for _ in range(120)]
+    rng = np.random.default_rng(3)
+    compute = np.geomspace(1, 1000, 8)
+    false = [
+        scaling.fit(compute, noisy(rng, law(compute, 2, 0.1), 0.01)).offset > 0 for _ in range(120)
+    ]
     assert np.mean(false) < 0.08  # 2.5% of such tests by their level
     fits = [scaling.fit(compute, noisy(rng, law(compute, 2, 0.5, 0.7), 0.003)) for _ in range(120)]
     assert all(found.offset > 0 for found in fits)
-    for index, values in enumerate([[np.log(f.amplitude) for f in fits], [f.exponent for f in fits], [f.offset for f in fits]]):
+    for index, values in enumerate(
+        [[np.log(f.amplitude) for f in fits], [f.exponent for f in fits], [f.offset for f in fits]]
+    ):
         told = np.sqrt(np.mean([found.covariance[index, index] for found in fits]))
-        assert told == pytest.approx(np.std(values, ddof=1), rel=0.3)  # 120 samples tell a deviation to 6.5%
+        # 120 samples tell a deviation to 6.5%
+        assert told == pytest.approx(np.std(values, ddof=1), rel=0.3)
 
 
 def test_crossings():
-    one, other = (scaling.fit(HOURS, law(HOURS, *numbers)) for numbers in ((1.7, 0.05), (2.5, 0.12)))
+    one, other = (
+        scaling.fit(HOURS, law(HOURS, *numbers)) for numbers in ((1.7, 0.05), (2.5, 0.12))
+    )
     at = (2.5 / 1.7) ** (1 / (0.12 - 0.05))  # where a C^-p = b C^-q
     (found,) = scaling.crossings(one, other)
     assert found.at == pytest.approx(at, rel=1e-9) and not found.measured and at > 200
@@ -86,16 +97,26 @@ def test_crossings():
 
 
 def test_a_crossing_lies_in_its_interval_as_often_as_it_should():
-    rng, compute, held = np.random.default_rng(4), np.geomspace(1, 100, 6)[:3].repeat(2), 0
+    rng = np.random.default_rng(4)
+    compute = np.geomspace(1, 100, 6)[:3].repeat(2)
+    held = 0
     at = (2.0 / 1.7) ** (1 / 0.06)
     for _ in range(150):
-        one, other = (scaling.fit(compute, noisy(rng, law(compute, *numbers), 0.004)) for numbers in ((1.7, 0.05), (2.0, 0.11)))
+        one, other = (
+            scaling.fit(compute, noisy(rng, law(compute, *numbers), 0.004))
+            for numbers in ((1.7, 0.05), (2.0, 0.11))
+        )
         found = scaling.crossings(one, other)
         held += any((c.low or 0) <= at <= (c.high or np.inf) for c in found)
     assert held / 150 > 0.9
 
 
-@pytest.mark.parametrize("compute, count", [([6.0], "is 1"), ([6.0, 12.0], "are 2"), ([6.0, 6.05, 12.0, 12.1], "are 2")])
+@pytest.mark.parametrize(
+    "compute, count", [([6.0], "is 1"), ([6.0, 12.0], "are 2"), ([6.0, 6.05, 12.0, 12.1], "are 2")]
+)
 def test_too_few_scales(compute, count):
-    with pytest.raises(UserError, match=f"a power law needs final losses at 3 scales of compute at least, and there {count}"):
+    with pytest.raises(
+        UserError,
+        match=f"a power law needs final losses at 3 scales of compute at least, and there {count}",
+    ):
         scaling.fit(compute, law(compute, 1.7, 0.08))

@@ -1,4 +1,5 @@
-"""The tables of keys against the installed DeepSpeed, and the reference that is written from them."""
+"""The tables of keys against the installed DeepSpeed, and the reference that is written
+from them."""
 
 import subprocess
 import sys
@@ -11,8 +12,12 @@ from gpt.config import load
 
 PYDANTIC = {  # block -> keys that DeepSpeed's own model of it has; aliases are what users write
     "zero_optimization": "deepspeed.runtime.zero.config.DeepSpeedZeroConfig",
-    "zero_optimization.offload_optimizer": "deepspeed.runtime.zero.offload_config.DeepSpeedZeroOffloadOptimizerConfig",
-    "zero_optimization.offload_param": "deepspeed.runtime.zero.offload_config.DeepSpeedZeroOffloadParamConfig",
+    "zero_optimization.offload_optimizer": (
+        "deepspeed.runtime.zero.offload_config.DeepSpeedZeroOffloadOptimizerConfig"
+    ),
+    "zero_optimization.offload_param": (
+        "deepspeed.runtime.zero.offload_config.DeepSpeedZeroOffloadParamConfig"
+    ),
     "fp16": "deepspeed.runtime.precision_config.DeepSpeedFP16Config",
     "bf16": "deepspeed.runtime.precision_config.DeepSpeedBF16Config",
     "comms_logger": "deepspeed.comm.config.CommsLoggerConfig",
@@ -21,16 +26,25 @@ PYDANTIC = {  # block -> keys that DeepSpeed's own model of it has; aliases are 
     "wandb": "deepspeed.monitor.config.WandbConfig",
     "comet": "deepspeed.monitor.config.CometConfig",
 }
-REMOVED = {"zero_optimization.mics_shard_size", "zero_optimization.mics_hierarchical_params_gather",
-           "zero_optimization.zeropp_loco_param"}  # fmt: skip
+REMOVED = {
+    "zero_optimization.mics_shard_size",
+    "zero_optimization.mics_hierarchical_params_gather",
+    "zero_optimization.zeropp_loco_param",
+}
 
 
 class Recorder(dict):
     """A block that notes every key that is asked for, at any depth."""
 
     def __init__(self, block, path, asked):
-        super().__init__({key: Recorder(v, (*path, key), asked) if isinstance(v, dict) else v for key, v in block.items()})
-        self.path, self.asked = path, asked
+        super().__init__(
+            {
+                key: Recorder(v, (*path, key), asked) if isinstance(v, dict) else v
+                for key, v in block.items()
+            }
+        )
+        self.path = path
+        self.asked = asked
 
     def get(self, key, default=None):
         self.asked.add(".".join((*self.path, str(key))))
@@ -67,7 +81,9 @@ def keys_below(block):
     keys = schema.TOP_KEYS
     for name in block.split("."):
         keys = keys[name]
-    refused = {path.rpartition(".")[2] for path in schema.REFUSED if path.rpartition(".")[0] == block}
+    refused = {
+        path.rpartition(".")[2] for path in schema.REFUSED if path.rpartition(".")[0] == block
+    }
     return set(keys) | refused
 
 
@@ -75,9 +91,26 @@ def test_top_level_keys_are_those_that_deepspeed_reads():
     from deepspeed.runtime.config import DeepSpeedConfig
 
     asked = set()
-    blocks = ("fp16", "bf16", "flops_profiler", "comms_logger", "tensorboard", "wandb", "csv_monitor", "comet", "aio",
-              "data_types", "timers")  # fmt: skip
-    DeepSpeedConfig(Recorder({"train_batch_size": 8, "zero_optimization": {"stage": 1}, **{b: {} for b in blocks}}, (), asked))
+    blocks = (
+        "fp16",
+        "bf16",
+        "flops_profiler",
+        "comms_logger",
+        "tensorboard",
+        "wandb",
+        "csv_monitor",
+        "comet",
+        "aio",
+        "data_types",
+        "timers",
+    )
+    DeepSpeedConfig(
+        Recorder(
+            {"train_batch_size": 8, "zero_optimization": {"stage": 1}, **{b: {} for b in blocks}},
+            (),
+            asked,
+        )
+    )
     top = {path for path in asked if "." not in path}
     ours = (set(schema.TOP_KEYS) | {path for path in schema.REFUSED if "." not in path}) - {"gpt"}
     assert top == ours
@@ -106,23 +139,34 @@ def test_parameters_of_deepspeeds_schedulers(kind):
     real = set(signature) - {"self", "optimizer", "last_batch_iteration"}
     assert set(schema.SCHEDULERS[kind]) == real
     required = {n for n in real if signature[n].default is inspect.Parameter.empty}
-    assert {n for n, key in schema.SCHEDULERS[kind].items() if key.default is schema.REQUIRED} == required
+    assert {
+        n for n, key in schema.SCHEDULERS[kind].items() if key.default is schema.REQUIRED
+    } == required
 
 
 def test_the_reference_is_up_to_date():
-    done = subprocess.run([sys.executable, ROOT / "tools/config_reference.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/config_reference.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 
 def test_no_other_module_imports_deepspeed():
     for path in [*(ROOT / "gpt").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
         if path.name != "engine.py":
-            assert not [line for line in path.read_text().splitlines() if line.strip().startswith(("import deepspeed",
-                        "from deepspeed"))], path  # fmt: skip
+            assert not [
+                line
+                for line in path.read_text().splitlines()
+                if line.strip().startswith(("import deepspeed", "from deepspeed"))
+            ], path
 
 
-@pytest.mark.parametrize("name, stage, offload", [("large_zero2", 2, None), ("xl_zero3", 3, None),
-                                                  ("xl_zero3_offload", 3, "cpu")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, stage, offload",
+    [("large_zero2", 2, None), ("xl_zero3", 3, None), ("xl_zero3_offload", 3, "cpu")],
+)
 def test_configs_of_the_largest_models(name, stage, offload):
     config = load(ROOT / "ds_configs" / f"{name}.json", 8)
     zero = config.engine["zero_optimization"]

@@ -18,13 +18,19 @@ def make(stage, precision, world, **gpt):
     half = {} if precision == "fp32" else {precision: {"enabled": True}}
     if precision == "fp16":
         half["fp16"]["initial_scale_power"] = 4
-    config = resolve(tiny_run(zero_optimization={"stage": stage, "reduce_bucket_size": 10000}, gpt=gpt, **half), "test",
-                     world.size)  # fmt: skip
+    config = resolve(
+        tiny_run(zero_optimization={"stage": stage, "reduce_bucket_size": 10000}, gpt=gpt, **half),
+        "test",
+        world.size,
+    )
     with torch.device("meta"):
         model = GPT(config.model, None)
     made = engine.Engine(model, config, world, model.initial_weights(0))
-    tokens = torch.randint(config.model.vocab_size, (2, config.batch.micro_size, config.model.seq_len + 1),
-                           generator=torch.Generator().manual_seed(0)).numpy()  # fmt: skip
+    tokens = torch.randint(
+        config.model.vocab_size,
+        (2, config.batch.micro_size, config.model.seq_len + 1),
+        generator=torch.Generator().manual_seed(0),
+    ).numpy()
     made.step(tokens)
     return made, tokens, config.model.parameters()
 
@@ -49,10 +55,14 @@ def test_norms_take_few_launches_and_one_look(capfd):
             with Launches() as counted:
                 assert run.step(tokens, want_norms=want).applied
             launches.append(counted.total)
-            looks.append(sum(times for kind, times in waits.kinds.items() if kind.startswith("Tensor")))
+            looks.append(
+                sum(times for kind, times in waits.kinds.items() if kind.startswith("Tensor"))
+            )
         tensors = len(list(run.module.parameters()))
-        print(f"ZeRO {stage}, {precision}, {tensors} tensors: norms take {launches[1] - launches[0]} launches, "
-              f"{looks[1] - looks[0]} look(s)")  # fmt: skip
+        print(
+            f"ZeRO {stage}, {precision}, {tensors} tensors: norms take {launches[1] - launches[0]}"
+            f" launches, {looks[1] - looks[0]} look(s)"
+        )
         assert launches[1] - launches[0] < 20 < tensors
         assert looks[1] - looks[0] == 1
 
@@ -63,7 +73,9 @@ def test_norms_keep_four_bytes_a_parameter(capfd):
     def work(stage, precision, world, waits):
         peaks = []
         with LiveStorages() as live:
-            run, tokens, parameters = make(stage, precision, world, h_dim=128, mlp_dim=512, vocab_size=256, seq_len=8, last_n=8)
+            run, tokens, parameters = make(
+                stage, precision, world, h_dim=128, mlp_dim=512, vocab_size=256, seq_len=8, last_n=8
+            )
             for want in (False, True):
                 live.restart()
                 assert run.step(tokens, want_norms=want).applied

@@ -19,7 +19,12 @@ from gpt.signals import StopRequest
 
 TRAIN = ROOT / "gpt" / "train.py"
 QUICK = [("deepspeed", "TERM")]
-SLOW = [(who, name) for who in ("deepspeed", "launch", "rank") for name in ("TERM", "INT", "KILL", "USR1") if (who, name) not in QUICK]
+SLOW = [
+    (who, name)
+    for who in ("deepspeed", "launch", "rank")
+    for name in ("TERM", "INT", "KILL", "USR1")
+    if (who, name) not in QUICK
+]
 
 
 def wait_for(condition, seconds, what):
@@ -44,16 +49,39 @@ def tree(process):
 
 
 def check(who, name, port, sample, folder, run_command):
-    """Start two ranks, send the signal to one process, wait until all are gone, and go on to the end."""
-    config = write_run(folder, gpt={"data_root": str(sample), "max_train_steps": 100_000, "log_ckpt_every": 5,
-                                    "log_terminal_every": 0})  # fmt: skip
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", str(port), str(TRAIN), "--ds_config", str(config)]
+    """Start two ranks, send the signal to one process, wait until all are gone, and go on to the
+    end."""
+    config = write_run(
+        folder,
+        gpt={
+            "data_root": str(sample),
+            "max_train_steps": 100_000,
+            "log_ckpt_every": 5,
+            "log_terminal_every": 0,
+        },
+    )
+    command = [
+        "deepspeed",
+        "--num_gpus",
+        "2",
+        "--master_port",
+        str(port),
+        str(TRAIN),
+        "--ds_config",
+        str(config),
+    ]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     run_dir = folder / "runs/tiny"
     with open(folder / "out", "w") as out:
-        started = subprocess.Popen(command, cwd=folder, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}, stdout=out,
-                                   stderr=out, start_new_session=True,
-                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
+        started = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     everyone = []
     try:
         wait_for(lambda: steps_done(run_dir) >= 8, 90, "the first steps")
@@ -62,7 +90,13 @@ def check(who, name, port, sample, folder, run_command):
         assert len(processes["rank"]) == 2
         processes[who][0].send_signal(getattr(signal, f"SIG{name}"))
         started.wait(60)
-        wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in everyone), 60, "ending")
+        wait_for(
+            lambda: (
+                not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in everyone)
+            ),
+            60,
+            "ending",
+        )
     finally:
         for process in everyone or [psutil.Process(started.pid)]:
             if process.is_running():
@@ -72,14 +106,22 @@ def check(who, name, port, sample, folder, run_command):
     notices = []
     tag = checkpoint.newest_good(run_dir / "checkpoints", notices)
     assert notices == []
-    saved, done = int(tag.removeprefix("global_step")), steps_done(run_dir)
+    saved = int(tag.removeprefix("global_step"))
+    done = steps_done(run_dir)
     if (who, name) == ("rank", "KILL"):  # the one that is left cannot save what the other held
         assert saved >= 5
     else:
         assert saved == done, (folder / "out").read_text()
-        assert f"saved after step {saved} of 100000: the same command goes on" in (folder / "out").read_text()
-    again = run_command([*command, "--max_train_steps", str(saved + 2)], folder, OMP_NUM_THREADS="1")
-    assert again.returncode == 0 and f"resuming runs/tiny after step {saved}" in again.stdout, again.stderr
+        assert (
+            f"saved after step {saved} of 100000: the same command goes on"
+            in (folder / "out").read_text()
+        )
+    again = run_command(
+        [*command, "--max_train_steps", str(saved + 2)], folder, OMP_NUM_THREADS="1"
+    )
+    assert again.returncode == 0 and f"resuming runs/tiny after step {saved}" in again.stdout, (
+        again.stderr
+    )
 
 
 @pytest.mark.parametrize("who, name", QUICK)
@@ -166,6 +208,11 @@ def test_without_a_launcher_only_those_who_do_not_act_are_ended(heeded, monkeypa
 
 def test_a_run_outlives_the_shell_that_started_it(sample, tmp_path):
     config = write_run(tmp_path, gpt={"data_root": str(sample), "max_train_steps": 40})
-    subprocess.run(f"{sys.executable} {TRAIN} --ds_config {config} > out 2>&1 &", shell=True, cwd=tmp_path, check=True)
+    subprocess.run(
+        f"{sys.executable} {TRAIN} --ds_config {config} > out 2>&1 &",
+        shell=True,
+        cwd=tmp_path,
+        check=True,
+    )
     out = tmp_path / "out"  # which the shell in the background has yet to make
     wait_for(lambda: out.exists() and "done: 40 steps" in out.read_text(), 120, "the run")

@@ -1,5 +1,6 @@
-"""What an optimiser step costs a GPU's host: kernels to launch, and times to wait for the device; and that nothing which is
-spared changes a number. Counted on the branches that DeepSpeed takes on CUDA."""
+"""What an optimiser step costs a GPU's host: kernels to launch, and times to wait for the device;
+and that nothing which is spared changes a number. Counted on the branches that DeepSpeed takes on
+CUDA."""
 
 import json
 import math
@@ -18,8 +19,14 @@ from gpt.corpus import Dataset
 from gpt.gradients import find_by_norm
 from gpt.world import World
 
-DEPTH_OF_SMALL = {"n_layers": 12, "h_dim": 16, "mlp_dim": 32, "vocab_size": 32, "seq_len": 8,
-                  "last_n": 4}  # fmt: skip
+DEPTH_OF_SMALL = {
+    "n_layers": 12,
+    "h_dim": 16,
+    "mlp_dim": 32,
+    "vocab_size": 32,
+    "seq_len": 8,
+    "last_n": 4,
+}
 MOST_LAUNCHES = 60
 
 
@@ -45,7 +52,8 @@ def batch(config, seed=0):
 
 
 def on_ranks(size, work, capfd):
-    """`work(world)` on so many ranks, where DeepSpeed takes the CPU for a GPU; what rank 0 returns."""
+    """`work(world)` on so many ranks, where DeepSpeed takes the CPU for a GPU; what rank 0
+    returns."""
 
     def rank():
         world = engine.connect()
@@ -82,7 +90,9 @@ def test_an_update_is_a_few_launches_however_many_parameters(capfd):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_step_waits_twice_for_the_device_however_many_micro_batches(stage, sample, tmp_path, capfd):
+def test_a_step_waits_twice_for_the_device_however_many_micro_batches(
+    stage, sample, tmp_path, capfd
+):
     def work(world, waits):
         found = {}
         for accumulation in (1, 4):
@@ -112,7 +122,8 @@ def test_a_step_waits_twice_for_the_device_however_many_micro_batches(stage, sam
     for accumulation, steps in found.items():
         assert len(steps) >= 4
         for total, places in steps[3:]:  # DeepSpeed's own timer would begin with the third
-            assert total == 2, (accumulation, places)  # shall it update; loss, norm and who was asked to stop
+            # shall it update; loss, norm and who was asked to stop
+            assert total == 2, (accumulation, places)
 
 
 def test_the_norm_of_a_large_gradient_is_exact():
@@ -121,14 +132,17 @@ def test_the_norm_of_a_large_gradient_is_exact():
     for dtype in (torch.float32, torch.bfloat16):
         gradient = torch.full((1 << 22,), 0.01).to(dtype)
         exact = gradient[0].item() * 2**11
-        assert optimizer.get_grad_norm_direct([gradient], None).item() == pytest.approx(exact, rel=1e-6)
+        assert optimizer.get_grad_norm_direct([gradient], None).item() == pytest.approx(
+            exact, rel=1e-6
+        )
 
 
 PLANTED = {1: math.inf, 3: math.nan}  # {step: what one element of a gradient becomes}
 
 
 def steps_with_planted(world, stage, precision, zero=()):
-    """(applied, loss scale, norm, sum of the weights) of five steps, two of which meet a bad number on the last rank."""
+    """(applied, loss scale, norm, sum of the weights) of five steps, two of which meet a bad number
+    on the last rank."""
     made, config = make(world, stage, precision, ranks_batch=2, accumulation=2, zero=zero)
     parameter = made.module.get_parameter("blocks.1.mlp.c_fc.weight")
     found, step = [], 0
@@ -149,10 +163,22 @@ def steps_with_planted(world, stage, precision, zero=()):
 
 
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
-QUICK = [(1, "fp16", {}), (1, "bf16", {}), (2, "fp16", {}), (2, "bf16", {}), (3, "fp16", {}),
-         (1, "fp16", OFFLOADED), (1, "bf16", OFFLOADED), (2, "bf16", OFFLOADED)]  # fmt: skip
-ALL = [(stage, precision, zero) for stage in (1, 2, 3) for precision in ("fp32", "fp16", "bf16")
-       for zero in ({}, OFFLOADED)]  # fmt: skip
+QUICK = [
+    (1, "fp16", {}),
+    (1, "bf16", {}),
+    (2, "fp16", {}),
+    (2, "bf16", {}),
+    (3, "fp16", {}),
+    (1, "fp16", OFFLOADED),
+    (1, "bf16", OFFLOADED),
+    (2, "bf16", OFFLOADED),
+]
+ALL = [
+    (stage, precision, zero)
+    for stage in (1, 2, 3)
+    for precision in ("fp32", "fp16", "bf16")
+    for zero in ({}, OFFLOADED)
+]
 slow = pytest.mark.slow
 
 
@@ -185,7 +211,8 @@ def test_what_is_not_finite_is_refused_as_deepspeed_itself_refuses_it(size, runs
 
 
 def losses_and_fetches(world, by_block, zero=(), **gpt):
-    """(losses and norms of two steps, how often weights were gathered in the second, graphs that a compiler made)"""
+    """(losses and norms of two steps, how often weights were gathered in the second, graphs that a
+    compiler made)"""
     zero = {"stage3_param_persistence_threshold": 0, **dict(zero)}
     fetches = []
     with pytest.MonkeyPatch.context() as patch:
@@ -197,7 +224,11 @@ def losses_and_fetches(world, by_block, zero=(), **gpt):
         coordinator = engine.deepspeed.runtime.zero.partitioned_param_coordinator
         fetching = coordinator.PartitionedParameterCoordinator
         own = fetching.fetch_sub_module
-        patch.setattr(fetching, "fetch_sub_module", lambda *args, **rest: fetches.append(1) or own(*args, **rest))
+        patch.setattr(
+            fetching,
+            "fetch_sub_module",
+            lambda *args, **rest: fetches.append(1) or own(*args, **rest),
+        )
         steps = []
         for step in range(2):
             fetches.clear()
@@ -207,7 +238,12 @@ def losses_and_fetches(world, by_block, zero=(), **gpt):
             steps.append(made.probe(batch(config)[0]))
         made._ds.destroy()
     breaks = torch._dynamo.utils.counters["graph_break"]
-    return [steps, len(fetches), torch._dynamo.utils.counters["stats"]["unique_graphs"], sum(breaks.values())]
+    return [
+        steps,
+        len(fetches),
+        torch._dynamo.utils.counters["stats"]["unique_graphs"],
+        sum(breaks.values()),
+    ]
 
 
 @pytest.mark.parametrize("size", [1, pytest.param(2, marks=slow)])
@@ -219,8 +255,12 @@ def test_under_zero_3_a_block_is_gathered_as_a_whole(size, capfd):
     }
 
     def work(world, waits):
-        return {name: [losses_and_fetches(world, by_block, n_layers=4, **way) for by_block in (True, False)]
-                for name, way in ways.items()}  # fmt: skip
+        return {
+            name: [
+                losses_and_fetches(world, by_block, n_layers=4, **way) for by_block in (True, False)
+            ]
+            for name, way in ways.items()
+        }
 
     for name, (whole, parts) in on_ranks(size, work, capfd).items():
         assert whole[0] == parts[0], name
@@ -235,4 +275,5 @@ def test_under_zero_3_the_blocks_are_compiled_whole(monkeypatch, capfd):
         return losses_and_fetches(world, True, n_layers=10, compile="default")
 
     _, _, graphs, breaks = on_ranks(1, work, capfd)
-    assert graphs <= 4 and breaks == 0, (graphs, breaks)  # the first block has no branch before it
+    # the first block has no branch before it
+    assert graphs <= 4 and breaks == 0, (graphs, breaks)

@@ -21,21 +21,47 @@ STEPS = 400
 def ladder(tmp_path_factory, sample):
     folder = tmp_path_factory.mktemp("ladder")
     for name, steps in (("short", 3), ("long", STEPS)):
-        write_run(folder, name, gpt={"data_root": str(sample), "max_train_steps": steps, "eval_every": STEPS, "log_ckpt_every": 20,
-                                     "log_terminal_every": 100, "tokens_per_second": 1000})  # fmt: skip
+        write_run(
+            folder,
+            name,
+            gpt={
+                "data_root": str(sample),
+                "max_train_steps": steps,
+                "eval_every": STEPS,
+                "log_ckpt_every": 20,
+                "log_terminal_every": 100,
+                "tokens_per_second": 1000,
+            },
+        )
     return folder
 
 
 def summary(folder):
-    return {entry["name"]: entry for entry in json.loads((folder / "out/sweep.json").read_text())["runs"]}
+    return {
+        entry["name"]: entry
+        for entry in json.loads((folder / "out/sweep.json").read_text())["runs"]
+    }
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_a_sweep_that_is_ended_goes_on(how, ladder, tmp_path, run_command):
-    command = [sys.executable, str(SWEEP), "--classes", str(ladder / "short.json"), str(ladder / "long.json"), "--seeds", "3",
-               "--out", "out"]  # fmt: skip
+    command = [
+        sys.executable,
+        str(SWEEP),
+        "--classes",
+        str(ladder / "short.json"),
+        str(ladder / "long.json"),
+        "--seeds",
+        "3",
+        "--out",
+        "out",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    first = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     long = tmp_path / "out/long-seed3"
     while not (long / "checkpoints/latest").exists():
         assert first.poll() is None, first.stdout.read()
@@ -50,39 +76,59 @@ def test_a_sweep_that_is_ended_goes_on(how, ladder, tmp_path, run_command):
     first.stdout.close()
     if how == signal.SIGTERM:
         assert first.returncode == 0 and "stopped by SIGTERM: the same command goes on" in told
-        assert summary(tmp_path)["long-seed3"]["status"] == "unfinished" and read_metrics(long, "stopped")
+        assert summary(tmp_path)["long-seed3"]["status"] == "unfinished" and read_metrics(
+            long, "stopped"
+        )
     short = (tmp_path / "out/short-seed3/metrics.jsonl").read_text()
     second = run_command(command, tmp_path, OMP_NUM_THREADS="1")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert (tmp_path / "out/short-seed3/metrics.jsonl").read_text() == short  # was finished, and is left alone
+    # was finished, and is left alone
+    assert (tmp_path / "out/short-seed3/metrics.jsonl").read_text() == short
     (resumed,) = read_metrics(long, "resume")
     assert 20 <= resumed["step"] < STEPS
     assert f"--- run 2 of 2: long-seed3, from step {resumed['step']} of {STEPS}" in second.stdout
     for name, steps in (("short-seed3", 3), ("long-seed3", STEPS)):
-        found, last = summary(tmp_path)[name], read_metrics(tmp_path / "out" / name, "eval")[-1]
-        assert (found["status"], found["step"], found["steps"], found["seed"]) == ("finished", steps, steps, 3)
+        found = summary(tmp_path)[name]
+        last = read_metrics(tmp_path / "out" / name, "eval")[-1]
+        assert (found["status"], found["step"], found["steps"], found["seed"]) == (
+            "finished",
+            steps,
+            steps,
+            3,
+        )
         assert found["reference_hours"] == pytest.approx(steps * 256 / 1000 / 3600)
         assert (last["step"], last["normalised_ppl"]) == (steps, found["normalised_ppl"])
         assert f"{found['normalised_ppl']:.4f}" in second.stdout
     with open(tmp_path / "out/short-seed3/metrics.jsonl", "a") as file:
         file.write('{"event": "chec')  # a kill can leave half a line behind
-    shutil.rmtree(tmp_path / "out/short-seed3/checkpoints")  # they take room, and all figures are in the metrics
+    # they take room, and all figures are in the metrics
+    shutil.rmtree(tmp_path / "out/short-seed3/checkpoints")
     third = run_command(command, tmp_path, OMP_NUM_THREADS="1")
     assert third.returncode == 0 and "--- run" not in third.stdout, third.stdout + third.stderr
     assert (tmp_path / "out/short-seed3/metrics.jsonl").read_text() == short + '{"event": "chec'
     assert f"{summary(tmp_path)['short-seed3']['normalised_ppl']:.4f}" in third.stdout
     done = run_command([*command, "--max_lr", "0.1"], tmp_path)
     assert done.returncode == 2
-    assert "out/short-seed3 holds a run with other settings (scheduler.params.max_lr was 0.003, is 0.1)" in done.stderr
+    assert (
+        "out/short-seed3 holds a run with other settings (scheduler.params.max_lr was 0.003, is"
+        " 0.1)" in done.stderr
+    )
 
 
 @pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others(ladder, tmp_path, run_command):
     bad = tmp_path / "bad.json"  # a mistake that only the device tells
-    bad.write_text((ladder / "short.json").read_text().replace('"n_heads"', '"kernels": "triton", "n_heads"'))
-    done = run_command([sys.executable, SWEEP, "--classes", bad, ladder / "short.json", "--out", "out"], tmp_path)
+    bad.write_text(
+        (ladder / "short.json").read_text().replace('"n_heads"', '"kernels": "triton", "n_heads"')
+    )
+    done = run_command(
+        [sys.executable, SWEEP, "--classes", bad, ladder / "short.json", "--out", "out"], tmp_path
+    )
     assert done.returncode == 1 and "error: not finished: bad; " in done.stderr
-    assert {name: entry["status"] for name, entry in summary(tmp_path).items()} == {"bad": "failed", "short": "finished"}
+    assert {name: entry["status"] for name, entry in summary(tmp_path).items()} == {
+        "bad": "failed",
+        "short": "finished",
+    }
 
 
 BAD = [
@@ -90,16 +136,30 @@ BAD = [
     (["--classes", "6x", "--out", "o"], "cannot read the config 6x: No such file or directory"),
     (["--classes", "a.json", "a.json", "--out", "o"], "the class "),
     (["--classes", "a.json", "--seeds", "1", "1", "--out", "o"], "the seed 1 is given twice"),
-    (["--classes", "a.json", "--out", "o", "--seed", "1"], "are not for a sweep: give --out and --seeds"),
-    (["--classes", "a.json", "--out", "o", "--max_lr", "-1"], "scheduler.params.max_lr is -1.0, must be above 0"),
+    (
+        ["--classes", "a.json", "--out", "o", "--seed", "1"],
+        "are not for a sweep: give --out and --seeds",
+    ),
+    (
+        ["--classes", "a.json", "--out", "o", "--max_lr", "-1"],
+        "scheduler.params.max_lr is -1.0, must be above 0",
+    ),
     (["--classes", "a.json", "--out", "o", "--data_root", "nowhere"], "nowhere"),
-    (["--classes", "a.json", "--out", "o", "--launcher", "deepspee --num_gpus 2"], "--launcher deepspee: there is no such command"),
-    (["--classes", "a.json", "--out", "o", "--launcher", "x 'y"], "--launcher x 'y: No closing quotation"),
+    (
+        ["--classes", "a.json", "--out", "o", "--launcher", "deepspee --num_gpus 2"],
+        "--launcher deepspee: there is no such command",
+    ),
+    (
+        ["--classes", "a.json", "--out", "o", "--launcher", "x 'y"],
+        "--launcher x 'y: No closing quotation",
+    ),
     (["--classes", "6h", "a.json", "--out", "o"], "data/books holds no dataset"),
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize("options, sentence", [pytest.param(*case, id=" ".join(case[0])) for case in BAD])
+@pytest.mark.parametrize(
+    "options, sentence", [pytest.param(*case, id=" ".join(case[0])) for case in BAD]
+)
 def test_a_mistake_ends_before_the_first_run(options, sentence, ladder, tmp_path, run_command):
     Path(tmp_path / "a.json").write_text((ladder / "short.json").read_text())
     done = run_command([sys.executable, SWEEP, *options], tmp_path)

@@ -1,4 +1,5 @@
-"""The vocabulary: encoding without loss, what each token stands for, which tokenizers are refused."""
+"""The vocabulary: encoding without loss, what each token stands for, which tokenizers are
+refused."""
 
 import io
 import random
@@ -41,18 +42,50 @@ NASTY = {
     "a very long line": "the quick <brown> fox " * 5000 + "\nshort",
     "a very long word": "x" * 50_000,
 }
-ALPHABET = ["<D>", "<D", "<", "D", ">", BLANK, "\0", "\r", "\n", "\n\n", "\r\n", " ", "  ", "\t", "the ", "fox", ".\n",
-            "1", "é", "e\u0301", "😀", "中", "\ufeff", "\ufffd", "<0x0A>", "<unk>", "<pad>", "\u2028",
-            "\U0010ffff"]  # fmt: skip
+ALPHABET = [
+    "<D>",
+    "<D",
+    "<",
+    "D",
+    ">",
+    BLANK,
+    "\0",
+    "\r",
+    "\n",
+    "\n\n",
+    "\r\n",
+    " ",
+    "  ",
+    "\t",
+    "the ",
+    "fox",
+    ".\n",
+    "1",
+    "é",
+    "e\u0301",
+    "😀",
+    "中",
+    "\ufeff",
+    "\ufffd",
+    "<0x0A>",
+    "<unk>",
+    "<pad>",
+    "\u2028",
+    "\U0010ffff",
+]
 
 
 def train(sentences=SENTENCES, vocab_size=320, **options):
-    """A SentencePiece model as bytes, with the options of the trainer's own tokenizers unless told otherwise."""
+    """A SentencePiece model as bytes, with the options of the trainer's own tokenizers unless told
+    otherwise."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences), model_writer=model, vocab_size=vocab_size, minloglevel=2,
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        vocab_size=vocab_size,
+        minloglevel=2,
         **{**TOKENIZER_OPTIONS, **options},
-    )  # fmt: skip
+    )
     return model.getvalue()
 
 
@@ -75,15 +108,23 @@ def model(sample):
 
 @pytest.fixture(scope="module")
 def vocabs(model):
-    """By name: the sample's vocabulary, one with newlines in pieces, one that ends documents by end-of-sentence."""
-    return {"sample": Vocab(model), "newlines": Vocab(train(user_defined_symbols=["<D>", "\n\n", ".\n", "x\ny"])),
-            "eos": Vocab(train(user_defined_symbols="", eos_id=2))}  # fmt: skip
+    """By name: the sample's vocabulary, one with newlines in pieces, one that ends documents by
+    end-of-sentence."""
+    return {
+        "sample": Vocab(model),
+        "newlines": Vocab(train(user_defined_symbols=["<D>", "\n\n", ".\n", "x\ny"])),
+        "eos": Vocab(train(user_defined_symbols="", eos_id=2)),
+    }
 
 
 def test_documents_are_encoded_without_loss_and_as_sentencepiece_would(model, vocabs):
     vocab, sp = vocabs["sample"], processor(model)
-    texts = [document.read() for entry in sample_inputs() if entry.split != "train"
-             for document in documents(entry, Reading())]  # fmt: skip
+    texts = [
+        document.read()
+        for entry in sample_inputs()
+        if entry.split != "train"
+        for document in documents(entry, Reading())
+    ]
     assert len(texts) > 80
     plain, encoded = [], []
     for text in texts:
@@ -98,16 +139,24 @@ def test_documents_are_encoded_without_loss_and_as_sentencepiece_would(model, vo
 
 def test_bytes_of_a_token_are_those_that_it_decodes_to(model):
     vocab, sp = Vocab(model), processor(model)
-    assert vocab.size == 2048 and vocab.byte_lengths.shape == (2048,) and vocab.byte_lengths.dtype == np.int64
+    assert (
+        vocab.size == 2048
+        and vocab.byte_lengths.shape == (2048,)
+        and vocab.byte_lengths.dtype == np.int64
+    )
     assert vocab.special_ids == {"eod": 2, "pad": 0, "unk": 1}
     assert vocab.byte_lengths[:3].tolist() == [0, 0, 0]
     assert vocab.byte_lengths[3:259].tolist() == [1] * 256
-    assert vocab.byte_lengths[259:].tolist() == [len(sp.decode([i]).encode()) for i in range(259, 2048)]
+    assert vocab.byte_lengths[259:].tolist() == [
+        len(sp.decode([i]).encode()) for i in range(259, 2048)
+    ]
 
 
 def test_encoding_has_one_type_also_when_it_is_empty(vocabs):
     assert vocabs["sample"].encode("").shape == (0,)
-    assert {vocabs["sample"].encode(text).dtype for text in ("", "abc", "<D>")} == {np.dtype(np.int32)}
+    assert {vocabs["sample"].encode(text).dtype for text in ("", "abc", "<D>")} == {
+        np.dtype(np.int32)
+    }
 
 
 @pytest.mark.parametrize("kind", ["sample", "newlines", "eos"])
@@ -140,7 +189,9 @@ def test_pieces_that_span_line_ends_are_found(vocabs):
 def test_learned_pieces_that_span_line_ends_are_found():
     model = train([f"{i}.\n\n\n" * 20 for i in range(200)], vocab_size=290, split_digits=False)
     vocab, sp = Vocab(model), processor(model)
-    assert any("\n" in sp.id_to_piece(i) for i in range(vocab.size)), "the tokenizer does not test what it should"
+    assert any("\n" in sp.id_to_piece(i) for i in range(vocab.size)), (
+        "the tokenizer does not test what it should"
+    )
     text = "1.\n\n\n2.\n3.\n\n\n\n\n\n"
     assert check_lossless(vocab, text).tolist() == sp.encode(text)
 
@@ -156,18 +207,25 @@ def test_documents_end_with_eos_where_there_is_no_d_piece(vocabs):
 def test_a_tokenizer_that_cannot_end_documents_is_refused():
     with pytest.raises(UserError) as error:
         Vocab(train(user_defined_symbols=""), "mine.model")
-    assert str(error.value) == (
-        "mine.model has neither a piece <D> nor an end-of-sentence id, so documents could not be told apart: train it "
-        "with user_defined_symbols=<D>"
+    assert (
+        str(error.value)
+        == "mine.model has neither a piece <D> nor an end-of-sentence id, so documents could not be"
+        " told apart: train it with user_defined_symbols=<D>"
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"x", b"This is a text and no model.\n" * 9, bytes(50), "truncated"],
-                         ids=["empty", "one byte", "text", "zeros", "truncated"])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"x", b"This is a text and no model.\n" * 9, bytes(50), "truncated"],
+    ids=["empty", "one byte", "text", "zeros", "truncated"],
+)
 def test_a_file_that_is_no_model_is_refused(tmp_path, model, content):
     path = tmp_path / "mine.model"
     path.write_bytes(model[: len(model) // 2] if content == "truncated" else content)
-    with pytest.raises(UserError, match="mine.model is not a SentencePiece model: give the .model file of a trained"):
+    with pytest.raises(
+        UserError,
+        match="mine.model is not a SentencePiece model: give the .model file of a trained",
+    ):
         Vocab.load(path)
 
 
@@ -178,11 +236,21 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_fingerprint_depends_on_the_pieces_only(tmp_path):
     (tmp_path / "text.txt").write_text("\n".join(SENTENCES), encoding="utf-8")
-    options = dict(TOKENIZER_OPTIONS, input=tmp_path / "text.txt", model_prefix=tmp_path / "other", minloglevel=2)
+    options = dict(
+        TOKENIZER_OPTIONS,
+        input=tmp_path / "text.txt",
+        model_prefix=tmp_path / "other",
+        minloglevel=2,
+    )
     sentencepiece.SentencePieceTrainer.train(vocab_size=320, **options)
-    first, second = Vocab(train()), Vocab.load(tmp_path / "other.model")
+    first = Vocab(train())
+    second = Vocab.load(tmp_path / "other.model")
     assert first.model != second.model, "the file embeds where it was trained"
     assert first.fingerprint == second.fingerprint
     assert first.fingerprint == Vocab(first.model, "another name").fingerprint
-    others = [train(vocab_size=321), train(SENTENCES[:9] * 9), train(user_defined_symbols="<E>", eos_id=2)]
+    others = [
+        train(vocab_size=321),
+        train(SENTENCES[:9] * 9),
+        train(user_defined_symbols="<E>", eos_id=2),
+    ]
     assert len({first.fingerprint, *(Vocab(other).fingerprint for other in others)}) == 4

@@ -1,4 +1,5 @@
-"""Ranks that fall silent, with several watchdogs in this process; ranks that hang: see test_trouble.py."""
+"""Ranks that fall silent, with several watchdogs in this process; ranks that hang: see
+test_trouble.py."""
 
 import time
 
@@ -42,8 +43,9 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("device, limit", [("cpu", "SILENCE_SECONDS"),
-                                           ("cuda", "GPU_SILENCE_SECONDS")])  # fmt: skip
+@pytest.mark.parametrize(
+    "device, limit", [("cpu", "SILENCE_SECONDS"), ("cuda", "GPU_SILENCE_SECONDS")]
+)
 def test_all_are_told_who_is_silent(device, limit, ended, monkeypatch, capsys):
     monkeypatch.setattr(watchdog, limit, 2.0)
     # They are starting, so only silence can end them.
@@ -53,8 +55,13 @@ def test_all_are_told_who_is_silent(device, limit, ended, monkeypatch, capsys):
     watching[2]._stop_watching()  # as a process that was killed: it says nothing of its end
     wait_for(lambda: len(ended) == 2)
     said = capsys.readouterr().err
-    assert ended == [1, 1] and said.count("late: rank 2 on node2, which shows no sign of life. The same command") == 2
-    assert "[rank 0 on node1] error: no sign of life from another rank for 2 s while starting" in said
+    assert (
+        ended == [1, 1]
+        and said.count("late: rank 2 on node2, which shows no sign of life. The same command") == 2
+    )
+    assert (
+        "[rank 0 on node1] error: no sign of life from another rank for 2 s while starting" in said
+    )
 
 
 def test_a_rank_that_does_not_reach_rank_0_ends(ended, monkeypatch, capsys):
@@ -63,8 +70,11 @@ def test_a_rank_that_does_not_reach_rank_0_ends(ended, monkeypatch, capsys):
     Watchdog(worlds()[1], 1.0)
     wait_for(lambda: ended)
     assert ended == [1]
-    assert ("[rank 1 on node2] error: no sign of life from another rank for 1 s while starting; late: rank 0 on node1, whose "
-            "process does not answer, or its host is out of reach") in capsys.readouterr().err  # fmt: skip
+    assert (
+        "[rank 1 on node2] error: no sign of life from another rank for 1 s while starting; late:"
+        " rank 0 on node1, whose process does not answer, or its host is out of reach"
+        in capsys.readouterr().err
+    )
 
 
 def test_ranks_whose_run_is_over_are_not_missed(ended, monkeypatch):
@@ -82,5 +92,8 @@ def test_who_is_gone():
     time.sleep(0.5)
     second.close()  # it has raised an exception of its own
     third._stop_watching()
-    assert first.who_is_gone() == "rank 1 on node2, which has ended; rank 2 on node2, which shows no sign of life"
+    assert (
+        first.who_is_gone()
+        == "rank 1 on node2, which has ended; rank 2 on node2, which shows no sign of life"
+    )
     assert Watchdog(worlds()[0], 0).who_is_gone() == "unknown, since gpt.step_timeout is off"

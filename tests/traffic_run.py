@@ -1,7 +1,9 @@
-"""What two ranks send each other in optimiser steps: `traffic_run.py FILE.json [FILE.json …]`, one run after another.
+"""What two ranks send each other in optimiser steps: `traffic_run.py FILE.json [FILE.json …]`, one
+run after another.
 
-Prints a line of JSON for each: bytes that a step passes through a ring's links, (n - 1)/n of a tensor's size for an
-all-gather or a reduce-scatter, twice that for an all-reduce; in units of what all weights take. Of rank 0.
+Prints a line of JSON for each: bytes that a step passes through a ring's links, (n - 1)/n of a
+tensor's size for an all-gather or a reduce-scatter, twice that for an all-reduce; in units of what
+all weights take. Of rank 0.
 """
 
 import json
@@ -21,7 +23,8 @@ SENT = []  # bytes
 
 
 def counted(name, passes, whole):
-    """Have torch.distributed.`name` note its bytes; whole: the tensor, or the list of tensors, of all ranks' parts."""
+    """Have torch.distributed.`name` note its bytes; whole: the tensor, or the list of tensors, of
+    all ranks' parts."""
     original = getattr(torch.distributed, name)
 
     def noting(*args, **kwargs):
@@ -36,10 +39,14 @@ def counted(name, passes, whole):
 
 def count_everything():
     for name, passes, whole in (
-        ("all_reduce", 2, ("tensor", 0)), ("all_gather", 1, ("tensor_list", 0)), ("reduce", 1, ("tensor", 0)),
+        ("all_reduce", 2, ("tensor", 0)),
+        ("all_gather", 1, ("tensor_list", 0)),
+        ("reduce", 1, ("tensor", 0)),
         ("all_gather_into_tensor", 1, ("output_tensor", 0)),
-        ("reduce_scatter", 1, ("input_list", 1)), ("reduce_scatter_tensor", 1, ("input", 1)), ("broadcast", 1, ("tensor", 0)),
-    ):  # fmt: skip
+        ("reduce_scatter", 1, ("input_list", 1)),
+        ("reduce_scatter_tensor", 1, ("input", 1)),
+        ("broadcast", 1, ("tensor", 0)),
+    ):
         counted(name, passes, whole)
 
 
@@ -48,13 +55,21 @@ def measure(config_file):
     world = engine.connect()
     config = resolve(json.loads(Path(config_file).read_text()), "test", world.size)
     run = engine.Engine(GPT(config.model), config, world)
-    tokens = torch.zeros(config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1, dtype=torch.int64)
+    tokens = torch.zeros(
+        config.batch.accumulation,
+        config.batch.micro_size,
+        config.model.seq_len + 1,
+        dtype=torch.int64,
+    )
     for _ in range(2):  # under ZeRO 3 the first step only records the order of the weights
         run.step(tokens.numpy())
     SENT.clear()
     run.step(tokens.numpy())
     if world.rank == 0:
-        print(json.dumps(sum(SENT) / (4 * config.model.parameters() * (RANKS - 1) / RANKS)), flush=True)
+        print(
+            json.dumps(sum(SENT) / (4 * config.model.parameters() * (RANKS - 1) / RANKS)),
+            flush=True,
+        )
     world.barrier()
     engine.disconnect()
 

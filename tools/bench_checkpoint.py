@@ -2,8 +2,9 @@
 
     python tools/bench_checkpoint.py --preset mini [--zero_stage 1] [--folder /a/disk]
 
-Both are timed in turn, several times, in one process; the ratio of their medians is what counts. What a run waits for is
-`pause`; hashing, and writing through to the disk, then go on beside the training until the checkpoint is committed.
+Both are timed in turn, several times, in one process; the ratio of their medians is what counts.
+What a run waits for is `pause`; hashing, and writing through to the disk, then go on beside the
+training until the checkpoint is committed.
 """
 
 import shutil
@@ -23,7 +24,11 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("--preset", default="mini", help="model shape (default mini)")
     parser.add_argument("--zero_stage", type=int, default=1, choices=(0, 1, 2, 3))
-    parser.add_argument("--folder", default=".", help="where to write; a folder in it is made, and removed (default .)")
+    parser.add_argument(
+        "--folder",
+        default=".",
+        help="where to write; a folder in it is made, and removed (default .)",
+    )
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     if not Path(args.folder).is_dir() or args.repeats < 1:
@@ -45,16 +50,25 @@ def measure(args, scratch):
     from gpt.model import GPT
     from gpt.saver import Saver
 
-    tree = {"train_batch_size": 2, "zero_optimization": {"stage": args.zero_stage},
-            "scheduler": {"type": "LanguiniCosineLR", "params": {"decay_steps": 1000}},
-            "gpt": {"preset": args.preset, "max_train_steps": 100, "run_dir": str(scratch), "keep_last": 1}}  # fmt: skip
+    tree = {
+        "train_batch_size": 2,
+        "zero_optimization": {"stage": args.zero_stage},
+        "scheduler": {"type": "LanguiniCosineLR", "params": {"decay_steps": 1000}},
+        "gpt": {
+            "preset": args.preset,
+            "max_train_steps": 100,
+            "run_dir": str(scratch),
+            "keep_last": 1,
+        },
+    }
     config = resolve(tree, "bench")
     world = engine.connect()
     made = engine.Engine(GPT(config.model), config, world)
     tokens = torch.zeros(1, 2, config.model.seq_len + 1, dtype=torch.int64).numpy()
     made.step(tokens)  # so that there are moments
     dataset = SimpleNamespace(fingerprint="", vocab=SimpleNamespace(model=b""))
-    saver, events = Saver(config, config.as_dict(), dataset, made, world), []
+    saver = Saver(config, config.as_dict(), dataset, made, world)
+    events = []
     saver.folder.mkdir()
     saver.report = events.append
     plain = []
@@ -68,11 +82,19 @@ def measure(args, scratch):
             torch.save(content, scratch / name)
         plain.append(time.perf_counter() - began)
     del plain[0], events[0]  # the first of each warms up
-    pause, whole, save = (statistics.median(times) for times in (
-        [event["seconds"] for event in events], [event["seconds_to_commit"] for event in events], plain))  # fmt: skip
-    print(f"{args.preset}, ZeRO stage {args.zero_stage}, {events[0]['bytes'] / 1e6:,.0f} MB on {world.device.type}, medians "
-          f"of {args.repeats}: torch.save {save:.3f} s; pause {pause:.3f} s ({pause / save:.2f} times as long); committed "
-          f"after {whole:.3f} s")
+    pause, whole, save = (
+        statistics.median(times)
+        for times in (
+            [event["seconds"] for event in events],
+            [event["seconds_to_commit"] for event in events],
+            plain,
+        )
+    )
+    print(
+        f"{args.preset}, ZeRO stage {args.zero_stage}, {events[0]['bytes'] / 1e6:,.0f} MB on"
+        f" {world.device.type}, medians of {args.repeats}: torch.save {save:.3f} s; pause"
+        f" {pause:.3f} s ({pause / save:.2f} times as long); committed after {whole:.3f} s"
+    )
     engine.disconnect()
 
 

@@ -1,11 +1,13 @@
 """Speed of encoding, and of reading batches.
 
     python tools/bench_data.py --input books/ --tokenizer data/books/tokenizer.model
-        SentencePiece on whole documents and the encoder of prepare_data.py, in turn, on one core, by CPU time; ids are
-        compared. Then encoding with 1, 2, 4, … processes, by the clock and by CPU time.
+        SentencePiece on whole documents and the encoder of prepare_data.py, in turn, on one core,
+        by CPU time; ids are compared. Then encoding with 1, 2, 4, … processes, by the clock and by
+        CPU time.
     python tools/bench_data.py --loader
-        A dataset of 158,000 documents and 24 billion tokens, as a sparse file in a temporary folder: time and memory to
-        open it, time per batch, and how long steps of `mini` on the CPU wait for their batch.
+        A dataset of 158,000 documents and 24 billion tokens, as a sparse file in a temporary
+        folder: time and memory to open it, time per batch, and how long steps of `mini` on the CPU
+        wait for their batch.
 
 Timings are medians; where other programs share the cores, only ratios tell.
 """
@@ -22,7 +24,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, run
 
-DOCUMENTS, TOKENS, STREAMS, SEQ_LEN = 158_000, 24_000_000_000, 512, 512
+DOCUMENTS = 158_000
+TOKENS = 24_000_000_000
+STREAMS = 512
+SEQ_LEN = 512
 
 
 def main():
@@ -30,10 +35,14 @@ def main():
     parser.add_argument("--input", metavar="PLACE", help="texts to encode")
     parser.add_argument("--tokenizer", metavar="FILE.model", help="SentencePiece model")
     parser.add_argument("--loader", action="store_true", help="measure reading instead")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each measurement (default 3)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="of each measurement (default 3)"
+    )
     args = parser.parse_args()
     if args.repeats < 1 or args.loader == bool(args.input and args.tokenizer):
-        raise UserError("give --input PLACE and --tokenizer FILE.model, or --loader; --repeats at least 1")
+        raise UserError(
+            "give --input PLACE and --tokenizer FILE.model, or --loader; --repeats at least 1"
+        )
     if args.loader:
         bench_loader(args.repeats)
     else:
@@ -52,7 +61,8 @@ def bench_encoding(args):
     processor = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
     inputs = find_inputs(args.input, by_folder=False)
     texts = [document.read() for entry in inputs for document in documents(entry, Reading())]
-    size, times = sum(len(text.encode()) for text in texts), {"whole": [], "encoder": []}
+    size = sum(len(text.encode()) for text in texts)
+    times = {"whole": [], "encoder": []}
     for _ in range(args.repeats):
         encoder = Encoder(vocab)  # which remembers nothing yet
         began = time.process_time()
@@ -61,13 +71,17 @@ def bench_encoding(args):
         found = [b"".join(map(encoder.encode, encoder.chunks([text]))) for text in texts]
         times["whole"].append(middle - began)
         times["encoder"].append(time.process_time() - middle)
-    literal = [text for text in texts if "<D>" in text or "\u2581" in text]  # which mean something to SentencePiece
+    # which mean something to SentencePiece
+    literal = [text for text in texts if "<D>" in text or "\u2581" in text]
     same = sum(a == b for a, b in zip(whole, found))
     speed = {name: size / 1e6 / statistics.median(values) for name, values in times.items()}
     ratios = sorted(a / b for a, b in zip(times["whole"], times["encoder"]))
-    print(f"{len(texts)} documents, {size / 1e6:.1f} MB, per core: whole documents {speed['whole']:.2f} MB/s, encoder (by "
-          f"{encoder.unit}) {speed['encoder']:.2f} MB/s, {statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to "
-          f"{ratios[-1]:.2f}); ids are the same in {same} of {len(texts)} ({len(literal)} hold <D> or U+2581)")  # fmt: skip
+    print(
+        f"{len(texts)} documents, {size / 1e6:.1f} MB, per core: whole documents"
+        f" {speed['whole']:.2f} MB/s, encoder (by {encoder.unit}) {speed['encoder']:.2f} MB/s,"
+        f" {statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f}); ids"
+        f" are the same in {same} of {len(texts)} ({len(literal)} hold <D> or U+2581)"
+    )
     bench_workers(inputs, vocab, size, args.repeats)
 
 
@@ -78,26 +92,40 @@ def bench_workers(inputs, vocab, size, repeats):
 
     units = [(i, unit) for i, unit in enumerate(prepare.units_of(inputs))]
     counts = [2**i for i in range(20) if 2**i <= len(os.sched_getaffinity(0))]
-    walls, spent = {count: [] for count in counts}, {count: [] for count in counts}
+    walls = {count: [] for count in counts}
+    spent = {count: [] for count in counts}
     for _ in range(repeats):
         for count in counts:
             with tempfile.TemporaryDirectory() as folder:
                 prepare.encoder_of.cache_clear()  # all begin without remembered words
                 began, before = time.perf_counter(), sum(os.times()[:4])
-                list(spread(prepare.UnitEncoder(Path(folder), Reading(), vocab.model), units, count, lambda size: None))
+                list(
+                    spread(
+                        prepare.UnitEncoder(Path(folder), Reading(), vocab.model),
+                        units,
+                        count,
+                        lambda size: None,
+                    )
+                )
                 walls[count].append(time.perf_counter() - began)
-                spent[count].append(sum(os.times()[:4]) - before)  # of this process and its children
+                # of this process and its children
+                spent[count].append(sum(os.times()[:4]) - before)
     for count in counts:
-        faster, more = (statistics.median(a / b for a, b in zip(*pair)) for pair in (
-            (walls[1], walls[count]), (spent[count], spent[1])))  # fmt: skip
+        faster, more = (
+            statistics.median(a / b for a, b in zip(*pair))
+            for pair in ((walls[1], walls[count]), (spent[count], spent[1]))
+        )
         rate = size / 1e6 / statistics.median(walls[count])
-        print(f"{count} process(es), start and files included: {rate:.2f} MB/s, {faster:.2f} times as fast as 1, with "
-              f"{more:.2f} times the CPU time")  # fmt: skip
+        print(
+            f"{count} process(es), start and files included: {rate:.2f} MB/s, {faster:.2f} times as"
+            f" fast as 1, with {more:.2f} times the CPU time"
+        )
 
 
 @contextmanager
 def large_dataset():
-    """Folder of a dataset of DOCUMENTS and TOKENS, all tokens 0, with a vocabulary of 16,384 ids or fewer."""
+    """Folder of a dataset of DOCUMENTS and TOKENS, all tokens 0, with a vocabulary of 16,384 ids or
+    fewer."""
     import numpy as np
 
     from gpt import corpus
@@ -117,12 +145,19 @@ def large_dataset():
         doc_tokens[0] += TOKENS - DOCUMENTS - doc_tokens.sum()
         np.save(folder / corpus.DOC_TOKENS, doc_tokens)
         np.save(folder / corpus.DOC_BYTES, doc_tokens * 4)
-        (folder / corpus.NAMES).write_text("".join(f'"author {i % 9999}/book {i}.txt"\n' for i in range(DOCUMENTS)))
+        (folder / corpus.NAMES).write_text(
+            "".join(f'"author {i % 9999}/book {i}.txt"\n' for i in range(DOCUMENTS))
+        )
         with open(folder / corpus.TOKENS, "wb") as file:
             file.truncate(TOKENS * np.dtype(manifest["dtype"]).itemsize)
         files = {file: hash_file(folder / file) for file in corpus.FILES[1:]}
         files[corpus.TOKENS] = {"size": (folder / corpus.TOKENS).stat().st_size, "sha256": ""}
-        manifest["splits"]["train"] = {"documents": DOCUMENTS, "tokens": TOKENS, "bytes": int(doc_tokens.sum()) * 4, "files": files}
+        manifest["splits"]["train"] = {
+            "documents": DOCUMENTS,
+            "tokens": TOKENS,
+            "bytes": int(doc_tokens.sum()) * 4,
+            "files": files,
+        }
         corpus.write_manifest(root, manifest)
         yield root
 
@@ -134,7 +169,9 @@ def bench_loader(repeats):
     from gpt.corpus import Dataset, Streams
 
     with large_dataset() as root:
-        opened, spent, resident = [], [], psutil.Process().memory_info().rss
+        opened = []
+        spent = []
+        resident = psutil.Process().memory_info().rss
         for _ in range(repeats):
             began, before = time.perf_counter(), time.thread_time()
             streams = Streams(Dataset(root).split("train"), STREAMS, SEQ_LEN)
@@ -142,10 +179,17 @@ def bench_loader(repeats):
             spent.append(time.thread_time() - before)
             if len(opened) == 1:
                 resident = psutil.Process().memory_info().rss - resident
-        print(f"{DOCUMENTS:,} documents, {TOKENS:,} tokens, {STREAMS} streams: opened in {statistics.median(opened):.3f} s, of CPU time "
-              f"{statistics.median(spent):.3f} s, with {resident / 1e6:.0f} MB more memory")  # fmt: skip
+        print(
+            f"{DOCUMENTS:,} documents, {TOKENS:,} tokens, {STREAMS} streams: opened in"
+            f" {statistics.median(opened):.3f} s, of CPU time {statistics.median(spent):.3f} s,"
+            f" with {resident / 1e6:.0f} MB more memory"
+        )
         far = np.random.default_rng(1).integers(0, 10**6, 50).tolist()
-        places = {"one after the other": range(1000, 1050), "anywhere, never read before": far, "there again": far}
+        places = {
+            "one after the other": range(1000, 1050),
+            "anywhere, never read before": far,
+            "there again": far,
+        }
         for name, steps in places.items():
             times, spent = [], []
             for step in steps:
@@ -153,8 +197,11 @@ def bench_loader(repeats):
                 streams.batch(step)
                 times.append(1000 * (time.perf_counter() - began))
                 spent.append(1000 * (time.thread_time() - before))
-            print(f"batch of {STREAMS} x {SEQ_LEN + 1}, {name}: median {statistics.median(times):.2f} ms, of CPU time "
-                  f"{statistics.median(spent):.2f} ms; slowest {max(times):.2f} ms, {max(spent):.2f} ms")
+            print(
+                f"batch of {STREAMS} x {SEQ_LEN + 1}, {name}: median {statistics.median(times):.2f}"
+                f" ms, of CPU time {statistics.median(spent):.2f} ms; slowest {max(times):.2f} ms,"
+                f" {max(spent):.2f} ms"
+            )
         bench_waiting(streams)
 
 
@@ -169,7 +216,9 @@ def bench_waiting(streams, rows=4, steps=6):
 
     model = GPT(ModelConfig(**load_presets()["mini"], vocab_size=16384, seq_len=SEQ_LEN))
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    batches, waits, times = Ahead(streams, range(STREAMS)), [], []
+    batches = Ahead(streams, range(STREAMS))
+    waits = []
+    times = []
     for step in range(steps + 2):
         began = time.perf_counter()
         batch = torch.from_numpy(batches.batch(step)[:rows])
@@ -180,9 +229,13 @@ def bench_waiting(streams, rows=4, steps=6):
         times.append(time.perf_counter() - began)
     batches.close()
     shares = [wait / seconds for wait, seconds in zip(waits, times)][2:]
-    seconds, wait = statistics.median(times[2:]), 1000 * statistics.median(waits[2:])
-    print(f"mini, {rows} x {SEQ_LEN} tokens a step, all {STREAMS} rows read for each: a step takes {seconds:.2f} s and waits "
-          f"{wait:.2f} ms for its batch: {statistics.median(shares):.3%} of it, at most {max(shares):.3%}")  # fmt: skip
+    seconds = statistics.median(times[2:])
+    wait = 1000 * statistics.median(waits[2:])
+    print(
+        f"mini, {rows} x {SEQ_LEN} tokens a step, all {STREAMS} rows read for each: a step takes"
+        f" {seconds:.2f} s and waits {wait:.2f} ms for its batch: {statistics.median(shares):.3%}"
+        f" of it, at most {max(shares):.3%}"
+    )
 
 
 if __name__ == "__main__":

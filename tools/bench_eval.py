@@ -1,7 +1,7 @@
 """The part `eval` of tools/bench.py: the evaluator beside the most obvious loop, on random text.
 
-The loop feeds one window at a time through the plain model and its full output layer, and takes the loss and the hits of
-each window's last `last_n` targets from log-softmax and top-k.
+The loop feeds one window at a time through the plain model and its full output layer, and takes the
+loss and the hits of each window's last `last_n` targets from log-softmax and top-k.
 """
 
 import statistics
@@ -23,9 +23,13 @@ def measure(device, shape, args) -> dict:
     from tools.bench import ratio
 
     last_n = min(LAST_N, shape.seq_len)
-    tokens = np.random.default_rng(0).integers(shape.vocab_size, size=shape.seq_len + 1 + (WINDOWS - 1) * last_n)
+    tokens = np.random.default_rng(0).integers(
+        shape.vocab_size, size=shape.seq_len + 1 + (WINDOWS - 1) * last_n
+    )
     split = SimpleNamespace(tokens=tokens, check_ids=lambda ids: None)
-    vocab = SimpleNamespace(byte_lengths=np.ones(shape.vocab_size, np.int64), decode=lambda ids: "x" * len(ids))
+    vocab = SimpleNamespace(
+        byte_lengths=np.ones(shape.vocab_size, np.int64), decode=lambda ids: "x" * len(ids)
+    )
     model = GPT(shape, kernels=choose("auto", device.torch, shape, device.dtype)[0])
     plain = PlainGPT(model).to(device.torch, device.dtype)
     model = model.to(device.torch, device.dtype).eval()
@@ -40,18 +44,32 @@ def measure(device, shape, args) -> dict:
 
     times, _ = device.in_turn({"ours": ours, "obvious": obvious}, args.rounds)
     scored = len(tokens) - 1
-    found = {"last_n": last_n, "scored_tokens": scored, "nats": tallies["ours"].nats, "nats_of_obvious": tallies["obvious"][0],
-             "ours_is_faster_by": ratio(times["obvious"], times["ours"]),
-             **{f"{name}_tokens_per_second": scored / statistics.median(taken) for name, taken in times.items()}}  # fmt: skip
-    print(f"eval: last_n {last_n}: {found['ours_tokens_per_second']:,.0f} scored tokens/s, "
-          f"{found['ours_is_faster_by']:.2f} times the obvious loop's {found['obvious_tokens_per_second']:,.0f}", flush=True)
+    found = {
+        "last_n": last_n,
+        "scored_tokens": scored,
+        "nats": tallies["ours"].nats,
+        "nats_of_obvious": tallies["obvious"][0],
+        "ours_is_faster_by": ratio(times["obvious"], times["ours"]),
+        **{
+            f"{name}_tokens_per_second": scored / statistics.median(taken)
+            for name, taken in times.items()
+        },
+    }
+    print(
+        f"eval: last_n {last_n}: {found['ours_tokens_per_second']:,.0f} scored tokens/s,"
+        f" {found['ours_is_faster_by']:.2f} times the obvious loop's"
+        f" {found['obvious_tokens_per_second']:,.0f}",
+        flush=True,
+    )
     return found
 
 
 @torch.no_grad()
 def _obvious(plain, tokens, seq_len, last_n, device):
     """(nats, top-1 hits, top-10 hits) over the same targets."""
-    nats, top1, top10 = 0.0, 0, 0
+    nats = 0.0
+    top1 = 0
+    top10 = 0
     for index in range(WINDOWS):
         w = window(index, len(tokens), seq_len, last_n)
         ids = torch.from_numpy(tokens[w.start : w.start + w.length + 1])[None].to(device)

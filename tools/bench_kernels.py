@@ -1,13 +1,15 @@
 """The part `kernels` of tools/bench.py: single operations of the hot loop against the roofline.
 
-An operation can take no less time than its bytes need at the device's memory bandwidth, nor than its FLOPs at the
-device's matmul rate (Williams, Waterman, Patterson, Communications of the ACM 52(4), 2009). Bytes are those that any
-implementation must move: every input read once, every result written once. `share` is that least time over the time taken.
+An operation can take no less time than its bytes need at the device's memory bandwidth, nor than
+its FLOPs at the device's matmul rate (Williams, Waterman, Patterson, Communications of the ACM
+52(4), 2009). Bytes are those that any implementation must move: every input read once, every result
+written once. `share` is that least time over the time taken.
 """
 
 import math
 import statistics
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,57 +50,104 @@ def operations(shape, rows_of_batch, device, dtype, kernels):
     """The operations of one micro-batch of `rows_of_batch` sequences."""
 
     def random(*size, scale=1.0):
-        return (torch.randn(size, device=device, generator=generator) * scale).to(dtype).requires_grad_()
+        return (
+            (torch.randn(size, device=device, generator=generator) * scale)
+            .to(dtype)
+            .requires_grad_()
+        )
 
     generator = torch.Generator(device).manual_seed(0)
-    n, c, m, v = rows_of_batch * shape.seq_len, shape.h_dim, shape.mlp_dim, shape.vocab_size
+    n = rows_of_batch * shape.seq_len
+    c = shape.h_dim
+    m = shape.mlp_dim
+    v = shape.vocab_size
     width, wide = dtype.itemsize, shape.n_heads * shape.head_dim
     heads = (rows_of_batch, shape.n_heads, shape.seq_len, shape.head_dim)
     yield Operation(
-        "residual + LayerNorm", (random(n, c), random(n, c), random(c), random(c)),
-        lambda x, r, w, b: add_layer_norm(x, r, w, b, 1e-5, kernels), _eager_norm,
-        20 * n * c, (4 + 4) * n * c * width,  # x, residual -> normed, total; two gradients and total -> one gradient
-    )  # fmt: skip
+        "residual + LayerNorm",
+        (random(n, c), random(n, c), random(c), random(c)),
+        lambda x, r, w, b: add_layer_norm(x, r, w, b, 1e-5, kernels),
+        _eager_norm,
+        # x, residual -> normed, total; two gradients and total -> one gradient
+        20 * n * c,
+        (4 + 4) * n * c * width,
+    )
     yield Operation(
-        "bias + GELU", (random(n, m), random(m)), lambda x, b: bias_gelu(x, b, kernels),
-        lambda x, b: F.gelu(x + b, approximate="tanh"), 30 * n * m, (2 + 3) * n * m * width,
-    )  # fmt: skip
+        "bias + GELU",
+        (random(n, m), random(m)),
+        lambda x, b: bias_gelu(x, b, kernels),
+        lambda x, b: F.gelu(x + b, approximate="tanh"),
+        30 * n * m,
+        (2 + 3) * n * m * width,
+    )
     pairs = shape.seq_len * (shape.seq_len + 1) / 2 * rows_of_batch * shape.n_heads
     yield Operation(
-        "attention", tuple(random(*heads) for _ in range(3)), causal_attention, _eager_attention,
-        3 * 4 * pairs * shape.head_dim, (4 + 8) * n * wide * width,
-    )  # fmt: skip
+        "attention",
+        tuple(random(*heads) for _ in range(3)),
+        causal_attention,
+        _eager_attention,
+        3 * 4 * pairs * shape.head_dim,
+        (4 + 8) * n * wide * width,
+    )
     targets = torch.randint(v, (n,), device=device, generator=generator)
     yield Operation(
-        "head + cross-entropy", (random(n, c), random(v, c, scale=0.02)),
+        "head + cross-entropy",
+        (random(n, c), random(v, c, scale=0.02)),
         lambda h, w: linear_cross_entropy(h, w, targets, kernels),
-        lambda h, w: F.cross_entropy((h @ w.t()).float(), targets), 6 * n * c * v, (2 * n * c + 2 * v * c) * width,
-    )  # fmt: skip
+        lambda h, w: F.cross_entropy((h @ w.t()).float(), targets),
+        6 * n * c * v,
+        (2 * n * c + 2 * v * c) * width,
+    )
     yield Operation(
-        "linear (MLP)", (random(n, c), random(m, c, scale=0.02), random(m)), linear, F.linear, 6 * n * c * m,
+        "linear (MLP)",
+        (random(n, c), random(m, c, scale=0.02), random(m)),
+        linear,
+        F.linear,
+        6 * n * c * m,
         (2 * n * c + 2 * c * m + 2 * n * m) * width,
-    )  # fmt: skip
+    )
 
 
 def measure(device, shape, args) -> list:
     kernels, reason = choose("auto", device.torch, shape, device.dtype)
     bandwidth = [device.bandwidth() for _ in range(5)]
     found = []
-    print(f"kernels: {kernels} ({reason}), forward and backward; copying moves {max(bandwidth) / 1e9:,.1f} GB/s")
+    print(
+        f"kernels: {kernels} ({reason}), forward and backward; copying moves"
+        f" {max(bandwidth) / 1e9:,.1f} GB/s"
+    )
     for operation in operations(shape, args.micro_batch, device.torch, device.dtype, kernels):
         ways = {"ours": operation.ours, "eager": operation.eager}
         if args.compile:
             ways["compiled"] = torch.compile(operation.eager)
-        times, rates = device.in_turn({name: _both_directions(way, operation.inputs) for name, way in ways.items()}, args.rounds)
+        times, rates = device.in_turn(
+            {name: _both_directions(way, operation.inputs) for name, way in ways.items()},
+            args.rounds,
+        )
         least = max(operation.bytes / max(bandwidth), operation.flops / statistics.median(rates))
         for name, taken in times.items():
             seconds = statistics.median(taken)
-            found.append({"operation": operation.name, "way": name, "seconds": seconds, "flops": operation.flops,
-                          "bytes": operation.bytes, "flops_per_second": operation.flops / seconds,
-                          "bytes_per_second": operation.bytes / seconds, "share_of_roofline": least / seconds,
-                          "bandwidth": max(bandwidth), "matmul_flops_per_second": statistics.median(rates)})  # fmt: skip
-            print(f"  {operation.name:22s} {name:10s} {1e3 * seconds:>9.2f} ms  {operation.bytes / seconds / 1e9:>8,.1f} GB/s  "
-                  f"{operation.flops / seconds / 1e9:>9,.1f} GFLOP/s  {least / seconds:>4.0%} of the roofline", flush=True)
+            found.append(
+                {
+                    "operation": operation.name,
+                    "way": name,
+                    "seconds": seconds,
+                    "flops": operation.flops,
+                    "bytes": operation.bytes,
+                    "flops_per_second": operation.flops / seconds,
+                    "bytes_per_second": operation.bytes / seconds,
+                    "share_of_roofline": least / seconds,
+                    "bandwidth": max(bandwidth),
+                    "matmul_flops_per_second": statistics.median(rates),
+                }
+            )
+            print(
+                f"  {operation.name:22s} {name:10s} {1e3 * seconds:>9.2f} ms "
+                f" {operation.bytes / seconds / 1e9:>8,.1f} GB/s "
+                f" {operation.flops / seconds / 1e9:>9,.1f} GFLOP/s  {least / seconds:>4.0%} of the"
+                " roofline",
+                flush=True,
+            )
     return found
 
 
@@ -120,32 +169,71 @@ def draw(result, path):
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError("--png needs the package matplotlib: run `pip install -e '.[bench]'`") from error
+        raise UserError(
+            "--png needs the package matplotlib: run `pip install -e '.[bench]'`"
+        ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     found = result["kernels"]
-    bandwidth, peak = found[0]["bandwidth"], max(row["matmul_flops_per_second"] for row in found)
+    bandwidth = found[0]["bandwidth"]
+    peak = max(row["matmul_flops_per_second"] for row in found)
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     intensities = sorted({row["flops"] / row["bytes"] for row in found})
     line = [intensities[0] / 2, peak / bandwidth, intensities[-1] * 2]
     axes.loglog(line, [min(peak, bandwidth * x) / 1e9 for x in line], color="black", linewidth=1)
-    axes.annotate(f"{bandwidth / 1e9:,.0f} GB/s", (line[0], bandwidth * line[0] / 1e9), xytext=(-6, 14), textcoords="offset points",
-                  ha="right")  # fmt: skip
-    axes.annotate(f"{peak / 1e9:,.0f} GFLOP/s", (line[2], peak / 1e9), xytext=(0, 5), textcoords="offset points", ha="right")
-    for name, marker, fill in (("ours", "o", "black"), ("eager", "s", "none"), ("compiled", "^", "none")):
+    axes.annotate(
+        f"{bandwidth / 1e9:,.0f} GB/s",
+        (line[0], bandwidth * line[0] / 1e9),
+        xytext=(-6, 14),
+        textcoords="offset points",
+        ha="right",
+    )
+    axes.annotate(
+        f"{peak / 1e9:,.0f} GFLOP/s",
+        (line[2], peak / 1e9),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha="right",
+    )
+    for name, marker, fill in (
+        ("ours", "o", "black"),
+        ("eager", "s", "none"),
+        ("compiled", "^", "none"),
+    ):
         rows = [row for row in found if row["way"] == name]
         if rows:
-            axes.scatter([row["flops"] / row["bytes"] for row in rows], [row["flops_per_second"] / 1e9 for row in rows],
-                         marker=marker, facecolors=fill, edgecolors="black", s=45, label=name, zorder=3)  # fmt: skip
-    ours = sorted((row for row in found if row["way"] == "ours"), key=lambda row: row["flops"] / row["bytes"])
+            axes.scatter(
+                [row["flops"] / row["bytes"] for row in rows],
+                [row["flops_per_second"] / 1e9 for row in rows],
+                marker=marker,
+                facecolors=fill,
+                edgecolors="black",
+                s=45,
+                label=name,
+                zorder=3,
+            )
+    ours = sorted(
+        (row for row in found if row["way"] == "ours"), key=lambda row: row["flops"] / row["bytes"]
+    )
     for row in ours:  # the names at both ends lower, since points there lie side by side
         left = row["flops"] / row["bytes"] > intensities[-1] / 10
-        axes.annotate(row["operation"], (row["flops"] / row["bytes"], row["flops_per_second"] / 1e9),
-                      xytext=(-8 if left else 8, -16 if row in (ours[0], ours[-1]) else -3), textcoords="offset points", fontsize=9,
-                      ha="right" if left else "left")  # fmt: skip
-    axes.set(xlabel="FLOPs per byte that must be moved", ylabel="GFLOP/s, forward and backward",
-             title=f"{result['preset']}, {result['micro_batch']} x {result['seq_len']} tokens, {result['device']}")  # fmt: skip
+        axes.annotate(
+            row["operation"],
+            (row["flops"] / row["bytes"], row["flops_per_second"] / 1e9),
+            xytext=(-8 if left else 8, -16 if row in (ours[0], ours[-1]) else -3),
+            textcoords="offset points",
+            fontsize=9,
+            ha="right" if left else "left",
+        )
+    axes.set(
+        xlabel="FLOPs per byte that must be moved",
+        ylabel="GFLOP/s, forward and backward",
+        title=(
+            f"{result['preset']}, {result['micro_batch']} x {result['seq_len']} tokens,"
+            f" {result['device']}"
+        ),
+    )
     axes.margins(x=0.15, y=0.15)
     axes.legend(loc="lower right", frameon=False)
     axes.grid(True, which="major", color="0.9")

@@ -17,10 +17,19 @@ from tools.plain_gpt import PlainGPT
 
 def measure(device, shape: ModelConfig, args) -> list:
     """One group of results per shape: {"shape", "models": {name: {"tokens_per_second", …}}}."""
-    groups = [_group(device, shape, args, {"ours": ours, "plain": plain} | ({"ours, compiled": compiled} if args.compile else {}))]
+    groups = [
+        _group(
+            device,
+            shape,
+            args,
+            {"ours": ours, "plain": plain} | ({"ours, compiled": compiled} if args.compile else {}),
+        )
+    ]
     if have_transformers():
         square = dataclasses.replace(shape, head_dim=shape.h_dim // shape.n_heads)
-        groups.append(_group(device, square, args, {"ours": ours, "transformers": transformers_gpt2}))
+        groups.append(
+            _group(device, square, args, {"ours": ours, "transformers": transformers_gpt2})
+        )
     else:
         print("transformers' GPT2 is left out: `pip install -e '.[bench]'` brings it")
     return groups
@@ -53,11 +62,23 @@ class _Transformers(torch.nn.Module):
         super().__init__()
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        self.inner = GPT2LMHeadModel(GPT2Config(
-            vocab_size=shape.vocab_size, n_positions=shape.seq_len + 1, n_embd=shape.h_dim, n_layer=shape.n_layers,
-            n_head=shape.n_heads, n_inner=shape.mlp_dim, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-            tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
-        ))  # fmt: skip
+        self.inner = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=shape.vocab_size,
+                n_positions=shape.seq_len + 1,
+                n_embd=shape.h_dim,
+                n_layer=shape.n_layers,
+                n_head=shape.n_heads,
+                n_inner=shape.mlp_dim,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                use_cache=False,
+                tie_word_embeddings=False,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
 
     def forward(self, tokens, targets):
         logits = self.inner(tokens).logits
@@ -69,11 +90,15 @@ def transformers_gpt2(shape, device, dtype):
 
 
 class Steps:
-    """A model with its optimizer; calling it makes one optimiser step on `batch`, (accumulation, rows, seq_len + 1)."""
+    """A model with its optimizer; calling it makes one optimiser step on `batch`, (accumulation,
+    rows, seq_len + 1)."""
 
     def __init__(self, make, shape, device, batch):
-        self.model, self.batch = make(shape, device, batch["dtype"]).to(device, batch["dtype"]), batch["tokens"]
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        self.model = make(shape, device, batch["dtype"]).to(device, batch["dtype"])
+        self.batch = batch["tokens"]
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
 
     def __call__(self):
         for micro in self.batch:
@@ -84,7 +109,11 @@ class Steps:
 
 def _batch(shape, args, device, dtype):
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(shape.vocab_size, (args.accumulation, args.micro_batch, shape.seq_len + 1), generator=generator)
+    tokens = torch.randint(
+        shape.vocab_size,
+        (args.accumulation, args.micro_batch, shape.seq_len + 1),
+        generator=generator,
+    )
     return {"tokens": tokens.to(device), "dtype": dtype}
 
 
@@ -101,20 +130,36 @@ def _group(device, shape, args, makers) -> dict:
             "tokens_per_second": tokens / statistics.median(taken),
             "tokens_per_second_of_rounds": [tokens / seconds for seconds in taken],
             "flops_per_second": flops / statistics.median(taken),
-            "share_of_matmul_rate": statistics.median(flops / t / rate for t, rate in zip(taken, rates)),
+            "share_of_matmul_rate": statistics.median(
+                flops / t / rate for t, rate in zip(taken, rates)
+            ),
             "mfu": flops / statistics.median(taken) / device.peak if device.peak else None,
             "ours_is_faster_by": ratio(taken, times["ours"]),
-            "step_bytes": _gpu_bytes(steps[name]) if device.on_gpu else _cpu_bytes(makers[name], shape, args),
-        }  # fmt: skip
+            "step_bytes": (
+                _gpu_bytes(steps[name]) if device.on_gpu else _cpu_bytes(makers[name], shape, args)
+            ),
+        }
     steps.clear()
     gc.collect()
-    print(f"step: {shape.n_layers} layers, h_dim {shape.h_dim}, {shape.n_heads} x {shape.head_dim} heads, {args.accumulation} "
-          f"x {args.micro_batch} x {shape.seq_len} tokens; matmul rate {statistics.median(rates) / 1e9:,.0f} GFLOP/s")
+    print(
+        f"step: {shape.n_layers} layers, h_dim {shape.h_dim}, {shape.n_heads} x {shape.head_dim}"
+        f" heads, {args.accumulation} x {args.micro_batch} x {shape.seq_len} tokens; matmul rate"
+        f" {statistics.median(rates) / 1e9:,.0f} GFLOP/s"
+    )
     for name, found in models.items():
         mfu = f"  MFU {found['mfu']:4.0%}" if found["mfu"] is not None else ""
-        print(f"  {name:16s} {found['tokens_per_second']:>10,.0f} tokens/s  {found['share_of_matmul_rate']:>4.0%} of the matmul rate"
-              f"{mfu}  {found['ours_is_faster_by']:5.2f} x ours' time  {_mebibytes(found['step_bytes'])} MiB a step", flush=True)
-    return {"shape": dataclasses.asdict(shape), "matmul_flops_per_second": statistics.median(rates), "models": models}
+        print(
+            f"  {name:16s} {found['tokens_per_second']:>10,.0f} tokens/s "
+            f" {found['share_of_matmul_rate']:>4.0%} of the matmul rate{mfu} "
+            f" {found['ours_is_faster_by']:5.2f} x ours' time  {_mebibytes(found['step_bytes'])}"
+            " MiB a step",
+            flush=True,
+        )
+    return {
+        "shape": dataclasses.asdict(shape),
+        "matmul_flops_per_second": statistics.median(rates),
+        "models": models,
+    }
 
 
 def _mebibytes(count):
@@ -131,7 +176,8 @@ def _gpu_bytes(step) -> int:
 
 
 def _cpu_bytes(make, shape, args) -> int | None:
-    """The same of a process of its own, by Linux's count of its resident memory; None on other systems."""
+    """The same of a process of its own, by Linux's count of its resident memory; None on other
+    systems."""
     if not Path("/proc/self/clear_refs").exists():
         return None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:

@@ -1,9 +1,11 @@
-"""Consolidated weights -> a folder that transformers opens as GPT2LMHeadModel, with a tokenizer; and back.
+"""Consolidated weights -> a folder that transformers opens as GPT2LMHeadModel, with a tokenizer;
+and back.
 
     python tools/export_hf.py runs/24h/export OUT              from what tools/zero_to_fp32.py made
     python tools/export_hf.py --back OUT CONSOLIDATED          for eval.py and train.py --init_from
 
-Before the folder appears it is opened by transformers, and its logits and token ids are held against ours.
+Before the folder appears it is opened by transformers, and its logits and token ids are held
+against ours.
 """
 
 import sys
@@ -15,19 +17,28 @@ from gpt.errors import Parser, UserError, run
 
 TOLERANCE = 1e-5  # of logits in fp32, relative to the largest of them where that is above 1
 TEXTS = [
-    "  Two blanks first, and a tab\there.\n\n\tNumbers: 3.14159, 1,000,000 and 0x7F; don't; re-enter; e.g. “quotes” – dashes — …",
+    (
+        "  Two blanks first, and a tab\there.\n\n\tNumbers: 3.14159, 1,000,000 and 0x7F; don't;"
+        " re-enter; e.g. “quotes” – dashes — …"
+    ),
     "def f(x):\n    return {'a': [x ** 2, \"b\"]}  # code\r\n",
-    "Ünïcödé, naïve café; Straße; Ελληνικά; русский текст; עברית; العربية; हिन्दी; 日本語の文章と中文；한국어. "
-    "👩‍👩‍👧 🏳️‍🌈 𝔘𝔫𝔦\u0301 \u00a0\u200b\ufeff.",
+    (
+        "Ünïcödé, naïve café; Straße; Ελληνικά; русский текст; עברית; العربية; हिन्दी;"
+        " 日本語の文章と中文；한국어. 👩‍👩‍👧 🏳️‍🌈 𝔘𝔫𝔦\u0301 \u00a0\u200b\ufeff."
+    ),
     "\x00\x01\x7f a<D>b <pad> <unk> <0x41>",
 ]  # of which the last holds what looks like a special piece
 
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("folder", help="consolidated weights, or with --back a GPT2LMHeadModel's folder")
+    parser.add_argument(
+        "folder", help="consolidated weights, or with --back a GPT2LMHeadModel's folder"
+    )
     parser.add_argument("out", help="the folder to make")
-    parser.add_argument("--back", action="store_true", help="from transformers' layout to consolidated weights")
+    parser.add_argument(
+        "--back", action="store_true", help="from transformers' layout to consolidated weights"
+    )
     args = parser.parse_args()
 
     from gpt.files import require_new_folder
@@ -49,14 +60,18 @@ def export(folder, out):
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise UserError("the package transformers is not installed: run `pip install -e '.[hf]'` in the project's "
-                        "folder") from error
+        raise UserError(
+            "the package transformers is not installed: run `pip install -e '.[hf]'` in the"
+            " project's folder"
+        ) from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     vocab = Vocab.load(folder / TOKENIZER)
     ours = load_model(folder / WEIGHTS, config, folder)
     with built_aside(out) as building:
-        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**hf.config_of(shape, vocab.eod_id, manifest["step"])))
+        theirs = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(**hf.config_of(shape, vocab.eod_id, manifest["step"]))
+        )
         theirs.load_state_dict(hf.to_gpt2(ours.state_dict(), shape))
         theirs.save_pretrained(building, max_shard_size="1TB")
         (building / WEIGHTS).chmod(0o644)
@@ -67,20 +82,30 @@ def export(folder, out):
         if wrong:
             for name in ("tokenizer.json", "tokenizer_config.json"):
                 (building / name).unlink()
-    print(f"{out}: GPT2LMHeadModel, {shape.parameters():,} parameters after step {manifest['step']}; logits within "
-          f"{difference:.1e} of ours (fp32)")
+    print(
+        f"{out}: GPT2LMHeadModel, {shape.parameters():,} parameters after step {manifest['step']};"
+        f" logits within {difference:.1e} of ours (fp32)"
+    )
     if wrong:
-        print(f"NOTE: no tokenizer for transformers: its byte-pair encoding gives other ids than SentencePiece, first on {wrong!r}; "
-              f"encode with the package sentencepiece and {Path(out) / TOKENIZER}")  # fmt: skip
+        print(
+            "NOTE: no tokenizer for transformers: its byte-pair encoding gives other ids than"
+            f" SentencePiece, first on {wrong!r}; encode with the package sentencepiece and"
+            f" {Path(out) / TOKENIZER}"
+        )
     else:
-        print("tokenizer: PreTrainedTokenizerFast, ids equal to SentencePiece's on every piece and all texts tried")
+        print(
+            "tokenizer: PreTrainedTokenizerFast, ids equal to SentencePiece's on every piece and"
+            " all texts tried"
+        )
 
 
 def compare_logits(folder, ours, vocab, transformers) -> float:
-    """Largest difference of logits over two windows, of text and of random ids, relative as TOLERANCE is.
+    """Largest difference of logits over two windows, of text and of random ids, relative as
+    TOLERANCE is.
 
-    Raises UserError where it is larger than that, and than what rounding explains: weights can be such that fp32 carries
-    fewer digits, which shows in our own logits' distance from those in float64. Leaves `ours` in float64 then.
+    Raises UserError where it is larger than that, and than what rounding explains: weights can be
+    such that fp32 carries fewer digits, which shows in our own logits' distance from those in
+    float64. Leaves `ours` in float64 then.
     """
     import torch
 
@@ -91,29 +116,50 @@ def compare_logits(folder, ours, vocab, transformers) -> float:
     model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
 
     def difference(found, expected):
-        return float(torch.stack([(f - e).abs().max() / e.abs().max().clamp(min=1) for f, e in zip(found, expected)]).max())
+        return float(
+            torch.stack(
+                [(f - e).abs().max() / e.abs().max().clamp(min=1) for f, e in zip(found, expected)]
+            ).max()
+        )
 
     with torch.no_grad():
-        expected, found = [ours(row) for row in rows], [model(row).logits for row in rows]
+        expected = [ours(row) for row in rows]
+        found = [model(row).logits for row in rows]
         worst = difference(found, expected)
-        rounding = difference(expected, [ours.double()(row) for row in rows]) if not worst <= TOLERANCE else 0.0
+        rounding = (
+            difference(expected, [ours.double()(row) for row in rows])
+            if not worst <= TOLERANCE
+            else 0.0
+        )
     if not worst <= max(TOLERANCE, 4 * rounding):
-        raise UserError(f"nothing was written: the exported model's logits are off by {worst:.1e}, more than {TOLERANCE:g}; this "
-                        f"version of transformers ({transformers.__version__}) computes GPT-2 otherwise than expected")
+        raise UserError(
+            f"nothing was written: the exported model's logits are off by {worst:.1e}, more than"
+            f" {TOLERANCE:g}; this version of transformers ({transformers.__version__}) computes"
+            " GPT-2 otherwise than expected"
+        )
     if rounding:
         print(f"NOTE: with these weights fp32 itself is off by {rounding:.1e} of the largest logit")
     return worst
 
 
 def compare_ids(folder, vocab, transformers):
-    """The first text of which transformers' tokenizer gives other ids than SentencePiece; None if all are equal."""
-    import sentencepiece
+    """The first text of which transformers' tokenizer gives other ids than SentencePiece; None if
+    all are equal."""
     from pydoc_data.topics import topics
+
+    import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
     found = transformers.AutoTokenizer.from_pretrained(folder)
     texts = [*TEXTS, *topics.values(), *(pieces.decode([i]) for i in range(vocab.size))]
-    return next((text[:80] for text in texts if found.encode(text, add_special_tokens=False) != pieces.encode(text)), None)
+    return next(
+        (
+            text[:80]
+            for text in texts
+            if found.encode(text, add_special_tokens=False) != pieces.encode(text)
+        ),
+        None,
+    )
 
 
 def back(folder, out):
@@ -126,8 +172,10 @@ def back(folder, out):
     shape, weights, step = hf.from_gpt2(folder)
     vocab = Vocab.load(folder / TOKENIZER)
     if vocab.size != shape.vocab_size:
-        raise UserError(f"{folder / TOKENIZER} has {vocab.size} ids, and the model {shape.vocab_size}: put the tokenizer that it "
-                        "was trained with there")
+        raise UserError(
+            f"{folder / TOKENIZER} has {vocab.size} ids, and the model {shape.vocab_size}: put the"
+            " tokenizer that it was trained with there"
+        )
     config = foreign_config(folder.name, step, shape, vocab)
     made_from = {"folder": folder.name, "sha256": hash_file(folder / "model.safetensors")["sha256"]}
     write_folder(out, weights, config, vocab.model, made_from)

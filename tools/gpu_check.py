@@ -134,8 +134,12 @@ class Session:
     """The stages of one check, from their start to their end."""
 
     def __init__(self, out: Path, budget: float, dry: bool, stages: list):
-        self.out, self.dry, self.stages, self.findings = out, dry, stages, Findings(out)
-        self._running, self._ends = {}, time.monotonic() + budget
+        self.out = out
+        self.dry = dry
+        self.stages = stages
+        self.findings = Findings(out)
+        self._running = {}
+        self._ends = time.monotonic() + budget
 
     def left(self) -> float:
         return self._ends - time.monotonic()
@@ -211,7 +215,10 @@ class Child:
     """A stage's process, which leads a process group of its own. It ends when this process does."""
 
     def __init__(self, stage, out: Path, dry: bool):
-        self.stage, self.dry, self._began, self._warm = stage, dry, time.monotonic(), False
+        self.stage = stage
+        self.dry = dry
+        self._began = time.monotonic()
+        self._warm = False
         self.log = out / "logs" / f"{stage.name}.txt"
         # a stage is no rank of whatever launcher this was started under
         environment = {

@@ -6,7 +6,9 @@ from pathlib import Path
 from tools.gpu_stages import STAGES
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-RIGHT, WRONG, NOT_RUN = "right", "WRONG", "not run"
+RIGHT = "right"
+WRONG = "WRONG"
+NOT_RUN = "not run"
 FAULTS = 5  # of one check that are told
 
 
@@ -33,9 +35,7 @@ def failures(findings) -> list:
 
 def is_right(findings) -> bool:
     """Whether something ran to its end, and nothing that ran was wrong, crashed or hung."""
-    ended = any(
-        finding.get("event") == "ended" and not finding["cut"] for finding in findings
-    )
+    ended = any(finding.get("event") == "ended" and not finding["cut"] for finding in findings)
     wrong = any(finding.get("verdict") == WRONG or finding.get("wrong") for finding in findings)
     return ended and not failures(findings) and not wrong
 
@@ -78,11 +78,10 @@ def _begun(session):
 
 
 def _verdicts(findings):
-    found, why_not, expected = (
-        {},
-        {},
-        {},
-    )  # by check: findings by precision, what became of its stage, precisions
+    # by check: findings by precision, what became of its stage, precisions
+    found = {}
+    why_not = {}
+    expected = {}
     for stage in STAGES:
         ended = stage_end(findings, stage.name) or "the stage ended without a word of it"
         for name, precisions in stage.checks.items():
@@ -238,18 +237,17 @@ def _losses(row, findings):
     return " ".join(f"{loss:.3f}" for loss in row["losses"])
 
 
-PRESET, PRECISION, MICRO = (
-    ("model", _shown("preset")),
-    ("precision", _shown("precision")),
-    ("micro-batch", _shown("micro_batch")),
-)
+PRESET = ("model", _shown("preset"))
+PRECISION = ("precision", _shown("precision"))
+MICRO = ("micro-batch", _shown("micro_batch"))
 SPEED = [
     ("ms", _shown("ms", "{:.2f}")),
     ("tokens/s", _shown("tokens_per_second", "{:,.0f}")),
     ("MFU", _shown("mfu", "{:.1%}")),
 ]
 PEAK = ("peak GiB", _shown("peak_bytes", "{:.2f}", 2**-30))
-LAUNCHES, IDLE = ("launches", _shown("launches", "{:,}")), ("device idle", _shown("idle", "{:.1%}"))
+LAUNCHES = ("launches", _shown("launches", "{:,}"))
+IDLE = ("device idle", _shown("idle", "{:.1%}"))
 RATES = [
     ("TFLOP/s", _shown("flops_per_second", "{:.1f}", 1e-12)),
     ("GB/s", _shown("bytes_per_second", "{:,.0f}", 1e-9)),
@@ -259,9 +257,11 @@ RATES = [
 TABLES = [
     (
         "Training steps without DeepSpeed",
-        "Two micro-batches and one fused AdamW step of `small` in bf16, all in turn in one "
-        "process: medians. MFU is the share of the data sheet's peak, by the FLOPs of "
-        "gpt/plan.py; peak memory is that of a step beside what lasts.",
+        (
+            "Two micro-batches and one fused AdamW step of `small` in bf16, all in turn in one "
+            "process: medians. MFU is the share of the data sheet's peak, by the FLOPs of "
+            "gpt/plan.py; peak memory is that of a step beside what lasts."
+        ),
         "models",
         [
             ("model", _shown("model")),
@@ -275,9 +275,11 @@ TABLES = [
     ),
     (
         "Training steps of a run",
-        "The engine at ZeRO 1, four micro-batches a step. Idle is the share of a step in which no "
-        "kernel runs; waits are those of the host for the device. The estimate is what "
-        "--dry_run prints.",
+        (
+            "The engine at ZeRO 1, four micro-batches a step. Idle is the share of a step in which"
+            " no kernel runs; waits are those of the host for the device. The estimate is what"
+            " --dry_run prints."
+        ),
         "engine",
         [
             PRESET,
@@ -332,8 +334,10 @@ TABLES = [
     ),
     (
         "Single operations",
-        "bf16, 32 x 512 tokens, inputs not in the L2 cache. Attained: of the rate of the large "
-        "product, or of the copy, in the table above.",
+        (
+            "bf16, 32 x 512 tokens, inputs not in the L2 cache. Attained: of the rate of the large "
+            "product, or of the copy, in the table above."
+        ),
         "operations",
         [
             PRESET,

@@ -1,10 +1,14 @@
-"""The seed project's tokenised books and trained models (Languini Kitchen, arXiv 2309.11197), as they are.
+"""The seed project's tokenised books and trained models (Languini Kitchen, arXiv 2309.11197), as
+they are.
 
-    python tools/import_languini.py data --root data/books --vocab books_16384 --tokenizer books_16384.model --out OUT
-    python tools/import_languini.py checkpoint --file model.pt --preset small --tokenizer books_16384.model --out OUT
+    python tools/import_languini.py data --root data/books --vocab books_16384 \\
+        --tokenizer books_16384.model --out OUT
+    python tools/import_languini.py checkpoint --file model.pt --preset small \\
+        --tokenizer books_16384.model --out OUT
 
-`data` makes a dataset whose token streams are those of the seed project's loader. `checkpoint` makes consolidated
-weights, for eval.py and for train.py --init_from; the shape is read from the weights, all but the size of a head.
+`data` makes a dataset whose token streams are those of the seed project's loader. `checkpoint`
+makes consolidated weights, for eval.py and for train.py --init_from; the shape is read from the
+weights, all but the size of a head.
 """
 
 import sys
@@ -18,17 +22,40 @@ from gpt.errors import Parser, run
 def parse_args():
     parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="data|checkpoint")
-    data = commands.add_parser("data", description="Tokenised books to a dataset.", help="tokenised books to a dataset")
-    data.add_argument("--root", required=True, metavar="FOLDER", help="where file_list_train.npy and its like are")
-    data.add_argument("--vocab", required=True, metavar="NAME", help="the folder in it with the token files: books_16384")
-    weights = commands.add_parser("checkpoint", description="model.pt to consolidated weights.",
-                                  help="model.pt to consolidated weights")  # fmt: skip
-    weights.add_argument("--file", required=True, metavar="model.pt", help="a checkpoint of the seed project's GPT")
+    data = commands.add_parser(
+        "data", description="Tokenised books to a dataset.", help="tokenised books to a dataset"
+    )
+    data.add_argument(
+        "--root", required=True, metavar="FOLDER", help="where file_list_train.npy and its like are"
+    )
+    data.add_argument(
+        "--vocab",
+        required=True,
+        metavar="NAME",
+        help="the folder in it with the token files: books_16384",
+    )
+    weights = commands.add_parser(
+        "checkpoint",
+        description="model.pt to consolidated weights.",
+        help="model.pt to consolidated weights",
+    )
+    weights.add_argument(
+        "--file", required=True, metavar="model.pt", help="a checkpoint of the seed project's GPT"
+    )
     head = weights.add_mutually_exclusive_group(required=True)
-    head.add_argument("--head_dim", type=int, metavar="N", help="width of one attention head, which weights do not tell")
-    head.add_argument("--preset", help="or the preset that the model is: mini, tiny, small, medium, large, XL")
+    head.add_argument(
+        "--head_dim",
+        type=int,
+        metavar="N",
+        help="width of one attention head, which weights do not tell",
+    )
+    head.add_argument(
+        "--preset", help="or the preset that the model is: mini, tiny, small, medium, large, XL"
+    )
     for command in (data, weights):
-        command.add_argument("--tokenizer", required=True, metavar="FILE.model", help="the SentencePiece model")
+        command.add_argument(
+            "--tokenizer", required=True, metavar="FILE.model", help="the SentencePiece model"
+        )
         command.add_argument("--out", required=True, metavar="FOLDER", help="the folder to make")
     return parser.parse_args()
 
@@ -50,11 +77,15 @@ def main():
     from gpt.languini_weights import import_weights
 
     found, step = import_weights(args.file, vocab, args.out, args.head_dim, args.preset)
-    print(f"{Path(args.out) / WEIGHTS}: {found.parameters():,} fp32 parameters after step {step}: {found.n_layers} layers, "
-          f"h_dim {found.h_dim}, mlp_dim {found.mlp_dim}, {found.n_heads} x {found.head_dim} heads, vocabulary "
-          f"{found.vocab_size:,}, seq_len {found.seq_len}")  # fmt: skip
-    print(f"evaluate it with `python gpt/eval.py --checkpoint_file {Path(args.out) / WEIGHTS} --data_root DATASET`, go on "
-          f"from it with `train.py --init_from {args.out}`")
+    print(
+        f"{Path(args.out) / WEIGHTS}: {found.parameters():,} fp32 parameters after step {step}:"
+        f" {found.n_layers} layers, h_dim {found.h_dim}, mlp_dim {found.mlp_dim}, {found.n_heads} x"
+        f" {found.head_dim} heads, vocabulary {found.vocab_size:,}, seq_len {found.seq_len}"
+    )
+    print(
+        f"evaluate it with `python gpt/eval.py --checkpoint_file {Path(args.out) / WEIGHTS}"
+        f" --data_root DATASET`, go on from it with `train.py --init_from {args.out}`"
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""Compile every Triton kernel for GPUs that need not be here, and compare what the compiler made of it with a table.
+"""Compile every Triton kernel for GPUs that need not be here, and compare what the compiler made of
+it with a table.
 
-    python tools/kernel_gates.py                            all kernels, sm_80 to sm_120, fp16 and bf16
-    python tools/kernel_gates.py --arch sm_80 --dtype fp16  some of them
-    python tools/kernel_gates.py --write                    make the table anew
-    python tools/kernel_gates.py --widen                    let it hold for this version of triton, too
+    python tools/kernel_gates.py                        all kernels, sm_80 to sm_120, fp16 and bf16
+    python tools/kernel_gates.py --arch sm_80 --dtype fp16      some of them
+    python tools/kernel_gates.py --write                make the table anew
+    python tools/kernel_gates.py --widen                let it hold for this version of triton, too
 
-The table, tests/kernel_gates.yaml, holds for each kernel and width, over all dtypes and architectures and the versions
-of triton that it names, the most registers a thread and bytes of shared memory a program may take, and how many of its
-loads from global memory must be 128 bits wide. Registers come in steps of 8, as GPUs hand them out: within a step as many
-programs fit on a multiprocessor. Spilled registers and atomics are never allowed. The kernels come with the launch
-parameters of a training run: the tool calls their launchers, with a recorder in the kernel's place. Exit code 0: all
-within the table; 1: a kernel is not, and is named. Needs triton, no GPU.
+The table, tests/kernel_gates.yaml, holds for each kernel and width, over all dtypes and
+architectures and the versions of triton that it names, the most registers a thread and bytes of
+shared memory a program may take, and how many of its loads from global memory must be 128 bits
+wide. Registers come in steps of 8, as GPUs hand them out: within a step as many programs fit on a
+multiprocessor. Spilled registers and atomics are never allowed. The kernels come with the launch
+parameters of a training run: the tool calls their launchers, with a recorder in the kernel's place.
+Exit code 0: all within the table; 1: a kernel is not, and is named. Needs triton, no GPU.
 """
 
 import re
@@ -28,7 +30,8 @@ from gpt.errors import Parser, UserError, run
 TABLE = Path(__file__).resolve().parents[1] / "tests" / "kernel_gates.yaml"
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
 DTYPES = ["fp16", "bf16"]
-H_DIMS, MLP_DIMS = [768, 1024, 1536, 2048, 4096, 8192], [3072, 4096, 6144, 8192, 16384, 32768]
+H_DIMS = [768, 1024, 1536, 2048, 4096, 8192]
+MLP_DIMS = [3072, 4096, 6144, 8192, 16384, 32768]
 VOCAB_SIZE, ROWS = 16384, 64
 STEP = 8  # registers a thread: a warp is given multiples of 256 (CUDA's occupancy calculator)
 
@@ -38,7 +41,8 @@ ATOMIC = r"\b(?:atom|red)\.\S+"
 
 
 class Case(NamedTuple):
-    """A kernel as the training run launches it: launch(dtype) reaches module.kernel with its arguments."""
+    """A kernel as the training run launches it: launch(dtype) reaches module.kernel with its
+    arguments."""
 
     name: str
     width: int
@@ -83,13 +87,18 @@ def cases():
     from gpt.kernels import cross_entropy, gelu, layer_norm
 
     def norm_forward(width, added, dtype):
-        x, weight = torch.empty(ROWS, width, dtype=dtype), torch.empty(width, dtype=dtype)
+        x = torch.empty(ROWS, width, dtype=dtype)
+        weight = torch.empty(width, dtype=dtype)
         residual = torch.empty_like(x) if added else None
-        layer_norm.launch_forward(x, residual, weight, weight, x, residual, torch.empty(2, ROWS), 1e-5)
+        layer_norm.launch_forward(
+            x, residual, weight, weight, x, residual, torch.empty(2, ROWS), 1e-5
+        )
 
     def norm_backward(width, added, dtype):
-        x, weight = torch.empty(ROWS, width, dtype=dtype), torch.empty(width, dtype=dtype)
-        grad_total, stats = torch.empty_like(x) if added else None, torch.empty(2, ROWS)
+        x = torch.empty(ROWS, width, dtype=dtype)
+        weight = torch.empty(width, dtype=dtype)
+        grad_total = torch.empty_like(x) if added else None
+        stats = torch.empty(2, ROWS)
         layer_norm.launch_backward(x, grad_total, x, weight, stats, x, torch.empty(2, 4, width), 16)
 
     def gelu_forward(width, dtype):
@@ -101,20 +110,56 @@ def cases():
         gelu.launch_backward(x, x, x[0], x, torch.empty(4, width), 16)
 
     def entropy(want_rank, want_gradient, dtype):
-        logits, targets = torch.empty(ROWS, VOCAB_SIZE, dtype=dtype), torch.empty(ROWS, dtype=torch.int64)
-        cross_entropy.launch(logits, targets, torch.empty(ROWS), targets if want_rank else None, 1024.0, want_gradient)
+        logits = torch.empty(ROWS, VOCAB_SIZE, dtype=dtype)
+        targets = torch.empty(ROWS, dtype=torch.int64)
+        cross_entropy.launch(
+            logits,
+            targets,
+            torch.empty(ROWS),
+            targets if want_rank else None,
+            1024.0,
+            want_gradient,
+        )
 
     for width in H_DIMS:
         for prefix, added in [("add_", True), ("", False)]:
-            yield Case(f"{prefix}layer_norm forward", width, layer_norm, "_layer_norm_forward_kernel",
-                       partial(norm_forward, width, added))  # fmt: skip
-            yield Case(f"{prefix}layer_norm backward", width, layer_norm, "_layer_norm_backward_kernel",
-                       partial(norm_backward, width, added))  # fmt: skip
+            yield Case(
+                f"{prefix}layer_norm forward",
+                width,
+                layer_norm,
+                "_layer_norm_forward_kernel",
+                partial(norm_forward, width, added),
+            )
+            yield Case(
+                f"{prefix}layer_norm backward",
+                width,
+                layer_norm,
+                "_layer_norm_backward_kernel",
+                partial(norm_backward, width, added),
+            )
     for width in MLP_DIMS:
-        yield Case("bias_gelu forward", width, gelu, "_gelu_forward_kernel", partial(gelu_forward, width))
-        yield Case("bias_gelu backward", width, gelu, "_gelu_backward_kernel", partial(gelu_backward, width))
-    for name, rank, gradient in [("gradient", False, True), ("nats", False, False), ("rank", True, False)]:
-        yield Case(f"cross_entropy {name}", VOCAB_SIZE, cross_entropy, "_cross_entropy_kernel", partial(entropy, rank, gradient))
+        yield Case(
+            "bias_gelu forward", width, gelu, "_gelu_forward_kernel", partial(gelu_forward, width)
+        )
+        yield Case(
+            "bias_gelu backward",
+            width,
+            gelu,
+            "_gelu_backward_kernel",
+            partial(gelu_backward, width),
+        )
+    for name, rank, gradient in [
+        ("gradient", False, True),
+        ("nats", False, False),
+        ("rank", True, False),
+    ]:
+        yield Case(
+            f"cross_entropy {name}",
+            VOCAB_SIZE,
+            cross_entropy,
+            "_cross_entropy_kernel",
+            partial(entropy, rank, gradient),
+        )
 
 
 class _Recorder:
@@ -124,29 +169,42 @@ class _Recorder:
         return self
 
     def __call__(self, *args, **options):
-        self.args, self.options = args, options
+        self.args = args
+        self.options = options
 
 
 def specialised(case, dtype):
-    """(kernel, signature, constants, attributes, compiler options) of a launch, as triton's just-in-time path has them:
-    None, 1 and constexpr arguments are compiled in, integers and addresses divisible by 16 are known to be."""
+    """(kernel, signature, constants, attributes, compiler options) of a launch, as triton's
+    just-in-time path has them: None, 1 and constexpr arguments are compiled in, integers and
+    addresses divisible by 16 are known to be."""
     import torch
     from triton.runtime.jit import mangle_type
 
-    kernel, recorder = getattr(case.module, case.kernel), _Recorder()
+    kernel = getattr(case.module, case.kernel)
+    recorder = _Recorder()
     setattr(case.module, case.kernel, recorder)
     try:
         case.launch({"fp16": torch.float16, "bf16": torch.bfloat16}[dtype])
     finally:
         setattr(case.module, case.kernel, kernel)
     values = dict(zip(kernel.arg_names, recorder.args))
-    options = {name: value for name, value in recorder.options.items() if name not in kernel.arg_names}
-    values.update((name, value) for name, value in recorder.options.items() if name in kernel.arg_names)
-    signature, constants, attributes = {}, {}, {}
+    options = {
+        name: value for name, value in recorder.options.items() if name not in kernel.arg_names
+    }
+    values.update(
+        (name, value) for name, value in recorder.options.items() if name in kernel.arg_names
+    )
+    signature = {}
+    constants = {}
+    attributes = {}
     for index, parameter in enumerate(kernel.params):
         value = values[parameter.name]
         free = parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not free):
+        if (
+            parameter.is_constexpr
+            or value is None
+            or (type(value) is int and value == 1 and not free)
+        ):
             signature[parameter.name], constants[(index,)] = "constexpr", value
             continue
         signature[parameter.name] = mangle_type(value)
@@ -158,7 +216,8 @@ def specialised(case, dtype):
 
 
 def _resources(cubin):
-    """(registers a thread, bytes of stack and local memory a thread) of the one kernel in a cubin."""
+    """(registers a thread, bytes of stack and local memory a thread) of the one kernel in
+    a cubin."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -166,7 +225,9 @@ def _resources(cubin):
         file.flush()
         tool = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         text = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text).groups())
+    registers, stack, local = map(
+        int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text).groups()
+    )
     return registers, stack + local
 
 
@@ -174,17 +235,27 @@ _compiled = {}
 
 
 def measure(case, dtype, arch) -> Figures:
-    """What the compiler makes of a case. Widths that lead to the same compilation are compiled once."""
+    """What the compiler makes of a case. Widths that lead to the same compilation are compiled
+    once."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     kernel, signature, constants, attributes, options = specialised(case, dtype)
-    key = (case.module.__name__, case.kernel, arch, *map(str, (signature, constants, attributes, options)))
+    key = (
+        case.module.__name__,
+        case.kernel,
+        arch,
+        *map(str, (signature, constants, attributes, options)),
+    )
     if key not in _compiled:
         source = ASTSource(kernel, signature, constants, attributes)
-        done = triton.compile(source, target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32), options=options)
-        wide, atomics = (len(re.findall(pattern, done.asm["ptx"])) for pattern in (LOAD_128, ATOMIC))
+        done = triton.compile(
+            source, target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32), options=options
+        )
+        wide, atomics = (
+            len(re.findall(pattern, done.asm["ptx"])) for pattern in (LOAD_128, ATOMIC)
+        )
         registers, spills = _resources(done.asm["cubin"])
         _compiled[key] = registers, done.metadata.shared, wide, spills, atomics
     return Figures(case.name, case.width, dtype, arch, *_compiled[key])
@@ -196,11 +267,18 @@ def complaints(found: Figures, allowed: Gate | None) -> list[str]:
     if allowed is None:
         return [f"{name}: not in the table"]
     result = []
-    for field, most in (("registers", allowed.registers), ("shared", allowed.shared), ("spills", 0), ("atomics", 0)):
+    for field, most in (
+        ("registers", allowed.registers),
+        ("shared", allowed.shared),
+        ("spills", 0),
+        ("atomics", 0),
+    ):
         if getattr(found, field) > most:
             result.append(f"{name}: {field} {getattr(found, field)}, the table allows {most}")
     if found.loads_128 < allowed.loads_128:
-        result.append(f"{name}: 128-bit loads {found.loads_128}, the table wants {allowed.loads_128}")
+        result.append(
+            f"{name}: 128-bit loads {found.loads_128}, the table wants {allowed.loads_128}"
+        )
     return result
 
 
@@ -215,8 +293,12 @@ def gates_for(found) -> dict:
 
 
 def _wider(one: Gate, other: Gate) -> Gate:
-    return Gate(*one.key(), max(one.registers, other.registers), max(one.shared, other.shared),
-                min(one.loads_128, other.loads_128))  # fmt: skip
+    return Gate(
+        *one.key(),
+        max(one.registers, other.registers),
+        max(one.shared, other.shared),
+        min(one.loads_128, other.loads_128),
+    )
 
 
 def read_table():
@@ -230,8 +312,14 @@ def read_table():
 
 def write_table(versions, gates):
     lines = [
-        "# Ceilings for the compiled kernels over dtypes and architectures, made by `python tools/kernel_gates.py --write`.",
-        "# registers: a thread, in steps of 8; shared: bytes a program; loads_128: the fewest 128-bit loads from global memory.",
+        (
+            "# Ceilings for the compiled kernels over dtypes and architectures, made by `python"
+            " tools/kernel_gates.py --write`."
+        ),
+        (
+            "# registers: a thread, in steps of 8; shared: bytes a program; loads_128: the fewest"
+            " 128-bit loads from global memory."
+        ),
         "# Spills and atomics are never allowed.",
         "triton: [" + ", ".join(f'"{version}"' for version in versions) + "]",
         "gates:",
@@ -245,27 +333,44 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--write", action="store_true", help="make the table of this triton's figures instead of comparing")
-    parser.add_argument("--widen", action="store_true", help="widen the table where this triton's figures need it")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="make the table of this triton's figures instead of comparing",
+    )
+    parser.add_argument(
+        "--widen", action="store_true", help="widen the table where this triton's figures need it"
+    )
     args = parser.parse_args()
 
     from gpt.kernels.launch import OBSTACLE, interpreted
 
     if OBSTACLE is not None or interpreted():
-        raise UserError("the kernels' compiler is not at hand: install triton and leave TRITON_INTERPRET unset")
+        raise UserError(
+            "the kernels' compiler is not at hand: install triton and leave TRITON_INTERPRET unset"
+        )
     import triton
 
     if args.write or args.widen:
-        args.arch, args.dtype = ARCHITECTURES, DTYPES
-    found = [measure(case, dtype, arch) for case in cases() for dtype in args.dtype for arch in args.arch]
+        args.arch = ARCHITECTURES
+        args.dtype = DTYPES
+    found = [
+        measure(case, dtype, arch) for case in cases() for dtype in args.dtype for arch in args.arch
+    ]
     for one in found:
-        print(f"{one.kernel:24s} {one.width:6d} {one.dtype} {one.arch:6s}  registers {one.registers:3d}  "
-              f"shared {one.shared:5d}  128-bit loads {one.loads_128:2d}  spills {one.spills}")
+        print(
+            f"{one.kernel:24s} {one.width:6d} {one.dtype} {one.arch:6s}  registers"
+            f" {one.registers:3d}  shared {one.shared:5d}  128-bit loads {one.loads_128:2d}  spills"
+            f" {one.spills}"
+        )
     if args.write or args.widen:
         return make_table(found, triton.__version__, args.widen)
     versions, table = read_table()
     if triton.__version__ not in versions:
-        print(f"note: the table is for triton {' and '.join(versions)}; this is {triton.__version__}, whose figures may differ")
+        print(
+            f"note: the table is for triton {' and '.join(versions)}; this is {triton.__version__},"
+            " whose figures may differ"
+        )
     worse = [sentence for one in found for sentence in complaints(one, table.get(one.key()))]
     print("\n".join(worse) if worse else f"{len(found)} compilations within the table")
     return 1 if worse else 0

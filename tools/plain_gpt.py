@@ -1,5 +1,6 @@
-"""The same model as gpt/model.py written in the most obvious way, for tools/bench.py to compare with: attention by two
-matrix products with a softmax between them, all logits of a batch at once, torch's own LayerNorm, GELU and cross-entropy.
+"""The same model as gpt/model.py written in the most obvious way, for tools/bench.py to compare
+with: attention by two matrix products with a softmax between them, all logits of a batch at once,
+torch's own LayerNorm, GELU and cross-entropy.
 """
 
 import math
@@ -10,14 +11,18 @@ from torch import nn
 
 
 class PlainGPT(nn.Module):
-    """Takes the parameters of a gpt.model.GPT by name; forward(tokens, targets) returns the same loss, logits(tokens) all
-    logits."""
+    """Takes the parameters of a gpt.model.GPT by name; forward(tokens, targets) returns the same
+    loss, logits(tokens) all logits."""
 
     def __init__(self, model):
         super().__init__()
         self.config = model.config
-        self.weights = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(value.detach().clone())
-                                         for name, value in model.named_parameters()})  # fmt: skip
+        self.weights = nn.ParameterDict(
+            {
+                name.replace(".", "/"): nn.Parameter(value.detach().clone())
+                for name, value in model.named_parameters()
+            }
+        )
         future = torch.ones(model.config.seq_len, model.config.seq_len, dtype=torch.bool).triu(1)
         self.register_buffer("future", future, persistent=False)
 
@@ -25,12 +30,17 @@ class PlainGPT(nn.Module):
         return F.linear(x, self.weights[f"{name}/weight"], self.weights[f"{name}/bias"])
 
     def _norm(self, x, name):
-        return F.layer_norm(x, x.shape[-1:], self.weights[f"{name}/weight"], self.weights[f"{name}/bias"], 1e-5)
+        return F.layer_norm(
+            x, x.shape[-1:], self.weights[f"{name}/weight"], self.weights[f"{name}/bias"], 1e-5
+        )
 
     def _attention(self, x, name):
         batch, length, _ = x.shape
         heads = (batch, length, self.config.n_heads, self.config.head_dim)
-        q, k, v = (part.reshape(heads).transpose(1, 2) for part in self._linear(x, f"{name}/qkv").chunk(3, -1))
+        q, k, v = (
+            part.reshape(heads).transpose(1, 2)
+            for part in self._linear(x, f"{name}/qkv").chunk(3, -1)
+        )
         scores = q @ k.transpose(-2, -1) / math.sqrt(self.config.head_dim)
         y = scores.masked_fill(self.future[:length, :length], float("-inf")).softmax(-1) @ v
         return self._linear(y.transpose(1, 2).reshape(batch, length, -1), f"{name}/c_proj")
@@ -40,11 +50,15 @@ class PlainGPT(nn.Module):
 
     def logits(self, tokens):  # (B, T) -> (B, T, V)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = F.embedding(tokens, self.weights["token_embedding/weight"]) * math.sqrt(self.config.h_dim)
+        x = F.embedding(tokens, self.weights["token_embedding/weight"]) * math.sqrt(
+            self.config.h_dim
+        )
         x = x + F.embedding(positions, self.weights["position_embedding/weight"])
         for index in range(self.config.n_layers):
             block = f"blocks/{index}"
             x = x + self._attention(self._norm(x, f"{block}/ln1"), f"{block}/attn")
-            hidden = F.gelu(self._linear(self._norm(x, f"{block}/ln2"), f"{block}/mlp/c_fc"), approximate="tanh")
+            hidden = F.gelu(
+                self._linear(self._norm(x, f"{block}/ln2"), f"{block}/mlp/c_fc"), approximate="tanh"
+            )
             x = x + self._linear(hidden, f"{block}/mlp/c_proj")
         return self._norm(x, "ln_f") @ self.weights["head/weight"].t()

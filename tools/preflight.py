@@ -1,12 +1,14 @@
-"""Look at the hosts of a hostfile before a run holds them: one line per finding, each failure with its fix.
+"""Look at the hosts of a hostfile before a run holds them: one line per finding, each failure with
+its fix.
 
     python tools/preflight.py --hostfile hostfile --ds_config ds_configs/24h.json
     python tools/preflight.py --hostfile hostfile --data_root data/books --run_dir runs/24h --json
-    python tools/preflight.py --hostfile hostfile --write_env        and write .deepspeed_env for these hosts
+    python tools/preflight.py --hostfile hostfile --write_env    writes .deepspeed_env
 
-Run it where and as `deepspeed` will be run. It looks at ssh, versions, code, dataset, devices, host names and network
-interfaces, clocks, disks, whether all share the run's folder, .deepspeed_env, and measures an all-reduce between every two
-hosts (of more than eight, between neighbours). Exit code 0: fit; 2: a failure was found.
+Run it where and as `deepspeed` will be run. It looks at ssh, versions, code, dataset, devices, host
+names and network interfaces, clocks, disks, whether all share the run's folder, .deepspeed_env, and
+measures an all-reduce between every two hosts (of more than eight, between neighbours). Exit code
+0: fit; 2: a failure was found.
 """
 
 import sys
@@ -19,14 +21,31 @@ from gpt.errors import Parser, UserError, run
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("--hostfile", required=True, help="one line per host, such as: node1 slots=8")
-    parser.add_argument("--ds_config", metavar="FILE.json", help="the run's config; tells data_root and run_dir")
-    parser.add_argument("--data_root", help="the dataset's folder (default: the config's, or data/sample)")
+    parser.add_argument(
+        "--hostfile", required=True, help="one line per host, such as: node1 slots=8"
+    )
+    parser.add_argument(
+        "--ds_config", metavar="FILE.json", help="the run's config; tells data_root and run_dir"
+    )
+    parser.add_argument(
+        "--data_root", help="the dataset's folder (default: the config's, or data/sample)"
+    )
     parser.add_argument("--run_dir", help="the run's folder (default: the config's, or runs)")
-    parser.add_argument("--port", type=int, default=29500, help="the run's --master_port (default 29500)")
+    parser.add_argument(
+        "--port", type=int, default=29500, help="the run's --master_port (default 29500)"
+    )
     parser.add_argument("--ssh_port", type=int, help="sshd's port, as for deepspeed")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds for the hosts to answer, and for the network")
-    parser.add_argument("--write_env", action="store_true", help="write .deepspeed_env, which DeepSpeed exports on all hosts")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        help="seconds for the hosts to answer, and for the network",
+    )
+    parser.add_argument(
+        "--write_env",
+        action="store_true",
+        help="write .deepspeed_env, which DeepSpeed exports on all hosts",
+    )
     parser.add_argument("--json", action="store_true", help="print all findings as JSON")
     args = parser.parse_args()
 
@@ -34,13 +53,19 @@ def main():
     from gpt.preflight import ENVIRONMENT, Preflight, as_json, table
 
     hosts = read_hostfile(args.hostfile)
-    data_root, run_dir = args.data_root or "data/sample", args.run_dir or "runs"
+    data_root = args.data_root or "data/sample"
+    run_dir = args.run_dir or "runs"
     if args.ds_config:
         from gpt.config import load
 
-        given = {f"gpt.{name}": value for name, value in (("data_root", args.data_root), ("run_dir", args.run_dir)) if value}
+        given = {
+            f"gpt.{name}": value
+            for name, value in (("data_root", args.data_root), ("run_dir", args.run_dir))
+            if value
+        }
         config = load(args.ds_config, sum(hosts.values()), given)
-        data_root, run_dir = config.options.data_root, config.run_dir
+        data_root = config.options.data_root
+        run_dir = config.run_dir
     preflight = Preflight(hosts, data_root, run_dir, args.port, args.timeout, args.ssh_port)
     rows = preflight.run()
     print(as_json(preflight) if args.json else table(rows))
@@ -55,11 +80,18 @@ def write_environment(path, wanted):
     from gpt.hostfile import read_environment
 
     if not wanted:
-        raise UserError("--write_env: nothing to write, since there is one host, or the hosts have no network interface's name in "
-                        "common; where they differ set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME on each host")  # fmt: skip
+        raise UserError(
+            "--write_env: nothing to write, since there is one host, or the hosts have no network"
+            " interface's name in common; where they differ set GLOO_SOCKET_IFNAME and"
+            " NCCL_SOCKET_IFNAME on each host"
+        )
     lines = {**read_environment(path), **wanted}
     write_atomically(Path(path), "".join(f"{name}={value}\n" for name, value in lines.items()))
-    print(f"{path}:\n" + "".join(f"  {name}={value}\n" for name, value in lines.items()), end="", file=sys.stderr)
+    print(
+        f"{path}:\n" + "".join(f"  {name}={value}\n" for name, value in lines.items()),
+        end="",
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

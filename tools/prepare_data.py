@@ -2,15 +2,18 @@
 
     python tools/prepare_data.py --sample data/sample
     python tools/prepare_data.py --input books/ --test_every 50 --out data/books
-    python tools/prepare_data.py --input books.jsonl.zst --split_list test=held_out.txt --out data/books
-    find /archive -name '*.txt' | python tools/prepare_data.py --input - --test_every 50 --out data/books
+    python tools/prepare_data.py --input books.jsonl.zst --split_list test=held_out.txt \\
+        --out data/books
+    find /archive -name '*.txt' | python tools/prepare_data.py --input - --test_every 50 \\
+        --out data/books
     python tools/prepare_data.py --input books/ --tokenizer books_16384.model --out data/books
 
-Without --test_every and --split_list each sub-folder of the input becomes the split of its name; `train` must be among
-them. The work is kept in OUT.preparing until it is whole: after a kill the same command goes on. One process
-encodes a compressed file: give large corpora in many. On many hosts:
+Without --test_every and --split_list each sub-folder of the input becomes the split of its name;
+`train` must be among them. The work is kept in OUT.preparing until it is whole: after a kill the
+same command goes on. One process encodes a compressed file: give large corpora in many. On many
+hosts:
 
-    python tools/prepare_data.py … --out data/books --shard 1/8         on the first, 2/8 on the second, …
+    python tools/prepare_data.py … --out data/books --shard 1/8   on the first, 2/8 on the second, …
     python tools/prepare_data.py --merge data/books.shard-*-of-8 --out data/books
 """
 
@@ -26,24 +29,71 @@ from gpt.errors import Parser, UserError, run
 
 def parse_args():
     parser = Parser(__doc__)
-    parser.add_argument("--sample", metavar="OUT", help="build the embedded sample dataset in this folder")
-    parser.add_argument("--input", metavar="PLACE", help="a folder of .txt, .jsonl[.gz|.zst] and .parquet files, at any depth; "
-                        "one such file; or - for a list of paths on the standard input")  # fmt: skip
+    parser.add_argument(
+        "--sample", metavar="OUT", help="build the embedded sample dataset in this folder"
+    )
+    parser.add_argument(
+        "--input",
+        metavar="PLACE",
+        help=(
+            "a folder of .txt, .jsonl[.gz|.zst] and .parquet files, at any depth; "
+            "one such file; or - for a list of paths on the standard input"
+        ),
+    )
     parser.add_argument("--out", metavar="FOLDER", help="where the dataset goes, a new folder")
-    parser.add_argument("--test_every", type=int, metavar="N", help="hold out every N-th document as the split `test`")
-    parser.add_argument("--split_list", action="append", metavar="SPLIT=FILE", help="hold out the documents that FILE names, "
-                        "one per line, as SPLIT; may be repeated")  # fmt: skip
-    parser.add_argument("--tokenizer", metavar="FILE.model", help="use this SentencePiece model instead of training one")
-    parser.add_argument("--vocab_size", type=int, metavar="N", help="ids of the trained tokenizer (default 16384)")
-    parser.add_argument("--text_field", metavar="NAME", help="field of a row that holds its text (default text)")
-    parser.add_argument("--id_field", metavar="NAME", help="field that names a row (default id); else it is FILE:ROW")
-    parser.add_argument("--bad_utf8", choices=("refuse", "replace", "skip"), help="what to do with a document that is not "
-                        "UTF-8: refuse to go on (default), put U+FFFD there, or leave it out")  # fmt: skip
-    parser.add_argument("--duplicates", choices=("keep", "drop"), help="keep documents whose text their split has already "
-                        "(default), or drop them, and from train those that are held out too; both counts them")  # fmt: skip
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
-    parser.add_argument("--shard", metavar="I/N", help="encode the I-th of N parts only, for --merge")
-    parser.add_argument("--merge", nargs="+", metavar="FOLDER", help="make the dataset of what all shards left")
+    parser.add_argument(
+        "--test_every",
+        type=int,
+        metavar="N",
+        help="hold out every N-th document as the split `test`",
+    )
+    parser.add_argument(
+        "--split_list",
+        action="append",
+        metavar="SPLIT=FILE",
+        help="hold out the documents that FILE names, one per line, as SPLIT; may be repeated",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FILE.model",
+        help="use this SentencePiece model instead of training one",
+    )
+    parser.add_argument(
+        "--vocab_size", type=int, metavar="N", help="ids of the trained tokenizer (default 16384)"
+    )
+    parser.add_argument(
+        "--text_field", metavar="NAME", help="field of a row that holds its text (default text)"
+    )
+    parser.add_argument(
+        "--id_field",
+        metavar="NAME",
+        help="field that names a row (default id); else it is FILE:ROW",
+    )
+    parser.add_argument(
+        "--bad_utf8",
+        choices=("refuse", "replace", "skip"),
+        help=(
+            "what to do with a document that is not "
+            "UTF-8: refuse to go on (default), put U+FFFD there, or leave it out"
+        ),
+    )
+    parser.add_argument(
+        "--duplicates",
+        choices=("keep", "drop"),
+        help=(
+            "keep documents whose text their split has already "
+            "(default), or drop them, and from train those that are held out too; both counts them"
+        ),
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one per core)"
+    )
+    parser.add_argument(
+        "--shard", metavar="I/N", help="encode the I-th of N parts only, for --merge"
+    )
+    parser.add_argument(
+        "--merge", nargs="+", metavar="FOLDER", help="make the dataset of what all shards left"
+    )
     args = parser.parse_args()
     args.given = {key for key, value in vars(args).items() if value is not None}
     return args
@@ -60,7 +110,9 @@ def main():
 
     if args.sample is not None:
         if args.given != {"sample"}:
-            raise UserError("--sample takes no other option: it has its own text and its own vocabulary")
+            raise UserError(
+                "--sample takes no other option: it has its own text and its own vocabulary"
+            )
         prepare.prepare_sample(args.sample, say)
         return
     if args.merge is not None:
@@ -73,22 +125,44 @@ def main():
     if args.input is None or args.out is None:
         raise UserError("give --input FOLDER and --out FOLDER, or --sample OUT")
     if os.path.isdir(args.input) and Path(args.input).resolve() in Path(args.out).resolve().parents:
-        raise UserError(f"--out {args.out} lies in --input {args.input}, and would be taken for input: name a folder elsewhere")
+        raise UserError(
+            f"--out {args.out} lies in --input {args.input}, and would be taken for input: name a"
+            " folder elsewhere"
+        )
     if args.tokenizer is not None and args.vocab_size is not None:
-        raise UserError("--vocab_size is for training a tokenizer: leave it out when --tokenizer gives one")
+        raise UserError(
+            "--vocab_size is for training a tokenizer: leave it out when --tokenizer gives one"
+        )
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     if workers < 1:
         raise UserError(f"--workers {workers}: give a positive number")
     require_new_folder(args.out)
     rule = Rule(args.test_every, read_lists(args.split_list or ()))
-    reading = Reading(**{key: getattr(args, key) for key in ("text_field", "id_field", "bad_utf8") if key in args.given})
-    inputs = find_inputs(args.input, rule.by_folder, getattr(sys.stdin, "buffer", ()) if args.input == "-" else ())
+    reading = Reading(
+        **{
+            key: getattr(args, key)
+            for key in ("text_field", "id_field", "bad_utf8")
+            if key in args.given
+        }
+    )
+    inputs = find_inputs(
+        args.input, rule.by_folder, getattr(sys.stdin, "buffer", ()) if args.input == "-" else ()
+    )
     if args.tokenizer is not None:
         tokenizer = Vocab.load(args.tokenizer)
     else:
         tokenizer = 16384 if args.vocab_size is None else args.vocab_size
-    splits = "folders" if rule.by_folder else "lists" if rule.lists else f"every {args.test_every}-th document is test"
-    provenance = {"splits": splits, "tokenizer": "given" if args.tokenizer is not None else "trained on the split `train`"}
+    splits = (
+        "folders"
+        if rule.by_folder
+        else "lists"
+        if rule.lists
+        else f"every {args.test_every}-th document is test"
+    )
+    provenance = {
+        "splits": splits,
+        "tokenizer": "given" if args.tokenizer is not None else "trained on the split `train`",
+    }
     job = prepare.Job(rule, reading, args.duplicates or "keep", provenance)
     shard = _shard(args.shard)
     prepare.prepare(inputs, args.out, job, tokenizer, workers, shard, say)

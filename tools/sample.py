@@ -1,9 +1,10 @@
 """Text from a trained model: goes on from a prompt, token by token.
 
-    python tools/sample.py --checkpoint_file runs/24h/export/model.safetensors --prompt "It was a dark" [--tokens 100]
+    python tools/sample.py --checkpoint_file runs/24h/export/model.safetensors \\
+        --prompt "It was a dark" [--tokens 100]
 
-The prompt is taken for the beginning of a document. Temperature 0 always takes the likeliest token. Text goes to the
-standard output, notes on it to the standard error.
+The prompt is taken for the beginning of a document. Temperature 0 always takes the likeliest token.
+Text goes to the standard output, notes on it to the standard error.
 """
 
 import codecs
@@ -18,14 +19,34 @@ from gpt.files import file_of_weights
 
 def parse_args():
     parser = Parser(__doc__)
-    parser.add_argument("--checkpoint_file", required=True, type=file_of_weights, help="model.safetensors, with config.yaml "
-                        "and tokenizer.model beside it")  # fmt: skip
+    parser.add_argument(
+        "--checkpoint_file",
+        required=True,
+        type=file_of_weights,
+        help="model.safetensors, with config.yaml and tokenizer.model beside it",
+    )
     parser.add_argument("--prompt", default="", help="the document's first words (default: none)")
-    parser.add_argument("--tokens", type=int, default=100, help="at most so many (default 100); the end of the document ends it")
-    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits (default 1); 0: no chance involved")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=100,
+        help="at most so many (default 100); the end of the document ends it",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="divides the logits (default 1); 0: no chance involved",
+    )
     parser.add_argument("--top_k", type=int, help="draw among the k likeliest tokens only")
-    parser.add_argument("--top_p", type=float, help="draw among the likeliest tokens that together reach this probability")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same text (default 0)")
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        help="draw among the likeliest tokens that together reach this probability",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed draws the same text (default 0)"
+    )
     parser.add_argument("--device", help="default cuda where there is one, else cpu")
     args = parser.parse_args()
     for name, good, wanted in (
@@ -57,16 +78,29 @@ def main():
     context = Context(model)
     prompt = [vocab.eod_id, *vocab.encode(args.prompt).tolist()]
     print(args.prompt, end="", flush=True)
-    text, made = codecs.getincrementaldecoder("utf-8")("replace"), 0
-    for token in generate(context, prompt, args.tokens, vocab.eod_id, args.temperature, args.top_k, args.top_p, args.seed):
-        print(text.decode(vocab.bytes_of(token)), end="", flush=True)  # a character may come in several tokens
+    text = codecs.getincrementaldecoder("utf-8")("replace")
+    made = 0
+    for token in generate(
+        context,
+        prompt,
+        args.tokens,
+        vocab.eod_id,
+        args.temperature,
+        args.top_k,
+        args.top_p,
+        args.seed,
+    ):
+        # a character may come in several tokens
+        print(text.decode(vocab.bytes_of(token)), end="", flush=True)
         made += 1
     print(text.decode(b"", final=True), flush=True)
     end = "then the document ends" if made < args.tokens else "--tokens asks for more"
     note(f"{made} tokens after a prompt of {len(prompt)}; {end}")
     if context.cut:
-        note(f"the model sees {model.config.seq_len} tokens at most; the context went on with its latter half "
-             f"{context.cut} time(s)")  # fmt: skip
+        note(
+            f"the model sees {model.config.seq_len} tokens at most; the context went on with its"
+            f" latter half {context.cut} time(s)"
+        )
 
 
 def note(text):

@@ -1,12 +1,15 @@
-"""Train a ladder of configurations one after another; finished runs are skipped, unfinished ones go on.
+"""Train a ladder of configurations one after another; finished runs are skipped, unfinished ones go
+on.
 
     python tools/sweep.py --classes 6h 12h 24h --out runs/small
     python tools/sweep.py --classes ladder/*.json --seeds 0 1 2 --out runs/ladder
-    python tools/sweep.py --classes 24h 48h --out runs/gpt --launcher "deepspeed --num_gpus 8" --data_root data/books
+    python tools/sweep.py --classes 24h 48h --out runs/gpt --data_root data/books \\
+        --launcher "deepspeed --num_gpus 8"
 
-A class is a run's JSON, or the name of one in ds_configs/. Options of train.py hold for all runs. Every run is kept in
-OUT/CLASS, or OUT/CLASS-seedN; OUT/sweep.json tells how far each is. SIGTERM, SIGINT or SIGUSR1 has the present run saved,
-and the sweep ends; after that, or after a kill, the same command goes on. Exit code 1: some runs could not be finished.
+A class is a run's JSON, or the name of one in ds_configs/. Options of train.py hold for all runs.
+Every run is kept in OUT/CLASS, or OUT/CLASS-seedN; OUT/sweep.json tells how far each is. SIGTERM,
+SIGINT or SIGUSR1 has the present run saved, and the sweep ends; after that, or after a kill, the
+same command goes on. Exit code 1: some runs could not be finished.
 """
 
 import json
@@ -44,7 +47,11 @@ def main():
             break
         entry.wait_for_others(stop)
         if entry.look() != "finished" and not stop.reason:
-            print(f"--- run {number} of {len(runs)}: {entry.name}, from step {entry.step} of {entry.last}", flush=True)
+            print(
+                f"--- run {number} of {len(runs)}: {entry.name}, from step {entry.step} of"
+                f" {entry.last}",
+                flush=True,
+            )
             entry.status = "running"
             write_summary(out, runs)
             entry.train(args.launcher, rest, stop)
@@ -55,7 +62,10 @@ def main():
         print(f"stopped by {stop.reason}: the same command goes on")
     elif any(entry.status != "finished" for entry in runs):
         names = ", ".join(entry.name for entry in runs if entry.status != "finished")
-        raise RunError(f"not finished: {names}; what stood in the way is told above, and the same command tries again")
+        raise RunError(
+            f"not finished: {names}; what stood in the way is told above, and the same command"
+            " tries again"
+        )
 
 
 def parse():
@@ -63,18 +73,41 @@ def parse():
     from gpt.command_line import parse_command_line
 
     parser = Parser(__doc__, prog="sweep.py")
-    parser.add_argument("--classes", nargs="+", required=True, metavar="CLASS", help="JSON files of runs, or names in "
-                        "ds_configs/")  # fmt: skip
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        required=True,
+        metavar="CLASS",
+        help="JSON files of runs, or names in ds_configs/",
+    )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the runs are kept")
-    parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="train every class once with each; default: its own")
-    parser.add_argument("--launcher", metavar="COMMAND", help='what starts gpt/train.py, such as "deepspeed --num_gpus 8"; '
-                        "default: one process")  # fmt: skip
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="train every class once with each; default: its own",
+    )
+    parser.add_argument(
+        "--launcher",
+        metavar="COMMAND",
+        help='what starts gpt/train.py, such as "deepspeed --num_gpus 8"; default: one process',
+    )
     args, rest = parser.parse_known_args()
     parsed = parse_command_line(["--ds_config", "", *rest])
     taken = {"gpt.run_dir", "gpt.seed"} & parsed.overrides.keys()
-    if taken or parsed.dry_run or parsed.explain or parsed.world_size or parsed.allow_change or parsed.resume != "auto":
-        raise UserError("command line: --run_dir, --seed, --resume, --allow_change, --dry_run, --explain and --world_size are "
-                        "not for a sweep: give --out and --seeds")  # fmt: skip
+    if (
+        taken
+        or parsed.dry_run
+        or parsed.explain
+        or parsed.world_size
+        or parsed.allow_change
+        or parsed.resume != "auto"
+    ):
+        raise UserError(
+            "command line: --run_dir, --seed, --resume, --allow_change, --dry_run, --explain and"
+            " --world_size are not for a sweep: give --out and --seeds"
+        )
     try:
         args.launcher = shlex.split(args.launcher) if args.launcher else [sys.executable]
     except ValueError as error:
@@ -85,7 +118,8 @@ def parse():
 
 
 def plan(args, overrides) -> list:
-    """All runs, each checked before the first one starts. Raises UserError with the first mistake."""
+    """All runs, each checked before the first one starts. Raises UserError with the first
+    mistake."""
     files = [class_file(name) for name in args.classes]
     names = [file.stem for file in files]
     if len(set(names)) < len(names):  # families of classes in folders of their own
@@ -95,7 +129,11 @@ def plan(args, overrides) -> list:
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
             raise UserError(f"command line: the {what} {twice} is given twice")
-    return [Entry(file, name, seed, Path(args.out), overrides) for file, name in zip(files, names) for seed in seeds]
+    return [
+        Entry(file, name, seed, Path(args.out), overrides)
+        for file, name in zip(files, names)
+        for seed in seeds
+    ]
 
 
 def class_file(name) -> Path:
@@ -112,13 +150,19 @@ class Entry:
         from gpt.config import load
         from gpt.train import SAMPLE, Data
 
-        self.file, self.class_name, self.seed = file, class_name, seed
+        self.file = file
+        self.class_name = class_name
+        self.seed = seed
         self.name = class_name if seed is None else f"{class_name}-seed{seed}"
         own = {"gpt.run_dir": str(out / self.name), **({} if seed is None else {"gpt.seed": seed})}
         self._data = Data(may_be_absent=False)
         self.config = load(file, 1, {**overrides, **own}, self._data.mistakes)
-        self._sample = self.config.options.data_root == SAMPLE and not Path(SAMPLE).exists()  # the first run makes it
-        self.last, self.step, self.status, self.final = self.config.options.max_train_steps, 0, "waiting", {}
+        # the first run makes it
+        self._sample = self.config.options.data_root == SAMPLE and not Path(SAMPLE).exists()
+        self.last = self.config.options.max_train_steps
+        self.step = 0
+        self.status = "waiting"
+        self.final = {}
 
     def look(self) -> str:
         """Find out how far the run is; returns "finished", "unfinished" or "waiting" (to begin)."""
@@ -139,7 +183,8 @@ class Entry:
         return found if found and found["step"] == self.last else {}
 
     def wait_for_others(self, stop=None):
-        """Wait while processes of this run are still at work, such as those that a killed sweep left behind."""
+        """Wait while processes of this run are still at work, such as those that a killed sweep
+        left behind."""
         from gpt.files import FolderLock, LockedError
 
         told = False
@@ -148,14 +193,19 @@ class Entry:
                 return FolderLock(self.config.run_dir).release()
             except LockedError:
                 if not told:
-                    print(f"waiting for another process that is training in {self.config.run_dir}", flush=True)
+                    print(
+                        f"waiting for another process that is training in {self.config.run_dir}",
+                        flush=True,
+                    )
                 told = True
                 time.sleep(0.5)
 
     def train(self, launcher, rest, stop):
         own = ["--ds_config", self.file, "--run_dir", self.config.run_dir]
         own += [] if self.seed is None else ["--seed", self.seed]
-        code = stop.wait_for(subprocess.Popen([*launcher, *map(str, [TRAIN, *own]), *rest], start_new_session=True))
+        code = stop.wait_for(
+            subprocess.Popen([*launcher, *map(str, [TRAIN, *own]), *rest], start_new_session=True)
+        )
         self.wait_for_others()  # a launcher may end before its ranks have saved
         if self.look() != "finished" and code != 0 and not stop.reason:
             self.status = "failed"
@@ -164,17 +214,28 @@ class Entry:
     def summary(self) -> dict:
         tokens = self.last * self.config.batch.global_size * self.config.model.seq_len
         speed = self.config.options.tokens_per_second
-        return {"name": self.name, "run_dir": self.name, "config": str(self.file), "class": self.class_name,
-                "seed": self.config.options.seed, "reference_hours": tokens / speed / 3600 if speed else None,
-                "steps": self.last, "status": self.status, "step": self.step, "normalised_loss": self.final.get("normalised_loss"),
-                "normalised_ppl": self.final.get("normalised_ppl")}  # fmt: skip
+        return {
+            "name": self.name,
+            "run_dir": self.name,
+            "config": str(self.file),
+            "class": self.class_name,
+            "seed": self.config.options.seed,
+            "reference_hours": tokens / speed / 3600 if speed else None,
+            "steps": self.last,
+            "status": self.status,
+            "step": self.step,
+            "normalised_loss": self.final.get("normalised_loss"),
+            "normalised_ppl": self.final.get("normalised_ppl"),
+        }
 
 
 class Stop:
-    """A request to stop, from a signal, which is passed on to the run that is training; a second SIGINT kills it."""
+    """A request to stop, from a signal, which is passed on to the run that is training; a second
+    SIGINT kills it."""
 
     def __init__(self):
-        self.reason, self._process = None, None
+        self.reason = None
+        self._process = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
@@ -187,7 +248,8 @@ class Stop:
 
     def _pass_on(self, number):
         if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, number)  # launcher and ranks: a launcher alone would leave them behind
+            # launcher and ranks: a launcher alone would leave them behind
+            os.killpg(self._process.pid, number)
 
     def wait_for(self, process) -> int:
         """Exit code of a process that leads a session of its own."""
@@ -202,15 +264,21 @@ class Stop:
 def write_summary(out, runs):
     from gpt.files import write_atomically
 
-    write_atomically(out / SUMMARY, json.dumps({"runs": [entry.summary() for entry in runs]}, indent=1) + "\n")
+    write_atomically(
+        out / SUMMARY, json.dumps({"runs": [entry.summary() for entry in runs]}, indent=1) + "\n"
+    )
 
 
 def table(runs) -> str:
     width = max(len(entry.name) for entry in runs)
-    lines = [f"{'run':{width}s} {'steps':>9s} {'reference hours':>15s} {'normalised perplexity':>21s}"]
+    lines = [
+        f"{'run':{width}s} {'steps':>9s} {'reference hours':>15s} {'normalised perplexity':>21s}"
+    ]
     for facts in (entry.summary() for entry in runs):
         hours = "-" if facts["reference_hours"] is None else f"{facts['reference_hours']:.4g}"
-        quality = facts["status"] if facts["normalised_ppl"] is None else f"{facts['normalised_ppl']:.4f}"
+        quality = (
+            facts["status"] if facts["normalised_ppl"] is None else f"{facts['normalised_ppl']:.4f}"
+        )
         lines.append(f"{facts['name']:{width}s} {facts['steps']:>9,} {hours:>15s} {quality:>21s}")
     return "\n".join(lines)
 

@@ -1,8 +1,9 @@
-"""Verify every file of a checkpoint, or of all checkpoints of a run, or consolidated weights, by size and sha256.
+"""Verify every file of a checkpoint, or of all checkpoints of a run, or consolidated weights, by
+size and sha256.
 
     python tools/verify_checkpoint.py runs/24h/checkpoints                     all of them
     python tools/verify_checkpoint.py runs/24h/checkpoints/global_step1000
-    python tools/verify_checkpoint.py runs/24h/export                          what tools/zero_to_fp32.py made
+    python tools/verify_checkpoint.py runs/24h/export                what tools/zero_to_fp32.py made
 
 Names the first file of each that is not as it was written. Exit code 0: all whole; 1: one is not.
 """
@@ -17,7 +18,9 @@ from gpt.errors import Parser, UserError, run
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("folder", help="a run's checkpoints folder, one checkpoint in it, or consolidated weights")
+    parser.add_argument(
+        "folder", help="a run's checkpoints folder, one checkpoint in it, or consolidated weights"
+    )
     args = parser.parse_args()
 
     from gpt import checkpoint
@@ -26,14 +29,19 @@ def main():
     tags = checkpoint.committed(folder)
     folders = [folder / tag for tag in tags] or [folder]
     if not tags and not (folder / checkpoint.MANIFEST).is_file():
-        raise UserError(f"{folder} holds no checkpoint: give a run's checkpoints folder, one checkpoint in it, or a "
-                        "folder that tools/zero_to_fp32.py made")
+        raise UserError(
+            f"{folder} holds no checkpoint: give a run's checkpoints folder, one checkpoint in it,"
+            " or a folder that tools/zero_to_fp32.py made"
+        )
     whole = 0
     for path in folders:
         try:
             manifest = checkpoint.verify(path)
             size = sum(facts["size"] for facts in manifest["files"].values())
-            print(f"{path}: whole, {len(manifest['files'])} files, {size:,} bytes, after step {manifest['step']}")
+            print(
+                f"{path}: whole, {len(manifest['files'])} files, {size:,} bytes, after step"
+                f" {manifest['step']}"
+            )
             whole += 1
         except UserError as error:
             print(f"{path}: NOT WHOLE: {error}")

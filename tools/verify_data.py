@@ -1,7 +1,9 @@
-"""Verify a dataset: the sha256 of every file, every count, and that the tokens' bytes are those of the documents.
+"""Verify a dataset: the sha256 of every file, every count, and that the tokens' bytes are those of
+the documents.
 
     python tools/verify_data.py data/books
-    python tools/verify_data.py data/books --source books/       that every document is the source's, byte by byte
+    python tools/verify_data.py data/books --source books/
+                                         that every document is the source's, byte by byte
 
 Names everything that is wrong. Exit code 0: all is as it was made; 1: something is not.
 """
@@ -17,7 +19,11 @@ from gpt.errors import Parser, run
 def main():
     parser = Parser(__doc__)
     parser.add_argument("dataset", help="a folder that tools/prepare_data.py made")
-    parser.add_argument("--source", metavar="PLACE", help="what it was made of: a folder, a file, or - for a list of paths")
+    parser.add_argument(
+        "--source",
+        metavar="PLACE",
+        help="what it was made of: a folder, a file, or - for a list of paths",
+    )
     parser.add_argument("--text_field", default="text", help="as it was given then")
     parser.add_argument("--id_field", default="id", help="as it was given then")
     args = parser.parse_args()
@@ -35,16 +41,25 @@ def main():
             found += verify.miscounts(dataset, name)
         if args.source is not None:
             by_folder = manifest.get("provenance", {}).get("splits") == "folders"
-            reading = Reading(args.text_field, args.id_field, manifest.get("text", {}).get("bad_utf8", "refuse"))
-            inputs = find_inputs(args.source, by_folder, getattr(sys.stdin, "buffer", ()) if args.source == "-" else ())
+            reading = Reading(
+                args.text_field, args.id_field, manifest.get("text", {}).get("bad_utf8", "refuse")
+            )
+            inputs = find_inputs(
+                args.source,
+                by_folder,
+                getattr(sys.stdin, "buffer", ()) if args.source == "-" else (),
+            )
             found += verify.compare_with_source(dataset, inputs, reading)
     for sentence in found:
         print(f"NOT AS IT WAS MADE: {sentence}")
     if found:
         return 1
     for name, entry in manifest["splits"].items():
-        print(f"{name}: {entry['documents']:,} documents, {entry['bytes']:,} bytes, {entry['tokens']:,} tokens: all as made"
-              + (", and as the source" if args.source else ""))  # fmt: skip
+        print(
+            f"{name}: {entry['documents']:,} documents, {entry['bytes']:,} bytes,"
+            f" {entry['tokens']:,} tokens: all as made"
+            + (", and as the source" if args.source else "")
+        )
 
 
 if __name__ == "__main__":

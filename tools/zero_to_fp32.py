@@ -1,4 +1,5 @@
-"""DeepSpeed checkpoint of any ZeRO stage -> model.safetensors (fp32) + config.yaml + tokenizer.model, verified.
+"""DeepSpeed checkpoint of any ZeRO stage -> model.safetensors (fp32) + config.yaml +
+tokenizer.model, verified.
 
     python tools/zero_to_fp32.py runs/24h/checkpoints runs/24h/export [--tag global_step1000]
 """
@@ -13,7 +14,9 @@ from gpt.errors import Parser, run
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("checkpoint_dir", help="a run's checkpoints folder, or one checkpoint in it")
+    parser.add_argument(
+        "checkpoint_dir", help="a run's checkpoints folder, or one checkpoint in it"
+    )
     parser.add_argument("output_dir", help="the folder to make")
     parser.add_argument("--tag", help="which checkpoint; default the one that `latest` names")
     args = parser.parse_args()
@@ -21,10 +24,13 @@ def main():
     from gpt.consolidate import WEIGHTS, consolidate
 
     found = consolidate(args.checkpoint_dir, args.output_dir, args.tag)
-    weights, loss = Path(args.output_dir) / WEIGHTS, found["probe_loss"]
-    print(f"{weights}: {found['parameters']:,} fp32 parameters after step {found['step']}, from ZeRO stage "
-          f"{found['stage']}; names, shapes and values verified"
-          + (f", and the loss on the probe batch ({loss:.6f})" if loss is not None else ""))
+    weights = Path(args.output_dir) / WEIGHTS
+    loss = found["probe_loss"]
+    print(
+        f"{weights}: {found['parameters']:,} fp32 parameters after step {found['step']}, from ZeRO"
+        f" stage {found['stage']}; names, shapes and values verified"
+        + (f", and the loss on the probe batch ({loss:.6f})" if loss is not None else "")
+    )
     if found["doubt"]:
         print(f"notice: {found['doubt']}", file=sys.stderr)
 

@@ -1,19 +1,21 @@
-"""Causal self-attention by torch's scaled_dot_product_attention, whose fused backends read q, k and v where they lie."""
+"""Causal self-attention by torch's scaled_dot_product_attention, whose fused backends read q, k and
+v where they lie."""
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
-# torch's fused kernel for CPUs computes what the causal mask hides. Given the queries in blocks, and each block only the
-# keys that it may see, it is spared nearly half of that.
+# torch's fused kernel for CPUs computes what the causal mask hides. Given the queries in blocks,
+# and each block only the keys that it may see, it is spared nearly half of that.
 CPU_QUERIES = 128
 
 
 def split_heads(qkv, n_heads: int):
-    """q, k and v, each (B, H, T, D), of a GEMM's output (B, T, 3 * H * D): views of it, nothing is copied.
+    """q, k and v, each (B, H, T, D), of a GEMM's output (B, T, 3 * H * D): views of it, nothing is
+    copied.
 
-    The backward pass joins their gradients by one `cat`, whichever way an attention backend laid them out. It has four
-    dimensions, the most that torch's fast kernel for CUDA takes.
+    The backward pass joins their gradients by one `cat`, whichever way an attention backend laid
+    them out. It has four dimensions, the most that torch's fast kernel for CUDA takes.
     """
     batch, length, width = qkv.shape
     heads = qkv.view(batch, length, 3 * n_heads, width // (3 * n_heads))
@@ -21,26 +23,32 @@ def split_heads(qkv, n_heads: int):
 
 
 def causal_attention(q, k, v):
-    """softmax(q k^T / sqrt(D), causal) v. q, k, v: (B, H, T, D), any strides with a contiguous last dimension.
+    """softmax(q k^T / sqrt(D), causal) v. q, k, v: (B, H, T, D), any strides with a contiguous last
+    dimension.
 
     Returns (B, T, H * D).
     """
     batch, _, length, _ = q.shape
     if q.device.type != "cpu" or length <= CPU_QUERIES or torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, length, -1)
+        return (
+            F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            .transpose(1, 2)
+            .reshape(batch, length, -1)
+        )
     hidden = torch.full((length, length), float("-inf"), dtype=q.dtype).triu_(1)
     blocks = []
     for start in range(0, length, CPU_QUERIES):
         end = min(start + CPU_QUERIES, length)
-        seen = F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end],
-                                              attn_mask=hidden[start:end, :end])  # fmt: skip
+        seen = F.scaled_dot_product_attention(
+            q[:, :, start:end], k[:, :, :end], v[:, :, :end], attn_mask=hidden[start:end, :end]
+        )
         blocks.append(seen.transpose(1, 2))
     return torch.cat(blocks, 1).reshape(batch, length, -1)
 
 
 def backend(shape, dtype, device) -> str:
-    """Name of the backend that torch takes for q, k and v of a shape (B, H, T, D) as the model lays them out: flash, cudnn,
-    efficient or math."""
+    """Name of the backend that torch takes for q, k and v of a shape (B, H, T, D) as the model lays
+    them out: flash, cudnn, efficient or math."""
     batch, heads, length, width = shape
     qkv = torch.empty(batch, length, 3 * heads * width, dtype=dtype, device=device)
     chosen = SDPBackend(torch._fused_sdp_choice(*split_heads(qkv, heads), is_causal=True))

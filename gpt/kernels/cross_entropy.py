@@ -1,7 +1,9 @@
-"""Cross-entropy of a chunk of logits, whose gradient takes the logits' place, and the rank of each target.
+"""Cross-entropy of a chunk of logits, whose gradient takes the logits' place, and the rank of each
+target.
 
-The softmax is taken about the row's largest logit, found together with the sum of exponentials in one pass over the
-row (Milakov, Gimelshein, arXiv 1805.02867). All arithmetic is in fp32 (fp64 for fp64 logits), whatever the logits are.
+The softmax is taken about the row's largest logit, found together with the sum of exponentials in
+one pass over the row (Milakov, Gimelshein, arXiv 1805.02867). All arithmetic is in fp32 (fp64 for
+fp64 logits), whatever the logits are.
 """
 
 import torch
@@ -15,10 +17,19 @@ BLOCK = 4096  # the most logits that a program looks at together
 
 @jit()
 def _cross_entropy_kernel(
-    logits, targets, nats, rank, stride, vocab_size, scale, IGNORED: tl.constexpr, GRADIENT: tl.constexpr,
-    BLOCK: tl.constexpr
-):  # fmt: skip
-    """One program a row. rank is None where it is not wanted; GRADIENT: write (softmax - one-hot) * scale over the row.
+    logits,
+    targets,
+    nats,
+    rank,
+    stride,
+    vocab_size,
+    scale,
+    IGNORED: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a row. rank is None where it is not wanted; GRADIENT: write (softmax - one-hot) *
+    scale over the row.
 
     A target outside the vocabulary is not read: its nats are NaN, so that it cannot pass unseen.
     """
@@ -33,7 +44,9 @@ def _cross_entropy_kernel(
     ahead = tl.full((), 0, tl.int32)
     for start in range(0, vocab_size, BLOCK):
         ids = start + tl.arange(0, BLOCK)
-        value = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf")).to(nats.dtype.element_ty)
+        value = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf")).to(
+            nats.dtype.element_ty
+        )
         higher = tl.maximum(peak, tl.max(value, 0))
         total = total * tl.exp(peak - higher) + tl.sum(tl.exp(value - higher), 0)
         peak = higher
@@ -45,25 +58,37 @@ def _cross_entropy_kernel(
     if rank is not None:
         tl.store(rank + row, tl.where(ignored, 0, ahead).to(tl.int64))
     if GRADIENT:
-        # The target's logit has been read by every thread before any writes over it. A program of several warps waits for
-        # that in the sums above; one warp may not.
+        # The target's logit has been read by every thread before any writes over it. A program of
+        # several warps waits for that in the sums above; one warp may not.
         tl.debug_barrier()
         for start in range(0, vocab_size, BLOCK):
             ids = start + tl.arange(0, BLOCK)
-            value = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf")).to(nats.dtype.element_ty)
+            value = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf")).to(
+                nats.dtype.element_ty
+            )
             difference = tl.exp(value - peak) / total - tl.where(ids == target, 1.0, 0.0)
             result = tl.where(ignored, 0.0, difference * scale)
             tl.store(logits + ids, result.to(logits.dtype.element_ty), mask=ids < vocab_size)
 
 
 def launch(logits, targets, nats, rank, scale, gradient):
-    """logits: (n, V), rows strided, overwritten if `gradient`; nats (n,) and rank (n,) int64 or None are written."""
+    """logits: (n, V), rows strided, overwritten if `gradient`; nats (n,) and rank (n,) int64 or
+    None are written."""
     block = min(BLOCK, next_power_of_2(logits.shape[1]))
     with on_device_of(logits):
         _cross_entropy_kernel[(logits.shape[0],)](
-            logits, targets, nats, rank, logits.stride(0), logits.shape[1], scale, IGNORED=IGNORE_INDEX,
-            GRADIENT=gradient, BLOCK=block, num_warps=min(8, num_warps(block)),
-        )  # fmt: skip
+            logits,
+            targets,
+            nats,
+            rank,
+            logits.stride(0),
+            logits.shape[1],
+            scale,
+            IGNORED=IGNORE_INDEX,
+            GRADIENT=gradient,
+            BLOCK=block,
+            num_warps=min(8, num_warps(block)),
+        )
 
 
 def _checked(logits, targets):
@@ -72,7 +97,9 @@ def _checked(logits, targets):
 
 
 @torch.library.custom_op("gpt::softmax_gradient_", mutates_args=("logits",))
-def _softmax_gradient_(logits: Tensor, targets: Tensor, scale: float, want_gradient: bool) -> Tensor:
+def _softmax_gradient_(
+    logits: Tensor, targets: Tensor, scale: float, want_gradient: bool
+) -> Tensor:
     nats = _checked(logits, targets)
     launch(logits, targets, nats, None, scale, want_gradient)
     return nats
@@ -85,7 +112,8 @@ def _(logits, targets, scale, want_gradient):
 
 @torch.library.custom_op("gpt::score_logits", mutates_args=())
 def _score_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    nats, rank = _checked(logits, targets), torch.empty_like(targets)
+    nats = _checked(logits, targets)
+    rank = torch.empty_like(targets)
     launch(logits, targets, nats, rank, 1.0, False)
     return nats, rank
 
@@ -98,11 +126,13 @@ def _(logits, targets):
 
 @torch.no_grad()
 def softmax_gradient_(logits, targets, scale, want_gradient=True, kernels="torch"):
-    """nats = -log softmax(logits)[target], (n,) in fp32; with `want_gradient` the logits become their gradient * scale.
+    """nats = -log softmax(logits)[target], (n,) in fp32; with `want_gradient` the logits become
+    their gradient * scale.
 
-    logits: (n, V) fp16, bf16 or fp32, rows may be strided; targets: (n,) int64 in [0, V), or -100 for a row that has 0
-    nats and gradient 0. The gradient of the sum of nats is softmax - one-hot; it is multiplied in fp32 by `scale`, a
-    plain number, and rounded once to the logits' dtype. kernels: "torch" or "triton".
+    logits: (n, V) fp16, bf16 or fp32, rows may be strided; targets: (n,) int64 in [0, V), or -100
+    for a row that has 0 nats and gradient 0. The gradient of the sum of nats is softmax - one-hot;
+    it is multiplied in fp32 by `scale`, a plain number, and rounded once to the logits' dtype.
+    kernels: "torch" or "triton".
     """
     if kernels == "triton":
         return _softmax_gradient_(logits, targets, scale, want_gradient)
@@ -126,7 +156,8 @@ def softmax_gradient_(logits, targets, scale, want_gradient=True, kernels="torch
 def score_logits(logits, targets, kernels="torch"):
     """(nats, rank) of each target, the logits left as they are; nats as in `softmax_gradient_`.
 
-    rank: (n,) int64, how many ids have a larger logit, of equal ones those with a lower id; 0 for ignored rows.
+    rank: (n,) int64, how many ids have a larger logit, of equal ones those with a lower id; 0 for
+    ignored rows.
     """
     if kernels == "triton":
         return _score_logits(logits, targets)
@@ -137,5 +168,6 @@ def score_logits(logits, targets, kernels="torch"):
     nats = -torch.log_softmax(wide, 1).gather(1, wanted)
     ids = torch.arange(logits.shape[1], device=logits.device, dtype=torch.int32)
     ahead = (wide > own).logical_or_((wide == own).logical_and_(ids < wanted.int()))
-    rank = ahead.view(torch.uint8).sum(1, dtype=torch.int32).long()  # as bool it would be summed after a copy of 8 bytes each
+    # as bool it would be summed after a copy of 8 bytes each
+    rank = ahead.view(torch.uint8).sum(1, dtype=torch.int32).long()
     return nats.masked_fill_(ignored, 0.0)[:, 0], rank.masked_fill_(ignored[:, 0], 0)

@@ -1,15 +1,26 @@
-"""GELU of a sum with a bias, forward and backward in one kernel each, the bias's gradient in the backward kernel.
+"""GELU of a sum with a bias, forward and backward in one kernel each, the bias's gradient in the
+backward kernel.
 
-gelu(z) = z/2 (1 + tanh(u)), u = sqrt(2/pi) (z + 0.044715 z^3) (Hendrycks, Gimpel, arXiv 1606.08415), computed as z * s
-with s = sigmoid(2u): the same function without the cancellation in 1 + tanh(u) at negative u. In fp32 (fp64 for fp64
-tensors); the bias's gradient is summed per program and then over programs, always in the same order.
+gelu(z) = z/2 (1 + tanh(u)), u = sqrt(2/pi) (z + 0.044715 z^3) (Hendrycks, Gimpel, arXiv
+1606.08415), computed as z * s with s = sigmoid(2u): the same function without the cancellation in 1
++ tanh(u) at negative u. In fp32 (fp64 for fp64 tensors); the bias's gradient is summed per program
+and then over programs, always in the same order.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt.kernels.launch import as_rows, jit, next_power_of_2, num_warps, on_device_of, share_rows, statistics_dtype, tl
+from gpt.kernels.launch import (
+    as_rows,
+    jit,
+    next_power_of_2,
+    num_warps,
+    on_device_of,
+    share_rows,
+    statistics_dtype,
+    tl,
+)
 from gpt.kernels.linear import linear
 
 COLUMNS = 1024  # the most columns of one program: four warps with 8 numbers a thread
@@ -18,7 +29,8 @@ FORWARD_ROWS = 4  # rows of a forward program: four independent loads a thread
 
 @jit()
 def _sigmoid_2u(z):
-    """(s, 1 - s) for z in [-16, 16], where neither exp nor z^3 overflows. At |z| = 16 s is 0 or 1 to 1e-137."""
+    """(s, 1 - s) for z in [-16, 16], where neither exp nor z^3 overflows. At |z| = 16 s is 0 or 1
+    to 1e-137."""
     double_u = 1.5957691216057308 * (z + 0.044715 * z * z * z)
     tail = tl.exp(-tl.abs(double_u))
     large = 1.0 / (1.0 + tail)
@@ -28,7 +40,15 @@ def _sigmoid_2u(z):
 
 @jit(do_not_specialize=["rows"])
 def _gelu_forward_kernel(
-    x, bias, result, x_stride, rows, width, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    x,
+    bias,
+    result,
+    x_stride,
+    rows,
+    width,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """One program a tile of ROWS rows and BLOCK columns."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -42,9 +62,20 @@ def _gelu_forward_kernel(
 
 @jit(do_not_specialize=["rows", "rows_per_program"])
 def _gelu_backward_kernel(
-    grad, x, bias, grad_x, partial, grad_stride, x_stride, rows, rows_per_program, width, BLOCK: tl.constexpr
+    grad,
+    x,
+    bias,
+    grad_x,
+    partial,
+    grad_stride,
+    x_stride,
+    rows,
+    rows_per_program,
+    width,
+    BLOCK: tl.constexpr,
 ):
-    """Each program walks over its rows, BLOCK columns of them, and leaves its sums of d x in partial (programs, width).
+    """Each program walks over its rows, BLOCK columns of them, and leaves its sums of d x in
+    partial (programs, width).
 
     d gelu / d z = s + z s (1 - s) d(2u)/dz.
     """
@@ -56,8 +87,15 @@ def _gelu_backward_kernel(
     first = program * rows_per_program
     for index in range(first, min(first + rows_per_program, rows)):
         row = tl.cast(index, tl.int64)
-        z = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(partial.dtype.element_ty) + shift
-        upstream = tl.load(grad + row * grad_stride + column, mask=inside, other=0.0).to(partial.dtype.element_ty)
+        z = (
+            tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(
+                partial.dtype.element_ty
+            )
+            + shift
+        )
+        upstream = tl.load(grad + row * grad_stride + column, mask=inside, other=0.0).to(
+            partial.dtype.element_ty
+        )
         z = tl.minimum(tl.maximum(z, -16.0), 16.0)
         s, rest = _sigmoid_2u(z)
         slope = 1.5957691216057308 * (1.0 + 0.134145 * z * z)
@@ -78,20 +116,39 @@ def launch_forward(x, bias, result):
     wide = tl.float64 if x.dtype == torch.float64 else tl.float32
     with on_device_of(x):
         _gelu_forward_kernel[(-(-rows // FORWARD_ROWS), -(-width // block))](
-            x, bias, result, x.stride(0), rows, width, WIDE=wide, ROWS=FORWARD_ROWS, BLOCK=block,
+            x,
+            bias,
+            result,
+            x.stride(0),
+            rows,
+            width,
+            WIDE=wide,
+            ROWS=FORWARD_ROWS,
+            BLOCK=block,
             num_warps=num_warps(block),
-        )  # fmt: skip
+        )
 
 
 def launch_backward(grad, x, bias, grad_x, partial, rows_per_program):
-    """grad, x: (rows, width), rows strided; grad_x and partial (programs, width) are contiguous and written."""
+    """grad, x: (rows, width), rows strided; grad_x and partial (programs, width) are contiguous and
+    written."""
     rows, width = x.shape
     block = block_size(width)
     with on_device_of(x):
         _gelu_backward_kernel[(partial.shape[0], -(-width // block))](
-            grad, x, bias, grad_x, partial, grad.stride(0), x.stride(0), rows, rows_per_program, width, BLOCK=block,
+            grad,
+            x,
+            bias,
+            grad_x,
+            partial,
+            grad.stride(0),
+            x.stride(0),
+            rows,
+            rows_per_program,
+            width,
+            BLOCK=block,
             num_warps=num_warps(block),
-        )  # fmt: skip
+        )
 
 
 @torch.library.custom_op("gpt::bias_gelu", mutates_args=())
@@ -136,16 +193,18 @@ _bias_gelu.register_autograd(_backward, setup_context=_setup_context)
 
 
 def bias_gelu(x, bias, kernels="torch"):
-    """tanh-GELU of x + bias, in x's dtype. x: (…, width), any strides; bias: (width,). Differentiable once.
+    """tanh-GELU of x + bias, in x's dtype. x: (…, width), any strides; bias: (width,).
+    Differentiable once.
 
-    kernels: "torch", which rounds the sum to x's dtype before the GELU, or "triton", which rounds the result alone and
-    keeps x, not the sum, for the backward pass.
+    kernels: "torch", which rounds the sum to x's dtype before the GELU, or "triton", which rounds
+    the result alone and keeps x, not the sum, for the backward pass.
     """
     return _bias_gelu(x, bias) if kernels == "triton" else F.gelu(x + bias, approximate="tanh")
 
 
 def linear_gelu(x, weight, bias, kernels="torch"):
-    """tanh-GELU of x @ weight.T + bias; the bias is added where that costs no pass of its own. As `bias_gelu`."""
+    """tanh-GELU of x @ weight.T + bias; the bias is added where that costs no pass of its own. As
+    `bias_gelu`."""
     if kernels == "triton":
         return _bias_gelu(linear(x, weight), bias)
     return F.gelu(linear(x, weight, bias), approximate="tanh")

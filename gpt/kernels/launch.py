@@ -1,8 +1,9 @@
 """What the Triton kernels share: the guarded import, rows of tensors, launch parameters.
 
-Launch parameters are fixed functions of the width, never tuned at run time, so that the order in which a kernel adds up
-depends on the shapes and the GPU model alone. That holds for these kernels: torch's attention and embedding, whose
-backward passes may add up in any order on a GPU, promise less.
+Launch parameters are fixed functions of the width, never tuned at run time, so that the order in
+which a kernel adds up depends on the shapes and the GPU model alone. That holds for these kernels:
+torch's attention and embedding, whose backward passes may add up in any order on a GPU, promise
+less.
 """
 
 import functools
@@ -21,10 +22,19 @@ def _why_no_triton(error):
     version = getattr(sys.modules.get("triton"), "__version__", "")
     if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < MINIMUM_TRITON:
         least = ".".join(map(str, MINIMUM_TRITON))
-        return f"triton {version} is older than {least}", "install torch 2.8 or newer, which brings a newer one"
+        return (
+            f"triton {version} is older than {least}",
+            "install torch 2.8 or newer, which brings a newer one",
+        )
     if isinstance(error, ModuleNotFoundError):
-        return "the package triton is not installed", "install torch's build for CUDA, which brings it"
-    return f"triton cannot be imported ({in_brief(error)})", "install torch anew, which brings the triton that fits it"
+        return (
+            "the package triton is not installed",
+            "install torch's build for CUDA, which brings it",
+        )
+    return (
+        f"triton cannot be imported ({in_brief(error)})",
+        "install torch anew, which brings the triton that fits it",
+    )
 
 
 try:
@@ -32,7 +42,8 @@ try:
     from triton import jit, knobs
 
     OBSTACLE = None
-except Exception as error:  # kernels stay plain functions that nothing calls: gpt.kernels.choose sees to that
+# kernels stay plain functions that nothing calls: gpt.kernels.choose sees to that
+except Exception as error:
     OBSTACLE = _why_no_triton(error)
 
     class tl:
@@ -42,18 +53,23 @@ except Exception as error:  # kernels stay plain functions that nothing calls: g
         return lambda function: function
 
 
-# The fewest rows for which a program writes a row of partial sums of its own. A partial sum costs 8 bytes written and
-# 8 read per column, a row of a 16-bit LayerNorm backward 8 in all: 16 rows keep the sums at an eighth of the traffic.
+# The fewest rows for which a program writes a row of partial sums of its own. A partial sum costs 8
+# bytes written and 8 read per column, a row of a 16-bit LayerNorm backward 8 in all: 16 rows keep
+# the sums at an eighth of the traffic.
 ROWS_PER_PROGRAM = 16
 
-# Warps per multiprocessor that the looping kernels ask for. Up to 64 registers a thread, all of them are resident at
-# once on every GPU from capability 8.0 on (65,536 registers, at least 48 warps), so no program waits for another's end.
+# Warps per multiprocessor that the looping kernels ask for. Up to 64 registers a thread, all of
+# them are resident at once on every GPU from capability 8.0 on (65,536 registers, at least 48
+# warps), so no program waits for another's end.
 RESIDENT_WARPS = 32
-WIDE_ROW, WARPS_OF_WIDE_ROWS = 4096, 16  # beyond it a thread has 16 columns and up to 128 registers
+# beyond it a thread has 16 columns and up to 128 registers
+WIDE_ROW = 4096
+WARPS_OF_WIDE_ROWS = 16
 
 
 def interpreted() -> bool:
-    """Whether Triton was imported with TRITON_INTERPRET=1, which runs kernels as NumPy on the CPU."""
+    """Whether Triton was imported with TRITON_INTERPRET=1, which runs kernels as NumPy on
+    the CPU."""
     return OBSTACLE is None and knobs.runtime.interpret
 
 
@@ -62,7 +78,8 @@ def next_power_of_2(n: int) -> int:
 
 
 def num_warps(block: int) -> int:
-    """Warps for a program on `block` columns: 8 columns a thread, a 128-bit load of 16-bit numbers, up to 16 warps."""
+    """Warps for a program on `block` columns: 8 columns a thread, a 128-bit load of 16-bit numbers,
+    up to 16 warps."""
     return max(1, min(16, block // 256))
 
 
@@ -72,12 +89,16 @@ def _multiprocessors(index):
 
 
 def resident_warps(block: int) -> int:
-    """Warps that one multiprocessor holds at once of a looping kernel whose programs have `block` columns."""
+    """Warps that one multiprocessor holds at once of a looping kernel whose programs have `block`
+    columns."""
     return RESIDENT_WARPS if block <= WIDE_ROW else WARPS_OF_WIDE_ROWS
 
 
-def share_rows(rows: int, warps: int, device: torch.device, resident: int = RESIDENT_WARPS) -> tuple[int, int]:
-    """(programs, rows per program) for a kernel that walks over rows and keeps a partial sum per program.
+def share_rows(
+    rows: int, warps: int, device: torch.device, resident: int = RESIDENT_WARPS
+) -> tuple[int, int]:
+    """(programs, rows per program) for a kernel that walks over rows and keeps a partial sum per
+    program.
 
     warps: how many of them work on one row. resident: how many a multiprocessor holds.
     """

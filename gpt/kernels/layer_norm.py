@@ -1,11 +1,10 @@
 """LayerNorm with the residual addition before it, forward and backward in one kernel each.
 
-total = residual + x, rounded once; normed = (total - mean) / sqrt(variance + eps) * weight + bias over the last
-dimension (Ba, Kiros, Hinton, arXiv 1607.06450). Statistics and partial sums are in fp32 (fp64 for fp64 tensors). The
-gradients of weight and bias are summed per program and then over programs, always in the same order.
+total = residual + x, rounded once; normed = (total - mean) / sqrt(variance + eps) * weight + bias
+over the last dimension (Ba, Kiros, Hinton, arXiv 1607.06450). Statistics and partial sums are in
+fp32 (fp64 for fp64 tensors). The gradients of weight and bias are summed per program and then over
+programs, always in the same order.
 """
-
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +12,37 @@ from torch import Tensor
 
 from gpt.errors import UserError
 from gpt.kernels.launch import (
-    as_rows, jit, next_power_of_2, num_warps, on_device_of, resident_warps, share_rows, statistics_dtype, tl
-)  # fmt: skip
+    as_rows,
+    jit,
+    next_power_of_2,
+    num_warps,
+    on_device_of,
+    resident_warps,
+    share_rows,
+    statistics_dtype,
+    tl,
+)
 
 MAXIMUM_WIDTH = 8192  # a program holds a whole row in registers
 
 
-# How a row of statistics is aligned depends on the number of rows, and is to cost no compilation of its own.
+# How a row of statistics is aligned depends on the number of rows, and is to cost no compilation of
+# its own.
 @jit(do_not_specialize_on_alignment=["mean", "rstd"])
 def _layer_norm_forward_kernel(
-    x, residual, weight, bias, normed, total, mean, rstd, x_stride, residual_stride, width, eps, BLOCK: tl.constexpr
+    x,
+    residual,
+    weight,
+    bias,
+    normed,
+    total,
+    mean,
+    rstd,
+    x_stride,
+    residual_stride,
+    width,
+    eps,
+    BLOCK: tl.constexpr,
 ):
     """One program a row. residual and total are both None where there is nothing to add."""
     row = tl.program_id(0).to(tl.int64)
@@ -30,7 +50,9 @@ def _layer_norm_forward_kernel(
     inside = columns < width
     value = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(mean.dtype.element_ty)
     if residual is not None:
-        value += tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0).to(mean.dtype.element_ty)
+        value += tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0).to(
+            mean.dtype.element_ty
+        )
         rounded = value.to(total.dtype.element_ty)
         tl.store(total + row * width + columns, rounded, mask=inside)
         value = rounded.to(mean.dtype.element_ty)
@@ -45,15 +67,31 @@ def _layer_norm_forward_kernel(
     tl.store(normed + row * width + columns, result.to(normed.dtype.element_ty), mask=inside)
 
 
-@jit(do_not_specialize=["rows", "rows_per_program"], do_not_specialize_on_alignment=["mean", "rstd"])
+@jit(
+    do_not_specialize=["rows", "rows_per_program"], do_not_specialize_on_alignment=["mean", "rstd"]
+)
 def _layer_norm_backward_kernel(
-    grad_normed, grad_total, total, weight, mean, rstd, grad_input, partial, normed_stride, total_grad_stride,
-    total_stride, rows, rows_per_program, width, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Each program walks over its rows and leaves its sums of d weight and d bias in partial (2, programs, width).
+    grad_normed,
+    grad_total,
+    total,
+    weight,
+    mean,
+    rstd,
+    grad_input,
+    partial,
+    normed_stride,
+    total_grad_stride,
+    total_stride,
+    rows,
+    rows_per_program,
+    width,
+    BLOCK: tl.constexpr,
+):
+    """Each program walks over its rows and leaves its sums of d weight and d bias in partial (2,
+    programs, width).
 
-    With n = (total - mean) * rstd and g = d normed * weight: d total = rstd * (g - avg(g) - n * avg(g * n)) + the
-    gradient that comes to total from elsewhere (grad_total; None for none).
+    With n = (total - mean) * rstd and g = d normed * weight: d total = rstd * (g - avg(g) - n *
+    avg(g * n)) + the gradient that comes to total from elsewhere (grad_total; None for none).
     """
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -64,7 +102,9 @@ def _layer_norm_backward_kernel(
     first = program * rows_per_program
     for index in range(first, min(first + rows_per_program, rows)):
         row = tl.cast(index, tl.int64)
-        value = tl.load(total + row * total_stride + columns, mask=inside, other=0.0).to(mean.dtype.element_ty)
+        value = tl.load(total + row * total_stride + columns, mask=inside, other=0.0).to(
+            mean.dtype.element_ty
+        )
         upstream = tl.load(grad_normed + row * normed_stride + columns, mask=inside, other=0.0)
         upstream = upstream.to(mean.dtype.element_ty)
         scale = tl.load(rstd + row)
@@ -77,54 +117,93 @@ def _layer_norm_backward_kernel(
         if grad_total is not None:
             past = tl.load(grad_total + row * total_grad_stride + columns, mask=inside, other=0.0)
             result += past.to(mean.dtype.element_ty)
-        tl.store(grad_input + row * width + columns, result.to(grad_input.dtype.element_ty), mask=inside)
+        tl.store(
+            grad_input + row * width + columns, result.to(grad_input.dtype.element_ty), mask=inside
+        )
     tl.store(partial + program * width + columns, weight_sum, mask=inside)
     tl.store(partial + (tl.num_programs(0) + program) * width + columns, bias_sum, mask=inside)
 
 
 def block_size(width: int) -> int:
     if width > MAXIMUM_WIDTH:
-        raise UserError(f'LayerNorm over {width} numbers: the Triton kernel takes at most {MAXIMUM_WIDTH}, set kernels '
-                        'to "torch"')  # fmt: skip
+        raise UserError(
+            f"LayerNorm over {width} numbers: the Triton kernel takes at most {MAXIMUM_WIDTH}, set"
+            ' kernels to "torch"'
+        )
     return next_power_of_2(width)
 
 
 def launch_forward(x, residual, weight, bias, normed, total, stats, eps):
-    """x, residual: (rows, width), rows strided. Written: normed and total (rows, width), stats (2, rows): mean, rstd."""
+    """x, residual: (rows, width), rows strided. Written: normed and total (rows, width), stats (2,
+    rows): mean, rstd."""
     rows, width = x.shape
     block = block_size(width)
     with on_device_of(x):
         _layer_norm_forward_kernel[(rows,)](
-            x, residual, weight, bias, normed, total, *stats.unbind(0), x.stride(0),
-            None if residual is None else residual.stride(0), width, eps, BLOCK=block, num_warps=num_warps(block),
-        )  # fmt: skip
+            x,
+            residual,
+            weight,
+            bias,
+            normed,
+            total,
+            *stats.unbind(0),
+            x.stride(0),
+            None if residual is None else residual.stride(0),
+            width,
+            eps,
+            BLOCK=block,
+            num_warps=num_warps(block),
+        )
 
 
-def launch_backward(grad_normed, grad_total, total, weight, stats, grad_input, partial, rows_per_program):
-    """Matrices (rows, width), rows strided; grad_input and partial (2, programs, width) are contiguous and written."""
+def launch_backward(
+    grad_normed, grad_total, total, weight, stats, grad_input, partial, rows_per_program
+):
+    """Matrices (rows, width), rows strided; grad_input and partial (2, programs, width) are
+    contiguous and written."""
     rows, width = total.shape
     block = block_size(width)
     with on_device_of(total):
         _layer_norm_backward_kernel[(partial.shape[1],)](
-            grad_normed, grad_total, total, weight, *stats.unbind(0), grad_input, partial, grad_normed.stride(0),
-            None if grad_total is None else grad_total.stride(0), total.stride(0), rows, rows_per_program, width,
-            BLOCK=block, num_warps=num_warps(block),
-        )  # fmt: skip
+            grad_normed,
+            grad_total,
+            total,
+            weight,
+            *stats.unbind(0),
+            grad_input,
+            partial,
+            grad_normed.stride(0),
+            None if grad_total is None else grad_total.stride(0),
+            total.stride(0),
+            rows,
+            rows_per_program,
+            width,
+            BLOCK=block,
+            num_warps=num_warps(block),
+        )
 
 
 def _results(x, residual, weight, bias, eps):
     normed = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
-    total = x.new_empty(0) if residual is None else torch.empty(x.shape, dtype=residual.dtype, device=x.device)
+    total = (
+        x.new_empty(0)
+        if residual is None
+        else torch.empty(x.shape, dtype=residual.dtype, device=x.device)
+    )
     stats = torch.empty((2, x.shape[:-1].numel()), dtype=statistics_dtype(x), device=x.device)
     return normed, total, stats
 
 
 @torch.library.custom_op("gpt::layer_norm", mutates_args=())
 def _layer_norm(
-    x: Tensor, residual: Optional[Tensor], weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(normed, total, stats); total is empty where there is no residual."""
-    assert weight.shape == bias.shape == x.shape[-1:] and weight.is_contiguous() and bias.is_contiguous()
+    assert (
+        weight.shape == bias.shape == x.shape[-1:]
+        and weight.is_contiguous()
+        and bias.is_contiguous()
+    )
     assert residual is None or residual.shape == x.shape
     normed, total, stats = results = _results(x, residual, weight, bias, eps)
     if residual is None:
@@ -139,7 +218,7 @@ _layer_norm.register_fake(_results)
 
 @torch.library.custom_op("gpt::layer_norm_backward", mutates_args=())
 def _layer_norm_backward(
-    grad_normed: Tensor, grad_total: Optional[Tensor], total: Tensor, weight: Tensor, stats: Tensor
+    grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, stats: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of total, weight and bias."""
     grad_input = torch.empty(total.shape, dtype=total.dtype, device=total.device)
@@ -148,7 +227,9 @@ def _layer_norm_backward(
     programs, per_program = share_rows(rows, num_warps(block), total.device, resident_warps(block))
     partial = torch.empty((2, programs, width), dtype=stats.dtype, device=total.device)
     added = None if grad_total is None else as_rows(grad_total)
-    launch_backward(as_rows(grad_normed), added, as_rows(total), weight, stats, grad_input, partial, per_program)
+    launch_backward(
+        as_rows(grad_normed), added, as_rows(total), weight, stats, grad_input, partial, per_program
+    )
     grad_weight, grad_bias = (sums.sum(0).to(weight.dtype) for sums in partial)
     return grad_input, grad_weight, grad_bias
 
@@ -172,7 +253,9 @@ def _backward(ctx, grad_normed, grad_total, _):
     total, weight, stats = ctx.saved_tensors
     grad_weight = grad_bias = None
     if grad_normed is not None:
-        grad_total, grad_weight, grad_bias = _layer_norm_backward(grad_normed, grad_total, total, weight, stats)
+        grad_total, grad_weight, grad_bias = _layer_norm_backward(
+            grad_normed, grad_total, total, weight, stats
+        )
     grad_x, grad_residual, *_ = (grad_total if needed else None for needed in ctx.needs_input_grad)
     if grad_x is not None:
         grad_x = grad_x.to(ctx.x_dtype)
@@ -183,20 +266,24 @@ _layer_norm.register_autograd(_backward, setup_context=_setup_context)
 
 
 def add_layer_norm(x, residual, weight, bias, eps=1e-5, kernels="torch"):
-    """(normed, total): total = residual + x, added in fp32 and rounded once; normed = LayerNorm(total).
+    """(normed, total): total = residual + x, added in fp32 and rounded once; normed =
+    LayerNorm(total).
 
-    x, residual: (…, width), any strides; weight, bias: (width,) of one dtype. total has the residual's dtype, normed the
-    weight's. kernels: "torch" or "triton" (for widths up to 8192; its results are contiguous). Differentiable once.
+    x, residual: (…, width), any strides; weight, bias: (width,) of one dtype. total has the
+    residual's dtype, normed the weight's. kernels: "torch" or "triton" (for widths up to 8192; its
+    results are contiguous). Differentiable once.
     """
     if kernels == "triton":
         normed, total, _ = _layer_norm(x, residual, weight, bias, eps)
         return normed, total
-    total = (residual + x).to(residual.dtype)  # mixed dtypes are promoted to fp32 before the sum
+    # mixed dtypes are promoted to fp32 before the sum
+    total = (residual + x).to(residual.dtype)
     return layer_norm(total, weight, bias, eps), total
 
 
 def layer_norm(x, weight, bias, eps=1e-5, kernels="torch"):
-    """LayerNorm of x (…, width), in the dtype of weight and bias (width,); the rest as in `add_layer_norm`."""
+    """LayerNorm of x (…, width), in the dtype of weight and bias (width,); the rest as in
+    `add_layer_norm`."""
     if kernels == "triton":
         return _layer_norm(x, None, weight, bias, eps)[0]
     return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps).to(weight.dtype)

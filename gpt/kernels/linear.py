@@ -1,24 +1,37 @@
 """Linear layers and matrix products.
 
-For fp32 on CPUs torch takes MKL, which leaves the AVX-512 units of AMD's processors unused. oneDNN, which torch brings
-as well, uses them on every make: on two cores of an EPYC it takes half the time (`python tools/bench.py kernels`).
+For fp32 on CPUs torch takes MKL, which leaves the AVX-512 units of AMD's processors unused. oneDNN,
+which torch brings as well, uses them on every make: on two cores of an EPYC it takes half the time
+(`python tools/bench.py kernels`).
 """
 
 import torch
 import torch.nn.functional as F
 
-# torch.compile's own way to oneDNN: x @ weight.T + bias, any strides. None where this torch was built without it.
-_onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+# torch.compile's own way to oneDNN: x @ weight.T + bias, any strides. None where this torch was
+# built without it.
+_onednn = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if torch.backends.mkldnn.is_available()
+    else None
+)
 _WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
-# Types of devices on which torch multiplies 16-bit matrices into an fp32 one: CUDA's from torch 2.8 on.
+# Types of devices on which torch multiplies 16-bit matrices into an fp32 one: CUDA's from torch 2.8
+# on.
 _WITH_FP32_RESULTS = {"cuda"} if "dtype" in torch.ops.aten.mm.overloads() else set()
 
 
 def by_onednn(x) -> bool:
     """Whether products of x with tensors of its kind go to oneDNN, which refuses empty ones."""
-    return (_WIDE and _onednn is not None and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-            and not torch.compiler.is_compiling())  # fmt: skip
+    return (
+        _WIDE
+        and _onednn is not None
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+    )
 
 
 def matmul(a, b):
@@ -32,7 +45,8 @@ def has_fp32_results(x) -> bool:
 
 
 def matmul_to_fp32(a, b):
-    """a @ b of 16-bit matrices (M, K) and (K, N), any strides, summed and given in fp32, which no such sum overflows."""
+    """a @ b of 16-bit matrices (M, K) and (K, N), any strides, summed and given in fp32, which no
+    such sum overflows."""
     return torch.mm(a, b, torch.float32)
 
 
@@ -64,6 +78,6 @@ def linear(x, weight, bias=None):
         return _Linear.apply(x, weight, bias)
     if x.dim() <= 2:
         return F.linear(x, weight, bias)
-    # As a matrix: given more dimensions, the F.linear that DeepSpeed puts in place under ZeRO 3 adds the bias in a
-    # pass of its own, and rounds once more.
+    # As a matrix: given more dimensions, the F.linear that DeepSpeed puts in place under ZeRO 3
+    # adds the bias in a pass of its own, and rounds once more.
     return F.linear(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])

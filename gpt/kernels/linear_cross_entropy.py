@@ -1,8 +1,9 @@
-"""The output layer and the cross-entropy in one operation that never holds the logits of a whole batch.
+"""The output layer and the cross-entropy in one operation that never holds the logits of a whole
+batch.
 
-At vocabulary 16,384 the fp32 logits of 32 x 512 tokens take 1 GiB, and their gradient another. Here the rows go through
-the output layer in chunks (one, where a GPU has room for it), and each chunk's gradient overwrites its logits at once, in
-the forward pass.
+At vocabulary 16,384 the fp32 logits of 32 x 512 tokens take 1 GiB, and their gradient another. Here
+the rows go through the output layer in chunks (one, where a GPU has room for it), and each chunk's
+gradient overwrites its logits at once, in the forward pass.
 """
 
 from typing import NamedTuple
@@ -13,9 +14,10 @@ from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradie
 from gpt.kernels.linear import by_onednn, has_fp32_results, matmul, matmul_to_fp32
 from gpt.plan import CHUNK_ELEMENTS
 
-# Under 16-bit training a chunk's gradient (softmax - one-hot) is multiplied by this before it is rounded to 16 bits:
-# probabilities down to 6e-8 stay normal fp16 numbers, and the products with the weights (at most 2 * 1024 * max|w|)
-# stay far from overflow. Loss scale and mean are applied in fp32 afterwards, so no loss scale can overflow here.
+# Under 16-bit training a chunk's gradient (softmax - one-hot) is multiplied by this before it is
+# rounded to 16 bits: probabilities down to 6e-8 stay normal fp16 numbers, and the products with the
+# weights (at most 2 * 1024 * max|w|) stay far from overflow. Loss scale and mean are applied in
+# fp32 afterwards, so no loss scale can overflow here.
 GRADIENT_SHIFT = 1024.0
 
 
@@ -23,7 +25,8 @@ class TokenScores(NamedTuple):
     """What the evaluator needs of each scored token. Both of shape (N,)."""
 
     nats: torch.Tensor  # -log p(target), fp32 (fp64 for fp64 weights)
-    rank: torch.Tensor  # int64: how many tokens the model prefers to the target; ties go to the lower id
+    # int64: how many tokens the model prefers to the target; ties go to the lower id
+    rank: torch.Tensor
 
 
 def _chunks(rows: int, vocab_size: int, device_type: str):
@@ -32,25 +35,31 @@ def _chunks(rows: int, vocab_size: int, device_type: str):
 
 
 def _safe_factor(hidden, shift):
-    """A power of two, at most 1, by which `hidden` (n, H) may be multiplied so that no sum over its rows with
-    coefficients in [-shift, shift] leaves the range of fp16. Stays on the device."""
+    """A power of two, at most 1, by which `hidden` (n, H) may be multiplied so that no sum over its
+    rows with coefficients in [-shift, shift] leaves the range of fp16. Stays on the device."""
     bound = hidden.abs().amax().float() * (shift * hidden.shape[0] / 32768.0)
     return torch.exp2(-torch.ceil(torch.log2(bound.clamp(min=1.0))))
 
 
 class _Gradients:
-    """Sums of one forward pass: d(sum of nats)/d hidden and /d weight, the weight's in fp32 (fp64) and of any strides.
+    """Sums of one forward pass: d(sum of nats)/d hidden and /d weight, the weight's in fp32 (fp64)
+    and of any strides.
 
-    hidden is None where it is not wanted, weight until something is added. Both carry the factor `shift`.
+    hidden is None where it is not wanted, weight until something is added. Both carry the factor
+    `shift`.
     """
 
     def __init__(self, hidden, wanted, shift):
         self.hidden = torch.empty_like(hidden) if wanted[0] else None
-        self.weight, self.wants_weight, self.shift = None, wanted[1], shift
+        self.weight = None
+        self.wants_weight = wanted[1]
+        self.shift = shift
 
     def add_product(self, inputs, factors):
-        """Adds factors^T @ inputs to the weight's. inputs: (n, H), factors: (n, V), both of the sum's dtype."""
-        if self.weight is None or by_onednn(inputs):  # which has no sum in place, and is faster with V as columns
+        """Adds factors^T @ inputs to the weight's. inputs: (n, H), factors: (n, V), both of the
+        sum's dtype."""
+        # which has no sum in place, and is faster with V as columns
+        if self.weight is None or by_onednn(inputs):
             self.add(matmul(inputs.t(), factors).t())
         else:
             self.weight.t().addmm_(inputs.t(), factors)
@@ -65,9 +74,11 @@ def _add_wide(hidden, weight, targets, gradients, part):
     Exponentials are left unnormalised: their sums divide the far smaller factors and products.
     """
     kept = (targets != IGNORE_INDEX)[:, None]
-    ids, inputs = targets[:, None].masked_fill(~kept, 0), hidden[part]
+    ids = targets[:, None].masked_fill(~kept, 0)
+    inputs = hidden[part]
     exponentials = matmul(inputs, weight.t())
-    own, peak = exponentials.gather(1, ids), exponentials.amax(1, keepdim=True)
+    own = exponentials.gather(1, ids)
+    peak = exponentials.amax(1, keepdim=True)
     total = exponentials.sub_(peak).exp_().sum(1, keepdim=True)
     exponentials.scatter_add_(1, ids, -total)  # the one-hot
     factor = kept / total
@@ -79,7 +90,8 @@ def _add_wide(hidden, weight, targets, gradients, part):
 
 
 def _add_narrow(hidden, weight, targets, gradients, part, kernels):
-    """Nats of one chunk in 16 bits, or by Triton, its gradients added. The gradient takes the logits' place."""
+    """Nats of one chunk in 16 bits, or by Triton, its gradients added. The gradient takes the
+    logits' place."""
     inputs = hidden[part]
     logits = inputs @ weight.t()
     wanted = gradients.hidden is not None or gradients.wants_weight
@@ -98,7 +110,8 @@ def _add_narrow(hidden, weight, targets, gradients, part, kernels):
 
 def _scaled(value, scale, dtype):
     """value * scale in `dtype`, contiguous. scale: a scalar tensor."""
-    # As a vector of one number the scale lifts 16-bit values to its own precision; a scalar would be rounded to theirs.
+    # As a vector of one number the scale lifts 16-bit values to its own precision; a scalar would
+    # be rounded to theirs.
     return torch.mul(value, scale[None], out=torch.empty_like(value, dtype=dtype)).contiguous()
 
 
@@ -107,7 +120,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, kernels):
         stats = torch.promote_types(hidden.dtype, torch.float32)
         wide = hidden.dtype == stats and kernels == "torch"
-        gradients = _Gradients(hidden, ctx.needs_input_grad, 1.0 if hidden.dtype == stats else GRADIENT_SHIFT)
+        gradients = _Gradients(
+            hidden, ctx.needs_input_grad, 1.0 if hidden.dtype == stats else GRADIENT_SHIFT
+        )
         total = torch.zeros((), dtype=stats, device=hidden.device)
         parts = _chunks(hidden.shape[0], weight.shape[0], hidden.device.type)
         for part in parts:
@@ -125,17 +140,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_loss):
         grad_hidden, grad_weight, divisor = ctx.saved_tensors
         scale = grad_loss / divisor
-        grad_hidden, grad_weight = (value if value is None else _scaled(value, scale, ctx.dtype)
-                                    for value in (grad_hidden, grad_weight))  # fmt: skip
+        grad_hidden, grad_weight = (
+            value if value is None else _scaled(value, scale, ctx.dtype)
+            for value in (grad_hidden, grad_weight)
+        )
         return grad_hidden, grad_weight, None, None
 
 
 def linear_cross_entropy(hidden, weight, targets, kernels="torch"):
-    """Mean over rows of -log softmax(hidden @ weight.T)[target], as an fp32 scalar (fp64 for fp64 inputs).
+    """Mean over rows of -log softmax(hidden @ weight.T)[target], as an fp32 scalar (fp64 for fp64
+    inputs).
 
-    hidden: (N, H), weight: (V, H) of the same dtype, targets: (N,) int64 in [0, V), or -100 for rows that do not count.
-    Beside the gradients (in fp32 for the weight) it holds one chunk of logits. Softmax and sums are in fp32.
-    kernels: "torch" or "triton". Differentiable once.
+    hidden: (N, H), weight: (V, H) of the same dtype, targets: (N,) int64 in [0, V), or -100 for
+    rows that do not count. Beside the gradients (in fp32 for the weight) it holds one chunk of
+    logits. Softmax and sums are in fp32. kernels: "torch" or "triton". Differentiable once.
     """
     if not torch.is_grad_enabled():  # needs_input_grad would ask for the gradients all the same
         hidden, weight = hidden.detach(), weight.detach()
@@ -144,8 +162,13 @@ def linear_cross_entropy(hidden, weight, targets, kernels="torch"):
 
 @torch.no_grad()
 def score_tokens(hidden, weight, targets, kernels="torch") -> TokenScores:
-    """Nats and rank of every target, same arguments as `linear_cross_entropy`; not differentiable."""
-    nats = torch.empty(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+    """Nats and rank of every target, same arguments as `linear_cross_entropy`; not
+    differentiable."""
+    nats = torch.empty(
+        hidden.shape[0],
+        dtype=torch.promote_types(hidden.dtype, torch.float32),
+        device=hidden.device,
+    )
     rank = torch.empty_like(targets)
     for part in _chunks(hidden.shape[0], weight.shape[0], hidden.device.type):
         logits = matmul(hidden[part], weight.t())

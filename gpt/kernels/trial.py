@@ -25,7 +25,8 @@ from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import GRADIENT_SHIFT
 
 # The kernels that walk over rows take 16 each; interpreted, a row takes milliseconds.
-ROWS, INTERPRETED_ROWS = 64, 4
+ROWS = 64
+INTERPRETED_ROWS = 4
 # How far off a result may be, in roundings of its dtype. In 16 bits little but the last rounding
 # shows; in fp32 the order of a sum does, and an exponential's error, which grows with its argument.
 _TOLERANCE = {torch.float32: 64, torch.float16: 4, torch.bfloat16: 4}
@@ -35,13 +36,16 @@ _UPDATE = "update triton together with torch, or the GPU's driver"
 
 
 def problem(device, model, dtype):
-    """None if Triton works on the device and every kernel is right, else (what is wrong, what to do).
+    """None if Triton works on the device and every kernel is right, else (what is wrong, what to
+    do).
 
     model: gpt.plan.ModelConfig, whose widths are tried, in `dtype`. Raises RunError where the
     failure cost this process its GPU.
     """
     make, name = _Values(device, dtype), None
-    widths = {key: max(_NARROWEST, getattr(model, key)) for key in ("h_dim", "mlp_dim", "vocab_size")}
+    widths = {
+        key: max(_NARROWEST, getattr(model, key)) for key in ("h_dim", "mlp_dim", "vocab_size")
+    }
     model = dataclasses.replace(model, **widths)
     try:
         _launch_one(device)
@@ -52,7 +56,9 @@ def problem(device, model, dtype):
                     wrong = f"give a wrong {what} here (off by {off:.3g} roundings)"
                     return f"Triton's {name} kernels {wrong}", _UPDATE
     except Exception as error:
-        whole = "Triton does not work here" if name is None else f"Triton's {name} kernels fail here"
+        whole = (
+            "Triton does not work here" if name is None else f"Triton's {name} kernels fail here"
+        )
         cause, remedy = _explained(error)
         _require_device(device, f"{whole} ({cause})")
         return f"{whole} ({cause})", remedy
@@ -112,7 +118,8 @@ class _Values:
     make(width, 1) -> (width,)."""
 
     def __init__(self, device, dtype):
-        self.device, self.dtype = device, dtype
+        self.device = device
+        self.dtype = dtype
         self.rows = INTERPRETED_ROWS if interpreted() else ROWS
         self._generator = torch.Generator().manual_seed(0)
 
@@ -149,7 +156,8 @@ def _layer_norm_results(make, model):
             yield "sum with the stream", total, _exact(x) + _exact(stream)
             gradients = torch.autograd.grad((normed, total), leaves, (grad, grad_total))
         else:
-            normed, total = layer_norm(x, weight, bias, kernels="triton"), x
+            normed = layer_norm(x, weight, bias, kernels="triton")
+            total = x
             gradients = torch.autograd.grad(normed, leaves, grad)
         exact_leaves = [_exact(tensor) for tensor in (total, weight, bias)]
         exact = F.layer_norm(exact_leaves[0], (width,), *exact_leaves[1:], eps=1e-5)
@@ -162,7 +170,9 @@ def _layer_norm_results(make, model):
 
 
 def _gelu_results(make, model):
-    x, bias, grad = make(model.mlp_dim, scale=2.0), make(model.mlp_dim, 1), make(model.mlp_dim)
+    x = make(model.mlp_dim, scale=2.0)
+    bias = make(model.mlp_dim, 1)
+    grad = make(model.mlp_dim)
     leaves = [tensor.requires_grad_() for tensor in (x, bias)]
     result = bias_gelu(x, bias, kernels="triton")
     exact_leaves = [_exact(tensor) for tensor in leaves]

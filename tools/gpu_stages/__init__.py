@@ -6,7 +6,9 @@ torch.
 
 from typing import NamedTuple
 
-EVERY, HALF, ONE = ("fp32", "bf16", "fp16"), ("bf16", "fp16"), ("",)
+EVERY = ("fp32", "bf16", "fp16")
+HALF = ("bf16", "fp16")
+ONE = ("",)
 BACKENDS = (
     "flash",
     "cudnn",

@@ -59,13 +59,12 @@ def _measure(lab, preset, precision):
         results.append(made.step(batch, mark=split.mark))
         results[-1].loss.item()
         seconds.append(time.perf_counter() - began)
-    parts, peak = split.take(), None if lab.dry else hardware.peak_memory(world.device)
+    parts = split.take()
+    peak = None if lab.dry else hardware.peak_memory(world.device)
     _check(lab, config, preset, precision, batch, results)
     seen = profiled(lab, lambda: made.step(batch))
-    taken, tokens = (
-        statistics.median(seconds),
-        ACCUMULATION * config.batch.micro_size * config.model.seq_len,
-    )
+    taken = statistics.median(seconds)
+    tokens = ACCUMULATION * config.batch.micro_size * config.model.seq_len
     lab.row(
         "engine",
         preset=preset,

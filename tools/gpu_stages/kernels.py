@@ -42,8 +42,14 @@ class Trial:
     """One kernel in one precision, over many shapes."""
 
     def __init__(self, lab, name, precision):
-        self.lab, self.name, self.precision, self.dtype = lab, name, precision, DTYPES[precision]
-        self.faults, self.worst, self.together, self.repeats = [], 0.0, 0.0, True
+        self.lab = lab
+        self.name = name
+        self.precision = precision
+        self.dtype = DTYPES[precision]
+        self.faults = []
+        self.worst = 0.0
+        self.together = 0.0
+        self.repeats = True
 
     def compare(self, where, ours, exact, inputs, must_repeat=True):
         """Results and gradients of `ours`, twice, and of `exact` in float64, of the same inputs."""
@@ -74,7 +80,8 @@ class Trial:
         rounding = (want.abs() * UNIT[self.precision]).clamp(min=SMALLEST[self.precision] / 2)
         worst = (error.max() / rounding.max()).item()
         together = (error.norm() / rounding.norm()).item()
-        self.worst, self.together = max(self.worst, worst), max(self.together, together)
+        self.worst = max(self.worst, worst)
+        self.together = max(self.together, together)
         # NaN is worse than any limit
         if not worst <= WORST[self.precision] or not together <= TOGETHER[self.precision]:
             self.faults.append(
@@ -120,7 +127,8 @@ def _operations(lab, precision):
         trial = Trial(lab, name, precision)
         try:
             work(lab, trial)
-        except Exception as error:  # one kernel that does not run keeps no other from being tried
+        # one kernel that does not run keeps no other from being tried
+        except Exception as error:
             trial.faults.append(f"{type(error).__name__}: {error}"[:300])
         trial.end()
     for backend in BACKENDS:
@@ -206,10 +214,8 @@ def _misaligned(lab, trial):
 
 
 def _logits(lab, trial, vocabulary):
-    logits, targets = (
-        random(lab, 300, vocabulary, scale=4).to(trial.dtype),
-        torch.randint(vocabulary, (300,), device=lab.device),
-    )
+    logits = random(lab, 300, vocabulary, scale=4).to(trial.dtype)
+    targets = torch.randint(vocabulary, (300,), device=lab.device)
     targets[::7] = IGNORE_INDEX
     return logits, targets, targets != IGNORE_INDEX
 
@@ -317,7 +323,8 @@ def models(lab):
     for precision in HALF:
         loss, found = _gradient(lab, four, precision, lab.kernels)
         plain = _apart(_gradient(lab, four, precision, "torch")[1], exact[1])
-        apart, limit = _apart(found, exact[1]), {"bf16": 0.06, "fp16": 0.008}[precision]
+        apart = _apart(found, exact[1])
+        limit = {"bf16": 0.06, "fp16": 0.008}[precision]
         faults = (
             []
             if apart < min(limit, 1.5 * plain + 1e-4)
@@ -351,7 +358,8 @@ def _as_plain_torch(lab, preset, precision):
     (loss, found), (plain_loss, plain) = (
         _gradient(lab, config, precision, way) for way in (lab.kernels, "torch")
     )
-    apart, limit = _apart(found, plain), {"bf16": 0.08, "fp16": 0.012}[precision]
+    apart = _apart(found, plain)
+    limit = {"bf16": 0.08, "fp16": 0.012}[precision]
     faults = [] if bool(torch.isfinite(found).all()) else ["the gradient is not finite"]
     faults += [] if apart < limit else [f"the gradient is {apart:.2%} from plain torch's"]
     faults += (
@@ -371,9 +379,10 @@ def _gradient(lab, config, precision, kernels):
     scale = LOSS_SCALE if precision == "fp16" else 1.0
     loss = model(tokens[:, :-1], tokens[:, 1:])
     (loss * scale).backward()
-    return loss.item(), torch.cat(
-        [parameter.grad.float().flatten() for parameter in model.parameters()]
-    ) / scale
+    return (
+        loss.item(),
+        torch.cat([parameter.grad.float().flatten() for parameter in model.parameters()]) / scale,
+    )
 
 
 def _apart(found, exact):

@@ -40,11 +40,15 @@ class Lab:
     """One stage's process. dry: tiny shapes on the CPU, which show that a stage works, no more."""
 
     def __init__(self, stage: str, out, dry: bool):
-        self.stage, self.out, self.dry = stage, out, dry
+        self.stage = stage
+        self.out = out
+        self.dry = dry
         self.device = torch.device("cpu" if dry else "cuda")
         self.no_triton = "a dry run is without it" if dry else _why_triton_does_not_run(self.device)
         self.kernels = "torch" if self.no_triton else "triton"
-        self._findings, self._began, self._go = Findings(out), time.monotonic(), threading.Event()
+        self._findings = Findings(out)
+        self._began = time.monotonic()
+        self._go = threading.Event()
         threading.Thread(target=self._hear, daemon=True).start()
 
     def _hear(self):
@@ -145,7 +149,8 @@ class Lab:
             work()
         if self.dry:
             return 1e3 * self.wall_seconds(work, 1)
-        flush, pairs = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=self.device), []
+        flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=self.device)
+        pairs = []
         for _ in range(repeats):
             flush.zero_()
             torch.cuda._sleep(HEAD_START)

@@ -158,7 +158,8 @@ def graph(lab):
     shape, rows = lab.shape("small"), lab.rows("small")
     model = GPT(shape, 0, kernels=lab.kernels).to(lab.device, torch.bfloat16)
     tokens = lab.tokens(rows, shape.seq_len + 1, vocab_size=shape.vocab_size)
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    inputs = tokens[:, :-1].contiguous()
+    targets = tokens[:, 1:].contiguous()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
 
@@ -169,7 +170,8 @@ def graph(lab):
     with lab.attempt("graph", model="ours, eager"):
         if not lab.dry:
             replay = _captured(micro_step)
-        eager, replayed = lab.milliseconds(micro_step, 20), lab.milliseconds(replay, 20)
+        eager = lab.milliseconds(micro_step, 20)
+        replayed = lab.milliseconds(replay, 20)
         lab.row(
             "graph",
             model="ours, eager",

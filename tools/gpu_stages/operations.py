@@ -35,7 +35,10 @@ class Bench:
     """Operations of one micro-batch; bytes are those that must move, each read or written once."""
 
     def __init__(self, lab, preset, shape, rows):
-        self.lab, self.preset, self.shape, self.rows = lab, preset, shape, rows
+        self.lab = lab
+        self.preset = preset
+        self.shape = shape
+        self.rows = rows
         self.n = rows * shape.seq_len
         self.unit = 2 * self.n * shape.h_dim  # bytes of one 16-bit (N, C)
 
@@ -68,12 +71,10 @@ class Bench:
             ("mlp.c_proj", s.h_dim, s.mlp_dim),
             ("head", s.vocab_size, s.h_dim),
         ):
-            x, weight, grad, bias = (
-                self.random(n, inner),
-                self.random(out, inner),
-                self.random(n, out),
-                self.random(out),
-            )
+            x = self.random(n, inner)
+            weight = self.random(out, inner)
+            grad = self.random(n, out)
+            bias = self.random(out)
             for way, work in (
                 ("forward", lambda: F.linear(x, weight, bias)),
                 ("input's gradient", lambda: grad @ weight),
@@ -84,7 +85,10 @@ class Bench:
                 self.take("bias gradient of qkv", lambda: grad.sum(0), moved=grad.nbytes)
 
     def norm_and_gelu(self):
-        n, c, m, kernels = self.n, self.shape.h_dim, self.shape.mlp_dim, self.lab.kernels
+        n = self.n
+        c = self.shape.h_dim
+        m = self.shape.mlp_dim
+        kernels = self.lab.kernels
         x, stream, weight, bias = (
             self.random(*size, grad=True) for size in ((n, c), (n, c), (c,), (c,))
         )
@@ -97,7 +101,8 @@ class Bench:
             add_layer_norm(x, stream, weight, bias, 1e-5, kernels), (x, stream, weight, bias)
         )
         self.take("add + LayerNorm, backward", back, moved=4 * self.unit)
-        hidden, wide_bias = self.random(n, m, grad=True), self.random(m, grad=True)
+        hidden = self.random(n, m, grad=True)
+        wide_bias = self.random(m, grad=True)
         self.take(
             "GELU with bias, forward",
             lambda: bias_gelu(hidden, wide_bias, kernels),
@@ -107,8 +112,11 @@ class Bench:
         self.take("GELU with bias, backward", back, moved=3 * hidden.nbytes)
 
     def head(self):
-        n, c, v = self.n, self.shape.h_dim, self.shape.vocab_size
-        hidden, weight = self.random(n, c, grad=True), (self.random(v, c) * 0.02).requires_grad_()
+        n = self.n
+        c = self.shape.h_dim
+        v = self.shape.vocab_size
+        hidden = self.random(n, c, grad=True)
+        weight = (self.random(v, c) * 0.02).requires_grad_()
         targets = torch.randint(v, (n,), device=self.lab.device)
         self.take(
             "head and cross-entropy, both ways",

@@ -63,7 +63,8 @@ def _start(command, rank, size, port, out, cwd=None):
 
 
 def _all_reduce(lab):
-    port, path = free_port(), lab.out / "logs" / "all_reduce.json"
+    port = free_port()
+    path = lab.out / "logs" / "all_reduce.json"
     path.unlink(missing_ok=True)
     ranks = [
         _start([__file__, path, *(["dry"] if lab.dry else [])], rank, 2, port, None)
@@ -91,7 +92,8 @@ def _ended(process, seconds):
 
 
 def _reduce_as_a_rank(path, dry=""):
-    rank, device = int(os.environ["RANK"]), "cpu" if dry else f"cuda:{os.environ['LOCAL_RANK']}"
+    rank = int(os.environ["RANK"])
+    device = "cpu" if dry else f"cuda:{os.environ['LOCAL_RANK']}"
     if not dry:
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("gloo" if dry else "nccl")
@@ -106,7 +108,8 @@ def _reduce_as_a_rank(path, dry=""):
             if not torch.equal(mine, (numbers * 3).to(dtype)):
                 faults.append(f"{size:,} numbers in {name} have a wrong sum")
     for size in (1 << 14,) if dry else (1 << 20, 1 << 24, 1 << 28):
-        tensor, times = torch.zeros(size, dtype=torch.float16, device=device), []
+        tensor = torch.zeros(size, dtype=torch.float16, device=device)
+        times = []
         for _ in range(6):
             torch.distributed.barrier()
             if not dry:
@@ -140,7 +143,8 @@ def _runs(lab, folder):
         name: _config(folder, name, steps)
         for name, steps in (("one", COMPARED), ("two", 1_000_000))
     }
-    ports, train = {name: free_port() for name in configs}, ROOT / "gpt/train.py"
+    ports = {name: free_port() for name in configs}
+    train = ROOT / "gpt/train.py"
     started = []
     try:
         for name, size in (("one", 1), ("two", 2)):
@@ -152,7 +156,8 @@ def _runs(lab, folder):
                     for rank in range(size)
                 ]
         alone, *pair = started
-        code, end = _ended(alone, PATIENCE), time.monotonic() + PATIENCE
+        code = _ended(alone, PATIENCE)
+        end = time.monotonic() + PATIENCE
         while (
             len(_losses(folder, "two")) < COMPARED
             and time.monotonic() < end
@@ -240,7 +245,8 @@ def _compare(lab, folder, code):
 
 
 def _kill(lab, pair):
-    name, limit = "a killed rank is named", NAMED_WITHIN * (6 if lab.dry else 1)
+    name = "a killed rank is named"
+    limit = NAMED_WITHIN * (6 if lab.dry else 1)
     if any(rank.poll() is not None for rank in pair):
         return lab.not_run(name, "the run of two ranks had ended before")
     pair[1].send_signal(signal.SIGKILL)

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 CHECK, SECONDS = "memory accesses", 100
-ROWS, WIDTHS, VOCABULARY = 33, (768, 1025), 2048
+ROWS = 33
+WIDTHS = (768, 1025)
+VOCABULARY = 2048
 
 
 def memory(lab):
@@ -63,7 +65,9 @@ def _every_kernel():
 
     targets = torch.arange(ROWS, device="cuda")
     for width in WIDTHS:
-        x, weight, bias = random(ROWS, width), random(width), random(width)
+        x = random(ROWS, width)
+        weight = random(width)
+        bias = random(width)
         normed, total = add_layer_norm(x, x, weight, bias, 1e-5, "triton")
         loss = linear_cross_entropy(
             bias_gelu(normed, bias, "triton"), random(VOCABULARY, width), targets, "triton"

@@ -74,12 +74,14 @@ def _curve(lab, config, batches, precision, kernels):
     adam = torch.optim.AdamW(
         masters, lr=3e-3 if lab.dry else 1e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
-    scale, losses = LOSS_SCALE if precision == "fp16" else 1.0, []
+    scale = LOSS_SCALE if precision == "fp16" else 1.0
+    losses = []
     for batch in batches:
         loss = model(batch[:, :-1], batch[:, 1:])
         (loss * scale).backward()
         for master, parameter in zip(masters, model.parameters()):
-            master.grad, parameter.grad = parameter.grad.float() / scale, None
+            master.grad = parameter.grad.float() / scale
+            parameter.grad = None
         adam.step()
         with torch.no_grad():
             for master, parameter in zip(masters, model.parameters()):
