@@ -39,6 +39,15 @@ setup(
         "plot": PLOT,
         "hf": HF,
         "bench": [*PLOT, *HF],
-        "test": [*SAMPLE, *DATA, *PLOT, *HF, "pytest>=8,<10", "pytest-xdist>=3,<4", "triton==3.7.1; platform_system == 'Linux'"],
+        "test": [
+            *SAMPLE,
+            *DATA,
+            *PLOT,
+            *HF,
+            "pytest>=8,<10",
+            "pytest-xdist>=3,<4",
+            "ruff>=0.17,<0.18",
+            "triton==3.7.1; platform_system == 'Linux'",
+        ],
     },
 )
