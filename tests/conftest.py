@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpt.errors import UserError
-from gpt.prepare import prepare_sample
+from gpt.prepare.sample import prepare_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 
