@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import pytest_configure  # noqa: F401  (a hook)
 
 from gpt.errors import UserError
 from gpt.prepare.sample import prepare_sample

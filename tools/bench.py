@@ -13,7 +13,7 @@ eval      the evaluator, beside a loop that feeds one window at a time through t
 
 All that is compared runs in one process in turn, and ratios are medians over single rounds, so that
 a noisy machine slows all. The device's own matmul rate and memory bandwidth are measured there and
-then. FLOPs by gpt/compute/memory.py.
+then. FLOPs by gpt/config/shape.py.
 """
 
 import json

@@ -16,7 +16,7 @@ from gpt.errors import Parser, run
 TARGET = ROOT / "ds_configs" / "README.md"
 INTRODUCTION = """# Keys of a run's JSON
 
-Written from `gpt/config/deepspeed_keys.py` by `python tools/config_reference.py`. \
+Written from `gpt/config/` by `python tools/config_reference.py`. \
 Precedence: defaults < JSON < command line.
 Keys in `gpt` are command-line options of the same name; so are {own}, and, under the seed
 project's names, {options}.

@@ -9,8 +9,8 @@ classes allow for it.
                                                             the published figures instead
 
 Options of train.py are taken as well. Each micro batch is measured in a process of its own: whole
-optimiser steps of gpt.engine.boundary.Engine on one device, from random tokens to updated weights, on the
-clock until their loss is known.
+optimiser steps of gpt.engine.boundary.Engine on one device, from random tokens to updated weights,
+on the clock until their loss is known.
 """
 
 import copy

@@ -53,8 +53,8 @@ def origin(folder, model: ModelConfig, tokenizer: str | None) -> dict:
 
 
 def state(folder) -> FullState:
-    """The weights, for gpt.engine.boundary.Engine.adopt; every rank reads them. Raises UserError where they
-    are not on its host."""
+    """The weights, for gpt.engine.boundary.Engine.adopt; every rank reads them. Raises UserError
+    where they are not on its host."""
     if not (Path(folder) / WEIGHTS).is_file():
         raise UserError(
             f"--init_from {folder}: no {WEIGHTS} is there on this host: every host reads it, so"

@@ -48,9 +48,10 @@ def store(seconds: float, is_master=False):
 def roll_call(launch, facts: dict, seconds: float = JOIN_SECONDS) -> tuple:
     """(the store, every rank's host name in the order of ranks). All ranks call it together.
 
-    launch: gpt.cluster.launch.Launch. facts: {what: a short text} that all ranks must have in common beside
-    versions and code, but for a remark in parentheses at its end; None where this one does not
-    know. Raises UserError where ranks differ, RunError where some have not come after `seconds`.
+    launch: gpt.cluster.launch.Launch. facts: {what: a short text} that all ranks must have in
+    common beside versions and code, but for a remark in parentheses at its end; None where this one
+    does not know. Raises UserError where ranks differ, RunError where some have not come after
+    `seconds`.
     """
     kept_here = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"

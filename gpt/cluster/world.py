@@ -26,7 +26,8 @@ class World:
     size: int
     device: torch.device
     hosts: tuple = ()  # the host's name of every rank, in their order
-    # the one that gpt.cluster.roll_call met in; rank 0 keeps it for all as long as it holds this object
+    # the one that gpt.cluster.roll_call met in; rank 0 keeps it for all as long as it holds this
+    # object
     store: object = None
 
     def name(self, rank: int) -> str:

@@ -38,8 +38,8 @@ def explain(config: Config) -> str:
 
 
 def report(config: Config, dataset, interconnect: float | None = None) -> str:
-    """The run's size, memory, disk and time. dataset: gpt.data.datasets.Dataset, or None where it is not
-    there yet.
+    """The run's size, memory, disk and time. dataset: gpt.data.datasets.Dataset, or None where it
+    is not there yet.
 
     interconnect: GB/s of the slowest link between the GPUs, for what more of them would bring.
     """

@@ -9,8 +9,8 @@ communication operations in MPICH", 2005, sections 4.1 and 4.4):
     all-reduce                    2 (n - 1) a + 2 (n - 1)/n m/b
 
 How often each stage moves all gradients or weights in DeepSpeed 0.19.8, counted in its calls
-(tests/support/traffic_run.py). Below ZeRO 3 that is more than in the paper (Rajbhandari et al., arXiv
-1910.02054, section 7), for its default (`use_multi_rank_bucket_allreduce`) is to all-reduce
+(tests/support/traffic_run.py). Below ZeRO 3 that is more than in the paper (Rajbhandari et al.,
+arXiv 1910.02054, section 7), for its default (`use_multi_rank_bucket_allreduce`) is to all-reduce
 gradients where a reduce-scatter would do:
 
     ZeRO 0    an all-reduce of the gradients per step
@@ -21,10 +21,10 @@ gradients where a reduce-scatter would do:
               `stage3_max_reuse_distance` (1e9) elements pass
 
 Assumed: every GPU computes at the reference GPU's rate, unless its host needs longer to launch a
-micro-batch than the GPU to compute it (gpt/compute/host_time.py); nothing is communicated while it computes
-(the other end is the longest of the times alone: `Step.overlapped`); all is moved in the run's
-precision, in its own buckets, under ZeRO 3 weights block by block; evaluation and checkpoints are
-left out. Across hosts the slowest link of a ring is a host's network, all its cards together.
+micro-batch than the GPU to compute it (gpt/compute/host_time.py); nothing is communicated while it
+computes (the other end is the longest of the times alone: `Step.overlapped`); all is moved in the
+run's precision, in its own buckets, under ZeRO 3 weights block by block; evaluation and checkpoints
+are left out. Across hosts the slowest link of a ring is a host's network, all its cards together.
 """
 
 import math

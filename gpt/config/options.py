@@ -15,7 +15,7 @@ def option(kind, default, doc, **limits):
 class Options:
     """The block "gpt" of a run's JSON; each is a command-line option of the same name."""
 
-    preset: str | None = option(str, None, "model shape by name, from gpt/presets.yaml")
+    preset: str | None = option(str, None, "model shape by name, from gpt/config/presets.yaml")
     n_layers: int | None = option(
         int, None, "transformer blocks; overrides the preset's", minimum=1, maximum=10_000
     )

@@ -5,8 +5,8 @@
                                the end-of-document id
 
 Its loader deals a list's documents in order to streams and puts the end-of-document id 2 after
-each; ours does the same with the documents of a split (gpt/data/datasets.py). So keeping the order keeps
-every batch as it was.
+each; ours does the same with the documents of a split (gpt/data/streams.py). So keeping the order
+keeps every batch as it was.
 """
 
 import os

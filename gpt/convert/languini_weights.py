@@ -140,8 +140,8 @@ def _require_preset(shape, preset, file):
 
 
 def _parts(state, shape, file) -> dict:
-    """{our name: (shape, flat pieces)} for gpt.checkpoint.zero_files.Joined; every tensor there must be used,
-    and all be there."""
+    """{our name: (shape, flat pieces)} for gpt.checkpoint.zero_files.Joined; every tensor there
+    must be used, and all be there."""
     parts, used = {}, set()
     for name, wanted in expected_shapes(shape).items():
         theirs = name

@@ -112,7 +112,8 @@ class Vocab:
         """Ids of a text, int32, without the end-of-document id. A literal "<D>" or U+2581 in the
         text stays text.
 
-        The text is taken as a whole; `gpt.prepare.encode.Encoder` finds the same ids several times as fast.
+        The text is taken as a whole; `gpt.prepare.encode.Encoder` finds the same ids several times
+        as fast.
         """
         cut = BLANK in text or END_OF_DOCUMENT in text
         return np.array(self._encode_cut(text) if cut else self._sp.encode(text), np.int32)

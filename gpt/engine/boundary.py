@@ -72,9 +72,10 @@ def local_device() -> torch.device:
 def connect(verbose: bool = False, launch=None, facts=(), step_timeout: float = 0.0) -> World:
     """Join the process group that the launcher announced, once all ranks have come.
 
-    launch: gpt.cluster.launch.Launch, asked for where it is None. facts: {what: text} that must be the same
-    on all ranks. step_timeout: seconds after which a watchdog ends the run; the group's own limit
-    is longer, for it names nobody. Raises UserError and RunError as gpt.cluster.roll_call does.
+    launch: gpt.cluster.launch.Launch, asked for where it is None. facts: {what: text} that must be
+    the same on all ranks. step_timeout: seconds after which a watchdog ends the run; the group's
+    own limit is longer, for it names nobody. Raises UserError and RunError as gpt.cluster.roll_call
+    does.
     """
     launch = launch or launched()
     if verbose:
@@ -491,8 +492,8 @@ class Engine:
         self._set_lr()
 
     def adopt(self, full, loss_scale: float):
-        """Take over whole tensors (gpt.checkpoint.zero_files.FullState) of a run on other ranks or at another
-        ZeRO stage, or weights alone, where moments and scheduler are empty."""
+        """Take over whole tensors (gpt.checkpoint.zero_files.FullState) of a run on other ranks or
+        at another ZeRO stage, or weights alone, where moments and scheduler are empty."""
         self._shards.adopt(full)
         if self._ds.lr_scheduler is not None and full.scheduler is not None:
             self._ds.lr_scheduler.load_state_dict(full.scheduler)

@@ -4,8 +4,8 @@ DeepSpeed looks for infinities and NaN in every parameter's gradient (below ZeRO
 each) and takes its norm afterwards (two more). The norm alone tells both: of a gradient with a
 number that is not finite it is not finite either, and DeepSpeed refuses such an update by itself.
 
-Part of the boundary that gpt/engine/boundary.py is: it changes DeepSpeed's objects, but needs nothing of
-its modules.
+Part of the boundary that gpt/engine/boundary.py is: it changes DeepSpeed's objects, but needs
+nothing of its modules.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """Where DeepSpeed's ZeRO keeps each parameter: this rank's stretches of weights, gradients and
 optimizer states.
 
-Part of the boundary that gpt/engine/boundary.py is: it reads and writes DeepSpeed's objects, but needs
-nothing of its modules.
+Part of the boundary that gpt/engine/boundary.py is: it reads and writes DeepSpeed's objects, but
+needs nothing of its modules.
 """
 
 import math

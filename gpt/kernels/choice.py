@@ -56,10 +56,10 @@ def choose(kernels: str, device, model, dtype) -> tuple[str, str]:
     """Which implementation to run, "triton" or "torch", and why, in a few words.
 
     kernels: "torch", "triton", or "auto" for Triton wherever it runs compiled on a GPU. device: the
-    torch.device that this process computes on. model: gpt.config.shape.ModelConfig; dtype: the model's
-    torch.dtype. Before it says "triton" every kernel has run on the device at the model's widths,
-    and was right (gpt.kernels.trial): seconds, most of them for compilations that the run needs
-    anyway. Raises UserError where "triton" is asked for and cannot run.
+    torch.device that this process computes on. model: gpt.config.shape.ModelConfig; dtype: the
+    model's torch.dtype. Before it says "triton" every kernel has run on the device at the model's
+    widths, and was right (gpt.kernels.trial): seconds, most of them for compilations that the run
+    needs anyway. Raises UserError where "triton" is asked for and cannot run.
     """
     from gpt.errors import UserError
 

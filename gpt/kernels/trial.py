@@ -39,8 +39,8 @@ def problem(device, model, dtype):
     """None if Triton works on the device and every kernel is right, else (what is wrong, what to
     do).
 
-    model: gpt.config.shape.ModelConfig, whose widths are tried, in `dtype`. Raises RunError where the
-    failure cost this process its GPU.
+    model: gpt.config.shape.ModelConfig, whose widths are tried, in `dtype`. Raises RunError where
+    the failure cost this process its GPU.
     """
     make, name = _Values(device, dtype), None
     widths = {

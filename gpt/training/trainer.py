@@ -96,8 +96,8 @@ class Trainer:
         """Train, evaluate and save until the last step or a request to stop. All ranks call it
         together.
 
-        make_engine: gpt.engine.boundary.Engine. world: gpt.cluster.world.World. kernels: as gpt.kernels.choice.choose found
-        them. Raises AgreedError where the run cannot go on.
+        make_engine: gpt.engine.boundary.Engine. world: gpt.cluster.world.World. kernels: as
+        gpt.kernels.choice.choose found them. Raises AgreedError where the run cannot go on.
         """
         self.kernels, self.kernels_reason = kernels
         self.world = world
@@ -261,8 +261,9 @@ class Trainer:
         """What the ranks tell each other after every step: whether any of them was asked to stop,
         and whether all are ready to take a save further.
 
-        result: gpt.engine.boundary.StepResult of a step; then returns (its mean loss over all ranks, its
-        gradient norm). All of it comes from the device in one transfer, the one that is waited for.
+        result: gpt.engine.boundary.StepResult of a step; then returns (its mean loss over all
+        ranks, its gradient norm). All of it comes from the device in one transfer, the one that is
+        waited for.
         """
         values = self.world.tensor([self.stop.reason is not None, self.saver.ready])
         if result is not None:

@@ -454,8 +454,8 @@ def test_a_full_disk_does_not_stop_the_training(sample, tmp_path, run_command):
 
 CONSOLIDATE = """
 import sys
-from gpt.consolidate import consolidate, expected_shapes
-from gpt.plan import ModelConfig
+from gpt.checkpoint.weights import consolidate, expected_shapes
+from gpt.config.shape import ModelConfig
 expected_shapes(ModelConfig(1, 2, 2, 1, 2, 2, 2))  # what torch imports for it is not at issue
 print("ready", flush=True)
 sys.stdin.readline()

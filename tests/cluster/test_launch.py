@@ -359,8 +359,8 @@ ROLL_CALL = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from gpt.errors import run
-from gpt.launch import Launch, launched
-from gpt.roll_call import roll_call
+from gpt.cluster.launch import Launch, launched
+from gpt.cluster.roll_call import roll_call
 def main():
     own = launched()
     launch = Launch(own.rank, own.size, ("node1", "node2"))

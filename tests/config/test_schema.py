@@ -162,7 +162,7 @@ def test_the_reference_is_up_to_date():
 
 def test_no_other_module_imports_deepspeed():
     for path in [*(ROOT / "gpt").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
-        if path.name != "engine.py":
+        if path != ROOT / "gpt/engine/boundary.py":
             assert not [
                 line
                 for line in path.read_text().splitlines()

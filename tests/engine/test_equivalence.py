@@ -1,8 +1,8 @@
 """The same curve on any number of ranks, at every ZeRO stage and accumulation: the engine's runs
 against plain torch.
 
-`python -m pytest tests/engine/test_equivalence.py -m slow -s` runs the whole matrix and prints what it
-finds.
+`python -m pytest tests/engine/test_equivalence.py -m slow -s` runs the whole matrix and prints what
+it finds.
 """
 
 import json

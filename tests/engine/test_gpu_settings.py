@@ -78,9 +78,10 @@ def test_deepspeeds_word_on_the_accelerator_counts_everywhere():
 
 SEGMENTS = """
 import os
-import gpt.command_line, gpt.config, gpt.launch, gpt.corpus, gpt.prepare
+import gpt.config.command_line, gpt.config.resolve, gpt.cluster.launch
+import gpt.data.datasets, gpt.prepare.pipeline
 assert "torch" not in sys.modules  # which reads the variable when it is imported
-import gpt.engine
+import gpt.engine.boundary
 print(os.environ.get("PYTORCH_CUDA_ALLOC_CONF"), os.environ.get("PYTORCH_ALLOC_CONF"))
 """
 

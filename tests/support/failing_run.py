@@ -15,6 +15,7 @@ from planted import Plant, mark_modules
 
 from gpt import train
 from gpt.errors import run
+from gpt.training import trainer  # noqa: F401  (no rank need import it)
 
 
 def failing(fault, options):

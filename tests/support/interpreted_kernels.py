@@ -1,8 +1,8 @@
 """The fused kernels against computations in float64, Triton's under its interpreter and plain
 torch's by the same tests.
 
-Run by tests/kernels/test_kernels.py in a process of its own, since TRITON_INTERPRET must be set before
-anything imports triton; by hand: `python -m pytest tests/support/interpreted_kernels.py`.
+Run by tests/kernels/test_kernels.py in a process of its own, since TRITON_INTERPRET must be set
+before anything imports triton; by hand: `python -m pytest tests/support/interpreted_kernels.py`.
 """
 
 import dataclasses

@@ -1,5 +1,5 @@
-"""The fake of tests/support/fake_cuda.py: DeepSpeed takes its CUDA branches under it, and the numbers stay
-the CPU's."""
+"""The fake of tests/support/fake_cuda.py: DeepSpeed takes its CUDA branches under it, and the
+numbers stay the CPU's."""
 
 import pytest
 import torch

@@ -140,7 +140,7 @@ IN_C = """
 import sys, threading, time
 sys.path[:0] = sys.argv[1:]
 from forked import wait_in_c
-from gpt.signals import StopRequest
+from gpt.training.signals import StopRequest
 stop = StopRequest()
 def watch():
     time.sleep(0.3)  # until the main thread is there

@@ -1,5 +1,5 @@
-"""Numbers that go wrong, and ranks that hang: what a run does about faults that tests/support/planted.py
-plants in it."""
+"""Numbers that go wrong, and ranks that hang: what a run does about faults that
+tests/support/planted.py plants in it."""
 
 import os
 import signal
