@@ -184,6 +184,6 @@ def test_no_other_module_imports_deepspeed():
 )
 def test_configs_of_the_largest_models(name, stage, offload):
     config = load(ROOT / "ds_configs" / f"{name}.json", 8)
-    zero = config.engine["zero_optimization"]
+    zero = config.deepspeed["zero_optimization"]
     assert zero["stage"] == stage and (zero.get("offload_optimizer") or {}).get("device") == offload
     assert config.options.activation_checkpointing == (stage == 3)
