@@ -13,57 +13,79 @@ from pathlib import Path
 # instead of gpt/, whose module names must shadow nobody's
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.data.run_data import SAMPLE, Data
 from gpt.errors import AgreedUserError, UserError, run
 
 
 def main():
     from gpt.cluster.launch import launched
     from gpt.config.command_line import parse_command_line
-    from gpt.config.resolve import load
+    from gpt.config.resolve import read
+    from gpt.training.run_data import RunData
 
     args = parse_command_line(sys.argv[1:])
+    only_tell = args.dry_run or args.explain
     launch = launched()
-    world_size, rank = launch.size, launch.rank
-    only_told = args.dry_run or args.explain
-    data = Data(may_be_absent=only_told)
-    config = load(args.ds_config, args.world_size or world_size, args.overrides, data.mistakes)
-    if only_told:
-        if rank == 0:
+    draft = read(args.ds_config, args.world_size or launch.size, args.overrides)
+    data = RunData(draft, may_be_absent=only_tell)
+    draft.add(data.mistakes())
+    config = draft.settle()
+    if only_tell:
+        if launch.rank == 0:
             tell(args, config, data.dataset)
         return
     launch.require_all_tasks()
-    if rank == 0 and config.options.data_root == SAMPLE and not Path(SAMPLE).exists():
+    if launch.rank == 0 and data.awaits_sample:
         from gpt.prepare.sample import prepare_sample
 
-        prepare_sample(SAMPLE)
+        prepare_sample(config.options.data_root)
+    train(args, launch, config, data)
 
+
+def tell(args, config, dataset):
+    """Print what was asked for instead of a run: where every value comes from, what it will
+    cost."""
+    from gpt.compute import dry_run
+
+    if args.explain:
+        print(dry_run.explain(config))
+    if args.dry_run:
+        if config.options.init_from:
+            from gpt.checkpoint import warm_start
+
+            tokenizer = dataset.vocab.fingerprint if dataset else None
+            warm_start.origin(config.options.init_from, config.model, tokenizer)
+        print(dry_run.report(config, dataset, args.interconnect))
+
+
+def train(args, launch, config, data):
+    """Train as one of the launcher's ranks."""
     from gpt.engine import boundary
     from gpt.training.trainer import Trainer
+
+    def make_trainer():
+        dataset = data.open()
+        return Trainer(config, dataset, launch.rank, launch.size, args.resume, args.allow_change)
 
     if config.precision == "fp16" and not boundary.has_fp16():
         config = config.without_fp16(
             "fp16 is asked for, but this machine has no GPU that computes in it: training in fp32"
         )
-    waits_for_sample = config.options.data_root == SAMPLE and not Path(SAMPLE).exists()
+    awaits_sample = data.awaits_sample
     kernels, mistake = kernels_of(config, boundary.local_device())
     trainer = None
-    if not waits_for_sample and not mistake:
-        trainer = Trainer(
-            config, data.open(config), rank, world_size, args.resume, args.allow_change
-        )
+    if not awaits_sample and not mistake:
+        trainer = make_trainer()
     facts = {
         "dataset": data.dataset and data.dataset.fingerprint[:12],
         "configuration": config.fingerprint,
-        "kernels": "{} ({})".format(*kernels or ("none", mistake)),
+        "kernels": "{} ({})".format(*(kernels or ("none", mistake))),
     }
     world = boundary.connect(args.verbose, launch, facts, config.options.step_timeout)
     if mistake:
         raise AgreedUserError(mistake)
-    # the sample is there now: rank 0 has made it
-    trainer = trainer or Trainer(
-        config, data.open(config), rank, world_size, args.resume, args.allow_change
-    )
+    if trainer is None:
+        # the sample is there now: rank 0 has built it
+        trainer = make_trainer()
     trainer.train(boundary.Engine, world, kernels)
     boundary.disconnect()
 
@@ -74,29 +96,13 @@ def kernels_of(config, device):
     from gpt.compute.hardware import DTYPES
     from gpt.kernels.choice import choose, require_compiler
 
+    options = config.options
     try:
-        if config.options.compile != "none":
+        if options.compile != "none":
             require_compiler(device.type)
-        return choose(config.options.kernels, device, config.model, DTYPES[config.precision]), None
+        return choose(options.kernels, device, config.model, DTYPES[config.precision]), None
     except UserError as error:
         return None, str(error)
-
-
-def tell(args, config, dataset):
-    from gpt.compute import dry_run
-
-    if args.explain:
-        print(dry_run.explain(config))
-    if args.dry_run:
-        if config.options.init_from:
-            from gpt.checkpoint import warm_start
-
-            warm_start.origin(
-                config.options.init_from,
-                config.model,
-                dataset.vocab.fingerprint if dataset else None,
-            )
-        print(dry_run.report(config, dataset, args.interconnect))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def measure(args, scratch):
     from gpt.checkpoint.folders import committed
     from gpt.checkpoint.saver import Saver
     from gpt.checkpoint.zero_files import STAND_INS, load_weights_only
+    from gpt.config import saved
     from gpt.config.resolve import resolve
     from gpt.engine import boundary
     from gpt.model import GPT
@@ -67,7 +68,7 @@ def measure(args, scratch):
     tokens = torch.zeros(1, 2, config.model.seq_len + 1, dtype=torch.int64).numpy()
     made.step(tokens)  # so that there are moments
     dataset = SimpleNamespace(fingerprint="", vocab=SimpleNamespace(model=b""))
-    saver = Saver(config, config.as_dict(), dataset, made, world)
+    saver = Saver(config, saved.as_dict(config), dataset, made, world)
     events = []
     saver.folder.mkdir()
     saver.report = events.append

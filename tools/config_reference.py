@@ -51,21 +51,22 @@ def main():
 
 def reference() -> str:
     """The whole page, in Markdown."""
-    from gpt.config import deepspeed_keys
     from gpt.config.command_line import DEEPSPEED_OPTIONS
+    from gpt.config.deepspeed_keys import TOP_KEYS
     from gpt.config.keys import Key
+    from gpt.config.refused_keys import REFUSED
 
     own = [f"`{name}`" for name, path in DEEPSPEED_OPTIONS.items() if name == path]
     renamed = [f"`--{name}` (`{path}`)" for name, path in DEEPSPEED_OPTIONS.items() if name != path]
-    single = {name: key for name, key in deepspeed_keys.TOP_KEYS.items() if isinstance(key, Key)}
-    blocks = {name: keys for name, keys in deepspeed_keys.TOP_KEYS.items() if name not in single}
+    single = {name: key for name, key in TOP_KEYS.items() if isinstance(key, Key)}
+    blocks = {name: keys for name, keys in TOP_KEYS.items() if name not in single}
     parts = [
         INTRODUCTION.format(own=",\n".join(own), renamed=",\n".join(renamed)),
         table("Top level", single),
     ]
     for name, keys in blocks.items():
         parts += tables(name, keys)
-    refused = "\n".join(f"- `{path}`: {reason}" for path, reason in deepspeed_keys.REFUSED.items())
+    refused = "\n".join(f"- `{path}`: {reason}" for path, reason in REFUSED.items())
     parts.append(
         f"## Refused\n\nReal keys of DeepSpeed that have no place here, and why.\n\n{refused}\n"
     )

@@ -147,18 +147,18 @@ class Entry:
     """One run of the sweep."""
 
     def __init__(self, file, class_name, seed, out, overrides):
-        from gpt.config.resolve import load
-        from gpt.data.run_data import SAMPLE, Data
+        from gpt.config.resolve import read
+        from gpt.training.run_data import RunData
 
         self.file = file
         self.class_name = class_name
         self.seed = seed
         self.name = class_name if seed is None else f"{class_name}-seed{seed}"
         own = {"gpt.run_dir": str(out / self.name), **({} if seed is None else {"gpt.seed": seed})}
-        self._data = Data(may_be_absent=False)
-        self.config = load(file, 1, {**overrides, **own}, self._data.mistakes)
-        # the first run makes it
-        self._sample = self.config.options.data_root == SAMPLE and not Path(SAMPLE).exists()
+        draft = read(file, 1, {**overrides, **own})
+        self._data = RunData(draft, may_be_absent=False)
+        draft.add(self._data.mistakes())
+        self.config = draft.settle()
         self.last = self.config.options.max_train_steps
         self.step = 0
         self.status = "waiting"
@@ -168,9 +168,10 @@ class Entry:
         """Find out how far the run is; returns "finished", "unfinished" or "waiting" (to begin)."""
         from gpt.training.start import reached
 
-        if self._sample and not Path(self.config.options.data_root).exists():
+        # the first run builds it
+        if self._data.awaits_sample:
             return self.status
-        self.step, finished = reached(self.config, self._data.open(self.config))
+        self.step, finished = reached(self.config, self._data.open())
         self.status = "finished" if finished else "unfinished" if self.step else "waiting"
         self.final = self._final_evaluation() if finished else {}
         return self.status

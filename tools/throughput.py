@@ -71,7 +71,7 @@ def parse():
     """(own options, the run's JSON with what the command line changes, {dotted path: value} of
     that, the run's name)."""
     from gpt.config.command_line import parse_command_line
-    from gpt.config.resolve import read_file
+    from gpt.config.run_file import read_file
 
     parser = Parser(__doc__, prog="throughput.py")
     parser.add_argument(
@@ -211,7 +211,8 @@ def changed(tree, overrides):
 
 def resolved(tree, name, micro_size=None):
     """The Config that a child measures: of one rank, at exactly this micro batch."""
-    from gpt.config.resolve import ACCUMULATION, BATCH, MICRO, resolve
+    from gpt.config.batch import ACCUMULATION, BATCH, MICRO
+    from gpt.config.resolve import resolve
 
     if micro_size is not None:
         tree = {**tree, MICRO: micro_size, ACCUMULATION: max(1, tree[BATCH] // micro_size)}
@@ -223,8 +224,7 @@ def measure_all(args, tree, name) -> dict:
     it goes."""
     import psutil
 
-    from gpt.config.batch import divisors
-    from gpt.config.resolve import ACCUMULATION, BATCH, MICRO
+    from gpt.config.batch import ACCUMULATION, BATCH, MICRO, divisors
 
     if (args.sweep or args.micro_batch) and isinstance(tree, dict):
         tree.pop(ACCUMULATION, None)

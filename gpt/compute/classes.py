@@ -7,6 +7,7 @@ reference device turns it into tokens, and its batch into optimiser steps.
 import copy
 import json
 
+from gpt.config.optimizer_keys import COSINE
 from gpt.errors import UserError
 
 HOURS = (3, 6, 12, 24, 48, 96, 192, 384)
@@ -62,7 +63,7 @@ def shipped_tree(preset: str, train_batch_size: int) -> dict:
             "params": {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0},
         },
         "scheduler": {
-            "type": "LanguiniCosineLR",
+            "type": COSINE,
             "params": {"max_lr": 6e-4, "min_lr": 6e-6, "warmup_steps": 200, "decay_steps": 1000},
         },
         "gpt": {
@@ -98,9 +99,9 @@ def class_tree(
             f"the micro batch {micro_size} does not divide train_batch_size {batch} of the class"
             f" {name_of(hours)}: choose another of the two"
         )
-    if tree.get("scheduler", {}).get("type") != "LanguiniCosineLR":
+    if tree.get("scheduler", {}).get("type") != COSINE:
         raise UserError(
-            f"the class {name_of(hours)} needs the scheduler LanguiniCosineLR, whose decay_steps"
+            f"the class {name_of(hours)} needs the scheduler {COSINE}, whose decay_steps"
             f" follow the class; the config's is {tree.get('scheduler', {}).get('type')}"
         )
     steps = steps_of(hours, tokens_per_second, batch * seq_len)

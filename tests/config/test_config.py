@@ -7,8 +7,9 @@ from conftest import tiny_run
 
 from gpt.compute.dry_run import report
 from gpt.config.command_line import parse_command_line
-from gpt.config.resolve import load, resolve
-from gpt.config.saved import curve_settings
+from gpt.config.draft import Draft
+from gpt.config.resolve import complete, load, resolve
+from gpt.config.saved import as_dict, curve_settings
 from gpt.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
@@ -129,7 +130,7 @@ def limited(limit, batch=8, **options):
 def saved(config, folder):
     """The config.yaml that a run of this configuration leaves."""
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config.as_dict()))
+    path.write_text(yaml.safe_dump(as_dict(config)))
     return path
 
 
@@ -147,7 +148,7 @@ def test_a_runs_config_yaml_asks_again_for_what_was_asked(tmp_path):
         moved = load(saved(load(tmp_path / "config.yaml", ranks), tmp_path), ranks)
         assert (moved.batch.micro_size, moved.batch.accumulation) == wanted
         assert moved.batch.micro_limit == 32
-        assert curve_settings(moved.as_dict()) == curve_settings(first.as_dict())
+        assert curve_settings(as_dict(moved)) == curve_settings(as_dict(first))
 
 
 def test_a_runs_config_yaml_tells_where_its_values_stand(tmp_path):
@@ -172,7 +173,7 @@ def test_a_runs_config_yaml_keeps_an_accumulation_that_was_asked_for(tmp_path):
     moved = load(saved(first, tmp_path), 2)
     batch = moved.batch
     assert (batch.micro_size, batch.accumulation, batch.micro_limit) == (2, 2, None)
-    tree = first.as_dict()
+    tree = as_dict(first)
     # and one without the asked-for number, as an edited or an older file
     tree["batch"] = "edited"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
@@ -184,7 +185,7 @@ def test_checkpoints_do_not_depend_on_how_a_batch_was_shared_out():
     exact = resolve(tiny_run(gradient_accumulation_steps=4), "tiny", 2)
     at_most = resolve(limited(4), "tiny", 2)
     assert exact.batch.micro_size != at_most.batch.micro_size
-    assert curve_settings(exact.as_dict()) == curve_settings(at_most.as_dict())
+    assert curve_settings(as_dict(exact)) == curve_settings(as_dict(at_most))
 
 
 @pytest.mark.parametrize(
@@ -598,12 +599,10 @@ def test_five_mistakes_in_24h_come_with_their_lines(tmp_path):
 
 
 def test_mistakes_about_the_data_stand_in_the_same_report():
+    draft = complete(Draft(tiny_run(gradient_cliping=1), "tiny"))
+    draft.add([f"{draft.get('gpt.seed')} {draft.get('train_batch_size')}"])
     with pytest.raises(UserError) as caught:
-        resolve(
-            tiny_run(gradient_cliping=1),
-            "tiny",
-            look_further=lambda options, size: [f"{options['seed']} {size}"],
-        )
+        draft.settle()
     assert str(caught.value).splitlines()[2] == "  2. 0 8"
 
 
@@ -632,6 +631,16 @@ def test_values_that_contradict_each_other():
     for block in ("fp16", "bf16"):
         with pytest.raises(UserError, match="zero_optimization.stage is 0 with 16-bit training"):
             resolve(tiny_run(zero_optimization={"stage": 0}, **{block: {"enabled": True}}), "tiny")
+
+
+def test_a_path_beside_a_stage_too_low_is_not_missed():
+    offload = {"device": "nvme", "nvme_path": "/nvme"}
+    tree = tiny_run(zero_optimization={"stage": 1, "offload_param": offload})
+    with pytest.raises(UserError) as caught:
+        resolve(tree, "tiny")
+    assert str(caught.value) == (
+        "tiny: zero_optimization.offload_param needs stage 3 or more, and the stage is 1"
+    )
 
 
 def test_all_mistakes_come_in_one_report():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt.config.batch import plan_batch
-from gpt.config.resolve import ACCUMULATION, BATCH, MICRO, load
+from gpt.config.batch import ACCUMULATION, BATCH, MICRO, plan_batch
+from gpt.config.resolve import load
 from gpt.config.schedule import CosineSchedule
 from gpt.config.shape import ModelConfig, load_presets
 from gpt.errors import UserError

@@ -7,8 +7,10 @@ import sys
 import pytest
 from conftest import ROOT
 
-from gpt.config import deepspeed_keys
+from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.keys import REQUIRED
+from gpt.config.optimizer_keys import COSINE, SCHEDULERS
+from gpt.config.refused_keys import REFUSED
 from gpt.config.resolve import load
 
 PYDANTIC = {  # block -> keys that DeepSpeed's own model of it has; aliases are what users write
@@ -79,14 +81,10 @@ class Recorder(dict):
 
 
 def keys_below(block):
-    keys = deepspeed_keys.TOP_KEYS
+    keys = TOP_KEYS
     for name in block.split("."):
         keys = keys[name]
-    refused = {
-        path.rpartition(".")[2]
-        for path in deepspeed_keys.REFUSED
-        if path.rpartition(".")[0] == block
-    }
+    refused = {path.rpartition(".")[2] for path in REFUSED if path.rpartition(".")[0] == block}
     return set(keys) | refused
 
 
@@ -115,9 +113,7 @@ def test_top_level_keys_are_those_that_deepspeed_reads():
         )
     )
     top = {path for path in asked if "." not in path}
-    ours = (
-        set(deepspeed_keys.TOP_KEYS) | {path for path in deepspeed_keys.REFUSED if "." not in path}
-    ) - {"gpt"}
+    ours = (set(TOP_KEYS) | {path for path in REFUSED if "." not in path}) - {"gpt"}
     assert top == ours
     for block in ("flops_profiler", "aio", "data_types"):
         inner = {path.split(".", 1)[1] for path in asked if path.startswith(f"{block}.")}
@@ -134,9 +130,7 @@ def test_keys_of_a_block_are_those_of_deepspeeds_model(block):
     assert keys_below(block) == real
 
 
-@pytest.mark.parametrize(
-    "kind", [name for name in deepspeed_keys.SCHEDULERS if name != deepspeed_keys.COSINE]
-)
+@pytest.mark.parametrize("kind", [name for name in SCHEDULERS if name != COSINE])
 def test_parameters_of_deepspeeds_schedulers(kind):
     import inspect
 
@@ -144,11 +138,9 @@ def test_parameters_of_deepspeeds_schedulers(kind):
 
     signature = inspect.signature(getattr(lr_schedules, kind).__init__).parameters
     real = set(signature) - {"self", "optimizer", "last_batch_iteration"}
-    assert set(deepspeed_keys.SCHEDULERS[kind]) == real
+    assert set(SCHEDULERS[kind]) == real
     required = {n for n in real if signature[n].default is inspect.Parameter.empty}
-    assert {
-        n for n, key in deepspeed_keys.SCHEDULERS[kind].items() if key.default is REQUIRED
-    } == required
+    assert {n for n, key in SCHEDULERS[kind].items() if key.default is REQUIRED} == required
 
 
 def test_the_reference_is_up_to_date():
