@@ -7,16 +7,27 @@
 Exit code 0: done; 2: a mistake in the input; 1: the run cannot go on.
 """
 
+import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # instead of gpt/, whose module names must shadow nobody's
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import AgreedUserError, UserError, run
 
+if TYPE_CHECKING:
+    import torch
 
-def main():
+    from gpt.cluster.launch import Launch
+    from gpt.config.run_config import Config
+    from gpt.data.datasets import Dataset
+    from gpt.training.run_data import RunData
+    from gpt.training.trainer import Trainer
+
+
+def main() -> None:
     from gpt.cluster.launch import launched
     from gpt.config.command_line import parse_command_line
     from gpt.config.resolve import read
@@ -41,7 +52,7 @@ def main():
     train(args, launch, config, data)
 
 
-def tell(args, config, dataset):
+def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") -> None:
     """Print what was asked for instead of a run: where every value comes from, what it will
     cost."""
     from gpt.compute import dry_run
@@ -57,12 +68,12 @@ def tell(args, config, dataset):
         print(dry_run.report(config, dataset, args.interconnect))
 
 
-def train(args, launch, config, data):
+def train(args: argparse.Namespace, launch: "Launch", config: "Config", data: "RunData") -> None:
     """Train as one of the launcher's ranks."""
     from gpt.engine import boundary
     from gpt.training.trainer import Trainer
 
-    def make_trainer():
+    def make_trainer() -> "Trainer":
         dataset = data.open()
         return Trainer(config, dataset, launch.rank, launch.size, args.resume, args.allow_change)
 
@@ -90,7 +101,9 @@ def train(args, launch, config, data):
     boundary.disconnect()
 
 
-def kernels_of(config, device):
+def kernels_of(
+    config: "Config", device: "torch.device"
+) -> tuple[tuple[str, str] | None, str | None]:
     """((which kernels to run, why), None), or (None, the user's mistake). A mistake that this
     rank's device alone may have: the ranks learn of it from each other before one raises it."""
     from gpt.compute.hardware import DTYPES

@@ -42,12 +42,12 @@ def plan_batch(
     Where DeepSpeed takes the pair at all, both mean the same. Without either the accumulation is 1.
     Raises UserError where no whole numbers fit.
     """
-    if train_batch_size is None and micro_size is None:
-        raise UserError(
-            "train_batch_size is missing",
-            mend="it is the number of sequences per optimiser step over all GPUs",
-        )
     if train_batch_size is None:
+        if micro_size is None:
+            raise UserError(
+                "train_batch_size is missing",
+                mend="it is the number of sequences per optimiser step over all GPUs",
+            )
         train_batch_size = micro_size * (accumulation or 1) * world_size
     share = train_batch_size // world_size
     limit = None

@@ -4,13 +4,15 @@ DeepSpeed accepts unknown top-level keys and misspelt optimizer parameters in si
 mistakes.
 """
 
+from typing import Any
+
 from gpt.config.keys import REQUIRED, Key
 from gpt.config.observer_keys import OBSERVER_KEYS
 from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
 from gpt.config.options import GPT_KEYS
 from gpt.config.zero_keys import BF16_KEYS, FP16_KEYS, ZERO_KEYS
 
-TOP_KEYS = {
+TOP_KEYS: dict[str, Any] = {
     "gpt": GPT_KEYS,
     "train_batch_size": Key(
         int, doc="sequences per optimiser step, over all GPUs", minimum=1, maximum=10**7

@@ -93,7 +93,9 @@ class Draft:
         """The frozen configuration. Raises UserError with all mistakes in one report."""
         if self.mistakes:
             raise UserError(self._report())
-        self._derive_what_deepspeed_needs()
+        # None only where there are mistakes
+        assert self.model is not None and self.batch is not None
+        self._derive_what_deepspeed_needs(self.batch)
         deepspeed = dict(self.tree)
         gpt = deepspeed.pop("gpt")
         schedule = None
@@ -110,13 +112,13 @@ class Draft:
             notices=tuple(self.notices),
         )
 
-    def _derive_what_deepspeed_needs(self) -> None:
+    def _derive_what_deepspeed_needs(self, batch: BatchPlan) -> None:
         params = self.tree["optimizer"]["params"]
         # element by element, so it may work on stretches of parameters
         if self.get("optimizer.type") == "SGD":
             self.put("zero_allow_untested_optimizer", True, "derived: from optimizer.type")
         # bf16 keeps 8 bits of a sum
-        sums_bf16 = self.get("bf16.enabled") and self.batch.accumulation > 1
+        sums_bf16 = self.get("bf16.enabled") and batch.accumulation > 1
         if sums_bf16 and self.get("data_types.grad_accum_dtype") is None:
             self.put(
                 "data_types.grad_accum_dtype",

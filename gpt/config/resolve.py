@@ -172,7 +172,9 @@ def _batch(draft: Draft) -> BatchPlan | None:
     if draft.mistaken() & set(keys):
         return None
     try:
-        plan = plan_batch(*map(draft.get, keys), draft.world_size)
+        plan = plan_batch(
+            draft.get(BATCH), draft.get(MICRO), draft.get(ACCUMULATION), draft.world_size
+        )
     except UserError as error:
         draft.mistakes.append(Mistake(BATCH, str(error)))
         return None
