@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 PARTS = ("step", "kernels", "eval")
 
@@ -227,4 +227,4 @@ def _processor():
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 
 def main():
@@ -99,4 +99,4 @@ def measure(args, scratch):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)
