@@ -40,7 +40,9 @@ def main():
     out, stop = Path(args.out), Stop()
     for entry in runs:
         entry.look()
-    lock = FolderLock(out, "another sweep is at work in {}: wait for it, or name another --out")
+    lock = FolderLock(
+        out, other="another sweep is at work in", mend="wait for it, or name another --out"
+    )
     write_summary(out, runs)
     for number, entry in enumerate(runs, 1):
         if stop.reason:

@@ -30,7 +30,7 @@ def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
                 f"{place} is a file, where a run wants to be kept: name another --run_dir"
             )
     # a mistake below shall leave no new folder behind
-    lock = FolderLock(run_dir) if run_dir.exists() else None
+    lock = _lock(run_dir) if run_dir.exists() else None
     if folder.exists():
         folders.clean_up(folder)
     tag = _find(run_dir, folder, resume, notices)
@@ -44,7 +44,15 @@ def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
         began_from = warm_start.origin(
             config.options.init_from, config.model, resolved["dataset"]["tokenizer"]
         )
-    return tag, began_from, lock or FolderLock(run_dir)
+    return tag, began_from, lock or _lock(run_dir)
+
+
+def _lock(run_dir):
+    return FolderLock(
+        run_dir,
+        other="another process is training in",
+        mend="wait for it, or name another --run_dir",
+    )
 
 
 def _find(run_dir, folder, resume, notices):
