@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = {}
@@ -17,8 +17,8 @@ setup(
     description="A DeepSpeed-based GPT trainer for comparing language models at equal compute",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=["gpt", "gpt.kernels"],
-    package_data={"gpt": ["presets.yaml"]},
+    packages=find_packages(include=["gpt", "gpt.*"]),
+    package_data={"gpt.config": ["presets.yaml"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6,<2.14",

@@ -142,6 +142,6 @@ def _leave(code):
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # a full disk under a log, a reader that has gone
             stream.flush()
-    if "gpt.engine" in sys.modules:
+    if "gpt.engine.boundary" in sys.modules:
         os._exit(code)
     sys.exit(code)

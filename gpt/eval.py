@@ -12,8 +12,9 @@ from pathlib import Path
 # instead of gpt/, whose module names must shadow nobody's
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.checkpoint.weights import file_of_weights
 from gpt.errors import Parser, UserError, run
-from gpt.files import file_of_weights, require_place_for
+from gpt.files import require_place_for
 
 
 def parse_args():
@@ -72,21 +73,20 @@ def main():
         if file:
             require_place_for(f"--{name}", file)
 
-    from gpt import checkpoint
-    from gpt.corpus import Dataset
-    from gpt.metrics import finite
+    from gpt.checkpoint import folders
+    from gpt.config.saved import CONFIG, read_config
+    from gpt.data.datasets import Dataset
+    from gpt.metrics.events import finite
 
-    config_file = (
-        Path(args.config_file) if args.config_file else weights.with_name(checkpoint.CONFIG)
-    )
-    config = checkpoint.read_config(config_file)
+    config_file = Path(args.config_file) if args.config_file else weights.with_name(CONFIG)
+    config = read_config(config_file)
     trained_on = config["dataset"] if isinstance(config.get("dataset"), dict) else {}
     if not (args.data_root or trained_on.get("root")):
         raise UserError(
             f"{config_file} does not tell which dataset the model was trained on: give --data_root"
         )
-    if weights.with_name(checkpoint.MANIFEST).is_file():
-        checkpoint.verify(weights.parent)
+    if weights.with_name(folders.MANIFEST).is_file():
+        folders.verify(weights.parent)
     dataset = Dataset(args.data_root or trained_on["root"])
     if trained_on.get("tokenizer") not in (None, dataset.vocab.fingerprint):
         raise UserError(
@@ -125,10 +125,9 @@ def evaluate(args, names, weights, config, config_file, dataset) -> list:
     """The content of `--json` for each split, by one and the same model."""
     from tqdm import tqdm
 
-    from gpt.consolidate import load_model
+    from gpt.checkpoint.weights import load_model
+    from gpt.compute.hardware import keep_freed_memory, usable_device
     from gpt.evaluation import Evaluator, summary
-    from gpt.hardware import keep_freed_memory
-    from gpt.world import usable_device
 
     device = usable_device(args.device)
     if device == "cpu":

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from gpt.plan import window, windows
-from gpt.world import to_device
+from gpt.cluster.world import to_device
+from gpt.data.windows import window, windows
 
 TOP = 10
 

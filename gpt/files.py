@@ -71,20 +71,6 @@ def require_new_folder(path):
         raise UserError(f"{path} exists already: remove it first, or name another folder")
 
 
-def file_of_weights(text: str) -> Path:
-    """--checkpoint_file as a path. Raises UserError where no such file is there."""
-    path, name = Path(text), "model.safetensors"
-    if (path / name).is_file():
-        raise UserError(f"{text} is a folder: give the file {path / name}")
-    if not path.is_file():
-        raise UserError(
-            f"{text} {f'is a folder without {name}' if path.is_dir() else 'does not exist'}:"
-            " consolidate a checkpoint with `python tools/zero_to_fp32.py RUN/checkpoints OUT`,"
-            f" and give OUT/{name}"
-        )
-    return path
-
-
 def free_space(path) -> tuple:
     """(bytes that are free where a path is, or will be made; the folder that is there already)."""
     place = Path(path).resolve()

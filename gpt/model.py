@@ -25,12 +25,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from gpt.config.shape import ModelConfig
 from gpt.kernels.attention import causal_attention, split_heads
 from gpt.kernels.gelu import linear_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear import linear
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
-from gpt.plan import ModelConfig
 
 # Of torch.compile. CUDA graphs, which max-autotune would add by itself, stay out: they reuse the
 # memory of a block's results for the next block, while those are kept for the backward pass.
@@ -233,7 +233,7 @@ class GPT(nn.Module):
 
 
 def main():
-    from gpt.config import load_presets
+    from gpt.config.shape import load_presets
 
     presets = load_presets()
     name = sys.argv[1] if len(sys.argv) > 1 else "nano"

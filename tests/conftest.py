@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import pytest_configure  # noqa: F401  (a hook)
 
 from gpt.errors import UserError
-from gpt.prepare import prepare_sample
+from gpt.prepare.sample import prepare_sample
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -3,12 +3,12 @@
 import pytest
 from conftest import load_command
 
-from gpt import checkpoint
-from gpt.consolidate import foreign_config, write_folder
-from gpt.corpus import Dataset
+from gpt.checkpoint.weights import write_folder
+from gpt.config.saved import foreign_config, read_config, write_config
+from gpt.config.shape import ModelConfig
+from gpt.data.datasets import Dataset
 from gpt.errors import UserError
 from gpt.model import GPT
-from gpt.plan import ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -168,10 +168,8 @@ def test_mistakes(options, sentence, weights, sample, load_tool):
 
 
 def test_another_tokenizer_is_a_mistake(weights, sample, evaluator, tmp_path, monkeypatch):
-    config = checkpoint.read_config(weights.with_name("config.yaml"))
-    checkpoint.write_config(
-        tmp_path / "config.yaml", {**config, "dataset": {"tokenizer": "0" * 64}}
-    )
+    config = read_config(weights.with_name("config.yaml"))
+    write_config(tmp_path / "config.yaml", {**config, "dataset": {"tokenizer": "0" * 64}})
     monkeypatch.setattr(
         "sys.argv",
         [

@@ -9,15 +9,15 @@ import torch
 from conftest import tiny_run
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt.config import resolve
-from gpt.corpus import Dataset
+from gpt.config.resolve import resolve
+from gpt.config.shape import ModelConfig
+from gpt.data.datasets import Dataset
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.kernels.linear_cross_entropy import TokenScores
 from gpt.model import GPT
-from gpt.plan import ModelConfig
-from gpt.sources import Document
-from gpt.trainer import Trainer
-from gpt.vocab_training import train_tokenizer
+from gpt.prepare.documents import Document
+from gpt.prepare.vocab_training import train_tokenizer
+from gpt.training.trainer import Trainer
 
 ENGLISH = [
     "The kitchen opens at seven, and nobody eats before the bread is out of the oven.\n" * 2,

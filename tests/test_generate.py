@@ -9,11 +9,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from gpt.consolidate import foreign_config, write_folder
+from gpt.checkpoint.weights import write_folder
+from gpt.config.saved import foreign_config
+from gpt.config.shape import ModelConfig
+from gpt.data.vocab import Vocab
 from gpt.generate import Context, choose, generate
 from gpt.model import GPT
-from gpt.plan import ModelConfig
-from gpt.vocab import Vocab
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPE = ModelConfig(

@@ -25,7 +25,7 @@ pytestmark = [
 
 PRESET, STEPS = "tiny", 50
 TRAIN = ROOT / "gpt/train.py"
-PLANTED = ROOT / "tests/planted.py"
+PLANTED = ROOT / "tests/support/planted.py"
 # Each differs from the first in one thing.
 RUNS = {
     "fp32": {},

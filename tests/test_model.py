@@ -13,12 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gpt import model as model_module
-from gpt.config import load_presets
+from gpt.config.shape import ModelConfig, load_presets
 from gpt.kernels import linear as linear_module
 from gpt.kernels import linear_cross_entropy as kernel
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
 from gpt.model import GPT
-from gpt.plan import ModelConfig
 from tools.plain_gpt import PlainGPT
 
 MODEL_PY = Path(__file__).resolve().parents[1] / "gpt" / "model.py"

@@ -13,7 +13,7 @@ eval      the evaluator, beside a loop that feeds one window at a time through t
 
 All that is compared runs in one process in turn, and ratios are medians over single rounds, so that
 a noisy machine slows all. The device's own matmul rate and memory bandwidth are measured there and
-then. FLOPs by gpt/plan.py.
+then. FLOPs by gpt/config/shape.py.
 """
 
 import json
@@ -31,7 +31,7 @@ PARTS = ("step", "kernels", "eval")
 
 
 def main():
-    from gpt.config import load_presets
+    from gpt.config.shape import load_presets
 
     parser = Parser(__doc__)
     parser.add_argument("parts", nargs="*", metavar="|".join(PARTS), help="default: all of them")
@@ -80,7 +80,7 @@ def main():
 
 
 def measure(args, presets):
-    from gpt.plan import ModelConfig
+    from gpt.config.shape import ModelConfig
     from tools import bench_eval, bench_kernels, bench_step
 
     device = Device()
@@ -121,7 +121,7 @@ class Device:
     def __init__(self):
         import torch
 
-        from gpt.hardware import keep_freed_memory, peak_flops
+        from gpt.compute.hardware import keep_freed_memory, peak_flops
 
         self.on_gpu = torch.cuda.is_available()
         if not self.on_gpu:

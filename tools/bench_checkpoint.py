@@ -43,12 +43,12 @@ def main():
 def measure(args, scratch):
     import torch
 
-    from gpt import engine
-    from gpt.checkpoint import committed, load_weights_only
-    from gpt.config import resolve
-    from gpt.consolidate import STAND_INS
+    from gpt.checkpoint.folders import committed
+    from gpt.checkpoint.saver import Saver
+    from gpt.checkpoint.zero_files import STAND_INS, load_weights_only
+    from gpt.config.resolve import resolve
+    from gpt.engine import boundary
     from gpt.model import GPT
-    from gpt.saver import Saver
 
     tree = {
         "train_batch_size": 2,
@@ -62,8 +62,8 @@ def measure(args, scratch):
         },
     }
     config = resolve(tree, "bench")
-    world = engine.connect()
-    made = engine.Engine(GPT(config.model), config, world)
+    world = boundary.connect()
+    made = boundary.Engine(GPT(config.model), config, world)
     tokens = torch.zeros(1, 2, config.model.seq_len + 1, dtype=torch.int64).numpy()
     made.step(tokens)  # so that there are moments
     dataset = SimpleNamespace(fingerprint="", vocab=SimpleNamespace(model=b""))
@@ -95,7 +95,7 @@ def measure(args, scratch):
         f" {world.device.type}, medians of {args.repeats}: torch.save {save:.3f} s; pause"
         f" {pause:.3f} s ({pause / save:.2f} times as long); committed after {whole:.3f} s"
     )
-    engine.disconnect()
+    boundary.disconnect()
 
 
 if __name__ == "__main__":

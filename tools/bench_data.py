@@ -53,9 +53,10 @@ def bench_encoding(args):
     import numpy as np
     import sentencepiece
 
-    from gpt.encode import Encoder
-    from gpt.sources import Reading, documents, find_inputs
-    from gpt.vocab import Vocab
+    from gpt.data.vocab import Vocab
+    from gpt.prepare.documents import Reading, documents
+    from gpt.prepare.encode import Encoder
+    from gpt.prepare.inputs import find_inputs
 
     vocab = Vocab.load(args.tokenizer)
     processor = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
@@ -86,22 +87,22 @@ def bench_encoding(args):
 
 
 def bench_workers(inputs, vocab, size, repeats):
-    from gpt import prepare
-    from gpt.sources import Reading
-    from gpt.workers import spread
+    from gpt.prepare.documents import Reading
+    from gpt.prepare.units import UnitEncoder, encoder_of, units_of
+    from gpt.prepare.workers import spread
 
-    units = [(i, unit) for i, unit in enumerate(prepare.units_of(inputs))]
+    units = [(i, unit) for i, unit in enumerate(units_of(inputs))]
     counts = [2**i for i in range(20) if 2**i <= len(os.sched_getaffinity(0))]
     walls = {count: [] for count in counts}
     spent = {count: [] for count in counts}
     for _ in range(repeats):
         for count in counts:
             with tempfile.TemporaryDirectory() as folder:
-                prepare.encoder_of.cache_clear()  # all begin without remembered words
+                encoder_of.cache_clear()  # all begin without remembered words
                 began, before = time.perf_counter(), sum(os.times()[:4])
                 list(
                     spread(
-                        prepare.UnitEncoder(Path(folder), Reading(), vocab.model),
+                        UnitEncoder(Path(folder), Reading(), vocab.model),
                         units,
                         count,
                         lambda size: None,
@@ -128,37 +129,37 @@ def large_dataset():
     fewer."""
     import numpy as np
 
-    from gpt import corpus
+    from gpt.data import datasets
     from gpt.files import hash_file
-    from gpt.sources import Document
-    from gpt.vocab_training import train_tokenizer
+    from gpt.prepare.documents import Document
+    from gpt.prepare.vocab_training import train_tokenizer
 
     with tempfile.TemporaryDirectory() as name:
         root, rng = Path(name), np.random.default_rng(0)
         text = " ".join("".join(chr(97 + c) for c in rng.integers(0, 26, 6)) for _ in range(30_000))
         vocab = train_tokenizer([Document("words", text)], 16384)
-        manifest = corpus.begin(root, vocab, {}, {})
+        manifest = datasets.begin(root, vocab, {}, {})
         folder = root / "train"
         folder.mkdir()
         sizes = rng.lognormal(0, 0.8, DOCUMENTS)
         doc_tokens = np.maximum(1, sizes / sizes.sum() * (TOKENS - DOCUMENTS)).astype(np.int64)
         doc_tokens[0] += TOKENS - DOCUMENTS - doc_tokens.sum()
-        np.save(folder / corpus.DOC_TOKENS, doc_tokens)
-        np.save(folder / corpus.DOC_BYTES, doc_tokens * 4)
-        (folder / corpus.NAMES).write_text(
+        np.save(folder / datasets.DOC_TOKENS, doc_tokens)
+        np.save(folder / datasets.DOC_BYTES, doc_tokens * 4)
+        (folder / datasets.NAMES).write_text(
             "".join(f'"author {i % 9999}/book {i}.txt"\n' for i in range(DOCUMENTS))
         )
-        with open(folder / corpus.TOKENS, "wb") as file:
+        with open(folder / datasets.TOKENS, "wb") as file:
             file.truncate(TOKENS * np.dtype(manifest["dtype"]).itemsize)
-        files = {file: hash_file(folder / file) for file in corpus.FILES[1:]}
-        files[corpus.TOKENS] = {"size": (folder / corpus.TOKENS).stat().st_size, "sha256": ""}
+        files = {file: hash_file(folder / file) for file in datasets.FILES[1:]}
+        files[datasets.TOKENS] = {"size": (folder / datasets.TOKENS).stat().st_size, "sha256": ""}
         manifest["splits"]["train"] = {
             "documents": DOCUMENTS,
             "tokens": TOKENS,
             "bytes": int(doc_tokens.sum()) * 4,
             "files": files,
         }
-        corpus.write_manifest(root, manifest)
+        datasets.write_manifest(root, manifest)
         yield root
 
 
@@ -166,7 +167,8 @@ def bench_loader(repeats):
     import numpy as np
     import psutil
 
-    from gpt.corpus import Dataset, Streams
+    from gpt.data.datasets import Dataset
+    from gpt.data.streams import Streams
 
     with large_dataset() as root:
         opened = []
@@ -209,10 +211,9 @@ def bench_waiting(streams, rows=4, steps=6):
     """All rows are read, and a few of them trained on, so that steps are short."""
     import torch
 
-    from gpt.config import load_presets
-    from gpt.corpus import Ahead
+    from gpt.config.shape import ModelConfig, load_presets
+    from gpt.data.streams import Ahead
     from gpt.model import GPT
-    from gpt.plan import ModelConfig
 
     model = GPT(ModelConfig(**load_presets()["mini"], vocab_size=16384, seq_len=SEQ_LEN))
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from gpt.data.windows import window
 from gpt.evaluation import TOP, Evaluator
-from gpt.kernels import choose
+from gpt.kernels.choice import choose
 from gpt.model import GPT
-from gpt.plan import window
 from tools.plain_gpt import PlainGPT
 
 LAST_N, WINDOWS = 128, 16

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from gpt.errors import UserError
-from gpt.kernels import choose
 from gpt.kernels.attention import causal_attention
+from gpt.kernels.choice import choose
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm
 from gpt.kernels.linear import linear

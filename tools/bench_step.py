@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from gpt.kernels import choose
+from gpt.config.shape import ModelConfig
+from gpt.kernels.choice import choose
 from gpt.model import GPT
-from gpt.plan import ModelConfig
 from tools.plain_gpt import PlainGPT
 
 

@@ -18,10 +18,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
-from gpt.comparison import finished_only, group_by_seed, incomparable, mixed_references
 from gpt.errors import Parser, UserError, run
 from gpt.files import require_place_for
-from gpt.runs import missing_axis, read_runs, values
+from gpt.metrics.runs import missing_axis, read_runs, values
+from gpt.results.comparison import finished_only, group_by_seed, incomparable, mixed_references
 
 # ratio of hours up to which runs are of one class: a step more or less is no other class
 SAME_CLASS = 1.02

@@ -16,7 +16,7 @@ from gpt.errors import Parser, run
 TARGET = ROOT / "ds_configs" / "README.md"
 INTRODUCTION = """# Keys of a run's JSON
 
-Written from `gpt/schema.py` by `python tools/config_reference.py`. \
+Written from `gpt/config/` by `python tools/config_reference.py`. \
 Precedence: defaults < JSON < command line.
 Keys in `gpt` are command-line options of the same name; so are {own}, and, under the seed
 project's names, {options}.
@@ -43,17 +43,18 @@ def main():
 
 
 def reference() -> str:
-    from gpt import schema
-    from gpt.command_line import DEEPSPEED_OPTIONS
+    from gpt.config import deepspeed_keys
+    from gpt.config.command_line import DEEPSPEED_OPTIONS
+    from gpt.config.keys import Key
 
     options = ", ".join(
         f"`--{name}` (`{path}`)" for name, path in DEEPSPEED_OPTIONS.items() if name != path
     )
     own = ", ".join(f"`{name}`" for name, path in DEEPSPEED_OPTIONS.items() if name == path)
     parts = [INTRODUCTION.format(own=own, options=options)]
-    single = {name: key for name, key in schema.TOP_KEYS.items() if isinstance(key, schema.Key)}
+    single = {name: key for name, key in deepspeed_keys.TOP_KEYS.items() if isinstance(key, Key)}
     parts.append(table("Top level", single))
-    for name, keys in schema.TOP_KEYS.items():
+    for name, keys in deepspeed_keys.TOP_KEYS.items():
         if name in single:
             continue
         if "params" in keys:
@@ -63,7 +64,7 @@ def reference() -> str:
             ]
         else:
             parts.append(table(name, keys))
-    refused = "\n".join(f"- `{path}`: {reason}" for path, reason in schema.REFUSED.items())
+    refused = "\n".join(f"- `{path}`: {reason}" for path, reason in deepspeed_keys.REFUSED.items())
     return "\n".join(
         [
             *parts,
@@ -86,11 +87,11 @@ def flat(keys, prefix=""):
 
 
 def row(name, key) -> str:
-    from gpt import schema
+    from gpt.config.keys import ANY, REQUIRED
 
     kinds = {
         "pair": "two numbers",
-        schema.ANY: "DeepSpeed's",
+        ANY: "DeepSpeed's",
         bool: "true, false",
         int: "whole number",
         float: "number",
@@ -108,7 +109,7 @@ def row(name, key) -> str:
     ]
     default = (
         "required"
-        if key.default is schema.REQUIRED
+        if key.default is REQUIRED
         else ""
         if key.default in (None, "")
         else f"`{json.dumps(key.default)}`"

@@ -48,15 +48,16 @@ def main():
 
 
 def export(folder, out):
-    from gpt import hf
-    from gpt.consolidate import WEIGHTS, load_model, model_config, read_folder
-    from gpt.corpus import TOKENIZER
+    from gpt.checkpoint.weights import WEIGHTS, load_model, read_folder
+    from gpt.config.saved import model_config
+    from gpt.convert import transformers_gpt2
+    from gpt.data.datasets import TOKENIZER
+    from gpt.data.vocab import Vocab
     from gpt.files import built_aside
-    from gpt.vocab import Vocab
 
     config, manifest = read_folder(folder)
     shape = model_config(config, folder / "config.yaml")
-    hf.require_gpt2_shape(shape)
+    transformers_gpt2.require_gpt2_shape(shape)
     try:
         import transformers
     except ModuleNotFoundError as error:
@@ -70,13 +71,15 @@ def export(folder, out):
     ours = load_model(folder / WEIGHTS, config, folder)
     with built_aside(out) as building:
         theirs = transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(**hf.config_of(shape, vocab.eod_id, manifest["step"]))
+            transformers.GPT2Config(
+                **transformers_gpt2.config_of(shape, vocab.eod_id, manifest["step"])
+            )
         )
-        theirs.load_state_dict(hf.to_gpt2(ours.state_dict(), shape))
+        theirs.load_state_dict(transformers_gpt2.to_gpt2(ours.state_dict(), shape))
         theirs.save_pretrained(building, max_shard_size="1TB")
         (building / WEIGHTS).chmod(0o644)
         (building / TOKENIZER).write_bytes(vocab.model)
-        hf.save_tokenizer(vocab, shape.seq_len, building)
+        transformers_gpt2.save_tokenizer(vocab, shape.seq_len, building)
         difference = compare_logits(building, ours, vocab, transformers)
         wrong = compare_ids(building, vocab, transformers)
         if wrong:
@@ -163,13 +166,14 @@ def compare_ids(folder, vocab, transformers):
 
 
 def back(folder, out):
-    from gpt import hf
-    from gpt.consolidate import WEIGHTS, foreign_config, write_folder
-    from gpt.corpus import TOKENIZER
+    from gpt.checkpoint.weights import WEIGHTS, write_folder
+    from gpt.config.saved import foreign_config
+    from gpt.convert import transformers_gpt2
+    from gpt.data.datasets import TOKENIZER
+    from gpt.data.vocab import Vocab
     from gpt.files import hash_file
-    from gpt.vocab import Vocab
 
-    shape, weights, step = hf.from_gpt2(folder)
+    shape, weights, step = transformers_gpt2.from_gpt2(folder)
     vocab = Vocab.load(folder / TOKENIZER)
     if vocab.size != shape.vocab_size:
         raise UserError(

@@ -260,7 +260,7 @@ TABLES = [
         (
             "Two micro-batches and one fused AdamW step of `small` in bf16, all in turn in one "
             "process: medians. MFU is the share of the data sheet's peak, by the FLOPs of "
-            "gpt/plan.py; peak memory is that of a step beside what lasts."
+            "gpt/config/shape.py; peak memory is that of a step beside what lasts."
         ),
         "models",
         [

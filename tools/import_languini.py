@@ -63,18 +63,18 @@ def parse_args():
 def main():
     args = parse_args()
 
-    from gpt.vocab import Vocab
+    from gpt.data.vocab import Vocab
 
     vocab = Vocab.load(args.tokenizer)
     if args.command == "data":
-        from gpt.languini_data import import_dataset
+        from gpt.convert.languini_books import import_dataset
 
         import_dataset(args.root, args.vocab, vocab, args.out)
         print(f"wrote {args.out}; use it with --data_root {args.out} --vocab_size {vocab.size}")
         return
 
-    from gpt.consolidate import WEIGHTS
-    from gpt.languini_weights import import_weights
+    from gpt.checkpoint.weights import WEIGHTS
+    from gpt.convert.languini_weights import import_weights
 
     found, step = import_weights(args.file, vocab, args.out, args.head_dim, args.preset)
     print(

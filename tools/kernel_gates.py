@@ -6,7 +6,7 @@ it with a table.
     python tools/kernel_gates.py --write                make the table anew
     python tools/kernel_gates.py --widen                let it hold for this version of triton, too
 
-The table, tests/kernel_gates.yaml, holds for each kernel and width, over all dtypes and
+The table, tests/support/kernel_gates.yaml, holds for each kernel and width, over all dtypes and
 architectures and the versions of triton that it names, the most registers a thread and bytes of
 shared memory a program may take, and how many of its loads from global memory must be 128 bits
 wide. Registers come in steps of 8, as GPUs hand them out: within a step as many programs fit on a
@@ -27,7 +27,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, run
 
-TABLE = Path(__file__).resolve().parents[1] / "tests" / "kernel_gates.yaml"
+TABLE = Path(__file__).resolve().parents[1] / "tests" / "support" / "kernel_gates.yaml"
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
 DTYPES = ["fp16", "bf16"]
 H_DIMS = [768, 1024, 1536, 2048, 4096, 8192]
@@ -343,7 +343,7 @@ def main():
     )
     args = parser.parse_args()
 
-    from gpt.kernels.launch import OBSTACLE, interpreted
+    from gpt.kernels.triton_shared import OBSTACLE, interpreted
 
     if OBSTACLE is not None or interpreted():
         raise UserError(

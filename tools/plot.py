@@ -18,9 +18,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.comparison import final_losses, group_by_seed
 from gpt.errors import Parser, UserError, run
-from gpt.runs import AXES, missing_axis, read_runs
+from gpt.metrics.events import AXES
+from gpt.metrics.runs import missing_axis, read_runs
+from gpt.results.comparison import final_losses, group_by_seed
 
 
 def main():
@@ -44,7 +45,7 @@ def main():
             " folder"
         )
 
-    from gpt import figures, scaling
+    from gpt.results import figures, power_law
 
     runs = read_runs(args.runs)
     groups = group_by_seed(runs)
@@ -69,7 +70,7 @@ def main():
             paths += figures.curves(groups, axis, quantity, out)
     if laws:
         paths += figures.scaling(*laws, args.scaling, out)
-        print("\n".join(scaling.describe(laws[0], figures.UNITS[args.scaling])))
+        print("\n".join(power_law.describe(laws[0], figures.UNITS[args.scaling])))
     for notice in notices:
         print(f"notice: {notice}")
     print(f"{out}: {', '.join(path.stem for path in paths[::2])} (.png, .svg)")
@@ -78,14 +79,14 @@ def main():
 def fit_laws(groups, axis, notices):
     """({family: Fit}, {family: [(compute, mean loss, spread)]}, split). A point is a group of
     seeds; what is not finished, and families with too few scales, are left out with a notice."""
-    from gpt import scaling
+    from gpt.results import power_law
 
     points = final_losses(groups, axis, notices)
     laws = {}
     refused = []
     for family, found in points.items():
         try:
-            laws[family] = scaling.fit([x for x, *_ in found], [mean for _, mean, _ in found])
+            laws[family] = power_law.fit([x for x, *_ in found], [mean for _, mean, _ in found])
         except UserError as error:
             refused.append(f"{family}: {error}")
     if not laws:

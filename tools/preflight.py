@@ -49,14 +49,14 @@ def main():
     parser.add_argument("--json", action="store_true", help="print all findings as JSON")
     args = parser.parse_args()
 
-    from gpt.hostfile import read_hostfile
-    from gpt.preflight import ENVIRONMENT, Preflight, as_json, table
+    from gpt.cluster.hostfile import read_hostfile
+    from gpt.cluster.preflight import ENVIRONMENT, Preflight, as_json, table
 
     hosts = read_hostfile(args.hostfile)
     data_root = args.data_root or "data/sample"
     run_dir = args.run_dir or "runs"
     if args.ds_config:
-        from gpt.config import load
+        from gpt.config.resolve import load
 
         given = {
             f"gpt.{name}": value
@@ -76,8 +76,8 @@ def main():
 
 def write_environment(path, wanted):
     """Add what is wanted to a .deepspeed_env, and show it."""
+    from gpt.cluster.hostfile import read_environment
     from gpt.files import write_atomically
-    from gpt.hostfile import read_environment
 
     if not wanted:
         raise UserError(

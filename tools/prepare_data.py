@@ -102,25 +102,27 @@ def parse_args():
 def main():
     args = parse_args()
 
-    from gpt import prepare
+    from gpt.data.vocab import Vocab
     from gpt.files import require_new_folder
-    from gpt.sources import Reading, find_inputs
-    from gpt.splits import Rule, read_lists
-    from gpt.vocab import Vocab
+    from gpt.prepare import pipeline, staging
+    from gpt.prepare.documents import Reading
+    from gpt.prepare.inputs import find_inputs
+    from gpt.prepare.sample import prepare_sample
+    from gpt.prepare.splits import Rule, read_lists
 
     if args.sample is not None:
         if args.given != {"sample"}:
             raise UserError(
                 "--sample takes no other option: it has its own text and its own vocabulary"
             )
-        prepare.prepare_sample(args.sample, say)
+        prepare_sample(args.sample, say)
         return
     if args.merge is not None:
         if args.out is None:
             raise UserError("--merge needs --out FOLDER, where the dataset goes")
         if args.given != {"merge", "out"}:
             raise UserError("--merge takes --out and no other option: the shards know theirs")
-        prepare.merge(args.merge, args.out, say)
+        pipeline.merge(args.merge, args.out, say)
         return
     if args.input is None or args.out is None:
         raise UserError("give --input FOLDER and --out FOLDER, or --sample OUT")
@@ -163,9 +165,9 @@ def main():
         "splits": splits,
         "tokenizer": "given" if args.tokenizer is not None else "trained on the split `train`",
     }
-    job = prepare.Job(rule, reading, args.duplicates or "keep", provenance)
+    job = staging.Job(rule, reading, args.duplicates or "keep", provenance)
     shard = _shard(args.shard)
-    prepare.prepare(inputs, args.out, job, tokenizer, workers, shard, say)
+    pipeline.prepare(inputs, args.out, job, tokenizer, workers, shard, say)
     if shard == (1, 1):
         size = Vocab.load(Path(args.out) / "tokenizer.model").size
         say(f"wrote {args.out}; train on it with --data_root {args.out} --vocab_size {size}")

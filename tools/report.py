@@ -24,10 +24,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
-from gpt.config import leaves
+from gpt.config.run_config import leaves
 from gpt.errors import Parser, UserError, run
 from gpt.files import write_atomically
-from gpt.runs import AXES, read_runs, values
+from gpt.metrics.events import AXES
+from gpt.metrics.runs import read_runs, values
 
 CHARTS = {
     "loss": ("loss (nats per token)", True),

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.checkpoint.weights import file_of_weights
 from gpt.errors import Parser, UserError, run
-from gpt.files import file_of_weights
 
 
 def parse_args():
@@ -66,11 +66,11 @@ def main():
     args = parse_args()
     weights = args.checkpoint_file
 
-    from gpt.consolidate import load_model, read_folder
-    from gpt.corpus import TOKENIZER
+    from gpt.checkpoint.weights import load_model, read_folder
+    from gpt.compute.hardware import usable_device
+    from gpt.data.datasets import TOKENIZER
+    from gpt.data.vocab import Vocab
     from gpt.generate import Context, generate
-    from gpt.vocab import Vocab
-    from gpt.world import usable_device
 
     config, _ = read_folder(weights.parent)
     vocab = Vocab.load(weights.with_name(TOKENIZER))

@@ -70,7 +70,7 @@ def main():
 
 def parse():
     """(own options, options that every run gets, {dotted path: value} of those)."""
-    from gpt.command_line import parse_command_line
+    from gpt.config.command_line import parse_command_line
 
     parser = Parser(__doc__, prog="sweep.py")
     parser.add_argument(
@@ -147,8 +147,8 @@ class Entry:
     """One run of the sweep."""
 
     def __init__(self, file, class_name, seed, out, overrides):
-        from gpt.config import load
-        from gpt.train import SAMPLE, Data
+        from gpt.config.resolve import load
+        from gpt.data.run_data import SAMPLE, Data
 
         self.file = file
         self.class_name = class_name
@@ -166,7 +166,7 @@ class Entry:
 
     def look(self) -> str:
         """Find out how far the run is; returns "finished", "unfinished" or "waiting" (to begin)."""
-        from gpt.start import reached
+        from gpt.training.start import reached
 
         if self._sample and not Path(self.config.options.data_root).exists():
             return self.status
@@ -177,7 +177,7 @@ class Entry:
 
     def _final_evaluation(self) -> dict:
         """That of the last step, {} without one."""
-        from gpt.runs import read_run
+        from gpt.metrics.runs import read_run
 
         found = read_run(self.config.run_dir).final()
         return found if found and found["step"] == self.last else {}

@@ -9,8 +9,8 @@ classes allow for it.
                                                             the published figures instead
 
 Options of train.py are taken as well. Each micro batch is measured in a process of its own: whole
-optimiser steps of gpt.engine.Engine on one device, from random tokens to updated weights, on the
-clock until their loss is known.
+optimiser steps of gpt.engine.boundary.Engine on one device, from random tokens to updated weights,
+on the clock until their loss is known.
 """
 
 import copy
@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from gpt import classes
+from gpt.compute import classes
 from gpt.errors import Parser, UserError, run
 from gpt.files import require_place_for
 
@@ -70,8 +70,8 @@ def main():
 def parse():
     """(own options, the run's JSON with what the command line changes, {dotted path: value} of
     that, the run's name)."""
-    from gpt.command_line import parse_command_line
-    from gpt.config import read_file
+    from gpt.config.command_line import parse_command_line
+    from gpt.config.resolve import read_file
 
     parser = Parser(__doc__, prog="throughput.py")
     parser.add_argument(
@@ -195,7 +195,7 @@ def check(args, parsed, rest):
 
 def changed(tree, overrides):
     """A run's JSON with the values of the command line in it."""
-    from gpt.config import replace_batch
+    from gpt.config.resolve import replace_batch
 
     tree = copy.deepcopy(tree)
     if isinstance(tree, dict):  # where it is not, the check of the whole tree says so
@@ -211,7 +211,7 @@ def changed(tree, overrides):
 
 def resolved(tree, name, micro_size=None):
     """The Config that a child measures: of one rank, at exactly this micro batch."""
-    from gpt.config import ACCUMULATION, BATCH, MICRO, resolve
+    from gpt.config.resolve import ACCUMULATION, BATCH, MICRO, resolve
 
     if micro_size is not None:
         tree = {**tree, MICRO: micro_size, ACCUMULATION: max(1, tree[BATCH] // micro_size)}
@@ -223,8 +223,8 @@ def measure_all(args, tree, name) -> dict:
     it goes."""
     import psutil
 
-    from gpt.config import ACCUMULATION, BATCH, MICRO
-    from gpt.plan import divisors
+    from gpt.config.batch import divisors
+    from gpt.config.resolve import ACCUMULATION, BATCH, MICRO
 
     if (args.sweep or args.micro_batch) and isinstance(tree, dict):
         tree.pop(ACCUMULATION, None)
@@ -340,20 +340,21 @@ def measure(task) -> dict:
     """In the child: whole optimiser steps of the engine that train.py trains with."""
     import torch
 
-    from gpt import engine, hardware
-    from gpt.config import resolve
-    from gpt.kernels import choose
-    from gpt.trainer import build
+    from gpt.compute import hardware
+    from gpt.config.resolve import resolve
+    from gpt.engine import boundary
+    from gpt.kernels.choice import choose
+    from gpt.training.trainer import build
 
     config = resolve(task["tree"], task["name"])
-    if config.precision == "fp16" and not engine.has_fp16():
+    if config.precision == "fp16" and not boundary.has_fp16():
         config = config.without_fp16("no GPU that computes in fp16")
-    world = engine.connect()
+    world = boundary.connect()
     kernels, _ = choose(
         config.options.kernels, world.device, config.model, hardware.DTYPES[config.precision]
     )
     model = build(config, kernels)
-    made = engine.Engine(model, config, world, model.initial_weights(config.options.seed))
+    made = boundary.Engine(model, config, world, model.initial_weights(config.options.seed))
     shape = (config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1)
     tokens = torch.randint(
         config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0)
@@ -395,7 +396,7 @@ def measure(task) -> dict:
             "versions": hardware.versions(),
         },
     }
-    engine.disconnect()
+    boundary.disconnect()
     return found
 
 

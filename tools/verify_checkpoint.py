@@ -23,12 +23,12 @@ def main():
     )
     args = parser.parse_args()
 
-    from gpt import checkpoint
+    from gpt.checkpoint import folders as folders_module
 
     folder = Path(args.folder)
-    tags = checkpoint.committed(folder)
+    tags = folders_module.committed(folder)
     folders = [folder / tag for tag in tags] or [folder]
-    if not tags and not (folder / checkpoint.MANIFEST).is_file():
+    if not tags and not (folder / folders_module.MANIFEST).is_file():
         raise UserError(
             f"{folder} holds no checkpoint: give a run's checkpoints folder, one checkpoint in it,"
             " or a folder that tools/zero_to_fp32.py made"
@@ -36,7 +36,7 @@ def main():
     whole = 0
     for path in folders:
         try:
-            manifest = checkpoint.verify(path)
+            manifest = folders_module.verify(path)
             size = sum(facts["size"] for facts in manifest["files"].values())
             print(
                 f"{path}: whole, {len(manifest['files'])} files, {size:,} bytes, after step"

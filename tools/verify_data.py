@@ -28,9 +28,10 @@ def main():
     parser.add_argument("--id_field", default="id", help="as it was given then")
     args = parser.parse_args()
 
-    from gpt import verify
-    from gpt.corpus import Dataset, read_manifest
-    from gpt.sources import Reading, find_inputs
+    from gpt.data.datasets import Dataset, read_manifest
+    from gpt.prepare import verify
+    from gpt.prepare.documents import Reading
+    from gpt.prepare.inputs import find_inputs
 
     root = Path(args.dataset)
     manifest = read_manifest(root)

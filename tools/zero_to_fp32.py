@@ -21,7 +21,7 @@ def main():
     parser.add_argument("--tag", help="which checkpoint; default the one that `latest` names")
     args = parser.parse_args()
 
-    from gpt.consolidate import WEIGHTS, consolidate
+    from gpt.checkpoint.weights import WEIGHTS, consolidate
 
     found = consolidate(args.checkpoint_dir, args.output_dir, args.tag)
     weights = Path(args.output_dir) / WEIGHTS

@@ -9,7 +9,14 @@ fp64 logits), whatever the logits are.
 import torch
 from torch import Tensor
 
-from gpt.kernels.launch import jit, next_power_of_2, num_warps, on_device_of, statistics_dtype, tl
+from gpt.kernels.triton_shared import (
+    jit,
+    next_power_of_2,
+    num_warps,
+    on_device_of,
+    statistics_dtype,
+    tl,
+)
 
 IGNORE_INDEX = -100
 BLOCK = 4096  # the most logits that a program looks at together

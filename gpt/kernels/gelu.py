@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt.kernels.launch import (
+from gpt.kernels.linear import linear
+from gpt.kernels.triton_shared import (
     as_rows,
     jit,
     next_power_of_2,
@@ -21,7 +22,6 @@ from gpt.kernels.launch import (
     statistics_dtype,
     tl,
 )
-from gpt.kernels.linear import linear
 
 COLUMNS = 1024  # the most columns of one program: four warps with 8 numbers a thread
 FORWARD_ROWS = 4  # rows of a forward program: four independent loads a thread

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.errors import UserError
-from gpt.kernels.launch import (
+from gpt.kernels.triton_shared import (
     as_rows,
     jit,
     next_power_of_2,

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
+from gpt.kernels.chunks import CHUNK_ELEMENTS
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
 from gpt.kernels.linear import by_onednn, has_fp32_results, matmul, matmul_to_fp32
-from gpt.plan import CHUNK_ELEMENTS
 
 # Under 16-bit training a chunk's gradient (softmax - one-hot) is multiplied by this before it is
 # rounded to 16 bits: probabilities down to 6e-8 stay normal fp16 numbers, and the products with the

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from gpt.errors import RunError, in_brief
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
 from gpt.kernels.gelu import bias_gelu
-from gpt.kernels.launch import interpreted, jit, on_device_of, tl
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import GRADIENT_SHIFT
+from gpt.kernels.triton_shared import interpreted, jit, on_device_of, tl
 
 # The kernels that walk over rows take 16 each; interpreted, a row takes milliseconds.
 ROWS = 64
@@ -39,8 +39,8 @@ def problem(device, model, dtype):
     """None if Triton works on the device and every kernel is right, else (what is wrong, what to
     do).
 
-    model: gpt.plan.ModelConfig, whose widths are tried, in `dtype`. Raises RunError where the
-    failure cost this process its GPU.
+    model: gpt.config.shape.ModelConfig, whose widths are tried, in `dtype`. Raises RunError where
+    the failure cost this process its GPU.
     """
     make, name = _Values(device, dtype), None
     widths = {

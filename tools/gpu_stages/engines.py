@@ -6,12 +6,13 @@ import time
 
 import torch
 
-from gpt import classes, engine, hardware
-from gpt.config import resolve
-from gpt.dry_run import memory_at
-from gpt.meter import TimeSplit
+from gpt.compute import classes, hardware
+from gpt.compute.dry_run import memory_at
+from gpt.config.resolve import resolve
+from gpt.engine import boundary
+from gpt.metrics.meter import TimeSplit
 from gpt.model import GPT
-from gpt.trainer import build
+from gpt.training.trainer import build
 from tools.gpu_stages.lab import TINY
 from tools.gpu_stages.profiled import profiled
 
@@ -38,11 +39,13 @@ def medium_bf16(lab):
 
 
 def _measure(lab, preset, precision):
-    world = engine.connect()
+    world = boundary.connect()
     # A CPU does without fp16. The check still stands under the precision that it is for.
-    config = _config(lab, preset, precision if precision == "bf16" or engine.has_fp16() else "fp32")
+    config = _config(
+        lab, preset, precision if precision == "bf16" or boundary.has_fp16() else "fp32"
+    )
     model = build(config, lab.kernels)
-    made = engine.Engine(model, config, world, model.initial_weights(0))
+    made = boundary.Engine(model, config, world, model.initial_weights(0))
     batch = lab.tokens(
         ACCUMULATION,
         config.batch.micro_size,
@@ -85,7 +88,7 @@ def _measure(lab, preset, precision):
     for name, count, ms in seen.heaviest[:HEAVIEST]:
         lab.row("heaviest", preset=preset, precision=precision, name=name[:110], count=count, ms=ms)
     _keep_trace(lab, seen.trace)
-    engine.disconnect()
+    boundary.disconnect()
 
 
 def _config(lab, preset, precision):

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from gpt.hardware import DTYPES, device_name, versions
-from gpt.kernels import attention, choose
+from gpt.compute.hardware import DTYPES, device_name, versions
+from gpt.kernels import attention
+from gpt.kernels.choice import choose
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm
 

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gpt import plan
-from gpt.hardware import DTYPES
+from gpt.compute.hardware import DTYPES
+from gpt.config.shape import ModelConfig
 from gpt.kernels.attention import causal_attention
+from gpt.kernels.chunks import CHUNK_ELEMENTS
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy
 from gpt.model import GPT
-from gpt.plan import ModelConfig
 from tools.gpu_stages import BACKENDS, HALF
 from tools.gpu_stages.lab import SMALLEST, TINY, UNIT
 
@@ -263,7 +263,7 @@ def _head(lab, trial, scale, size=(4096, 768, 16384)):
 
 def _chunked_head(lab, trial):
     """Smaller chunks than a run's, the last not full, of a vocabulary that nothing divides."""
-    with mock.patch.dict(plan.CHUNK_ELEMENTS, default=1 << 24, cpu=1 << 11):
+    with mock.patch.dict(CHUNK_ELEMENTS, default=1 << 24, cpu=1 << 11):
         _head(lab, trial, 1.0, (4100, 256, 16411))
 
 

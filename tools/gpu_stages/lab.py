@@ -10,11 +10,10 @@ import time
 
 import torch
 
-from gpt import hardware
-from gpt.config import load_presets
+from gpt.compute import hardware
+from gpt.config.shape import ModelConfig, load_presets
 from gpt.errors import in_brief
 from gpt.kernels.layer_norm import layer_norm
-from gpt.plan import ModelConfig
 from tools.gpu_findings import Findings
 
 # Half the distance from 1 to the next number, and the smallest number above 0.

@@ -15,8 +15,8 @@ if __name__ == "__main__":
 import torch
 import torch.distributed
 
-from gpt.hardware import DTYPES
-from gpt.launch import free_port
+from gpt.cluster.launch import free_port
+from gpt.compute.hardware import DTYPES
 from tools.gpu_stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,9 +176,10 @@ def _prepare(folder):
     """A small dataset of Python's own help texts, which every machine has."""
     from pydoc_data.topics import topics
 
-    from gpt.prepare import Job, prepare
-    from gpt.sources import Input
-    from gpt.splits import Rule
+    from gpt.prepare.documents import Input
+    from gpt.prepare.pipeline import prepare
+    from gpt.prepare.splits import Rule
+    from gpt.prepare.staging import Job
 
     texts = sorted(topics.items())[:40]
     inputs = [

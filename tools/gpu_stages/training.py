@@ -2,9 +2,9 @@
 
 import torch
 
-from gpt.hardware import DTYPES
+from gpt.compute.hardware import DTYPES
+from gpt.config.shape import ModelConfig
 from gpt.model import GPT
-from gpt.plan import ModelConfig
 
 FOLLOWERS = 4  # every word of the text is followed by one of so many others, all as likely
 LOSS_SCALE = 2.0**12  # in fp16

@@ -1,0 +1,1 @@
+"""What a run keeps on disk, and fp32 weights out of it."""

@@ -1,0 +1,222 @@
+"""A DeepSpeed checkpoint of any ZeRO stage to one file of fp32 weights, checked; and that file back
+into a model.
+
+Nothing here imports DeepSpeed, and no pickle runs code: the few types of DeepSpeed that stand in
+its files are replaced by stand-ins. A consolidated folder holds model.safetensors, config.yaml,
+tokenizer.model, and checkpoint.json with the size and sha256 of each. Checkpoints are memory-mapped
+and put together one tensor at a time.
+"""
+
+import math
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt.checkpoint import folders, zero_files
+from gpt.errors import UserError
+
+
+class _StandIn:
+    """In place of DeepSpeed's types of which nothing is needed here."""
+
+
+STAND_INS = (
+    (_StandIn, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
+    (_StandIn, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
+    (_StandIn, "deepspeed.utils.tensor_fragment.fragment_address"),
+    (int, "deepspeed.runtime.zero.config.ZeroStageEnum"),
+)
+
+
+class Joined(Mapping):
+    """{name: tensor}, each put together from its pieces when it is asked for.
+
+    parts: {name: (shape, flat pieces in order, whose end may be padding)}.
+    """
+
+    def __init__(self, parts: dict):
+        self._parts = parts
+
+    def __getitem__(self, name):
+        shape, pieces = self._parts[name]
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return whole.detach().narrow(0, 0, math.prod(shape)).view(shape)
+
+    def __iter__(self):
+        return iter(self._parts)
+
+    def __len__(self):
+        return len(self._parts)
+
+
+@dataclass(frozen=True)
+class FullState:
+    """A checkpoint with its tensors whole, whatever ranks and ZeRO stage wrote it."""
+
+    step: int
+    stage: int
+    weights: Mapping  # {parameter name: fp32 tensor}
+    # {"exp_avg", "exp_avg_sq" or "momentum_buffer": {parameter name: fp32 tensor}}
+    moments: dict
+    updates: float  # optimizer steps that the moments have seen
+    scheduler: dict | None  # the scheduler's own state
+
+
+def read_state(source: Path) -> FullState:
+    """All tensors of a checkpoint's folder, put together. Raises UserError where a file is missing
+    or strange."""
+    models = _rank_files(
+        source, "mp_rank_00_model_states.pt", "zero_pp_rank_*_mp_rank_00_model_states.pt"
+    )
+    model = zero_files.load_weights_only(models[0], STAND_INS, mmap=True)
+    optimizers = sorted(source.glob("*_optim_states.pt"), key=folders.rank_of)
+    try:
+        if not optimizers and model.get("optimizer") is not None:
+            return _unshared(model)
+        ranks = model["dp_world_size"]
+        missing = [
+            r for r in range(ranks) if r not in [folders.rank_of(path) for path in optimizers]
+        ]
+        if missing:
+            raise UserError(
+                f"{source} lacks zero_pp_rank_{missing[0]}_mp_rank_00_optim_states.pt of a run on"
+                f" {ranks} rank(s): copy the checkpoint's files from every host into one folder"
+            )
+        states = [
+            zero_files.load_weights_only(path, STAND_INS, mmap=True)["optimizer_state_dict"]
+            for path in optimizers
+        ]
+        return _shared(model, states[:ranks])
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(
+            f"{source} is not a checkpoint of this trainer ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _unshared(model) -> FullState:
+    """Stage 0: the model file holds all, in fp32."""
+    names = list(model["module"])
+    inner = model["optimizer"]["state"]
+    keys = [
+        key for key, value in inner.get(0, {}).items() if torch.is_tensor(value) and value.dim()
+    ]
+    moments = {key: {name: inner[index][key] for index, name in enumerate(names)} for key in keys}
+    weights = {name: weight.float() for name, weight in model["module"].items()}
+    return FullState(
+        model["step"],
+        0,
+        weights,
+        moments,
+        float(inner.get(0, {}).get("step", 0)),
+        model["lr_scheduler"],
+    )
+
+
+def _shared(model, states) -> FullState:
+    """Stages 1 to 3: every rank's optimizer file holds its stretches of weights and moments."""
+    stage = int(states[0]["zero_stage"])
+    groups = model["param_shapes"]
+    if stage == 3:
+        flat = [state["fp32_flat_groups"] for state in states]
+        inner = [s["optimizer_state_dict"]["state"] for s in states]
+    else:
+        flat = [state["single_partition_of_fp32_groups"] for state in states]
+        inner = [state["base_optimizer_state"]["state"] for state in states]
+    join = _join_stage3 if stage == 3 else _join_stage12
+    first = inner[0].get(0, {})
+    keys = [
+        key
+        for key, value in first.items()
+        if torch.is_tensor(value) and value.shape == flat[0][0].shape
+    ]
+    moments = {
+        key: join([[s[index][key] for index in range(len(s))] for s in inner], groups)
+        for key in keys
+    }
+    return FullState(
+        model["step"],
+        stage,
+        join(flat, groups),
+        moments,
+        float(first.get("step", 0)),
+        model["lr_scheduler"],
+    )
+
+
+def _rank_files(source, single, pattern):
+    if (source / single).is_file():
+        return [source / single]
+    files = sorted(source.glob(pattern), key=folders.rank_of)
+    if not files:
+        raise UserError(
+            f"{source} holds no file {single} or {pattern}: it is no whole DeepSpeed checkpoint"
+        )
+    return files
+
+
+def _join_stage12(flat, groups):
+    """Each group's parameters lie flattened one after another, and every rank holds an equal
+    stretch of them.
+
+    flat: per rank, a flat tensor per group.
+    """
+    parts = {}
+    for index, shapes in enumerate(groups):
+        stretches, start = [rank[index] for rank in flat], 0
+        for name, shape in shapes.items():
+            parts[name] = shape, _cut(stretches, start, math.prod(shape))
+            start += math.prod(shape)
+    return Joined(parts)
+
+
+def _cut(stretches, start, count):
+    """Views of elements [start, start + count) of stretches laid end to end."""
+    parts = []
+    for stretch in stretches:
+        take = max(0, min(count, stretch.numel() - start))
+        if take:
+            parts.append(stretch.narrow(0, start, take))
+            start, count = start + take, count - take
+        start -= stretch.numel()
+    assert count == 0, "the stretches end before the parameter does"
+    return parts
+
+
+def _join_stage3(flat, groups):
+    """Every parameter is cut into equal stretches, one per rank, the last one padded. flat as in
+    `_join_stage12`."""
+    parts, start = {}, 0
+    for name, shape in ((name, shape) for shapes in groups for name, shape in shapes.items()):
+        stretch = math.ceil(math.prod(shape) / len(flat))
+        parts[name] = shape, [piece for rank in flat for piece in _cut(rank, start, stretch)]
+        start += stretch
+    return Joined(parts)
+
+
+def load_weights_only(path, classes=(), map_location="cpu", mmap=False):
+    """torch.load that builds tensors, plain values and the named classes only; anything else is a
+    UserError.
+
+    classes: classes, or (class, "module.name") to let a class of our own stand in for a pickled
+    name.
+    """
+    import torch  # the rest of this module does without, and so do the tools that look at runs
+
+    try:
+        with torch.serialization.safe_globals(list(classes)):
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        reason = str(error).replace("\n", " ")
+        if "Unsupported" in reason or "GLOBAL" in reason:
+            raise UserError(
+                f"{path} holds code or types that a checkpoint does not need, and was not loaded: "
+                "take one whose origin you know"
+            ) from error
+        raise UserError(f"{path} is damaged: {reason[:120]}") from error
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:120]}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Ranks and hosts: how they are launched, meet, talk, hang and fail."""

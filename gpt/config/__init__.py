@@ -1,0 +1,1 @@
+"""What a run is: its keys, their checks, and one frozen configuration out of them."""

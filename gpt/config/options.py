@@ -1,0 +1,162 @@
+"""The block "gpt" of a run's JSON."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from gpt.config.keys import REQUIRED, Key
+
+
+def option(kind, default, doc, **limits):
+    """A dataclass field that carries its own Key."""
+    return field(default=default, metadata={"key": Key(kind, default, doc, **limits)})
+
+
+@dataclass(frozen=True)
+class Options:
+    """The block "gpt" of a run's JSON; each is a command-line option of the same name."""
+
+    preset: str | None = option(str, None, "model shape by name, from gpt/config/presets.yaml")
+    n_layers: int | None = option(
+        int, None, "transformer blocks; overrides the preset's", minimum=1, maximum=10_000
+    )
+    h_dim: int | None = option(
+        int, None, "width of the residual stream; overrides the preset's", minimum=1, maximum=10**6
+    )
+    mlp_dim: int | None = option(
+        int, None, "hidden width of the MLPs; overrides the preset's", minimum=1, maximum=10**6
+    )
+    n_heads: int | None = option(
+        int, None, "attention heads; overrides the preset's", minimum=1, maximum=10**5
+    )
+    head_dim: int | None = option(
+        int, None, "width of one head; overrides the preset's", minimum=1, maximum=10**5
+    )
+    vocab_size: int = option(
+        int, 16384, "ids of the tokenizer; must be the dataset's", minimum=2, maximum=2**24
+    )
+    seq_len: int = option(
+        int, 512, "tokens of context, in training and evaluation", minimum=2, maximum=2**24
+    )
+    activation_checkpointing: bool = option(
+        bool,
+        False,
+        "keep only each block's input for the backward pass and "
+        "compute the rest again: less memory, a third more time",
+    )
+    kernels: str = option(
+        str,
+        "auto",
+        "of LayerNorm, GELU and cross-entropy: triton, torch, or auto for Triton on GPUs that "
+        "it is built for",
+        choices=("auto", "triton", "torch"),
+    )
+    compile: str = option(
+        str,
+        "none",
+        "torch.compile of the blocks in training; max-autotune also searches for the fastest "
+        "GEMMs. Needs a C++ compiler",
+        choices=("none", "default", "max-autotune"),
+    )
+    seed: int = option(
+        int,
+        0,
+        "seed of the initial weights; the order of the data depends on nothing but the dataset",
+        minimum=0,
+    )
+    init_from: str | None = option(
+        str,
+        None,
+        "begin with these weights instead of drawn ones: a folder that "
+        "tools/zero_to_fp32.py or tools/import_languini.py made",
+    )
+    data_root: str = option(
+        str, "data/sample", "dataset folder; data/sample is built by itself where absent"
+    )
+    run_dir: str | None = option(
+        str, None, "where the run is kept; default runs/<name of the JSON file>"
+    )
+    comment: str = option(str, "", "free text kept in config.yaml and shown by the loggers")
+    max_train_steps: int = option(int, REQUIRED, "optimiser steps of the whole run", minimum=0)
+    eval_data_split: str = option(str, "test", "split that is evaluated during training")
+    eval_every: int = option(int, 500, "steps between evaluations; 0 or less: never")
+    max_eval_steps: int = option(
+        int, 500, "batches of one evaluation, -1: the whole split", minimum=-1
+    )
+    eval_batch_size: int = option(
+        int,
+        16,
+        "windows of one evaluation batch, over all GPUs, which take more at a time where "
+        "training does",
+        minimum=1,
+    )
+    last_n: int | None = option(
+        int,
+        None,
+        "targets scored in each evaluation window but the first; default 128, or "
+        "seq_len where that is less",
+        minimum=1,
+    )
+    log_terminal_every: int = option(
+        int, 100, "steps between lines on the terminal; 0 or less: never"
+    )
+    log_metrics_every: int = option(
+        int, 1, "steps between training lines of metrics.jsonl; 0 or less: never"
+    )
+    log_grads_every: int = option(
+        int, 1000, "steps between norms of weights, gradients and steps; 0 or less: never"
+    )
+    log_activations_every: int = option(
+        int,
+        0,
+        "steps between statistics of the residual stream and the branches of each "
+        "block; 0 or less: never",
+    )
+    log_ckpt_every: int = option(int, 1000, "steps between checkpoints; 0 or less: only at the end")
+    keep_last: int = option(int, 3, "newest checkpoints that are kept; 0 or less: all")
+    keep_every: int = option(
+        int, 0, "checkpoints at multiples of so many steps are kept for good; 0 or less: none"
+    )
+    spike_policy: str = option(
+        str,
+        "warn",
+        "where the loss leaps: warn; skip: leave the batch out before it does harm; "
+        "rewind: back to a checkpoint, and on without the last batches",
+        choices=("warn", "skip", "rewind"),
+    )
+    spike_zscore: float = option(
+        float,
+        8.0,
+        "robust standard deviations above the median of the last 64 losses from which "
+        "a loss is a spike",
+        above=0,
+    )
+    rewind_batches: int = option(
+        int,
+        2,
+        "batches that rewind leaves out: the one whose loss leapt and those before it",
+        minimum=1,
+    )
+    step_timeout: float = option(
+        float,
+        1800.0,
+        "seconds without progress after which all ranks show their stacks and end; "
+        "0 or less: never",
+    )
+    logger_type: str = option(
+        str,
+        "none",
+        "beside metrics.jsonl: TensorBoard, wandb (offline unless WANDB_MODE says "
+        "otherwise), or both",
+        choices=("none", "tb", "wandb", "all"),
+    )
+    wandb_project_name: str = option(str, "gpt", "project that wandb files the run under")
+    tokens_per_second: float | None = option(
+        float,
+        None,
+        "throughput of the compute class's reference device, for "
+        "reference_hours in metrics.jsonl and for --dry_run",
+        above=0,
+    )
+
+
+GPT_KEYS = {f.name: f.metadata["key"] for f in dataclasses.fields(Options)}

@@ -1,0 +1,187 @@
+"""A checkpoint of the seed project's GPT (model.pt), into consolidated weights of ours.
+
+The two models are the same function; what differs is the names, and that q, k and v are three
+matrices there and the thirds of one here. model.pt holds {"step", "model_state_dict",
+"opt_state_dict"}; of its pickle only tensors and plain values are built. The pickled config beside
+it is not needed: every size but a head's is that of a weight.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+
+from gpt.checkpoint import zero_files
+from gpt.checkpoint.weights import expected_shapes, write_folder
+from gpt.checkpoint.zero_files import Joined
+from gpt.config.keys import nearest
+from gpt.config.saved import foreign_config
+from gpt.config.shape import ModelConfig, load_presets
+from gpt.errors import UserError
+from gpt.files import hash_file, require_new_folder
+
+# of DistributedDataParallel and torch.compile
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
+_CONSTANT = re.compile(r"layers\.\d+\.attn\.mask")  # the causal mask
+_NAMES = (  # ours, theirs
+    ("token_embedding.", "input_embedding."),
+    ("blocks.", "layers."),
+    (".attn.c_proj.", ".attn.linear_O."),
+    ("head.", "linear."),
+)
+
+
+def import_weights(file, vocab, out, head_dim: int | None = None, preset: str | None = None):
+    """Write the weights of `file` as the new consolidated folder `out`; returns (ModelConfig,
+    step).
+
+    head_dim or preset: what tells the size of a head. vocab: the gpt.data.vocab.Vocab that it was
+    trained with. Raises UserError for a file that is not such a checkpoint or holds code, and where
+    shape, tokenizer and head do not fit together.
+    """
+    require_new_folder(out)
+    file = Path(file)
+    if not file.is_file():
+        raise UserError(
+            f"{file} is not a file: --file takes the model.pt in the folder checkpoints of a run"
+        )
+    step, state = _read(file)
+    shape = _shape(state, file, _head_dim(head_dim, preset))
+    if preset is not None:
+        _require_preset(shape, preset, file)
+    if vocab.size != shape.vocab_size:
+        raise UserError(
+            f"{vocab.name} has {vocab.size} ids, and {file} was trained with {shape.vocab_size}:"
+            " give the tokenizer that it was trained with"
+        )
+    weights = Joined(_parts(state, shape, file))
+    config = foreign_config(file.stem, step, shape, vocab)
+    made_from = {
+        "file": file.name,
+        "sha256": hash_file(file)["sha256"],
+        "kind": "checkpoint of the Languini Kitchen's GPT",
+    }
+    write_folder(out, weights, config, vocab.model, made_from)
+    return shape, step
+
+
+def _read(file):
+    """(optimiser steps that the weights have seen, {their name without wrappers: tensor})."""
+    content = zero_files.load_weights_only(file, mmap=True)
+    state = content.get("model_state_dict") if isinstance(content, dict) else None
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(torch.is_tensor(value) for value in state.values())
+    ):
+        raise UserError(
+            f"{file} holds no model_state_dict with tensors, so it is not a model.pt of the seed"
+            " project: --file takes the one in the folder checkpoints of a run"
+        )
+    index = content.get("step")
+    if not isinstance(index, int):
+        raise UserError(
+            f"{file} does not tell its step: --file takes a whole model.pt of the seed project"
+        )
+    # It counts steps from 0 and saves after the update, so the weights of "step" 99 have seen 100.
+    return index + 1, {_WRAPPERS.sub("", name): value for name, value in state.items()}
+
+
+def _head_dim(head_dim, preset):
+    if preset is None:
+        if head_dim < 1:
+            raise UserError(f"--head_dim {head_dim}: give a positive number, such as 64")
+        return head_dim
+    presets = load_presets()
+    if preset not in presets:
+        raise UserError(
+            f"--preset {preset}{nearest(preset, presets)}: the presets are {', '.join(presets)}"
+        )
+    return presets[preset]["head_dim"]
+
+
+def _shape(state, file, head_dim) -> ModelConfig:
+    def size(name, dimension):
+        if name not in state or state[name].dim() != 2:
+            raise UserError(
+                f"{file} lacks the matrix {name}: it is not a checkpoint of the seed project's GPT"
+            )
+        return state[name].shape[dimension]
+
+    layers = {int(found[1]) for name in state if (found := re.match(r"layers\.(\d+)\.", name))}
+    width = size("layers.0.attn.linear_Q.weight", 0)
+    if width % head_dim:
+        raise UserError(
+            f"{file}: its heads are {width} wide together, which is no multiple of head_dim"
+            f" {head_dim}: give the head_dim that it was trained with"
+        )
+    return ModelConfig(
+        n_layers=max(layers) + 1,
+        h_dim=size("input_embedding.weight", 1),
+        mlp_dim=size("layers.0.mlp.c_fc.weight", 0),
+        n_heads=width // head_dim,
+        head_dim=head_dim,
+        vocab_size=size("input_embedding.weight", 0),
+        seq_len=size("position_embedding.weight", 0),
+    )
+
+
+def _require_preset(shape, preset, file):
+    wrong = [
+        f"{name} {getattr(shape, name)} instead of {value}"
+        for name, value in load_presets()[preset].items()
+        if getattr(shape, name) != value
+    ]
+    if wrong:
+        raise UserError(
+            f"{file} is not the preset {preset}: it has {', '.join(wrong)}; name another preset, or"
+            " give --head_dim"
+        )
+
+
+def _parts(state, shape, file) -> dict:
+    """{our name: (shape, flat pieces)} for gpt.checkpoint.zero_files.Joined; every tensor there
+    must be used, and all be there."""
+    parts, used = {}, set()
+    for name, wanted in expected_shapes(shape).items():
+        theirs = name
+        for ours, other in _NAMES:
+            theirs = theirs.replace(ours, other)
+        split = (
+            [theirs.replace(".qkv.", f".linear_{letter}.") for letter in "QKV"]
+            if ".qkv." in theirs
+            else [theirs]
+        )
+        each = (wanted[0] // len(split), *wanted[1:])
+        for part in split:
+            _require(state, part, each, file)
+        parts[name] = wanted, [state[part].reshape(-1) for part in split]
+        used.update(split)
+    extra = sorted(name for name in state.keys() - used if not _CONSTANT.fullmatch(name))
+    if extra:
+        raise UserError(
+            f"{file} holds {extra[0]}, which the seed project's GPT does not have: it is another"
+            " model"
+        )
+    return parts
+
+
+def _require(state, name, shape, file):
+    if name not in state:
+        raise UserError(
+            f"{file} lacks {name}: it is not a whole checkpoint of the seed project's GPT"
+        )
+    found = state[name]
+    if tuple(found.shape) != shape:
+        raise UserError(
+            f"{file}: {name} has the shape {tuple(found.shape)}, which should be {shape} by the"
+            " other weights"
+        )
+    if found.dtype != torch.float32:
+        raise UserError(
+            f"{file}: {name} is {found.dtype}, and the seed project keeps its weights in float32"
+        )
+    if not bool(torch.isfinite(found).all()):
+        raise UserError(
+            f"{file}: {name} holds values that are not finite: take an earlier checkpoint"
+        )

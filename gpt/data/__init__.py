@@ -1,0 +1,1 @@
+"""Datasets on disk, and the tokens that training and evaluation read from them."""

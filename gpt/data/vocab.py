@@ -1,0 +1,136 @@
+"""The SentencePiece vocabulary: lossless encoding, and the exact number of bytes that every token
+stands for."""
+
+import hashlib
+import re
+from functools import cached_property
+
+import numpy as np
+import sentencepiece
+
+from gpt.errors import UserError
+
+END_OF_DOCUMENT = "<D>"
+BLANK = "\u2581"  # SentencePiece writes a blank as this character
+
+
+class Vocab:
+    """A SentencePiece model and what the trainer needs to know of it.
+
+    `size` ids; `eod_id` ends every document; `byte_lengths` (size,) int64 holds the UTF-8 bytes
+    that each token stands for: 1 for a byte piece, 0 for control pieces, the end of a document and
+    the unknown piece, else the length of the piece's text. Their sum over an encoded document is
+    the document's size.
+    """
+
+    def __init__(self, model: bytes, name: str = "tokenizer.model"):
+        self.model = model
+        self.name = name
+        try:
+            self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.size = self._sp.vocab_size()
+            self.eod_id = self._find_eod() if self.size else None
+            self._bytes = [self._piece_bytes(i) for i in range(self.size)]
+        except (RuntimeError, ValueError):
+            self.size = 0
+        if not self.size:
+            raise UserError(
+                f"{name} is not a SentencePiece model: give the .model file of a trained one"
+            )
+        self.byte_lengths = np.array([len(piece) for piece in self._bytes], np.int64)
+        self._byte_ids = {self._byte_value(i): i for i in range(self.size) if self._sp.is_byte(i)}
+        special = [re.escape(BLANK)] if len(self._byte_ids) == 256 else []
+        # A zero-width cut after the "<" keeps a literal "<D>" in a text from becoming the end of a
+        # document.
+        self._cuts = re.compile(
+            "|".join([f"({s})" for s in special] + [f"(?<=<)(?={END_OF_DOCUMENT[1:]})"])
+        )
+
+    @classmethod
+    def load(cls, path) -> "Vocab":
+        try:
+            with open(path, "rb") as file:
+                return cls(file.read(), str(path))
+        except OSError as error:
+            raise UserError(
+                f"cannot read the tokenizer {path}: {error.strerror}; every dataset folder holds"
+                " its own, and tools/prepare_data.py makes it"
+            ) from error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the pieces and their kinds. The .model file's own hash also depends on how it
+        was trained."""
+        digest = hashlib.sha256()
+        for i in range(self.size):
+            kind = (
+                "byte" if self._sp.is_byte(i) else "control" if self._sp.is_control(i) else "piece"
+            )
+            digest.update(f"{i}\t{kind}\t{self._sp.id_to_piece(i)}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def special_ids(self) -> dict:
+        """Ids of the end of a document, of padding and of the unknown piece; -1 where the
+        vocabulary has none."""
+        return {"eod": self.eod_id, "pad": self._sp.pad_id(), "unk": self._sp.unk_id()}
+
+    def _find_eod(self):
+        i = self._sp.piece_to_id(END_OF_DOCUMENT)
+        if i != self._sp.unk_id() and self._sp.id_to_piece(i) == END_OF_DOCUMENT:
+            return i
+        if self._sp.eos_id() >= 0:
+            return self._sp.eos_id()
+        raise UserError(
+            f"{self.name} has neither a piece {END_OF_DOCUMENT} nor an end-of-sentence id, so"
+            " documents could not be told apart: train it with"
+            f" user_defined_symbols={END_OF_DOCUMENT}"
+        )
+
+    def _byte_value(self, i):
+        return int(self._sp.id_to_piece(i)[3:5], 16)  # "<0x0A>"
+
+    def _piece_bytes(self, i):
+        if (
+            i == self.eod_id
+            or self._sp.is_control(i)
+            or self._sp.is_unknown(i)
+            or self._sp.is_unused(i)
+        ):
+            return b""
+        return (
+            bytes([self._byte_value(i)])
+            if self._sp.is_byte(i)
+            else self._sp.id_to_piece(i).replace(BLANK, " ").encode()
+        )
+
+    def text_bytes(self, ids) -> bytes:
+        """The bytes that tokens stand for."""
+        return b"".join([self._bytes[i] for i in ids.tolist()])
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of a text, int32, without the end-of-document id. A literal "<D>" or U+2581 in the
+        text stays text.
+
+        The text is taken as a whole; `gpt.prepare.encode.Encoder` finds the same ids several times
+        as fast.
+        """
+        cut = BLANK in text or END_OF_DOCUMENT in text
+        return np.array(self._encode_cut(text) if cut else self._sp.encode(text), np.int32)
+
+    def _encode_cut(self, text):
+        ids = []
+        for part in self._cuts.split(text):
+            if part == BLANK and len(self._byte_ids) == 256:
+                ids += [self._byte_ids[byte] for byte in BLANK.encode()]
+            elif part:
+                ids += self._sp.encode(part)
+        return ids
+
+    def decode(self, ids) -> str:
+        return self._sp.decode(np.asarray(ids).tolist())
+
+    def bytes_of(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for, none for special ones; a character may be spread
+        over several."""
+        return self._bytes[token]

@@ -1,0 +1,26 @@
+"""The windows in which a split is scored."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Window:
+    """One forward pass of the evaluator: inputs [start, start + length), targets one further; the
+    last `scored` targets count."""
+
+    start: int
+    length: int
+    scored: int
+
+
+def windows(tokens: int, seq_len: int, last_n: int) -> int:
+    """Number of windows of a stream of `tokens` tokens."""
+    return 1 + max(0, math.ceil((tokens - 1 - seq_len) / last_n)) if tokens > 1 else 0
+
+
+def window(index: int, tokens: int, seq_len: int, last_n: int) -> Window:
+    """Window `index` (from 0). The last one is as long as the stream lasts."""
+    start = index * last_n
+    length = min(seq_len, tokens - 1 - start)
+    return Window(start, length, length if index == 0 else length - (seq_len - last_n))

@@ -1,0 +1,1 @@
+"""DeepSpeed and its ZeRO, behind one boundary: `boundary` alone imports deepspeed."""

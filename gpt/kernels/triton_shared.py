@@ -1,0 +1,124 @@
+"""What the Triton kernels share: the guarded import, rows of tensors, launch parameters.
+
+Launch parameters are fixed functions of the width, never tuned at run time, so that the order in
+which a kernel adds up depends on the shapes and the GPU model alone. That holds for these kernels:
+torch's attention and embedding, whose backward passes may add up in any order on a GPU, promise
+less.
+"""
+
+import functools
+import re
+import sys
+
+import torch
+
+from gpt.errors import in_brief
+
+MINIMUM_TRITON = (3, 4)  # the first with knobs
+
+
+def _why_no_triton(error):
+    """(what is wrong, what to do) where importing from triton raised `error`."""
+    version = getattr(sys.modules.get("triton"), "__version__", "")
+    if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < MINIMUM_TRITON:
+        least = ".".join(map(str, MINIMUM_TRITON))
+        return (
+            f"triton {version} is older than {least}",
+            "install torch 2.8 or newer, which brings a newer one",
+        )
+    if isinstance(error, ModuleNotFoundError):
+        return (
+            "the package triton is not installed",
+            "install torch's build for CUDA, which brings it",
+        )
+    return (
+        f"triton cannot be imported ({in_brief(error)})",
+        "install torch anew, which brings the triton that fits it",
+    )
+
+
+try:
+    import triton.language as tl
+    from triton import jit, knobs
+
+    OBSTACLE = None
+# kernels stay plain functions that nothing calls: gpt.kernels.choice.choose sees to that
+except Exception as error:
+    OBSTACLE = _why_no_triton(error)
+
+    class tl:
+        constexpr = None  # named in the kernels' signatures
+
+    def jit(**options):
+        return lambda function: function
+
+
+# The fewest rows for which a program writes a row of partial sums of its own. A partial sum costs 8
+# bytes written and 8 read per column, a row of a 16-bit LayerNorm backward 8 in all: 16 rows keep
+# the sums at an eighth of the traffic.
+ROWS_PER_PROGRAM = 16
+
+# Warps per multiprocessor that the looping kernels ask for. Up to 64 registers a thread, all of
+# them are resident at once on every GPU from capability 8.0 on (65,536 registers, at least 48
+# warps), so no program waits for another's end.
+RESIDENT_WARPS = 32
+# beyond it a thread has 16 columns and up to 128 registers
+WIDE_ROW = 4096
+WARPS_OF_WIDE_ROWS = 16
+
+
+def interpreted() -> bool:
+    """Whether Triton was imported with TRITON_INTERPRET=1, which runs kernels as NumPy on
+    the CPU."""
+    return OBSTACLE is None and knobs.runtime.interpret
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def num_warps(block: int) -> int:
+    """Warps for a program on `block` columns: 8 columns a thread, a 128-bit load of 16-bit numbers,
+    up to 16 warps."""
+    return max(1, min(16, block // 256))
+
+
+@functools.cache
+def _multiprocessors(index):
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def resident_warps(block: int) -> int:
+    """Warps that one multiprocessor holds at once of a looping kernel whose programs have `block`
+    columns."""
+    return RESIDENT_WARPS if block <= WIDE_ROW else WARPS_OF_WIDE_ROWS
+
+
+def share_rows(
+    rows: int, warps: int, device: torch.device, resident: int = RESIDENT_WARPS
+) -> tuple[int, int]:
+    """(programs, rows per program) for a kernel that walks over rows and keeps a partial sum per
+    program.
+
+    warps: how many of them work on one row. resident: how many a multiprocessor holds.
+    """
+    multiprocessors = _multiprocessors(device.index) if device.type == "cuda" else 1024
+    programs = min(-(-rows // ROWS_PER_PROGRAM), multiprocessors * max(1, resident // warps))
+    per_program = -(-rows // max(1, programs))
+    return -(-rows // max(1, per_program)), per_program
+
+
+def as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """(…, width) as (rows, width) with a contiguous last dimension; a view wherever one exists."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def statistics_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """fp32, or fp64 for fp64 tensors: what sums and statistics are kept in."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def on_device_of(tensor: torch.Tensor):
+    """A context in which kernels start on the tensor's GPU; nothing on a CPU."""
+    return torch.cuda.device_of(tensor)

@@ -1,0 +1,1 @@
+"""What a run says: measured, written, read back."""

@@ -1,0 +1,433 @@
+"""What launchers announce, and runs that would be smaller than they were asked to be."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, write_run
+
+from gpt.cluster import launch
+from gpt.cluster.hostfile import read_environment, read_hostfile
+from gpt.cluster.launch import Launch, first_node, launched
+from gpt.errors import UserError
+
+TRAIN = ROOT / "gpt" / "train.py"
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_", "OMPI_", "PMI_", "MPI_")
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_JOB_ID": "123456",
+}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
+MPICH = {"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0"}
+TORCH = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """environment(**variables): of a process that nobody launched, and these variables."""
+    before = dict(os.environ)
+    for name in list(os.environ):
+        if name.startswith(LAUNCHERS):
+            del os.environ[name]
+    yield os.environ.update
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize(
+    "variables, rank, size, local_rank, address, port",
+    [
+        ({**TORCH, "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "1234"}, 1, 4, 0, "10.0.0.7", "1234"),
+        (SLURM, 5, 8, 1, "gpu07", str(20_000 + 123456 % 9000)),
+        ({**SLURM, "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "77"}, 5, 8, 1, "10.0.0.7", "77"),
+        ({**SLURM, **TORCH, "MASTER_ADDR": "a"}, 1, 4, 0, "a", "29500"),  # torchrun under srun
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, 1, 2, 1, "127.0.0.1", "29500"),
+        (
+            {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "MASTER_ADDR": "node1"},
+            1,
+            2,
+            1,
+            "node1",
+            "29500",
+        ),
+        ({**MPICH, "MPI_LOCALNRANKS": "2"}, 0, 2, 0, "127.0.0.1", "29500"),
+        # srun --mpi=pmi2
+        (
+            {"PMI_RANK": "3", "PMI_SIZE": "8", **SLURM},
+            5,
+            8,
+            1,
+            "gpu07",
+            str(20_000 + 123456 % 9000),
+        ),
+    ],
+)
+def test_every_launcher_under_the_names_of_torch(
+    variables, rank, size, local_rank, address, port, environment
+):
+    environment(variables)
+    assert launched() == Launch(rank, size)
+    assert [
+        os.environ[name]
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    ] == [str(rank), str(size), str(local_rank), address, port]
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}]
+)
+def test_without_a_launcher_it_is_one_rank(variables, environment):
+    environment(variables)  # the second is that of a batch script, outside srun
+    assert (
+        (launched().rank, launched().size) == (0, 1)
+        and os.environ["MASTER_ADDR"] == "127.0.0.1"
+        and os.environ["LOCAL_RANK"] == "0"
+    )
+
+
+@pytest.mark.parametrize(
+    "variables, said",
+    [
+        (
+            {"RANK": "0"},
+            (
+                "the environment variable WORLD_SIZE is missing: a launcher sets RANK, WORLD_SIZE,"
+                " LOCAL_RANK to numbers"
+            ),
+        ),
+        ({**TORCH, "WORLD_SIZE": "two"}, "the environment variable WORLD_SIZE is 'two'"),
+        ({**TORCH, "RANK": "4"}, "RANK is 4 and WORLD_SIZE is 4: ranks count from 0 to 3"),
+        (
+            OPEN_MPI,
+            (
+                "MASTER_ADDR is not set, and this launcher does not tell where rank 0 is: export"
+                " it, for example mpirun -x"
+            ),
+        ),
+        (
+            {**TORCH, "MASTER_ADDR": "a", "MASTER_PORT": "x"},
+            "MASTER_PORT is 'x': give a port's number",
+        ),
+    ],
+)
+def test_incomplete_announcements(variables, said, environment):
+    environment(variables)
+    with pytest.raises(UserError) as raised:
+        launched()
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "nodes, first",
+    [
+        ("gpu[07-09,12],login1", "gpu07"),
+        ("a", "a"),
+        ("a,b[1-2]", "a"),
+        ("rack[1-2]node[03,05]-ib", "rack1node03-ib"),
+    ],
+)
+def test_first_node_of_a_list(nodes, first):
+    assert first_node(nodes) == first
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (
+            "node1 slots=8\nnode1 slots=8\n",
+            "line 2 names node1 again: give each host one line with all its slots",
+        ),
+        ("node1 slots=0\n", "line 1 is 'node1 slots=0', not a host's name and its number of ranks"),
+        ("node1\nnode2 8", "line 1 is 'node1', not a host's name"),
+        ("-oProxyCommand=x slots=1\n", "line 1 is '-oProxyCommand=x slots=1', not a host's name"),
+        ("$(touch x) slots=1\n", "not a host's name"),
+        ("node[1-2] slots=1\n", "not a host's name"),
+        ("\n# node1 slots=8\n", "it names no host"),
+    ],
+)
+def test_bad_hostfiles(text, said, tmp_path):
+    (tmp_path / "hostfile").write_text(text)
+    with pytest.raises(UserError) as raised:
+        read_hostfile(tmp_path / "hostfile")
+    assert said in str(raised.value) and str(tmp_path / "hostfile") in str(raised.value)
+
+
+def test_a_hostfile(tmp_path):
+    (tmp_path / "hostfile").write_text(
+        "# ours\nnode1 slots=8\r\n\n  user@10.0.0.2   slots=4  # half\n"
+    )
+    assert list(read_hostfile(tmp_path / "hostfile").items()) == [
+        ("node1", 8),
+        ("user@10.0.0.2", 4),
+    ]
+    with pytest.raises(UserError, match="does not exist: write one line per host"):
+        read_hostfile(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("A=1\n\nB=2\n", "line 2 is ''"), ("A 1\n", "line 1 is 'A 1'"), ("A B=1\n", "line 1 is")],
+)
+def test_a_launchers_environment_that_deepspeed_would_raise_at(text, said, tmp_path):
+    (tmp_path / "env").write_text(text)
+    with pytest.raises(UserError) as raised:
+        read_environment(tmp_path / "env")
+    assert said in str(raised.value)
+
+
+def test_a_missing_hostfile_is_an_error(sample, tmp_path, run_command):
+    config = write_run(tmp_path, gpt={"data_root": str(sample)})
+    done = run_command(
+        [
+            "deepspeed",
+            "--num_gpus",
+            2,
+            "--hostfile",
+            "hosts.txt",
+            "--master_port",
+            29841,
+            TRAIN,
+            "--ds_config",
+            config,
+        ],
+        tmp_path,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
+    assert (
+        f"error: --hostfile hosts.txt: there is no such file in {tmp_path}, and DeepSpeed would"
+        " train on this host alone: give the hostfile's path, or leave --hostfile out"
+        in done.stderr
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+class Process:
+    def __init__(self, *words, cwd="/", parent=None):
+        self._words = words
+        self._cwd = str(cwd)
+        self._parent = parent
+        self.info = {"cmdline": list(words)}
+
+    def cmdline(self):
+        return list(self._words)
+
+    def cwd(self):
+        return self._cwd
+
+    def parent(self):
+        return self._parent
+
+
+STARTED = (
+    "-u",
+    "-m",
+    "deepspeed.launcher.launch",
+    "--world_info=eyJhIjogWzBdLCAiYiI6IFswXX0=",
+    "--node_rank=0",
+    "--master_addr=10.0.0.1",
+    "--master_port=29500",
+)
+RUNNERS = [
+    (["--hostfile", "hosts", "--num_nodes", "3"], "--num_nodes 3: the hostfile has 2 host(s)"),
+    (["-H", "absent"], "--hostfile absent"),
+    (["--hostfile=absent"], "--hostfile absent"),
+    (["--hostfile", "hosts", "--num_nodes", "1"], None),
+    (["--num_gpus", "2"], None),
+    (["-Hhosts"], None),
+]
+
+
+@pytest.mark.parametrize("options, said", RUNNERS)
+def test_what_deepspeed_was_asked_for(options, said, environment, monkeypatch, tmp_path):
+    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
+    # what stands behind the script is the run's own
+    runner = Process(
+        "python", "/bin/deepspeed", *options, sys.argv[0], "--hostfile", "absent", cwd=tmp_path
+    )
+    own = Process("python", *STARTED, sys.argv[0])
+    monkeypatch.setattr(launch, "launchers", lambda: [own, runner])
+    environment({**TORCH, "WORLD_SIZE": "2", "MASTER_ADDR": "a"})
+    if said is None:
+        assert launched().promised == ("a", "b")
+        return
+    with pytest.raises(UserError) as raised:
+        launched()
+    assert said in str(raised.value)
+
+
+def test_what_deepspeed_was_asked_for_is_found_beyond_ssh(environment, monkeypatch):
+    """Under pdsh the `deepspeed` is above no rank, but it runs on one of the hosts."""
+    runner = Process("python", "/bin/deepspeed", "--num_nodes", "3", "train.py")
+    told = [word.replace("=0", "=%n") for word in STARTED]
+    pdsh = Process("pdsh", "-S", "-w", "a,b", "cd /x;", "python", *told, "train.py", parent=runner)
+    ssh = Process("ssh", "-2", "a", " ".join(["cd /x; python", *STARTED, "train.py"]), parent=pdsh)
+    other = Process(
+        "pdsh",
+        *[word.replace("29500", "29501") for word in told],
+        parent=Process("python", "/bin/deepspeed"),
+    )
+    own = Process("python3", *STARTED, "train.py")
+    monkeypatch.setattr(launch, "launchers", lambda: [own])
+    monkeypatch.setattr(
+        launch.psutil, "process_iter", lambda wanted: iter([other, ssh, Process(), pdsh])
+    )
+    assert launch.over_ssh([own]) is runner
+    assert (
+        launch.over_ssh([]) is launch.over_ssh([own, Process("python", "/bin/deepspeed")]) is None
+    )
+    environment({**TORCH, "WORLD_SIZE": "2", "MASTER_ADDR": "a"})
+    with pytest.raises(UserError, match=r"--num_nodes 3: the hostfile has 2 host\(s\)"):
+        launched()
+
+
+@pytest.mark.parametrize(
+    "words, kind",
+    [
+        (["/venv/bin/python3", "/venv/bin/deepspeed", "train.py"], launch.RUNNER),
+        (["python", "/venv/bin/ds", "train.py"], launch.RUNNER),
+        (
+            ["python3.11", "-W", "ignore", "-u", "-m", "deepspeed.launcher.launch", "train.py"],
+            launch.LAUNCH,
+        ),
+        (["python", "/venv/bin/torchrun", "train.py"], launch.TORCH),
+        (["python", "-m", "torch.distributed.run", "train.py"], launch.TORCH),
+        (["python", "tools/sweep.py", "--launcher", "deepspeed"], None),
+        (["python", "train.py", "--run_dir", "/data/deepspeed"], None),
+        (
+            [
+                "bash",
+                "-c",
+                "python -u -m deepspeed.launcher.launch train.py --run_dir /data/deepspeed",
+            ],
+            None,
+        ),
+        (["timeout", "1h", "deepspeed", "train.py"], None),
+        (["python"], None),
+        ([], None),
+    ],
+)
+def test_a_launcher_is_known_by_the_program_that_it_is(words, kind):
+    assert launch._kind(Process(*words)) == kind
+
+
+def test_one_process_in_a_job_of_several_tasks_is_refused(environment):
+    # as in a batch script, without srun
+    environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"})
+    with pytest.raises(UserError) as raised:
+        launched().require_all_tasks()
+    assert str(raised.value).startswith(
+        "this Slurm job has 8 tasks (SLURM_NTASKS), and this is one process without srun: start it "
+        "with srun, as in tools/slurm.sbatch"
+    )
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        del os.environ[name]
+    # srun --ntasks 1 wants one
+    environment({**SLURM, "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"})
+    launched().require_all_tasks()
+
+
+def test_what_the_slurm_script_starts(tmp_path):
+    """With a stand-in for srun, in the folder that the job was submitted from."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").write_text(f"PATH={tmp_path}:$PATH\n")
+    told = """printf '%s\\n' "$PWD" "$OMP_NUM_THREADS" "$@"\n"""
+    (tmp_path / "srun").write_text(f"#!/bin/bash\n{told}")
+    (tmp_path / "srun").chmod(0o755)
+    script = ROOT / "tools/slurm.sbatch"
+    job = {**os.environ, "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "8"}
+    done = subprocess.run(
+        ["bash", script, "--ds_config", "my run.json"], env=job, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    folder, threads, *words = done.stdout.splitlines()
+    assert (folder, threads) == (str(tmp_path), "8")
+    options = words[: words.index("python")]
+    assert "--kill-on-bad-exit=1" in options and "--cpus-per-task=8" in options
+    assert words[len(options) :] == ["python", "gpt/train.py", "--ds_config", "my run.json"]
+
+
+ROLL_CALL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from gpt.errors import run
+from gpt.cluster.launch import Launch, launched
+from gpt.cluster.roll_call import roll_call
+def main():
+    own = launched()
+    launch = Launch(own.rank, own.size, ("node1", "node2"))
+    print(roll_call(launch, {"dataset": sys.argv[2]}, float(sys.argv[3]))[1])
+run(main)
+"""
+
+
+def roll_calls(port, *ranks, seconds=5):
+    """[(exit code, stderr)] of processes that call the roll; ranks: (rank, ranks, dataset)."""
+    processes = []
+    for rank, size, dataset in ranks:
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        command = [sys.executable, "-c", ROLL_CALL, str(ROOT), dataset, str(seconds)]
+        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    return [(process.returncode, error) for process, error in zip(processes, errors)]
+
+
+def test_a_rank_that_does_not_come_is_named():
+    ((code, error),) = roll_calls(29842, (0, 2, "a"))
+    assert code == 1
+    assert (
+        "error: the run was started as 2 ranks, and after 5 s rank 1 on node2 had not come: nothing"
+        " was trained" in error
+    )
+
+
+def test_ranks_of_different_launches_and_data_are_refused():
+    for port, ranks, said in (
+        (29843, [(0, 2, "a"), (1, 2, "b")], "error: the ranks differ in dataset: a for rank 0 on "),
+        (29844, [(0, 2, "a"), (1, 3, "a")], " as one of 3 ranks, rank 0 on "),
+    ):
+        for code, error in roll_calls(port, *ranks, seconds=60):
+            assert code == 2 and said in error, error
+
+
+@pytest.mark.slow
+def test_two_processes_with_one_rank():
+    ends = roll_calls(29845, (0, 3, "a"), (1, 3, "a"), (1, 3, "a"), seconds=20)
+    assert [code for code, _ in ends] == [1, 1, 1]
+    assert (
+        sum(
+            "error: two processes say that they are rank 1, the second on " in error
+            for _, error in ends
+        )
+        == 1
+    )
+
+
+@pytest.mark.slow
+def test_a_port_in_use():
+    import socket
+
+    with socket.create_server(("127.0.0.1", 29846)):
+        ((code, error),) = roll_calls(29846, (0, 2, "a"))
+    assert code == 2 and "error: rank 0 cannot listen at 127.0.0.1:29846 on " in error
+
+
+@pytest.mark.slow
+def test_no_rank_0():
+    ((code, error),) = roll_calls(29847, (1, 2, "a"), seconds=3)
+    assert code == 1 and "could not reach rank 0 at 127.0.0.1:29847 within 3 s" in error

@@ -1,0 +1,181 @@
+"""The tables of keys against the installed DeepSpeed, and the reference that is written
+from them."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from gpt.config import deepspeed_keys
+from gpt.config.keys import REQUIRED
+from gpt.config.resolve import load
+
+PYDANTIC = {  # block -> keys that DeepSpeed's own model of it has; aliases are what users write
+    "zero_optimization": "deepspeed.runtime.zero.config.DeepSpeedZeroConfig",
+    "zero_optimization.offload_optimizer": (
+        "deepspeed.runtime.zero.offload_config.DeepSpeedZeroOffloadOptimizerConfig"
+    ),
+    "zero_optimization.offload_param": (
+        "deepspeed.runtime.zero.offload_config.DeepSpeedZeroOffloadParamConfig"
+    ),
+    "fp16": "deepspeed.runtime.precision_config.DeepSpeedFP16Config",
+    "bf16": "deepspeed.runtime.precision_config.DeepSpeedBF16Config",
+    "comms_logger": "deepspeed.comm.config.CommsLoggerConfig",
+    "tensorboard": "deepspeed.monitor.config.TensorBoardConfig",
+    "csv_monitor": "deepspeed.monitor.config.CSVConfig",
+    "wandb": "deepspeed.monitor.config.WandbConfig",
+    "comet": "deepspeed.monitor.config.CometConfig",
+}
+REMOVED = {
+    "zero_optimization.mics_shard_size",
+    "zero_optimization.mics_hierarchical_params_gather",
+    "zero_optimization.zeropp_loco_param",
+}
+
+
+class Recorder(dict):
+    """A block that notes every key that is asked for, at any depth."""
+
+    def __init__(self, block, path, asked):
+        super().__init__(
+            {
+                key: Recorder(v, (*path, key), asked) if isinstance(v, dict) else v
+                for key, v in block.items()
+            }
+        )
+        self.path = path
+        self.asked = asked
+
+    def get(self, key, default=None):
+        self.asked.add(".".join((*self.path, str(key))))
+        return super().get(key, default)
+
+    def __contains__(self, key):
+        self.asked.add(".".join((*self.path, str(key))))
+        return super().__contains__(key)
+
+    def __getitem__(self, key):
+        self.asked.add(".".join((*self.path, str(key))))
+        return super().__getitem__(key)
+
+    def keys(self):
+        recorder = self
+
+        class Keys:
+            def __contains__(self, key):
+                return key in recorder
+
+            def __iter__(self):
+                return dict.__iter__(recorder)
+
+            def __len__(self):
+                return len(recorder)
+
+        return Keys()
+
+    def __copy__(self):
+        return self
+
+
+def keys_below(block):
+    keys = deepspeed_keys.TOP_KEYS
+    for name in block.split("."):
+        keys = keys[name]
+    refused = {
+        path.rpartition(".")[2]
+        for path in deepspeed_keys.REFUSED
+        if path.rpartition(".")[0] == block
+    }
+    return set(keys) | refused
+
+
+def test_top_level_keys_are_those_that_deepspeed_reads():
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    asked = set()
+    blocks = (
+        "fp16",
+        "bf16",
+        "flops_profiler",
+        "comms_logger",
+        "tensorboard",
+        "wandb",
+        "csv_monitor",
+        "comet",
+        "aio",
+        "data_types",
+        "timers",
+    )
+    DeepSpeedConfig(
+        Recorder(
+            {"train_batch_size": 8, "zero_optimization": {"stage": 1}, **{b: {} for b in blocks}},
+            (),
+            asked,
+        )
+    )
+    top = {path for path in asked if "." not in path}
+    ours = (
+        set(deepspeed_keys.TOP_KEYS) | {path for path in deepspeed_keys.REFUSED if "." not in path}
+    ) - {"gpt"}
+    assert top == ours
+    for block in ("flops_profiler", "aio", "data_types"):
+        inner = {path.split(".", 1)[1] for path in asked if path.startswith(f"{block}.")}
+        assert inner == keys_below(block)
+
+
+@pytest.mark.parametrize("block", PYDANTIC)
+def test_keys_of_a_block_are_those_of_deepspeeds_model(block):
+    import importlib
+
+    module, _, name = PYDANTIC[block].rpartition(".")
+    model = getattr(importlib.import_module(module), name)
+    real = {field.alias or key for key, field in model.model_fields.items()}
+    assert keys_below(block) == real
+
+
+@pytest.mark.parametrize(
+    "kind", [name for name in deepspeed_keys.SCHEDULERS if name != deepspeed_keys.COSINE]
+)
+def test_parameters_of_deepspeeds_schedulers(kind):
+    import inspect
+
+    from deepspeed.runtime import lr_schedules
+
+    signature = inspect.signature(getattr(lr_schedules, kind).__init__).parameters
+    real = set(signature) - {"self", "optimizer", "last_batch_iteration"}
+    assert set(deepspeed_keys.SCHEDULERS[kind]) == real
+    required = {n for n in real if signature[n].default is inspect.Parameter.empty}
+    assert {
+        n for n, key in deepspeed_keys.SCHEDULERS[kind].items() if key.default is REQUIRED
+    } == required
+
+
+def test_the_reference_is_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/config_reference.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_other_module_imports_deepspeed():
+    for path in [*(ROOT / "gpt").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
+        if path != ROOT / "gpt/engine/boundary.py":
+            assert not [
+                line
+                for line in path.read_text().splitlines()
+                if line.strip().startswith(("import deepspeed", "from deepspeed"))
+            ], path
+
+
+@pytest.mark.parametrize(
+    "name, stage, offload",
+    [("large_zero2", 2, None), ("xl_zero3", 3, None), ("xl_zero3_offload", 3, "cpu")],
+)
+def test_configs_of_the_largest_models(name, stage, offload):
+    config = load(ROOT / "ds_configs" / f"{name}.json", 8)
+    zero = config.engine["zero_optimization"]
+    assert zero["stage"] == stage and (zero.get("offload_optimizer") or {}).get("device") == offload
+    assert config.options.activation_checkpointing == (stage == 3)

@@ -1,0 +1,348 @@
+"""Weights and tokenizer in transformers' layout, and back."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import shutil
+import sys
+
+import pytest
+import seed_project
+import sentencepiece
+import torch
+from conftest import ROOT, load_command
+from safetensors.torch import load_file, save_file
+from test_languini import TEXTS
+
+from gpt.checkpoint.weights import write_folder
+from gpt.config.saved import foreign_config
+from gpt.config.shape import ModelConfig, load_presets
+from gpt.convert import transformers_gpt2
+from gpt.convert.languini_weights import import_weights
+from gpt.data.vocab import Vocab
+from gpt.errors import UserError
+from gpt.model import GPT
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def vocab(sample):
+    return Vocab.load(sample / "tokenizer.model")
+
+
+def consolidated(folder, vocab, h_dim=24, n_heads=4):
+    """Random weights, biases and norms included, by way of the seed project's layout: (folder, its
+    state dict)."""
+    state = seed_project.random_state(vocab.size, h_dim=h_dim, width=h_dim)
+    import_weights(
+        seed_project.save(folder / "model.pt", state),
+        vocab,
+        folder / "export",
+        head_dim=h_dim // n_heads,
+    )
+    return folder / "export", state
+
+
+@pytest.fixture(scope="module")
+def exported(vocab, tmp_path_factory):
+    """(consolidated folder, the seed project's state dict, GPT2LMHeadModel's folder, what was
+    printed)"""
+    folder = tmp_path_factory.mktemp("hf")
+    source, state = consolidated(folder, vocab)
+    tool = load_command("export_hf")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        tool.export(source, folder / "gpt2")
+    return source, state, folder / "gpt2", said.getvalue()
+
+
+def test_transformers_computes_the_same_logits(exported):
+    _, state, folder, said = exported
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    assert (
+        model.config.tie_word_embeddings is False and model.config.activation_function == "gelu_new"
+    )
+    assert (
+        model.config.eos_token_id == 2
+        and model.lm_head.weight.data_ptr() != model.transformer.wte.weight.data_ptr()
+    )
+    tokens = torch.randint(2048, (3, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = model(tokens).logits
+    expected = seed_project.SeedGPT({name: value.double() for name, value in state.items()}, 6)(
+        tokens
+    )
+    assert expected.std() > 0.5
+    torch.testing.assert_close(
+        found.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max())
+    )
+    assert (
+        "parameters after step 100; logits within " in said
+        and "ids equal to SentencePiece's on every piece" in said
+    )
+
+
+def test_its_tokenizer_gives_sentencepieces_ids(exported, vocab):
+    found = transformers.AutoTokenizer.from_pretrained(exported[2])
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
+    for text in [
+        *TEXTS,
+        "",
+        " ",
+        "\n",
+        "  lead",
+        "trail  ",
+        "a<D>b",
+        "\U0001f950",
+        "x" * 300,
+        (ROOT / "README.md").read_text(),
+    ]:
+        ids = found(text)["input_ids"]
+        assert ids == pieces.encode(text)
+        assert found.decode(ids) == text
+    assert (found.eos_token, found.eos_token_id, len(found)) == ("<D>", 2, vocab.size)
+
+
+def test_it_generates(exported):
+    model, tokenizer = (
+        kind.from_pretrained(exported[2])
+        for kind in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer)
+    )
+    ids = model.generate(
+        **tokenizer("The whale", return_tensors="pt"), max_new_tokens=5, do_sample=False
+    )
+    assert tokenizer.decode(ids[0]).startswith("The whale")
+
+
+@pytest.mark.parametrize("h_dim", [16, 24])
+def test_the_way_back(h_dim, vocab, tmp_path, load_tool, capsys):
+    source, _ = consolidated(tmp_path, vocab, h_dim)
+    tool = load_tool("export_hf")
+    tool.export(source, tmp_path / "gpt2")
+    tool.back(tmp_path / "gpt2", tmp_path / "back")
+    ours = load_file(source / "model.safetensors")
+    again = load_file(tmp_path / "back/model.safetensors")
+    name = "token_embedding.weight"
+    rounded = [key for key in ours if not torch.equal(ours[key], again[key])]
+    # sqrt(16) is a power of two
+    assert ours.keys() == again.keys() and rounded == ([] if h_dim == 16 else [name])
+    factor = math.sqrt(h_dim)
+    # what the model computes with is the same, to the bit
+    assert torch.equal(ours[name] * factor, again[name] * factor)
+    torch.testing.assert_close(ours[name], again[name], rtol=2**-23, atol=0)
+    assert json.loads((tmp_path / "back/checkpoint.json").read_text())["step"] == 100
+    assert "after step 100" in capsys.readouterr().out
+
+
+def test_an_export_that_computes_otherwise_is_noticed(vocab, tmp_path, load_tool, monkeypatch):
+    source, _ = consolidated(tmp_path, vocab)
+    real = transformers_gpt2.to_gpt2
+    monkeypatch.setattr(
+        transformers_gpt2,
+        "to_gpt2",
+        lambda weights, model: {
+            **real(weights, model),
+            "transformer.wte.weight": weights["token_embedding.weight"],
+        },
+    )
+    assert (
+        load_tool("export_hf")
+        .mistake(source, tmp_path / "gpt2")
+        .startswith("nothing was written: the exported model's logits are off by")
+    )
+    assert not (tmp_path / "gpt2").exists()
+
+
+def test_weights_that_amplify_rounding_are_told_from_wrong_ones(
+    vocab, tmp_path, load_tool, capsys, monkeypatch
+):
+    shape = ModelConfig(
+        n_layers=10, h_dim=48, mlp_dim=64, n_heads=4, head_dim=12, vocab_size=vocab.size, seq_len=64
+    )
+    weights = {
+        name: value * (40 if value.dim() == 2 else 1)
+        for name, value in GPT(shape).state_dict().items()
+    }
+    write_folder(
+        tmp_path / "export", weights, foreign_config("x", 1, shape, vocab), vocab.model, {}
+    )
+    tool = load_tool("export_hf")
+    tool.export(tmp_path / "export", tmp_path / "gpt2")
+    assert "NOTE: with these weights fp32 itself is off by " in capsys.readouterr().out
+    real = transformers_gpt2.to_gpt2
+    monkeypatch.setattr(
+        transformers_gpt2,
+        "to_gpt2",
+        lambda *args: {name: value * 1.01 for name, value in real(*args).items()},
+    )
+    assert tool.mistake(tmp_path / "export", tmp_path / "again").startswith("nothing was written")
+
+
+def test_a_vocabulary_of_another_kind_gets_no_tokenizer(tmp_path, load_tool, capsys):
+    model = io.BytesIO()
+    text = [
+        f"the {word} of a {word[::-1]}"
+        for word in ("whale", "captain", "harpoon", "kitchen", "nobody", "seven")
+    ]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text),
+        model_writer=model,
+        vocab_size=60,
+        model_type="unigram",
+        user_defined_symbols="<D>",
+        minloglevel=2,
+        hard_vocab_limit=False,
+    )
+    vocab = Vocab(model.getvalue())
+    shape = ModelConfig(
+        n_layers=1, h_dim=8, mlp_dim=8, n_heads=2, head_dim=4, vocab_size=vocab.size, seq_len=8
+    )
+    write_folder(
+        tmp_path / "export",
+        GPT(shape).state_dict(),
+        foreign_config("x", 1, shape, vocab),
+        vocab.model,
+        {},
+    )
+    load_tool("export_hf").export(tmp_path / "export", tmp_path / "gpt2")
+    assert (
+        "NOTE: no tokenizer for transformers: its byte-pair encoding gives other ids than"
+        " SentencePiece" in capsys.readouterr().out
+    )
+    assert sorted(os.listdir(tmp_path / "gpt2")) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.model",
+    ]
+
+
+@pytest.mark.parametrize(
+    "preset, fits",
+    [
+        ("nano", True),
+        ("mini", False),
+        ("tiny", True),
+        ("small", True),
+        ("medium", True),
+        ("large", True),
+        ("XL", False),
+    ],
+)
+def test_shapes_that_gpt2_cannot_have_are_refused(preset, fits):
+    shape = ModelConfig(**load_presets()[preset], vocab_size=9, seq_len=9)
+    if fits:
+        transformers_gpt2.require_gpt2_shape(shape)
+        return
+    with pytest.raises(
+        UserError,
+        match=(
+            "cannot be this model, whose (8 heads of 32 are 256|24 heads of 128 are 3072) wide"
+            " together and h_dim is"
+        ),
+    ):
+        transformers_gpt2.require_gpt2_shape(shape)
+
+
+def edit(**values):
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+    return damage
+
+
+def drop(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.h.1.ln_2.bias"]
+    save_file(weights, folder / "model.safetensors")
+
+
+BAD_FOLDERS = {
+    "no folder": (
+        lambda folder: (folder / "config.json").unlink(),
+        "config.json is missing or not JSON: give the folder of a GPT2LMHeadModel",
+    ),
+    "not JSON": (
+        lambda folder: (folder / "config.json").write_text("{"),
+        "config.json is missing or not JSON",
+    ),
+    "another model": (
+        edit(model_type="llama"),
+        "config.json is not that of a GPT-2 like ours (model_type is 'llama', not 'gpt2')",
+    ),
+    "tied": (edit(tie_word_embeddings=True), "(tie_word_embeddings is True, not False)"),
+    "tied by default": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'),
+        "(tie_word_embeddings is None, not False; n_layer is",
+    ),
+    "steps": (edit(trained_steps="many"), "(trained_steps is 'many')"),
+    "mlp": (edit(n_inner="wide"), "(n_inner is 'wide')"),
+    "another activation": (
+        edit(activation_function="gelu"),
+        "(activation_function is 'gelu', not 'gelu_new')",
+    ),
+    "no layers": (edit(n_layer=0), "(n_layer is 0)"),
+    "heads": (edit(n_head=7), "(n_embd 24 is no multiple of n_head 7)"),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        "holds no model.safetensors: save the model with save_pretrained",
+    ),
+    "text": (
+        lambda folder: (folder / "model.safetensors").write_text("x"),
+        "model.safetensors is not a safetensors file",
+    ),
+    "a weight less": (
+        drop,
+        "model.safetensors lacks transformer.h.1.ln_2.bias, which its config.json calls for",
+    ),
+    "another width": (
+        edit(n_embd=32),
+        (
+            "transformer.wte.weight has the shape (2048, 24), which should be (2048, 32) by its"
+            " config.json"
+        ),
+    ),
+    "no tokenizer": (
+        lambda folder: (folder / "tokenizer.model").unlink(),
+        "cannot read the tokenizer ",
+    ),
+}
+
+
+def test_bad_folders(exported, tmp_path, load_tool):
+    for number, (damage, sentence) in enumerate(BAD_FOLDERS.values()):
+        folder = shutil.copytree(exported[2], tmp_path / f"gpt2-{number}")
+        damage(folder)
+        told = load_tool("export_hf").mistake("--back", folder, tmp_path / "out")
+        assert sentence in told and "\n" not in told
+        assert not (tmp_path / "out").exists()
+
+
+def test_bad_exports(exported, vocab, tmp_path, load_tool, monkeypatch):
+    tool = load_tool("export_hf")
+    assert tool.mistake(tmp_path, tmp_path / "out").startswith(
+        f"{tmp_path} holds no model.safetensors: give a folder of consolidated"
+    )
+    assert "exists already: remove it first" in tool.mistake(exported[0], exported[2])
+    shape = ModelConfig(
+        n_layers=1, h_dim=8, mlp_dim=8, n_heads=1, head_dim=4, vocab_size=vocab.size, seq_len=8
+    )
+    write_folder(
+        tmp_path / "narrow",
+        GPT(shape).state_dict(),
+        foreign_config("x", 1, shape, vocab),
+        vocab.model,
+        {},
+    )
+    assert "whose 1 heads of 4 are 4 wide together and h_dim is 8" in tool.mistake(
+        tmp_path / "narrow", tmp_path / "out"
+    )
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert tool.mistake(exported[0], tmp_path / "out").startswith(
+        "the package transformers is not installed: run `pip install -e '.[hf]'`"
+    )
+    assert not (tmp_path / "out").exists()

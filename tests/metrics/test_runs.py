@@ -1,0 +1,423 @@
+"""Runs read back from their folders, and side by side."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, write_run
+from synthetic_runs import (
+    FLOPS_PER_TOKEN,
+    TOKENS_PER_STEP,
+    config_yaml,
+    evaluation,
+    synthetic_run,
+    train,
+    write_lines,
+)
+
+from gpt.config.shape import family
+from gpt.data.datasets import Dataset
+from gpt.errors import UserError
+from gpt.metrics.runs import read_runs, values
+from gpt.results.comparison import final_losses, group_by_seed, incomparable
+
+RESUME = {"event": "resume", "step": 2}
+REWIND = {"event": "rewind", "step": 4, "to": 1, "loss": 9.0, "batches": [2, 3]}
+START = {"event": "start", "step": 0, "device": "cpu"}
+COURSES = {  # lines -> (step, loss) of training and of evaluation that count
+    "undisturbed": (
+        [evaluation(0, 8.0), train(1, 7.0), train(2, 6.0), evaluation(2, 6.5)],
+        [(1, 7.0), (2, 6.0)],
+        [(0, 8.0), (2, 6.5)],
+    ),
+    "killed and resumed": (
+        [
+            train(1, 7.0),
+            train(2, 6.0),
+            evaluation(2, 6.5),
+            train(3, 5.0),
+            train(4, 4.5),
+            RESUME,
+            START,
+            train(3, 5.1),
+        ],
+        [(1, 7.0), (2, 6.0), (3, 5.1)],
+        [(2, 6.5)],
+    ),
+    "an evaluation made up for": (
+        [train(1, 7.0), train(2, 6.0), evaluation(2, 6.5), RESUME, evaluation(2, 6.6)],
+        [(1, 7.0), (2, 6.0)],
+        [(2, 6.6)],
+    ),
+    "rewound": (
+        [
+            train(1, 7.0),
+            evaluation(1, 7.5),
+            train(2, 6.0),
+            train(3, 5.0),
+            evaluation(3, 5.5),
+            REWIND,
+        ],
+        [(1, 7.0)],
+        [(1, 7.5)],
+    ),
+    "begun again without a checkpoint": (
+        [
+            evaluation(0, 8.0),
+            train(1, 7.0),
+            train(2, 6.0),
+            evaluation(2, 6.5),
+            START,
+            evaluation(0, 8.0),
+            train(1, 7.0),
+        ],
+        [(1, 7.0)],
+        [(0, 8.0)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COURSES)
+def test_lost_steps_do_not_count(case, tmp_path):
+    lines, trained, evaluated = COURSES[case]
+    config_yaml(tmp_path / "run")
+    write_lines(tmp_path / "run", lines)
+    (run,) = read_runs([tmp_path / "run"])
+    assert [(e["step"], e["loss"]) for e in run.curve("train")] == trained
+    assert [(e["step"], e["loss"]) for e in run.curve("eval", "test")] == evaluated
+    # it did happen
+    assert [e["step"] for e in run.events.get("rewind", [])] == [4] * (case == "rewound")
+
+
+def test_norms_of_a_step_stand_before_its_training_line(tmp_path):
+    config_yaml(tmp_path / "run")
+    norms = [
+        {"event": "norms", "step": step, "gradient": {"head": float(step)}} for step in (1, 2, 3)
+    ]
+    write_lines(
+        tmp_path / "run",
+        [norms[0], train(1, 7.0), norms[1], train(2, 6.0), norms[2], train(3, 5.0), RESUME],
+    )
+    (run,) = read_runs([tmp_path / "run"])
+    assert values(run.curve("norms"), "gradient/head").tolist() == [1.0, 2.0]
+
+
+def test_splits_are_kept_apart(tmp_path):
+    config_yaml(tmp_path / "run")
+    write_lines(
+        tmp_path / "run", [evaluation(2, 6.0), evaluation(2, 9.0, "python"), evaluation(2, 6.1)]
+    )
+    (run,) = read_runs([tmp_path / "run"])
+    assert run.splits() == ["test", "python"] and run.final()["loss"] == 6.1
+    assert [e["loss"] for e in run.curve("eval", "python")] == [9.0]
+
+
+def test_a_half_written_line_is_no_damage_and_damage_is_named(tmp_path):
+    config_yaml(tmp_path / "run")
+    whole = json.dumps(train(3, 5.0))
+    lines = [
+        train(1, 7.0),
+        '{"event": "train", "ste\n',
+        "[1, 2]\n",
+        train(2, 6.0),
+        '{"event": "train", "step": true}\n',
+        "\n",
+        whole[:40],
+    ]
+    write_lines(tmp_path / "run", lines, end="")
+    (run,) = read_runs([tmp_path / "run"])
+    assert run.last_step == 2
+    assert run.notices == [f"{tmp_path}/run/metrics.jsonl: lines 2, 3, 5 are damaged and left out"]
+    write_lines(tmp_path / "run", [train(1, 7.0), whole], end="")  # whole but for its end
+    (run,) = read_runs([tmp_path / "run"])
+    assert run.last_step == 3 and run.notices == []
+
+
+def test_axes_of_older_lines_follow_from_the_configuration_but_for_measured_hours(tmp_path):
+    synthetic_run(tmp_path / "old", 20, measured=False, tokens_per_second=64.0)
+    synthetic_run(tmp_path / "new", 20, measured=True, tokens_per_second=64.0)
+    old, new = read_runs([tmp_path / "old", tmp_path / "new"])
+    for run in (old, new):
+        lines = run.curve("eval", "test")
+        assert run.over("steps", lines).tolist() == [0, 10, 20]
+        assert run.over("tokens", lines).tolist() == [0, 10 * TOKENS_PER_STEP, 20 * TOKENS_PER_STEP]
+        assert run.over("flops", lines).tolist() == [
+            0,
+            10 * 256 * FLOPS_PER_TOKEN,
+            20 * 256 * FLOPS_PER_TOKEN,
+        ]
+        assert run.over("reference_hours", lines).tolist() == [
+            0,
+            10 * 256 / 64 / 3600,
+            20 * 256 / 64 / 3600,
+        ]
+    assert old.over("hours", old.curve("train")) is None
+    assert new.over("hours", new.curve("train"))[-1] == 0.02
+
+
+def test_numbers_that_are_none(tmp_path):
+    events = [
+        {"loss": 1},
+        {"loss": None},
+        {},
+        {"loss": "1"},
+        {"loss": True},
+        {"loss": 10**400},
+        {"loss": {"x": 1}},
+    ]
+    assert np.array_equal(
+        values(events, "loss"), [1, *[np.nan] * 4, np.inf, np.nan], equal_nan=True
+    )
+    assert values([{"seconds": {"data": 2.5}}, {"seconds": 3.0}], "seconds/data").tolist()[:1] == [
+        2.5
+    ]
+
+
+def test_seeds_become_one_group_with_mean_and_spread(tmp_path):
+    curves = {seed: lambda step, seed=seed: 8 - 0.1 * step + 0.01 * seed**2 for seed in range(3)}
+    for seed, curve in curves.items():
+        synthetic_run(tmp_path / f"a-seed{seed}", 30, curve, seed=seed)
+    # the same seed once more is no other seed
+    synthetic_run(tmp_path / "a-again", 30, curves[0], seed=0)
+    synthetic_run(tmp_path / "other", 20, curves[0], seed=7)
+    groups = group_by_seed(read_runs([tmp_path]))  # a folder of runs stands for all in it
+    assert [(group.title, group.seeds) for group in groups] == [
+        ("a (3 seeds)", [0, 1, 2]),
+        ("a-seed0", [0]),
+        ("other", [7]),
+    ]
+    groups = group_by_seed(read_runs([tmp_path / f"a-seed{seed}" for seed in range(3)]))
+    assert [group.title for group in groups] == ["a (3 seeds)"]
+    x, mean, spread = groups[0].mean("steps", "train", "loss")
+    table = np.array([[curve(step) for step in range(1, 31)] for curve in curves.values()])
+    assert x.tolist() == list(range(1, 31))
+    assert mean == pytest.approx(table.mean(axis=0), rel=1e-14)
+    assert spread == pytest.approx(
+        np.sqrt(((table - table.mean(axis=0)) ** 2).sum(axis=0) / 2), rel=1e-9
+    )
+
+
+def test_a_mean_is_over_the_steps_that_all_have(tmp_path):
+    for seed, steps in enumerate((30, 30)):
+        synthetic_run(tmp_path / f"seed{seed}", steps, seed=seed)
+    write_lines(tmp_path / "seed1", [train(step, 5.0) for step in range(1, 13)])
+    (group,) = group_by_seed(read_runs([tmp_path]))
+    assert group.mean("steps", "train", "loss")[0].tolist() == list(range(1, 13))
+    assert not group.runs[1].finished and group.runs[1].state == "at step 12 of 30"
+
+
+def test_names_are_as_short_as_they_are_distinct(tmp_path):
+    for name in ("one/24h", "two/24h", "two/6h"):
+        synthetic_run(tmp_path / name, 5)
+    assert [run.name for run in read_runs([tmp_path / "one/24h", tmp_path / "two/6h"])] == [
+        "24h",
+        "6h",
+    ]
+    assert [
+        run.name for run in read_runs([tmp_path / "one", tmp_path / "two", tmp_path / "one/24h"])
+    ] == ["one/24h", "two/6h", "two/24h"]
+
+
+@pytest.mark.parametrize(
+    "shape, name",
+    [
+        ({"preset": "mini"}, "mini"),
+        ({"preset": "small", "n_layers": 6}, "6x768"),
+        ({}, "2x32-mlp64-attn16"),
+        ({"h_dim": 512, "mlp_dim": 2048, "n_heads": 8, "head_dim": 32, "n_layers": 4}, "mini"),
+    ],
+)
+def test_families(shape, name, tmp_path):
+    preset = (
+        dict.fromkeys(("n_layers", "h_dim", "mlp_dim", "n_heads", "head_dim"))
+        if "preset" in shape
+        else {}
+    )
+    assert family(config_yaml(tmp_path / "run", **{**preset, **shape})) == name
+
+
+def test_final_losses_by_family_and_scale(tmp_path):
+    finals = {("a", 20): [1.5, 1.3], ("a", 40): [1.2, 1.0], ("b", 20): [1.4, 1.4]}
+    for (name, steps), losses in finals.items():
+        for seed, final in enumerate(losses):
+            synthetic_run(
+                tmp_path / f"{name}{steps}-seed{seed}",
+                steps,
+                final=final,
+                tokens_per_second=256 / 3600,
+                seed=seed,
+                n_layers={"a": 2, "b": 3}[name],
+            )
+    synthetic_run(tmp_path / "unfinished", 60, tokens_per_second=256 / 3600)
+    write_lines(tmp_path / "unfinished", [train(59, 3.0), evaluation(50, 3.0)])
+    synthetic_run(
+        tmp_path / "diverged", 60, final=float("nan"), tokens_per_second=256 / 3600, n_layers=4
+    )
+    synthetic_run(tmp_path / "given", 0, tokens_per_second=256 / 3600, n_layers=5)
+    notices = []
+    found = final_losses(group_by_seed(read_runs([tmp_path])), "reference_hours", notices)
+    assert notices == [
+        "unfinished is left out: at step 59 of 60",
+        "diverged is left out: its final normalised loss is not finite",
+        "given is left out: it took no step of training",
+    ]
+    flat = [(name, *point) for name, points in found.items() for point in points]
+    expected = [
+        (name, steps, np.mean(losses), np.std(losses, ddof=1))
+        for (name, steps), losses in finals.items()
+    ]
+    shapes = {"a": "2x32-mlp64-attn16", "b": "3x32-mlp64-attn16"}
+    for (name, *point), (wanted, *numbers) in zip(flat, expected, strict=True):
+        assert name == shapes[wanted] and point == pytest.approx(numbers, rel=1e-12)
+
+
+DIFFERENT = [
+    (
+        {"fingerprint": "e" * 64},
+        {},
+        "a and b were trained on different datasets (fingerprints ffffffffffff and eeeeeeeeeeee)",
+    ),
+    (
+        {"eval_data_split": "java"},
+        {"split": "java"},
+        "a and b were evaluated on different splits (test and java)",
+    ),
+    (
+        {},
+        {"scored": 1200},
+        (
+            "a and b scored different parts of the split 'test' (1,000 and 1,200 bytes): evaluate"
+            " them with the same seq_len, last_n, eval_batch_size and max_eval_steps"
+        ),
+    ),
+    (
+        {"last_n": 8},
+        {},
+        (
+            "a and b gave the scored tokens different context (last_n 16 and 8): evaluate them with"
+            " the same last_n"
+        ),
+    ),
+    ({"fingerprint": None}, {}, "b does not tell its dataset's fingerprint"),
+    ({}, {"bytes": None}, "b does not tell how many bytes its evaluations scored"),
+]
+
+
+@pytest.mark.parametrize("options, line, reason", DIFFERENT)
+def test_what_does_not_measure_the_same_is_not_compared(options, line, reason, tmp_path):
+    for name, more, lines in (("a", {}, {}), ("b", options, line)):
+        synthetic_run(tmp_path / name, 5, **more)
+        write_lines(tmp_path / name, [train(5, 3.0), evaluation(5, 3.0, **lines)])
+    assert incomparable(read_runs([tmp_path / "a", tmp_path / "b"])) == reason
+    assert incomparable(read_runs([tmp_path / "a"])) is None
+
+
+def test_what_the_trainer_writes_is_read(sample, tmp_path, run_command):
+    config = write_run(
+        tmp_path,
+        gpt={"data_root": str(sample), "eval_every": 3, "tokens_per_second": 64.0, "seed": 5},
+    )
+    command = [sys.executable, ROOT / "gpt/train.py", "--ds_config", config]
+    for steps in (4, 6):
+        done = run_command([*command, "--max_train_steps", steps], tmp_path, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+    (run,) = read_runs([tmp_path / "runs/tiny"])
+    assert run.finished and run.notices == [] and run.options["seed"] == 5
+    assert run.fingerprint == Dataset(sample).fingerprint and run.family == "2x32-mlp64-attn16"
+    lines = run.curve("train")
+    assert run.over("steps", lines).tolist() == [1, 2, 3, 4, 5, 6]
+    assert run.over("tokens", lines).tolist() == [256 * step for step in range(1, 7)]
+    assert run.over("flops", lines)[-1] == 6 * 256 * FLOPS_PER_TOKEN
+    assert run.over("reference_hours", lines)[-1] == pytest.approx(6 * 256 / 64 / 3600, rel=1e-12)
+    assert [e["step"] for e in run.curve("eval", "test")] == [0, 3, 4, 6] and run.final()[
+        "bytes"
+    ] > 1000
+    for tool, options in (
+        ("plot", ["--out", "figures"]),
+        ("report", ["--out", "report.html"]),
+        ("compare", []),
+    ):
+        done = run_command(
+            [sys.executable, ROOT / f"tools/{tool}.py", "runs", *options],
+            tmp_path,
+            OMP_NUM_THREADS="1",
+        )
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert (
+        "| 1 | tiny | 2x32-mlp64-attn16 | 0.1451 M | 6 x 256 | 1 |"
+        f" {run.final()['normalised_ppl']:.4f} | " in done.stdout
+    )
+
+
+def break_config(path, change):
+    config = yaml.safe_load(path.read_text())
+    change(config)
+    path.write_text(yaml.safe_dump(config))
+
+
+MISTAKES = {
+    "absent": (
+        lambda run: None,
+        "{root}/none does not exist: give the folder that training made (--run_dir)",
+    ),
+    "no metrics": (
+        lambda run: (run / "metrics.jsonl").unlink(),
+        (
+            "{run} holds no run (no metrics.jsonl), nor do the folders "
+            "in it: give the folder that training made (--run_dir)"
+        ),
+    ),
+    "no config": (
+        lambda run: (run / "config.yaml").unlink(),
+        "{run} has no config.yaml, which tells what was run: copy it from the run's folder",
+    ),
+    "no model": (
+        lambda run: break_config(run / "config.yaml", lambda tree: tree.pop("model")),
+        "{run}/config.yaml is not the config.yaml of a run: it lacks the blocks `model` and `run`",
+    ),
+    "no steps": (
+        lambda run: break_config(run / "config.yaml", lambda tree: tree["run"].pop("gpt")),
+        "{run}/config.yaml does not tell run.gpt.max_train_steps: use the file that training wrote",
+    ),
+    "a text for a width": (
+        lambda run: break_config(
+            run / "config.yaml", lambda tree: tree["model"].update(h_dim="32")
+        ),
+        "{run}/config.yaml does not tell model.h_dim: use the file that training wrote",
+    ),
+    "speed 0": (
+        lambda run: break_config(
+            run / "config.yaml", lambda tree: tree["run"]["gpt"].update(tokens_per_second=0)
+        ),
+        "{run}/config.yaml: run.gpt.tokens_per_second is 0, not a number above 0",
+    ),
+    "not YAML": (
+        lambda run: (run / "config.yaml").write_text("a: [1"),
+        "{run}/config.yaml is not YAML",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes(case, tmp_path):
+    damage, sentence = MISTAKES[case]
+    run = synthetic_run(tmp_path / "run", 5)
+    damage(run)
+    with pytest.raises(UserError) as error:
+        read_runs([tmp_path / "none" if case == "absent" else run])
+    assert str(error.value).startswith(sentence.format(root=tmp_path, run=run))
+
+
+def test_a_folder_of_runs_is_read_by_rising_numbers(tmp_path):
+    for name in ("12h-seed0", "6h-seed10", "6h-seed9", "0.25h", "0.5h", "a"):
+        synthetic_run(tmp_path / name, 5)
+    assert [run.name for run in read_runs([tmp_path])] == [
+        "0.25h",
+        "0.5h",
+        "6h-seed9",
+        "6h-seed10",
+        "12h-seed0",
+        "a",
+    ]

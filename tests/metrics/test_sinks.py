@@ -1,0 +1,92 @@
+"""Where numbers go when there is no place for them."""
+
+import json
+import resource
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, write_run
+
+from gpt.errors import UserError
+from gpt.metrics.events import finite
+from gpt.metrics.sinks import Metrics, Wandb
+
+CONFIG = SimpleNamespace(options=SimpleNamespace(logger_type="none"))
+
+
+def test_lines_that_a_disk_does_not_take_are_written_later(tmp_path, capsys):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps({"event": "train", "padding": "x" * 10**6}) + "\n{half a line")
+    metrics, (soft, hard) = (
+        Metrics(tmp_path, CONFIG, {}, active=True),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
+    assert len(file.read_text().splitlines()) == 1  # the half is gone
+    # ends within the second line
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 70, hard))
+    try:
+        for step in (1, 2, 3):
+            metrics.write({"event": "train", "step": step, "loss": float("nan")})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    warned = (
+        "WARNING: metrics.jsonl cannot be written to (File too large): training goes on without"
+        " it\n"
+    )
+    assert not file.read_bytes().endswith(b"\n") and capsys.readouterr().err == warned
+    metrics.write({"event": "train", "step": 4, "loss": 1.5})
+    metrics.close()
+    events = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    assert [(event["step"], event["loss"]) for event in events] == [
+        (1, None),
+        (2, None),
+        (3, None),
+        (4, 1.5),
+    ]
+
+
+def test_what_json_has_no_number_for_is_null():
+    found = finite([{"loss": float("nan"), "languini": {"ppl": float("inf"), "tokens": 3}}, 1.5])
+    assert (
+        json.dumps(found, allow_nan=False)
+        == '[{"loss": null, "languini": {"ppl": null, "tokens": 3}}, 1.5]'
+    )
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full")
+def test_a_run_whose_log_is_on_a_full_disk_goes_on(sample, tmp_path):
+    config = write_run(
+        tmp_path, gpt={"data_root": str(sample), "max_train_steps": 2, "logger_type": "tb"}
+    )
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    (tmp_path / "runs/tiny/metrics.jsonl").symlink_to("/dev/full")
+    with open("/dev/full", "w") as log:
+        done = subprocess.run(
+            [sys.executable, ROOT / "gpt/train.py", "--ds_config", config],
+            cwd=tmp_path,
+            text=True,
+            stdout=log,
+            stderr=subprocess.PIPE,
+        )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "WARNING: metrics.jsonl cannot be written to (No space left on device): training goes on"
+        " without it" in done.stderr
+    )
+    assert (tmp_path / "runs/tiny/checkpoints/latest").read_text() == "global_step2\n"
+
+
+def test_wandb_without_an_account_is_a_mistake(tmp_path, monkeypatch):
+    for name, value in (
+        ("WANDB_MODE", "online"),
+        ("HOME", str(tmp_path)),
+        ("NETRC", str(tmp_path / "netrc")),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    with pytest.raises(
+        UserError, match="wandb does not begin .*: `wandb login` first, or leave WANDB_MODE unset"
+    ):
+        Wandb(tmp_path, "p", "n", "", {})

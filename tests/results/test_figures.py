@@ -1,0 +1,295 @@
+"""Figures of runs, as a reader sees them."""
+
+import sys
+from itertools import combinations
+
+import numpy as np
+import pytest
+from conftest import ROOT, load_command
+from matplotlib import image
+from matplotlib.text import Text
+from scipy import optimize
+from synthetic_runs import evaluation, synthetic_run, train, write_lines
+
+from gpt.errors import UserError
+from gpt.metrics.runs import read_runs
+from gpt.results import drawing, figures
+from gpt.results.comparison import group_by_seed
+
+plot = load_command("plot")
+NAMES = {
+    f"{quantity}_{axis}"
+    for quantity in ("loss", "normalised_ppl")
+    for axis in ("steps", "tokens", "flops", "hours", "reference_hours")
+}
+
+
+def ladder(folder, seeds=2, scales=(10, 20, 40, 80)):
+    """Two families whose final losses follow known laws of the steps: 1.7 C^-0.05 and 2.5 C^-0.12
+    with C in hours."""
+    for layers, amplitude, exponent in ((2, 1.7, 0.05), (3, 2.5, 0.12)):
+        for steps in scales:
+            for seed in range(seeds):
+                synthetic_run(
+                    folder / f"{layers}l-{steps}h-seed{seed}",
+                    steps,
+                    final=amplitude * steps**-exponent,
+                    n_layers=layers,
+                    tokens_per_second=256 / 3600,
+                    seed=seed,
+                )
+    return folder
+
+
+def test_the_whole_command(tmp_path, run_command):
+    ladder(tmp_path / "runs")
+    command = [sys.executable, ROOT / "tools/plot.py", "runs", "--scaling", "--out"]
+    done = [run_command([*command, out], tmp_path, OMP_NUM_THREADS="1") for out in ("one", "two")]
+    assert done[0].returncode == 0, done[0].stderr
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert set(files) == {
+        f"{name}.{kind}" for name in NAMES | {"training", "scaling"} for kind in ("png", "svg")
+    }
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
+    lines = done[0].stdout.splitlines()
+    assert lines[0].startswith("2x32-mlp64-attn16: L(C) = 1.") and lines[0].endswith(" h)^-0.0500")
+    assert lines[3].startswith("3x32-mlp64-attn16: L(C) = ") and lines[3].endswith(" h)^-0.1200")
+    at = (2.5 / 1.7) ** (1 / 0.07)
+    assert lines[6].startswith(
+        f"2x32-mlp64-attn16 and 3x32-mlp64-attn16 cross at C = {at:.3g} h, between "
+    )
+    assert lines[6].endswith("; an extrapolation")
+    pixels = image.imread(tmp_path / "one/scaling.png")
+    # neither blank nor black
+    assert pixels.shape[:2] == (800, 1320) and 0.5 < pixels[..., :3].mean() < 0.99
+
+
+def test_older_runs_have_no_figure_over_measured_hours(tmp_path, monkeypatch, capsys):
+    for name in ("a", "b"):
+        synthetic_run(tmp_path / name, 20, measured=False)
+    with open(tmp_path / "b/metrics.jsonl", "a") as file:
+        file.write("broken\n")
+    in_process(monkeypatch, tmp_path, "a", "b", "--out", "out")
+    told = capsys.readouterr().out
+    assert (
+        "notice: no measured hours of training for a, b: metrics.jsonl does not hold them" in told
+    )
+    assert (
+        "notice: no reference accelerator-hours for a, b: config.yaml has no gpt.tokens_per_second"
+        in told
+    )
+    assert "notice: b/metrics.jsonl: line 24 is damaged and left out" in told
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {
+        "training",
+        *(n for n in NAMES if not n.endswith("hours")),
+    }
+
+
+def in_process(monkeypatch, folder, *options):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["plot.py", *options])
+    plot.main()
+
+
+REFUSED = {
+    "two scales": (
+        ["runs", "--scaling"],
+        (
+            "--scaling: 2x32-mlp64-attn16: a power law needs final losses at 3 scales of compute "
+            "at least, and there are 2"
+        ),
+    ),
+    "no reference": (
+        ["plain", "--scaling"],
+        "no reference accelerator-hours for plain: config.yaml has no gpt.tokens_per_second",
+    ),
+    "unfinished": (["begun", "--scaling"], "--scaling: none of the runs is finished and evaluated"),
+    "other data": (
+        ["plain", "other", "--scaling", "flops"],
+        "final losses cannot be compared: plain and other were trained on different datasets",
+    ),
+    "nothing yet": (["empty"], "no run has a line of training yet: there is nothing to draw"),
+    "no run": (["absent"], "absent does not exist: give the folder that training made (--run_dir)"),
+    "another axis": (
+        ["plain", "--scaling", "tokens"],
+        "command line: argument --scaling: invalid choice: 'tokens'",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder_of_mistakes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mistakes")
+    for steps in (10, 20):
+        synthetic_run(folder / f"runs/{steps}", steps, tokens_per_second=64.0)
+    synthetic_run(folder / "plain", 10)
+    synthetic_run(folder / "other", 10, fingerprint="e" * 64)
+    write_lines(
+        synthetic_run(folder / "begun", 10, tokens_per_second=64.0),
+        [train(1, 7.0), evaluation(1, 7.0)],
+    )
+    write_lines(synthetic_run(folder / "empty", 10), [])
+    return folder
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_mistakes(case, folder_of_mistakes, monkeypatch):
+    options, sentence = REFUSED[case]
+    with pytest.raises(UserError) as error:
+        in_process(monkeypatch, folder_of_mistakes, *options, "--out", "out")
+    assert str(error.value).startswith(sentence)
+    assert not (folder_of_mistakes / "out").exists()
+
+
+def drawn(monkeypatch, draw):
+    """The matplotlib figure that a function of gpt.results.figures draws and would save."""
+    made = []
+    monkeypatch.setattr(drawing, "save", lambda figure, stem: made.append(figure) or [])
+    draw()
+    return made[0]
+
+
+def names_in(figure):
+    """{name: box in pixels} of the texts right of the axes."""
+    figure.canvas.draw()
+    # without their arrows
+    boxes = {text.get_text(): Text.get_window_extent(text) for text in figure.axes[0].texts}
+    return {
+        name: box for name, box in boxes.items() if box.x0 > figure.axes[0].get_window_extent().x1
+    }
+
+
+@pytest.mark.parametrize("count", [1, 14])
+def test_names_stand_apart_within_the_figure(count, tmp_path, monkeypatch):
+    names = [f"run $x^{index}_" + "long" * (index % 4) for index in range(count)]
+    for index, name in enumerate(names):
+        synthetic_run(
+            tmp_path / name,
+            20,
+            lambda step, index=index: 6 * (step + 1) ** -0.2 + 1e-3 * index,
+            max_eval_steps=1 + index,
+        )
+    groups = group_by_seed(read_runs([tmp_path]))
+    figure = drawn(monkeypatch, lambda: figures.curves(groups, "steps", "loss", tmp_path))
+    boxes = names_in(figure)
+    assert sorted(boxes) == sorted(names)  # not taken for formulas
+    for one, other in combinations(boxes.values(), 2):
+        assert not one.overlaps(other)
+    width, height = figure.canvas.get_width_height()
+    assert all(box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes.values())
+
+
+def test_a_figure_shows_the_numbers_of_its_runs(tmp_path, monkeypatch):
+    curves = [lambda step, seed=seed: 8 - 0.1 * step + 0.02 * seed for seed in range(3)]
+    for seed, curve in enumerate(curves):
+        synthetic_run(tmp_path / f"r-seed{seed}", 30, curve, seed=seed)
+    groups = group_by_seed(read_runs([tmp_path]))
+    figure = drawn(monkeypatch, lambda: figures.curves(groups, "tokens", "loss", tmp_path))
+    training, held_out = (line.get_xydata() for line in figure.axes[0].lines)
+    steps = np.arange(1, 31)
+    assert training == pytest.approx(np.stack([steps * 256, 8.02 - 0.1 * steps], 1), rel=1e-12)
+    assert held_out == pytest.approx(
+        np.stack([np.arange(0, 31, 10) * 256, 8.02 - np.arange(4.0)], 1), rel=1e-12
+    )
+    (band,) = figure.axes[0].collections
+    assert np.ptp(band.get_paths()[0].vertices[1:4, 0]) < 30 * 256
+    # one standard deviation up
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(8.02 + 0.02, rel=1e-9)
+    assert names_in(figure).keys() == {"r (3 seeds)"}
+
+
+def test_what_a_run_told_of_its_inside_is_drawn(tmp_path, monkeypatch):
+    synthetic_run(tmp_path / "run", 3)
+    told = [
+        {
+            "event": "norms",
+            "step": step,
+            "weight": {"a": 3.0 * step, "b": 4.0 * step},
+            "gradient": {"a": 1.0, "b": 1.0},
+            "update": {"a": 0.0, "b": 0.5},
+        }
+        for step in (1, 2, 3)
+    ]
+    told += [
+        {
+            "event": "activations",
+            "step": step,
+            "rms": {"blocks.0.mlp": 9.0, "ln_f.stream": 2.0 + step},
+            "max_abs": {"blocks.0.mlp": 70.0 if step < 3 else None, "ln_f.stream": 10.0},
+        }
+        for step in (1, 2, 3)
+    ]
+    write_lines(tmp_path / "run", [train(step, 3.0) for step in (1, 2, 3)] + told)
+    groups = group_by_seed(read_runs([tmp_path]))
+    figure = drawn(monkeypatch, lambda: figures.inside(groups, tmp_path))
+    lines = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
+    assert lines == [
+        [[1, 5], [2, 10], [3, 15]],
+        [[1, 1e5], [2, 5e4], [3, pytest.approx(5e5 / 15)]],
+        [[1, 3], [2, 4], [3, 5]],
+        [[1, 70], [2, 70]],
+    ]  # a largest one that is not finite is not drawn
+    assert (
+        figures.inside(group_by_seed(read_runs([synthetic_run(tmp_path / "mute", 3)])), tmp_path)
+        == []
+    )
+
+
+def test_lines_can_be_told_apart_without_colour():
+    styles = [drawing.style(index) for index in range(40)]
+    assert len({(str(style["linestyle"]), style["marker"]) for style in styles}) == 40
+
+
+def test_a_family_keeps_its_look(tmp_path):
+    runs = read_runs([ladder(tmp_path, seeds=1)])
+    styles = {
+        group.name: look
+        for group, look in zip(group_by_seed(runs), figures.looks(group_by_seed(runs)))
+    }
+    for layers in (2, 3):
+        mine = [look for name, look in styles.items() if name.startswith(f"{layers}l")]
+        assert len({(look["color"], str(look["linestyle"])) for look in mine}) == 1
+        assert len({look["marker"] for look in mine}) == 4
+    assert styles["2l-10h-seed0"]["color"] != styles["3l-10h-seed0"]["color"]
+    (alone,) = figures.looks(group_by_seed(runs)[:1])
+    assert alone == drawing.style(0)
+
+
+def test_names_move_as_little_as_they_can():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        wanted = np.sort(rng.uniform(0, 10, 7))
+        gap = rng.uniform(0.1, 2)
+        found = np.array(drawing.spread(wanted.tolist(), gap))
+        assert np.diff(found).min() > gap - 1e-9
+        best = optimize.minimize(
+            lambda x: ((x - wanted) ** 2).sum(),
+            np.arange(7.0) * gap,
+            constraints={"type": "ineq", "fun": lambda x: np.diff(x) - gap},
+        )
+        assert ((found - wanted) ** 2).sum() == pytest.approx(best.fun, rel=1e-4, abs=1e-6)
+
+
+def test_thinning_keeps_means():
+    x = np.arange(1, 100_001.0)
+    y = np.random.default_rng(0).normal(3, 1, 100_000)
+    found_x, found_y = drawing.thin(x, y, log=False, points=200)
+    assert len(found_x) == 200
+    assert found_y == pytest.approx(y.reshape(200, 500).mean(axis=1), rel=0.05)
+    assert drawing.thin(x, y, log=True)[0].min() < 3
+    assert [
+        len(part)
+        for part in drawing.thin(np.array([0.0, 1, 2]), np.array([5.0, np.nan, 3]), log=True)
+    ] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "low, high", [(1, 1e9), (3e-5, 4e-3), (4.1, 7.3), (3.14, 3.19), (1e11, 4e12), (0.9, 1.1)]
+)
+def test_log_axes_have_ticks_to_read_off(low, high):
+    ticks = drawing._log_ticks(low, high)
+    assert (
+        3 <= len(ticks) <= 10
+        and all(low <= tick <= high for tick in ticks)
+        and len(set(ticks)) == len(ticks)
+    )

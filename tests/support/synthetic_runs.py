@@ -1,0 +1,123 @@
+"""Run folders with curves known in advance: a real config.yaml, and a metrics.jsonl as the trainer
+writes it."""
+
+import json
+import math
+from pathlib import Path
+
+import yaml
+from conftest import tiny_run
+
+from gpt.config.resolve import resolve
+
+TOKENS_PER_STEP = 8 * 32  # of tiny_run
+# counted by hand
+FLOPS_PER_TOKEN = 3 * (2 * (2 * (4 * 16 * 32 + 2 * 32 * 64) + 2048 * 32) + 2 * 2 * 32 * 16)
+
+
+def config_yaml(folder, fingerprint="f" * 64, **options):
+    """The config.yaml of tiny_run(gpt=options) in a new run's folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = resolve(
+        tiny_run(gpt={"eval_every": 1, **options}),
+        folder.name,
+        lines={"scheduler.params.max_lr": 7},
+        file="tiny.json",
+    ).as_dict()
+    config["dataset"] = {"root": "data/sample", "fingerprint": fingerprint, "tokenizer": "t" * 64}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return config
+
+
+def train(step, loss, **more):
+    return {
+        "event": "train",
+        "step": step,
+        "loss": loss,
+        "lr": 1e-3,
+        "grad_norm": 1.0,
+        "loss_scale": 1.0,
+        "tokens": step * TOKENS_PER_STEP,
+        "tokens_per_second": 1000.0,
+        **more,
+        "time": 1.7e9 + step,
+    }
+
+
+def evaluation(step, loss, split="test", nats_per_byte=None, scored=1000, **more):
+    """An eval line: loss in nats per token, a quarter of it per byte unless told otherwise."""
+    nats = loss / 4 if nats_per_byte is None else nats_per_byte
+    figures = {
+        "tokens": scored // 4,
+        "bytes": scored,
+        "total_loss": loss * scored / 4,
+        "loss": loss,
+        "ppl": math.exp(loss),
+        "normalised_loss": nats,
+        "normalised_ppl": math.exp(nats),
+        "bits_per_byte": nats / math.log(2),
+        "top1": 0.25,
+        "top10": 0.5,
+    }
+    return {
+        "event": "eval",
+        "step": step,
+        "split": split,
+        **figures,
+        "languini": dict(figures),
+        **more,
+        "seconds": 0.5,
+        "time": 1.7e9 + step,
+    }
+
+
+def write_lines(folder, events, end="\n"):
+    text = "".join(
+        event if isinstance(event, str) else json.dumps(event) + "\n" for event in events
+    )
+    (Path(folder) / "metrics.jsonl").write_text(
+        text.removesuffix("\n") + end if text else "", encoding="utf-8"
+    )
+
+
+def synthetic_run(
+    folder,
+    steps=40,
+    loss=lambda step: 8 * (step + 1) ** -0.2,
+    final=None,
+    measured=True,
+    fingerprint="f" * 64,
+    **options,
+):
+    """A finished run of `steps` steps: losses by `loss`, evaluated at every tenth step and the
+    last, where the normalised loss is `final`. measured: lines carry their axes, as they do since
+    the trainer measures hours."""
+    config = config_yaml(folder, fingerprint, max_train_steps=steps, **options)
+    reference = config["run"]["gpt"].get("tokens_per_second")
+
+    def axes(step):
+        tokens = step * TOKENS_PER_STEP
+        hours = {"reference_hours": tokens / reference / 3600 if reference else None}
+        return (
+            {
+                "train_tokens": tokens,
+                "flops": tokens * FLOPS_PER_TOKEN,
+                "hours": step / 1000,
+                **hours,
+            }
+            if measured
+            else {}
+        )
+
+    events = [evaluation(0, loss(0), **axes(0))]
+    for step in range(1, steps + 1):
+        events.append(train(step, loss(step), **axes(step)))
+        if step % 10 == 0 or step == steps:
+            events.append(
+                evaluation(
+                    step, loss(step), nats_per_byte=final if step == steps else None, **axes(step)
+                )
+            )
+    write_lines(folder, events)
+    return Path(folder)

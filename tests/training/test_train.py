@@ -1,0 +1,444 @@
+"""Whole runs through the real commands."""
+
+import errno
+import json
+import os
+import shutil
+import struct
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, read_metrics, write_run
+from safetensors.torch import load_file
+
+from gpt import files
+from gpt.checkpoint import folders
+from gpt.checkpoint.weights import consolidate
+from gpt.errors import UserError
+from gpt.files import FolderLock, hash_file
+
+TRAIN = ROOT / "gpt" / "train.py"
+
+
+def losses(run_dir):
+    return np.array([event["loss"] for event in read_metrics(run_dir, "train")])
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory, sample, run_command):
+    """Six steps under `deepspeed` with one process: the folder in which they ran."""
+    folder = tmp_path_factory.mktemp("one")
+    config = write_run(
+        folder, gpt={"data_root": str(sample), "eval_every": 3, "log_grads_every": 3, "seed": 1}
+    )
+    done = run_command(
+        ["deepspeed", "--num_gpus", 1, "--master_port", 29611, TRAIN, "--ds_config", config], folder
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def test_what_a_person_sees(one_rank):
+    lines = (one_rank / "stdout").read_text().splitlines()
+    assert any(
+        line.startswith("eval after step 0 (untrained) on test (528 of 108,605 tokens): loss 7.6")
+        for line in lines
+    )
+    assert any(
+        line.startswith("step 6/6  loss ") and "tokens/s  ETA 0:00:00" in line for line in lines
+    )
+    assert lines[-1].endswith("exits successfully.") or "done: 6 steps" in lines[-1]
+
+
+def test_metrics_hold_every_step(one_rank):
+    train = read_metrics(one_rank / "runs/tiny", "train")
+    assert [event["step"] for event in train] == [1, 2, 3, 4, 5, 6]
+    assert [event["tokens"] for event in train] == [256 * step for step in range(1, 7)]
+    assert [event["step"] for event in read_metrics(one_rank / "runs/tiny", "eval")] == [0, 3, 6]
+    assert train[0]["lr"] == pytest.approx(
+        0.5 * (6e-6 + 0.5 * (1 + np.cos(np.pi / 6)) * (3e-3 - 6e-6)), rel=1e-12
+    )
+    assert train[-1]["lr"] == pytest.approx(6e-6, rel=1e-9)
+
+
+def test_norms_add_up_to_the_whole_gradient(one_rank):
+    norms = {event["step"]: event for event in read_metrics(one_rank / "runs/tiny", "norms")}
+    train = {event["step"]: event for event in read_metrics(one_rank / "runs/tiny", "train")}
+    assert set(norms) == {3, 6}
+    for step in norms:
+        whole = np.sqrt(sum(value**2 for value in norms[step]["gradient"].values()))
+        assert whole == pytest.approx(train[step]["grad_norm"], rel=1e-5)
+    assert {"token_embedding", "blocks.1.attn.qkv", "head"} <= set(norms[3]["update"])
+
+
+def test_two_ranks_find_the_same_losses(one_rank, tmp_path, run_command):
+    command = [
+        "deepspeed",
+        "--num_gpus",
+        2,
+        "--master_port",
+        29612,
+        TRAIN,
+        "--ds_config",
+        one_rank / "tiny.json",
+    ]
+    done = run_command(command, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(tmp_path / "runs/tiny") == pytest.approx(losses(one_rank / "runs/tiny"), abs=1e-5)
+    for mine, theirs in zip(
+        read_metrics(tmp_path / "runs/tiny", "norms"), read_metrics(one_rank / "runs/tiny", "norms")
+    ):
+        for kind in ("weight", "gradient", "update"):
+            assert mine[kind] == pytest.approx(theirs[kind], rel=1e-3)
+    for mine, theirs in zip(
+        read_metrics(tmp_path / "runs/tiny", "eval"), read_metrics(one_rank / "runs/tiny", "eval")
+    ):
+        assert (mine["tokens"], mine["bytes"]) == (theirs["tokens"], theirs["bytes"])
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("launcher", ["python", "torchrun"])
+def test_other_launchers_do_the_same(launcher, one_rank, tmp_path, run_command):
+    start = (
+        [sys.executable]
+        if launcher == "python"
+        else ["torchrun", "--master_port", 29613, "--nproc_per_node", 1]
+    )
+    done = run_command([*start, TRAIN, "--ds_config", one_rank / "tiny.json"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (losses(tmp_path / "runs/tiny") == losses(one_rank / "runs/tiny")).all()
+
+
+def test_a_resumed_run_equals_an_undisturbed_one_to_the_last_bit(one_rank, tmp_path, run_command):
+    command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json"]
+    first = run_command([*command, "--max_train_steps", 4], tmp_path)
+    second = run_command([*command, "--resume", "must"], tmp_path)
+    assert first.returncode == second.returncode == 0, second.stderr
+    assert "resuming runs/tiny after step 4" in second.stdout
+    assert (losses(tmp_path / "runs/tiny") == losses(one_rank / "runs/tiny")).all()
+    consolidate(tmp_path / "runs/tiny/checkpoints", tmp_path / "resumed")
+    consolidate(one_rank / "runs/tiny/checkpoints", tmp_path / "undisturbed")
+    resumed, undisturbed = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("resumed", "undisturbed")
+    )
+    assert resumed.keys() == undisturbed.keys()
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in resumed)
+
+
+def test_an_evaluation_that_was_stopped_is_made_up_for_once(one_rank, tmp_path, run_command):
+    shutil.copytree(one_rank / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs/tiny/checkpoints/global_step6"
+    # as a stop leaves it
+    folders.write_manifest(folder, {**folders.read_manifest(folder), "evaluated_step": 3})
+    command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json"]
+    first, second = (run_command(command, tmp_path) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "eval after step 6 on test" in first.stdout and "done: 6 steps" in first.stdout
+    assert (
+        second.stdout == "runs/tiny is at step 6 already, and max_train_steps is 6: nothing to do\n"
+    )
+    assert [event["step"] for event in read_metrics(tmp_path / "runs/tiny", "eval")] == [0, 3, 6, 6]
+
+
+def test_going_on_with_other_settings_is_refused(one_rank, run_command):
+    command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json"]
+    done = run_command([*command, "--max_lr", "0.1", "--n_layers", "3"], one_rank)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert (
+        "runs/tiny holds a run with other settings (model.n_layers was 2, is 3;"
+        " scheduler.params.max_lr was 0.003, is 0.1)" in (done.stderr)
+    )
+    done = run_command([*command, "--resume", "never"], one_rank)
+    assert done.returncode == 2
+    assert "--resume never: runs/tiny already holds a run: name another --run_dir" in done.stderr
+
+
+def test_the_evaluator_scores_the_whole_split_without_deepspeed(
+    one_rank, sample, tmp_path, run_command
+):
+    done = run_command(
+        [
+            sys.executable,
+            ROOT / "tools/zero_to_fp32.py",
+            one_rank / "runs/tiny/checkpoints",
+            tmp_path / "out",
+        ],
+        tmp_path,
+    )
+    assert done.returncode == 0 and "verified" in done.stdout, done.stderr
+    evaluate = [
+        sys.executable,
+        "-X",
+        "importtime",
+        ROOT / "gpt/eval.py",
+        "--checkpoint_file",
+        tmp_path / "out/model.safetensors",
+        "--last_n",
+        16,
+        "--batch_size",
+        64,
+        "--json",
+        tmp_path / "o.json",
+    ]
+    done = run_command(evaluate, tmp_path)
+    assert done.returncode == 0, done.stderr
+    imported = {
+        line.split("|")[-1].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+    assert "torch" in imported and not imported & {"deepspeed", "wandb"}
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert f"normalised perplexity     {found['normalised_ppl']:14.4f}" in done.stdout
+    source = json.loads((sample / "manifest.json").read_text())["splits"]["test"]
+    assert found["tokens"] == source["tokens"] - 1
+    assert list(found) == [
+        "split",
+        "checkpoint",
+        "dataset",
+        "seq_len",
+        "last_n",
+        "tokens",
+        "bytes",
+        "total_loss",
+        "loss",
+        "ppl",
+        "normalised_loss",
+        "normalised_ppl",
+        "bits_per_byte",
+        "top1",
+        "top10",
+        "languini",
+    ]
+
+
+def test_every_logger_writes(one_rank, tmp_path, run_command):
+    command = [
+        sys.executable,
+        TRAIN,
+        "--ds_config",
+        one_rank / "tiny.json",
+        "--logger_type",
+        "all",
+        "--max_train_steps",
+        2,
+        "--comment",
+        "a comment",
+        "--tokens_per_second",
+        1000,
+    ]
+    done = run_command(command, tmp_path, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stdout + done.stderr
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(tmp_path / "runs/tiny/tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == [1, 2]
+    assert board.Scalars("eval/test/normalised_ppl")[0].value > 1
+    lines = read_metrics(tmp_path / "runs/tiny")
+    last = next(event for event in reversed(lines) if event["event"] == "eval")
+    for tag, value in (
+        ("train_tokens", 512),
+        ("gigaflops", round(last["flops"] / 1e9)),
+        ("reference_seconds", 1),
+    ):
+        scalar = board.Scalars(f"over_{tag}/eval/test/normalised_ppl")[-1]
+        assert (scalar.step, scalar.value) == (value, pytest.approx(last["normalised_ppl"]))
+    (run,) = (tmp_path / "runs/tiny/wandb").glob("offline-run-*/run-*.wandb")
+    axis_of, history = read_wandb(run)
+    assert axis_of["train/*"] == "step" and axis_of["eval/*"] == "reference_hours"
+    written = [event for event in lines if event["event"] in ("train", "eval")]
+    read = [item for item in history if "train/loss" in item or "eval/test/loss" in item]
+    assert len(read) == len(written) == 4
+    for item, event in zip(read, written):
+        for axis in ("step", "train_tokens", "flops", "hours", "reference_hours"):
+            assert item[axis] == pytest.approx(event[axis], rel=1e-12)
+        prefix = "eval/test" if event["event"] == "eval" else "train"
+        assert item[f"{prefix}/loss"] == event["loss"]
+    assert read[1]["train/seconds/backward"] == written[1]["seconds"]["backward"]
+
+
+def read_wandb(path):
+    """({metric pattern: its x-axis}, [history item]) of a .wandb file: a LevelDB log of wandb's own
+    protobuf records."""
+    from wandb.proto import wandb_internal_pb2
+
+    data = path.read_bytes()
+    at = 7
+    content = b""
+    axis_of = {}
+    history = []
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if -at % 32768 < 7:  # no header fits into the rest of a block
+            at += -at % 32768
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        content = content + data[at + 7 : at + 7 + size]
+        at = at + 7 + size
+        if kind not in (1, 4):  # the record goes on in the next block
+            continue
+        record = wandb_internal_pb2.Record.FromString(content)
+        content = b""
+        if record.WhichOneof("record_type") == "metric" and record.metric.step_metric:
+            axis_of[record.metric.glob_name or record.metric.name] = record.metric.step_metric
+        elif record.WhichOneof("record_type") == "history":
+            history.append(
+                {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                    for item in record.history.item
+                }
+            )
+    return axis_of, history
+
+
+def test_24h_on_a_laptop_asks_for_its_data_only(tmp_path, run_command):
+    command = [
+        "deepspeed",
+        "--master_port",
+        29614,
+        TRAIN,
+        "--ds_config",
+        ROOT / "ds_configs/24h.json",
+        "--max_train_steps",
+        2,
+    ]
+    done = run_command(command, tmp_path)
+    assert done.returncode == 2
+    assert (
+        "error: data/books holds no dataset (no manifest.json): make one from a folder of .txt"
+        " files with " in done.stderr
+    )
+    assert "python tools/prepare_data.py --input FOLDER --out data/books" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_in_the_same_folder_is_refused(sample, tmp_path, run_command):
+    config = write_run(tmp_path, gpt={"data_root": str(sample)})
+    lock = FolderLock(tmp_path / "runs/tiny")
+    done = run_command([sys.executable, TRAIN, "--ds_config", config], tmp_path)
+    assert done.returncode == 2
+    assert (
+        "another process is training in runs/tiny: wait for it, or name another --run_dir"
+        in done.stderr
+    )
+    lock.release()
+
+
+def test_a_disk_without_locks_is_a_mistake(tmp_path, monkeypatch):
+    def flock(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with pytest.raises(
+        UserError,
+        match=(
+            "run/.lock cannot be locked: Function not implemented; name a folder on a disk that has"
+        ),
+    ):
+        FolderLock(tmp_path / "run")
+
+
+def test_pickles_with_code_are_never_run(one_rank, tmp_path, run_command):
+    class Trap:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path}/sprung",)
+
+    shutil.copytree(one_rank / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs/tiny/checkpoints/global_step6"
+    manifest = folders.read_manifest(folder)
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        content = (folder / name).read_bytes()
+        torch.save({"optimizer_state_dict": Trap(), "module": Trap()}, folder / name)
+        hashes = {
+            path.name: hash_file(path)
+            for path in folder.iterdir()
+            if path.name != "checkpoint.json"
+        }
+        folders.write_manifest(folder, {**manifest, "files": hashes})
+        with pytest.raises(
+            UserError,
+            match="holds code or types that a checkpoint does not need, and was not loaded",
+        ):
+            consolidate(folder, tmp_path / "out")
+        if name.startswith("mp"):
+            (folder / name).write_bytes(content)
+            continue
+        done = run_command(
+            [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json", "--max_train_steps", 8],
+            tmp_path,
+        )
+        assert done.returncode == 2 and "holds code or types" in done.stderr
+        done = run_command(
+            [sys.executable, ROOT / "gpt/eval.py", "--checkpoint_file", folder / name], tmp_path
+        )
+        assert done.returncode == 2 and "files with pickles are never loaded" in done.stderr
+        (folder / name).write_bytes(content)
+    assert not (tmp_path / "sprung").exists()
+
+
+BAD_RUNS = [
+    (
+        ["--ds_config", "no.json"],
+        "error: cannot read the config no.json: No such file or directory",
+    ),
+    (
+        ["--train_batch_siz", "4"],
+        "unknown option --train_batch_siz (did you mean '--train_batch_size'?)",
+    ),
+    (
+        ["--vocab_size", "2047"],
+        "gpt.vocab_size is 2047, but the tokenizer of {data} has 2048 ids: set --vocab_size 2048",
+    ),
+    (
+        ["--train_batch_size", "512"],
+        (
+            "the split 'train' has 240 documents, fewer than the 512 streams that train_batch_size "
+            "512 needs: prepare more documents or lower train_batch_size to at most 240"
+        ),
+    ),
+    (["--eval_data_split", "java"], "{data} has no split 'java': it has train, test, python"),
+    (["--resume", "must"], "--resume must: runs/tiny/checkpoints has no checkpoint to go on from"),
+    (
+        ["--run_dir", "tiny.json"],
+        "tiny.json is a file, where a run wants to be kept: name another --run_dir",
+    ),
+    (["--seq_len", "0"], "command line: gpt.seq_len is 0, must be at least 2"),
+    (["--grad_clip_norm", "-1"], "command line: gradient_clipping is -1.0, must be at least 0"),
+    (["--preset", "smal"], "gpt.preset is 'smal' (did you mean 'small'?)"),
+]
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        pytest.param(*case, id=case[0][0], marks=[pytest.mark.slow] if index > 4 else [])
+        for index, case in enumerate(BAD_RUNS)
+    ],
+)
+def test_a_mistake_ends_with_its_sentence_and_code_2(
+    options, sentence, sample, tmp_path, run_command
+):
+    config = write_run(tmp_path, gpt={"data_root": str(sample)})
+    command = [
+        "deepspeed",
+        "-q",
+        "--num_gpus",
+        2,
+        "--master_port",
+        29615,
+        TRAIN,
+        "--ds_config",
+        config,
+        *options,
+    ]
+    done = run_command(command, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count(sentence.format(data=sample)) == 1  # one report, not one per rank
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stdout
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in left] == ["tiny.json"]
