@@ -9,7 +9,18 @@ from contextlib import suppress
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message says what is wrong, where, and what to do."""
+    """A mistake that the user can mend.
+
+    what: what is wrong, and where. mend: what to do about it; the two are told as "what: mend".
+    """
+
+    def __init__(self, what: str, mend: str | None = None):
+        super().__init__(what if mend is None else f"{what}: {mend}")
+        self.what = what
+        self.mend = mend
+
+    def __reduce__(self):
+        return type(self), (self.what, self.mend)
 
 
 class RunError(Exception):

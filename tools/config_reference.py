@@ -4,6 +4,7 @@ python tools/config_reference.py            writes it
 python tools/config_reference.py --check    exit code 1 where it is not up to date
 """
 
+import html
 import json
 import sys
 from pathlib import Path
@@ -16,11 +17,17 @@ from gpt.errors import Parser, run
 TARGET = ROOT / "ds_configs" / "README.md"
 INTRODUCTION = """# Keys of a run's JSON
 
-Written from `gpt/config/` by `python tools/config_reference.py`. \
-Precedence: defaults < JSON < command line.
-Keys in `gpt` are command-line options of the same name; so are {own}, and, under the seed
-project's names, {options}.
-A key that is not listed here is an error.
+Written from `gpt/config/` by `python tools/config_reference.py`.
+Precedence: defaults < JSON < command line. A key that is not listed here is an error.
+
+Options of the command line are all keys of `gpt`, by their own names, and of DeepSpeed's keys
+{own};
+under the seed project's names also
+{renamed}.
+
+An empty *default*: the key is not set, and a default that its meaning tells is DeepSpeed's, or
+follows from other keys. The type *DeepSpeed's*: a value that is passed on as it is. *No effect*:
+DeepSpeed accepts the key, and nothing in a run depends on it.
 """
 
 
@@ -43,52 +50,69 @@ def main():
 
 
 def reference() -> str:
+    """The whole page, in Markdown."""
     from gpt.config import deepspeed_keys
     from gpt.config.command_line import DEEPSPEED_OPTIONS
     from gpt.config.keys import Key
 
-    options = ", ".join(
-        f"`--{name}` (`{path}`)" for name, path in DEEPSPEED_OPTIONS.items() if name != path
-    )
-    own = ", ".join(f"`{name}`" for name, path in DEEPSPEED_OPTIONS.items() if name == path)
-    parts = [INTRODUCTION.format(own=own, options=options)]
+    own = [f"`{name}`" for name, path in DEEPSPEED_OPTIONS.items() if name == path]
+    renamed = [f"`--{name}` (`{path}`)" for name, path in DEEPSPEED_OPTIONS.items() if name != path]
     single = {name: key for name, key in deepspeed_keys.TOP_KEYS.items() if isinstance(key, Key)}
-    parts.append(table("Top level", single))
-    for name, keys in deepspeed_keys.TOP_KEYS.items():
-        if name in single:
-            continue
-        if "params" in keys:
-            parts.append(table(name, {"type": keys["type"]}))
-            parts += [
-                table(f"{name}.params of {kind}", params) for kind, params in keys["params"].items()
-            ]
-        else:
-            parts.append(table(name, keys))
+    blocks = {name: keys for name, keys in deepspeed_keys.TOP_KEYS.items() if name not in single}
+    parts = [
+        INTRODUCTION.format(own=",\n".join(own), renamed=",\n".join(renamed)),
+        table("Top level", single),
+    ]
+    for name, keys in blocks.items():
+        parts += tables(name, keys)
     refused = "\n".join(f"- `{path}`: {reason}" for path, reason in deepspeed_keys.REFUSED.items())
-    return "\n".join(
-        [
-            *parts,
-            f"## Refused\nReal keys of DeepSpeed that have no place here, and why.\n\n{refused}\n",
-        ]
+    parts.append(
+        f"## Refused\n\nReal keys of DeepSpeed that have no place here, and why.\n\n{refused}\n"
     )
+    return "\n".join(parts)
+
+
+def tables(name, keys):
+    """One table for a block's own keys, and one for each block inside it."""
+    inner = {key: value for key, value in keys.items() if isinstance(value, dict)}
+    own = {key: value for key, value in keys.items() if key not in inner}
+    yield table(name, own)
+    for block, value in inner.items():
+        if block == "params":  # they depend on the type beside them
+            for kinds, params in by_parameters(value):
+                yield table(f"{name}.params of {' and '.join(kinds)}", params)
+        else:
+            yield from tables(f"{name}.{block}", value)
+
+
+def by_parameters(variants):
+    """([type, …], their parameters) of types that have the same parameters."""
+    groups = []
+    for kind, params in variants.items():
+        kinds = next((kinds for kinds, known in groups if known == params), None)
+        if kinds is None:
+            groups.append(([kind], params))
+        else:
+            kinds.append(kind)
+    return groups
 
 
 def table(title, keys) -> str:
-    rows = "\n".join(row(name, key) for name, key in flat(keys))
-    return f"## {title}\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n"
-
-
-def flat(keys, prefix=""):
-    for name, key in keys.items():
-        if isinstance(key, dict):
-            yield from flat(key, f"{prefix}{name}.")
-        else:
-            yield prefix + name, key
+    rows = "\n".join(row(name, key) for name, key in keys.items())
+    return f"## {title}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n"
 
 
 def row(name, key) -> str:
-    from gpt.config.keys import ANY, REQUIRED
+    meaning = html.escape(key.doc, quote=False)  # <name> would be taken for a tag, and not shown
+    return f"| `{name}` | {kind_of(key)} | {default_of(key)} | {meaning} |"
 
+
+def kind_of(key) -> str:
+    """A key's type and range, or its choices."""
+    from gpt.config.keys import ANY
+
+    if key.choices:
+        return " ".join(f"`{choice}`" for choice in key.choices)
     kinds = {
         "pair": "two numbers",
         ANY: "DeepSpeed's",
@@ -97,24 +121,27 @@ def row(name, key) -> str:
         float: "number",
         str: "text",
     }
-    kind = " ".join(f"`{choice}`" for choice in key.choices) if key.choices else kinds[key.kind]
-    limits = [
-        f"{word} {value}"
-        for word, value in (
-            ("at least", key.minimum),
-            ("above", key.above),
-            ("at most", key.maximum),
-        )
-        if value is not None and not key.choices
-    ]
-    default = (
-        "required"
-        if key.default is REQUIRED
-        else ""
-        if key.default in (None, "")
-        else f"`{json.dumps(key.default)}`"
-    )
-    return f"| `{name}` | {', '.join([kind, *limits])} | {default} | {key.doc} |"
+    return f"{kinds[key.kind]} {range_of(key)}".strip()
+
+
+def range_of(key) -> str:
+    if key.above is not None:
+        return f"> {key.above:,}"
+    if key.minimum is None:
+        return ""
+    if key.maximum is None:
+        return f"≥ {key.minimum:,}"
+    return f"from {key.minimum:,} to {key.maximum:,}"
+
+
+def default_of(key) -> str:
+    from gpt.config.keys import REQUIRED
+
+    if key.default is REQUIRED:
+        return "required"
+    if key.default in (None, ""):
+        return ""
+    return f"`{json.dumps(key.default)}`"
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ class Entry:
             print(f"{self.name} ended with exit code {code} at step {self.step}", flush=True)
 
     def summary(self) -> dict:
-        tokens = self.last * self.config.batch.global_size * self.config.model.seq_len
+        tokens = self.last * self.config.batch.train_batch_size * self.config.model.seq_len
         speed = self.config.options.tokens_per_second
         return {
             "name": self.name,

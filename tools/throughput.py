@@ -229,7 +229,7 @@ def measure_all(args, tree, name) -> dict:
     if (args.sweep or args.micro_batch) and isinstance(tree, dict):
         tree.pop(ACCUMULATION, None)
     config = resolved(tree, name)
-    batch, model = config.batch.global_size, config.model
+    batch, model = config.batch.train_batch_size, config.model
     tree[BATCH] = batch
     sizes = (
         divisors(batch)
@@ -344,7 +344,7 @@ def measure(task) -> dict:
     from gpt.config.resolve import resolve
     from gpt.engine import boundary
     from gpt.kernels.choice import choose
-    from gpt.training.trainer import build
+    from gpt.model import build
 
     config = resolve(task["tree"], task["name"])
     if config.precision == "fp16" and not boundary.has_fp16():
@@ -373,7 +373,7 @@ def measure(task) -> dict:
         elif tries - len(seconds) > 100:
             raise SystemExit("the gradient overflows again and again")
     seconds = seconds[task["warmup"] :]
-    per_step = config.batch.global_size * config.model.seq_len
+    per_step = config.batch.train_batch_size * config.model.seq_len
     # Over all steps, as training counts: what disturbs one in ten steps costs there too.
     speed = per_step * len(seconds) / sum(seconds)
     device = hardware.device_name(world.device)

@@ -57,10 +57,10 @@ class Saver:
         config = self._config
         facts = {
             **state,
-            "tokens": step * config.batch.global_size * config.model.seq_len,
+            "tokens": step * config.batch.train_batch_size * config.model.seq_len,
             "ranks": self._world.size,
             "precision": config.precision,
-            "zero_stage": config.engine["zero_optimization"]["stage"],
+            "zero_stage": config.zero_stage,
             "loss_scale": self._engine.loss_scale,
             "dataset": self._dataset.fingerprint,
             "probe": {"tokens": probe.tolist(), "loss": self._engine.probe(probe)},
@@ -121,7 +121,7 @@ class Saver:
         config = self._config
         need = checkpoint_bytes(
             config.model,
-            config.engine["zero_optimization"]["stage"],
+            config.zero_stage,
             config.precision,
             config.moments,
         )
@@ -174,7 +174,7 @@ class Saver:
         manifest = folders.read_manifest(self.folder / tag)
         here = {
             "ranks": self._world.size,
-            "zero_stage": self._config.engine["zero_optimization"]["stage"],
+            "zero_stage": self._config.zero_stage,
             "precision": self._config.precision,
         }
         there = {key: manifest[key] for key in here}

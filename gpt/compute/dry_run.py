@@ -62,7 +62,7 @@ def _model(config):
     model = config.model
     batch = config.batch
     options = config.options
-    tokens = options.max_train_steps * batch.global_size * model.seq_len
+    tokens = options.max_train_steps * batch.train_batch_size * model.seq_len
     flops = tokens * model.matmul_flops_per_token()
     smaller = batch.micro_limit is not None and batch.micro_size < batch.micro_limit
     limit = f" (at most {batch.micro_limit} asked for)" if smaller else ""
@@ -76,7 +76,7 @@ def _model(config):
     return [
         (
             f"{config.name} on {batch.world_size} rank(s), {config.precision}, ZeRO stage"
-            f" {config.engine['zero_optimization']['stage']}"
+            f" {config.zero_stage}"
         ),
         (
             f"model          {model.parameters():,} parameters: {model.n_layers} layers, h_dim"
@@ -84,8 +84,8 @@ def _model(config):
             f" vocabulary {model.vocab_size:,}"
         ),
         (
-            f"batch          {batch.global_size} x {model.seq_len} ="
-            f" {batch.global_size * model.seq_len:,} tokens a step: micro batch"
+            f"batch          {batch.train_batch_size} x {model.seq_len} ="
+            f" {batch.train_batch_size * model.seq_len:,} tokens a step: micro batch"
             f" {batch.micro_size}{limit} x accumulation {batch.accumulation} x {batch.world_size}"
             " rank(s)"
         ),
@@ -106,7 +106,7 @@ def _data(config, dataset):
     if dataset is None:
         return [f"data           {options.data_root} is not there yet"]
     splits = dataset.manifest["splits"]
-    tokens = options.max_train_steps * config.batch.global_size * config.model.seq_len
+    tokens = options.max_train_steps * config.batch.train_batch_size * config.model.seq_len
     train = splits["train"]
     return [
         f"data           {dataset.root}: {train['tokens']:,} tokens in {train['documents']:,}"
@@ -136,13 +136,13 @@ def memory_at(config: Config, stage: int, checkpointing: bool) -> Memory:
         accumulation=config.batch.accumulation,
         fp32_sums=config.fp32_sums,
         norms=options.log_grads_every > 0,
-        zero=config.engine["zero_optimization"],
+        zero=config.deepspeed["zero_optimization"],
         kernels="torch" if options.kernels == "torch" else "triton",
     )
 
 
 def _memory(config):
-    zero = config.engine["zero_optimization"]
+    zero = config.deepspeed["zero_optimization"]
     stage = zero["stage"]
     off, weights_off = (
         zero.get(f"offload_{what}", {}).get("device", "none") != "none"
@@ -183,9 +183,7 @@ def _memory(config):
 
 def _disk(config):
     options = config.options
-    size = checkpoint_bytes(
-        config.model, config.engine["zero_optimization"]["stage"], config.precision, config.moments
-    )
+    size = checkpoint_bytes(config.model, config.zero_stage, config.precision, config.moments)
     every = options.log_ckpt_every
     count = math.ceil(options.max_train_steps / every) if every > 0 else 1
     if 0 < options.keep_last < count:
@@ -202,7 +200,7 @@ def _disk(config):
 
 def _time(config, dataset):
     options, model = config.options, config.model
-    per_step = config.batch.global_size * model.seq_len
+    per_step = config.batch.train_batch_size * model.seq_len
     lines = []
     if options.tokens_per_second:
         hours = options.max_train_steps * per_step / options.tokens_per_second / 3600
@@ -262,7 +260,7 @@ def _host(config):
     batch = config.batch
     seq_len = config.model.seq_len
     speed = config.options.tokens_per_second
-    launching = _launching(config, config.engine["zero_optimization"]["stage"])
+    launching = _launching(config, config.zero_stage)
     if launching is None:
         return ["host           its time for a micro-batch is not estimated under torch.compile"]
     about = 1000 * launching
@@ -289,11 +287,13 @@ def _waiting(batch, seq_len, speed, launching):
         times = computing / launching
         return f"{told}; one about {times:.2g} times as fast would wait for its host"
     told += f" and is host-bound: give each GPU at least {enough} sequences per pass"
-    if enough > batch.global_size:
-        return f"{told}, more than train_batch_size {batch.global_size}"
+    if enough > batch.train_batch_size:
+        return f"{told}, more than train_batch_size {batch.train_batch_size}"
     if enough > batch.share:
-        ranks = max(n for n in divisors(batch.global_size) if batch.global_size // n >= enough)
-        return f"{told}; train_batch_size {batch.global_size} has them for {ranks} GPU(s)"
+        ranks = max(
+            n for n in divisors(batch.train_batch_size) if batch.train_batch_size // n >= enough
+        )
+        return f"{told}; train_batch_size {batch.train_batch_size} has them for {ranks} GPU(s)"
     fitting = min(size for size in divisors(batch.share) if size >= enough)
     return f"{told}, --train_micro_batch_size_per_gpu {fitting} or more"
 
@@ -301,7 +301,7 @@ def _waiting(batch, seq_len, speed, launching):
 def _scaling(config, interconnect):
     options = config.options
     stages = _stages(config)
-    own = config.engine["zero_optimization"]["stage"]
+    own = config.zero_stage
     if not options.tokens_per_second:
         return ["scaling        unknown: set tokens_per_second to the GPU's measured throughput"]
 
@@ -314,7 +314,7 @@ def _scaling(config, interconnect):
                 config.precision,
                 options.tokens_per_second,
                 interconnect * 1e9,
-                config.engine["zero_optimization"],
+                config.deepspeed["zero_optimization"],
                 _launching(config, stage) or 0.0,
             )
             for stage in stages
@@ -353,8 +353,8 @@ def _scaling(config, interconnect):
         batch = many_gpus.on_ranks(config.batch, ranks)
         if batch is None:
             lines.append(
-                f"  {ranks:5,} ranks: train_batch_size {config.batch.global_size} is not shared out"
-                " evenly to so many"
+                f"  {ranks:5,} ranks: train_batch_size {config.batch.train_batch_size} is not"
+                " shared out evenly to so many"
             )
             break
         name = f"{ranks:5,} rank(s), {batch.micro_size} x {batch.accumulation} each"

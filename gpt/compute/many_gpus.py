@@ -117,6 +117,6 @@ def on_ranks(batch: BatchPlan, ranks: int) -> BatchPlan | None:
 
     Its micro-batches are at most of the size asked for, or else of the present one.
     """
-    if batch.global_size % ranks:
+    if batch.train_batch_size % ranks:
         return None
-    return plan_batch(batch.global_size, batch.micro_limit or batch.micro_size, None, ranks)
+    return plan_batch(batch.train_batch_size, batch.micro_limit or batch.micro_size, None, ranks)

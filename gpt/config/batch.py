@@ -8,10 +8,10 @@ from gpt.errors import UserError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one optimiser step's sequences are shared out: `global_size = micro_size * accumulation *
-    world_size`."""
+    """How one optimiser step's sequences are shared out: `train_batch_size = micro_size *
+    accumulation * world_size`."""
 
-    global_size: int  # sequences per optimiser step, over all ranks
+    train_batch_size: int  # sequences per optimiser step, over all ranks
     micro_size: int  # sequences per forward pass of one rank
     accumulation: int  # forward passes per optimiser step of one rank
     world_size: int  # number of ranks
@@ -24,7 +24,7 @@ class BatchPlan:
         return self.micro_size * self.accumulation
 
 
-def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
+def plan_batch(train_batch_size, micro_size, accumulation, world_size) -> BatchPlan:
     """Solve `train_batch_size = micro batch * accumulation * world size` for what is None.
 
     A micro batch beside a global batch, without an accumulation, is a limit: the largest divisor of
@@ -32,14 +32,14 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
     Where DeepSpeed takes the pair at all, both mean the same. Without either the accumulation is 1.
     Raises UserError where no whole numbers fit.
     """
-    if global_size is None and micro_size is None:
+    if train_batch_size is None and micro_size is None:
         raise UserError(
             "train_batch_size is missing: it is the number of sequences per optimiser step over all"
             " GPUs"
         )
-    if global_size is None:
-        global_size = micro_size * (accumulation or 1) * world_size
-    share = global_size // world_size
+    if train_batch_size is None:
+        train_batch_size = micro_size * (accumulation or 1) * world_size
+    share = train_batch_size // world_size
     limit = micro_size if accumulation is None else None
     exact = world_size * (accumulation or 1) * (micro_size or 1 if accumulation else 1)
     product = f"gradient_accumulation_steps {accumulation} x {world_size} rank(s)"
@@ -52,30 +52,30 @@ def plan_batch(global_size, micro_size, accumulation, world_size) -> BatchPlan:
         micro_size = share // accumulation
     else:
         problem = f"is not micro batch {micro_size} x {product}"
-    if micro_size * accumulation * world_size != global_size:
-        if accumulation and global_size % (accumulation * world_size) == 0:
+    if micro_size * accumulation * world_size != train_batch_size:
+        if accumulation and train_batch_size % (accumulation * world_size) == 0:
             advice = (
                 f"so many passes take micro batches of {share // accumulation}: set "
                 "train_micro_batch_size_per_gpu to that, or leave one of the two out"
             )
-        elif global_size % world_size == 0:
-            fitting = divisors(global_size // world_size)
+        elif train_batch_size % world_size == 0:
+            fitting = divisors(train_batch_size // world_size)
             advice = (
                 f"with {world_size} rank(s) gradient_accumulation_steps can be"
                 f" {', '.join(map(str, fitting))}"
             )
         else:
-            ranks = [n for n in divisors(global_size) if n <= 2 * world_size][-6:]
+            ranks = [n for n in divisors(train_batch_size) if n <= 2 * world_size][-6:]
             near = sorted(
-                {max(1, global_size // exact) * exact, (global_size // exact + 1) * exact}
+                {max(1, train_batch_size // exact) * exact, (train_batch_size // exact + 1) * exact}
             )
             advice = (
                 "train_batch_size must be a multiple of the ranks, for example"
-                f" {' or '.join(map(str, near))}; {global_size} sequences fit"
+                f" {' or '.join(map(str, near))}; {train_batch_size} sequences fit"
                 f" {', '.join(map(str, ranks))} rank(s)"
             )
-        raise UserError(f"train_batch_size {global_size} {problem}: {advice}")
-    return BatchPlan(global_size, micro_size, accumulation, world_size, limit)
+        raise UserError(f"train_batch_size {train_batch_size} {problem}: {advice}")
+    return BatchPlan(train_batch_size, micro_size, accumulation, world_size, limit)
 
 
 def divisors(number: int) -> list:

@@ -104,12 +104,9 @@ def check(block, keys, path="") -> list:
             mistakes.append((where, key.problem(value)))
     for name, key in keys.items():
         if isinstance(key, Key) and key.default is REQUIRED and name not in block:
-            mistakes.append(
-                (
-                    f"{path}.{name}" if path else name,
-                    "is missing" + (f": {key.doc}" if key.doc else ""),
-                )
-            )
+            where = f"{path}.{name}" if path else name
+            hint = key.doc if key.when_missing is None else key.when_missing
+            mistakes.append((where, f"is missing: {hint}" if hint else "is missing"))
     return mistakes
 
 

@@ -24,6 +24,7 @@ class Key:
     above: float | None = None  # exclusive lower bound
     maximum: float | None = None  # inclusive
     choices: tuple | None = None
+    when_missing: str | None = None  # what "is missing" is followed by; None: doc
 
     def problem(self, value):
         """What is wrong with `value`, or None. `value` is never None."""

@@ -223,7 +223,7 @@ def _batch(found: _Resolution, world_size):
         found.mistake(BATCH, str(error).removeprefix(f"{BATCH} "))
         return None
     asked = found.sources.get(MICRO, found.file)
-    for key, value in zip(keys, (plan.global_size, plan.micro_size, plan.accumulation)):
+    for key, value in zip(keys, (plan.train_batch_size, plan.micro_size, plan.accumulation)):
         if found.get(key) is None:
             others = " and ".join(other for other in keys if other != key)
             found.set(key, value, f"derived: from {others}, {world_size} rank(s)")
@@ -245,11 +245,11 @@ def _smaller_than_asked(plan: BatchPlan) -> str:
     )
     if plan.accumulation == 1:
         return (
-            f"{told}, its whole share of {BATCH} {plan.global_size}: fewer GPUs, or a larger "
+            f"{told}, its whole share of {BATCH} {plan.train_batch_size}: fewer GPUs, or a larger "
             "batch, would fill them better"
         )
     return (
-        f"{told}, the largest divisor of its {plan.share} of {BATCH} {plan.global_size}: "
+        f"{told}, the largest divisor of its {plan.share} of {BATCH} {plan.train_batch_size}: "
         "another number of GPUs, or another batch, would divide better"
     )
 
@@ -338,7 +338,7 @@ def _freeze(found: _Resolution, name, model, batch) -> Config:
         model=model,
         batch=batch,
         schedule=schedule,
-        engine=tree,
+        deepspeed=tree,
         sources=found.sources,
         notices=tuple(found.notices),
     )

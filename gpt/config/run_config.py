@@ -15,8 +15,8 @@ from gpt.config.shape import SHAPE, ModelConfig
 
 @dataclass(frozen=True)
 class Config:
-    """A resolved run. `engine` is what DeepSpeed gets, the "gpt" block and our own schedule taken
-    out."""
+    """A resolved run. `deepspeed` is what DeepSpeed gets, the "gpt" block and our own schedule
+    taken out."""
 
     name: str  # the JSON file's name without its ending
     options: Options
@@ -24,27 +24,31 @@ class Config:
     batch: BatchPlan
     # None: DeepSpeed's own scheduler, or a constant learning rate
     schedule: CosineSchedule | None
-    engine: dict
+    deepspeed: dict
     sources: dict  # {dotted path of a value: where it comes from}
     notices: tuple = ()  # what was decided otherwise than asked, and why
 
     @property
     def precision(self) -> str:
         """fp32, fp16 or bf16: the type that weights and activations have in the hot loop."""
-        return next((name for name in ("fp16", "bf16") if self.engine[name]["enabled"]), "fp32")
+        return next((name for name in ("fp16", "bf16") if self.deepspeed[name]["enabled"]), "fp32")
+
+    @property
+    def zero_stage(self) -> int:
+        return self.deepspeed["zero_optimization"]["stage"]
 
     @property
     def moments(self) -> int:
         """Numbers per parameter that the optimizer keeps beside the weight."""
-        if self.engine["optimizer"]["type"] != "SGD":
+        if self.deepspeed["optimizer"]["type"] != "SGD":
             return 2
-        return 1 if self.engine["optimizer"]["params"].get("momentum") else 0
+        return 1 if self.deepspeed["optimizer"]["params"].get("momentum") else 0
 
     @property
     def fp32_sums(self) -> bool:
         """Whether 16-bit gradients of a step's micro-batches are summed in fp32."""
         return (
-            self.engine.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+            self.deepspeed.get("data_types", {}).get("grad_accum_dtype") == "fp32"
             and self.precision != "fp32"
         )
 
@@ -54,10 +58,10 @@ class Config:
 
     def without_fp16(self, reason: str) -> "Config":
         """The same run in fp32, with a notice that says why."""
-        engine = {**self.engine, "fp16": {**self.engine["fp16"], "enabled": False}}
+        fp32 = {**self.deepspeed, "fp16": {**self.deepspeed["fp16"], "enabled": False}}
         return dataclasses.replace(
             self,
-            engine=engine,
+            deepspeed=fp32,
             sources={**self.sources, "fp16.enabled": f"derived: {reason}"},
             notices=(*self.notices, reason),
         )
@@ -73,7 +77,7 @@ class Config:
             **dataclasses.asdict(self.options),
             **{name: getattr(self.model, name) for name in SHAPE},
         }
-        return {**self.engine, **({"scheduler": ours} if ours else {}), "gpt": gpt}
+        return {**self.deepspeed, **({"scheduler": ours} if ours else {}), "gpt": gpt}
 
     def values(self) -> list:
         """(dotted path, value, source) of every resolved value, in the order of the tree."""
@@ -90,11 +94,12 @@ class Config:
     def as_dict(self) -> dict:
         """Plain values for config.yaml: all that a reader needs to know what was run, and where
         each value is from."""
+        batch = dataclasses.asdict(self.batch)
         return {
             "name": self.name,
             "precision": self.precision,
             "model": dataclasses.asdict(self.model),
-            "batch": dataclasses.asdict(self.batch),
+            "batch": {"global_size": batch.pop("train_batch_size"), **batch},
             "run": self.tree(),
             "sources": {path: source for path, _, source in self.values()},
         }

@@ -51,7 +51,11 @@ class Data:
             "vocab_size": config.model.vocab_size,
             "eval_data_split": config.options.eval_data_split,
         }
-        found = [] if self.dataset is not None else self.mistakes(options, config.batch.global_size)
+        found = (
+            []
+            if self.dataset is not None
+            else self.mistakes(options, config.batch.train_batch_size)
+        )
         if found:
             raise UserError("; ".join(found))
         return self.dataset

@@ -185,7 +185,7 @@ def _place(model, weights, dtype, settings, device):
 def _require_nvme(config):
     """Raise UserError where parts shall be offloaded to NVMe, and what DeepSpeed needs for it
     cannot be compiled."""
-    zero = config.engine["zero_optimization"]
+    zero = config.deepspeed["zero_optimization"]
     block = next(
         (
             name
@@ -223,20 +223,20 @@ class Engine:
     def __init__(self, model: torch.nn.Module, config: Config, world: World, weights=()):
         _require_nvme(config)
         schedule = config.schedule
-        optimizer = {**config.engine["optimizer"]}
+        optimizer = {**config.deepspeed["optimizer"]}
         # the rate that the optimiser is made with; the schedule sets it before every step
         if schedule is not None:
             optimizer["params"] = {**optimizer["params"], "lr": schedule.lr(1)}
         settings = {
-            **config.engine,
+            **config.deepspeed,
             "optimizer": optimizer,
             "steps_per_print": sys.maxsize,
             # It would wait for the device twice per micro-batch; gpt.metrics.meter measures without
             # waiting.
             "timers": {"throughput": {"enabled": False}},
         }
-        self._stage = config.engine["zero_optimization"]["stage"]
-        if is_offloaded(config.engine["zero_optimization"], "offload_optimizer"):
+        self._stage = config.zero_stage
+        if is_offloaded(config.deepspeed["zero_optimization"], "offload_optimizer"):
             # Its Adam runs on the cores, whatever the model runs on.
             share_cores(world.hosts.count(world.hosts[world.rank]))
         told_later = config.precision == "bf16" and config.fp32_sums and self._stage == 1
@@ -275,11 +275,11 @@ class Engine:
 
     def _read_back(self, config):
         """(name, value asked for, value that the engine has) of what makes the curve."""
-        ds, asked = self._ds, config.engine
+        ds, asked = self._ds, config.deepspeed
         kind = asked["optimizer"]["type"]
         params = asked["optimizer"]["params"]
         group = ds.optimizer.param_groups[0]
-        yield "train_batch_size", config.batch.global_size, ds.train_batch_size()
+        yield "train_batch_size", config.batch.train_batch_size, ds.train_batch_size()
         yield (
             "train_micro_batch_size_per_gpu",
             config.batch.micro_size,

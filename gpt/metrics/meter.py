@@ -86,7 +86,7 @@ class Meter:
     def __init__(self, config, world, seconds: float):
         self._config = config
         self._world = world
-        self.tokens_per_step = config.batch.global_size * config.model.seq_len
+        self.tokens_per_step = config.batch.train_batch_size * config.model.seq_len
         self.flops_per_token = config.model.matmul_flops_per_token()
         self.device = hardware.device_name(world.device)
         self.peak_flops = hardware.peak_flops(self.device, config.precision)

@@ -22,7 +22,7 @@ from gpt.metrics.activations import ActivationStatistics
 from gpt.metrics.meter import Meter
 from gpt.metrics.sinks import Metrics
 from gpt.metrics.terminal import Progress
-from gpt.model import GPT
+from gpt.model import build
 from gpt.training.signals import LAUNCHER_SECONDS, StopRequest
 from gpt.training.spikes import SpikeDetector
 from gpt.training.start import claim, require_one_folder
@@ -60,12 +60,12 @@ class Trainer:
         self.dataset = dataset
         self.run_dir = config.run_dir
         self.rank = rank
-        self.streams = Streams(dataset.split("train"), batch.global_size, options.seq_len)
-        self.batches = Ahead(self.streams, range(rank, batch.global_size, world_size))
+        self.streams = Streams(dataset.split("train"), batch.train_batch_size, config.model.seq_len)
+        self.batches = Ahead(self.streams, range(rank, batch.train_batch_size, world_size))
         self.evaluator = Evaluator(
             dataset.split(options.eval_data_split),
             dataset.vocab,
-            options.seq_len,
+            config.model.seq_len,
             options.last_n,
             options.eval_batch_size,
             options.max_eval_steps,
@@ -154,7 +154,7 @@ class Trainer:
         model = build(self.config, self.kernels)
         self.engine = make_engine(model, self.config, world, model.initial_weights(options.seed))
         self.saver = Saver(self.config, self.resolved, self.dataset, self.engine, world)
-        rows = range(min(PROBE_ROWS, self.config.batch.global_size))
+        rows = range(min(PROBE_ROWS, self.config.batch.train_batch_size))
         self.probe = self.streams.batch(0, rows)[:, : PROBE_TOKENS + 1]
         seconds = self._load(self.start_tag) if self.start_tag else 0.0
         if options.init_from and not self.start_tag:
@@ -193,11 +193,11 @@ class Trainer:
         self.metrics.write({"event": "start", "step": self.step, **self._environment()})
         self.progress.say(
             f"{self.run_dir}: {model.parameters():,} parameters, {self.config.precision}, ZeRO"
-            f" stage {self.config.engine['zero_optimization']['stage']}, {self.world.size} x"
-            f" {self.world.device.type}; {batch.global_size} x {model.seq_len} tokens a step (micro"
-            f" batch {batch.micro_size}, accumulation {batch.accumulation}) from"
-            f" {self.dataset.root}; kernels: {self.kernels} ({self.kernels_reason}), attention:"
-            f" {self._attention()}, compile: {self.config.options.compile}"
+            f" stage {self.config.zero_stage}, {self.world.size} x {self.world.device.type};"
+            f" {batch.train_batch_size} x {model.seq_len} tokens a step (micro batch"
+            f" {batch.micro_size}, accumulation {batch.accumulation}) from {self.dataset.root};"
+            f" kernels: {self.kernels} ({self.kernels_reason}), attention: {self._attention()},"
+            f" compile: {self.config.options.compile}"
         )
 
     def _environment(self) -> dict:
@@ -210,7 +210,7 @@ class Trainer:
             "max_train_steps": config.options.max_train_steps,
             "ranks": self.world.size,
             "precision": config.precision,
-            "zero_stage": config.engine["zero_optimization"]["stage"],
+            "zero_stage": config.zero_stage,
             "device": meter.device,
             "peak_flops": meter.peak_flops,
             "kernels": self.kernels,
@@ -352,7 +352,7 @@ class Trainer:
             if (
                 exhausted
                 or self.overflows >= MAX_OVERFLOWS
-                or self.config.engine["fp16"]["loss_scale"]
+                or self.config.deepspeed["fp16"]["loss_scale"]
             ):
                 self._fail(
                     number,
@@ -561,14 +561,6 @@ class Trainer:
                     "seconds": self.meter.seconds,
                 },
             )
-
-
-def build(config: Config, kernels: str) -> GPT:
-    """The model that a run trains, without its memory: its weights come one by one. kernels:
-    "torch" or "triton"."""
-    options = config.options
-    with torch.device("meta"):
-        return GPT(config.model, None, options.activation_checkpointing, kernels, options.compile)
 
 
 def _due(step, every):

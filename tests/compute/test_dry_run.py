@@ -138,7 +138,7 @@ def test_memory_is_what_the_engine_allocates(cases, tmp_path, run_command):
                 norms=norms,
                 accumulation=accumulation,
                 fp32_sums=config.fp32_sums,
-                zero=config.engine["zero_optimization"],
+                zero=config.deepspeed["zero_optimization"],
             )
             for norms in (False, True)
         )
@@ -323,11 +323,11 @@ def test_a_runs_config_yaml_runs_it_again(sample, tmp_path, run_command):
     ]
     assert losses[0] == losses[1]
     one, two = load(config, 1, {"gpt.seed": 5}), load(saved)
-    assert (one.model, one.batch, one.schedule, one.engine) == (
+    assert (one.model, one.batch, one.schedule, one.deepspeed) == (
         two.model,
         two.batch,
         two.schedule,
-        two.engine,
+        two.deepspeed,
     )
     assert (
         "gpt.seed: command line" in saved.read_text()

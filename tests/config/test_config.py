@@ -13,14 +13,14 @@ from gpt.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 SEED_OPTIONS = {  # option -> (a value, where it shows in the resolved configuration)
-    "train_batch_size": ("512", lambda c: c.batch.global_size),
+    "train_batch_size": ("512", lambda c: c.batch.train_batch_size),
     "gradient_accumulation_steps": ("2", lambda c: c.batch.accumulation),
     "train_micro_batch_size_per_gpu": ("16", lambda c: c.batch.micro_size),
     "decay_steps": ("777", lambda c: c.schedule.decay_steps),
     "max_train_steps": ("99", lambda c: c.options.max_train_steps),
     "max_lr": ("0.001", lambda c: c.schedule.max_lr),
     "min_lr": ("1e-05", lambda c: c.schedule.min_lr),
-    "grad_clip_norm": ("0.5", lambda c: c.engine["gradient_clipping"]),
+    "grad_clip_norm": ("0.5", lambda c: c.deepspeed["gradient_clipping"]),
     "seq_len": ("256", lambda c: c.model.seq_len),
     "seed": ("5", lambda c: c.options.seed),
     "tokens_per_second": ("1234.5", lambda c: c.options.tokens_per_second),
@@ -98,7 +98,7 @@ def test_the_command_lines_batch_replaces_the_files(file, options, wanted):
     tree = tiny_run(train_micro_batch_size_per_gpu=file[0], gradient_accumulation_steps=file[1])
     args = parse_command_line(["--ds_config", "x", *options.split()])
     batch = resolve(tree, "tiny", 1, args.overrides).batch
-    assert (batch.global_size, batch.micro_size, batch.accumulation) == wanted
+    assert (batch.train_batch_size, batch.micro_size, batch.accumulation) == wanted
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_where_no_batch_is_given_the_other_two_keep_making_it(options, wanted):
     )
     args = parse_command_line(["--ds_config", "x", *options.split()])
     batch = resolve(tree, "tiny", 2, args.overrides).batch
-    assert (batch.global_size, batch.micro_size, batch.accumulation) == wanted
+    assert (batch.train_batch_size, batch.micro_size, batch.accumulation) == wanted
 
 
 def limited(limit, batch=8, **options):
@@ -137,7 +137,11 @@ def test_a_runs_config_yaml_asks_again_for_what_was_asked(tmp_path):
     first = resolve(limited(32, 256), "tiny", 64)
     assert (first.batch.micro_size, first.batch.accumulation) == (4, 1)
     again = load(saved(first, tmp_path), 64)
-    assert (again.batch, again.engine, again.options) == (first.batch, first.engine, first.options)
+    assert (again.batch, again.deepspeed, again.options) == (
+        first.batch,
+        first.deepspeed,
+        first.options,
+    )
     # whatever was solved before
     for ranks, wanted in ((1, (32, 8)), (8, (32, 1)), (128, (2, 1))):
         moved = load(saved(load(tmp_path / "config.yaml", ranks), tmp_path), ranks)

@@ -62,7 +62,7 @@ def test_schedule_at_points_known_by_hand():
 )
 def test_batch_is_solved(given, wanted):
     plan = plan_batch(*given)
-    assert (plan.global_size, plan.micro_size, plan.accumulation, plan.world_size) == wanted
+    assert (plan.train_batch_size, plan.micro_size, plan.accumulation, plan.world_size) == wanted
     # beside an accumulation a micro batch is exact
     limits = given[1] if given[2] is None else None
     assert plan.micro_limit == limits
@@ -184,7 +184,7 @@ def test_flops_are_what_torch_counts(preset):
 def test_compute_classes_are_the_published_ones(name, preset, batch, accumulation, steps, speed):
     config = load(CONFIGS / f"{name}.json")
     options = config.options
-    assert (options.preset, config.batch.global_size, config.batch.accumulation) == (
+    assert (options.preset, config.batch.train_batch_size, config.batch.accumulation) == (
         preset,
         batch,
         accumulation,
@@ -200,15 +200,15 @@ def test_compute_classes_are_the_published_ones(name, preset, batch, accumulatio
     )
     assert (options.log_terminal_every, options.eval_every) == (100, 500)
     assert (options.log_grads_every, options.log_ckpt_every) == (1000, 1000)
-    adam = config.engine["optimizer"]
+    adam = config.deepspeed["optimizer"]
     assert (
         adam["type"] == "Adam"
         and adam["params"]["betas"] == [0.9, 0.95]
         and adam["params"]["eps"] == 1e-8
     )
-    assert adam["params"]["weight_decay"] == 0 and config.engine["gradient_clipping"] == 0
-    assert config.precision == "fp16" and config.engine["fp16"]["loss_scale"] == 0
-    assert config.engine["zero_optimization"]["stage"] == 1
+    assert adam["params"]["weight_decay"] == 0 and config.deepspeed["gradient_clipping"] == 0
+    assert config.precision == "fp16" and config.deepspeed["fp16"]["loss_scale"] == 0
+    assert config.zero_stage == 1
     assert (config.model.seq_len, config.model.vocab_size) == (512, 16384)
 
 
@@ -229,10 +229,12 @@ def test_shipped_batches_on_any_number_of_gpus():
     for name, wanted in SHARED_OUT.items():
         for ranks, (micro_size, accumulation) in zip((1, 2, 4, 8, 64), wanted, strict=True):
             config = load(CONFIGS / f"{name}.json", ranks)
-            batch, engine = config.batch, config.engine
+            batch, deepspeed = config.batch, config.deepspeed
             found = (batch.micro_size, batch.accumulation)
-            assert found == (engine[MICRO], engine[ACCUMULATION]) == (micro_size, accumulation)
-            assert micro_size * accumulation * ranks == batch.global_size == engine[BATCH]
+            assert (
+                found == (deepspeed[MICRO], deepspeed[ACCUMULATION]) == (micro_size, accumulation)
+            )
+            assert micro_size * accumulation * ranks == batch.train_batch_size == deepspeed[BATCH]
 
 
 def test_every_shipped_config_loads_and_is_plain_json():
@@ -240,6 +242,6 @@ def test_every_shipped_config_loads_and_is_plain_json():
     assert {f.stem for f in files} >= {"quickstart", "mini", "6h", "12h", "24h", "48h", "96h"}
     for file in files:
         config = load(file)
-        assert config.engine["zero_optimization"]["stage"] >= 1
+        assert config.zero_stage >= 1
         assert json.loads(file.read_text())["gradient_clipping"] == 0.0
         assert math.isfinite(config.schedule.lr(1))

@@ -160,6 +160,14 @@ def test_the_reference_is_up_to_date():
     assert done.returncode == 0, done.stdout
 
 
+def test_every_key_of_the_reference_has_a_meaning():
+    lines = (ROOT / "ds_configs/README.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    keys = [row for row in rows if row and row[0].startswith("`")]
+    assert len(keys) > 150 and all(len(row) == 4 for row in keys)
+    assert [name for name, _, _, meaning in keys if not meaning] == []
+
+
 def test_no_other_module_imports_deepspeed():
     for path in [*(ROOT / "gpt").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
         if path != ROOT / "gpt/engine/boundary.py":
@@ -176,6 +184,6 @@ def test_no_other_module_imports_deepspeed():
 )
 def test_configs_of_the_largest_models(name, stage, offload):
     config = load(ROOT / "ds_configs" / f"{name}.json", 8)
-    zero = config.engine["zero_optimization"]
+    zero = config.deepspeed["zero_optimization"]
     assert zero["stage"] == stage and (zero.get("offload_optimizer") or {}).get("device") == offload
     assert config.options.activation_checkpointing == (stage == 3)

@@ -130,7 +130,7 @@ def test_bf16_micro_batches_are_summed_in_fp32(stage, ranks, zero, tmp_path, cap
 )
 def test_only_bf16_over_micro_batches_is_summed_in_fp32_unasked(options, sums):
     config = resolve(tiny_run(**options), "test")
-    assert config.engine.get("data_types", {}).get("grad_accum_dtype") == sums
+    assert config.deepspeed.get("data_types", {}).get("grad_accum_dtype") == sums
     assert config.fp32_sums == (sums == "fp32")
     if sums == "fp32":
         assert (
@@ -139,4 +139,4 @@ def test_only_bf16_over_micro_batches_is_summed_in_fp32_unasked(options, sums):
             "derived: from bf16 and gradient_accumulation_steps",
         ) in config.values()
     again = resolve(config.tree(), "test")
-    assert again.engine == config.engine
+    assert again.deepspeed == config.deepspeed

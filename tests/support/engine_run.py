@@ -28,8 +28,8 @@ def main(config_file, out, data, *flags):
     if "fp16" in flags:  # as if this CPU were fast in it
         type(boundary.deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
     dataset = Dataset(data)
-    streams = Streams(dataset.split("train"), config.batch.global_size, config.options.seq_len)
-    rows = range(world.rank, config.batch.global_size, world.size)
+    streams = Streams(dataset.split("train"), config.batch.train_batch_size, config.model.seq_len)
+    rows = range(world.rank, config.batch.train_batch_size, world.size)
     if "plant" in flags:  # what an engine that does otherwise would look like
         initialize = boundary.deepspeed.initialize
         planted = {
@@ -76,7 +76,7 @@ def main(config_file, out, data, *flags):
     staged = folders.staging_tag(1)
     run.save(out, staged, {"step": step})
     full = boundary.deepspeed.utils.safe_get_full_fp32_param
-    stage0 = config.engine["zero_optimization"]["stage"] == 0
+    stage0 = config.zero_stage == 0
     result["weights"] = {
         n: (p.detach() if stage0 else full(p)).clone() for n, p in run.module.named_parameters()
     }

@@ -26,11 +26,11 @@ from gpt.model import GPT
 def run(config, dataset, world):
     """What a run's steps and evaluations find, in one engine."""
     options = config.options
-    streams = Streams(dataset.split("train"), config.batch.global_size, options.seq_len)
+    streams = Streams(dataset.split("train"), config.batch.train_batch_size, config.model.seq_len)
     evaluator = Evaluator(
         dataset.split("test"),
         dataset.vocab,
-        options.seq_len,
+        config.model.seq_len,
         options.last_n,
         options.eval_batch_size,
         options.max_eval_steps,
@@ -47,7 +47,7 @@ def run(config, dataset, world):
         return summary(Tally.from_values(world.sum(world.tensor(tally.values())).tolist()))
 
     found = {"loss": [], "grad_norm": [], "norms": [], "skipped": 0, "eval": [evaluate()]}
-    rows = range(world.rank, config.batch.global_size, world.size)
+    rows = range(world.rank, config.batch.train_batch_size, world.size)
     while len(found["loss"]) < options.max_train_steps:
         batch = streams.batch(len(found["loss"]), rows).reshape(
             config.batch.accumulation, config.batch.micro_size, -1

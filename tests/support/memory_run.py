@@ -26,7 +26,9 @@ def place(config, world):
     with torch.device("meta"):
         model = GPT(config.model, None)
     with LiveStorages() as live:
-        boundary._place(model, model.initial_weights(3), torch.float32, config.engine, world.device)
+        boundary._place(
+            model, model.initial_weights(3), torch.float32, config.deepspeed, world.device
+        )
     for (name, whole), part in zip(
         GPT(config.model, 3).named_parameters(), model.parameters(), strict=True
     ):
@@ -40,9 +42,7 @@ def place(config, world):
 def measure(config_file):
     world = boundary.connect()
     config = resolve(json.loads(Path(config_file).read_text()), "test", world.size)
-    found = {
-        "placed": place(config, world) if config.engine["zero_optimization"]["stage"] == 3 else None
-    }
+    found = {"placed": place(config, world) if config.zero_stage == 3 else None}
     shape = config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1
     tokens = torch.randint(
         config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0)

@@ -16,17 +16,17 @@ def plain_torch(config_file, data):
     weights) of a run in fp32."""
     config = load(config_file)
     streams = Streams(
-        Dataset(data).split("train"), config.batch.global_size, config.options.seq_len
+        Dataset(data).split("train"), config.batch.train_batch_size, config.model.seq_len
     )
     model = GPT(config.model, config.options.seed)
-    if config.engine["optimizer"]["type"] == "SGD":
+    if config.deepspeed["optimizer"]["type"] == "SGD":
         optimizer = torch.optim.SGD(model.parameters())
     else:
         optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.95), eps=1e-8)
     losses = []
     norms = []
     by_module = []
-    clip = config.engine["gradient_clipping"]
+    clip = config.deepspeed["gradient_clipping"]
     for step in range(config.options.max_train_steps):
         batch = torch.from_numpy(streams.batch(step))
         logits = model(batch[:, :-1])

@@ -170,7 +170,7 @@ def test_classes_are_written_for_this_device(measured):
             == report["classes"][name]["steps"]
             == steps
         )
-        assert (config.batch.global_size, config.batch.micro_size) == (64, 8)
+        assert (config.batch.train_batch_size, config.batch.micro_size) == (64, 8)
         shared = load(folder / "classes" / f"{name}.json", 4).batch  # on another number of GPUs
         assert (shared.micro_size, shared.accumulation) == (8, 2)
         assert config.schedule.max_lr == 1e-3 and config.model.mlp_dim == 8192

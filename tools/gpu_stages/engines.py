@@ -11,8 +11,7 @@ from gpt.compute.dry_run import memory_at
 from gpt.config.resolve import resolve
 from gpt.engine import boundary
 from gpt.metrics.meter import TimeSplit
-from gpt.model import GPT
-from gpt.training.trainer import build
+from gpt.model import GPT, build
 from tools.gpu_stages.lab import TINY
 from tools.gpu_stages.profiled import profiled
 
