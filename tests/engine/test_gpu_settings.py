@@ -70,7 +70,7 @@ def python(code, **env):
 def test_deepspeeds_word_on_the_accelerator_counts_everywhere():
     said = python(
         "import torch\ntorch.cuda.is_available = lambda: True\n"
-        "from gpt import engine\nprint(engine.local_device())",
+        "from gpt.engine.boundary import local_device\nprint(local_device())",
         DS_ACCELERATOR="cpu",
     )
     assert said == "cpu"

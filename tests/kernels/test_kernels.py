@@ -369,7 +369,7 @@ def other(version, **members):
     package.language, package.jit = sys.modules["triton.language"], None
 {}
 import torch
-from gpt.kernels import choose
+from gpt.kernels.choice import choose
 from gpt.kernels.cross_entropy import softmax_gradient_
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm

@@ -19,9 +19,13 @@ from test_pipeline import build, files_of, write_texts
 
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.prepare import assemble, pipeline
-from gpt.prepare import staging as staging_module
+from gpt.files import FolderLock
+from gpt.prepare import assemble, pipeline, units
 from gpt.prepare import workers as workers_module
+from gpt.prepare.documents import Reading, documents
+from gpt.prepare.inputs import inputs_of_folder
+from gpt.prepare.splits import Rule
+from gpt.prepare.staging import Job
 from gpt.prepare.units import units_of
 
 RUN = Path(__file__).resolve().parents[2] / "tests" / "support" / "prepare_run.py"
@@ -108,14 +112,14 @@ def test_two_processes_make_the_same_bytes(place):
 @pytest.mark.parametrize("fault, workers", [("units=3", 2), ("units=2", 1), ("packed", 1)])
 def test_killed_and_gone_on_with(place, fault, workers):
     out = f"killed-{fault}"
-    assert command(place, fault, out, "--workers", workers_module).returncode == -signal.SIGKILL
+    assert command(place, fault, out, "--workers", workers).returncode == -signal.SIGKILL
     assert not (place / out).exists()
     records = {
         path: path.stat().st_mtime_ns for path in (place / f"{out}.preparing").glob("*.jsonl")
     }
-    again = command(place, "none", out, "--workers", 3 - workers_module)
+    again = command(place, "none", out, "--workers", 3 - workers)
     assert again.returncode == 0, again.stderr
-    total = len(units_of(pipeline.inputs_of_folder(place / "in")))
+    total = len(units_of(inputs_of_folder(place / "in")))
     assert (
         len(records) >= 2 and f"going on with {out}.preparing: {len(records)} of " in again.stdout
     ), total
@@ -181,10 +185,7 @@ def test_other_work_is_not_mixed_in(place, tmp_path, what, sample):
     }.get(what, [])
     if what == "tokenizer":
         trained = pipeline.train_tokenizer(
-            [
-                pipeline.documents(entry, pipeline.Reading()).__next__()
-                for entry in pipeline.inputs_of_folder(folder / "in")
-            ],
+            [next(documents(entry, Reading())) for entry in inputs_of_folder(folder / "in")],
             300,
         )
         (folder / "tokenizer.model").write_bytes(trained.model)
@@ -199,7 +200,7 @@ def test_other_work_is_not_mixed_in(place, tmp_path, what, sample):
 
 
 def test_a_second_command_keeps_out(place):
-    lock = pipeline.FolderLock(place / "busy.preparing")
+    lock = FolderLock(place / "busy.preparing")
     done = command(place, "none", "busy")
     lock.release()
     assert done.returncode == 2
@@ -265,12 +266,12 @@ def test_no_room(place, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("module", [pipeline, assemble])
+@pytest.mark.parametrize("module", [units, assemble])
 def test_a_disk_that_fills_up(module, place, tmp_path, monkeypatch):
     def full(path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "sync" if module is pipeline else "sync_all", full)
+    monkeypatch.setattr(module, "sync" if module is units else "sync_all", full)
     vocab = Vocab.load(place / "tokenizer.model")
     with pytest.raises(
         UserError,
@@ -304,8 +305,8 @@ def test_what_stands_in_the_way_of_a_worker_is_told(place):
 def test_more_shards_than_units(sample, tmp_path):
     vocab = Vocab.load(sample / "tokenizer.model")
     write_texts(tmp_path / "in" / "train", {"a.txt": "the whale"})
-    job = staging_module.Job(pipeline.Rule())
-    inputs = pipeline.inputs_of_folder(tmp_path / "in" / "train", "train")
+    job = Job(Rule())
+    inputs = inputs_of_folder(tmp_path / "in" / "train", "train")
     for part in (1, 2):
         pipeline.prepare(
             inputs, tmp_path / "out", job, vocab, shard=(part, 2), say=lambda text: None
