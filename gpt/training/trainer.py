@@ -167,11 +167,11 @@ class Trainer:
         """Go on from a checkpoint: its weights, and where the run was; returns the seconds of
         training until then."""
         manifest = self.saver.load(tag, self.probe, self.notices)
-        self.step = manifest["step"]
-        self.evaluated_step = manifest["evaluated_step"]
-        self.left_out = sorted({*self.left_out, *manifest["left_out"]})
-        self.spikes = SpikeDetector(manifest["losses"])
-        return manifest["seconds"]
+        self.step = manifest.step
+        self.evaluated_step = manifest.evaluated_step
+        self.left_out = sorted({*self.left_out, *manifest.left_out})
+        self.spikes = SpikeDetector(manifest.losses)
+        return manifest.seconds
 
     def _announce(self):
         """Open the run's files and say what is about to run."""
@@ -553,12 +553,10 @@ class Trainer:
             self.saver.begin(
                 self.step,
                 self.probe,
-                {
-                    "evaluated_step": self.evaluated_step,
-                    "left_out": self.left_out,
-                    "losses": self.spikes.losses,
-                    "seconds": self.meter.seconds,
-                },
+                evaluated_step=self.evaluated_step,
+                left_out=self.left_out,
+                losses=self.spikes.losses,
+                seconds=self.meter.seconds,
             )
 
 
