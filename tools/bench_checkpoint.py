@@ -73,7 +73,8 @@ def measure(args, scratch):
     saver.report = events.append
     plain = []
     for number in range(args.repeats + 1):
-        saver.begin(number, tokens[0, :, :33], {})
+        probe = tokens[0, :, :33]
+        saver.begin(number, probe, evaluated_step=None, left_out=[], losses=[], seconds=0.0)
         saver.finish()
         source = saver.folder / committed(saver.folder)[-1]
         contents = {path.name: load_weights_only(path, STAND_INS) for path in source.glob("*.pt")}

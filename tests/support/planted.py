@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from gpt import evaluation, files, model, train
-from gpt.checkpoint import folders
+from gpt.checkpoint import checkpoint, folders, manifest
 from gpt.data.streams import Ahead, Streams, batch_index
 from gpt.engine import boundary
 from gpt.errors import command
@@ -162,7 +162,7 @@ class Plant:
 
     def uncommitted(self, value):
         """Where the new checkpoint has its manifest, and takes its place."""
-        write = folders.write_manifest
+        write = manifest.Manifest.write
         rename = os.rename
         left = [int(value)]
 
@@ -177,7 +177,7 @@ class Plant:
             left[0] -= 1
             write(*args)
 
-        folders.write_manifest = counting
+        manifest.Manifest.write = counting
         os.rename = renaming
 
     def unremoved(self, value):
@@ -210,7 +210,9 @@ class Plant:
             (folders, "sync"),
             (files, "sync"),
             (folders, "hash_file"),
+            (checkpoint, "hash_file"),
             (folders, "write_atomically"),
+            (manifest, "write_atomically"),
             (folders.shutil, "rmtree"),
         ):
             counting(module, name)
