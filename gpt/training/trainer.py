@@ -329,6 +329,7 @@ class Trainer:
         self.meter.mark(part)
         if part == "step":
             self.watchdog.progress(f"computing step {self.step + 1}")
+            self.watchdog.first_micro_batch_done()
 
     def _accept(self, loss) -> bool:
         self.refusing = self.spikes.score(loss) > self.config.options.spike_zscore
