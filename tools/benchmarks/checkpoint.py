@@ -1,5 +1,5 @@
-"""What tools/bench_checkpoint.py measures: a checkpoint of a run, and a plain torch.save of the same
-content."""
+"""What tools/bench_checkpoint.py measures: a checkpoint of a run, and a plain torch.save of what it
+holds."""
 
 import statistics
 import time
