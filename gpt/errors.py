@@ -104,7 +104,7 @@ def tell(error: Exception, who: str = ""):
     sys.stderr.flush()
 
 
-def run(main):
+def command(main):
     """Run a command's `main()` and leave the process with its exit code: 0 done, 2 a user's
     mistake, 1 a failed run.
 

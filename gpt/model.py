@@ -273,6 +273,6 @@ def main():
 
 
 if __name__ == "__main__":
-    from gpt.errors import run
+    from gpt.errors import command
 
-    run(main)
+    command(main)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 PARTS = ("step", "kernels", "eval")
 
@@ -128,4 +128,4 @@ def measure(args, presets):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

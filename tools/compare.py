@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 from gpt.files import require_place_for
 from gpt.metrics.runs import missing_axis, read_runs, values
 from gpt.results.comparison import finished_only, group_by_seed, incomparable, mixed_references
@@ -168,4 +168,4 @@ def _cell(text):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

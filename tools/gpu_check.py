@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 from gpt.files import FolderLock, when_full
 from tools.gpu_stages import STAGES, report
 from tools.gpu_stages.findings import RESULTS, Findings
@@ -295,4 +295,4 @@ class Child:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 
 def main():
@@ -95,4 +95,4 @@ def write_environment(path, wanted):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

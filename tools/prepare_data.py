@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 
 def parse_args():
@@ -187,4 +187,4 @@ def say(text):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

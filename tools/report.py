@@ -25,7 +25,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 
 from gpt.config.run_config import leaves
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 from gpt.files import write_atomically
 from gpt.metrics.events import AXES
 from gpt.metrics.runs import read_runs, values
@@ -478,4 +478,4 @@ def _differences(runs):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.checkpoint.weights import file_of_weights
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 
 def parse_args():
@@ -108,4 +108,4 @@ def note(text):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

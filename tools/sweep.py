@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from gpt.errors import Parser, RunError, UserError, run
+from gpt.errors import Parser, RunError, UserError, command
 
 TRAIN = ROOT / "gpt" / "train.py"
 SUMMARY = "sweep.json"
@@ -284,4 +284,4 @@ def table(runs) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

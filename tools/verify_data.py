@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, run
+from gpt.errors import Parser, command
 
 
 def main():
@@ -64,4 +64,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -14,7 +14,7 @@ from forked import fork_ranks
 from planted import Plant, mark_modules
 
 from gpt import train
-from gpt.errors import run
+from gpt.errors import command
 from gpt.training import trainer  # noqa: F401  (no rank need import it)
 
 
@@ -24,7 +24,7 @@ def failing(fault, options):
     sys.argv = ["train.py", *options, "--run_dir", f"{fault}/run"]
     mark_modules()
     Plant(fault)
-    run(train.main)
+    command(train.main)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from gpt import evaluation, files, model, train
 from gpt.checkpoint import folders
 from gpt.data.streams import Ahead, Streams, batch_index
 from gpt.engine import boundary
-from gpt.errors import run
+from gpt.errors import command
 
 
 class Plant:
@@ -236,4 +236,4 @@ if __name__ == "__main__":
     )
     mark_modules()
     Plant(faults)
-    run(train.main)
+    command(train.main)
