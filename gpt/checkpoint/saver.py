@@ -10,7 +10,7 @@ from gpt.checkpoint import folders
 from gpt.checkpoint.zero_files import read_state
 from gpt.compute.memory import checkpoint_bytes
 from gpt.config.saved import CONFIG, write_config
-from gpt.data.datasets import TOKENIZER
+from gpt.data.manifests import TOKENIZER
 from gpt.data.streams import batch_index
 from gpt.errors import AgreedError, in_brief
 

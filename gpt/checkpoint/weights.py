@@ -15,7 +15,7 @@ from gpt.checkpoint.zero_files import (
 )
 from gpt.config.saved import CONFIG, model_config, read_config, write_config
 from gpt.config.shape import ModelConfig
-from gpt.data.datasets import TOKENIZER
+from gpt.data.manifests import TOKENIZER
 from gpt.errors import UserError
 from gpt.files import (
     built_aside,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt.data import datasets
+from gpt.data import manifests
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import sync_all
@@ -61,7 +61,7 @@ def assemble(units, vocab: Vocab, rule, facts: dict, building: Path, say):
     duplicates "drop" leaves out documents that their split has already, and training documents that
     are held out in another.
     """
-    documents = Documents(units, np.dtype(datasets.token_dtype(vocab.size)).itemsize)
+    documents = Documents(units, np.dtype(manifests.token_dtype(vocab.size)).itemsize)
     records = documents.records
     splits = rule.share_out(
         [record.name for record in records], [record.split for record in records]
@@ -81,7 +81,7 @@ def assemble(units, vocab: Vocab, rule, facts: dict, building: Path, say):
         "bad_utf8": facts["bad_utf8"],
         "duplicates": facts["duplicates"],
     }
-    manifest = datasets.begin(building, vocab, text, facts["provenance"])
+    manifest = manifests.begin(building, vocab, text, facts["provenance"])
     for name, indices in splits.items():
         kept, counts = _choose(
             name, [(i, records[i]) for i in indices], held_out, facts["duplicates"] == "drop"
@@ -95,9 +95,9 @@ def assemble(units, vocab: Vocab, rule, facts: dict, building: Path, say):
                 f" ({why})"
             )
         manifest["splits"][name] = _write_split(building / name, documents, kept, counts)
-        say(datasets.size_of_split(name, manifest["splits"][name]))
+        say(manifests.size_of_split(name, manifest["splits"][name]))
         _tell(name, counts, say)
-    datasets.write_manifest(building, manifest)
+    manifests.write(building, manifest)
     sync_all(building)
 
 
@@ -133,13 +133,13 @@ def _write_split(folder, documents, kept, counts) -> dict:
     """Pack the documents; returns the split's entry in the manifest."""
     folder.mkdir()
     records = [documents.records[i] for i in kept]
-    with open(folder / datasets.TOKENS, "wb") as out:
+    with open(folder / manifests.TOKENS, "wb") as out:
         for index in kept:
             documents.copy(index, out)
     names, tokens, sizes = (
         [getattr(record, key) for record in records] for key in ("name", "tokens", "bytes")
     )
-    return datasets.finish_split(
+    return manifests.finish_split(
         folder, names, tokens, sizes, left_out=counts["left_out"], found=counts["found"]
     )
 

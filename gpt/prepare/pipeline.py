@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt.data import datasets
+from gpt.data import manifests
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import free_space, require_new_folder, sync, when_full
@@ -114,7 +114,7 @@ def merge(folders, out, say=print):
     undone = next((unit for unit in units if not unit.with_suffix(".jsonl").exists()), None)
     if undone:
         raise UserError(f"{undone.parent} is not done yet: run its command again until it says so")
-    vocabs = [Vocab.load(folder / datasets.TOKENIZER) for folder in folders]
+    vocabs = [Vocab.load(folder / manifests.TOKENIZER) for folder in folders]
     for folder, vocab in zip(folders, vocabs):
         if vocab.model != vocabs[0].model:
             raise UserError(
@@ -143,7 +143,7 @@ def _require_room(inputs, parts, vocab_size, folder):
     """Raise UserError where the disk has no room for the units and, beside them, the dataset."""
     text = sum(entry.size * EXPANSION.get(kind_of(entry.source), 1) for entry in inputs)
     needed = int(
-        2 * text / parts / BYTES_PER_TOKEN * np.dtype(datasets.token_dtype(vocab_size)).itemsize
+        2 * text / parts / BYTES_PER_TOKEN * np.dtype(manifests.token_dtype(vocab_size)).itemsize
     )
     needed -= sum(path.stat().st_size for path in folder.glob("[0-9]*.tokens"))  # done before
     free, place = free_space(folder)

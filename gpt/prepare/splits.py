@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt.data import datasets
+from gpt.data import manifests
 from gpt.errors import UserError
 
 
@@ -114,7 +114,7 @@ class Rule:
 
 def require_name(split: str):
     """Raise UserError where a split cannot bear this name."""
-    if split in (datasets.MANIFEST, datasets.TOKENIZER):
+    if split in (manifests.MANIFEST, manifests.TOKENIZER):
         raise UserError(
             f"a split cannot be called {split!r}, the name of a file of the dataset: choose another"
             " name"

@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpt.data import datasets
+from gpt.data import manifests
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import (
@@ -69,7 +69,7 @@ class Staging:
 
     def tokenizer(self, make) -> Vocab:
         """The tokenizer that is there, or the one that `make()` gives."""
-        path = self.folder / datasets.TOKENIZER
+        path = self.folder / manifests.TOKENIZER
         if not path.exists():
             vocab = make()
             aside = path.with_suffix(".new")

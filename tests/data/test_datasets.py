@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from gpt.data.datasets import SEAL, Dataset, Split, token_dtype, write_manifest
+from gpt.data import manifests
+from gpt.data.datasets import Dataset, Split
+from gpt.data.manifests import SEAL, token_dtype
 from gpt.data.streams import Ahead, Streams
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
@@ -179,7 +181,7 @@ def test_ids_above_65535_are_stored_in_four_bytes(small, tmp_path):
     entry.update(documents=3, tokens=9)
     for file, facts in entry["files"].items():
         facts["size"] = (small / "train" / file).stat().st_size
-    write_manifest(small, {**manifest, "dtype": "<u4"})
+    manifests.write(small, {**manifest, "dtype": "<u4"})
     split = Dataset(small).split("train")
     with pytest.raises(
         UserError,
@@ -245,7 +247,7 @@ def edit(*path, value=None):
             del entry[path[-1]]
         else:
             entry[path[-1]] = value
-        write_manifest(folder, manifest)
+        manifests.write(folder, manifest)
 
     return damage
 
