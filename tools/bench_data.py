@@ -54,9 +54,10 @@ def bench_encoding(args):
     import sentencepiece
 
     from gpt.data.vocab import Vocab
-    from gpt.prepare.documents import Reading, documents
+    from gpt.prepare.documents import documents
     from gpt.prepare.encode import Encoder
     from gpt.prepare.inputs import find_inputs
+    from gpt.prepare.texts import Reading
 
     vocab = Vocab.load(args.tokenizer)
     processor = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
@@ -87,7 +88,7 @@ def bench_encoding(args):
 
 
 def bench_workers(inputs, vocab, size, repeats):
-    from gpt.prepare.documents import Reading
+    from gpt.prepare.texts import Reading
     from gpt.prepare.units import UnitEncoder, encoder_of, units_of
     from gpt.prepare.workers import spread
 
@@ -131,7 +132,7 @@ def large_dataset():
 
     from gpt.data import manifests
     from gpt.files import hash_file
-    from gpt.prepare.documents import Document
+    from gpt.prepare.texts import Document
     from gpt.prepare.vocab_training import train_tokenizer
 
     with tempfile.TemporaryDirectory() as name:

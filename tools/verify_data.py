@@ -31,8 +31,8 @@ def main():
     from gpt.data import manifests
     from gpt.data.datasets import Dataset
     from gpt.prepare import verify
-    from gpt.prepare.documents import Reading
     from gpt.prepare.inputs import find_inputs
+    from gpt.prepare.texts import Reading
 
     root = Path(args.dataset)
     manifest = manifests.read(root)

@@ -9,7 +9,8 @@ import numpy as np
 from gpt.data import manifests
 from gpt.data.datasets import Dataset
 from gpt.files import hash_file
-from gpt.prepare.documents import NotUTF8, documents
+from gpt.prepare.documents import documents
+from gpt.prepare.texts import NotUTF8
 
 AT_A_TIME = 1 << 20  # tokens
 
