@@ -68,7 +68,7 @@ def main():
 
     from gpt.checkpoint.weights import load_model, open_folder
     from gpt.compute.hardware import usable_device
-    from gpt.data.datasets import TOKENIZER
+    from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.generate import Context, generate
 

@@ -321,7 +321,7 @@ def train_with(faults: str):
         train.main()
         plant.require_all_struck()
 
-    run(main)
+    command(main)
 
 
 if __name__ == "__main__":
