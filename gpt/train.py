@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 # instead of gpt/, whose module names must shadow nobody's
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import AgreedUserError, UserError, run
+from gpt.errors import AgreedUserError, UserError, command
 
 if TYPE_CHECKING:
     import torch
@@ -119,4 +119,4 @@ def kernels_of(
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)
