@@ -37,25 +37,29 @@ class RunData:
             return []
         if self._may_be_absent and not Path(self._root).exists():
             return []
-        return self._look()
+        return self._look(self._root)
 
     def open(self) -> Dataset:
         """The dataset, which by now must be there and fit. Raises UserError."""
-        mistakes = [] if self.dataset is not None else self._look()
-        if self.dataset is None or mistakes:
-            raise UserError("; ".join(mistakes))
+        if self.dataset is None:
+            # the configuration is settled, so it names a dataset
+            assert self._root is not None
+            mistakes = self._look(self._root)
+            if self.dataset is None or mistakes:
+                raise UserError("; ".join(mistakes))
         return self.dataset
 
-    def _look(self) -> list[str]:
+    def _look(self, root: str) -> list[str]:
+        """Open the dataset; returns what is wrong with it."""
         try:
-            self.dataset = Dataset(self._root)
+            self.dataset = Dataset(root)
         except UserError as error:
             return [str(error)]
         mistakes = []
         size = self.dataset.vocab.size
         if self._vocab_size not in (None, size):
             mistakes.append(
-                f"gpt.vocab_size is {self._vocab_size}, but the tokenizer of {self._root} has"
+                f"gpt.vocab_size is {self._vocab_size}, but the tokenizer of {root} has"
                 f" {size} ids: set --vocab_size {size}, or choose another dataset"
             )
         try:
