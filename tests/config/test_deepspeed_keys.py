@@ -39,26 +39,26 @@ REMOVED = {
 class Recorder(dict):
     """A block that notes every key that is asked for, at any depth."""
 
-    def __init__(self, block, path, asked):
+    def __init__(self, block, path, reads):
         super().__init__(
             {
-                key: Recorder(v, (*path, key), asked) if isinstance(v, dict) else v
+                key: Recorder(v, (*path, key), reads) if isinstance(v, dict) else v
                 for key, v in block.items()
             }
         )
         self.path = path
-        self.asked = asked
+        self.reads = reads
 
     def get(self, key, default=None):
-        self.asked.add(".".join((*self.path, str(key))))
+        self.reads.add(".".join((*self.path, str(key))))
         return super().get(key, default)
 
     def __contains__(self, key):
-        self.asked.add(".".join((*self.path, str(key))))
+        self.reads.add(".".join((*self.path, str(key))))
         return super().__contains__(key)
 
     def __getitem__(self, key):
-        self.asked.add(".".join((*self.path, str(key))))
+        self.reads.add(".".join((*self.path, str(key))))
         return super().__getitem__(key)
 
     def keys(self):
@@ -91,7 +91,7 @@ def keys_below(block):
 def test_top_level_keys_are_those_that_deepspeed_reads():
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    asked = set()
+    reads = set()
     blocks = (
         "fp16",
         "bf16",
@@ -109,14 +109,14 @@ def test_top_level_keys_are_those_that_deepspeed_reads():
         Recorder(
             {"train_batch_size": 8, "zero_optimization": {"stage": 1}, **{b: {} for b in blocks}},
             (),
-            asked,
+            reads,
         )
     )
-    top = {path for path in asked if "." not in path}
+    top = {path for path in reads if "." not in path}
     ours = (set(TOP_KEYS) | {path for path in REFUSED if "." not in path}) - {"gpt"}
     assert top == ours
     for block in ("flops_profiler", "aio", "data_types"):
-        inner = {path.split(".", 1)[1] for path in asked if path.startswith(f"{block}.")}
+        inner = {path.split(".", 1)[1] for path in reads if path.startswith(f"{block}.")}
         assert inner == keys_below(block)
 
 
