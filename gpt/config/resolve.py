@@ -156,8 +156,8 @@ def _model(draft: Draft) -> ModelConfig | None:
             if f"gpt.{name}" not in mistaken:
                 draft.sources[f"gpt.{name}"] = f"preset {preset}"
     missing = [name for name in PRESET_KEYS if shape[name] is None]
-    told = mistaken & {"gpt", "gpt.preset", *(f"gpt.{name}" for name in PRESET_KEYS)}
-    if missing and not told:
+    known = mistaken & {"gpt", "gpt.preset", *(f"gpt.{name}" for name in PRESET_KEYS)}
+    if missing and not known:
         draft.mistake(
             "gpt.preset",
             f"is missing, and so is {', '.join(missing)}: name a preset ({', '.join(presets)}) "
