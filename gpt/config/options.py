@@ -9,6 +9,8 @@ from gpt.config.shape import SHAPE_KEYS
 
 # the dataset that is built by itself where it is absent
 SAMPLE = "data/sample"
+# targets scored in each evaluation window but the first, where the context has as many
+LAST_N = 128
 
 
 def option(kind: type, default: Any, doc: str, **limits: Any) -> Any:
@@ -76,7 +78,7 @@ class Options:
     last_n: int | None = option(
         int,
         None,
-        "targets scored in each evaluation window but the first; default 128, or "
+        f"targets scored in each evaluation window but the first; default {LAST_N}, or "
         "seq_len where that is less",
         minimum=1,
     )

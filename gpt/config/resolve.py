@@ -20,13 +20,11 @@ from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.draft import Draft, Mistake
 from gpt.config.keys import REQUIRED, Key, nearest
 from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
+from gpt.config.options import LAST_N
 from gpt.config.run_config import Config
 from gpt.config.run_file import read_file
 from gpt.config.shape import PRESET_KEYS, SHAPE_KEYS, ModelConfig, load_presets
 from gpt.errors import UserError
-
-# targets of an evaluation window that are scored, where the file does not say
-LAST_N = 128
 
 
 def load(path: str | Path, world_size: int = 1, overrides: dict[str, Any] | None = None) -> Config:
