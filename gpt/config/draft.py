@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from gpt.config.batch import BatchPlan
 from gpt.config.optimizer_keys import COSINE
-from gpt.config.options import GPT_KEYS, OPTION_KEYS, Options
+from gpt.config.options import OPTION_KEYS, Options
 from gpt.config.run_config import Config
 from gpt.config.schedule import CosineSchedule
 from gpt.config.shape import ModelConfig
@@ -84,10 +84,6 @@ class Draft:
     def mistaken(self) -> set[str]:
         """Paths of the values that are wrong."""
         return {mistake.path for mistake in self.mistakes}
-
-    def options(self) -> dict[str, Any]:
-        """The values of the block "gpt"; None stands for one that is absent or mistaken."""
-        return {name: self.get(f"gpt.{name}") for name in GPT_KEYS}
 
     def settle(self) -> Config:
         """The frozen configuration. Raises UserError with all mistakes in one report."""
