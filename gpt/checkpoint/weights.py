@@ -1,4 +1,11 @@
-"""Consolidated fp32 weights: out of a checkpoint's files, checked, written, read."""
+"""Consolidated fp32 weights: out of a checkpoint's files, checked, written, read.
+
+runs/24h/export/
+    model.safetensors    the weights
+    config.yaml          of the run that trained them, with their step
+    tokenizer.model      of its dataset
+    checkpoint.json      each file's size and sha256, and where the weights are from
+"""
 
 import json
 import math
