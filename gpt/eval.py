@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.checkpoint.weights import file_of_weights
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 from gpt.files import require_place_for
 
 
@@ -256,4 +256,4 @@ def markdown(results) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

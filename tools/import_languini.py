@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, run
+from gpt.errors import Parser, command
 
 
 def parse_args():
@@ -32,11 +32,11 @@ def parse_args():
         help="model.pt to consolidated weights",
     )
     add_options_of_weights(weights)
-    for command in (data, weights):
-        command.add_argument(
+    for subparser in (data, weights):
+        subparser.add_argument(
             "--tokenizer", required=True, metavar="FILE.model", help="the SentencePiece model"
         )
-        command.add_argument("--out", required=True, metavar="FOLDER", help="the folder to make")
+        subparser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to make")
     return parser.parse_args()
 
 
@@ -98,4 +98,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.checkpoint.weights import file_of_weights
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 
 def parse_args():
@@ -68,7 +68,7 @@ def main():
 
     from gpt.checkpoint.weights import load_model, open_folder
     from gpt.compute.hardware import usable_device
-    from gpt.data.datasets import TOKENIZER
+    from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.generate import Context, generate
 
@@ -108,4 +108,4 @@ def note(text):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

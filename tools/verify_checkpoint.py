@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 
 def main():
@@ -54,4 +54,4 @@ def tell_whether_whole(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

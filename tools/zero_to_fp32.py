@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, run
+from gpt.errors import Parser, command
 
 
 def main():
@@ -37,4 +37,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -18,7 +18,8 @@ from gpt.cluster.world import World
 from gpt.compute.memory import checkpoint_bytes
 from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, write_config
-from gpt.data.datasets import TOKENIZER, Dataset
+from gpt.data.datasets import Dataset
+from gpt.data.manifests import TOKENIZER
 from gpt.data.streams import batch_index
 from gpt.errors import AgreedError, in_brief
 

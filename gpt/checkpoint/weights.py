@@ -23,7 +23,7 @@ from gpt.checkpoint.manifest import PROBE_DOUBT, Manifest, same_loss
 from gpt.checkpoint.zero_files import read_state
 from gpt.config.saved import CONFIG, model_config, write_config
 from gpt.config.shape import ModelConfig
-from gpt.data.datasets import TOKENIZER
+from gpt.data.manifests import TOKENIZER
 from gpt.errors import UserError
 from gpt.files import built_aside, hash_file, require_new_folder
 from gpt.model import GPT

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from gpt.data import datasets
+from gpt.data import manifests
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import built_aside, free_space, hash_file, require_new_folder
@@ -73,7 +73,7 @@ def import_dataset(
         )
     lists = _file_lists(root, say)
     splits = {split: _read_list(path, source) for split, path in lists.items()}
-    dtype = np.dtype(datasets.token_dtype(vocab.size))
+    dtype = np.dtype(manifests.token_dtype(vocab.size))
     tokens = sum(document.tokens + 1 for listed in splits.values() for document in listed)
     _require_room(out, tokens * dtype.itemsize)
     rules = {"line_ends": "as tokenised", "order": "of the file lists"}
@@ -83,11 +83,11 @@ def import_dataset(
         "file_lists": {path.name: hash_file(path)["sha256"] for path in lists.values()},
     }
     with built_aside(out) as building:
-        manifest = datasets.begin(building, vocab, rules, provenance)
+        manifest = manifests.begin(building, vocab, rules, provenance)
         for split, listed in splits.items():
             entry = _write_split(building / split, listed, source, vocab, dtype, say)
             manifest["splits"][split] = entry
-        datasets.write_manifest(building, manifest)
+        manifests.write(building, manifest)
 
 
 def _file_lists(root, say) -> dict[str, Path]:
@@ -189,15 +189,15 @@ def _write_split(folder, listed, source, vocab, dtype, say) -> dict:
     doc_tokens = [document.tokens for document in listed]
     doc_bytes = []
     inner_ends = 0
-    with open(folder / datasets.TOKENS, "wb") as file:
+    with open(folder / manifests.TOKENS, "wb") as file:
         for name in _progress(names, folder.name, "doc"):
             size, ends = _write_document(source / name, vocab, dtype, file)
             doc_bytes.append(size)
             inner_ends += ends
-    entry = datasets.finish_split(
+    entry = manifests.finish_split(
         folder, names, doc_tokens, doc_bytes, end_of_document_ids_inside=inner_ends
     )
-    size_of_split = datasets.size_of_split(folder.name, entry)
+    size_of_split = manifests.size_of_split(folder.name, entry)
     if inner_ends:
         size_of_split += (
             f"; {inner_ends:,} end-of-document ids stand inside documents, of 0 bytes each"

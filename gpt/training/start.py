@@ -39,7 +39,7 @@ def claim(
                 f"{path} is a file, where a run wants to be kept", mend="name another --run_dir"
             )
     # a mistake below shall leave no new folder behind
-    lock = FolderLock(run_dir) if run_dir.exists() else None
+    lock = _lock(run_dir) if run_dir.exists() else None
     if folder.exists():
         folders.clean_up(folder)
     tag = _tag_to_resume(run_dir, resume, notices)
@@ -52,7 +52,15 @@ def claim(
     elif config.options.init_from:
         tokenizer = resolved["dataset"]["tokenizer"]
         began_from = warm_start.origin(config.options.init_from, config.model, tokenizer)
-    return tag, began_from, lock or FolderLock(run_dir)
+    return tag, began_from, lock or _lock(run_dir)
+
+
+def _lock(run_dir):
+    return FolderLock(
+        run_dir,
+        other="another process is training in",
+        mend="wait for it, or name another --run_dir",
+    )
 
 
 def _tag_to_resume(run_dir, resume, notices):

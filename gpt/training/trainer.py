@@ -328,6 +328,7 @@ class Trainer:
         self.meter.mark(part)
         if part == "step":
             self.watchdog.progress(f"computing step {self.step + 1}")
+            self.watchdog.first_micro_batch_done()
 
     def _accept(self, loss) -> bool:
         """Whether a step with this mean loss may change the weights, under policy skip."""

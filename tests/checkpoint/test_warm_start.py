@@ -9,7 +9,7 @@ import seed_project
 import torch
 from conftest import ROOT, read_metrics, tiny_run, write_run
 from safetensors.torch import load_file
-from test_languini import random_documents
+from seed_project import random_documents
 
 from gpt.checkpoint.manifest import Manifest
 from gpt.checkpoint.weights import consolidate, load_model, write_folder

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pickle
-import random
 import sys
 
 import numpy as np
@@ -14,6 +13,7 @@ import seed_project
 import sentencepiece
 import torch
 from conftest import ROOT
+from seed_project import TEXTS, random_documents
 
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.weights import load_model
@@ -29,11 +29,6 @@ from gpt.evaluation import Evaluator, summary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOCAB = "books_2048"
-TEXTS = [
-    "The whale, the whale!\n",
-    "naïve café — 🥐🥐\n" * 40,
-    "Call me Ishmael. Some years ago, never mind how long.\n" * 9,
-]
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +39,6 @@ def vocab(sample):
 @pytest.fixture(scope="module")
 def pieces(vocab):
     return sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
-
-
-def random_documents(name, count, longest, seed):
-    rng = random.Random(seed)
-    return {
-        f"{name} {i}": [rng.randint(3, 2047) for _ in range(rng.randint(1, longest))]
-        for i in range(count)
-    }
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from gpt.config.shape import ModelConfig
 from gpt.metrics import meter
 from gpt.metrics.activations import ActivationStatistics
 from gpt.model import GPT
-from tools.plain_gpt import PlainGPT
+from tools.benchmarks.plain_gpt import PlainGPT
 
 TRAIN = ROOT / "gpt" / "train.py"
 ALONE = World(0, 1, torch.device("cpu"))

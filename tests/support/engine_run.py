@@ -18,7 +18,7 @@ from gpt.data.datasets import Dataset
 from gpt.data.streams import Streams
 from gpt.engine import boundary
 from gpt.engine.schedule import Schedule
-from gpt.errors import run as run_command
+from gpt.errors import command
 from gpt.model import GPT
 from gpt.training.trainer import resolved
 
@@ -98,4 +98,4 @@ def main(config_file, out, data, *flags):
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(*sys.argv[1:]))
+    command(lambda: main(*sys.argv[1:]))

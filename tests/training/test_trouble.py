@@ -325,6 +325,20 @@ def test_a_rank_that_hangs_is_named_and_all_end(fault, said, sample, tmp_path):
     )
 
 
+def test_a_first_step_may_compile_after_an_evaluation(sample, tmp_path, run_command):
+    gpt = {"eval_every": 5, "eval_batch_size": 1, "max_eval_steps": 5, "max_train_steps": 2}
+    config = config_of(tmp_path, sample, gpt=gpt)
+    done = planted(run_command, tmp_path, config, "compile=5", "--step_timeout", 2)
+    assert done.returncode == 0 and "eval after step 0" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_fault_that_never_strikes_is_noticed(sample, tmp_path, run_command):
+    config = config_of(tmp_path, sample, gpt={"max_train_steps": 2})
+    done = planted(run_command, tmp_path, config, "spike=1,nan=7,bug=1@1")
+    assert done.returncode == 1
+    assert done.stderr.endswith("rank 0: planted, and never struck: nan\n")
+
+
 def test_a_request_to_stop_does_not_wait_for_an_evaluation(sample, tmp_path, run_command):
     options = {"eval_every": 5, "max_eval_steps": 400, "eval_batch_size": 1, "max_train_steps": 6}
     config = config_of(tmp_path, sample, gpt=options)
