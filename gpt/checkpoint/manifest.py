@@ -22,7 +22,7 @@ PROBE_TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
 PROBE_DOUBT = 5
 
 # what a run needs in order to go on: {field: its types in JSON}
-_NEEDED = {
+_NEEDED: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "evaluated_step": (int, type(None)),
     "left_out": list,
@@ -80,7 +80,7 @@ class Manifest:
             values["probe"] = Probe(content["probe"]["tokens"], content["probe"]["loss"])
         return cls(**{"step": None, **values}, lacks=_first_lacking(content))
 
-    def write(self, folder: Path):
+    def write(self, folder: Path) -> None:
         write_content(folder, self.to_json())
 
     def to_json(self) -> dict:
@@ -115,13 +115,13 @@ def read_content(folder: Path | str) -> dict:
     return content
 
 
-def write_content(folder: Path | str, content: dict):
+def write_content(folder: Path | str, content: dict) -> None:
     """Write checkpoint.json with a sha256 of its own content."""
     sealed = {**content, "sha256": _seal(content)}
     write_atomically(Path(folder) / MANIFEST, json.dumps(sealed) + "\n")
 
 
-def _seal(content):
+def _seal(content: dict):
     unsealed = {key: value for key, value in content.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(unsealed, sort_keys=True).encode()).hexdigest()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.weights import WEIGHTS, open_folder
 from gpt.checkpoint.zero_files import FullState
 from gpt.config.shape import ModelConfig
@@ -43,7 +44,7 @@ def origin(folder: Path | str, model: ModelConfig, tokenizer: str | None) -> dic
     }
 
 
-def _require_shape(given, model):
+def _require_shape(given: Checkpoint, model: ModelConfig):
     given_model = given.config["model"]
     differences = []
     for name, value in dataclasses.asdict(model).items():

@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -85,7 +86,7 @@ def read_state(source: Path) -> FullState:
         ) from error
 
 
-def _model_file(source) -> Path:
+def _model_file(source: Path) -> Path:
     """The model's file, or rank 0's part of it under ZeRO 3, which tells as much."""
     single = "mp_rank_00_model_states.pt"
     pattern = "zero_pp_rank_*_mp_rank_00_model_states.pt"
@@ -99,7 +100,7 @@ def _model_file(source) -> Path:
     return files[0]
 
 
-def _require_all(optimizer_files, ranks, source):
+def _require_all(optimizer_files: list[Path], ranks: int, source: Path):
     present = {folders.rank_of(path) for path in optimizer_files}
     for rank in range(ranks):
         if rank not in present:
@@ -110,7 +111,7 @@ def _require_all(optimizer_files, ranks, source):
             )
 
 
-def _unshared(model) -> FullState:
+def _unshared(model: dict) -> FullState:
     """Stage 0: the model file holds all, in fp32."""
     names = list(model["module"])
     states = model["optimizer"]["state"]
@@ -127,7 +128,7 @@ def _unshared(model) -> FullState:
     )
 
 
-def _shared(model, states) -> FullState:
+def _shared(model: dict, states: list[dict]) -> FullState:
     """Stages 1 to 3: every rank's optimizer file holds its stretches of weights and moments."""
     stage = int(states[0]["zero_stage"])
     groups = model["param_shapes"]
@@ -156,7 +157,7 @@ def _shared(model, states) -> FullState:
     )
 
 
-def _join_stage12(flat, groups):
+def _join_stage12(flat: list[list[torch.Tensor]], groups: list[dict]):
     """Each group's parameters lie flattened one after another, and every rank holds an equal
     stretch of them.
 
@@ -173,7 +174,7 @@ def _join_stage12(flat, groups):
     return Joined(parts)
 
 
-def _cut(stretches, start, count):
+def _cut(stretches: list[torch.Tensor], start: int, count: int):
     """Views of elements [start, start + count) of stretches laid end to end."""
     parts = []
     for stretch in stretches:
@@ -187,7 +188,7 @@ def _cut(stretches, start, count):
     return parts
 
 
-def _join_stage3(flat, groups):
+def _join_stage3(flat: list[list[torch.Tensor]], groups: list[dict]):
     """Every parameter is cut into equal stretches, one per rank, the last one padded. flat as in
     `_join_stage12`."""
     parts = {}
@@ -204,8 +205,11 @@ def _join_stage3(flat, groups):
 
 
 def load_weights_only(
-    path: Path | str, classes: Iterable = (), map_location="cpu", mmap: bool = False
-):
+    path: Path | str,
+    classes: Iterable = (),
+    map_location: str | torch.device = "cpu",
+    mmap: bool = False,
+) -> Any:
     """torch.load that builds tensors, plain values and the named classes only; anything else is a
     UserError.
 

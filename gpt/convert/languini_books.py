@@ -12,9 +12,9 @@ keeps every batch as it was.
 import os
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -50,7 +50,7 @@ def import_dataset(
     vocab: Vocab,
     out: Path | str,
     say: Callable[[str], None] = print,
-):
+) -> None:
     """Write the splits below `root` that exist as the new dataset `out`, whole or absent.
 
     Every document is held against its list before anything is written. Raises UserError.
@@ -90,7 +90,7 @@ def import_dataset(
         manifests.write(building, manifest)
 
 
-def _file_lists(root, say) -> dict[str, Path]:
+def _file_lists(root: Path, say: Callable[[str], None]) -> dict[str, Path]:
     """{split: its list} of those that exist."""
     lists = {split: root / f"file_list_{name}.npy" for split, name in SPLITS.items()}
     foreign = [path.name for path in root.glob("file_list_*.npy") if path not in lists.values()]
@@ -106,7 +106,7 @@ def _file_lists(root, say) -> dict[str, Path]:
     return existing
 
 
-def _read_list(path, source) -> list[_Listed]:
+def _read_list(path: Path, source: Path) -> list[_Listed]:
     """The documents of a list, each held against its file: there, of the right type, with as many
     tokens as listed."""
     listed = []
@@ -132,7 +132,7 @@ def _read_list(path, source) -> list[_Listed]:
     return listed
 
 
-def _rows(path) -> np.ndarray:
+def _rows(path: Path) -> np.ndarray:
     """A list's rows: text (documents, 2)."""
     try:
         rows = np.load(path, allow_pickle=False)
@@ -153,11 +153,11 @@ def _rows(path) -> np.ndarray:
     return rows
 
 
-def _text(value) -> str:
+def _text(value: str | bytes) -> str:
     return os.fsdecode(value) if isinstance(value, bytes) else str(value)
 
 
-def _open(path, file_list) -> np.ndarray:
+def _open(path: Path, file_list: Path | str) -> np.ndarray:
     """A document's ids, memory-mapped."""
     try:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -182,7 +182,14 @@ def _open(path, file_list) -> np.ndarray:
     return ids
 
 
-def _write_split(folder, listed, source, vocab, dtype, say) -> dict:
+def _write_split(
+    folder: Path,
+    listed: list[_Listed],
+    source: Path,
+    vocab: Vocab,
+    dtype: np.dtype,
+    say: Callable[[str], None],
+) -> manifests.SplitEntry:
     """Pack the documents into `folder`; returns the split's entry in the manifest."""
     folder.mkdir()
     names = [document.name for document in listed]
@@ -206,7 +213,7 @@ def _write_split(folder, listed, source, vocab, dtype, say) -> dict:
     return entry
 
 
-def _write_document(path, vocab, dtype, file) -> tuple[int, int]:
+def _write_document(path: Path, vocab: Vocab, dtype: np.dtype, file: BinaryIO) -> tuple[int, int]:
     """Append a document's ids and the end-of-document id to a split; returns (bytes of its text,
     end-of-document ids inside it)."""
     ids = _open(path, "its list")
@@ -228,11 +235,11 @@ def _write_document(path, vocab, dtype, file) -> tuple[int, int]:
     return text_bytes, inner_ends
 
 
-def _progress(items, what, unit):
+def _progress(items: Sized, what: str, unit: str):
     return tqdm(items, desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False)
 
 
-def _require_room(out, size):
+def _require_room(out: Path, size: int):
     free, place = free_space(out)
     if free < size:
         raise UserError(

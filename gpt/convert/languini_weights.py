@@ -74,7 +74,7 @@ def import_weights(
     return shape, step
 
 
-def _read(file):
+def _read(file: Path):
     """(optimiser steps that the weights have seen, {their name without wrappers: tensor})."""
     content = zero_files.load_weights_only(file, mmap=True)
     state = content.get("model_state_dict") if isinstance(content, dict) else None
@@ -94,8 +94,9 @@ def _read(file):
     return last_index + 1, {_WRAPPERS.sub("", name): value for name, value in state.items()}
 
 
-def _head_dim(head_dim, preset):
+def _head_dim(head_dim: int | None, preset: str | None):
     if preset is None:
+        assert head_dim is not None, "give head_dim or preset"
         if head_dim < 1:
             raise UserError(f"--head_dim {head_dim}", mend="give a positive number, such as 64")
         return head_dim
@@ -108,8 +109,8 @@ def _head_dim(head_dim, preset):
     return presets[preset]["head_dim"]
 
 
-def _shape(state, file, head_dim) -> ModelConfig:
-    def size(name, dimension):
+def _shape(state: dict[str, torch.Tensor], file: Path, head_dim: int) -> ModelConfig:
+    def size(name: str, dimension: int):
         if name not in state or state[name].dim() != 2:
             raise UserError(
                 f"{file} lacks the matrix {name}: it is not a checkpoint of the seed project's GPT"
@@ -135,7 +136,7 @@ def _shape(state, file, head_dim) -> ModelConfig:
     )
 
 
-def _require_preset(shape, preset, file):
+def _require_preset(shape: ModelConfig, preset: str, file: Path):
     differences = [
         f"{name} {getattr(shape, name)} instead of {value}"
         for name, value in load_presets()[preset].items()
@@ -148,7 +149,7 @@ def _require_preset(shape, preset, file):
         )
 
 
-def _parts(state, shape, file) -> dict:
+def _parts(state: dict[str, torch.Tensor], shape: ModelConfig, file: Path) -> dict:
     """{our name: (shape, flat pieces)} for gpt.checkpoint.zero_files.Joined; each of their tensors
     must be used, and each of ours be made."""
     parts = {}
@@ -169,7 +170,7 @@ def _parts(state, shape, file) -> dict:
     return parts
 
 
-def _their_names(name):
+def _their_names(name: str):
     """Of the tensors that make one of ours, in order: q, k and v are three there."""
     for ours, theirs in _NAMES:
         name = name.replace(ours, theirs)
@@ -178,7 +179,7 @@ def _their_names(name):
     return [name.replace(".qkv.", f".linear_{letter}.") for letter in "QKV"]
 
 
-def _require(state, name, shape, file):
+def _require(state: dict[str, torch.Tensor], name: str, shape: tuple, file: Path):
     if name not in state:
         raise UserError(
             f"{file} lacks {name}: it is not a whole checkpoint of the seed project's GPT"

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
@@ -39,7 +40,7 @@ _OUTER = {
     "ln_f.bias": "transformer.ln_f.bias",
     "head.weight": "lm_head.weight",
 }
-_FIXED = {  # what a GPT2Config must say to be one of ours
+_FIXED: dict[str, Any] = {  # what a GPT2Config must say to be one of ours
     "model_type": "gpt2",
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
@@ -52,7 +53,7 @@ _FIXED = {  # what a GPT2Config must say to be one of ours
 STEPS = "trained_steps"
 
 
-def require_gpt2_shape(model: ModelConfig):
+def require_gpt2_shape(model: ModelConfig) -> None:
     """Raise UserError where GPT-2 cannot have this shape."""
     width = model.n_heads * model.head_dim
     if width != model.h_dim:
@@ -106,7 +107,7 @@ def to_gpt2(weights: Mapping[str, torch.Tensor], model: ModelConfig) -> dict[str
     return converted
 
 
-def _transposed_if(transposed, weight):
+def _transposed_if(transposed: bool, weight: torch.Tensor):
     return weight.t().contiguous() if transposed else weight
 
 
@@ -140,7 +141,7 @@ def from_gpt2(folder: Path | str) -> tuple[ModelConfig, dict[str, torch.Tensor],
     return model, weights, config[STEPS]
 
 
-def _read_weights(folder, names):
+def _read_weights(folder: Path, names: dict[str, tuple[str, bool]]):
     """{our name: fp32 tensor as GPT-2 has it}"""
     path = folder / WEIGHTS
     try:
@@ -159,7 +160,12 @@ def _read_weights(folder, names):
         raise UserError(f"{path} is not a safetensors file ({error})") from error
 
 
-def _check(weights, names, model, path):
+def _check(
+    weights: dict[str, torch.Tensor],
+    names: dict[str, tuple[str, bool]],
+    model: ModelConfig,
+    path: Path,
+):
     """Raise UserError unless each weight has GPT-2's shape for it and is finite."""
     for ours, shape in expected_shapes(model).items():
         theirs, transposed = names[ours]
@@ -176,7 +182,7 @@ def _check(weights, names, model, path):
             )
 
 
-def _divided(product, factor):
+def _divided(product: torch.Tensor, factor: float):
     """x such that x * factor is `product` to the bit, where there is one; else the nearest."""
     nearest = product / factor
     quotient = nearest.clone()
@@ -188,7 +194,7 @@ def _divided(product, factor):
     return quotient
 
 
-def _read_config(folder) -> dict:
+def _read_config(folder: Path) -> dict:
     path = folder / CONFIG
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -218,7 +224,7 @@ def _read_config(folder) -> dict:
     return config
 
 
-def _least_sizes(config):
+def _least_sizes(config: dict):
     """{size in a GPT2Config: its least value}"""
     sizes = dict.fromkeys(("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"), 1)
     sizes[STEPS] = 0
@@ -227,7 +233,7 @@ def _least_sizes(config):
     return sizes
 
 
-def save_tokenizer(vocab: Vocab, seq_len: int, folder: Path | str):
+def save_tokenizer(vocab: Vocab, seq_len: int, folder: Path | str) -> None:
     """Write the SentencePiece BPE vocabulary as a PreTrainedTokenizerFast, with the end of a
     document for bos and eos.
 
@@ -263,7 +269,7 @@ def save_tokenizer(vocab: Vocab, seq_len: int, folder: Path | str):
     path.write_text(json.dumps(portable, indent=1) + "\n", encoding="utf-8")
 
 
-def _merges(pieces, ids, eod_id):
+def _merges(pieces: sentencepiece.SentencePieceProcessor, ids: dict[str, int], eod_id: int):
     """Pairs of pieces that merge into a piece, the one whose result SentencePiece scores highest
     first."""
     scored = []

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # which torch reads when it is imported
 if "PYTORCH_ALLOC_CONF" not in os.environ:
@@ -45,7 +46,7 @@ from gpt.engine.shards import shards_of
 from gpt.errors import RunError, UserError, in_brief
 
 
-def _only_errors(record):
+def _only_errors(record: logging.LogRecord):
     return record.levelno >= logging.ERROR
 
 
@@ -126,7 +127,7 @@ def connect(
     return World(launch.rank, launch.size, local_device(), hosts, store)
 
 
-def disconnect():
+def disconnect() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -145,7 +146,7 @@ class StepResult:
     norms: dict | None  # {"weight" | "gradient" | "update": {parameter group: 2-norm}}
 
 
-def _require_nvme(config):
+def _require_nvme(config: Config):
     """Raise UserError where parts shall be offloaded to NVMe, and what DeepSpeed needs for it
     cannot be compiled."""
     zero = config.deepspeed["zero_optimization"]
@@ -160,7 +161,7 @@ def _require_nvme(config):
             )
 
 
-def _settings(config):
+def _settings(config: Config):
     """What DeepSpeed gets."""
     optimizer = {**config.deepspeed["optimizer"]}
     if config.schedule is not None:
@@ -176,7 +177,7 @@ def _settings(config):
     }
 
 
-def _gather_by_block(model):
+def _gather_by_block(model: torch.nn.Module):
     """Under ZeRO 3, have a whole block's weights gathered together, not those of each layer in it:
     a hook per layer costs the host more time than a small block's forward pass costs a GPU, and
     stands in a compiler's way."""
@@ -298,10 +299,10 @@ class Engine:
                 applied = False
                 exhausted = True
             mark("step")
-        norms = self._shards.norms(before_update) if want_norms and applied else None
+        norms = self._shards.norms(before_update) if before_update and applied else None
         return StepResult(applied, refused, exhausted, total, self._grad_norm(), norms)
 
-    def _update(self, last, refused) -> bool:
+    def _update(self, last: bool, refused: bool) -> bool:
         """Have the optimizer step if this was the last micro-batch; returns whether it did."""
         if last and self._stage == 0:  # where DeepSpeed tells no norm
             self._norm = self._shards.gradient_norm()
@@ -335,7 +336,7 @@ class Engine:
         For a run that gives up: the gradients of these passes stay behind.
         """
 
-        def run_passes():
+        def run_passes() -> None:
             for micro_batch in to_device(batch, self.world.device):
                 self._ds.backward(self._ds(micro_batch[:, :-1], micro_batch[:, 1:]))
 
@@ -344,9 +345,9 @@ class Engine:
     def probe(self, tokens: np.ndarray) -> float:
         """Loss of the present weights on tokens, int64 (rows, seq_len + 1); all ranks together on
         the same tokens."""
-        tokens = to_device(tokens, self.world.device)
+        rows = to_device(tokens, self.world.device)
         with torch.no_grad():
-            return self.module(tokens[:, :-1], tokens[:, 1:]).item()
+            return self.module(rows[:, :-1], rows[:, 1:]).item()
 
     def save(self, folder: Path | str, tag: str, state: dict) -> str | None:
         """Write this rank's part of a checkpoint into folder/tag; `state` is plain values. All
@@ -359,7 +360,7 @@ class Engine:
         self._ds.save_checkpoint(str(folder), tag=tag, client_state=state, save_latest=False)
         return self._files.failure
 
-    def load(self, folder: Path | str, tag: str):
+    def load(self, folder: Path | str, tag: str) -> None:
         """Load the checkpoint folder/tag of the same world size and ZeRO stage. Settings stay the
         configuration's."""
         with keeping_settings(self._ds):
@@ -367,7 +368,7 @@ class Engine:
         assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
         set_lr(self._ds)
 
-    def adopt(self, full: FullState, scale: float):
+    def adopt(self, full: FullState, scale: float) -> None:
         """Take over whole tensors of a run on other ranks or
         at another ZeRO stage, or weights alone, where moments and scheduler are empty."""
         self._shards.adopt(full)
@@ -383,17 +384,17 @@ class _CarefulFiles(TorchCheckpointEngine):
 
     failure = None
 
-    def makedirs(self, path, exist_ok=False):
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
         self._noting_failure(path, lambda: super(_CarefulFiles, self).makedirs(path, exist_ok))
 
-    def save(self, state_dict, path):
+    def save(self, state_dict: dict, path: str) -> None:
         self._noting_failure(path, lambda: super(_CarefulFiles, self).save(state_dict, path))
 
-    def _noting_failure(self, path, work):
+    def _noting_failure(self, path: str, work: Callable[[], None]):
         try:
             work()
         except Exception as error:
             self.failure = self.failure or in_brief(error, path)
 
-    def load(self, path, map_location=None):
+    def load(self, path: str, map_location: Any = None):
         return load_weights_only(path, _PICKLED, map_location)

@@ -4,10 +4,12 @@ Part of the boundary that gpt/engine/boundary.py is: it changes DeepSpeed's obje
 nothing of its modules.
 """
 
+from typing import Any
+
 import torch
 
 
-def prepare_gpu(accelerator, local_rank: int):
+def prepare_gpu(accelerator: Any, local_rank: int) -> None:
     """Take this rank's GPU, and have it sum and tell its memory as the trainer wants it.
 
     accelerator: DeepSpeed's.

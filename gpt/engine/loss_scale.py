@@ -11,6 +11,7 @@ nothing of its modules.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -22,13 +23,13 @@ class LossScaleExhausted(Exception):
     """DeepSpeed left out an update, and cannot lower the loss scale any more."""
 
 
-def current(ds) -> float:
+def current(ds: Any) -> float:
     """What the loss is multiplied by before the backward pass; 1 unless in fp16. ds: DeepSpeed's
     engine, here and below."""
     return float(ds.optimizer.loss_scale) if ds.fp16_enabled() else 1.0
 
 
-def take_over(ds, scale: float):
+def take_over(ds: Any, scale: float) -> None:
     """Have a dynamic scale go on from that of another run; a fixed one stays as configured."""
     if ds.fp16_enabled() and ds.optimizer.loss_scaler.dynamic:
         ds.optimizer.loss_scaler.cur_scale = scale
@@ -40,7 +41,7 @@ def refused(loss: torch.Tensor) -> torch.Tensor:
     return loss * math.nan
 
 
-def step(ds):
+def step(ds: Any) -> None:
     """DeepSpeed's step. Raises LossScaleExhausted."""
     try:
         ds.step()
@@ -51,7 +52,7 @@ def step(ds):
 
 
 @contextmanager
-def unmoved(ds) -> Iterator[None]:
+def unmoved(ds: Any) -> Iterator[None]:
     """Around the step of a refused batch: its gradient says nothing about the scale, which is then
     what it was, and is not too low either."""
     if not ds.fp16_enabled():
@@ -65,7 +66,7 @@ def unmoved(ds) -> Iterator[None]:
 
 
 @contextmanager
-def keeping_rules(optimizer) -> Iterator[None]:
+def keeping_rules(optimizer: Any) -> Iterator[None]:
     """Around a load, in which DeepSpeed takes the checkpoint's whole scaler: the rules stay the
     configuration's, and what training has moved is loaded. optimizer: DeepSpeed's."""
     attributes = vars(optimizer)

@@ -17,14 +17,16 @@ def first_nonfinite(model: torch.nn.Module, run_passes: Callable[[], None]) -> s
     return places[0] if places else None
 
 
-def _watch(name, places):
+def _watch(name: str, places: list[str]):
     """A forward hook that adds to `places` what is not finite at this module's output."""
 
-    def look_at_gradient(gradient):
+    def look_at_gradient(gradient: torch.Tensor) -> None:
         if not _is_finite(gradient):
             places.append(f"the gradient of the output of {name}")
 
-    def look_at_output(module, inputs, output):
+    def look_at_output(
+        module: torch.nn.Module, inputs: tuple, output: torch.Tensor | tuple
+    ) -> None:
         for value in output if isinstance(output, tuple) else (output,):
             if not torch.is_tensor(value):
                 continue
@@ -36,5 +38,5 @@ def _watch(name, places):
     return look_at_output
 
 
-def _is_finite(tensor) -> bool:
+def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())

@@ -4,6 +4,7 @@ Part of the boundary that gpt/engine/boundary.py is: what it needs of DeepSpeed 
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -15,14 +16,14 @@ def place(
     device: torch.device,
     settings: dict,
     zero_init: Callable,
-):
+) -> None:
     """Give a model on torch's meta device its parameters one at a time: on the device, whole or,
     under ZeRO 3, cut up and this rank's stretch kept.
 
     weights: (name, fp32 tensor), the next made when the last is in its place. settings: DeepSpeed's
     configuration. zero_init: deepspeed.zero.Init.
     """
-    first = None
+    first: Any = None
     for name, values in weights:
         owner, _, own_name = name.rpartition(".")
         parameter = torch.nn.Parameter(values.to(device, dtype))

@@ -6,9 +6,12 @@ of its modules. `ds` is DeepSpeed's engine throughout.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from gpt.compute.hardware import DTYPES
+from gpt.config.batch import BatchPlan
 from gpt.config.run_config import Config
+from gpt.config.schedule import CosineSchedule
 from gpt.engine import loss_scale
 from gpt.engine.loss_scale import keeping_rules
 from gpt.engine.schedule import set_lr
@@ -17,7 +20,7 @@ from gpt.engine.schedule import set_lr
 Setting = tuple[str, object, object]
 
 
-def differences(ds, config: Config) -> list[str]:
+def differences(ds: Any, config: Config) -> list[str]:
     """One clause for each setting that the engine would run otherwise than configured."""
     return [
         f"{name} is {actual}, the config says {configured}"
@@ -26,7 +29,7 @@ def differences(ds, config: Config) -> list[str]:
     ]
 
 
-def _settings(ds, config) -> Iterator[Setting]:
+def _settings(ds: Any, config: Config) -> Iterator[Setting]:
     stage = config.deepspeed["zero_optimization"]["stage"]
     dtype = next(ds.module.parameters()).dtype
     yield from _batch(ds, config.batch)
@@ -42,7 +45,7 @@ def _settings(ds, config) -> Iterator[Setting]:
         yield from _learning_rates(ds, config.schedule)
 
 
-def _batch(ds, batch) -> Iterator[Setting]:
+def _batch(ds: Any, batch: BatchPlan) -> Iterator[Setting]:
     micro_size = ds.train_micro_batch_size_per_gpu()
     accumulation = ds.gradient_accumulation_steps()
     yield "train_batch_size", batch.train_batch_size, ds.train_batch_size()
@@ -51,7 +54,7 @@ def _batch(ds, batch) -> Iterator[Setting]:
     yield "ranks", batch.world_size, ds.world_size
 
 
-def _optimizer(ds, optimizer) -> Iterator[Setting]:
+def _optimizer(ds: Any, optimizer: dict) -> Iterator[Setting]:
     kind = optimizer["type"]
     params = optimizer["params"]
     inner = ds.basic_optimizer
@@ -66,21 +69,21 @@ def _optimizer(ds, optimizer) -> Iterator[Setting]:
         yield f"optimizer.params.{name}", _hashable(params[name]), _hashable(group[name])
 
 
-def _hashable(value):
+def _hashable(value: object):
     return tuple(value) if isinstance(value, list) else value
 
 
-def _loss_scale(ds, fp16) -> Iterator[Setting]:
+def _loss_scale(ds: Any, fp16: dict) -> Iterator[Setting]:
     configured = fp16["loss_scale"] or 2.0 ** fp16["initial_scale_power"]
     yield "loss scale", configured, loss_scale.current(ds)
 
 
-def _scheduler(ds, scheduler) -> Iterator[Setting]:
+def _scheduler(ds: Any, scheduler: dict) -> Iterator[Setting]:
     actual = type(ds.lr_scheduler).__name__ if ds.lr_scheduler else None
     yield "scheduler.type", scheduler.get("type"), actual
 
 
-def _learning_rates(ds, schedule) -> Iterator[Setting]:
+def _learning_rates(ds: Any, schedule: CosineSchedule) -> Iterator[Setting]:
     group = ds.optimizer.param_groups[0]
     yield "learning rate of step 1", schedule.lr(1), group["lr"]
     for step in (2, max(1, schedule.warmup_steps), schedule.decay_steps):
@@ -92,7 +95,7 @@ def _learning_rates(ds, schedule) -> Iterator[Setting]:
 
 
 @contextmanager
-def keeping_settings(ds) -> Iterator[None]:
+def keeping_settings(ds: Any) -> Iterator[None]:
     """Around a load, in which DeepSpeed takes hyperparameters, clipping and the rules of the loss
     scale from the checkpoint: they stay what the configuration says."""
     optimizer = ds.optimizer

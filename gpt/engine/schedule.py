@@ -4,6 +4,8 @@ Part of the boundary that gpt/engine/boundary.py is: it changes DeepSpeed's obje
 nothing of its modules.
 """
 
+from typing import Any
+
 import torch
 
 from gpt.config.schedule import CosineSchedule
@@ -16,17 +18,17 @@ class Schedule(torch.optim.lr_scheduler.LRScheduler):
         self._schedule = schedule
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         return [self._schedule.lr(self.last_epoch + 1)] * len(self.optimizer.param_groups)
 
     def state_dict(self) -> dict:
         return {"last_epoch": self.last_epoch}
 
-    def load_state_dict(self, state: dict):
+    def load_state_dict(self, state: dict) -> None:
         self.last_epoch = state["last_epoch"]
 
 
-def set_lr(ds):
+def set_lr(ds: Any) -> None:
     """Give the optimizer the learning rate that its schedule is at, if it has one. ds: DeepSpeed's
     engine."""
     if ds.lr_scheduler is not None:

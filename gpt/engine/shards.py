@@ -8,12 +8,15 @@ needs nothing of its modules.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from gpt.checkpoint.zero_files import FullState
 from gpt.cluster.world import World
+
+# torch.nn.Parameter with the attributes that DeepSpeed hangs on it
+Parameter = Any
 
 
 class Home(NamedTuple):
@@ -31,7 +34,7 @@ class BeforeUpdate(NamedTuple):
     negated: dict  # {parameter: minus this rank's stretch of its weight}
 
 
-def shards_of(stage: int, ds, names: dict, world: World) -> "Shards":
+def shards_of(stage: int, ds: Any, names: dict, world: World) -> "Shards":
     """ds: DeepSpeed's engine. names: {parameter: name}. stage: of ZeRO."""
     if stage == 0:
         return WholeShards(ds, names, world)
@@ -43,27 +46,27 @@ def shards_of(stage: int, ds, names: dict, world: World) -> "Shards":
 class Shards(ABC):
     """This rank's stretches of all parameters of one engine."""
 
-    def __init__(self, ds, names: dict, world: World):
+    def __init__(self, ds: Any, names: dict, world: World):
         self._ds = ds
         self._names = names
         self._world = world
 
     @abstractmethod
-    def _weight(self, parameter) -> torch.Tensor | None:
+    def _weight(self, parameter: Parameter) -> torch.Tensor | None:
         """This rank's own stretch of a parameter, fp32, or None where other ranks hold all
         of it."""
 
     @abstractmethod
-    def _gradient(self, parameter) -> torch.Tensor:
+    def _gradient(self, parameter: Parameter) -> torch.Tensor:
         """Gradient of `_weight(parameter)`, times the loss scale; only between backward and the
         update."""
 
     @abstractmethod
-    def _own_stretch(self, parameter, values) -> torch.Tensor:
+    def _own_stretch(self, parameter: Parameter, values: torch.Tensor) -> torch.Tensor:
         """This rank's part of a whole tensor of the parameter's shape, flat."""
 
     @abstractmethod
-    def _home(self, parameter) -> Home | None:
+    def _home(self, parameter: Parameter) -> Home | None:
         """None where this rank holds nothing of the parameter."""
 
     @abstractmethod
@@ -120,7 +123,7 @@ class Shards(ABC):
                 held[parameter] = stretch
         return held
 
-    def _each(self, stretches) -> torch.Tensor:
+    def _each(self, stretches: dict) -> torch.Tensor:
         """2-norm of this rank's stretch of every parameter, 0 where it has none: float64
         (parameters,), on the device."""
         if not stretches:
@@ -130,14 +133,14 @@ class Shards(ABC):
         all_norms = torch.stack([norms.get(parameter, none) for parameter in self._names])
         return all_norms.to(self._world.device)
 
-    def _by_group(self, squares):
+    def _by_group(self, squares: list[float]):
         sums: dict[str, float] = {}
         for name, square in zip(self._names.values(), squares):
             group = name.rpartition(".")[0]
             sums[group] = sums.get(group, 0.0) + square
         return {group: math.sqrt(total) for group, total in sums.items()}
 
-    def adopt(self, full: FullState):
+    def adopt(self, full: FullState) -> None:
         """Take over whole weights and moments, each rank its stretches."""
         inner = self._inner_optimizer
         for parameter, name in self._names.items():
@@ -156,7 +159,7 @@ class Shards(ABC):
                 state[key].view(-1).narrow(0, home.start, home.size)[: own.numel()].copy_(own)
         self._refresh_weights()
 
-    def _updates(self, inner, flat, count):
+    def _updates(self, inner: torch.optim.Optimizer, flat: torch.Tensor, count: float):
         """The number of updates as an optimizer keeps it: torch's in a tensor, beside the weights
         if it is fused there; DeepSpeed's own in a number."""
         if not type(inner).__module__.startswith("torch."):
@@ -172,16 +175,16 @@ class WholeShards(Shards):
     def _inner_optimizer(self):
         return self._ds.optimizer
 
-    def _weight(self, parameter):
+    def _weight(self, parameter: Parameter):
         return parameter.detach() if self._world.rank == 0 else None
 
-    def _gradient(self, parameter):
+    def _gradient(self, parameter: Parameter):
         return parameter.grad
 
-    def _own_stretch(self, parameter, values):
+    def _own_stretch(self, parameter: Parameter, values: torch.Tensor):
         return values.reshape(-1)
 
-    def _home(self, parameter):
+    def _home(self, parameter: Parameter):
         return Home(parameter, 0, parameter.numel())
 
     def _refresh_weights(self):
@@ -192,22 +195,22 @@ class FlatShards(Shards):
     """Stages 1 and 2: each rank keeps one stretch of a group's parameters, flattened one after
     another."""
 
-    def _weight(self, parameter):
+    def _weight(self, parameter: Parameter):
         mapping = parameter._hp_mapping
         return None if mapping is None else mapping.hp_fragment
 
-    def _gradient(self, parameter):
+    def _gradient(self, parameter: Parameter):
         mapping = parameter._hp_mapping
         gradient = mapping.get_lp_grad_fragment(parameter._index_in_param_group).flatten()
         if gradient.numel() != mapping.hp_fragment.numel():  # the whole parameter's
             return self._own_stretch(parameter, gradient)
         return gradient
 
-    def _own_stretch(self, parameter, values):
+    def _own_stretch(self, parameter: Parameter, values: torch.Tensor):
         address = parameter._hp_mapping.lp_fragment_address
         return values.reshape(-1)[address.start : address.start + address.numel]
 
-    def _home(self, parameter):
+    def _home(self, parameter: Parameter):
         mapping = parameter._hp_mapping
         if mapping is None:
             return None
@@ -222,18 +225,18 @@ class FlatShards(Shards):
 class CutShards(Shards):
     """Stage 3: each rank keeps a stretch of every parameter, the last one padded."""
 
-    def __init__(self, ds, names: dict, world: World):
+    def __init__(self, ds: Any, names: dict, world: World):
         super().__init__(ds, names, world)
-        self._index_in_group = {}
+        self._index_in_group: dict[Parameter, int] = {}
         for group in ds.optimizer.fp16_groups:
             self._index_in_group |= {parameter: index for index, parameter in enumerate(group)}
 
-    def _own_size(self, parameter):
+    def _own_size(self, parameter: Parameter):
         """Of this rank's stretch, without the padding."""
         size = parameter.ds_tensor.numel()
         return max(0, min(size, parameter.ds_numel - size * self._world.rank))
 
-    def _weight(self, parameter):
+    def _weight(self, parameter: Parameter):
         zero = self._ds.optimizer
         if zero.swap_optimizer:  # on a disk, and read into a buffer that is used again
             stretch = zero.get_local_fp32_param(parameter).clone()
@@ -241,7 +244,7 @@ class CutShards(Shards):
         home = self._home(parameter)
         return home.flat.detach().narrow(0, home.start, self._own_size(parameter))
 
-    def _gradient(self, parameter):
+    def _gradient(self, parameter: Parameter):
         zero = self._ds.optimizer
         group, start, _ = zero.grad_position[zero.get_param_id(parameter)]
         if zero.swap_optimizer:
@@ -252,11 +255,11 @@ class CutShards(Shards):
             gradient = zero.averaged_gradients[group][self._index_in_group[parameter]]
         return gradient.flatten()[: self._own_size(parameter)]
 
-    def _own_stretch(self, parameter, values):
+    def _own_stretch(self, parameter: Parameter, values: torch.Tensor):
         start = parameter.ds_tensor.numel() * self._world.rank
         return values.reshape(-1)[start:][: self._own_size(parameter)]
 
-    def _home(self, parameter):
+    def _home(self, parameter: Parameter):
         zero = self._ds.optimizer
         group, start, size = zero.grad_position[zero.get_param_id(parameter)]
         return Home(zero.fp32_partitioned_groups_flat[group], start, size)
@@ -271,6 +274,6 @@ class CutShards(Shards):
             persistent[0].all_gather(persistent)
 
 
-def _norms(tensors):
+def _norms(tensors: list[torch.Tensor]):
     """2-norm of each tensor, summed in float64."""
     return torch._foreach_norm(tensors, 2, dtype=torch.float64)

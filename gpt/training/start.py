@@ -55,7 +55,7 @@ def claim(
     return tag, began_from, lock or _lock(run_dir)
 
 
-def _lock(run_dir):
+def _lock(run_dir: Path):
     return FolderLock(
         run_dir,
         other="another process is training in",
@@ -63,7 +63,7 @@ def _lock(run_dir):
     )
 
 
-def _tag_to_resume(run_dir, resume, notices):
+def _tag_to_resume(run_dir: Path, resume: str, notices: list):
     folder = folders.of_run(run_dir)
     if resume in ("auto", "must"):
         tag = folders.newest_good(folder, notices)
@@ -81,7 +81,7 @@ def _tag_to_resume(run_dir, resume, notices):
     return None
 
 
-def _compare(old, new, allowed, run_dir, notices):
+def _compare(old: dict, new: dict, allowed: Iterable[str], run_dir: Path, notices: list):
     """Raise UserError where settings differ that are not allowed to, and note those that are.
 
     allowed may name what does not differ any more: the same command, given again, goes on.
@@ -99,7 +99,7 @@ def _compare(old, new, allowed, run_dir, notices):
         )
 
 
-def _require_allowable(allowed, differences, old, new):
+def _require_allowable(allowed: Iterable[str], differences: dict[str, str], old: dict, new: dict):
     settings = {path for tree in (old, new) for path, _ in leaves(curve_settings(tree))}
     for key in allowed:
         if key not in settings:
@@ -115,7 +115,7 @@ def _require_allowable(allowed, differences, old, new):
             )
 
 
-def require_one_folder(run_dir: Path, token: str, world: World):
+def require_one_folder(run_dir: Path, token: str, world: World) -> None:
     """Raise AgreedUserError where a host has a run folder of its own: no host would then have a
     whole checkpoint.
 
@@ -150,7 +150,7 @@ def reached(config: Config, dataset: Dataset) -> tuple[int, bool]:
     return step, finished
 
 
-def _reached(config):
+def _reached(config: Config):
     """(step, whether the run is finished, config.yaml of the run there or None)"""
     folder = folders.of_run(config.run_dir)
     tag = folders.latest(folder)
