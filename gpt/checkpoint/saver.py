@@ -63,10 +63,10 @@ class Saver:
         self._engine = engine
         self._world = world
         self.folder = folders.of_run(config.run_dir)
-        self.saved_step: int | None = (
-            None  # of the latest checkpoint that this process committed or loaded
-        )
-        self.saved_evaluation: int | None = None  # the step of the last evaluation that it tells of
+        # of the latest checkpoint that this process committed or loaded: its step, and that of the
+        # last evaluation that it tells of
+        self.saved_step: int | None = None
+        self.saved_evaluation: int | None = None
         self._pending: _Pending | None = None
         self.report = self.say = lambda anything: None
 

@@ -1,7 +1,7 @@
 """The boundary to DeepSpeed: no other module imports it.
 
 `connect()` joins the process group, `Engine` wraps a model, and nothing of DeepSpeed's own types
-leaves this file.
+leaves this folder.
 """
 
 import logging
@@ -50,7 +50,7 @@ def _only_errors(record: logging.LogRecord):
     return record.levelno >= logging.ERROR
 
 
-# it speaks from its import on; connect(verbose=True) lets it
+# DeepSpeed speaks from its import on; connect(verbose=True) lets it.
 logging.getLogger("DeepSpeed").addFilter(_only_errors)
 warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -369,8 +369,8 @@ class Engine:
         set_lr(self._ds)
 
     def adopt(self, full: FullState, scale: float) -> None:
-        """Take over whole tensors of a run on other ranks or
-        at another ZeRO stage, or weights alone, where moments and scheduler are empty."""
+        """Take over whole tensors of a run on other ranks or at another ZeRO stage, or weights
+        alone, where moments and scheduler are empty. scale: of that run's loss."""
         self._shards.adopt(full)
         if self._ds.lr_scheduler is not None and full.scheduler is not None:
             self._ds.lr_scheduler.load_state_dict(full.scheduler)
