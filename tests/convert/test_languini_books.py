@@ -37,9 +37,9 @@ def books(tmp_path, pieces):
 
 
 def imported(books, vocab, out):
-    said = []
-    import_dataset(books, VOCAB, vocab, out, say=said.append)
-    return Dataset(out), said
+    lines = []
+    import_dataset(books, VOCAB, vocab, out, say=lines.append)
+    return Dataset(out), lines
 
 
 @pytest.mark.parametrize("count, seq_len", [(1, 16), (3, 33), (8, 7), (30, 64)])
@@ -58,13 +58,13 @@ def test_batches_are_those_of_the_seed_projects_loader(
 
 def test_a_dataset_holds_all_splits_that_exist(books, vocab, tmp_path):
     np.save(books / "file_list_mine.npy", np.array([("files/x.npy", "1")]))
-    dataset, said = imported(books, vocab, tmp_path / "out")
+    dataset, lines = imported(books, vocab, tmp_path / "out")
     assert dataset.split_names == ["train", "test", "stats", "wood"]
     assert (
-        said[0]
+        lines[0]
         == "notice: not imported, being none of the seed project's lists: file_list_mine.npy"
     )
-    assert said[2].startswith(
+    assert lines[2].startswith(
         f"test: 3 documents, {sum(len(text.encode()) for text in TEXTS):,} bytes, "
     )
     assert (tmp_path / "out/tokenizer.model").read_bytes() == vocab.model
@@ -86,9 +86,9 @@ def test_a_dataset_holds_all_splits_that_exist(books, vocab, tmp_path):
 
 def test_ends_of_documents_inside_documents_stay_and_are_told(books, vocab, tmp_path):
     seed_project.write_books(tmp_path / "b", {"test": {"a": [5, 2, 6], "b": [2, 7]}})
-    dataset, said = imported(tmp_path / "b", vocab, tmp_path / "out")
+    dataset, lines = imported(tmp_path / "b", vocab, tmp_path / "out")
     assert dataset.split("test").tokens.tolist() == [5, 2, 6, 2, 2, 7, 2]
-    assert said[0].endswith("; 2 end-of-document ids stand inside documents, of 0 bytes each")
+    assert lines[0].endswith("; 2 end-of-document ids stand inside documents, of 0 bytes each")
 
 
 def test_ids_in_four_bytes(vocab, tmp_path):

@@ -35,11 +35,11 @@ def books(tmp_path, pieces):
     return seed_project.write_sample_books(tmp_path / "books", pieces)
 
 
-def printed(found):
+def printed(figures):
     """The figures as the seed project's eval.py prints them."""
     return {
         name: f"{value:,}" if name in ("tokens", "bytes") else f"{value:.6f}"
-        for name, value in found.items()
+        for name, value in figures.items()
     }
 
 

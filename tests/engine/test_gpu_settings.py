@@ -69,12 +69,12 @@ def python(code, **env):
 
 
 def test_deepspeeds_word_on_the_accelerator_counts_everywhere():
-    said = python(
+    device = python(
         "import torch\ntorch.cuda.is_available = lambda: True\n"
         "from gpt.engine.boundary import local_device\nprint(local_device())",
         DS_ACCELERATOR="cpu",
     )
-    assert said == "cpu"
+    assert device == "cpu"
 
 
 SEGMENTS = """
@@ -88,15 +88,15 @@ print(os.environ.get("PYTORCH_CUDA_ALLOC_CONF"), os.environ.get("PYTORCH_ALLOC_C
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "environment, segments",
     [
         ({}, "expandable_segments:True None"),
         ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native None"),
         ({"PYTORCH_ALLOC_CONF": "backend:native"}, "None backend:native"),
     ],
 )
-def test_the_allocators_segments_grow_unless_the_environment_says_otherwise(given, told):
-    assert python(SEGMENTS, **given) == told
+def test_the_allocators_segments_grow_unless_the_environment_says_otherwise(environment, segments):
+    assert python(SEGMENTS, **environment) == segments
 
 
 THREADS = [  # (environment, whether two ranks share the ten cores)
