@@ -53,7 +53,7 @@ class Manifest:
     needs.
     """
 
-    step: int  # optimizer steps that the weights have seen
+    step: int = 0  # optimizer steps that the weights have seen
     evaluated_step: int | None = None  # of the last evaluation; None before the first
     left_out: list = field(default_factory=list)  # indices of batches that taught nothing
     losses: list = field(default_factory=list)  # nats per token, which the next are judged by
@@ -75,10 +75,11 @@ class Manifest:
         """Raises UserError where there is none, or none that can be read."""
         content = read_content(folder)
         names = {item.name for item in dataclasses.fields(cls)} - {"probe", "lacks"}
-        values = {name: value for name, value in content.items() if name in names}
-        if isinstance(content.get("probe"), dict):
-            values["probe"] = Probe(content["probe"]["tokens"], content["probe"]["loss"])
-        return cls(**{"step": None, **values}, lacks=_first_lacking(content))
+        values = {name: content[name] for name in names & content.keys()}
+        probe = content.get("probe")
+        if isinstance(probe, dict):
+            values["probe"] = Probe(probe["tokens"], probe["loss"])
+        return cls(**values, lacks=_first_lacking(content))
 
     def write(self, folder: Path) -> None:
         write_content(folder, self.to_json())
