@@ -55,7 +55,7 @@ class Manifest:
 
     step: int = 0  # optimizer steps that the weights have seen
     evaluated_step: int | None = None  # of the last evaluation; None before the first
-    left_out: list = field(default_factory=list)  # indices of batches that taught nothing
+    left_out: list = field(default_factory=list)  # indices of batches that were left out
     losses: list = field(default_factory=list)  # nats per token, which the next are judged by
     seconds: float = 0.0  # of training until then, without evaluations and checkpoints
     tokens: int = 0  # trained on until then
@@ -64,7 +64,7 @@ class Manifest:
     zero_stage: int = 0
     loss_scale: float = 1.0  # 1 unless in fp16
     dataset: str = ""  # fingerprint
-    probe: Probe = Probe([], 0.0)
+    probe: Probe = Probe([], 0.0)  # what the weights are held against when they are loaded
     made_from: dict | None = None  # where consolidated weights are from: a name and a sha256
     files: dict = field(default_factory=dict)  # {name: {"size": bytes, "sha256"}}, without this one
     sha256: str = ""  # of checkpoint.json without this entry
