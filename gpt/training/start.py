@@ -3,6 +3,7 @@ all."""
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.checkpoint import Checkpoint
@@ -20,11 +21,19 @@ from gpt.metrics.runs import read_run
 SHAPING = ("model.", "optimizer.type", "scheduler.type")
 
 
+class Claim(NamedTuple):
+    """A run's folder, taken."""
+
+    tag: str | None  # of the checkpoint to go on from; None: a run begins
+    began_from: dict | None  # origin of the run's first weights; None: they were drawn
+    lock: FolderLock  # kept until the run's end
+
+
 def claim(
     config: Config, resolved: dict, resume: str, allowed: Iterable[str], notices: list
-) -> tuple[str | None, dict | None, FolderLock]:
-    """(tag of the checkpoint to go on from or None, origin of the first weights or None, lock of
-    the run's folder). `notices` gets what a user should know.
+) -> Claim:
+    """Take a run's folder, and decide where the run goes on from. `notices` gets what a user should
+    know.
 
     resume: auto, must, never or a checkpoint's tag. allowed: settings that may differ from the
     checkpoint's. What a crash left in the folder is put right first. Raises UserError where there
@@ -52,10 +61,10 @@ def claim(
     elif config.options.init_from:
         tokenizer = resolved["dataset"]["tokenizer"]
         began_from = warm_start.origin(config.options.init_from, config.model, tokenizer)
-    return tag, began_from, lock or _lock(run_dir)
+    return Claim(tag, began_from, lock or _lock(run_dir))
 
 
-def _lock(run_dir: Path):
+def _lock(run_dir: Path) -> FolderLock:
     return FolderLock(
         run_dir,
         other="another process is training in",
@@ -131,6 +140,14 @@ def require_one_folder(run_dir: Path, token: str, world: World) -> None:
         )
 
 
+class Reached(NamedTuple):
+    """How far the run in a folder has come."""
+
+    step: int
+    finished: bool
+    config: dict | None  # its config.yaml; None where there is no run
+
+
 def reached(config: Config, dataset: Dataset) -> tuple[int, bool]:
     """(step of the latest checkpoint in `config.run_dir`, whether nothing of the run is left to
     do); (0, False) without one, unless the run's metrics tell that it was finished, before its
@@ -140,30 +157,28 @@ def reached(config: Config, dataset: Dataset) -> tuple[int, bool]:
     trains. Raises UserError where the checkpoint is of a run with other settings.
     """
     try:
-        step, finished, earlier = _reached(config)
+        earlier = _reached(config)
     except UserError:
         return 0, False
-    if earlier is None:
+    if earlier.config is None:
         return 0, False
-    now = {**resolved(config, dataset), "precision": earlier.get("precision")}
-    _compare(earlier, now, allowed=(), run_dir=config.run_dir, notices=[])
-    return step, finished
+    now = {**resolved(config, dataset), "precision": earlier.config.get("precision")}
+    _compare(earlier.config, now, allowed=(), run_dir=config.run_dir, notices=[])
+    return earlier.step, earlier.finished
 
 
-def _reached(config: Config):
-    """(step, whether the run is finished, config.yaml of the run there or None)"""
+def _reached(config: Config) -> Reached:
     folder = folders.of_run(config.run_dir)
     tag = folders.latest(folder)
     last = config.options.max_train_steps
     if tag is not None:
         checkpoint = Checkpoint.open(folder / tag)
-        step = checkpoint.step
-        owes_no_evaluation = (
-            config.options.eval_every <= 0 or checkpoint.manifest.evaluated_step == step
-        )
-        return step, step >= last and owes_no_evaluation, checkpoint.config
+        evaluated = checkpoint.manifest.evaluated_step == checkpoint.step
+        owes_evaluation = config.options.eval_every > 0 and not evaluated
+        finished = checkpoint.step >= last and not owes_evaluation
+        return Reached(checkpoint.step, finished, checkpoint.config)
     if (config.run_dir / METRICS).is_file():
         run = read_run(config.run_dir)
         if run.finished and run.last_step == last:
-            return last, True, run.config
-    return 0, False, None
+            return Reached(last, True, run.config)
+    return Reached(0, False, None)
