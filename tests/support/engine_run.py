@@ -17,6 +17,7 @@ from gpt.config.saved import CONFIG, saved_config, write_config
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Streams
 from gpt.engine import boundary
+from gpt.engine.schedule import Schedule
 from gpt.errors import command
 from gpt.model import GPT
 
@@ -41,7 +42,7 @@ def main(config_file, out, data, *flags):
             config={**config, **planted}, **rest
         )
     if "late" in flags:  # a schedule that is one step behind
-        boundary._Schedule.get_lr = lambda self: (
+        Schedule.get_lr = lambda self: (
             [self._schedule.lr(self.last_epoch)] * len(self.optimizer.param_groups)
         )
     run = boundary.Engine(GPT(config.model, config.options.seed), config, world)
