@@ -67,10 +67,9 @@ def measure(args, scratch):
     tokens = torch.zeros(1, 2, config.model.seq_len + 1, dtype=torch.int64).numpy()
     made.step(tokens)  # so that there are moments
     dataset = SimpleNamespace(fingerprint="", vocab=SimpleNamespace(model=b""))
-    saver = Saver(config, config.as_dict(), dataset, made, world)
     events = []
+    saver = Saver(config, config.as_dict(), dataset, made, world, events.append, print)
     saver.folder.mkdir()
-    saver.report = events.append
     plain = []
     for number in range(args.repeats + 1):
         saver.begin(number, tokens[0, :, :33], {})

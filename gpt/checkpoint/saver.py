@@ -28,7 +28,7 @@ class Saver:
     report(event), say(text): where the metrics and a person's lines go, on rank 0.
     """
 
-    def __init__(self, config, resolved: dict, dataset, engine, world):
+    def __init__(self, config, resolved: dict, dataset, engine, world, report, say):
         self._config = config
         self._resolved = resolved
         self._dataset = dataset
@@ -38,7 +38,8 @@ class Saver:
         self.saved_step = None  # of the latest checkpoint that this process committed or loaded
         self.saved_evaluation = None  # the step of the last evaluation that it tells of
         self._pending = None
-        self.report = self.say = lambda anything: None
+        self._report = report
+        self._say = say
 
     @property
     def ready(self) -> bool:
@@ -89,13 +90,13 @@ class Saver:
         self._pending = None
         if pending.failure is None:
             if pending.kept is not None:
-                self.say(
+                self._say(
                     f"WARNING: an old checkpoint in {self.folder} could not be removed:"
                     f" {pending.kept}"
                 )
             self.saved_step = pending.step
             self.saved_evaluation = pending.facts.get("evaluated_step")
-            self.report(
+            self._report(
                 {
                     "event": "checkpoint",
                     "step": pending.step,
@@ -105,8 +106,10 @@ class Saver:
                 }
             )
             return
-        self.report({"event": "checkpoint_failed", "step": pending.step, "reason": pending.failure})
-        self.say(
+        self._report(
+            {"event": "checkpoint_failed", "step": pending.step, "reason": pending.failure}
+        )
+        self._say(
             f"WARNING: the checkpoint of step {pending.step} could not be written"
             f" ({pending.failure}); training goes on, the latest checkpoint is that of step"
             f" {self.saved_step or 0}"

@@ -12,13 +12,12 @@ import torch
 
 from gpt.checkpoint import folders
 from gpt.config.resolve import resolve
-from gpt.config.saved import CONFIG, write_config
+from gpt.config.saved import CONFIG, resolved, write_config
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Streams
 from gpt.engine import boundary
 from gpt.errors import run as run_command
 from gpt.model import GPT
-from gpt.training.trainer import resolved
 
 
 def main(config_file, out, data, *flags):
