@@ -3,10 +3,13 @@ branches add to it."""
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from gpt.cluster.world import World
+from gpt.model import GPT
 
 
 class ActivationStatistics:
@@ -20,12 +23,12 @@ class ActivationStatistics:
     ln_f.stream (after the last block).
     """
 
-    def __init__(self, model: torch.nn.Module):
+    def __init__(self, model: GPT):
         self._modules = _watched_modules(model)
         self._sums = {name: _Sums() for name in self._modules}
 
     def __enter__(self) -> None:
-        self._hooks = []
+        self._hooks: list[RemovableHandle] = []
         for name, module in self._modules.items():
             self._hooks.append(module.register_forward_hook(_adds_to(self._sums[name])))
         self._eager = torch.compiler.set_stance("force_eager")
@@ -76,9 +79,9 @@ class _Sums:
         return [self._count, float(self._squares), float(self._largest)]
 
 
-def _watched_modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+def _watched_modules(model: GPT) -> dict[str, torch.nn.Module]:
     """{name: the module whose output bears it}"""
-    modules = {}
+    modules: dict[str, Any] = {}
     for index, block in enumerate(model.blocks):
         modules[f"blocks.{index}.stream"] = block.ln1
         modules[f"blocks.{index}.attn"] = block.attn

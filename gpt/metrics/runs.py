@@ -145,8 +145,11 @@ def missing_axis(axis: str, runs: Sequence[Run]) -> str:
 def values(curve: Iterable[dict], name: str | Callable[[dict], Any]) -> np.ndarray:
     """A number of every event, float64; NaN where it is absent, null or no number. name: "loss",
     "seconds/data" for one inside a block, or a function that makes a number of an event."""
-    value_of = _computed if callable(name) else _nested
-    return np.array([_number(value_of(event, name)) for event in curve])
+    numbers = []
+    for event in curve:
+        value = _computed(event, name) if callable(name) else _nested(event, name)
+        numbers.append(_number(value))
+    return np.array(numbers)
 
 
 def _computed(event: dict, function: Callable[[dict], Any]) -> Any:

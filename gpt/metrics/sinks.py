@@ -5,8 +5,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from gpt.config.run_config import Config
 from gpt.errors import UserError
@@ -117,6 +118,7 @@ class Wandb:
         """run: what config.yaml holds."""
         import wandb
 
+        mode: Any = os.environ.get("WANDB_MODE", "offline")  # wandb checks it
         try:
             self._run = wandb.init(
                 project=project,
@@ -124,7 +126,7 @@ class Wandb:
                 notes=notes,
                 config=run,
                 dir=str(folder),
-                mode=os.environ.get("WANDB_MODE", "offline"),
+                mode=mode,
                 settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.Error as error:
@@ -138,7 +140,7 @@ class Wandb:
         has_reference = run["run"]["gpt"]["tokens_per_second"]
         axis_of_evaluations = AXES["reference_hours"] if has_reference else AXES["tokens"]
         self._axis_of = {events.EVAL: axis_of_evaluations.key}
-        self._defined = set()
+        self._defined: set[str] = set()
 
     def write(self, event: dict) -> None:
         kind = event["event"]
@@ -189,7 +191,7 @@ class Metrics:
         sinks = self._sinks[:1] if event["event"] == events.START else self._sinks
         for sink in sinks:
             timed = {**event, "time": round(time.time(), 3)}
-            self._try(sink, lambda sink=sink, timed=timed: sink.write(timed))
+            self._try(sink, partial(sink.write, timed))
 
     def close(self) -> None:
         for sink in self._sinks:

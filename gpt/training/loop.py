@@ -160,31 +160,33 @@ class Loop:
         else:
             self._reports.stopped(self._stop_reason, self._stop_request.seconds_ago())
 
-    def _agree(self, result: "StepResult | None" = None) -> tuple[float, float] | None:
+    def _agree(self) -> None:
         """What the ranks tell each other after every step: whether any of them was asked to stop,
-        and whether all are ready to take a save further.
+        and whether all are ready to take a save further."""
+        sums = self._world.sum(self._state())
+        self._act_on(*sums.tolist())
 
-        result: of a step; then returns (its mean loss over all ranks, its gradient norm). All of it
-        comes from the device in one transfer, the one that is waited for.
-        """
-        world = self._world
-        values = world.tensor([self._stop_request.reason is not None, self._saver.ready])
-        if result is not None:
-            values = torch.cat([values, result.loss[None]])
-        values = world.sum(values)
-        if result is not None:
-            values = torch.cat([values, result.grad_norm[None]])
-        stop_requests, ready, *figures = values.tolist()
+    def _agree_on(self, result: "StepResult") -> tuple[float, float]:
+        """The same after a step; returns its mean loss over all ranks, and its gradient norm. All
+        of it comes from the device in one transfer, the one that is waited for."""
+        sums = self._world.sum(torch.cat([self._state(), result.loss[None]]))
+        figures = torch.cat([sums, result.grad_norm[None]]).tolist()
+        stop_requests, ready, loss, grad_norm = figures
+        self._act_on(stop_requests, ready)
+        return loss / self._world.size, grad_norm
+
+    def _state(self) -> torch.Tensor:
+        """This rank's part of what `_act_on` gets."""
+        return self._world.tensor([self._stop_request.reason is not None, self._saver.ready])
+
+    def _act_on(self, stop_requests: float, ready: float) -> None:
+        """Both are numbers of ranks."""
         if stop_requests and not self._stop_reason:
-            reasons = world.gather(self._stop_request.reason)
+            reasons = self._world.gather(self._stop_request.reason)
             self._stop_reason = next(reason for reason in reasons if reason)
             self._stop_request.heeded()
-        if ready == world.size:
+        if ready == self._world.size:
             self._saver.advance()
-        if result is None:
-            return None
-        loss, grad_norm = figures
-        return loss / world.size, grad_norm
 
     def _train_step(self) -> bool:
         """Try one optimiser step; returns whether the run is a step further."""
@@ -206,7 +208,7 @@ class Loop:
 
         lr = self._engine.lr
         result = self._engine.step(batch, want_norms, self._trouble.accept, self._mark, statistics)
-        loss, grad_norm = self._agree(result)
+        loss, grad_norm = self._agree_on(result)
         self._meter.mark("other")
         self._meter.settle()
 
