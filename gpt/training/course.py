@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from gpt.checkpoint.manifest import Manifest
 from gpt.data.streams import batch_index
 from gpt.training.spikes import SpikeDetector
 
@@ -24,17 +25,9 @@ class Course:
         # a new list: a checkpoint that is being written holds the one before
         self.left_out = sorted({*self.left_out, *batches})
 
-    def go_on_from(self, manifest: dict) -> None:
+    def go_on_from(self, manifest: Manifest) -> None:
         """Take up the course of a checkpoint. What was left out since stays so."""
-        self.step = manifest["step"]
-        self.evaluated_step = manifest["evaluated_step"]
-        self.leave_out(manifest["left_out"])
-        self.spikes = SpikeDetector(manifest["losses"])
-
-    def facts(self) -> dict:
-        """For a checkpoint's manifest, which has the step from elsewhere."""
-        return {
-            "evaluated_step": self.evaluated_step,
-            "left_out": self.left_out,
-            "losses": self.spikes.losses,
-        }
+        self.step = manifest.step
+        self.evaluated_step = manifest.evaluated_step
+        self.leave_out(manifest.left_out)
+        self.spikes = SpikeDetector(manifest.losses)

@@ -104,7 +104,7 @@ class Loop:
         training until then."""
         manifest = self._saver.load(tag, self._probe, self._notices)
         self._course.go_on_from(manifest)
-        return manifest["seconds"]
+        return manifest.seconds
 
     def run(self) -> None:
         """Raises AgreedError where the run cannot go on."""
@@ -256,8 +256,14 @@ class Loop:
         return not self._stop_reason
 
     def _save(self) -> None:
-        step = self._course.step
+        course = self._course
         with self._meter.paused("checkpoint"):
-            self._watchdog.progress(f"saving after step {step}")
-            facts = {**self._course.facts(), "seconds": self._meter.seconds}
-            self._saver.begin(step, self._probe, facts)
+            self._watchdog.progress(f"saving after step {course.step}")
+            self._saver.begin(
+                course.step,
+                self._probe,
+                course.evaluated_step,
+                course.left_out,
+                course.spikes.losses,
+                self._meter.seconds,
+            )

@@ -48,7 +48,7 @@ class Trainer:
         self.config = config
         self.dataset = dataset
         self.streams = Streams(dataset.split("train"), batch.train_batch_size, seq_len)
-        self.batches = Ahead(self.streams, range(rank, batch.train_batch_size, world_size))
+        self.batches = Ahead(self.streams, self.streams.rows_of(rank, world_size))
         self.evaluator = Evaluator(
             dataset.split(options.eval_data_split),
             dataset.vocab,

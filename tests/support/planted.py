@@ -39,10 +39,10 @@ import numpy as np
 import torch
 
 from gpt import evaluation, files, model, train
-from gpt.checkpoint import folders
+from gpt.checkpoint import checkpoint, folders, manifest
 from gpt.data.streams import Ahead, Streams, batch_index
 from gpt.engine import boundary
-from gpt.errors import run
+from gpt.errors import command
 
 
 class Plant:
@@ -234,7 +234,7 @@ class Plant:
         """Where the new checkpoint has its manifest, and takes its place."""
         if not self._only_on("uncommitted", 0):
             return
-        write = folders.write_manifest
+        write = manifest.Manifest.write
         rename = os.rename
         left = [int(value)]
 
@@ -248,7 +248,7 @@ class Plant:
             left[0] -= 1
             write(*args)
 
-        replace(folders, "write_manifest", counting)
+        replace(manifest.Manifest, "write", counting)
         replace(os, "rename", renaming)
 
     def unremoved(self, value):
@@ -286,6 +286,8 @@ class Plant:
             (folders, "sync"),
             (files, "sync"),
             (folders, "hash_file"),
+            (checkpoint, "hash_file"),
+            (manifest, "write_atomically"),
             (folders, "write_atomically"),
             (folders.shutil, "rmtree"),
         ):
@@ -319,7 +321,7 @@ def train_with(faults: str):
         train.main()
         plant.require_all_struck()
 
-    run(main)
+    command(main)
 
 
 if __name__ == "__main__":
