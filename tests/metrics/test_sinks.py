@@ -47,9 +47,9 @@ def test_lines_that_a_disk_does_not_take_are_written_later(tmp_path, capsys):
 
 
 def test_what_json_has_no_number_for_is_null():
-    found = finite([{"loss": float("nan"), "languini": {"ppl": float("inf"), "tokens": 3}}, 1.5])
+    content = finite([{"loss": float("nan"), "languini": {"ppl": float("inf"), "tokens": 3}}, 1.5])
     assert (
-        json.dumps(found, allow_nan=False)
+        json.dumps(content, allow_nan=False)
         == '[{"loss": null, "languini": {"ppl": null, "tokens": 3}}, 1.5]'
     )
 
