@@ -24,6 +24,7 @@ from gpt.data.datasets import Dataset
 from gpt.data.manifests import TOKENIZER
 from gpt.data.streams import batch_index
 from gpt.errors import AgreedError, in_brief
+from gpt.metrics import events
 
 
 class Engine(Protocol):
@@ -55,7 +56,14 @@ class Saver:
     """
 
     def __init__(
-        self, config: Config, resolved: dict, dataset: Dataset, engine: Engine, world: World
+        self,
+        config: Config,
+        resolved: dict,
+        dataset: Dataset,
+        engine: Engine,
+        world: World,
+        report: Callable[[dict], None],
+        say: Callable[[str], None],
     ):
         self._config = config
         self._resolved = resolved
@@ -68,7 +76,8 @@ class Saver:
         self.saved_step: int | None = None
         self.saved_evaluation: int | None = None
         self._pending: _Pending | None = None
-        self.report = self.say = lambda anything: None
+        self._report = report
+        self._say = say
 
     @property
     def ready(self) -> bool:
@@ -142,14 +151,14 @@ class Saver:
     def _committed(self, pending: "_Pending"):
         """Tell of a checkpoint that stands."""
         if pending.kept is not None:
-            self.say(
+            self._say(
                 f"WARNING: an old checkpoint in {self.folder} could not be removed: {pending.kept}"
             )
         self.saved_step = pending.manifest.step
         self.saved_evaluation = pending.manifest.evaluated_step
-        self.report(
+        self._report(
             {
-                "event": "checkpoint",
+                "event": events.CHECKPOINT,
                 "step": pending.manifest.step,
                 "seconds": pending.pause,
                 "seconds_to_commit": time.perf_counter() - pending.began,
@@ -160,8 +169,8 @@ class Saver:
     def _failed(self, pending: "_Pending"):
         """Tell of a checkpoint that could not be written, and remove what there is of it."""
         step = pending.manifest.step
-        self.report({"event": "checkpoint_failed", "step": step, "reason": pending.failure})
-        self.say(
+        self._report({"event": events.CHECKPOINT_FAILED, "step": step, "reason": pending.failure})
+        self._say(
             f"WARNING: the checkpoint of step {step} could not be written ({pending.failure});"
             " training goes on, the latest checkpoint is that of step"
             f" {self.saved_step or 0}"

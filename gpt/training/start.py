@@ -162,7 +162,8 @@ def reached(config: Config, dataset: Dataset) -> tuple[int, bool]:
         return 0, False
     if earlier.config is None:
         return 0, False
-    now = {**resolved(config, dataset), "precision": earlier.config.get("precision")}
+    now = saved_config(config, dataset.root, dataset.fingerprint, dataset.vocab.fingerprint)
+    now["precision"] = earlier.config.get("precision")
     _compare(earlier.config, now, allowed=(), run_dir=config.run_dir, notices=[])
     return earlier.step, earlier.finished
 
