@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 DOCUMENTS = 158_000
 TOKENS = 24_000_000_000
@@ -241,4 +241,4 @@ def bench_waiting(streams, rows=4, steps=6):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

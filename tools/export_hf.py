@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 TOLERANCE = 1e-5  # of logits in fp32, relative to the largest of them where that is above 1
 TEXTS = [
@@ -187,4 +187,4 @@ def back(folder, out):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

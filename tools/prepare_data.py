@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 VOCAB_SIZE = 16384
 
@@ -222,4 +222,4 @@ def say(text):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

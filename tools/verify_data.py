@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, run
+from gpt.errors import Parser, command
 
 
 def main():
@@ -70,4 +70,4 @@ def look_inside(root, args):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -166,7 +166,9 @@ def lock_of(folder: Path) -> FolderLock:
         )
     try:
         return FolderLock(
-            folder, "another process prepares a dataset in {}: wait for it, or name another --out"
+            folder,
+            other="another process prepares a dataset in",
+            mend="wait for it, or name another --out",
         )
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror}") from error
