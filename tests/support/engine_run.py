@@ -30,7 +30,7 @@ def main(config_file, out, data, *flags):
         type(boundary.deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
     dataset = Dataset(data)
     streams = Streams(dataset.split("train"), config.batch.train_batch_size, config.model.seq_len)
-    rows = range(world.rank, config.batch.train_batch_size, world.size)
+    rows = streams.rows_of(world.rank, world.size)
     if "plant" in flags:  # what an engine that does otherwise would look like
         initialize = boundary.deepspeed.initialize
         planted = {
