@@ -73,7 +73,8 @@ def main():
         if file:
             require_place_for(f"--{name}", file)
 
-    from gpt.checkpoint import folders
+    from gpt.checkpoint.checkpoint import Checkpoint
+    from gpt.checkpoint.manifest import MANIFEST
     from gpt.config.saved import CONFIG, read_config
     from gpt.data.datasets import Dataset
     from gpt.metrics.events import finite
@@ -85,8 +86,8 @@ def main():
         raise UserError(
             f"{config_file} does not tell which dataset the model was trained on: give --data_root"
         )
-    if weights.with_name(folders.MANIFEST).is_file():
-        folders.verify(weights.parent)
+    if weights.with_name(MANIFEST).is_file():
+        Checkpoint.open(weights.parent).verify()
     dataset = Dataset(args.data_root or trained_on["root"])
     if trained_on.get("tokenizer") not in (None, dataset.vocab.fingerprint):
         raise UserError(

@@ -14,7 +14,8 @@ counts.
 
 import math
 import sys
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 # the project's folder instead of gpt/, whose module names must shadow nobody's
@@ -22,7 +23,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt.config.run_config import Config
@@ -31,15 +32,24 @@ from gpt.kernels.attention import causal_attention, split_heads
 from gpt.kernels.gelu import linear_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear import linear
-from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
+from gpt.kernels.linear_cross_entropy import TokenScores, linear_cross_entropy, score_tokens
 
 # Of torch.compile. CUDA graphs, which max-autotune would add by itself, stay out: they reuse the
 # memory of a block's results for the next block, while those are kept for the backward pass.
-COMPILE_OPTIONS = {"default": {}, "max-autotune": {"mode": "max-autotune-no-cudagraphs"}}
+COMPILE_OPTIONS: dict[str, dict] = {
+    "default": {},
+    "max-autotune": {"mode": "max-autotune-no-cudagraphs"},
+}
+INITIAL_STD = 0.02
+
+# The positions that count, of a batch (B, T): (rows, columns), each (N,) int64, or a mask (B, T).
+Scored = tuple[Tensor, Tensor] | Tensor
+# (q, k, v), each (B, H, T, D) -> (B, T, H * D)
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Linear(nn.Linear):
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
@@ -53,9 +63,11 @@ class Attention(nn.Module):
         self.qkv = Linear(config.h_dim, 3 * width)
         self.c_proj = Linear(width, config.h_dim)
 
-    def forward(self, x):  # (B, T, C)
+    def forward(self, x: Tensor, attend: Attend = causal_attention) -> Tensor:
+        """x and the result: (B, T, C). attend: another way to the same attention, such as one that
+        has the keys and values of earlier tokens."""
         q, k, v = split_heads(self.qkv(x), self.n_heads)  # each (B, H, T, D)
-        return self.c_proj(causal_attention(q, k, v))
+        return self.c_proj(attend(q, k, v))
 
 
 class AddNorm(nn.LayerNorm):
@@ -65,7 +77,7 @@ class AddNorm(nn.LayerNorm):
         super().__init__(config.h_dim, eps=1e-5)
         self.kernels = kernels
 
-    def forward(self, branch, stream):
+    def forward(self, branch: Tensor | None, stream: Tensor) -> tuple[Tensor, Tensor]:
         """branch, stream: (B, T, C), branch None for none. Returns (LayerNorm of the new stream,
         new stream)."""
         if branch is None:
@@ -80,7 +92,7 @@ class LinearGELU(nn.Linear):
         super().__init__(config.h_dim, config.mlp_dim)
         self.kernels = kernels
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return linear_gelu(x, self.weight, self.bias, self.kernels)
 
 
@@ -90,7 +102,7 @@ class MLP(nn.Module):
         self.c_fc = LinearGELU(config, kernels)
         self.c_proj = Linear(config.mlp_dim, config.h_dim)
 
-    def forward(self, x):  # (B, T, C)
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
         return self.c_proj(self.c_fc(x))
 
 
@@ -102,16 +114,23 @@ class Block(nn.Module):
         self.ln2 = AddNorm(config, kernels)
         self.mlp = MLP(config, kernels)
 
-    def forward(self, branch, stream, wanted=None):
+    def forward(
+        self,
+        branch: Tensor | None,
+        stream: Tensor,
+        scored: Scored | None = None,
+        attend: Attend = causal_attention,
+    ) -> tuple[Tensor, Tensor]:
         """(output of the last branch, stream without it), each (B, T, C), for those of the block
         before; None at first.
 
-        wanted: index into (B, T) of the positions for which they are needed; then each is (N, C).
+        scored: the positions for which they are needed, all if None; then each is (N, C).
         """
         x, stream = self.ln1(branch, stream)
-        x = self.attn(x)
-        if wanted is not None:
-            x, stream = x[wanted], stream[wanted]
+        x = self.attn(x, attend=attend)
+        if scored is not None:
+            x = x[scored]
+            stream = stream[scored]
         x, stream = self.ln2(x, stream)
         return self.mlp(x), stream
 
@@ -125,14 +144,16 @@ class Head(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.h_dim))
         self.kernels = kernels
 
-    def forward(self, hidden, targets=None, score=False):
+    def forward(
+        self, hidden: Tensor, targets: Tensor | None = None, score: bool = False
+    ) -> Tensor | TokenScores:
         """hidden (N, C), targets (N,): the mean loss, or TokenScores if `score`; without targets
         the logits (N, V)."""
         if targets is None:
             return hidden @ self.weight.t()
-        return (score_tokens if score else linear_cross_entropy)(
-            hidden, self.weight, targets, self.kernels
-        )
+        if score:
+            return score_tokens(hidden, self.weight, targets, self.kernels)
+        return linear_cross_entropy(hidden, self.weight, targets, self.kernels)
 
 
 class GPT(nn.Module):
@@ -159,11 +180,10 @@ class GPT(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.token_embedding = nn.Embedding(config.vocab_size, config.h_dim)
         self.position_embedding = nn.Embedding(config.seq_len, config.h_dim)
-        # then plain torch inside: no compiler fuses across operations of our own
         self._compiled = compile != "none"
-        self.blocks = nn.ModuleList(
-            Block(config, "torch" if self._compiled else kernels) for _ in range(config.n_layers)
-        )
+        # compiled: plain torch inside, for no compiler fuses across operations of our own
+        block_kernels = "torch" if self._compiled else kernels
+        self.blocks = nn.ModuleList(Block(config, block_kernels) for _ in range(config.n_layers))
         if self._compiled:
             # forward alone: an engine's hooks on the block are no graph
             for block in self.blocks:
@@ -175,61 +195,78 @@ class GPT(nn.Module):
                 for parameter, (_, values) in zip(self.parameters(), self.initial_weights(seed)):
                     parameter.copy_(values)
 
-    def initial_weights(self, seed: int):
+    def initial_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 tensor) of every parameter in their order, each drawn when it is
         asked for."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
-            yield name, self._drawn(name, parameter.shape, generator)
+            yield name, self._initial_values(name, parameter.shape, generator)
 
-    def _drawn(self, name, shape, generator):
+    def _initial_values(self, name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
         if name.endswith("bias"):
             return torch.zeros(shape)
         if ".ln" in name or name.startswith("ln_f"):
             return torch.ones(shape)
-        std = (
-            0.02 / math.sqrt(2 * self.config.n_layers)
-            if name.endswith("mlp.c_proj.weight")
-            else 0.02
-        )
+        std = INITIAL_STD
+        if name.endswith("mlp.c_proj.weight"):
+            std = INITIAL_STD / math.sqrt(2 * self.config.n_layers)
         return torch.empty(shape).normal_(0.0, std, generator=generator)
 
-    def forward(self, tokens, targets=None, scored=None):
-        """tokens, targets: (B, T) int64, T <= seq_len.
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The residual stream (B, T, C) as it enters the first block. tokens: (B, T), positions:
+        (T,), both int64."""
+        scale = math.sqrt(self.config.h_dim)
+        return self.token_embedding(tokens) * scale + self.position_embedding(positions)
 
-        scored: index into them, a pair (rows, columns) of (N,) int64 or a mask (B, T).
-        With targets: the mean loss in nats per token, an fp32 scalar. With `scored`, TokenScores of
-        those positions in their order, no others go through the last MLP and the head. With tokens
-        alone: the logits (B, T, V).
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        scored: Scored | None = None,
+    ) -> Tensor | TokenScores:
+        """What the arguments ask for. Of (B, T) tokens, T <= seq_len:
+
+        model(tokens)                   the logits (B, T, V)
+        model(tokens, targets)          the mean loss in nats per token, an fp32 scalar
+        model(tokens, targets, scored)  TokenScores of the scored positions in their order; no
+                                        others go through the last MLP and the head
+
+        tokens, targets: (B, T) int64. One method for all three, since engines prepare and gather
+        weights around `forward` alone.
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        stream = self.token_embedding(tokens) * math.sqrt(
-            self.config.h_dim
-        ) + self.position_embedding(positions)
-        uncompiled = self._compiled and not torch.is_grad_enabled()
-        with torch.compiler.set_stance("force_eager") if uncompiled else nullcontext():
+        stream = self.embed(tokens, positions)
+        with self._eager_without_gradients():
             branch, stream = self._through_blocks(stream, scored)
-        x, _ = self.ln_f(branch, stream)
-        if scored is not None:
-            return self.head(x, targets[scored], score=True)
+        hidden, _ = self.ln_f(branch, stream)  # (B, T, C), or (N, C) of scored positions
         if targets is None:
-            return self.head(x)
-        return self.head(x.flatten(0, 1), targets.flatten())
+            return self.head(hidden)
+        if scored is None:
+            return self.head(hidden.flatten(0, 1), targets.flatten())
+        return self.head(hidden, targets[scored], score=True)
 
-    def _through_blocks(self, stream, scored):
-        """(output of the last branch, stream without it); of the positions that are scored, if
-        given."""
+    def _eager_without_gradients(self) -> AbstractContextManager:
+        if self._compiled and not torch.is_grad_enabled():
+            return torch.compiler.set_stance("force_eager")
+        return nullcontext()
+
+    def _through_blocks(self, stream: Tensor, scored: Scored | None) -> tuple[Tensor, Tensor]:
+        """(output of the last branch, stream without it): (B, T, C), or (N, C) of scored
+        positions."""
+        recomputed = self.activation_checkpointing and torch.is_grad_enabled()
+        last = len(self.blocks) - 1
         branch = None
-        for block in self.blocks:
-            wanted = scored if block is self.blocks[-1] else None
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                # one tensor to keep, not two
-                stream = stream if branch is None else stream + branch
-                branch, stream = checkpoint(
-                    block, None, stream, wanted, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                branch, stream = block(branch, stream, wanted)
+        for layer, block in enumerate(self.blocks):
+            needed = scored if layer == last else None
+            if not recomputed:
+                branch, stream = block(branch, stream, needed)
+                continue
+            # one tensor to keep, not two
+            if branch is not None:
+                stream = stream + branch
+            branch, stream = checkpoint(
+                block, None, stream, needed, use_reentrant=False, preserve_rng_state=False
+            )
         return branch, stream
 
 
@@ -241,7 +278,7 @@ def build(config: Config, kernels: str) -> GPT:
         return GPT(config.model, None, options.activation_checkpointing, kernels, options.compile)
 
 
-def main():
+def main() -> None:
     from gpt.config.shape import load_presets
 
     presets = load_presets()
@@ -253,23 +290,33 @@ def main():
             f"usage: python gpt/model.py [PRESET], where PRESET is one of {', '.join(presets)}"
         )
     config = ModelConfig(**presets[name], vocab_size=16384, seq_len=512)
-    model = GPT(config)
-    tokens = torch.randint(config.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
     print(f"{name}: {config}")
-    for key, parameter in model.named_parameters():
-        if not key.startswith("blocks.") or key.startswith("blocks.0."):
-            print(f"  {key:32s} {str(tuple(parameter.shape)):16s} {parameter.numel():>13,}")
+    model = GPT(config)
+    _print_parameters(model)
+    _print_a_pass(model)
+
+
+def _print_parameters(model: GPT) -> None:
+    config = model.config
+    for name, parameter in model.named_parameters():
+        if not name.startswith("blocks.") or name.startswith("blocks.0."):
+            shape = str(tuple(parameter.shape))
+            print(f"  {name:32s} {shape:16s} {parameter.numel():>13,}")
     print(f"  blocks.1 … blocks.{config.n_layers - 1} are like blocks.0")
-    counted = sum(parameter.numel() for parameter in model.parameters())
-    print(f"parameters: {counted:,} (by formula: {config.parameters():,})")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"parameters: {parameters:,} (by formula: {config.parameters():,})")
+
+
+def _print_a_pass(model: GPT) -> None:
+    vocab_size = model.config.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocab_size, (2, 64), generator=generator)
     with torch.no_grad():
         logits = model(tokens)
         loss = model(tokens[:, :-1], tokens[:, 1:])
     print(f"tokens {tuple(tokens.shape)} -> logits {tuple(logits.shape)} {logits.dtype}")
-    print(
-        f"loss of the untrained model: {loss.item():.4f} nats per token (ln {config.vocab_size} = "
-        f"{math.log(config.vocab_size):.4f})"
-    )
+    uniform = f"ln {vocab_size} = {math.log(vocab_size):.4f}"
+    print(f"loss of the untrained model: {loss.item():.4f} nats per token ({uniform})")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def export(folder, out):
     from gpt.checkpoint.weights import WEIGHTS, load_model, read_folder
     from gpt.config.saved import model_config
     from gpt.convert import transformers_gpt2
-    from gpt.data.datasets import TOKENIZER
+    from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.files import built_aside
 
@@ -169,7 +169,7 @@ def back(folder, out):
     from gpt.checkpoint.weights import WEIGHTS, write_folder
     from gpt.config.saved import foreign_config
     from gpt.convert import transformers_gpt2
-    from gpt.data.datasets import TOKENIZER
+    from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.files import hash_file
 

@@ -73,7 +73,9 @@ def main():
 def _check(args, device):
     """The exit code of a check, whose findings are in args.out."""
     lock = FolderLock(
-        args.out, "another check is writing into {}: wait for it, or give another --out"
+        args.out,
+        other="another check is writing into",
+        mend="wait for it, or give another --out",
     )
     _prepare(args.out, device, args.dry, args.only)
     session = Session(

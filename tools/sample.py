@@ -66,13 +66,13 @@ def main():
     args = parse_args()
     weights = args.checkpoint_file
 
-    from gpt.checkpoint.weights import load_model, read_folder
+    from gpt.checkpoint.weights import load_model, open_folder
     from gpt.compute.hardware import usable_device
-    from gpt.data.datasets import TOKENIZER
+    from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.generate import Context, generate
 
-    config, _ = read_folder(weights.parent)
+    config = open_folder(weights.parent).config
     vocab = Vocab.load(weights.with_name(TOKENIZER))
     model = load_model(weights, config, weights.parent).to(usable_device(args.device))
     context = Context(model)

@@ -7,6 +7,7 @@ reference device turns it into tokens, and its batch into optimiser steps.
 import copy
 import json
 
+from gpt.config.deepspeed_keys import COSINE
 from gpt.errors import UserError
 
 HOURS = (3, 6, 12, 24, 48, 96, 192, 384)
@@ -19,8 +20,11 @@ REFERENCE = {
     "4090": {"mini": 381174, "small": 88701, "medium": 29188, "large": 12379},
     "A100": {"mini": 562594, "small": 135107, "medium": 47851, "large": 27713},
 }
-MICRO_BATCH = {"mini": 32, "tiny": 32, "small": 32}  # at most, in an RTX 3090's 24 GB; else 8
-LINE = 110  # characters up to which a block of the JSON stands on one line
+# Micro batches at most, in an RTX 3090's 24 GB, by preset.
+MICRO_BATCH = {"mini": 32, "tiny": 32, "small": 32}
+MICRO_BATCH_OF_LARGER = 8
+# characters up to which a block of the JSON stands on one line
+LINE = 110
 
 
 def batch_of(hours: float) -> int:
@@ -42,7 +46,7 @@ def shipped_tree(preset: str, train_batch_size: int) -> dict:
     throughput."""
     return {
         "train_batch_size": train_batch_size,
-        "train_micro_batch_size_per_gpu": MICRO_BATCH.get(preset, 8),
+        "train_micro_batch_size_per_gpu": MICRO_BATCH.get(preset, MICRO_BATCH_OF_LARGER),
         "gradient_clipping": 0.0,
         "fp16": {
             "enabled": True,
@@ -62,7 +66,7 @@ def shipped_tree(preset: str, train_batch_size: int) -> dict:
             "params": {"betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0},
         },
         "scheduler": {
-            "type": "LanguiniCosineLR",
+            "type": COSINE,
             "params": {"max_lr": 6e-4, "min_lr": 6e-6, "warmup_steps": 200, "decay_steps": 1000},
         },
         "gpt": {
@@ -92,26 +96,32 @@ def class_tree(
     Raises UserError where the class is no step long, the micro batch does not divide the batch, or
     the learning rate does not follow the steps.
     """
-    tree, batch = copy.deepcopy(tree), tree["train_batch_size"]
+    batch = tree["train_batch_size"]
     if batch % micro_size:
         raise UserError(
             f"the micro batch {micro_size} does not divide train_batch_size {batch} of the class"
-            f" {name_of(hours)}: choose another of the two"
+            f" {name_of(hours)}",
+            mend="choose another of the two",
         )
-    if tree.get("scheduler", {}).get("type") != "LanguiniCosineLR":
+    scheduler = tree.get("scheduler", {}).get("type")
+    if scheduler != COSINE:
         raise UserError(
-            f"the class {name_of(hours)} needs the scheduler LanguiniCosineLR, whose decay_steps"
-            f" follow the class; the config's is {tree.get('scheduler', {}).get('type')}"
+            f"the class {name_of(hours)} needs the scheduler {COSINE}, whose decay_steps follow the"
+            f" class; the config's is {scheduler}"
         )
-    steps = steps_of(hours, tokens_per_second, batch * seq_len)
+    tokens_per_step = batch * seq_len
+    steps = steps_of(hours, tokens_per_second, tokens_per_step)
     if steps < 1:
         raise UserError(
-            f"the class {name_of(hours)} is less than one step of {batch * seq_len:,} tokens at "
-            f"{tokens_per_second:,} tokens/s: give more --hours, or a smaller --train_batch_size"
+            f"the class {name_of(hours)} is less than one step of {tokens_per_step:,} tokens at"
+            f" {tokens_per_second:,} tokens/s",
+            mend="give more --hours, or a smaller --train_batch_size",
         )
+    tree = copy.deepcopy(tree)
     tree.pop("gradient_accumulation_steps", None)
     tree = {"train_batch_size": batch, **tree, "train_micro_batch_size_per_gpu": micro_size}
-    tree["scheduler"]["params"]["decay_steps"] = tree["gpt"]["max_train_steps"] = steps
+    tree["scheduler"]["params"]["decay_steps"] = steps
+    tree["gpt"]["max_train_steps"] = steps
     tree["gpt"]["tokens_per_second"] = tokens_per_second
     return tree
 
@@ -131,14 +141,17 @@ def text_of(tree: dict) -> str:
     return _block(tree, "") + "\n"
 
 
-def _block(tree, indent):
+def _block(block: dict, indent: str) -> str:
+    inner = indent + "  "
     rows = []
-    for key, value in tree.items():
-        row = f"{indent}  {json.dumps(key)}: {json.dumps(value)}"
-        nested = isinstance(value, dict) and any(
-            isinstance(inner, dict) for inner in value.values()
-        )
-        if nested or (isinstance(value, dict) and len(row) >= LINE):
-            row = f"{indent}  {json.dumps(key)}: {_block(value, indent + '  ')}"
+    for key, value in block.items():
+        name = f"{inner}{json.dumps(key)}: "
+        row = name + json.dumps(value)
+        if isinstance(value, dict) and (_is_nested(value) or len(row) >= LINE):
+            row = name + _block(value, inner)
         rows.append(row)
     return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+
+
+def _is_nested(block: dict) -> bool:
+    return any(isinstance(value, dict) for value in block.values())

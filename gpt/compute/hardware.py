@@ -15,8 +15,8 @@ from gpt.errors import UserError
 
 # Dense matrix products with fp32 sums, FLOP/s: in fp16 or bf16, and in fp32 without TF32. NVIDIA's
 # data sheets, and for GeForce cards the white papers of GA102 (appendix A) and AD102 (appendix A);
-# figures with sparsity are halved there. part of the name that CUDA gives the device -> (16 bits,
-# fp32); the first that fits counts
+# figures with sparsity are halved there. {part of the name that CUDA gives the device: (16 bits,
+# fp32)}; the first that fits counts
 PEAKS = {
     "NVIDIA B200": (2250e12, 75e12),
     "H200": (989.4e12, 66.9e12),
@@ -37,6 +37,7 @@ PEAKS = {
 }
 # in names that hold one of the above as well
 NOT_THOSE = ("Laptop", "RTX 3090 Ti", "RTX 4090 D", "H200 NVL", "MIG")
+WITHOUT_BF16 = ("V100", "T4")
 
 # of a model in each precision
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -49,15 +50,14 @@ M_MMAP_THRESHOLD = -3
 def peak_flops(name: str, precision: str) -> float | None:
     """FLOP/s that a device of this name can reach in fp32, fp16 or bf16; None where that is not
     known."""
-    if any(part in name for part in NOT_THOSE) or (
-        precision == "bf16" and ("V100" in name or "T4" in name)
-    ):
+    if any(part in name for part in NOT_THOSE):
         return None
-    found = next(
-        (peaks for part, peaks in PEAKS.items() if f"{part} " in f"{name} " or f"{part}-" in name),
-        None,
-    )
-    return None if found is None else found[precision == "fp32"]
+    if precision == "bf16" and any(part in name for part in WITHOUT_BF16):
+        return None
+    for part, (narrow, wide) in PEAKS.items():
+        if f"{part} " in f"{name} " or f"{part}-" in name:
+            return wide if precision == "fp32" else narrow
+    return None
 
 
 def device_name(device: torch.device) -> str:
@@ -75,51 +75,58 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     # getrusage counts what the process was before exec as well, such as a larger parent that forked
     # it
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        unit = 1 if platform.system() == "Darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def keep_freed_memory():
+def keep_freed_memory() -> None:
     """For processes that compute on a CPU: glibc shall keep what tensors free instead of giving it
     back to the system, whose fresh pages cost a training step of `mini` a sixth of its time.
     Elsewhere than under glibc, or where the environment sets MALLOC_MMAP_THRESHOLD_, nothing
     happens."""
-    if platform.libc_ver()[0] == "glibc" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    if platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def share_cores(ranks_here: int):
+def share_cores(ranks_here: int) -> None:
     """Share this host's cores among its ranks, unless OMP_NUM_THREADS says otherwise. torchrun sets
     that to 1 where nobody did, which asks for nothing."""
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    if "OMP_NUM_THREADS" not in os.environ or by_torchrun:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // ranks_here))
+    if "OMP_NUM_THREADS" in os.environ and not by_torchrun:
+        return
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // ranks_here))
 
 
 def versions() -> dict:
     """{package: version} of what a run's numbers depend on."""
-    found = {"gpt": __version__, "python": platform.python_version()}
+    by_package = {"gpt": __version__, "python": platform.python_version()}
     for name in ("torch", "deepspeed", "triton", "numpy", "sentencepiece"):
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
+            by_package[name] = metadata.version(name)
+    if torch.version.cuda:
+        by_package["cuda"] = torch.version.cuda
+    return by_package
 
 
-def usable_device(asked: str | None) -> str:
+def usable_device(name: str | None) -> str:
     """The device that --device names; by default cuda where there is one, else cpu. Raises
     UserError."""
-    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not name:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {device} is not to be had here: {str(error).splitlines()[0]}"
-        ) from error
-    return device
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} is not to be had here: {reason}") from error
+    return name

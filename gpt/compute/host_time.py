@@ -18,15 +18,17 @@ CUSTOM_SECONDS = 75e-6  # of an operation of gpt/kernels, which goes through Pyt
 GATHER_SECONDS = 100e-6  # ZeRO 3: to fetch and release a parameter tensor, both ways
 RANGE = 1.5
 
-# Launches of one micro-batch: of a block, and of embeddings, last LayerNorm and head.
+# Launches of one micro-batch: of a block, and of embeddings, last LayerNorm and head (its ends).
 BLOCK = 24
-REST = 42
+ENDS = 42
 BLOCK_FORWARD = 8  # of a block's, those of its forward pass
 # of them gpt/kernels': two LayerNorms and a GELU, both ways
 CUSTOM_BLOCK = 6
-CUSTOM_REST = 3
+CUSTOM_ENDS = 3
 CUSTOM_FORWARD = 3
-TENSORS_BLOCK, TENSORS_REST = 12, 5  # parameter tensors
+# parameter tensors
+TENSORS_BLOCK = 12
+TENSORS_ENDS = 5
 # per gradient tensor, ZeRO 0 to 3: to add it up, to copy it into buckets
 PER_TENSOR = (1, 1, 3, 2)
 
@@ -48,11 +50,11 @@ class Launches:
 def launches(model: ModelConfig, stage: int, checkpointing: bool) -> Launches:
     """Of one micro-batch, forward and backward. checkpointing: the blocks compute forward twice."""
     layers = model.n_layers
-    tensors = TENSORS_BLOCK * layers + TENSORS_REST
-    total = BLOCK * layers + REST
-    custom = CUSTOM_BLOCK * layers + CUSTOM_REST
+    tensors = TENSORS_BLOCK * layers + TENSORS_ENDS
+    total = BLOCK * layers + ENDS
+    custom = CUSTOM_BLOCK * layers + CUSTOM_ENDS
     if checkpointing:
-        total = total + BLOCK_FORWARD * layers
-        custom = custom + CUSTOM_FORWARD * layers
+        total += BLOCK_FORWARD * layers
+        custom += CUSTOM_FORWARD * layers
     total += PER_TENSOR[stage] * tensors
     return Launches(total - custom, custom, tensors if stage == 3 else 0)

@@ -33,9 +33,12 @@ from dataclasses import dataclass
 from gpt.config.batch import BatchPlan, plan_batch
 from gpt.config.shape import ModelConfig
 
-HOP_SECONDS = 10e-6  # assumed latency of one hop, not measured
-BUCKET_ELEMENTS = 5 * 10**8  # DeepSpeed's default
-REUSE_ELEMENTS = 10**9  # DeepSpeed's default
+# assumed latency of one hop, not measured
+HOP_SECONDS = 10e-6
+# DeepSpeed's defaults, in elements
+BUCKET_ELEMENTS = 5 * 10**8
+REUSE_ELEMENTS = 10**9
+# numbers of GPUs that a dry run looks at
 RANKS = tuple(2**power for power in range(11))
 
 
@@ -86,28 +89,29 @@ def step(
     """A step's time. tokens_per_second: of one GPU. bandwidth: bytes per second and direction of a
     ring's slowest link. zero: the run's zero_optimization block. launching: seconds of the host per
     micro-batch."""
-    n = model.parameters()
+    parameters = model.parameters()
+    size = parameters * (4 if precision == "fp32" else 2)
 
-    def once(elements):
+    def once(elements: float) -> float:
         """All weights or gradients once round the ring, so many at a time."""
-        return ring(
-            n * (4 if precision == "fp32" else 2),
-            batch.world_size,
-            bandwidth,
-            math.ceil(n / elements),
-        )
+        return ring(size, batch.world_size, bandwidth, math.ceil(parameters / elements))
 
-    reduced, gathered = (
-        once(zero.get(f"{what}_bucket_size", BUCKET_ELEMENTS)) for what in ("reduce", "allgather")
-    )
-    # of the weights, by the forward pass
-    kept = min(1.0, zero.get("stage3_max_reuse_distance", REUSE_ELEMENTS) / (2 * n))
-    communicating = (
-        2 * once(BUCKET_ELEMENTS),
-        2 * reduced + gathered,
-        2 * batch.accumulation * reduced + gathered,
-        batch.accumulation * ((2 - kept) * once(n / (model.n_layers + 2)) + reduced),
-    )[stage]
+    reduced = once(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
+    gathered = once(zero.get("allgather_bucket_size", BUCKET_ELEMENTS))
+    match stage:
+        case 0:
+            communicating = 2 * once(BUCKET_ELEMENTS)
+        case 1:
+            communicating = 2 * reduced + gathered
+        case 2:
+            communicating = 2 * batch.accumulation * reduced + gathered
+        case _:
+            # the embeddings and the head as two blocks more
+            by_block = once(parameters / (model.n_layers + 2))
+            reuse_distance = zero.get("stage3_max_reuse_distance", REUSE_ELEMENTS)
+            # of the weights, from the forward pass to the backward pass
+            kept = min(1.0, reuse_distance / (2 * parameters))
+            communicating = batch.accumulation * ((2 - kept) * by_block + reduced)
     computing = batch.share * model.seq_len / tokens_per_second
     return Step(computing, communicating, batch.accumulation * launching)
 

@@ -1,5 +1,7 @@
-"""Pure arithmetic about a run: batch, schedule, parameters, FLOPs, evaluation windows, memory,
-disk. Imports no torch."""
+"""Memory of a rank while it trains, and the size of a checkpoint, on paper. Imports no torch.
+
+What DeepSpeed allocates was counted in version 0.19.8.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,22 +18,28 @@ PREFETCH_ELEMENTS = 5 * 10**7  # stage 3: weights fetched ahead
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank's device while it trains, by part. What DeepSpeed allocates was counted in
-    version 0.19.8."""
+    """Bytes on one rank's device while it trains, by part."""
 
     weights: int
-    gradients: int  # kept from one micro-batch to the next
-    optimizer: int  # fp32 copy of the weights, and the optimizer's own numbers
-    activations: int  # kept for the backward pass of one micro-batch
+    # kept from one micro-batch to the next
+    gradients: int
+    # fp32 copy of the weights, and the optimizer's own numbers
+    optimizer: int
+    # kept for the backward pass of one micro-batch
+    activations: int
     # one chunk of logits with its temporaries, and the output layer's gradients until the backward
     # pass
     logits: int
-    gathered: int  # ZeRO 3: weights of other ranks, or from host memory, while they are in use
-    buckets: int  # what gradients are copied into on their way to their rank
+    # ZeRO 3: weights of other ranks, or from host memory, while they are in use
+    gathered: int
+    # what gradients are copied into on their way to their rank
+    buckets: int
     # where a step's gradients are reduced at its end: copies, and this rank's share of the result
     reduction: int
-    update: int  # gradients of this rank's share in all their copies, and what the norms need
-    host: int  # not on the device but in this rank's share of host memory: what is offloaded
+    # gradients of this rank's share in all their copies, and what the norms need
+    update: int
+    # not on the device but in this rank's share of host memory: what is offloaded
+    host: int
     # the most on the device at once: in a micro-batch, where gradients are reduced, or in the
     # update
     total: int
@@ -62,155 +70,219 @@ def memory(
     updates. zero: the configuration's block zero_optimization. kernels: "torch", or "triton", whose
     cross-entropy makes no fp32 copy of 16-bit logits.
     """
-    run = _Zero(
-        model.parameters(),
-        world_size,
-        stage,
-        4 if precision == "fp32" else 2,
-        fp32_sums,
-        accumulation,
-        zero,
-    )
+    width = _width(precision)
+    rank = _Rank(model.parameters(), world_size, stage, width, fp32_sums, accumulation, zero)
     tokens = micro_size * model.seq_len
-    per_block, per_input = _activations(model, run.width)
-    blocks = model.n_layers * per_input + per_block if checkpointing else model.n_layers * per_block
-    # input and statistics of the last LayerNorm, gradient of the hidden states
-    final = (2 * model.h_dim) * run.width + 8
-    activations = tokens * (blocks + final)
-    copied = precision != "fp32" and kernels == "torch"
-    logits = min(chunk_elements, tokens * model.vocab_size) * (run.width + 4 * copied)
+    widened = precision != "fp32" and kernels == "torch"
+
+    weights = rank.weights()
+    gradients = rank.gradients()
+    optimizer = rank.optimizer(moments)
+    activations = tokens * _activations(model, width, checkpointing)
+    logits = min(chunk_elements, tokens * model.vocab_size) * (width + (4 if widened else 0))
     logits += 4 * model.vocab_size * model.h_dim
-    weights = run.weights()
-    gathered = run.gathered(model.block_parameters())
-    optimizer, host = run.optimizer(moments)
-    gradients = run.gradients()
-    buckets = run.buckets()
-    reduction = run.reduction()
-    # weights before the update, until it is done
-    update = run.update()
-    kept = 4 * run.updated if norms else 0
-    update, host = (update, host + kept) if run.offloaded else (update + kept, host)
-    passing = activations + logits
-    # Of a single micro-batch, whole gradients come as activations go.
-    passing = max(passing, gradients) if stage < 2 and accumulation == 1 else passing + gradients
-    passing += gathered + (max(buckets, reduction) if run.overlaps else buckets)
-    most = weights + optimizer + max(passing, gradients + reduction, update)
+    gathered = rank.gathered(model.block_parameters())
+    buckets = rank.buckets()
+    reduction = rank.reduction()
+    update = rank.update()
+    host = rank.host(moments)
+    # the weights as they were before the update
+    before = 4 * rank.updated if norms else 0
+    if rank.offloaded:
+        host += before
+    else:
+        update += before
+
+    micro_batch = activations + logits
+    if stage < 2 and accumulation == 1:
+        # of a single micro-batch, whole gradients come as activations go
+        micro_batch = max(micro_batch, gradients)
+    else:
+        micro_batch += gradients
+    micro_batch += gathered + (max(buckets, reduction) if rank.overlaps else buckets)
     return Memory(
-        weights,
-        gradients,
-        optimizer,
-        activations,
-        logits,
-        gathered,
-        buckets,
-        reduction,
-        update,
-        host,
-        most,
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        logits=logits,
+        gathered=gathered,
+        buckets=buckets,
+        reduction=reduction,
+        update=update,
+        host=host,
+        total=weights + optimizer + max(micro_batch, gradients + reduction, update),
     )
 
 
-class _Zero:
-    """What DeepSpeed's optimizers of stages 0 to 3 allocate on the device, in bytes
+@dataclass(frozen=True)
+class _Rank:
+    """What DeepSpeed's optimizers of stages 0 to 3 allocate on one rank, in bytes
     (runtime/zero/stage_1_and_2.py, stage3.py, partitioned_param_coordinator.py)."""
 
-    def __init__(self, parameters, world_size, stage, width, fp32_sums, accumulation, block):
-        self.n = parameters
-        self.ranks = world_size
-        self.stage = stage
-        self.width = width
-        self.own = -(-parameters // world_size)  # elements of one rank's share, rounded up
-        self.updated = self.own if stage else parameters
-        self.fp32_sums = fp32_sums and width < 4
-        self.sum_width = 4 if self.fp32_sums else width
-        self.accumulation = accumulation
-        self.block = block
-        self.offloaded = stage > 0 and is_offloaded(block, "offload_optimizer")
-        self.weights_offloaded = stage == 3 and is_offloaded(block, "offload_param")
-        self.overlaps = bool(block.get("overlap_comm")) and stage in (1, 2)
-        self.bucket = block.get("reduce_bucket_size", 0)
-        self.contiguous = block.get("contiguous_gradients", True) or (self.offloaded and stage < 3)
+    parameters: int  # elements, of the whole model
+    ranks: int
+    stage: int
+    width: int  # bytes of a number in the run's precision
+    asks_fp32_sums: bool
+    accumulation: int  # micro-batches per step
+    zero: Mapping  # the configuration's block
 
-    def weights(self):
-        return (
-            0 if self.weights_offloaded else self.width * (self.own if self.stage == 3 else self.n)
-        )
+    @property
+    def own(self) -> int:
+        """Elements of one rank's share, rounded up."""
+        return -(-self.parameters // self.ranks)
 
-    def optimizer(self, moments):
-        """(on the device, in host memory)."""
-        copy = 4 * self.updated if self.stage or self.width < 4 else 0
-        host = self.width * self.own if self.weights_offloaded else 0
-        if not self.offloaded:
-            return copy + 4 * moments * self.updated, host
-        host += copy + 4 * (1 + moments) * self.updated  # with the fp32 gradient
-        host += self.width * self.updated if self.stage < 3 else self.sum_width * self.own
-        if self.stage == 2 and self.accumulation > 1 and not self.fp32_sums:
-            host += self.width * self.own
-        return 0, host
+    @property
+    def updated(self) -> int:
+        """Elements that this rank's optimizer updates."""
+        return self.own if self.stage > 0 else self.parameters
 
-    def gradients(self):
+    @property
+    def fp32_sums(self) -> bool:
+        return self.asks_fp32_sums and self.width < 4
+
+    @property
+    def sum_width(self) -> int:
+        """Bytes of a number of a gradient that is summed over micro-batches."""
+        return 4 if self.fp32_sums else self.width
+
+    @property
+    def offloaded(self) -> bool:
+        return self.stage > 0 and is_offloaded(self.zero, "offload_optimizer")
+
+    @property
+    def weights_offloaded(self) -> bool:
+        return self.stage == 3 and is_offloaded(self.zero, "offload_param")
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether one bucket is reduced while the next is filled."""
+        return self.stage in (1, 2) and bool(self.zero.get("overlap_comm"))
+
+    @property
+    def bucket(self) -> int:
+        """Elements of a bucket of gradients."""
+        return self.zero.get("reduce_bucket_size", 0)
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether gradients are copied into a bucket of their own."""
+        by_offloading = self.offloaded and self.stage < 3
+        return self.zero.get("contiguous_gradients", True) or by_offloading
+
+    @property
+    def contiguous_bucket(self) -> int:
+        return self.bucket if self.contiguous else 0
+
+    def weights(self) -> int:
+        if self.weights_offloaded:
+            return 0
+        return self.width * (self.own if self.stage == 3 else self.parameters)
+
+    def gradients(self) -> int:
         """Between two micro-batches."""
         if self.stage < 2:
-            return self.sum_width * self.n
-        # DeepSpeed sums these on the device
-        on_host = self.offloaded and not (self.stage == 2 and self.fp32_sums)
-        return 0 if on_host else self.sum_width * self.own
+            return self.sum_width * self.parameters
+        # DeepSpeed sums these on the device, though the optimizer is offloaded
+        on_device = self.stage == 2 and self.fp32_sums
+        if self.offloaded and not on_device:
+            return 0
+        return self.sum_width * self.own
 
-    def buckets(self):
+    def _fp32_weights(self) -> int:
+        return 4 * self.updated if self.stage > 0 or self.width < 4 else 0
+
+    def optimizer(self, moments: int) -> int:
+        """On the device."""
+        if self.offloaded:
+            return 0
+        return self._fp32_weights() + 4 * moments * self.updated
+
+    def host(self, moments: int) -> int:
+        """In host memory, of weights, gradients and optimizer."""
+        size = self.width * self.own if self.weights_offloaded else 0
+        if not self.offloaded:
+            return size
+        fp32_gradient = 4 * self.updated
+        size += self._fp32_weights() + fp32_gradient + 4 * moments * self.updated
+        size += self.sum_width * self.own if self.stage == 3 else self.width * self.updated
+        if self.stage == 2 and self.accumulation > 1 and not self.fp32_sums:
+            size += self.width * self.own
+        return size
+
+    def buckets(self) -> int:
         """From a micro-batch's first gradient to its last, or to that of the step's last
         micro-batch."""
-        if self.stage == 0:
-            return 0
-        if self.stage == 3:
-            return self.width * self.contiguous * self.bucket
-        buffers = self.bucket * (self.contiguous + self.overlaps)
-        if self.stage == 1:
-            return self.sum_width * buffers
-        # parts of other ranks are joined
-        copied = min(self.bucket, self.n) if self.ranks > 1 or self.fp32_sums else 0
-        second = self.accumulation > 1 and not self.fp32_sums and not self.offloaded
-        # The share of the micro-batch under way lies beside the sum of those before.
-        return self.width * (buffers + copied + (self.own if second else 0))
+        filled = self.contiguous_bucket + (self.bucket if self.overlaps else 0)
+        match self.stage:
+            case 0:
+                return 0
+            case 1:
+                return self.sum_width * filled
+            case 2:
+                return self.width * (filled + self._joined() + self._under_way())
+            case _:
+                return self.width * self.contiguous_bucket
 
-    def reduction(self):
+    def _joined(self) -> int:
+        """Stage 2: elements of a bucket in which the parts of other ranks are joined."""
+        return min(self.bucket, self.parameters) if self.ranks > 1 or self.fp32_sums else 0
+
+    def _under_way(self) -> int:
+        """Stage 2: elements of the share of the micro-batch under way, which lies beside the sum of
+        those before."""
+        beside = self.accumulation > 1 and not self.fp32_sums and not self.offloaded
+        return self.own if beside else 0
+
+    def reduction(self) -> int:
         """Beside the gradients, after the last backward pass; below stage 2 alone, which reduces as
         it goes."""
-        if self.stage == 0:
-            return self.width * min(self.n, ALLREDUCE_ELEMENTS)
-        if self.stage > 1 or not self.contiguous:
-            return 0
-        filled = min(self.bucket, self.n)  # these gradients lie in the bucket alone
-        spare = self.sum_width * (self.bucket * (1 + self.overlaps) - filled)
+        match self.stage:
+            case 0:
+                return self.width * min(self.parameters, ALLREDUCE_ELEMENTS)
+            case 1 if self.contiguous:
+                return self._bucket_reduction()
+            case _:
+                return 0
+
+    def _bucket_reduction(self) -> int:
+        filled = min(self.bucket, self.parameters)  # these gradients lie in the bucket alone
+        spare = self.sum_width * (self.bucket * (2 if self.overlaps else 1) - filled)
         if self.fp32_sums:  # the bucket is copied in fp32, and that in 16 bits
             return spare + 4 * self.own + (4 + self.width) * filled
-        return spare + max(self.width * filled, 0 if self.offloaded else self.width * self.own)
+        share = 0 if self.offloaded else self.width * self.own
+        return spare + max(self.width * filled, share)
 
-    def update(self):
+    def update(self) -> int:
         """The reduced share of the gradients, its flat copy, and that in fp32."""
-        if self.stage == 0:
-            return self.width * self.n
         if self.offloaded:
             return 0
         share = self.sum_width * self.own
-        if self.stage == 3:
-            flat = (
-                min(self.own, self.block.get("sub_group_size", SUB_GROUP_ELEMENTS)) * self.sum_width
-            )
-            kept = self.width * self.contiguous * self.bucket
-            return share + kept + flat + (0 if self.sum_width == 4 else 4 * flat // self.sum_width)
-        if self.fp32_sums:
-            return share
-        return 2 * share + (0 if self.width == 4 else 4 * self.own)
+        match self.stage:
+            case 0:
+                return self.width * self.parameters
+            case 1 | 2 if self.fp32_sums:
+                return share
+            case 1 | 2:
+                return 2 * share + (0 if self.width == 4 else 4 * self.own)
+            case _:
+                return share + self.width * self.contiguous_bucket + self._group_update()
 
-    def gathered(self, block_parameters):
+    def _group_update(self) -> int:
+        """Stage 3: of the elements that are updated at a time."""
+        group = min(self.own, self.zero.get("sub_group_size", SUB_GROUP_ELEMENTS))
+        return self.sum_width * group + (0 if self.sum_width == 4 else 4 * group)
+
+    def gathered(self, block_parameters: int) -> int:
         """A block's weights are fetched together, and those to come behind them."""
         if self.stage < 3 or (self.ranks == 1 and not self.weights_offloaded):
             return 0
-        live = min(self.n, self.block.get("stage3_max_live_parameters", LIVE_ELEMENTS))
-        ahead = self.block.get("stage3_prefetch_bucket_size", PREFETCH_ELEMENTS)
+        live = self.zero.get("stage3_max_live_parameters", LIVE_ELEMENTS)
+        ahead = self.zero.get("stage3_prefetch_bucket_size", PREFETCH_ELEMENTS)
         # arrives in one piece, then is cut up
-        in_flight = min(self.n, block_parameters + ahead) if self.ranks > 1 else 0
-        return self.width * (live + in_flight)
+        in_flight = block_parameters + ahead if self.ranks > 1 else 0
+        return self.width * (min(self.parameters, live) + min(self.parameters, in_flight))
 
 
 def is_offloaded(zero: Mapping, name: str) -> bool:
@@ -219,20 +291,34 @@ def is_offloaded(zero: Mapping, name: str) -> bool:
     return zero.get(name, {}).get("device", "none") != "none"
 
 
-def _activations(model: ModelConfig, width: int):
-    """Bytes per token that one block keeps for its backward pass, and those of its input alone.
+def _width(precision: str) -> int:
+    """Bytes of a number."""
+    return 4 if precision == "fp32" else 2
 
-    Inputs and outputs of both LayerNorms; q, k, v and attention's output; the MLP's hidden layer
-    before and after GELU; in fp32 the LayerNorms' statistics and attention's log-sum-exp.
+
+def _activations(model: ModelConfig, width: int, checkpointing: bool) -> int:
+    """Bytes per token that are kept for the backward pass.
+
+    Of a block: inputs and outputs of both LayerNorms; q, k, v and attention's output; the MLP's
+    hidden layer before and after GELU; in fp32 the LayerNorms' statistics and attention's
+    log-sum-exp. With checkpointing, of all blocks but the one under way the input alone.
     """
     attention = model.n_heads * model.head_dim
     elements = 4 * model.h_dim + 4 * attention + 2 * model.mlp_dim
-    return elements * width + 4 * (4 + model.n_heads), model.h_dim * width
+    block = elements * width + 4 * (4 + model.n_heads)
+    block_input = model.h_dim * width
+    if checkpointing:
+        blocks = model.n_layers * block_input + block
+    else:
+        blocks = model.n_layers * block
+    # input and statistics of the last LayerNorm, gradient of the hidden states
+    final = 2 * model.h_dim * width + 8
+    return blocks + final
 
 
 def checkpoint_bytes(model: ModelConfig, stage: int, precision: str, moments: int = 2) -> int:
     """Size on disk of one checkpoint: fp32 weights and moments, and below stage 3 the model in the
     run's precision."""
-    width = 4 if precision == "fp32" else 2
-    masters = 4 * (1 + moments) if stage else 4 * moments
-    return model.parameters() * (masters + (width if stage < 3 else 0))
+    fp32_numbers = moments + (1 if stage > 0 else 0)
+    weights = _width(precision) if stage < 3 else 0
+    return model.parameters() * (4 * fp32_numbers + weights)

@@ -197,7 +197,7 @@ def train_all(
     """Train what is not finished, until a request to stop; what fails does not stop the others."""
     for run in runs:
         run.look()
-    lock = FolderLock(out, "another sweep is at work in {}: wait for it, or name another --out")
+    lock = FolderLock(out, "another sweep is at work in", "wait for it, or name another --out")
     write_summary(out, runs)
     for number, run in enumerate(runs, 1):
         if stop.reason:

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 from seed_project import TEXTS, random_documents
 
-from gpt.checkpoint import folders
+from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.weights import load_model
 from gpt.config.saved import read_config
 from gpt.convert import languini_books
@@ -267,7 +267,7 @@ def test_logits_are_those_of_the_seed_projects_model(prefix, vocab, tmp_path):
         32,
         100,
     )
-    assert folders.verify(tmp_path / "out")["step"] == 100
+    assert Checkpoint.open(tmp_path / "out").verify().step == 100
     assert sorted(os.listdir(tmp_path / "out")) == [
         "checkpoint.json",
         "config.yaml",

@@ -10,8 +10,9 @@ from small_tokenizers import ALPHABET, BLANK, NASTY, SENTENCES, train
 
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.prepare.documents import Reading, documents
+from gpt.prepare.documents import documents
 from gpt.prepare.sample import sample_inputs
+from gpt.prepare.texts import Reading
 from gpt.prepare.vocab_training import TOKENIZER_OPTIONS
 
 

@@ -11,9 +11,10 @@ from small_tokenizers import ALPHABET, BLANK, NASTY, SENTENCES, train
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.prepare import encode
-from gpt.prepare.documents import Reading, documents
+from gpt.prepare.documents import documents
 from gpt.prepare.encode import Encoder, Lossy
 from gpt.prepare.sample import sample_inputs
+from gpt.prepare.texts import Reading
 
 WHITE = ["the end.\n\nA new one\t\there  and there\n" * 3] * 60
 VOCABULARIES = {

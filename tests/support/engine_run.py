@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from gpt.checkpoint import folders
+from gpt.checkpoint.manifest import Manifest
 from gpt.config.resolve import resolve
 from gpt.config.saved import CONFIG, write_config
 from gpt.data.datasets import Dataset
@@ -91,9 +92,7 @@ def main(config_file, out, data, *flags):
             for rank in range(world.size)
             for name, facts in folders.own_files(out / staged, rank).items()
         }
-        folders.commit(
-            out, 1, files, {"precision": config.precision, "probe": {"tokens": [], "loss": 0.0}}
-        )
+        folders.commit(out, Manifest(step=1, precision=config.precision, files=files))
     boundary.disconnect()
 
 

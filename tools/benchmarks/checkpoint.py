@@ -41,7 +41,8 @@ def measure(preset: str, zero_stage: int, repeats: int, scratch: Path) -> Times:
     saver.report = events.append
     saves = []
     for number in range(repeats + 1):
-        saver.begin(number, tokens[0, :, :33], {})
+        probe = tokens[0, :, :33]
+        saver.begin(number, probe, evaluated_step=None, left_out=[], losses=[], seconds=0.0)
         saver.finish()
         saves.append(_seconds_to_save(saver.folder / committed(saver.folder)[-1], scratch))
     del saves[0], events[0]
