@@ -8,6 +8,7 @@ triton = pytest.importorskip("triton")
 
 from gpt.errors import UserError
 from gpt.kernels import gelu, layer_norm, triton_shared
+from tools import kernel_cases
 from tools.kernel_cases import H_DIMS, MLP_DIMS, cases
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "kernel_gates.py"
@@ -130,7 +131,7 @@ def test_any_number_of_rows_takes_the_same_compilation(gates, monkeypatch):
 
     expected = compilations()
     for rows in (48, 65, 66):
-        monkeypatch.setattr(gates, "ROWS", rows)
+        monkeypatch.setattr(kernel_cases, "ROWS", rows)
         assert compilations() == expected
 
 
