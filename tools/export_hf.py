@@ -180,7 +180,7 @@ def back(folder, out):
             f"{folder / TOKENIZER} has {vocab.size} ids, and the model {shape.vocab_size}: put the"
             " tokenizer that it was trained with there"
         )
-    config = foreign_config(folder.name, step, shape, vocab)
+    config = foreign_config(folder.name, step, shape, vocab.fingerprint)
     made_from = {"folder": folder.name, "sha256": hash_file(folder / "model.safetensors")["sha256"]}
     write_folder(out, weights, config, vocab.model, made_from)
     print(f"{Path(out) / WEIGHTS}: {shape.parameters():,} fp32 parameters after step {step}")

@@ -22,7 +22,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.compute import classes
 from gpt.config.command_line import parse_command_line
-from gpt.config.resolve import read_file
+from gpt.config.run_file import read_file
 from gpt.errors import Parser, UserError, command
 from gpt.files import require_place_for
 from gpt.training import throughput

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from gpt.checkpoint.weights import WEIGHTS, open_folder
 from gpt.checkpoint.zero_files import FullState
 from gpt.config.shape import ModelConfig
-from gpt.data.datasets import TOKENIZER
+from gpt.data.manifests import TOKENIZER
 from gpt.errors import UserError
 
 

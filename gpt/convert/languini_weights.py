@@ -55,7 +55,7 @@ def import_weights(file, vocab, out, head_dim: int | None = None, preset: str | 
             " give the tokenizer that it was trained with"
         )
     weights = Joined(_parts(state, shape, file))
-    config = foreign_config(file.stem, step, shape, vocab)
+    config = foreign_config(file.stem, step, shape, vocab.fingerprint)
     made_from = {
         "file": file.name,
         "sha256": hash_file(file)["sha256"],

@@ -5,7 +5,7 @@ from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.config.keys import nearest
 from gpt.config.run_config import Config, leaves
-from gpt.config.saved import curve_settings, differences_of, resolved
+from gpt.config.saved import curve_settings, differences_of, saved_config
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
@@ -149,11 +149,7 @@ def reached(config: Config, dataset: Dataset) -> tuple:
             )
     except UserError:
         return 0, False
-    _compare(
-        then,
-        {**resolved(config, dataset), "precision": then.get("precision")},
-        (),
-        config.run_dir,
-        [],
-    )
+    now = saved_config(config, dataset.root, dataset.fingerprint, dataset.vocab.fingerprint)
+    now["precision"] = then.get("precision")
+    _compare(then, now, (), config.run_dir, [])
     return step, finished

@@ -12,12 +12,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from gpt.config.resolve import load
+from gpt.config.resolve import read
 from gpt.config.run_config import Config
-from gpt.data.run_data import SAMPLE, Data
 from gpt.errors import UserError
 from gpt.files import FolderLock, LockedError, write_atomically
 from gpt.metrics.runs import read_run
+from gpt.training.run_data import RunData
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "gpt" / "train.py"
@@ -82,10 +82,10 @@ class SweptRun:
         own = {"gpt.run_dir": str(out / self.name)}
         if seed is not None:
             own["gpt.seed"] = seed
-        self._data = Data(may_be_absent=False)
-        self.config: Config = load(file, 1, {**overrides, **own}, self._data.mistakes)
-        # the first run makes it
-        self._makes_sample = self.config.options.data_root == SAMPLE and not Path(SAMPLE).exists()
+        draft = read(file, 1, {**overrides, **own})
+        self._data = RunData(draft, may_be_absent=False)
+        draft.add(self._data.mistakes())
+        self.config: Config = draft.settle()
         self.last_step: int = self.config.options.max_train_steps
         self.step = 0
         self.status = WAITING
@@ -95,9 +95,9 @@ class SweptRun:
         """Find out how far the run is; returns its status."""
         from gpt.training.start import reached  # it imports torch
 
-        if self._makes_sample and not Path(self.config.options.data_root).exists():
+        if self._data.awaits_sample:  # the first run builds it
             return self.status
-        self.step, finished = reached(self.config, self._data.open(self.config))
+        self.step, finished = reached(self.config, self._data.open())
         if finished:
             self.status = FINISHED
         elif self.step:

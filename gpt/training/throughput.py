@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 
 from gpt.compute import classes
-from gpt.config.batch import divisors
-from gpt.config.resolve import ACCUMULATION, BATCH, MICRO, replace_batch, resolve
+from gpt.config.batch import ACCUMULATION, BATCH, MICRO, divisors
+from gpt.config.resolve import replace_batch, resolve
 from gpt.config.run_config import Config
 from gpt.errors import RunError, UserError, command, in_words
 

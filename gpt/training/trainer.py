@@ -12,7 +12,7 @@ from gpt.cluster.failures import Failures
 from gpt.cluster.watchdog import Watchdog
 from gpt.compute import hardware
 from gpt.config.run_config import Config
-from gpt.config.saved import CONFIG, resolved, write_config
+from gpt.config.saved import CONFIG, saved_config, write_config
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Ahead, Streams, batch_index
 from gpt.errors import AgreedError, AgreedUserError
@@ -73,7 +73,9 @@ class Trainer:
             world_size,
             batch.micro_size,
         )
-        self.resolved = resolved(config, dataset)
+        self.resolved = saved_config(
+            config, dataset.root, dataset.fingerprint, dataset.vocab.fingerprint
+        )
         self.notices = list(config.notices)
         self.start_tag = None
         self.lock = None

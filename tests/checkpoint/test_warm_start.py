@@ -179,7 +179,11 @@ def with_another_shape(here):
     shutil.rmtree(here / "given")
     vocab = Dataset(here / "data").vocab
     write_folder(
-        here / "given", GPT(shape).state_dict(), foreign_config("x", 1, shape, vocab), b"", {}
+        here / "given",
+        GPT(shape).state_dict(),
+        foreign_config("x", 1, shape, vocab.fingerprint),
+        b"",
+        {},
     )
 
 

@@ -167,7 +167,11 @@ def test_weights_that_amplify_rounding_are_told_from_wrong_ones(
         for name, value in GPT(shape).state_dict().items()
     }
     write_folder(
-        tmp_path / "export", weights, foreign_config("x", 1, shape, vocab), vocab.model, {}
+        tmp_path / "export",
+        weights,
+        foreign_config("x", 1, shape, vocab.fingerprint),
+        vocab.model,
+        {},
     )
     tool = load_tool("export_hf")
     tool.export(tmp_path / "export", tmp_path / "gpt2")
@@ -203,7 +207,7 @@ def test_a_vocabulary_of_another_kind_gets_no_tokenizer(tmp_path, load_tool, cap
     write_folder(
         tmp_path / "export",
         GPT(shape).state_dict(),
-        foreign_config("x", 1, shape, vocab),
+        foreign_config("x", 1, shape, vocab.fingerprint),
         vocab.model,
         {},
     )
@@ -334,7 +338,7 @@ def test_bad_exports(exported, vocab, tmp_path, load_tool, monkeypatch):
     write_folder(
         tmp_path / "narrow",
         GPT(shape).state_dict(),
-        foreign_config("x", 1, shape, vocab),
+        foreign_config("x", 1, shape, vocab.fingerprint),
         vocab.model,
         {},
     )
