@@ -63,9 +63,11 @@ class Attention(nn.Module):
         self.qkv = Linear(config.h_dim, 3 * width)
         self.c_proj = Linear(width, config.h_dim)
 
-    def forward(self, x: Tensor, attend: Attend = causal_attention) -> Tensor:
-        """x and the result: (B, T, C). attend: another way to the same attention, such as one that
-        has the keys and values of earlier tokens."""
+    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
+        """x and the result: (B, T, C). attend: in place of `causal_attention`, to take in the keys
+        and values of earlier tokens."""
+        if attend is None:
+            attend = causal_attention
         q, k, v = split_heads(self.qkv(x), self.n_heads)  # each (B, H, T, D)
         return self.c_proj(attend(q, k, v))
 
@@ -119,12 +121,12 @@ class Block(nn.Module):
         branch: Tensor | None,
         stream: Tensor,
         scored: Scored | None = None,
-        attend: Attend = causal_attention,
+        attend: Attend | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(output of the last branch, stream without it), each (B, T, C), for those of the block
         before; None at first.
 
-        scored: the positions for which they are needed, all if None; then each is (N, C).
+        scored: the positions for which they are needed; then each is (N, C). attend: see Attention.
         """
         x, stream = self.ln1(branch, stream)
         x = self.attn(x, attend=attend)
