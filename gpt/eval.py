@@ -187,6 +187,7 @@ def evaluate(
             total=evaluator.calls, unit="batch", desc=name, disable=hidden, leave=False
         ) as bar:
             tally = evaluator.run(model, device, lambda: bar.update() or True)
+        assert tally is not None
         result = {
             "split": name,
             "checkpoint": str(weights),

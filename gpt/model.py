@@ -79,7 +79,10 @@ class AddNorm(nn.LayerNorm):
         super().__init__(config.h_dim, eps=1e-5)
         self.kernels = kernels
 
-    def forward(self, branch: Tensor | None, stream: Tensor) -> tuple[Tensor, Tensor]:
+    # what torch's LayerNorm takes and returns is one tensor
+    def forward(  # type: ignore[override]
+        self, branch: Tensor | None, stream: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """branch, stream: (B, T, C), branch None for none. Returns (LayerNorm of the new stream,
         new stream)."""
         if branch is None:
@@ -252,12 +255,14 @@ class GPT(nn.Module):
             return torch.compiler.set_stance("force_eager")
         return nullcontext()
 
-    def _through_blocks(self, stream: Tensor, scored: Scored | None) -> tuple[Tensor, Tensor]:
+    def _through_blocks(
+        self, stream: Tensor, scored: Scored | None
+    ) -> tuple[Tensor | None, Tensor]:
         """(output of the last branch, stream without it): (B, T, C), or (N, C) of scored
         positions."""
         recomputed = self.activation_checkpointing and torch.is_grad_enabled()
         last = len(self.blocks) - 1
-        branch = None
+        branch: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             needed = scored if layer == last else None
             if not recomputed:

@@ -169,6 +169,7 @@ def _evaluation(config: Config, dataset: Dataset | None) -> list[str]:
         counts.append(options.max_eval_steps * options.eval_batch_size)
     if dataset is not None:
         tokens = dataset.manifest["splits"][options.eval_data_split]["tokens"]
+        assert options.last_n is not None, "a resolved configuration has it"
         counts.append(windows(tokens, seq_len, options.last_n))
     if not counts:
         return [f"evaluation     {times} times over the whole split {options.eval_data_split!r}"]
