@@ -5,7 +5,10 @@ import argparse
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -19,7 +22,8 @@ class UserError(Exception):
         self.what = what
         self.mend = mend
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple]:
+        # an exception by itself goes to another process as its text alone
         return type(self), (self.what, self.mend)
 
 
@@ -49,7 +53,7 @@ class Parser(argparse.ArgumentParser):
     """A command line on which a mistake is a UserError, and options are never guessed from a
     prefix."""
 
-    def __init__(self, description, **options):
+    def __init__(self, description: str | None, **options: Any):
         super().__init__(
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -57,7 +61,7 @@ class Parser(argparse.ArgumentParser):
             **options,
         )
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"command line: {message} (--help lists the options)")
 
 
@@ -69,49 +73,40 @@ def in_words(error: Exception) -> Exception:
         return UserError(
             f"{error.filename}: {error.strerror}; make the path usable or give another one"
         )
-    if (
-        isinstance(error, ModuleNotFoundError)
-        and error.name is not None
-        and error.name.split(".")[0] != "gpt"
-    ):
-        return UserError(
-            f"the package {error.name!r} is not installed here ({sys.executable}): run `pip install"
-            " -e .` in the project's folder"
-        )
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        package = error.name.split(".")[0]
+        if package != "gpt":
+            return UserError(
+                f"the package {error.name!r} is not installed here ({sys.executable})",
+                mend="run `pip install -e .` in the project's folder",
+            )
     return error
 
 
-def in_brief(error: Exception, path=None) -> str:
+def in_brief(error: Exception, path: Path | str | None = None) -> str:
     """An error in one line, as part of a message: the file, and what the system says of it or the
     error's own first words."""
     path = path or getattr(error, "filename", None)
-    words = (
-        getattr(error, "strerror", None)
-        or f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
-    )
+    words = getattr(error, "strerror", None)
+    if not words:
+        first_line = str(error).partition("\n")[0]
+        words = f"{type(error).__name__}: {first_line[:120]}"
     return f"{path}: {words}" if path else words
 
 
-def tell(error: Exception, who: str = ""):
+def tell(error: Exception, who: str = "") -> None:
     """Write an error to stderr: one sentence, or the traceback of what nobody foresaw."""
-    known = isinstance(error, (UserError, RunError))
-    text = (
-        f"error: {error}\n"
-        if known
-        else "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    )
+    if isinstance(error, (UserError, RunError)):
+        text = f"error: {error}\n"
+    else:
+        text = "".join(traceback.format_exception(error))
     sys.stderr.write(who + text)
     sys.stderr.flush()
 
 
-def run(main):
+def command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's `main()` and leave the process with its exit code: 0 done, 2 a user's
-    mistake, 1 a failed run.
-
-    Ranks that share a host read the same input and so find the same mistake: before the process
-    group exists only local rank 0 of each host prints it, afterwards every rank does, since by then
-    a mistake may be one rank's own.
-    """
+    mistake, 1 a failed run."""
     try:
         code = main() or 0
     except SilentError as error:
@@ -122,30 +117,36 @@ def run(main):
         error = in_words(caught)
         if not isinstance(error, (UserError, RunError)):
             raise
-        distributed = sys.modules.get("torch.distributed")
-        connected = (
-            distributed is not None and distributed.is_available() and distributed.is_initialized()
-        )
-        agreed = isinstance(error, (AgreedError, AgreedUserError)) and connected
-        if agreed and distributed.get_rank() != 0:
-            # rank 0 has told: the first that ends has a launcher end the others
-            distributed.barrier()
-        elif connected or os.environ.get("LOCAL_RANK", "0") == "0":
-            tell(
-                error,
-                (
-                    f"[rank {distributed.get_rank()}] "
-                    if connected and distributed.get_world_size() > 1 and not agreed
-                    else ""
-                ),
-            )
-            if agreed:
-                distributed.barrier()
+        _tell_once(error)
         code = 2 if isinstance(error, UserError) else 1
     _leave(code)
 
 
-def _leave(code):
+def _tell_once(error: UserError | RunError) -> None:
+    """Tell an error that other ranks may have met too.
+
+    Ranks that share a host read the same input and so find the same mistake: before the process
+    group exists only local rank 0 of each host prints it, afterwards every rank does, since by then
+    a mistake may be one rank's own.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            tell(error)
+        return
+    rank = distributed.get_rank()
+    if isinstance(error, (AgreedError, AgreedUserError)):
+        if rank == 0:
+            tell(error)
+        # until rank 0 has told: the first that ends has a launcher end the others
+        distributed.barrier()
+    elif distributed.get_world_size() > 1:
+        tell(error, f"[rank {rank}] ")
+    else:
+        tell(error)
+
+
+def _leave(code: int) -> NoReturn:
     """End the process. After a distributed run without Python's own finalization: gloo's worker
     threads can still hold tensors then, and giving those back to an interpreter that is going away
     aborts the process now and then, after all its work is done

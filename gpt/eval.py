@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.checkpoint.weights import file_of_weights
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 from gpt.files import require_place_for
 
 if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command line
@@ -97,7 +97,8 @@ def main() -> None:
         if file:
             require_place_for(f"--{name}", file)
 
-    from gpt.checkpoint import folders
+    from gpt.checkpoint.checkpoint import Checkpoint
+    from gpt.checkpoint.manifest import MANIFEST
     from gpt.config.saved import CONFIG, read_config
 
     config_file = Path(args.config_file) if args.config_file else weights.with_name(CONFIG)
@@ -108,8 +109,8 @@ def main() -> None:
             f"{config_file} does not tell which dataset the model was trained on",
             mend="give --data_root",
         )
-    if weights.with_name(folders.MANIFEST).is_file():
-        folders.verify(weights.parent)
+    if weights.with_name(MANIFEST).is_file():
+        Checkpoint.open(weights.parent).verify()
     dataset = open_dataset(root, config, weights)
     names = splits_named(args.eval_data_split, dataset)
     results = evaluate(args, names, weights, config, config_file, dataset)
@@ -131,7 +132,8 @@ def trained_on(config: dict) -> dict:
 
 
 def open_dataset(root: str, config: dict, weights: Path) -> "Dataset":
-    from gpt.data.datasets import TOKENIZER, Dataset
+    from gpt.data.datasets import Dataset
+    from gpt.data.manifests import TOKENIZER
 
     dataset = Dataset(root)
     tokenizer = trained_on(config).get("tokenizer")
@@ -288,4 +290,4 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -327,6 +327,6 @@ def _print_a_pass(model: GPT) -> None:
 
 
 if __name__ == "__main__":
-    from gpt.errors import run
+    from gpt.errors import command
 
-    run(main)
+    command(main)

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.data.run_data import SAMPLE, Data
-from gpt.errors import AgreedUserError, UserError, run
+from gpt.errors import AgreedUserError, UserError, command
 
 
 def main():
@@ -100,4 +100,4 @@ def tell(args, config, dataset):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -15,7 +15,7 @@ from gpt.data.datasets import Dataset
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.kernels.linear_cross_entropy import TokenScores
 from gpt.model import GPT
-from gpt.prepare.documents import Document
+from gpt.prepare.texts import Document
 from gpt.prepare.vocab_training import train_tokenizer
 from gpt.training.trainer import Trainer
 

@@ -18,7 +18,7 @@ from gpt.kernels import linear as linear_module
 from gpt.kernels import linear_cross_entropy as kernel
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy, score_tokens
 from gpt.model import GPT
-from tools.plain_gpt import PlainGPT
+from tools.benchmarks.plain_gpt import PlainGPT
 
 MODEL_PY = Path(__file__).resolve().parents[1] / "gpt" / "model.py"
 PUBLISHED_MILLIONS = {

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 DOCUMENTS = 158_000
 TOKENS = 24_000_000_000
@@ -54,9 +54,10 @@ def bench_encoding(args):
     import sentencepiece
 
     from gpt.data.vocab import Vocab
-    from gpt.prepare.documents import Reading, documents
+    from gpt.prepare.documents import documents
     from gpt.prepare.encode import Encoder
     from gpt.prepare.inputs import find_inputs
+    from gpt.prepare.texts import Reading
 
     vocab = Vocab.load(args.tokenizer)
     processor = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
@@ -87,7 +88,7 @@ def bench_encoding(args):
 
 
 def bench_workers(inputs, vocab, size, repeats):
-    from gpt.prepare.documents import Reading
+    from gpt.prepare.texts import Reading
     from gpt.prepare.units import UnitEncoder, encoder_of, units_of
     from gpt.prepare.workers import spread
 
@@ -129,37 +130,37 @@ def large_dataset():
     fewer."""
     import numpy as np
 
-    from gpt.data import datasets
+    from gpt.data import manifests
     from gpt.files import hash_file
-    from gpt.prepare.documents import Document
+    from gpt.prepare.texts import Document
     from gpt.prepare.vocab_training import train_tokenizer
 
     with tempfile.TemporaryDirectory() as name:
         root, rng = Path(name), np.random.default_rng(0)
         text = " ".join("".join(chr(97 + c) for c in rng.integers(0, 26, 6)) for _ in range(30_000))
         vocab = train_tokenizer([Document("words", text)], 16384)
-        manifest = datasets.begin(root, vocab, {}, {})
+        manifest = manifests.begin(root, vocab, {}, {})
         folder = root / "train"
         folder.mkdir()
         sizes = rng.lognormal(0, 0.8, DOCUMENTS)
         doc_tokens = np.maximum(1, sizes / sizes.sum() * (TOKENS - DOCUMENTS)).astype(np.int64)
         doc_tokens[0] += TOKENS - DOCUMENTS - doc_tokens.sum()
-        np.save(folder / datasets.DOC_TOKENS, doc_tokens)
-        np.save(folder / datasets.DOC_BYTES, doc_tokens * 4)
-        (folder / datasets.NAMES).write_text(
+        np.save(folder / manifests.DOC_TOKENS, doc_tokens)
+        np.save(folder / manifests.DOC_BYTES, doc_tokens * 4)
+        (folder / manifests.NAMES).write_text(
             "".join(f'"author {i % 9999}/book {i}.txt"\n' for i in range(DOCUMENTS))
         )
-        with open(folder / datasets.TOKENS, "wb") as file:
+        with open(folder / manifests.TOKENS, "wb") as file:
             file.truncate(TOKENS * np.dtype(manifest["dtype"]).itemsize)
-        files = {file: hash_file(folder / file) for file in datasets.FILES[1:]}
-        files[datasets.TOKENS] = {"size": (folder / datasets.TOKENS).stat().st_size, "sha256": ""}
+        files = {file: hash_file(folder / file) for file in manifests.SPLIT_FILES[1:]}
+        files[manifests.TOKENS] = {"size": (folder / manifests.TOKENS).stat().st_size, "sha256": ""}
         manifest["splits"]["train"] = {
             "documents": DOCUMENTS,
             "tokens": TOKENS,
             "bytes": int(doc_tokens.sum()) * 4,
             "files": files,
         }
-        datasets.write_manifest(root, manifest)
+        manifests.write(root, manifest)
         yield root
 
 
@@ -240,4 +241,4 @@ def bench_waiting(streams, rows=4, steps=6):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from gpt.errors import Parser, run
+from gpt.errors import Parser, command
 
 TARGET = ROOT / "ds_configs" / "README.md"
 INTRODUCTION = """# Keys of a run's JSON
@@ -145,4 +145,4 @@ def default_of(key) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

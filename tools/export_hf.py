@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 TOLERANCE = 1e-5  # of logits in fp32, relative to the largest of them where that is above 1
 TEXTS = [
@@ -51,7 +51,7 @@ def export(folder, out):
     from gpt.checkpoint.weights import WEIGHTS, load_model, read_folder
     from gpt.config.saved import model_config
     from gpt.convert import transformers_gpt2
-    from gpt.data.datasets import TOKENIZER
+    from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.files import built_aside
 
@@ -169,7 +169,7 @@ def back(folder, out):
     from gpt.checkpoint.weights import WEIGHTS, write_folder
     from gpt.config.saved import foreign_config
     from gpt.convert import transformers_gpt2
-    from gpt.data.datasets import TOKENIZER
+    from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.files import hash_file
 
@@ -187,4 +187,4 @@ def back(folder, out):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -23,11 +23,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 from gpt.files import FolderLock, when_full
-from tools import gpu_report
-from tools.gpu_findings import RESULTS, Findings
-from tools.gpu_stages import STAGES
+from tools.gpu_stages import STAGES, report
+from tools.gpu_stages.findings import RESULTS, Findings
 
 DRY_LANES = 3  # stages at a time where none takes times
 DRY_PATIENCE = 3  # times a stage's limit, on CPUs that may be shared
@@ -74,7 +73,9 @@ def main():
 def _check(args, device):
     """The exit code of a check, whose findings are in args.out."""
     lock = FolderLock(
-        args.out, "another check is writing into {}: wait for it, or give another --out"
+        args.out,
+        other="another check is writing into",
+        mend="wait for it, or give another --out",
     )
     _prepare(args.out, device, args.dry, args.only)
     session = Session(
@@ -90,11 +91,11 @@ def _check(args, device):
         session.end()
     findings = session.findings.read()
     print(
-        gpu_report.text(findings).partition("## Training steps")[0]
+        report.text(findings).partition("## Training steps")[0]
         + f"all of it: {args.out / 'report.md'}"
     )
     lock.release()
-    return 0 if gpu_report.is_right(findings) else 1
+    return 0 if report.is_right(findings) else 1
 
 
 def _device(dry):
@@ -175,7 +176,7 @@ class Session:
                 event="skipped",
                 why=f"{max(0, self.left()):.0f} s of the budget were left",
             )
-            gpu_report.write(self.out, self.findings.read())
+            report.write(self.out, self.findings.read())
             return False
         self.findings.add(stage=stage.name, event="started")
         print(f"{stage.name} …", flush=True)
@@ -202,13 +203,13 @@ class Session:
                 stage=name, event="ended", seconds=child.seconds(), failure=failure, cut=cut
             )
             print(f"{name}: {failure or cut or 'ended'} ({child.seconds():.0f} s)", flush=True)
-            gpu_report.write(self.out, self.findings.read())
+            report.write(self.out, self.findings.read())
 
     def end(self):
         """Leave nothing behind that this session started."""
         for child in self._running.values():
             child.kill()
-        gpu_report.write(self.out, self.findings.read())
+        report.write(self.out, self.findings.read())
 
 
 class Child:
@@ -296,4 +297,4 @@ class Child:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

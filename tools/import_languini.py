@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, run
+from gpt.errors import Parser, command
 
 
 def parse_args():
@@ -52,11 +52,11 @@ def parse_args():
     head.add_argument(
         "--preset", help="or the preset that the model is: mini, tiny, small, medium, large, XL"
     )
-    for command in (data, weights):
-        command.add_argument(
+    for subparser in (data, weights):
+        subparser.add_argument(
             "--tokenizer", required=True, metavar="FILE.model", help="the SentencePiece model"
         )
-        command.add_argument("--out", required=True, metavar="FOLDER", help="the folder to make")
+        subparser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to make")
     return parser.parse_args()
 
 
@@ -89,4 +89,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

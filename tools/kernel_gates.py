@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 TABLE = Path(__file__).resolve().parents[1] / "tests" / "support" / "kernel_gates.yaml"
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
@@ -389,4 +389,4 @@ def make_table(found, version, widen):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

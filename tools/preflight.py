@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 
 def main():
@@ -50,49 +50,59 @@ def main():
     args = parser.parse_args()
 
     from gpt.cluster.hostfile import read_hostfile
-    from gpt.cluster.preflight import ENVIRONMENT, Preflight, as_json, table
+    from gpt.cluster.preflight import Cluster, inspect
 
     hosts = read_hostfile(args.hostfile)
-    data_root = args.data_root or "data/sample"
-    run_dir = args.run_dir or "runs"
-    if args.ds_config:
-        from gpt.config.resolve import load
-
-        given = {
-            f"gpt.{name}": value
-            for name, value in (("data_root", args.data_root), ("run_dir", args.run_dir))
-            if value
-        }
-        config = load(args.ds_config, sum(hosts.values()), given)
-        data_root = config.options.data_root
-        run_dir = config.run_dir
-    preflight = Preflight(hosts, data_root, run_dir, args.port, args.timeout, args.ssh_port)
-    rows = preflight.run()
-    print(as_json(preflight) if args.json else table(rows))
+    data_root, run_dir = folders_of_run(args, ranks=sum(hosts.values()))
+    cluster = Cluster(
+        hosts,
+        Path(data_root).absolute(),
+        Path(run_dir).absolute(),
+        args.port,
+        args.timeout,
+        args.ssh_port,
+    )
+    findings = inspect(cluster)
+    print(findings.as_json() if args.json else findings.table())
     if args.write_env:
-        write_environment(ENVIRONMENT, preflight.wanted_environment())
-    return 0 if preflight.ok else 2
+        write_environment(findings.environment)
+    return 0 if findings.ok else 2
 
 
-def write_environment(path, wanted):
-    """Add what is wanted to a .deepspeed_env, and show it."""
+def folders_of_run(args, ranks):
+    """(data_root, run_dir) by the command line, the config, or the defaults."""
+    if not args.ds_config:
+        return args.data_root or "data/sample", args.run_dir or "runs"
+
+    from gpt.config.resolve import load
+
+    overrides = {}
+    if args.data_root:
+        overrides["gpt.data_root"] = args.data_root
+    if args.run_dir:
+        overrides["gpt.run_dir"] = args.run_dir
+    config = load(args.ds_config, ranks, overrides)
+    return config.options.data_root, config.run_dir
+
+
+def write_environment(recommended):
+    """Add what is recommended to .deepspeed_env, and show it."""
     from gpt.cluster.hostfile import read_environment
+    from gpt.cluster.preflight import ENVIRONMENT
     from gpt.files import write_atomically
 
-    if not wanted:
+    if not recommended:
         raise UserError(
             "--write_env: nothing to write, since there is one host, or the hosts have no network"
             " interface's name in common; where they differ set GLOO_SOCKET_IFNAME and"
             " NCCL_SOCKET_IFNAME on each host"
         )
-    lines = {**read_environment(path), **wanted}
-    write_atomically(Path(path), "".join(f"{name}={value}\n" for name, value in lines.items()))
-    print(
-        f"{path}:\n" + "".join(f"  {name}={value}\n" for name, value in lines.items()),
-        end="",
-        file=sys.stderr,
-    )
+    path = Path(ENVIRONMENT)
+    variables = {**read_environment(path), **recommended}
+    write_atomically(path, "".join(f"{name}={value}\n" for name, value in variables.items()))
+    listing = "".join(f"  {name}={value}\n" for name, value in variables.items())
+    print(f"{path}:\n{listing}", end="", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 
 def parse_args():
@@ -105,10 +105,10 @@ def main():
     from gpt.data.vocab import Vocab
     from gpt.files import require_new_folder
     from gpt.prepare import pipeline, staging
-    from gpt.prepare.documents import Reading
     from gpt.prepare.inputs import find_inputs
     from gpt.prepare.sample import prepare_sample
     from gpt.prepare.splits import Rule, read_lists
+    from gpt.prepare.texts import Reading
 
     if args.sample is not None:
         if args.given != {"sample"}:
@@ -187,4 +187,4 @@ def say(text):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.checkpoint.weights import file_of_weights
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 
 def parse_args() -> argparse.Namespace:
@@ -77,13 +77,13 @@ def main() -> None:
     args = parse_args()
     weights = args.checkpoint_file
 
-    from gpt.checkpoint.weights import load_model, read_folder
+    from gpt.checkpoint.weights import load_model, open_folder
     from gpt.compute.hardware import usable_device
-    from gpt.data.datasets import TOKENIZER
+    from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.generate import Context, generate
 
-    config, _ = read_folder(weights.parent)
+    config = open_folder(weights.parent).config
     vocab = Vocab.load(weights.with_name(TOKENIZER))
     model = load_model(weights, config, weights.parent).to(usable_device(args.device))
     context = Context(model)
@@ -120,4 +120,4 @@ def note(text: str) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from gpt.errors import Parser, RunError, UserError, run
+from gpt.errors import Parser, RunError, UserError, command
 
 TRAIN = ROOT / "gpt" / "train.py"
 SUMMARY = "sweep.json"
@@ -40,7 +40,9 @@ def main():
     out, stop = Path(args.out), Stop()
     for entry in runs:
         entry.look()
-    lock = FolderLock(out, "another sweep is at work in {}: wait for it, or name another --out")
+    lock = FolderLock(
+        out, other="another sweep is at work in", mend="wait for it, or name another --out"
+    )
     write_summary(out, runs)
     for number, entry in enumerate(runs, 1):
         if stop.reason:
@@ -284,4 +286,4 @@ def table(runs) -> str:
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from gpt.compute import classes
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 from gpt.files import require_place_for
 
 POLL_SECONDS = 0.1
@@ -526,4 +526,4 @@ def write_results(args, report):
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, run
+from gpt.errors import Parser, UserError, command
 
 
 def main():
@@ -23,30 +23,35 @@ def main():
     )
     args = parser.parse_args()
 
-    from gpt.checkpoint import folders as folders_module
+    from gpt.checkpoint import folders
+    from gpt.checkpoint.manifest import MANIFEST
 
     folder = Path(args.folder)
-    tags = folders_module.committed(folder)
-    folders = [folder / tag for tag in tags] or [folder]
-    if not tags and not (folder / folders_module.MANIFEST).is_file():
+    tags = folders.committed(folder)
+    if not tags and not (folder / MANIFEST).is_file():
         raise UserError(
-            f"{folder} holds no checkpoint: give a run's checkpoints folder, one checkpoint in it,"
-            " or a folder that tools/zero_to_fp32.py made"
+            f"{folder} holds no checkpoint",
+            mend="give a run's checkpoints folder, one checkpoint in it, or a folder that"
+            " tools/zero_to_fp32.py made",
         )
-    whole = 0
-    for path in folders:
-        try:
-            manifest = folders_module.verify(path)
-            size = sum(facts["size"] for facts in manifest["files"].values())
-            print(
-                f"{path}: whole, {len(manifest['files'])} files, {size:,} bytes, after step"
-                f" {manifest['step']}"
-            )
-            whole += 1
-        except UserError as error:
-            print(f"{path}: NOT WHOLE: {error}")
-    return 0 if whole == len(folders) else 1
+    paths = [folder / tag for tag in tags] or [folder]
+    results = [tell_whether_whole(path) for path in paths]
+    return 0 if all(results) else 1
+
+
+def tell_whether_whole(path: Path) -> bool:
+    from gpt.checkpoint.checkpoint import Checkpoint
+
+    try:
+        checkpoint = Checkpoint.open(path).verify()
+    except UserError as error:
+        print(f"{path}: NOT WHOLE: {error}")
+        return False
+    files = checkpoint.manifest.files
+    size = sum(facts["size"] for facts in files.values())
+    print(f"{path}: whole, {len(files)} files, {size:,} bytes, after step {checkpoint.step}")
+    return True
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, run
+from gpt.errors import Parser, command
 
 
 def main():
@@ -28,13 +28,14 @@ def main():
     parser.add_argument("--id_field", default="id", help="as it was given then")
     args = parser.parse_args()
 
-    from gpt.data.datasets import Dataset, read_manifest
+    from gpt.data import manifests
+    from gpt.data.datasets import Dataset
     from gpt.prepare import verify
-    from gpt.prepare.documents import Reading
     from gpt.prepare.inputs import find_inputs
+    from gpt.prepare.texts import Reading
 
     root = Path(args.dataset)
-    manifest = read_manifest(root)
+    manifest = manifests.read(root)
     found = verify.damaged_files(root, manifest)
     if not found:
         dataset = Dataset(root)
@@ -64,4 +65,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, run
+from gpt.errors import Parser, command
 
 
 def main():
@@ -23,17 +23,18 @@ def main():
 
     from gpt.checkpoint.weights import WEIGHTS, consolidate
 
-    found = consolidate(args.checkpoint_dir, args.output_dir, args.tag)
+    result = consolidate(args.checkpoint_dir, args.output_dir, args.tag)
     weights = Path(args.output_dir) / WEIGHTS
-    loss = found["probe_loss"]
+    on_probe = ""
+    if result.probe_loss is not None:
+        on_probe = f", and the loss on the probe batch ({result.probe_loss:.6f})"
     print(
-        f"{weights}: {found['parameters']:,} fp32 parameters after step {found['step']}, from ZeRO"
-        f" stage {found['stage']}; names, shapes and values verified"
-        + (f", and the loss on the probe batch ({loss:.6f})" if loss is not None else "")
+        f"{weights}: {result.parameters:,} fp32 parameters after step {result.step}, from ZeRO"
+        f" stage {result.stage}; names, shapes and values verified{on_probe}"
     )
-    if found["doubt"]:
-        print(f"notice: {found['doubt']}", file=sys.stderr)
+    if result.doubt:
+        print(f"notice: {result.doubt}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    run(main)
+    command(main)

@@ -5,12 +5,21 @@ import shutil
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
 
 from gpt.checkpoint import folders
+from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.checkpoint.manifest import Manifest, Probe, same_loss
 from gpt.checkpoint.zero_files import read_state
+from gpt.cluster.world import World
 from gpt.compute.memory import checkpoint_bytes
+from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, write_config
-from gpt.data.datasets import TOKENIZER
+from gpt.data.datasets import Dataset
+from gpt.data.manifests import TOKENIZER
 from gpt.data.streams import batch_index
 from gpt.errors import AgreedError, in_brief
 
@@ -28,13 +37,13 @@ class Saver:
     report(event), say(text): where the metrics and a person's lines go, on rank 0.
     """
 
-    def __init__(self, config, resolved: dict, dataset, engine, world):
+    def __init__(self, config: Config, resolved: dict, dataset: Dataset, engine, world: World):
         self._config = config
         self._resolved = resolved
         self._dataset = dataset
         self._engine = engine
         self._world = world
-        self.folder = config.run_dir / "checkpoints"
+        self.folder = folders.of_run(config.run_dir)
         self.saved_step = None  # of the latest checkpoint that this process committed or loaded
         self.saved_evaluation = None  # the step of the last evaluation that it tells of
         self._pending = None
@@ -45,28 +54,40 @@ class Saver:
         """Whether this rank's thread has done its part of the save that is under way."""
         return self._pending is not None and not self._pending.thread.is_alive()
 
-    def begin(self, step: int, probe, state: dict):
-        """Write the files of a checkpoint, and start hashing them. probe: tokens whose loss is kept
-        with it.
+    def begin(
+        self,
+        step: int,
+        probe: np.ndarray,
+        evaluated_step: int | None,
+        left_out: list,
+        losses: list,
+        seconds: float,
+    ):
+        """Write the files of a checkpoint, and start hashing them. Finishes an earlier save first.
 
-        state: plain values for its manifest. Finishes an earlier save first.
+        probe: tokens whose loss is kept with it, int64 (rows, tokens + 1). The others as in
+        gpt.checkpoint.manifest.Manifest.
         """
         self.finish()
         began = time.perf_counter()
         staged = self.folder / folders.staging_tag(step)
         config = self._config
-        facts = {
-            **state,
-            "tokens": step * config.batch.train_batch_size * config.model.seq_len,
-            "ranks": self._world.size,
-            "precision": config.precision,
-            "zero_stage": config.zero_stage,
-            "loss_scale": self._engine.loss_scale,
-            "dataset": self._dataset.fingerprint,
-            "probe": {"tokens": probe.tolist(), "loss": self._engine.probe(probe)},
-        }
+        manifest = Manifest(
+            step=step,
+            evaluated_step=evaluated_step,
+            left_out=left_out,
+            losses=losses,
+            seconds=seconds,
+            tokens=step * config.batch.train_batch_size * config.model.seq_len,
+            ranks=self._world.size,
+            precision=config.precision,
+            zero_stage=config.zero_stage,
+            loss_scale=self._engine.loss_scale,
+            dataset=self._dataset.fingerprint,
+            probe=Probe(probe.tolist(), self._engine.probe(probe)),
+        )
         failure = self._no_room() or self._engine.save(self.folder, staged.name, {"step": step})
-        pending = self._pending = _Pending(step, staged, facts, failure, began)
+        pending = self._pending = _Pending(manifest, staged, began, failure)
         pending.run(lambda: self._hash(pending))
         pending.pause = time.perf_counter() - began
 
@@ -78,63 +99,68 @@ class Saver:
 
     def advance(self):
         """Take a save one part further, once every rank is ready."""
-        pending, world = self._pending, self._world
-        found = world.gather((pending.failure, pending.files))
-        pending.failure = next((failure for failure, _ in found if failure), None)
+        pending = self._pending
+        parts = self._world.gather((pending.failure, pending.files))
+        failures = [failure for failure, _ in parts if failure]
+        pending.failure = failures[0] if failures else None
         if pending.failure is None and not pending.committing:
-            files = {name: facts for _, own in found for name, facts in own.items()}
             pending.committing = True
-            pending.run(lambda: self._commit(pending, files) if world.rank == 0 else None)
+            files = {}
+            for _, files_of_rank in parts:
+                files |= files_of_rank
+            pending.manifest = replace(pending.manifest, files=files)
+            pending.run(lambda: self._commit(pending) if self._world.rank == 0 else None)
             return
         self._pending = None
         if pending.failure is None:
-            if pending.kept is not None:
-                self.say(
-                    f"WARNING: an old checkpoint in {self.folder} could not be removed:"
-                    f" {pending.kept}"
-                )
-            self.saved_step = pending.step
-            self.saved_evaluation = pending.facts.get("evaluated_step")
-            self.report(
-                {
-                    "event": "checkpoint",
-                    "step": pending.step,
-                    "seconds": pending.pause,
-                    "seconds_to_commit": time.perf_counter() - pending.began,
-                    "bytes": pending.bytes,
-                }
+            self._committed(pending)
+        else:
+            self._failed(pending)
+
+    def _committed(self, pending):
+        """Tell of a checkpoint that stands."""
+        if pending.kept is not None:
+            self.say(
+                f"WARNING: an old checkpoint in {self.folder} could not be removed: {pending.kept}"
             )
-            return
-        self.report({"event": "checkpoint_failed", "step": pending.step, "reason": pending.failure})
+        self.saved_step = pending.manifest.step
+        self.saved_evaluation = pending.manifest.evaluated_step
+        self.report(
+            {
+                "event": "checkpoint",
+                "step": pending.manifest.step,
+                "seconds": pending.pause,
+                "seconds_to_commit": time.perf_counter() - pending.began,
+                "bytes": pending.bytes,
+            }
+        )
+
+    def _failed(self, pending):
+        """Tell of a checkpoint that could not be written, and remove what there is of it."""
+        step = pending.manifest.step
+        self.report({"event": "checkpoint_failed", "step": step, "reason": pending.failure})
         self.say(
-            f"WARNING: the checkpoint of step {pending.step} could not be written"
-            f" ({pending.failure}); training goes on, the latest checkpoint is that of step"
+            f"WARNING: the checkpoint of step {step} could not be written ({pending.failure});"
+            " training goes on, the latest checkpoint is that of step"
             f" {self.saved_step or 0}"
         )
-        if world.rank == 0:
+        if self._world.rank == 0:
             with suppress(OSError):  # the next start tries it again
                 folders.clean_up(self.folder)
-        world.barrier()
+        self._world.barrier()
 
     def _no_room(self):
         """Why a checkpoint would not fit on the disk, or None; rank 0 decides for all."""
         config = self._config
-        need = checkpoint_bytes(
-            config.model,
-            config.zero_stage,
-            config.precision,
-            config.moments,
-        )
+        need = checkpoint_bytes(config.model, config.zero_stage, config.precision, config.moments)
+        shortage = None
         try:
             free = shutil.disk_usage(self.folder).free
-            short = (
-                f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
-                if free < need
-                else None
-            )
+            if free < need:
+                shortage = f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
         except OSError as error:
-            short = in_brief(error)
-        return self._world.gather(short)[0]
+            shortage = in_brief(error)
+        return self._world.gather(shortage)[0]
 
     def _hash(self, pending):
         """Add what all ranks share (rank 0), and hash this rank's files."""
@@ -144,10 +170,10 @@ class Saver:
                 (pending.staged / TOKENIZER).write_bytes(self._dataset.vocab.model)
             pending.files = folders.own_files(pending.staged, self._world.rank)
 
-    def _commit(self, pending, files):
+    def _commit(self, pending):
         options = self._config.options
-        folders.commit(self.folder, pending.step, files, pending.facts)
-        pending.bytes = sum(facts["size"] for facts in files.values())
+        folders.commit(self.folder, pending.manifest)
+        pending.bytes = sum(facts["size"] for facts in pending.manifest.files.values())
         try:
             folders.retain(self.folder, options.keep_last, options.keep_every)
         except OSError as error:  # the new one stands all the same
@@ -156,71 +182,75 @@ class Saver:
     def before(self, index: int) -> str | None:
         """Tag of the newest whole checkpoint that has not seen batch `index`, else of the oldest
         whole one; rank 0 looks for all."""
-        return self._world.gather(self._before(index) if self._world.rank == 0 else None)[0]
+        tag = self._before(index) if self._world.rank == 0 else None
+        return self._world.gather(tag)[0]
 
     def _before(self, index):
         tag = None
-        for tag, manifest in folders.whole(self.folder):
-            if batch_index(manifest["step"], manifest["left_out"]) <= index:
+        for checkpoint in folders.whole(self.folder):
+            tag = checkpoint.tag
+            if batch_index(checkpoint.step, checkpoint.manifest.left_out) <= index:
                 break
         return tag
 
-    def load(self, tag: str, probe, notices: list) -> dict:
-        """Load a checkpoint, of whatever ranks and ZeRO stage; returns its manifest.
+    def load(self, tag: str, probe: np.ndarray, notices: list) -> Manifest:
+        """Load a checkpoint, of whatever ranks and ZeRO stage; returns what it says of its run.
 
         Raises AgreedError where the weights then give another loss on the probe batch than when
         they were saved.
         """
-        manifest = folders.read_manifest(self.folder / tag)
-        here = {
+        checkpoint = Checkpoint.open(self.folder / tag)
+        manifest = checkpoint.manifest
+        then = {
+            "ranks": manifest.ranks,
+            "zero_stage": manifest.zero_stage,
+            "precision": manifest.precision,
+        }
+        now = {
             "ranks": self._world.size,
             "zero_stage": self._config.zero_stage,
             "precision": self._config.precision,
         }
-        there = {key: manifest[key] for key in here}
-        if here == there:
+        if then == now:
             self._engine.load(self.folder, tag)
         else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
-            self._engine.adopt(read_state(self.folder / tag), manifest["loss_scale"])
-            notices.append(f"the checkpoint was written as {there}, and goes on as {here}")
-        stored = manifest["probe"]["loss"]
-        found = self._world.gather(self._engine.probe(probe))
-        tolerance = max(
-            folders.PROBE_TOLERANCE[here["precision"]],
-            folders.PROBE_TOLERANCE[there["precision"]],
-        )
-        wrong = [
-            (rank, loss)
-            for rank, loss in enumerate(found)
-            if not abs(loss - stored) <= tolerance * abs(stored)
-        ]
-        if wrong and manifest["probe"]["tokens"] == probe.tolist():
-            rank, loss = wrong[0]
-            raise AgreedError(
-                f"{self.folder / tag} was loaded, but its weights give the loss {loss:.6f} on its"
-                f" probe batch{f' on rank {rank}' if rank else ''}, where they gave {stored:.6f}"
-                " when it was saved: nothing was trained; go on from another checkpoint"
-            )
-        self.saved_step = manifest["step"]
-        self.saved_evaluation = manifest["evaluated_step"]
+            self._engine.adopt(read_state(checkpoint.path), manifest.loss_scale)
+            notices.append(f"the checkpoint was written as {then}, and goes on as {now}")
+        self._require_same_loss(checkpoint, probe)
+        self.saved_step = manifest.step
+        self.saved_evaluation = manifest.evaluated_step
         return manifest
 
+    def _require_same_loss(self, checkpoint, probe):
+        manifest = checkpoint.manifest
+        stored = manifest.probe.loss
+        losses = self._world.gather(self._engine.probe(probe))
+        if manifest.probe.tokens != probe.tolist():
+            return
+        for rank, loss in enumerate(losses):
+            if not same_loss(loss, stored, self._config.precision, manifest.precision):
+                where = f" on rank {rank}" if rank else ""
+                raise AgreedError(
+                    f"{checkpoint.path} was loaded, but its weights give the loss {loss:.6f} on its"
+                    f" probe batch{where}, where they gave {stored:.6f} when it was saved: nothing"
+                    " was trained; go on from another checkpoint"
+                )
 
+
+@dataclass
 class _Pending:
     """A save that is under way, and the thread that works on it."""
 
-    def __init__(self, step, staged, facts, failure, began):
-        self.step = step
-        self.staged = staged
-        self.facts = facts
-        self.failure = failure
-        self.began = began
-        self.files = {}
-        self.committing = False
-        self.pause = None
-        self.bytes = None
-        self.thread = None
-        self.kept = None  # why an old checkpoint could not be removed
+    manifest: Manifest
+    staged: Path
+    began: float  # of time.perf_counter
+    failure: str | None
+    files: dict = field(default_factory=dict)  # of this rank, hashed
+    committing: bool = False
+    pause: float | None = None  # seconds that training waited
+    bytes: int | None = None
+    kept: str | None = None  # why an old checkpoint could not be removed
+    thread: threading.Thread | None = None
 
     def run(self, work):
         def noting_failure():

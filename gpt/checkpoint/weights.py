@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,74 +11,73 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from gpt.checkpoint import folders
-from gpt.checkpoint.zero_files import (
-    read_state,
-)
-from gpt.config.saved import CONFIG, model_config, read_config, write_config
+from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.checkpoint.manifest import PROBE_DOUBT, Manifest, same_loss
+from gpt.checkpoint.zero_files import read_state
+from gpt.config.saved import CONFIG, model_config, write_config
 from gpt.config.shape import ModelConfig
-from gpt.data.datasets import TOKENIZER
+from gpt.data.manifests import TOKENIZER
 from gpt.errors import UserError
-from gpt.files import (
-    built_aside,
-    hash_file,
-    require_new_folder,
-)
+from gpt.files import built_aside, hash_file, require_new_folder
 from gpt.model import GPT
 
 WEIGHTS = "model.safetensors"
 
 
-def expected_shapes(config: ModelConfig) -> dict:
+def expected_shapes(config: ModelConfig) -> dict[str, tuple]:
     """{parameter name: shape} of a model, without its memory."""
     with torch.device("meta"):
         return {name: tuple(p.shape) for name, p in GPT(config, seed=None).named_parameters()}
 
 
-def consolidate(checkpoint_dir, output_dir, tag=None) -> dict:
-    """Write the fp32 weights of a checkpoint into the new folder `output_dir`; returns {"step",
-    "parameters", "stage", "probe_loss", "doubt"}, where doubt is a sentence on that loss, or None.
+@dataclass(frozen=True)
+class Consolidated:
+    """What `consolidate` wrote."""
+
+    step: int
+    stage: int  # of ZeRO, that the checkpoint was written at
+    parameters: int
+    probe_loss: float | None  # of the written weights, nats per token; None without a probe
+    doubt: str | None  # a sentence on that loss
+
+
+def consolidate(
+    checkpoint_dir: Path | str, output_dir: Path | str, tag: str | None = None
+) -> Consolidated:
+    """Write the fp32 weights of a checkpoint into the new folder `output_dir`.
 
     The result is whole or absent: names, shapes, types and values are checked, and its loss on the
     checkpoint's probe batch. Raises UserError for a missing or damaged checkpoint, or an existing
     output.
     """
-    source = folders.resolve(checkpoint_dir, tag)
+    source = folders.find(checkpoint_dir, tag)
     require_new_folder(output_dir)
-    manifest = folders.verify(source)
-    config = read_config(source / CONFIG)
-    shapes = expected_shapes(model_config(config, source / CONFIG))
-    step, stage, weights = read_weights(source)
-    _check(weights, shapes, source)
-    if not (source / TOKENIZER).is_file():
-        raise UserError(
-            f"{source / TOKENIZER} is missing: copy the dataset's tokenizer.model there"
-        )
-    made_from = {"checkpoint": source.name, "sha256": manifest["sha256"]}
-    loss, doubt = write_folder(
+    checkpoint = Checkpoint.open(source).verify()
+    shapes = expected_shapes(checkpoint.shape)
+    state = read_state(source)
+    _check(state.weights, shapes, source)
+    tokenizer = source / TOKENIZER
+    if not tokenizer.is_file():
+        raise UserError(f"{tokenizer} is missing", mend="copy the dataset's tokenizer.model there")
+    probe_loss, doubt = write_folder(
         output_dir,
-        weights,
-        {**config, "step": step},
-        (source / TOKENIZER).read_bytes(),
-        made_from,
-        lambda weights_file: _probe(weights_file, config, manifest, source),
+        state.weights,
+        {**checkpoint.config, "step": state.step},
+        tokenizer.read_bytes(),
+        {"checkpoint": checkpoint.tag, "sha256": checkpoint.manifest.sha256},
+        lambda weights_file: _probe(weights_file, checkpoint),
     )
     parameters = sum(map(math.prod, shapes.values()))
-    return {
-        "step": step,
-        "stage": stage,
-        "parameters": parameters,
-        "probe_loss": loss,
-        "doubt": doubt,
-    }
+    return Consolidated(state.step, state.stage, parameters, probe_loss, doubt)
 
 
 def write_folder(
-    output,
-    weights: Mapping,
+    output: Path | str,
+    weights: Mapping[str, torch.Tensor],
     config: dict,
     tokenizer: bytes,
     made_from: dict,
-    check=lambda weights_file: None,
+    check: Callable = lambda weights_file: None,
 ):
     """Write a consolidated folder, whole or absent.
 
@@ -90,38 +90,34 @@ def write_folder(
         write_config(building / CONFIG, config)
         (building / TOKENIZER).write_bytes(tokenizer)
         _compare(building / WEIGHTS, weights)
-        found = check(building / WEIGHTS)
+        checked = check(building / WEIGHTS)
         files = {name: hash_file(building / name) for name in (WEIGHTS, CONFIG, TOKENIZER)}
-        facts = {"step": config["step"], "made_from": made_from}
-        folders.write_manifest(building, {"format": folders.FORMAT, **facts, "files": files})
-    return found
+        Manifest(step=config["step"], made_from=made_from, files=files).write(building)
+    return checked
 
 
-def read_folder(folder):
-    """(config.yaml, manifest) of a consolidated folder, each of whose files is as it was written.
-    Raises UserError."""
+def open_folder(folder: Path | str) -> Checkpoint:
+    """A consolidated folder, each of whose files is as it was written. Raises UserError."""
     folder = Path(folder)
     if not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"{folder} holds no {WEIGHTS}: give a folder of consolidated weights, which"
-            " tools/zero_to_fp32.py or tools/import_languini.py make"
+            f"{folder} holds no {WEIGHTS}",
+            mend="give a folder of consolidated weights, which tools/zero_to_fp32.py or"
+            " tools/import_languini.py make",
         )
-    manifest = folders.verify(folder)
-    return read_config(folder / CONFIG), manifest
+    return Checkpoint.open(folder).verify()
 
 
 def _write(path, weights, metadata):
     """The format of safetensors, one tensor at a time: the header's length in 8 bytes, a JSON
     header, the values."""
-    header, end = {"__metadata__": metadata}, 0
+    header = {"__metadata__": metadata}
+    end = 0
     for name, weight in weights.items():
-        size = 4 * weight.numel()
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(weight.shape),
-            "data_offsets": [end, end + size],
-        }
-        end += size
+        start = end
+        end += 4 * weight.numel()
+        shape = list(weight.shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
@@ -130,7 +126,7 @@ def _write(path, weights, metadata):
             file.write(memoryview(weight.contiguous().numpy()).cast("B"))
 
 
-def _probe(path, config, manifest, source):
+def _probe(weights_file, checkpoint):
     """(loss of the written weights on the checkpoint's probe batch, what is doubtful about it);
     None for either.
 
@@ -138,62 +134,50 @@ def _probe(path, config, manifest, source):
     that loss with rounded weights, by a GPU's kernels: how far that takes it nobody knows for every
     model, so there is room for doubt.
     """
-    tokens = torch.tensor(manifest["probe"]["tokens"])
-    stored = manifest["probe"]["loss"]
+    tokens = torch.tensor(checkpoint.manifest.probe.tokens)
+    stored = checkpoint.manifest.probe.loss
+    precision = checkpoint.manifest.precision
     if not tokens.numel():
         return None, None
     with torch.no_grad():
-        found = load_model(path, config, path)(tokens[:, :-1], tokens[:, 1:]).item()
-    precision = manifest["precision"]
-    off = abs(found - stored)
-    usual = folders.PROBE_TOLERANCE[precision] * abs(stored)
-    if off <= usual:
-        return found, None
-    if precision == "fp32" or not off <= folders.PROBE_DOUBT * usual:
+        model = load_model(weights_file, checkpoint.config, weights_file)
+        loss = model(tokens[:, :-1], tokens[:, 1:]).item()
+    if same_loss(loss, stored, precision):
+        return loss, None
+    if precision == "fp32" or not same_loss(loss, stored, precision, times=PROBE_DOUBT):
         raise UserError(
-            f"{source}: the consolidated weights give the loss {found:.6f} on the probe batch,"
-            f" where training had {stored:.6f} when it saved them: use another checkpoint"
+            f"{checkpoint.path}: the consolidated weights give the loss {loss:.6f} on the probe"
+            f" batch, where training had {stored:.6f} when it saved them",
+            mend="use another checkpoint",
         )
-    return (
-        found,
-        (
-            f"training had {stored:.6f} there in {precision}, and rounding seldom takes it so far:"
-            " compare gpt/eval.py's loss with the run's last evaluation before you use these"
-            " weights"
-        ),
+    doubt = (
+        f"training had {stored:.6f} there in {precision}, and rounding seldom takes it so far:"
+        " compare gpt/eval.py's loss with the run's last evaluation before you use these weights"
     )
+    return loss, doubt
 
 
-def read_weights(source: Path):
-    """(step, ZeRO stage, {name: fp32 tensor}) of a checkpoint's folder."""
-    state = read_state(source)
-    return state.step, state.stage, state.weights
-
-
-def _check(weights, shapes, where):
+def _check(weights, shapes, source):
     """Exactly the model's parameters, each of its shape, fp32 and finite. Raises UserError."""
     missing = sorted(shapes.keys() - weights.keys())
     extra = sorted(weights.keys() - shapes.keys())
-    if missing or extra:
-        raise UserError(
-            f"{where} does not fit its config.yaml: "
-            + (
-                f"{missing[0]} is missing"
-                if missing
-                else f"{extra[0]} is not a parameter of the model"
-            )
-        )
+    misfit = f"{source} does not fit its config.yaml"
+    if missing:
+        raise UserError(f"{misfit}: {missing[0]} is missing")
+    if extra:
+        raise UserError(f"{misfit}: {extra[0]} is not a parameter of the model")
     for name, weight in weights.items():
-        if tuple(weight.shape) != shapes[name]:
+        shape = tuple(weight.shape)
+        if shape != shapes[name]:
             raise UserError(
-                f"{where}: {name} has the shape {tuple(weight.shape)}, its config.yaml says"
-                f" {shapes[name]}"
+                f"{source}: {name} has the shape {shape}, its config.yaml says {shapes[name]}"
             )
         if weight.dtype != torch.float32:
-            raise UserError(f"{where}: {name} is {weight.dtype}, not float32")
+            raise UserError(f"{source}: {name} is {weight.dtype}, not float32")
         if not bool(torch.isfinite(weight).all()):
             raise UserError(
-                f"{where}: {name} holds values that are not finite: use an earlier checkpoint"
+                f"{source}: {name} holds values that are not finite",
+                mend="use an earlier checkpoint",
             )
 
 
@@ -205,20 +189,25 @@ def _compare(path, weights):
             assert torch.equal(written.get_tensor(name), weight), f"safetensors changed {name}"
 
 
-def load_model(weights_file, config: dict, where) -> GPT:
-    """The model of a config.yaml with the weights of a consolidated file. Raises UserError."""
+def load_model(weights_file: Path | str, config: dict, where: Path | str) -> GPT:
+    """The model of a config.yaml with the weights of a consolidated file. Raises UserError.
+
+    where: what a mistake in the config.yaml is told of.
+    """
     shape = model_config(config, where)
     try:
         weights = load_file(str(weights_file))
     except FileNotFoundError as error:
         raise UserError(
-            f"{weights_file} does not exist: consolidate a checkpoint with `python"
-            " tools/zero_to_fp32.py CHECKPOINT_DIR OUTPUT_DIR`"
+            f"{weights_file} does not exist",
+            mend="consolidate a checkpoint with `python tools/zero_to_fp32.py CHECKPOINT_DIR"
+            " OUTPUT_DIR`",
         ) from error
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f"{weights_file} is not a safetensors file ({error}): give the model.safetensors that "
-            "tools/zero_to_fp32.py wrote; files with pickles are never loaded"
+            f"{weights_file} is not a safetensors file ({error})",
+            mend=f"give the {WEIGHTS} that tools/zero_to_fp32.py wrote; files with pickles are"
+            " never loaded",
         ) from error
     _check(weights, expected_shapes(shape), weights_file)
     with torch.device("meta"):
@@ -229,13 +218,14 @@ def load_model(weights_file, config: dict, where) -> GPT:
 
 def file_of_weights(text: str) -> Path:
     """--checkpoint_file as a path. Raises UserError where no such file is there."""
-    path, name = Path(text), "model.safetensors"
-    if (path / name).is_file():
-        raise UserError(f"{text} is a folder: give the file {path / name}")
+    path = Path(text)
+    if (path / WEIGHTS).is_file():
+        raise UserError(f"{text} is a folder", mend=f"give the file {path / WEIGHTS}")
     if not path.is_file():
+        problem = f"is a folder without {WEIGHTS}" if path.is_dir() else "does not exist"
         raise UserError(
-            f"{text} {f'is a folder without {name}' if path.is_dir() else 'does not exist'}:"
-            " consolidate a checkpoint with `python tools/zero_to_fp32.py RUN/checkpoints OUT`,"
-            f" and give OUT/{name}"
+            f"{text} {problem}",
+            mend="consolidate a checkpoint with `python tools/zero_to_fp32.py RUN/checkpoints OUT`,"
+            f" and give OUT/{WEIGHTS}",
         )
     return path

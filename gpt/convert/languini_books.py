@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from gpt.data import datasets
+from gpt.data import manifests
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import built_aside, free_space, hash_file, require_new_folder
@@ -74,7 +74,7 @@ def import_dataset(root, vocab_name: str, vocab: Vocab, out, say=print):
             " --root takes the folder that they are in"
         )
     splits = {split: _read_list(path, source) for split, path in lists.items()}
-    dtype = datasets.token_dtype(vocab.size)
+    dtype = manifests.token_dtype(vocab.size)
     _require_room(
         out,
         sum(d.tokens + 1 for listed in splits.values() for d in listed) * np.dtype(dtype).itemsize,
@@ -85,14 +85,14 @@ def import_dataset(root, vocab_name: str, vocab: Vocab, out, say=print):
         "file_lists": {path.name: hash_file(path)["sha256"] for path in lists.values()},
     }
     with built_aside(out) as building:
-        manifest = datasets.begin(
+        manifest = manifests.begin(
             building, vocab, {"line_ends": "as tokenised", "order": "of the file lists"}, provenance
         )
         for split, listed in splits.items():
             manifest["splits"][split] = _write_split(
                 building / split, listed, source, vocab, dtype, say
             )
-        datasets.write_manifest(building, manifest)
+        manifests.write(building, manifest)
 
 
 def _read_list(path, source) -> list:
@@ -169,7 +169,7 @@ def _write_split(folder, listed, source, vocab, dtype, say) -> dict:
     """Pack the documents into `folder`; returns the split's entry in the manifest."""
     folder.mkdir()
     doc_bytes, inner_ends = [0] * len(listed), 0
-    with open(folder / datasets.TOKENS, "wb") as out:
+    with open(folder / manifests.TOKENS, "wb") as out:
         for index, document in enumerate(_progress(listed, folder.name, "doc")):
             path = source / document.name
             ids = _open(path, "its list")
@@ -187,11 +187,11 @@ def _write_split(folder, listed, source, vocab, dtype, say) -> dict:
             if not doc_bytes[index]:
                 raise UserError(f"{path} holds no text, only special ids: tokenise that book again")
     names, doc_tokens = zip(*listed)
-    entry = datasets.finish_split(
+    entry = manifests.finish_split(
         folder, names, doc_tokens, doc_bytes, end_of_document_ids_inside=inner_ends
     )
     say(
-        datasets.size_of_split(folder.name, entry)
+        manifests.size_of_split(folder.name, entry)
         + (
             f"; {inner_ends:,} end-of-document ids stand inside documents, of 0 bytes each"
             if inner_ends

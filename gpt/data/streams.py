@@ -1,7 +1,19 @@
-"""Token streams: batch `step` as a pure function of (dataset, streams, seq_len, step)."""
+"""The tokens of every batch of a run, and which rows of it each rank trains on.
+
+Three things decide them, all in this file, and all pure functions, so resuming a run, or going on
+with another number of ranks, needs no state:
+
+    batch_index(step, left_out)        which batch an optimiser step is made from
+    Streams.batch(index)               the tokens of batch `index`: (rows, seq_len + 1)
+    Streams.rows_of(rank, world_size)  which of its rows a rank reads
+
+A split is cut into as many endless streams as a batch has rows; row r of every batch is the next
+window of stream r.
+"""
 
 import heapq
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -9,26 +21,40 @@ from gpt.data.datasets import Split
 from gpt.errors import UserError
 
 
-def assign_documents(doc_tokens, streams: int) -> np.ndarray:
+def batch_index(step: int, left_out: Iterable[int]) -> int:
+    """Index of the batch that the optimiser step after `step` steps is made from: the batches in
+    order, without those whose indices are in `left_out`.
+
+    Nothing else shifts batches: batch k of a run is `Streams.batch(k)`, whichever steps, restarts
+    or ranks came before.
+    """
+    index = step
+    for absent in sorted(left_out):
+        if absent <= index:
+            index += 1
+    return index
+
+
+def assign_documents(doc_tokens: np.ndarray | Sequence[int], streams: int) -> np.ndarray:
     """Stream of each document, int32: in order, each goes to the stream with the fewest tokens so
     far (ties: lowest index). Loads leave the end-of-document tokens out, as the baseline's loader
     does."""
-    load = [(0, stream) for stream in range(streams)]  # already a heap
-    chosen = np.empty(len(doc_tokens), np.int32)
+    loads = [(0, stream) for stream in range(streams)]  # already a heap
+    stream_of = np.empty(len(doc_tokens), np.int32)
     for document, tokens in enumerate(np.asarray(doc_tokens).tolist()):
-        tokens_so_far, stream = load[0]
-        chosen[document] = stream
-        heapq.heapreplace(load, (tokens_so_far + tokens, stream))
-    return chosen
+        load, stream = loads[0]
+        stream_of[document] = stream
+        heapq.heapreplace(loads, (load + tokens, stream))
+    return stream_of
 
 
-def require_documents(split_name: str, documents: int, streams: int):
+def require_documents(split_name: str, documents: int, streams: int) -> None:
     """Raise UserError where a split has fewer documents than streams."""
     if documents < streams:
         raise UserError(
             f"the split {split_name!r} has {documents} documents, fewer than the {streams} streams"
-            f" that train_batch_size {streams} needs: prepare more documents or lower"
-            f" train_batch_size to at most {documents}"
+            f" that train_batch_size {streams} needs",
+            mend=f"prepare more documents or lower train_batch_size to at most {documents}",
         )
 
 
@@ -46,97 +72,99 @@ class Streams:
         self.seq_len = seq_len
         self._split = split
         sizes = split.doc_tokens + 1
-        starts = np.cumsum(sizes) - sizes  # of each document in the packed file
+        starts_in_file = np.cumsum(sizes) - sizes
         stream_of = assign_documents(split.doc_tokens, count)
-        # documents, stream by stream
+        # The documents, stream by stream. Where these comments speak of an entry, it is one of this
+        # order.
         self._order = order = np.argsort(stream_of, kind="stable")
-        # Places count the tokens of all streams, one after the other. Per document in that order:
-        # the place of its end, and what to add to a place in it for the position in the packed
-        # file.
+        # A place counts the tokens of all streams, one stream after the other. Per entry: the place
+        # of its end, and what to add to a place in it for the position in the packed file.
         self._ends = np.cumsum(sizes[order])
-        self._to_file = starts[order] - (self._ends - sizes[order])
-        # Per stream, and one more: its first document in that order, and its first place.
-        self._first = np.searchsorted(stream_of[order], np.arange(count + 1))
-        self._begins = np.concatenate([[0], self._ends])[self._first]
+        starts = self._ends - sizes[order]
+        self._to_file = starts_in_file[order] - starts
+        # Per stream, and one more for the end: its first entry and its first place.
+        self._first_entries = np.searchsorted(stream_of[order], np.arange(count + 1))
+        self._first_places = np.concatenate([[0], self._ends])[self._first_entries]
 
-    def batch(self, index: int, rows=None) -> np.ndarray:
+    def rows_of(self, rank: int, world_size: int) -> range:
+        """The rows of every batch that one of `world_size` ranks trains on: each world_size-th,
+        from its own rank on."""
+        return range(rank, self.count, world_size)
+
+    def batch(self, index: int, rows: Sequence[int] | None = None) -> np.ndarray:
         """Windows of batch `index` (from 0): int64 (rows, seq_len + 1). Inputs are [:, :-1],
         targets [:, 1:].
 
-        rows: the streams wanted, all by default. Rank r of W reads range(r, count, W).
+        rows: which of the streams, all by default; a rank's are `rows_of(rank, world_size)`.
         """
-        rows = np.arange(self.count) if rows is None else np.asarray(rows)
-        batch = np.empty((len(rows), self.seq_len + 1), np.int64)
-        places, at = self._windows(rows, index)
-        first = places + self._to_file[at]
-        # one document holds the whole window
-        inside = places + self.seq_len + 1 <= self._ends[at]
-        for row, (out, start, whole) in enumerate(zip(batch, first.tolist(), inside.tolist())):
-            if whole:
-                out[:] = self._split.read(start, len(out))
+        streams = np.arange(self.count) if rows is None else np.asarray(rows)
+        batch = np.empty((len(streams), self.seq_len + 1), np.int64)
+        places, entries = self._windows(streams, index)
+        positions = (places + self._to_file[entries]).tolist()
+        in_one_document = (places + self.seq_len + 1 <= self._ends[entries]).tolist()
+        for row, window in enumerate(batch):
+            if in_one_document[row]:
+                window[:] = self._split.read(positions[row], len(window))
                 continue
             filled = 0
-            for _, start, tokens in self._spans(rows[row], places[row], at[row]):
-                out[filled : filled + tokens] = self._split.read(start, tokens)
+            for _, position, tokens in self._pieces(streams[row], places[row], entries[row]):
+                window[filled : filled + tokens] = self._split.read(position, tokens)
                 filled += tokens
         self._split.check_ids(batch)
         return batch
 
-    def documents(self, index: int) -> list:
+    def documents(self, index: int) -> list[str]:
         """Names of the documents that batch `index` is made from, each once."""
-        names, rows = self._split.names(), np.arange(self.count)
-        wanted = [
-            at
-            for window in zip(rows, *self._windows(rows, index))
-            for at, _, _ in self._spans(*window)
-        ]
-        return [names[self._order[at]] for at in dict.fromkeys(wanted)]
+        names = self._split.names()
+        streams = np.arange(self.count)
+        places, entries = self._windows(streams, index)
+        read = {}  # entries, each once and in the order of reading
+        for stream, place, first_entry in zip(streams, places, entries):
+            for entry, _, _ in self._pieces(stream, place, first_entry):
+                read[entry] = None
+        return [names[self._order[entry]] for entry in read]
 
-    def _windows(self, rows, index):
-        """(place, document) that each row's window of batch `index` begins with."""
-        begins = self._begins[rows]
-        places = begins + index * self.seq_len % (self._begins[rows + 1] - begins)
+    def _windows(self, streams: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """(place, entry) that each stream's window of batch `index` begins with."""
+        first = self._first_places[streams]
+        length = self._first_places[streams + 1] - first
+        places = first + index * self.seq_len % length
         return places, np.searchsorted(self._ends, places, "right")
 
-    def _spans(self, stream, place, at):
-        """(document, first token in the packed file, tokens) of the pieces of the window that
-        begins at `place`."""
+    def _pieces(self, stream: int, place: int, entry: int) -> Iterator[tuple[int, int, int]]:
+        """(entry, position in the packed file, tokens) of the pieces, each of one document, of the
+        window that begins at `place`."""
         left = self.seq_len + 1
         while left:
-            tokens = min(left, int(self._ends[at] - place))
-            yield int(at), int(place + self._to_file[at]), tokens
+            tokens = min(left, int(self._ends[entry] - place))
+            yield int(entry), int(place + self._to_file[entry]), tokens
             left -= tokens
-            place, at = self._ends[at], at + 1
-            if at == self._first[stream + 1]:
-                place, at = self._begins[stream], self._first[stream]
+            place = self._ends[entry]
+            entry = entry + 1
+            if entry == self._first_entries[stream + 1]:
+                place = self._first_places[stream]
+                entry = self._first_entries[stream]
 
 
 class Ahead:
     """The batches of some rows of `streams`; while one is trained on, a thread reads the next."""
 
-    def __init__(self, streams: Streams, rows):
+    def __init__(self, streams: Streams, rows: Sequence[int]):
         self._streams = streams
         self._rows = rows
         self._pool = ThreadPoolExecutor(1, "batches")
-        self._index = None
-        self._next = None
+        self._next_index: int | None = None
+        self._next: Future | None = None
 
     def batch(self, index: int) -> np.ndarray:
         """`Streams.batch(index, rows)`."""
-        expected = index == self._index
-        batch = self._next.result() if expected else self._streams.batch(index, self._rows)
-        self._index = index + 1
+        if self._next is not None and index == self._next_index:
+            batch = self._next.result()
+        else:
+            batch = self._streams.batch(index, self._rows)
+        self._next_index = index + 1
         self._next = self._pool.submit(self._streams.batch, index + 1, self._rows)
         return batch
 
-    def close(self):
+    def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-
-
-def batch_index(step: int, left_out) -> int:
-    """Index of the batch that the optimiser step after `step` steps is made from: the batches in
-    order, without those whose indices are in `left_out`."""
-    index = step
-    for skipped in sorted(left_out):
-        index += skipped <= index
-    return index

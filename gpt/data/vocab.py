@@ -3,7 +3,9 @@ stands for."""
 
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import sentencepiece
@@ -11,7 +13,8 @@ import sentencepiece
 from gpt.errors import UserError
 
 END_OF_DOCUMENT = "<D>"
-BLANK = "\u2581"  # SentencePiece writes a blank as this character
+# SentencePiece writes a blank as this character.
+BLANK = "\u2581"
 
 
 class Vocab:
@@ -29,25 +32,29 @@ class Vocab:
         try:
             self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.size = self._sp.vocab_size()
-            self.eod_id = self._find_eod() if self.size else None
-            self._bytes = [self._piece_bytes(i) for i in range(self.size)]
+            if self.size:
+                self.eod_id = self._find_eod()
+                self._bytes = [self._piece_bytes(i) for i in range(self.size)]
         except (RuntimeError, ValueError):
             self.size = 0
         if not self.size:
             raise UserError(
-                f"{name} is not a SentencePiece model: give the .model file of a trained one"
+                f"{name} is not a SentencePiece model",
+                mend="give the .model file of a trained one",
             )
         self.byte_lengths = np.array([len(piece) for piece in self._bytes], np.int64)
         self._byte_ids = {self._byte_value(i): i for i in range(self.size) if self._sp.is_byte(i)}
-        special = [re.escape(BLANK)] if len(self._byte_ids) == 256 else []
+        self._knows_all_bytes = len(self._byte_ids) == 256
         # A zero-width cut after the "<" keeps a literal "<D>" in a text from becoming the end of a
         # document.
-        self._cuts = re.compile(
-            "|".join([f"({s})" for s in special] + [f"(?<=<)(?={END_OF_DOCUMENT[1:]})"])
-        )
+        cut = f"(?<=<)(?={END_OF_DOCUMENT[1:]})"
+        if self._knows_all_bytes:
+            cut = f"({re.escape(BLANK)})|{cut}"
+        self._cuts = re.compile(cut)
 
     @classmethod
-    def load(cls, path) -> "Vocab":
+    def load(cls, path: str | Path) -> "Vocab":
+        """Read a .model file. Raises UserError."""
         try:
             with open(path, "rb") as file:
                 return cls(file.read(), str(path))
@@ -63,19 +70,22 @@ class Vocab:
         was trained."""
         digest = hashlib.sha256()
         for i in range(self.size):
-            kind = (
-                "byte" if self._sp.is_byte(i) else "control" if self._sp.is_control(i) else "piece"
-            )
+            if self._sp.is_byte(i):
+                kind = "byte"
+            elif self._sp.is_control(i):
+                kind = "control"
+            else:
+                kind = "piece"
             digest.update(f"{i}\t{kind}\t{self._sp.id_to_piece(i)}\n".encode())
         return digest.hexdigest()
 
     @property
-    def special_ids(self) -> dict:
+    def special_ids(self) -> dict[str, int]:
         """Ids of the end of a document, of padding and of the unknown piece; -1 where the
         vocabulary has none."""
         return {"eod": self.eod_id, "pad": self._sp.pad_id(), "unk": self._sp.unk_id()}
 
-    def _find_eod(self):
+    def _find_eod(self) -> int:
         i = self._sp.piece_to_id(END_OF_DOCUMENT)
         if i != self._sp.unk_id() and self._sp.id_to_piece(i) == END_OF_DOCUMENT:
             return i
@@ -83,28 +93,23 @@ class Vocab:
             return self._sp.eos_id()
         raise UserError(
             f"{self.name} has neither a piece {END_OF_DOCUMENT} nor an end-of-sentence id, so"
-            " documents could not be told apart: train it with"
-            f" user_defined_symbols={END_OF_DOCUMENT}"
+            " documents could not be told apart",
+            mend=f"train it with user_defined_symbols={END_OF_DOCUMENT}",
         )
 
-    def _byte_value(self, i):
-        return int(self._sp.id_to_piece(i)[3:5], 16)  # "<0x0A>"
+    def _byte_value(self, token: int) -> int:
+        return int(self._sp.id_to_piece(token)[3:5], 16)  # "<0x0A>"
 
-    def _piece_bytes(self, i):
-        if (
-            i == self.eod_id
-            or self._sp.is_control(i)
-            or self._sp.is_unknown(i)
-            or self._sp.is_unused(i)
-        ):
+    def _piece_bytes(self, token: int) -> bytes:
+        if token == self.eod_id or self._sp.is_control(token):
             return b""
-        return (
-            bytes([self._byte_value(i)])
-            if self._sp.is_byte(i)
-            else self._sp.id_to_piece(i).replace(BLANK, " ").encode()
-        )
+        if self._sp.is_unknown(token) or self._sp.is_unused(token):
+            return b""
+        if self._sp.is_byte(token):
+            return bytes([self._byte_value(token)])
+        return self._sp.id_to_piece(token).replace(BLANK, " ").encode()
 
-    def text_bytes(self, ids) -> bytes:
+    def text_bytes(self, ids: np.ndarray) -> bytes:
         """The bytes that tokens stand for."""
         return b"".join([self._bytes[i] for i in ids.tolist()])
 
@@ -115,19 +120,21 @@ class Vocab:
         The text is taken as a whole; `gpt.prepare.encode.Encoder` finds the same ids several times
         as fast.
         """
-        cut = BLANK in text or END_OF_DOCUMENT in text
-        return np.array(self._encode_cut(text) if cut else self._sp.encode(text), np.int32)
+        if BLANK in text or END_OF_DOCUMENT in text:
+            return np.array(self._encode_cut(text), np.int32)
+        return np.array(self._sp.encode(text), np.int32)
 
-    def _encode_cut(self, text):
-        ids = []
+    def _encode_cut(self, text: str) -> list[int]:
+        ids: list[int] = []
         for part in self._cuts.split(text):
-            if part == BLANK and len(self._byte_ids) == 256:
+            if part == BLANK and self._knows_all_bytes:
                 ids += [self._byte_ids[byte] for byte in BLANK.encode()]
             elif part:
                 ids += self._sp.encode(part)
         return ids
 
-    def decode(self, ids) -> str:
+    def decode(self, ids: np.ndarray | Sequence[int]) -> str:
+        """The text of tokens."""
         return self._sp.decode(np.asarray(ids).tolist())
 
     def bytes_of(self, token: int) -> bytes:

@@ -16,11 +16,14 @@ class Window:
 
 def windows(tokens: int, seq_len: int, last_n: int) -> int:
     """Number of windows of a stream of `tokens` tokens."""
-    return 1 + max(0, math.ceil((tokens - 1 - seq_len) / last_n)) if tokens > 1 else 0
+    if tokens <= 1:
+        return 0
+    return 1 + max(0, math.ceil((tokens - 1 - seq_len) / last_n))
 
 
 def window(index: int, tokens: int, seq_len: int, last_n: int) -> Window:
     """Window `index` (from 0). The last one is as long as the stream lasts."""
     start = index * last_n
     length = min(seq_len, tokens - 1 - start)
-    return Window(start, length, length if index == 0 else length - (seq_len - last_n))
+    seen_before = 0 if index == 0 else seq_len - last_n
+    return Window(start, length, length - seen_before)

@@ -151,6 +151,7 @@ class StepResult:
     """What one optimiser step was."""
 
     applied: bool  # False: nothing was changed but, after an fp16 overflow, the loss scale
+    refused: bool  # not applied because `accept` was against it, on all ranks
     exhausted: bool  # an fp16 overflow at a loss scale that can sink no further
     # mean over this rank's part of the global batch, nats per token; float64, on the device
     loss: torch.Tensor
@@ -370,7 +371,7 @@ class Engine:
         """
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         before = None
-        rejected = False
+        refused = False
         exhausted = False
         for index, micro_batch in enumerate(to_device(batch, self.world.device), 1):
             last = index == len(batch)
@@ -378,28 +379,28 @@ class Engine:
                 loss = self._ds(micro_batch[:, :-1], micro_batch[:, 1:])
             total += loss.detach() / len(batch)
             if last and accept is not None:
-                rejected = not accept(self.world.sum(total.clone()).item() / self.world.size)
-                # a gradient that the optimizer leaves out by itself
-                loss = loss * math.nan if rejected else loss
+                refused = not accept(self.world.sum(total.clone()).item() / self.world.size)
+                if refused:  # a gradient that the optimizer leaves out by itself
+                    loss = loss * math.nan
             mark("forward")
             self._ds.backward(loss)
             mark("backward")
             before = self._shards.before_update(self.loss_scale) if want_norms and last else None
             try:
-                applied = self._update(last, rejected)
+                applied = self._update(last, refused)
             except _LossScaleExhausted:
                 applied, exhausted = False, True
             mark("step")
         norms = self._shards.norms(before) if want_norms and applied else None
-        return StepResult(applied, exhausted, total, self._grad_norm(), norms)
+        return StepResult(applied, refused, exhausted, total, self._grad_norm(), norms)
 
-    def _update(self, last, rejected) -> bool:
+    def _update(self, last, refused) -> bool:
         """Have the optimizer step if this was the last micro-batch; returns whether it did."""
         if last and self._stage == 0:  # where DeepSpeed tells no norm
             self._norm = self._shards.gradient_norm()
-            if rejected or not math.isfinite(self._norm):
+            if refused or not math.isfinite(self._norm):
                 return self._pass_over()
-        scaler = self._ds.optimizer.loss_scaler if rejected and self._ds.fp16_enabled() else None
+        scaler = self._ds.optimizer.loss_scaler if refused and self._ds.fp16_enabled() else None
         before = dict(vars(scaler)) if scaler else None
         try:
             if scaler:

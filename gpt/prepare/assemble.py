@@ -5,48 +5,56 @@ A unit is a pair of files: NUMBER.tokens, stored ids as in tokens.bin, and NUMBE
 per document.
 """
 
-import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from gpt.data import datasets
+from gpt.data import manifests
+from gpt.data.manifests import SplitEntry
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import sync_all
-from gpt.prepare.documents import BLOCK, FOUND
-from gpt.prepare.units import Record
+from gpt.prepare.splits import TRAIN
+from gpt.prepare.staging import Job
+from gpt.prepare.texts import BLOCK, ODDITIES
+from gpt.prepare.units import Record, read_records
 
-SHOWN = 3  # names of documents in a message
+# Names of documents in a message.
+SHOWN = 3
+
+# Reasons for leaving a document out.
+REASONS = ("empty", "bad_utf8", "duplicate")
 
 
 class Documents:
     """The records of all units, and where each document's tokens are."""
 
-    def __init__(self, units, item_size: int):
-        self.records = []
-        self._places = []
+    def __init__(self, units: Sequence[Path], item_size: int):
+        self.records: list[Record] = []
+        self._places: list[tuple[Path, int]] = []  # a unit, and the document's first byte in it
         self._item_size = item_size
         for unit in units:
-            at = 0
-            for line in unit.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines():
-                record = Record(*json.loads(line))
+            size = 0
+            for record in read_records(unit):
                 self.records.append(record)
-                self._places.append((unit, at))
-                at += 0 if record.left_out else (record.tokens + 1) * item_size
-            path = unit.with_suffix(".tokens")
-            if path.stat().st_size != at:
-                raise UserError(
-                    f"{path} has {path.stat().st_size} bytes, where its records say {at}: remove"
-                    f" {unit}.jsonl, and the same command makes both again"
-                )
+                self._places.append((unit, size))
+                size += self._stored_bytes(record)
+            _require_size(unit, size)
 
-    def copy(self, document: int, out):
+    def _stored_bytes(self, record: Record) -> int:
+        if record.left_out:
+            return 0
+        return (record.tokens + 1) * self._item_size
+
+    def copy(self, document: int, out: BinaryIO) -> None:
         """Append a document's tokens, its end included, to an open file."""
-        unit, at = self._places[document]
-        left = (self.records[document].tokens + 1) * self._item_size
+        unit, position = self._places[document]
+        left = self._stored_bytes(self.records[document])
         with open(unit.with_suffix(".tokens"), "rb") as file:
-            file.seek(at)
+            file.seek(position)
             while left:
                 block = file.read(min(left, BLOCK))
                 assert block, "the file was whole before"
@@ -54,93 +62,137 @@ class Documents:
                 left -= len(block)
 
 
-def assemble(units, vocab: Vocab, rule, facts: dict, building: Path, say):
-    """Write the dataset of the units' documents into `building`.
-
-    rule: gpt.prepare.splits.Rule. facts: {"bad_utf8", "duplicates", "provenance"} for the manifest;
-    duplicates "drop" leaves out documents that their split has already, and training documents that
-    are held out in another.
-    """
-    documents = Documents(units, np.dtype(datasets.token_dtype(vocab.size)).itemsize)
-    records = documents.records
-    splits = rule.share_out(
-        [record.name for record in records], [record.split for record in records]
-    )
-    held_out = {
-        records[i].sha256: name
-        for name, indices in splits.items()
-        if name != "train"
-        for i in indices
-        if not records[i].left_out
-    }
-    building.mkdir()
-    text = {
-        "line_ends": "CRLF is read as LF",
-        "order": "by sha256 of the document's name",
-        "byte_order_mark": "left out at a document's beginning",
-        "bad_utf8": facts["bad_utf8"],
-        "duplicates": facts["duplicates"],
-    }
-    manifest = datasets.begin(building, vocab, text, facts["provenance"])
-    for name, indices in splits.items():
-        kept, counts = _choose(
-            name, [(i, records[i]) for i in indices], held_out, facts["duplicates"] == "drop"
+def _require_size(unit: Path, expected: int) -> None:
+    path = unit.with_suffix(".tokens")
+    size = path.stat().st_size
+    if size != expected:
+        raise UserError(
+            f"{path} has {size} bytes, where its records say {expected}",
+            mend=f"remove {unit}.jsonl, and the same command makes both again",
         )
-        if not kept:
-            why = ", ".join(
-                f"{count} {reason}" for reason, count in counts["left_out"].items() if count
-            )
-            raise UserError(
-                f"the split {name!r} is empty: all of its {len(indices)} documents are left out"
-                f" ({why})"
-            )
-        manifest["splits"][name] = _write_split(building / name, documents, kept, counts)
-        say(datasets.size_of_split(name, manifest["splits"][name]))
-        _tell(name, counts, say)
-    datasets.write_manifest(building, manifest)
+
+
+@dataclass
+class Selection:
+    """Which documents of a split are kept, and what there is to say of the others."""
+
+    kept: list[int] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    """documents, by reason"""
+    found: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys([*ODDITIES, "duplicate"], 0)
+    )
+    """documents, by what was found in them"""
+    held_out_too: list[str] = field(default_factory=list)
+    """for each document of `train` that another split holds out: its name, and that split"""
+
+
+def assemble(
+    units: Sequence[Path], vocab: Vocab, job: Job, building: Path, say: Callable[[str], object]
+) -> None:
+    """Write the dataset of the units' documents into the new folder `building`.
+
+    `job.duplicates` "drop" leaves out documents that their split has already, and training
+    documents that are held out in another.
+    """
+    documents = Documents(units, np.dtype(manifests.token_dtype(vocab.size)).itemsize)
+    records = documents.records
+    names = [record.name for record in records]
+    splits = job.rule.share_out(names, [record.split for record in records])
+    held_out = _held_out(records, splits)
+    building.mkdir()
+    manifest = manifests.begin(building, vocab, _treatment(job), job.provenance)
+    for split, indices in splits.items():
+        selection = _select(split, indices, records, held_out, job.duplicates == "drop")
+        _require_documents(split, indices, selection)
+        entry = _write_split(building / split, documents, selection)
+        manifest["splits"][split] = entry
+        say(manifests.size_of_split(split, entry))
+        _report(split, selection, say)
+    manifests.write(building, manifest)
     sync_all(building)
 
 
-def _choose(split, indexed, held_out, drop):
-    """(documents of a split that are kept, counts of what was left out and found)."""
-    kept = []
+def _treatment(job: Job) -> dict[str, str]:
+    """What was done to the documents, for the manifest."""
+    return {
+        "line_ends": "CRLF is read as LF",
+        "order": "by sha256 of the document's name",
+        "byte_order_mark": "left out at a document's beginning",
+        "bad_utf8": job.reading.bad_utf8,
+        "duplicates": job.duplicates,
+    }
+
+
+def _held_out(records: Sequence[Record], splits: dict[str, list[int]]) -> dict[str, str]:
+    """{sha256 of a text: the split, other than `train`, that holds it}."""
+    held_out = {}
+    for split, indices in splits.items():
+        if split == TRAIN:
+            continue
+        for index in indices:
+            if not records[index].left_out:
+                held_out[records[index].sha256] = split
+    return held_out
+
+
+def _select(
+    split: str,
+    indices: Sequence[int],
+    records: Sequence[Record],
+    held_out: dict[str, str],
+    drop_duplicates: bool,
+) -> Selection:
+    selection = Selection()
     seen = set()
-    elsewhere = []
-    left_out = dict.fromkeys(("empty", "bad_utf8", "duplicate"), 0)
-    found = dict.fromkeys((*FOUND, "duplicate"), 0)
-    for index, record in indexed:
+    for index in indices:
+        record = records[index]
         if record.left_out:
-            left_out[record.left_out] += 1
+            selection.left_out[record.left_out] += 1
             continue
         repeated = record.sha256 in seen
-        leaked = split == "train" and record.sha256 in held_out
         seen.add(record.sha256)
-        found["duplicate"] += repeated
+        if repeated:
+            selection.found["duplicate"] += 1
+        leaked = split == TRAIN and record.sha256 in held_out
         if leaked:
-            elsewhere.append(f"{record.name!r} in {held_out[record.sha256]}")
-        if drop and (repeated or leaked):
-            left_out["duplicate"] += 1
+            selection.held_out_too.append(f"{record.name!r} in {held_out[record.sha256]}")
+        if drop_duplicates and (repeated or leaked):
+            selection.left_out["duplicate"] += 1
             continue
-        for kind in record.found:
-            found[kind] += 1
-        kept.append(index)
-    if split == "train":
-        found["also_held_out"] = len(elsewhere)
-    return kept, {"left_out": left_out, "found": found, "elsewhere": elsewhere}
+        for oddity in record.oddities:
+            selection.found[oddity] += 1
+        selection.kept.append(index)
+    if split == TRAIN:
+        selection.found["also_held_out"] = len(selection.held_out_too)
+    return selection
 
 
-def _write_split(folder, documents, kept, counts) -> dict:
-    """Pack the documents; returns the split's entry in the manifest."""
-    folder.mkdir()
-    records = [documents.records[i] for i in kept]
-    with open(folder / datasets.TOKENS, "wb") as out:
-        for index in kept:
-            documents.copy(index, out)
-    names, tokens, sizes = (
-        [getattr(record, key) for record in records] for key in ("name", "tokens", "bytes")
+def _require_documents(split: str, indices: Sequence[int], selection: Selection) -> None:
+    """Raise UserError where nothing of a split is kept."""
+    if selection.kept:
+        return
+    reasons = [f"{count} {reason}" for reason, count in selection.left_out.items() if count]
+    raise UserError(
+        f"the split {split!r} is empty: all of its {len(indices)} documents are left out"
+        f" ({', '.join(reasons)})"
     )
-    return datasets.finish_split(
-        folder, names, tokens, sizes, left_out=counts["left_out"], found=counts["found"]
+
+
+def _write_split(folder: Path, documents: Documents, selection: Selection) -> SplitEntry:
+    """Pack the documents that are kept; returns the split's entry in the manifest."""
+    folder.mkdir()
+    with open(folder / manifests.TOKENS, "wb") as out:
+        for index in selection.kept:
+            documents.copy(index, out)
+    records = [documents.records[index] for index in selection.kept]
+    return manifests.finish_split(
+        folder,
+        names=[record.name for record in records],
+        doc_tokens=[record.tokens for record in records],
+        doc_bytes=[record.bytes for record in records],
+        left_out=selection.left_out,
+        found=selection.found,
     )
 
 
@@ -155,21 +207,22 @@ WORDS = {
 }
 
 
-def _tell(name, counts, say):
-    for what, title in (("left_out", "left out"), ("found", "found")):
-        listed = ", ".join(
-            f"{count:,} {WORDS[key]}" for key, count in counts[what].items() if count
-        )
-        if listed:
-            say(f"{name}: {title} {listed}")
-    elsewhere = counts["elsewhere"]
-    if elsewhere:
-        fate = (
-            "left out of it"
-            if counts["left_out"]["duplicate"]
-            else "kept; --duplicates drop leaves them out of train"
-        )
-        say(
-            f"WARNING: {len(elsewhere):,} document(s) of train are held out too, under other names:"
-            f" {fate} ({', '.join(elsewhere[:SHOWN])}{', …' * (len(elsewhere) > SHOWN)})"
-        )
+def _report(split: str, selection: Selection, say: Callable[[str], object]) -> None:
+    for title, counts in (("left out", selection.left_out), ("found", selection.found)):
+        parts = [f"{count:,} {WORDS[kind]}" for kind, count in counts.items() if count]
+        if parts:
+            say(f"{split}: {title} {', '.join(parts)}")
+    names = selection.held_out_too
+    if not names:
+        return
+    if selection.left_out["duplicate"]:
+        fate = "left out of it"
+    else:
+        fate = "kept; --duplicates drop leaves them out of train"
+    shown = ", ".join(names[:SHOWN])
+    if len(names) > SHOWN:
+        shown += ", …"
+    say(
+        f"WARNING: {len(names):,} document(s) of train are held out too, under other names:"
+        f" {fate} ({shown})"
+    )

@@ -13,7 +13,7 @@ import re
 
 from sentencepiece import sentencepiece_model_pb2
 
-from gpt.data.datasets import token_dtype
+from gpt.data.manifests import token_dtype
 from gpt.data.vocab import BLANK, END_OF_DOCUMENT, Vocab
 from gpt.errors import UserError
 

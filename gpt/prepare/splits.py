@@ -4,11 +4,16 @@ alone."""
 import hashlib
 import itertools
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gpt.data import datasets
+from gpt.data import manifests
 from gpt.errors import UserError
+
+TRAIN = "train"
+TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -17,29 +22,33 @@ class Rule:
 
     test_every: int | None = None
     """Every N-th document of the stable order is held out as `test`."""
-    lists: tuple = ()
+    lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """(split, names) pairs: the documents of these names; all others are `train`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.test_every is not None and self.test_every < 2:
             raise UserError(
-                f"--test_every {self.test_every} would leave nothing to train on: give 2 or more"
+                f"--test_every {self.test_every} would leave nothing to train on",
+                mend="give 2 or more",
             )
         if self.test_every is not None and self.lists:
             raise UserError(
-                "--test_every and --split_list are two ways to choose what is held out: give one of"
-                " them"
+                "--test_every and --split_list are two ways to choose what is held out",
+                mend="give one of them",
             )
-        if "train" in dict(self.lists):
+        if TRAIN in dict(self.lists):
             raise UserError(
-                "--split_list train=…: `train` is all that no list names: list what is held out"
+                "--split_list train=…: `train` is all that no list names",
+                mend="list what is held out",
             )
 
     @property
     def by_folder(self) -> bool:
         return self.test_every is None and not self.lists
 
-    def share_out(self, names, folders) -> dict:
+    def share_out(
+        self, names: Sequence[str], folders: Sequence[str | None]
+    ) -> dict[str, list[int]]:
         """{split: indices of its documents in their stable order}. folders: the documents' splits
         where folders decide.
 
@@ -50,55 +59,74 @@ class Rule:
         hashes = [hashlib.sha256(os.fsencode(name)).digest() for name in names]
         order = sorted(range(len(names)), key=hashes.__getitem__)
         if self.test_every is not None:
-            found = {"train": [], "test": []}
-            for rank, document in enumerate(order, 1):
-                found["test" if rank % self.test_every == 0 else "train"].append(document)
-            if not found["test"]:
-                raise UserError(
-                    f"--test_every {self.test_every} leaves no test document out of {len(names)}: "
-                    "lower it or add documents"
-                )
+            splits = self._every_nth(order, self.test_every)
+        elif self.lists:
+            splits = self._by_lists(order, names)
         else:
-            split_of = self._listed(names) if self.lists else dict(enumerate(folders))
-            splits = ["train", *(split for split, _ in self.lists)] if self.lists else folders
-            found = {split: [] for split in splits}
-            for document in order:
-                found[split_of.get(document, "train")].append(document)
-            if not found.get("train"):
-                raise UserError(
-                    f"nothing is left to train on: all {len(names)} documents are held out"
-                )
+            splits = self._by_folders(order, folders)
         # a folder's names are its own
-        for indices in found.values() if self.by_folder else [order]:
+        for indices in splits.values() if self.by_folder else [order]:
             for first, second in itertools.pairwise(indices):
                 if hashes[first] == hashes[second]:
                     raise UserError(
-                        f"two documents are called {names[first]!r}: rename one, or, if that is an"
-                        " id in the files, name another field with --id_field"
+                        f"two documents are called {names[first]!r}",
+                        mend="rename one, or, if that is an id in the files, name another field"
+                        " with --id_field",
                     )
-        return found
+        return splits
 
-    def _listed(self, names):
+    def _every_nth(self, order: Sequence[int], n: int) -> dict[str, list[int]]:
+        splits: dict[str, list[int]] = {TRAIN: [], TEST: []}
+        for rank, document in enumerate(order, 1):
+            splits[TEST if rank % n == 0 else TRAIN].append(document)
+        if not splits[TEST]:
+            raise UserError(
+                f"--test_every {n} leaves no test document out of {len(order)}",
+                mend="lower it or add documents",
+            )
+        return splits
+
+    def _by_folders(
+        self, order: Sequence[int], folders: Sequence[str | None]
+    ) -> dict[str, list[int]]:
+        splits: dict[Any, list[int]] = {split: [] for split in folders}
+        for document in order:
+            splits[folders[document]].append(document)
+        _require_training_documents(splits, len(order))
+        return splits
+
+    def _by_lists(self, order: Sequence[int], names: Sequence[str]) -> dict[str, list[int]]:
+        split_of = self._listed(names)
+        splits: dict[str, list[int]] = {TRAIN: []}
+        for split, _ in self.lists:
+            splits[split] = []
+        for document in order:
+            splits[split_of.get(document, TRAIN)].append(document)
+        _require_training_documents(splits, len(order))
+        return splits
+
+    def _listed(self, names: Sequence[str]) -> dict[int, str]:
         """{document: its split} of all that are listed."""
-        place = {name: document for document, name in enumerate(names)}
-        split_of = {}
+        index_of = {name: index for index, name in enumerate(names)}
+        split_of: dict[int, str] = {}
         for split, listed in self.lists:
-            missing = [name for name in listed if name not in place]
+            missing = [name for name in listed if name not in index_of]
             if missing:
                 raise UserError(
                     f"{len(missing)} of the {len(listed)} documents listed for the split {split!r}"
-                    f" are not in the input, the first is {missing[0]!r}: names are paths below"
-                    " --input, or ids, or FILE:ROW"
+                    f" are not in the input, the first is {missing[0]!r}",
+                    mend="names are paths below --input, or ids, or FILE:ROW",
                 )
             for name in listed:
-                if split_of.setdefault(place[name], split) != split:
+                other = split_of.setdefault(index_of[name], split)
+                if other != split:
                     raise UserError(
-                        f"{name!r} is listed for the splits {split_of[place[name]]!r} and"
-                        f" {split!r}: take it out of one list"
+                        f"{name!r} is listed for the splits {other!r} and {split!r}",
+                        mend="take it out of one list",
                     )
         return split_of
 
-    def facts(self) -> dict:
+    def facts(self) -> dict[str, Any]:
         """For the record: what to compare, and to read back with `from_facts`."""
         return {
             "test_every": self.test_every,
@@ -106,43 +134,49 @@ class Rule:
         }
 
     @classmethod
-    def from_facts(cls, facts):
-        return cls(
-            facts["test_every"], tuple((split, tuple(names)) for split, names in facts["lists"])
-        )
+    def from_facts(cls, facts: dict[str, Any]) -> "Rule":
+        lists = tuple((split, tuple(names)) for split, names in facts["lists"])
+        return cls(facts["test_every"], lists)
 
 
-def require_name(split: str):
+def _require_training_documents(splits: Mapping[str, list[int]], documents: int) -> None:
+    if not splits.get(TRAIN):
+        raise UserError(f"nothing is left to train on: all {documents} documents are held out")
+
+
+def require_name(split: str) -> None:
     """Raise UserError where a split cannot bear this name."""
-    if split in (datasets.MANIFEST, datasets.TOKENIZER):
+    if split in (manifests.MANIFEST, manifests.TOKENIZER):
         raise UserError(
-            f"a split cannot be called {split!r}, the name of a file of the dataset: choose another"
-            " name"
+            f"a split cannot be called {split!r}, the name of a file of the dataset",
+            mend="choose another name",
         )
     if not split or split.startswith(".") or Path(split).name != split:
         raise UserError(f"a split cannot be called {split!r}: it becomes a folder of the dataset")
 
 
-def read_lists(options) -> tuple:
+def read_lists(options: Iterable[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """--split_list SPLIT=FILE …: the lists of a Rule."""
     lists = []
     for option in options:
         split, equals, file = option.partition("=")
         if not equals or not file:
             raise UserError(
-                f"--split_list {option}: give SPLIT=FILE, a file with one document's name per line"
+                f"--split_list {option}",
+                mend="give SPLIT=FILE, a file with one document's name per line",
             )
         require_name(split)
         if split in dict(lists):
             raise UserError(f"--split_list {option}: the split {split!r} has a list already")
         try:
-            text = Path(file).read_text(encoding="utf-8-sig")
-            names = tuple(dict.fromkeys(line for line in text.splitlines() if line.strip()))
+            lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{file} is not UTF-8 at byte {error.start}: --split_list takes a list of names"
+                f"{file} is not UTF-8 at byte {error.start}",
+                mend="--split_list takes a list of names",
             ) from error
+        names = tuple(dict.fromkeys(line for line in lines if line.strip()))
         if not names:
-            raise UserError(f"{file} lists no document: one name per line belongs there")
+            raise UserError(f"{file} lists no document", mend="one name per line belongs there")
         lists.append((split, names))
     return tuple(lists)

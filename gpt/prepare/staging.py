@@ -4,34 +4,23 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
-from gpt.data import datasets
+from gpt.data import manifests
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.files import (
-    LOCK,
-    FolderLock,
-    sync,
-    write_atomically,
-)
-from gpt.prepare.documents import Reading
+from gpt.files import LOCK, FolderLock, sync, write_atomically
+from gpt.prepare.documents import Input
 from gpt.prepare.splits import Rule
+from gpt.prepare.texts import Reading
 
-PLAN, PACKED = "plan.json", "dataset"
+PLAN = "plan.json"
 
-PLANNED = {
-    "shard",
-    "inputs",
-    "state",
-    "rule",
-    "reading",
-    "duplicates",
-    "provenance",
-    "tokenizer",
-    "units",
-}
+# The folder in which the dataset is packed.
+PACKED = "dataset"
 
 NO_ROOM = (
     "no room is left on the disk of --out, where the work is kept too: make some, and the same"
@@ -47,39 +36,120 @@ class Job:
     reading: Reading = Reading()
     duplicates: str = "keep"
     """keep or drop."""
-    provenance: dict = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What may not change until the dataset is there: plan.json, value by value."""
+
+    shard: list[int]
+    """[i, n]: the i-th of n parts."""
+    inputs: dict[str, Any]
+    """{"files": their number, "sha256": of their names, splits and sizes}"""
+    state: str
+    """sha256 of the times at which the inputs were changed"""
+    rule: dict[str, Any]
+    """`Rule.facts()`"""
+    reading: dict[str, Any]
+    """the fields of a `Reading`"""
+    duplicates: str
+    provenance: dict[str, Any]
+    tokenizer: int | str
+    """ids of one to train, or sha256 of the file of one that is given"""
+    units: int
+    """their number, of all shards"""
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Sequence[Input],
+        units: Sequence[list[Input]],
+        job: Job,
+        tokenizer: Vocab | int,
+        shard: tuple[int, int],
+    ) -> "Plan":
+        """tokenizer: one that is given, or the number of ids of one to train."""
+        lines = [json.dumps([entry.name, entry.split, entry.size]) + "\n" for entry in inputs]
+        times = [f"{entry.changed}\n" for entry in inputs]
+        if isinstance(tokenizer, Vocab):
+            tokenizer_facts: int | str = hashlib.sha256(tokenizer.model).hexdigest()
+        else:
+            tokenizer_facts = tokenizer
+        return cls(
+            shard=list(shard),
+            inputs={"files": len(inputs), "sha256": _hash_of(lines)},
+            state=_hash_of(times),
+            rule=job.rule.facts(),
+            reading=asdict(job.reading),
+            duplicates=job.duplicates,
+            provenance=job.provenance,
+            tokenizer=tokenizer_facts,
+            units=len(units),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Plan":
+        """The plan of a folder. Raises UserError where it has none."""
+        names = [field.name for field in fields(cls)]
+        try:
+            content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = None
+        if not isinstance(content, dict) or not content.keys() >= set(names):
+            raise UserError(
+                f"{folder} holds no encoded texts (no readable {PLAN})",
+                mend="give folders that --shard made, or remove it",
+            )
+        return cls(**{name: content[name] for name in names})
+
+    def write(self, folder: Path) -> None:
+        write_atomically(folder / PLAN, json.dumps(asdict(self), indent=1) + "\n")
+
+    def job(self) -> Job:
+        reading = Reading(**self.reading)
+        return Job(Rule.from_facts(self.rule), reading, self.duplicates, self.provenance)
+
+    def differences(self, other: "Plan") -> list[str]:
+        """Names of the fields in which two plans differ."""
+        names = [field.name for field in fields(self)]
+        return [name for name in names if getattr(self, name) != getattr(other, name)]
+
+
+def _hash_of(lines: Sequence[str]) -> str:
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 class Staging:
     """The folder in which units are encoded, beside the dataset; kept from other processes, and for
     one plan only."""
 
-    def __init__(self, folder: Path, plan: dict):
+    def __init__(self, folder: Path, plan: Plan):
         self.folder = folder
         self._lock = lock_of(folder)
-        path = folder / PLAN
-        if path.exists():
-            _require_same(folder, read_plan(folder), plan)
-        for left in folder.glob("*.new"):
-            left.unlink()
-        write_atomically(path, json.dumps(plan, indent=1) + "\n")
+        if (folder / PLAN).exists():
+            _require_same(folder, Plan.read(folder), plan)
+        for unfinished in folder.glob("*.new"):
+            unfinished.unlink()
+        plan.write(folder)
 
-    def done(self) -> set:
+    def done(self) -> set[int]:
+        """Numbers of the units that are encoded."""
         return {int(path.stem) for path in self.folder.glob("[0-9]*.jsonl")}
 
-    def tokenizer(self, make) -> Vocab:
-        """The tokenizer that is there, or the one that `make()` gives."""
-        path = self.folder / datasets.TOKENIZER
-        if not path.exists():
-            vocab = make()
-            aside = path.with_suffix(".new")
-            aside.write_bytes(vocab.model)
-            sync(aside)
-            os.rename(aside, path)
-            return vocab
-        return Vocab.load(path)
+    def tokenizer(self, make: Callable[[], Vocab]) -> Vocab:
+        """The tokenizer that is kept here already, or the one that `make()` returns."""
+        path = self.folder / manifests.TOKENIZER
+        if path.exists():
+            return Vocab.load(path)
+        vocab = make()
+        aside = path.with_suffix(".new")
+        aside.write_bytes(vocab.model)
+        sync(aside)
+        os.rename(aside, path)
+        return vocab
 
-    def release(self, keep: bool):
+    def release(self, keep: bool) -> None:
         """Let others in; with the folder, unless that is to be kept."""
         if not keep:
             shutil.rmtree(self.folder)
@@ -89,69 +159,48 @@ class Staging:
 def lock_of(folder: Path) -> FolderLock:
     """The lock of a folder that is filled here and removed in the end, so nothing else may be in
     it."""
-    own = (folder / PLAN).exists() or all(
-        path.name in (PACKED, LOCK) or path.suffix == ".new" for path in folder.glob("*")
-    )
-    if not own:
+    if not (folder / PLAN).exists() and _holds_other_files(folder):
         raise UserError(
-            f"{folder} is where the dataset would be made, and holds other files: move them, or"
-            " name another --out"
+            f"{folder} is where the dataset would be made, and holds other files",
+            mend="move them, or name another --out",
         )
     try:
         return FolderLock(
-            folder, "another process prepares a dataset in {}: wait for it, or name another --out"
+            folder,
+            other="another process prepares a dataset in",
+            mend="wait for it, or name another --out",
         )
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror}") from error
 
 
-def read_plan(folder: Path) -> dict:
-    try:
-        plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        plan = None
-    if not isinstance(plan, dict) or not plan.keys() >= PLANNED:
-        raise UserError(
-            f"{folder} holds no encoded texts (no readable {PLAN}): give folders that --shard made,"
-            " or remove it"
-        )
-    return plan
+def _holds_other_files(folder: Path) -> bool:
+    """Whether a folder holds anything but what a command that was killed early leaves."""
+    for path in folder.glob("*"):
+        if path.name not in (PACKED, LOCK) and path.suffix != ".new":
+            return True
+    return False
 
 
-def _require_same(folder, old, new):
+# How a message calls a field of the plan, where its name does not tell.
+WORDS = {
+    "state": "input files",
+    "inputs": "input files",
+    "rule": "splits",
+    "reading": "options of reading",
+    "duplicates": "rules for duplicates",
+}
+
+
+def _require_same(folder: Path, old: Plan, new: Plan) -> None:
     """Raise UserError where a folder was begun for another plan. As long as bad UTF-8 was refused,
     none was met in what is done, so the other ways to take it may follow."""
-    if old["reading"]["bad_utf8"] == "refuse":
-        old = {**old, "reading": {**old["reading"], "bad_utf8": new["reading"]["bad_utf8"]}}
-    other = [name for name in new if new[name] != old.get(name)]
-    if other:
-        words = {
-            "state": "input files",
-            "inputs": "input files",
-            "rule": "splits",
-            "reading": "options of reading",
-            "duplicates": "rules for duplicates",
-        }
+    if old.reading["bad_utf8"] == "refuse":
+        old = replace(old, reading={**old.reading, "bad_utf8": new.reading["bad_utf8"]})
+    differences = new.differences(old)
+    if differences:
+        what = WORDS.get(differences[0], differences[0])
         raise UserError(
-            f"{folder} was begun with other {words.get(other[0], other[0])}: finish it with the"
-            " command that began it, or remove it to begin afresh"
+            f"{folder} was begun with other {what}",
+            mend="finish it with the command that began it, or remove it to begin afresh",
         )
-
-
-def make_plan(inputs, units, job: Job, tokenizer, shard) -> dict:
-    """What may not change until the dataset is there. tokenizer: a Vocab, or the size of one to
-    train."""
-    names = "".join(json.dumps([entry.name, entry.split, entry.size]) + "\n" for entry in inputs)
-    state = "".join(f"{entry.changed}\n" for entry in inputs)
-    trained = isinstance(tokenizer, int)
-    return {
-        "shard": list(shard),
-        "inputs": {"files": len(inputs), "sha256": hashlib.sha256(names.encode()).hexdigest()},
-        "state": hashlib.sha256(state.encode()).hexdigest(),
-        "rule": job.rule.facts(),
-        "reading": vars(job.reading),
-        "duplicates": job.duplicates,
-        "provenance": job.provenance,
-        "tokenizer": tokenizer if trained else hashlib.sha256(tokenizer.model).hexdigest(),
-        "units": len(units),
-    }

@@ -3,60 +3,74 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.files import (
-    sync,
-    when_full,
-    write_atomically,
-)
-from gpt.prepare.documents import (
-    NotUTF8,
-    Reading,
-    divide,
-    documents,
-)
+from gpt.files import sync, when_full, write_atomically
+from gpt.prepare.documents import Input, divide, documents
 from gpt.prepare.encode import Encoder, Lossy
-from gpt.prepare.staging import (
-    NO_ROOM,
-)
+from gpt.prepare.staging import NO_ROOM
+from gpt.prepare.texts import Document, NotUTF8, Reading
+
+# Bytes of input in a unit.
+SMALLEST_UNIT = 1 << 20
+LARGEST_UNIT = 1 << 26
+
+# How many units the inputs are cut into, where these bounds let them.
+UNITS = 1024
+
+# A unit's number, and its inputs.
+Unit = tuple[int, list[Input]]
 
 
 class Record(NamedTuple):
-    """What a unit knows of a document."""
+    """What a unit knows of a document. A line of NUMBER.jsonl holds the values in this order."""
 
     name: str
-    split: str | None  # where folders decide
-    tokens: int  # the end-of-document id not counted
+    split: str | None
+    """Where folders decide."""
+    tokens: int
+    """The end-of-document id not counted."""
     bytes: int
-    sha256: str  # of the text as it was encoded, UTF-8
-    left_out: str | None  # why: empty, bad_utf8, duplicate
-    found: list  # of sources.FOUND
+    sha256: str
+    """Of the text as it was encoded, UTF-8."""
+    left_out: str | None
+    """Why: empty, bad_utf8, duplicate."""
+    oddities: list[str]
+    """Of gpt.prepare.texts.ODDITIES."""
 
 
-# bytes of input
-SMALLEST_UNIT = 1 << 20
+def read_records(unit: Path) -> list[Record]:
+    """The records of an encoded unit, whose path bears no ending."""
+    lines = unit.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    return [Record(*json.loads(line)) for line in lines]
 
-LARGEST_UNIT = 1 << 26
+
+def place_of_unit(folder: Path, number: int) -> Path:
+    """A unit's path in its folder, without an ending."""
+    return folder / f"{number:06d}"
 
 
-def units_of(inputs) -> list:
+def units_of(inputs: Sequence[Input]) -> list[list[Input]]:
     """The inputs cut into units, large files of rows in parts; a function of the inputs alone."""
-    size = max(SMALLEST_UNIT, min(LARGEST_UNIT, sum(entry.size for entry in inputs) // 1024))
-    units, filled = [], size
-    for entry in (part for whole in inputs for part in divide(whole, size)):
-        if filled >= size:
-            units.append([])
-            filled = 0
-        units[-1].append(entry)
-        filled += entry.size
+    total = sum(entry.size for entry in inputs)
+    unit_size = max(SMALLEST_UNIT, min(LARGEST_UNIT, total // UNITS))
+    units: list[list[Input]] = []
+    filled = unit_size
+    for entry in inputs:
+        for part in divide(entry, unit_size):
+            if filled >= unit_size:
+                units.append([])
+                filled = 0
+            units[-1].append(part)
+            filled += part.size
     return units
 
 
@@ -69,73 +83,83 @@ class UnitEncoder:
     model: bytes
 
     @when_full(NO_ROOM)
-    def __call__(self, unit, report) -> tuple:
-        """unit: (number, inputs). Returns (number, sentences on documents that are not UTF-8); with
-        any, it is not done."""
+    def __call__(self, unit: Unit, report: Callable[[int], object]) -> tuple[int, list[NotUTF8]]:
+        """Returns (number, mistakes of documents that are not UTF-8); with any, it is not done.
+
+        report(bytes): called with the size of text that was encoded since.
+        """
         number, inputs = unit
-        place = self.folder / f"{number:06d}"
+        place = place_of_unit(self.folder, number)
+        aside = self.folder / f"{place.name}.{os.getpid()}.new"
         encoder = encoder_of(self.model)
-        aside = self.folder / f"{number:06d}.{os.getpid()}.new"
-        records, bad = [], []
+        records: list[Record] = []
+        bad: list[NotUTF8] = []
         try:
             with open(aside, "wb") as out:
-                for entry in inputs:
-                    for document in documents(entry, self.reading):
-                        record, sentence = self._add(document, entry, encoder, out, report)
-                        records.append(record)
-                        bad += [sentence] if sentence and self.reading.bad_utf8 == "refuse" else []
+                for entry, document in _documents_of_all(inputs, self.reading):
+                    try:
+                        record = _encode(document, entry.split, encoder, out, report)
+                    except NotUTF8 as error:
+                        record = Record(document.name, entry.split, 0, 0, "", "bad_utf8", [])
+                        if self.reading.bad_utf8 == "refuse":
+                            # a new one: what was caught keeps the document's bytes
+                            bad.append(NotUTF8(error.document, error.byte))
+                    records.append(record)
             if not bad:
                 sync(aside)
                 os.rename(aside, place.with_suffix(".tokens"))
-                write_atomically(
-                    place.with_suffix(".jsonl"),
-                    "".join(json.dumps(record) + "\n" for record in records),
-                )
+                lines = [json.dumps(record) + "\n" for record in records]
+                write_atomically(place.with_suffix(".jsonl"), "".join(lines))
         finally:
             aside.unlink(missing_ok=True)
         return number, bad
 
-    def _add(self, document, entry, encoder, out, report):
-        """(record of a document whose tokens were appended to `out`, a sentence if it is not
-        UTF-8)."""
-        start = out.tell()
-        size = 0
-        digest = hashlib.sha256()
-        try:
-            for chunk in encoder.chunks(document.blocks()):
-                content = chunk.encode()
-                out.write(encoder.encode(chunk))
-                digest.update(content)
-                size += len(content)
-                report(len(content))
-        except NotUTF8 as error:
-            out.seek(start)
-            out.truncate()
-            return Record(document.name, entry.split, 0, 0, "", "bad_utf8", []), str(error)
-        except Lossy as error:
-            raise UserError(
-                f"the tokenizer does not encode {document.name} without loss: use one trained with"
-                " byte_fallback, the identity normalisation and no dummy prefix, or leave"
-                " --tokenizer out to train one"
-            ) from error
-        tokens = (out.tell() - start) // np.dtype(encoder.dtype).itemsize
-        if size:
-            out.write(encoder.end)
-        found = sorted(document.found)
-        return (
-            Record(
-                document.name,
-                entry.split,
-                tokens,
-                size,
-                digest.hexdigest(),
-                None if size else "empty",
-                found,
-            ),
-            None,
-        )
+
+def _documents_of_all(
+    inputs: Sequence[Input], reading: Reading
+) -> Iterator[tuple[Input, Document]]:
+    for entry in inputs:
+        for document in documents(entry, reading):
+            yield entry, document
+
+
+def _encode(
+    document: Document,
+    split: str | None,
+    encoder: Encoder,
+    out: BinaryIO,
+    report: Callable[[int], object],
+) -> Record:
+    """Append a document's tokens to `out`. Raises NotUTF8, with nothing appended."""
+    start = out.tell()
+    size = 0
+    digest = hashlib.sha256()
+    try:
+        for chunk in encoder.chunks(document.blocks()):
+            content = chunk.encode()
+            out.write(encoder.encode(chunk))
+            digest.update(content)
+            size += len(content)
+            report(len(content))
+    except NotUTF8:
+        out.seek(start)
+        out.truncate()
+        raise
+    except Lossy as error:
+        raise UserError(
+            f"the tokenizer does not encode {document.name} without loss",
+            mend="use one trained with byte_fallback, the identity normalisation and no dummy"
+            " prefix, or leave --tokenizer out to train one",
+        ) from error
+    tokens = (out.tell() - start) // np.dtype(encoder.dtype).itemsize
+    if size:
+        out.write(encoder.end)
+    left_out = None if size else "empty"
+    oddities = sorted(document.oddities)
+    return Record(document.name, split, tokens, size, digest.hexdigest(), left_out, oddities)
 
 
 @lru_cache(1)
-def encoder_of(model):
+def encoder_of(model: bytes) -> Encoder:
+    """The encoder of a tokenizer's file; a process keeps its last one, and what it remembers."""
     return Encoder(Vocab(model))

@@ -6,19 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt.data import datasets
+from gpt.data import manifests
 from gpt.data.datasets import Dataset
 from gpt.files import hash_file
-from gpt.prepare.documents import NotUTF8, documents
+from gpt.prepare.documents import documents
+from gpt.prepare.texts import NotUTF8
 
 AT_A_TIME = 1 << 20  # tokens
 
 
 def damaged_files(root: Path, manifest: dict) -> list:
     """A sentence for every file of a dataset that is not as its manifest says."""
-    wanted = {root / datasets.TOKENIZER: {"sha256": manifest["tokenizer"].get("sha256")}}
+    wanted = {root / manifests.TOKENIZER: {"sha256": manifest["tokenizer"].get("sha256")}}
     for split, entry in manifest["splits"].items():
-        wanted |= {root / split / file: entry["files"][file] for file in datasets.FILES}
+        wanted |= {root / split / file: entry["files"][file] for file in manifests.SPLIT_FILES}
     found = []
     for path, facts in wanted.items():
         if not path.is_file():

@@ -8,7 +8,8 @@ import sentencepiece
 
 from gpt.data.vocab import END_OF_DOCUMENT, Vocab
 from gpt.errors import UserError
-from gpt.prepare.documents import NotUTF8, documents, holds_rows
+from gpt.prepare.documents import documents, holds_rows
+from gpt.prepare.texts import NotUTF8
 
 # The baseline's options (Languini Kitchen's books_16384.model).
 TOKENIZER_OPTIONS = dict(

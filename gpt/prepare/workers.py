@@ -4,15 +4,27 @@ noticed."""
 import multiprocessing
 import signal
 import time
-from multiprocessing.connection import wait
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 from gpt.errors import RunError, UserError, in_words
 from gpt.wording import duration
 
+# Between two lines that say how far the encoding is.
 SECONDS_BETWEEN_REPORTS = 10
 
+# Between two sums that a worker process sends.
+SECONDS_BETWEEN_SUMS = 0.5
 
-def spread(work, tasks, count: int, report):
+
+def spread(
+    work: Callable[[Any, Callable[[int], object]], Any],
+    tasks: Iterable[Any],
+    count: int,
+    report: Callable[[int], object],
+) -> Iterator[Any]:
     """Call `work(task, report)` for every task on `count` processes; yield the results as they
     come.
 
@@ -26,20 +38,22 @@ def spread(work, tasks, count: int, report):
         return
     context = multiprocessing.get_context("spawn")
     tasks = iter(tasks)
-    processes, busy = [], {}
+    busy: dict[Any, BaseProcess] = {}  # by the connection to each
+    processes: list[BaseProcess] = []
     try:
         for _, task in zip(range(count), tasks):
             ours, theirs = context.Pipe()
-            processes.append(context.Process(target=_serve, args=(work, theirs), daemon=True))
-            processes[-1].start()
+            process = context.Process(target=_serve, args=(work, theirs), daemon=True)
+            processes.append(process)
+            process.start()
             theirs.close()
-            _talk(ours.send, processes[-1], task)
-            busy[ours] = processes[-1]
+            _talk(ours.send, process, task)
+            busy[ours] = process
         while busy:
             for connection in wait(list(busy)):
                 kind, value = _talk(connection.recv, busy[connection])
                 if kind == "mistake":
-                    raise UserError(value)
+                    raise value
                 if kind == "report":
                     report(value)
                     continue
@@ -57,7 +71,7 @@ def spread(work, tasks, count: int, report):
             process.join()
 
 
-def _talk(act, process, *args):
+def _talk(act: Callable[..., Any], process: BaseProcess, *args: Any) -> Any:
     """Send to, or receive from, a process."""
     try:
         return act(*args)
@@ -69,22 +83,24 @@ def _talk(act, process, *args):
         ) from error
 
 
-def _serve(work, connection):
+def _serve(work: Callable[[Any, Callable[[int], object]], Any], connection: Connection) -> None:
+    """What a worker process does: tasks come in; ("report", sum), ("done", result) and
+    ("mistake", UserError) go out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     try:
         while True:
             task = connection.recv()
             sums = _Sums(connection)
             try:
-                done = work(task, sums.add)
+                result = work(task, sums.add)
             except Exception as caught:
                 error = in_words(caught)
                 if not isinstance(error, UserError):
                     raise
-                connection.send(("mistake", str(error)))
+                connection.send(("mistake", error))
                 return
             sums.send()
-            connection.send(("done", done))
+            connection.send(("done", result))
     except (EOFError, ConnectionError):
         pass  # all is done, or the parent is gone
 
@@ -92,27 +108,30 @@ def _serve(work, connection):
 class _Sums:
     """Sends sums of numbers, twice a second."""
 
-    def __init__(self, connection):
+    def __init__(self, connection: Connection):
         self._connection = connection
         self._sum = 0
-        self._sent = time.monotonic()
+        self._last_sent = time.monotonic()
 
-    def add(self, number):
+    def add(self, number: int) -> None:
         self._sum += number
-        if time.monotonic() - self._sent > 0.5:
+        if time.monotonic() - self._last_sent > SECONDS_BETWEEN_SUMS:
             self.send()
 
-    def send(self):
+    def send(self) -> None:
         self._connection.send(("report", self._sum))
         self._sum = 0
-        self._sent = time.monotonic()
+        self._last_sent = time.monotonic()
 
 
-class Progress:
-    """Says every few seconds how far the encoding is. sizes: {unit: bytes of input}. plain: whether
-    those are bytes of text, so that a unit in work counts too."""
+class EncodingReport:
+    """Says every few seconds how far the encoding is.
 
-    def __init__(self, sizes: dict, plain: bool, say):
+    sizes: {unit: bytes of input}. plain: whether those are bytes of text, so that a unit in work
+    counts too.
+    """
+
+    def __init__(self, sizes: dict[int, int], plain: bool, say: Callable[[str], object]):
         self._sizes = sizes
         self._plain = plain
         self._say = say
@@ -120,22 +139,26 @@ class Progress:
         self._text = 0
         self._finished = 0
         self._began = time.monotonic()
-        self._last = self._began
+        self._last_report = self._began
 
-    def advance(self, size: int):
+    def advance(self, size: int) -> None:
         """`size` bytes of text more were encoded."""
         self._text += size
         now = time.monotonic()
-        if now - self._last >= SECONDS_BETWEEN_REPORTS:
-            self._last = now
-            spent = now - self._began
-            done = min(self._text, self._total) if self._plain else self._finished
-            eta = duration(spent * (self._total - done) / done) if done else "unknown"
-            self._say(
-                f"{self._text / 1e6:,.0f} MB of text encoded, {self._text / 1e6 / spent:.1f} MB/s; "
-                f"{done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB of files done, ETA {eta}"
-            )
+        if now - self._last_report < SECONDS_BETWEEN_REPORTS:
+            return
+        self._last_report = now
+        seconds = now - self._began
+        done = min(self._text, self._total) if self._plain else self._finished
+        eta = "unknown"
+        if done:
+            eta = duration(seconds * (self._total - done) / done)
+        text = self._text / 1e6
+        self._say(
+            f"{text:,.0f} MB of text encoded, {text / seconds:.1f} MB/s;"
+            f" {done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB of files done, ETA {eta}"
+        )
 
-    def finish(self, number: int):
+    def finish(self, number: int) -> None:
         """A unit is done."""
         self._finished += self._sizes[number]

@@ -2,10 +2,10 @@
 all."""
 
 from gpt.checkpoint import folders, warm_start
-from gpt.checkpoint.folders import require_facts
+from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.config.keys import nearest
 from gpt.config.run_config import Config, leaves
-from gpt.config.saved import CONFIG, curve_settings, differences_of, read_config, resolved
+from gpt.config.saved import curve_settings, differences_of, resolved
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
@@ -23,28 +23,37 @@ def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
     with do not fit, or where another process is in the folder.
     """
     run_dir = config.run_dir
-    folder = config.run_dir / "checkpoints"
+    folder = folders.of_run(config.run_dir)
     for place in (run_dir, folder):
         if place.exists() and not place.is_dir():
             raise UserError(
                 f"{place} is a file, where a run wants to be kept: name another --run_dir"
             )
     # a mistake below shall leave no new folder behind
-    lock = FolderLock(run_dir) if run_dir.exists() else None
+    lock = _lock(run_dir) if run_dir.exists() else None
     if folder.exists():
         folders.clean_up(folder)
     tag = _find(run_dir, folder, resume, notices)
     began_from = None
     if tag is not None:
-        require_facts(folder / tag)
-        earlier = read_config(folder / tag / CONFIG)
+        checkpoint = Checkpoint.open(folder / tag)
+        checkpoint.require_facts()
+        earlier = checkpoint.config
         _compare(earlier, resolved, allowed, run_dir, notices)
         began_from = earlier.get("began_from")
     elif config.options.init_from:
         began_from = warm_start.origin(
             config.options.init_from, config.model, resolved["dataset"]["tokenizer"]
         )
-    return tag, began_from, lock or FolderLock(run_dir)
+    return tag, began_from, lock or _lock(run_dir)
+
+
+def _lock(run_dir):
+    return FolderLock(
+        run_dir,
+        other="another process is training in",
+        mend="wait for it, or name another --run_dir",
+    )
 
 
 def _find(run_dir, folder, resume, notices):
@@ -53,7 +62,7 @@ def _find(run_dir, folder, resume, notices):
     else:
         tag = folders.latest(folder) if resume == "never" else resume
         if tag == resume:
-            folders.verify(folders.resolve(folder, tag))
+            Checkpoint.open(folders.find(folder, tag)).verify()
     if tag is None and resume == "must":
         raise UserError(f"--resume must: {folder} has no checkpoint to go on from")
     if tag is not None and resume == "never":
@@ -120,7 +129,7 @@ def reached(config: Config, dataset: Dataset) -> tuple:
     A damaged checkpoint is left for training to deal with, and precision for the machine that
     trains. Raises UserError where the checkpoint is of a run with other settings.
     """
-    folder = config.run_dir / "checkpoints"
+    folder = folders.of_run(config.run_dir)
     tag = folders.latest(folder)
     last = config.options.max_train_steps
     try:
@@ -132,11 +141,11 @@ def reached(config: Config, dataset: Dataset) -> tuple:
             step = last
             finished = True
         else:
-            manifest = folders.read_manifest(folder / tag)
-            then = read_config(folder / tag / CONFIG)
-            step = manifest["step"]
+            checkpoint = Checkpoint.open(folder / tag)
+            then = checkpoint.config
+            step = checkpoint.step
             finished = step >= last and (
-                config.options.eval_every <= 0 or manifest["evaluated_step"] == step
+                config.options.eval_every <= 0 or checkpoint.manifest.evaluated_step == step
             )
     except UserError:
         return 0, False

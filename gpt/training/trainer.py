@@ -167,11 +167,11 @@ class Trainer:
         """Go on from a checkpoint: its weights, and where the run was; returns the seconds of
         training until then."""
         manifest = self.saver.load(tag, self.probe, self.notices)
-        self.step = manifest["step"]
-        self.evaluated_step = manifest["evaluated_step"]
-        self.left_out = sorted({*self.left_out, *manifest["left_out"]})
-        self.spikes = SpikeDetector(manifest["losses"])
-        return manifest["seconds"]
+        self.step = manifest.step
+        self.evaluated_step = manifest.evaluated_step
+        self.left_out = sorted({*self.left_out, *manifest.left_out})
+        self.spikes = SpikeDetector(manifest.losses)
+        return manifest.seconds
 
     def _announce(self):
         """Open the run's files and say what is about to run."""
@@ -298,7 +298,6 @@ class Trainer:
         batch = batch.reshape(self.config.batch.accumulation, self.config.batch.micro_size, -1)
         self.meter.mark("data")
         lr = self.engine.lr
-        self.refusing = False
         accept = self._accept if options.spike_policy == "skip" else None
         result = self.engine.step(batch, want_norms, accept, self._mark, statistics)
         loss, grad_norm = self._agree(result)
@@ -306,7 +305,7 @@ class Trainer:
         self.meter.settle()
         score = self.spikes.score(loss)
         if not result.applied:
-            self._not_applied(number, loss, score, batch, index, result.exhausted)
+            self._not_applied(number, loss, score, batch, index, result)
             return False
         if score > options.spike_zscore and self._spiked(number, loss, score, index):
             return False
@@ -329,15 +328,16 @@ class Trainer:
         self.meter.mark(part)
         if part == "step":
             self.watchdog.progress(f"computing step {self.step + 1}")
+            self.watchdog.first_micro_batch_done()
 
     def _accept(self, loss) -> bool:
-        self.refusing = self.spikes.score(loss) > self.config.options.spike_zscore
-        return not self.refusing
+        """Whether a step with this mean loss may change the weights, under policy skip."""
+        return not self.spikes.score(loss) > self.config.options.spike_zscore
 
-    def _not_applied(self, number, loss, score, batch, index, exhausted):
+    def _not_applied(self, number, loss, score, batch, index, result):
         """The weights were not updated: try again, leave the batch out, go back, or give up."""
         options = self.config.options
-        if options.spike_policy == "skip" and self.refusing:
+        if result.refused:
             self._leave_out(number, loss, score, index, batch)
         elif self.config.precision == "fp16":
             self.overflows += 1
@@ -350,7 +350,7 @@ class Trainer:
                 }
             )
             if (
-                exhausted
+                result.exhausted
                 or self.overflows >= MAX_OVERFLOWS
                 or self.config.deepspeed["fp16"]["loss_scale"]
             ):
@@ -554,12 +554,10 @@ class Trainer:
             self.saver.begin(
                 self.step,
                 self.probe,
-                {
-                    "evaluated_step": self.evaluated_step,
-                    "left_out": self.left_out,
-                    "losses": self.spikes.losses,
-                    "seconds": self.meter.seconds,
-                },
+                evaluated_step=self.evaluated_step,
+                left_out=self.left_out,
+                losses=self.spikes.losses,
+                seconds=self.meter.seconds,
             )
 
 

@@ -12,7 +12,9 @@ import pytest
 from conftest import ROOT, read_metrics, tiny_run, write_run
 from safetensors.torch import load_file
 
-from gpt.checkpoint import folders
+from gpt.checkpoint import checkpoint, folders
+from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.checkpoint.manifest import read_content, write_content
 from gpt.checkpoint.weights import consolidate
 from gpt.config.resolve import resolve
 from gpt.data.datasets import Dataset
@@ -74,10 +76,10 @@ def test_a_checkpoint_tells_what_it_is(run):
     assert folders.committed(folder) == ["global_step4", "global_step5", "global_step6"]
     assert (folder / "latest").read_text() == "global_step6\n"
     assert sorted(os.listdir(folder / "global_step6")) == FILES
-    manifest = folders.verify(folder / "global_step6")
-    assert (manifest["step"], manifest["tokens"], manifest["ranks"]) == (6, 6 * 256, 1)
-    assert sorted([*manifest["files"], "checkpoint.json"]) == FILES
-    assert 6 < manifest["probe"]["loss"] < 8
+    manifest = Checkpoint.open(folder / "global_step6").verify().manifest
+    assert (manifest.step, manifest.tokens, manifest.ranks) == (6, 6 * 256, 1)
+    assert sorted([*manifest.files, "checkpoint.json"]) == FILES
+    assert 6 < manifest.probe.loss < 8
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
@@ -94,7 +96,7 @@ def test_any_damage_is_found_named_and_walked_back_from(name, how, run):
 
 def test_a_disk_that_cannot_be_read_is_walked_back_from(run, monkeypatch):
     folder = run / "runs/tiny/checkpoints"
-    read = folders.hash_file
+    read = checkpoint.hash_file
     notices = []
 
     def hash_file(path):
@@ -102,7 +104,7 @@ def test_a_disk_that_cannot_be_read_is_walked_back_from(run, monkeypatch):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read(path)
 
-    monkeypatch.setattr(folders, "hash_file", hash_file)
+    monkeypatch.setattr(checkpoint, "hash_file", hash_file)
     assert folders.newest_good(folder, notices) == "global_step5"
     assert notices == [
         f"CHECKPOINT NOT USED: {folder}/global_step6/mp_rank_00_model_states.pt: Input/output"
@@ -124,7 +126,7 @@ def test_a_resumed_run_says_loudly_what_it_did_not_use(run, run_command):
         by_step.setdefault(event["step"], []).append(event["loss"])
     assert by_step[6][0] == by_step[6][1]
     # written again, whole
-    assert folders.verify(run / "runs/tiny/checkpoints/global_step6")["step"] == 6
+    assert Checkpoint.open(run / "runs/tiny/checkpoints/global_step6").verify().step == 6
 
 
 def test_no_whole_checkpoint_is_an_error_that_overwrites_nothing(run, run_command):
@@ -284,9 +286,9 @@ def test_a_loss_scale_goes_on_by_the_rules_of_the_present_configuration(
 
 def test_weights_that_are_not_those_that_were_saved_are_noticed(run, run_command):
     folder = run / "runs/tiny/checkpoints/global_step6"
-    manifest = folders.read_manifest(folder)
+    manifest = read_content(folder)
     manifest["probe"]["loss"] *= 1.001
-    folders.write_manifest(folder, manifest)
+    write_content(folder, manifest)
     done = go_on(run, run_command)
     assert done.returncode == 1
     assert "its weights give the loss" in done.stderr and "nothing was trained" in done.stderr
@@ -303,9 +305,9 @@ def test_what_a_crash_leaves_is_put_right(run):
 
 def test_facts_that_are_missing_are_named(run, run_command):
     folder = run / "runs/tiny/checkpoints/global_step6"
-    manifest = folders.read_manifest(folder)
+    manifest = read_content(folder)
     del manifest["left_out"]
-    folders.write_manifest(folder, manifest)
+    write_content(folder, manifest)
     done = go_on(run, run_command)
     assert (
         done.returncode == 2
@@ -390,10 +392,8 @@ def test_a_save_that_fails_on_one_rank_fails_on_all_and_costs_no_more(
     folder = tmp_path / "runs/tiny/checkpoints"
     assert sorted(os.listdir(folder)) == ["global_step1", "global_step4", "global_step5", "latest"]
     for tag in folders.committed(folder):
-        assert {folders.rank_of(Path(name)) for name in folders.verify(folder / tag)["files"]} == {
-            0,
-            1,
-        }
+        files = Checkpoint.open(folder / tag).verify().manifest.files
+        assert {folders.rank_of(Path(name)) for name in files} == {0, 1}
 
 
 def test_an_old_checkpoint_that_cannot_be_removed_costs_no_new_one(sample, tmp_path, run_command):
@@ -529,9 +529,9 @@ def test_consolidated_weights_are_verified_too(run, run_command):
 
 def test_consolidated_weights_must_give_the_probes_loss(run):
     folder = run / "runs/tiny/checkpoints/global_step6"
-    manifest = folders.read_manifest(folder)
+    manifest = read_content(folder)
     manifest["probe"]["loss"] *= 1.001
-    folders.write_manifest(folder, manifest)
+    write_content(folder, manifest)
     with pytest.raises(
         UserError, match="the consolidated weights give the loss .* where training had"
     ):
@@ -542,7 +542,7 @@ def test_consolidated_weights_must_give_the_probes_loss(run):
 def test_a_loss_in_16_bits_may_be_doubtful(run, run_command):
     """A GPU's own kernels and rounded weights may take it further than they usually do."""
     folder = run / "runs/tiny/checkpoints/global_step6"
-    manifest = folders.read_manifest(folder)
+    manifest = read_content(folder)
     true = manifest["probe"]["loss"]
     for factor, said in (
         (1.001, None),
@@ -550,7 +550,7 @@ def test_a_loss_in_16_bits_may_be_doubtful(run, run_command):
         (1.02, "use another checkpoint"),
     ):
         manifest |= {"precision": "fp16", "probe": {**manifest["probe"], "loss": true * factor}}
-        folders.write_manifest(folder, manifest)
+        write_content(folder, manifest)
         command = [sys.executable, ROOT / "tools/zero_to_fp32.py", folder, run / f"out-{factor}"]
         done = run_command(command, run)
         assert (

@@ -9,9 +9,9 @@ import seed_project
 import torch
 from conftest import ROOT, read_metrics, tiny_run, write_run
 from safetensors.torch import load_file
-from test_languini import random_documents
+from seed_project import random_documents
 
-from gpt.checkpoint import folders
+from gpt.checkpoint.manifest import Manifest
 from gpt.checkpoint.weights import consolidate, load_model, write_folder
 from gpt.config.resolve import resolve
 from gpt.config.saved import foreign_config, read_config
@@ -124,11 +124,11 @@ def check(here, run_command, stage, ranks, **keys):
 def test_a_run_begins_with_the_given_weights_and_goes_on_with_its_own(here, run_command):
     check(here, run_command, 3, 2)
     origin = read_config(here / "runs/tiny/config.yaml")["began_from"]
-    manifest = folders.read_manifest(here / "given")
+    manifest = Manifest.read(here / "given")
     assert origin == {
         "folder": "given",
         "step": 100,
-        "sha256": manifest["files"]["model.safetensors"]["sha256"],
+        "sha256": manifest.files["model.safetensors"]["sha256"],
     }
     model = load_model(
         here / "given/model.safetensors",

@@ -358,14 +358,14 @@ def test_what_the_slurm_script_starts(tmp_path):
 ROLL_CALL = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from gpt.errors import run
+from gpt.errors import command
 from gpt.cluster.launch import Launch, launched
 from gpt.cluster.roll_call import roll_call
 def main():
     own = launched()
     launch = Launch(own.rank, own.size, ("node1", "node2"))
     print(roll_call(launch, {"dataset": sys.argv[2]}, float(sys.argv[3]))[1])
-run(main)
+command(main)
 """
 
 

@@ -5,16 +5,16 @@ import time
 
 import pytest
 
-from gpt.cluster.preflight import Preflight
+from gpt.cluster import host_checks, preflight
 
 ANSWERS = {  # the stand-in's script -> what is made of it
-    "all at once": ("""printf '%s\\n{"host": "a"}\\n' $(date +%s)""", {"host": "a"}, None),
+    "all at once": ("""printf '%s\\n{"host": "a"}\\n' $(date +%s)""", {"host": "a"}, ""),
     "little by little": (
         """date +%s; sleep 0.2; echo '{"host":'; sleep 0.2; echo '"a"}'""",
         {"host": "a"},
-        None,
+        "",
     ),
-    "more than a pipe holds": ("""date +%s; printf '["%0200000d"]' 0""", ["0" * 200000], None),
+    "more than a pipe holds": ("""date +%s; printf '["%0200000d"]' 0""", ["0" * 200000], ""),
     "an error": ("echo one >&2; echo 'ssh: no route' >&2; exit 255", None, "ssh: no route"),
     "a chatty shell": (
         "echo Welcome to node1; exec sleep 90",
@@ -29,16 +29,17 @@ ANSWERS = {  # the stand-in's script -> what is made of it
 
 
 @pytest.mark.parametrize("case", ANSWERS)
-def test_what_a_host_answers(case, tmp_path):
-    script, report, said = ANSWERS[case]
+def test_what_a_host_answers(case, tmp_path, monkeypatch):
+    script, report, reason = ANSWERS[case]
     (tmp_path / "ssh").write_text(f"#!/bin/bash\n{script}\n")
     (tmp_path / "ssh").chmod(0o755)
-    preflight = Preflight({"node1": 1}, "data", "runs", 29500, seconds=2.0)
-    preflight._ssh = [str(tmp_path / "ssh")]
+    monkeypatch.setattr(preflight, "SSH", (str(tmp_path / "ssh"),))
+    cluster = preflight.Cluster({"node1": 1}, tmp_path, tmp_path, 29500, seconds=2.0)
     began = time.monotonic()
-    assert preflight._report_of("node1", "report()") == (report, said)
+    answer = preflight._ask(cluster, "node1", "report()")
     assert time.monotonic() - began < 60  # not until the host has done with whatever it does
-    assert report is None or abs(preflight.skews["node1"]) < 30
+    assert (answer.report, answer.reason) == (report, reason)
+    assert abs(answer.skew) < 30
 
 
 @pytest.mark.parametrize(
@@ -52,10 +53,8 @@ def test_what_a_host_answers(case, tmp_path):
     ],
 )
 def test_shared_memory_of_containers(gpus, slots, size, warned):
-    preflight = Preflight({"node1": slots}, "data", "runs", 29500)
-    preflight.reports = {"node1": {"gpus": gpus, "shared_memory": size}}
-    preflight._memory()
-    assert preflight.ok
+    reports = {"node1": {"gpus": gpus, "shared_memory": size}}
+    rows = list(host_checks.shared_memory(reports, {"node1": slots}))
     said = "node1: /dev/shm holds 67 MB, which is little for NCCL"
-    assert [row.said for row in preflight.rows] == [said] * warned
-    assert all("--ipc=host" in row.fix and "--shm-size=1g" in row.fix for row in preflight.rows)
+    assert [(row.level, row.said) for row in rows] == [("warn", said)] * warned
+    assert all("--ipc=host" in row.fix and "--shm-size=1g" in row.fix for row in rows)

@@ -54,13 +54,15 @@ def test_all_are_told_who_is_silent(device, limit, ended, monkeypatch, capsys):
     assert not ended
     watching[2]._stop_watching()  # as a process that was killed: it says nothing of its end
     wait_for(lambda: len(ended) == 2)
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     assert (
         ended == [1, 1]
-        and said.count("late: rank 2 on node2, which shows no sign of life. The same command") == 2
+        and errors.count("late: rank 2 on node2, which shows no sign of life. The same command")
+        == 2
     )
     assert (
-        "[rank 0 on node1] error: no sign of life from another rank for 2 s while starting" in said
+        "[rank 0 on node1] error: no sign of life from another rank for 2 s while starting"
+        in errors
     )
 
 
@@ -97,3 +99,28 @@ def test_who_is_gone():
         == "rank 1 on node2, which has ended; rank 2 on node2, which shows no sign of life"
     )
     assert Watchdog(worlds()[0], 0).who_is_gone() == "unknown, since gpt.step_timeout is off"
+
+
+def test_evaluating_before_the_first_step_does_not_end_its_patience(ended, monkeypatch, capsys):
+    monkeypatch.setattr(watchdog, "STARTING_SECONDS", 3.0)
+    alone = Watchdog(World(0, 1, torch.device("cpu")), 0.4)
+    for _ in range(5):
+        alone.progress("evaluating after step 0")
+    time.sleep(1)  # a first micro-batch that compiles
+    assert not ended
+    alone.progress("computing step 1")
+    alone.first_micro_batch_done()
+    wait_for(lambda: ended)
+    assert ended == [1]
+    assert (
+        "error: no progress for 0.4 s (gpt.step_timeout) while computing step 1; late: the only"
+        " rank. The same command" in capsys.readouterr().err
+    )
+
+
+def test_a_first_step_that_never_ends_is_noticed(ended, monkeypatch, capsys):
+    monkeypatch.setattr(watchdog, "STARTING_SECONDS", 0.8)
+    alone = Watchdog(World(0, 1, torch.device("cpu")), 0.4)
+    alone.progress("reading the batch of step 1")
+    wait_for(lambda: ended)
+    assert "no progress for 0.8 s (gpt.step_timeout) while reading" in capsys.readouterr().err

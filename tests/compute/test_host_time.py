@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import ROOT, tiny_run
 from dispatched import Launches
-from test_step_costs import batch, make, on_ranks
+from tiny_engines import batch, make, on_ranks
 
 import gpt.model
 from gpt.compute.dry_run import report

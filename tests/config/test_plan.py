@@ -14,7 +14,7 @@ from gpt.config.schedule import CosineSchedule
 from gpt.config.shape import ModelConfig, load_presets
 from gpt.errors import UserError
 from gpt.model import GPT
-from tools.plain_gpt import PlainGPT
+from tools.benchmarks.plain_gpt import PlainGPT
 
 CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pickle
-import random
 import sys
 
 import numpy as np
@@ -14,8 +13,9 @@ import seed_project
 import sentencepiece
 import torch
 from conftest import ROOT
+from seed_project import TEXTS, random_documents
 
-from gpt.checkpoint import folders
+from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.weights import load_model
 from gpt.config.saved import read_config
 from gpt.convert import languini_books
@@ -29,11 +29,6 @@ from gpt.evaluation import Evaluator, summary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 VOCAB = "books_2048"
-TEXTS = [
-    "The whale, the whale!\n",
-    "naïve café — 🥐🥐\n" * 40,
-    "Call me Ishmael. Some years ago, never mind how long.\n" * 9,
-]
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +39,6 @@ def vocab(sample):
 @pytest.fixture(scope="module")
 def pieces(vocab):
     return sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
-
-
-def random_documents(name, count, longest, seed):
-    rng = random.Random(seed)
-    return {
-        f"{name} {i}": [rng.randint(3, 2047) for _ in range(rng.randint(1, longest))]
-        for i in range(count)
-    }
 
 
 @pytest.fixture
@@ -280,7 +267,7 @@ def test_logits_are_those_of_the_seed_projects_model(prefix, vocab, tmp_path):
         32,
         100,
     )
-    assert folders.verify(tmp_path / "out")["step"] == 100
+    assert Checkpoint.open(tmp_path / "out").verify().step == 100
     assert sorted(os.listdir(tmp_path / "out")) == [
         "checkpoint.json",
         "config.yaml",

@@ -14,7 +14,7 @@ import sentencepiece
 import torch
 from conftest import ROOT, load_command
 from safetensors.torch import load_file, save_file
-from test_languini import TEXTS
+from seed_project import TEXTS
 
 from gpt.checkpoint.weights import write_folder
 from gpt.config.saved import foreign_config

@@ -11,7 +11,8 @@ from conftest import ROOT, write_run
 from plain_torch import plain_torch
 from safetensors.torch import load_file
 
-from gpt.checkpoint.weights import consolidate, read_weights
+from gpt.checkpoint.weights import consolidate
+from gpt.checkpoint.zero_files import read_state
 from gpt.cluster.launch import Launch
 from gpt.config.resolve import load
 from gpt.engine import boundary
@@ -108,9 +109,9 @@ def test_the_engine_does_what_plain_torch_does(stage, ranks, clip, sample, tmp_p
     # Adam's first steps are as large as lr whatever the gradient's size
     for name, weight in weights.items():
         assert (found["weights"][name] - weight).abs().mean() < 2e-5, name
-    step, found_stage, stored = read_weights(tmp_path / "global_step1")
-    assert (step, found_stage) == (6, stage)
-    assert all(torch.equal(stored[name], found["weights"][name]) for name in weights)
+    stored = read_state(tmp_path / "global_step1")
+    assert (stored.step, stored.stage) == (6, stage)
+    assert all(torch.equal(stored.weights[name], found["weights"][name]) for name in weights)
     consolidate(tmp_path / "global_step1", tmp_path / "export")
     written = load_file(tmp_path / "export/model.safetensors")
     assert all(torch.equal(written[name], found["weights"][name]) for name in weights)
@@ -149,4 +150,4 @@ def test_fp16_skips_overflows_and_repeats_the_batch(sample, tmp_path, run_comman
     assert found["loss"] == pytest.approx(losses, abs=5e-3)
     assert found["grad_norm"] == pytest.approx(norms, rel=2e-2)
     assert found["lr"] == [load(config).schedule.lr(step) for step in (1, 2, 3)]
-    assert read_weights(tmp_path / "global_step1")[2]["head.weight"].dtype == torch.float32
+    assert read_state(tmp_path / "global_step1").weights["head.weight"].dtype == torch.float32

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, read_metrics, write_run
 
-from gpt.checkpoint.folders import read_manifest
+from gpt.checkpoint.manifest import Manifest
 from gpt.cluster.world import World
 from gpt.compute import hardware
 from gpt.config.resolve import load
@@ -20,7 +20,7 @@ from gpt.config.shape import ModelConfig
 from gpt.metrics import meter
 from gpt.metrics.activations import ActivationStatistics
 from gpt.model import GPT
-from tools.plain_gpt import PlainGPT
+from tools.benchmarks.plain_gpt import PlainGPT
 
 TRAIN = ROOT / "gpt" / "train.py"
 ALONE = World(0, 1, torch.device("cpu"))
@@ -81,7 +81,7 @@ def test_every_line_has_all_axes(runs):
 
 
 def test_hours_go_on_over_a_resume(runs):
-    spent = read_manifest(runs[0] / "checkpoints/global_step4")["seconds"] / 3600
+    spent = Manifest.read(runs[0] / "checkpoints/global_step4").seconds / 3600
     train = read_metrics(runs[1], "train")
     assert [event["step"] for event in train] == [1, 2, 3, 4, 5, 6, 5, 6]
     assert train[3]["hours"] <= spent < train[6]["hours"] < train[7]["hours"]

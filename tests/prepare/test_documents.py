@@ -24,9 +24,10 @@ from test_pipeline import (
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.prepare import documents
-from gpt.prepare.documents import Document, Input, NotUTF8
+from gpt.prepare.documents import Input
 from gpt.prepare.inputs import find_inputs
 from gpt.prepare.splits import Rule, read_lists
+from gpt.prepare.texts import Document, NotUTF8, Reading
 
 ROWS = [
     {"text": "the whale", "id": "moby"},
@@ -102,7 +103,7 @@ def test_rows_are_documents_named_by_their_ids(tmp_path, vocab, file):
 def test_rows_without_ids_are_numbered_and_trained_on_where_they_are_not_held_out(
     tmp_path, file, monkeypatch
 ):
-    monkeypatch.setattr(documents, "BLOCK", 1000)
+    monkeypatch.setattr("gpt.prepare.texts.BLOCK", 1000)
     path = write_rows(tmp_path / file, [{"text": text} for text in BOOKS.values()])
     out = build(path, tmp_path / "out", 300, test_every=4)
     for split, texts in every(
@@ -281,9 +282,9 @@ def test_a_text_is_the_same_wherever_its_blocks_end(tmp_path, monkeypatch):
         ]
         raw = b"".join(rng.choices(parts, k=rng.randrange(12)))
         path.write_bytes(raw)
-        monkeypatch.setattr(documents, "BLOCK", rng.randrange(1, 5))
+        monkeypatch.setattr("gpt.prepare.texts.BLOCK", rng.randrange(1, 5))
         expected = raw.decode("utf-8", "replace").removeprefix("\ufeff").replace("\r\n", "\n")
-        assert Document("a", path, replace=True).read() == expected, raw
+        assert Document("a", path, replace_bad_bytes=True).read() == expected, raw
         try:
             raw.decode()
             assert Document("a", path).read() == expected
@@ -472,14 +473,14 @@ def test_a_list_of_paths_with_a_mistake(tmp_path):
 @pytest.mark.parametrize("file", ["a.jsonl", "a.parquet"])
 @pytest.mark.parametrize("size", [1, 100, 700])
 def test_large_files_of_rows_are_read_in_parts(tmp_path, file, size, monkeypatch):
-    monkeypatch.setattr(documents, "BLOCK", 64)
+    monkeypatch.setattr("gpt.prepare.texts.BLOCK", 64)
     path = write_rows(tmp_path / file, [{"text": text} for text in BOOKS.values()])
     if file == "a.jsonl":
         # a blank line, and no end of the last
         path.write_bytes(b"\n" + path.read_bytes().rstrip(b"\n"))
     (entry,) = find_inputs(path, False)
     parts = documents.divide(entry, size)
-    reading = documents.Reading()
+    reading = Reading()
     assert len(parts) > 2 and all(part.size > 0 for part in parts)
     rows = [
         [(row.name, row.read()) for row in documents.documents(part, reading)] for part in parts

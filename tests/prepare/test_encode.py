@@ -6,15 +6,15 @@ import random
 
 import numpy as np
 import pytest
-import test_vocab
-from test_vocab import ALPHABET, BLANK, NASTY, train
+from small_tokenizers import ALPHABET, BLANK, NASTY, SENTENCES, train
 
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.prepare import encode
-from gpt.prepare.documents import Reading, documents
+from gpt.prepare.documents import documents
 from gpt.prepare.encode import Encoder, Lossy
 from gpt.prepare.sample import sample_inputs
+from gpt.prepare.texts import Reading
 
 WHITE = ["the end.\n\nA new one\t\there  and there\n" * 3] * 60
 VOCABULARIES = {
@@ -48,7 +48,7 @@ VOCABULARIES = {
 @pytest.fixture(scope="module")
 def encoders():
     return {
-        name: Encoder(Vocab(train(test_vocab.SENTENCES + WHITE, **options)))
+        name: Encoder(Vocab(train(SENTENCES + WHITE, **options)))
         for name, (options, _, _) in VOCABULARIES.items()
     }
 
@@ -131,7 +131,7 @@ def test_a_run_without_a_harmless_cut_is_refused_before_it_fills_the_memory(
     monkeypatch, name, reason
 ):
     options = dict(model_type="unigram", hard_vocab_limit=False) if name == "unigram" else {}
-    encoder = Encoder(Vocab(train(["oooooooo"] * 50 + test_vocab.SENTENCES, **options)))
+    encoder = Encoder(Vocab(train(["oooooooo"] * 50 + SENTENCES, **options)))
     monkeypatch.setattr(encode, "CHUNK", 100)
     monkeypatch.setattr(encode, "LONGEST_RUN", 1000)
     assert fast(encoder, ["o" * 950]) == whole(encoder, "o" * 950)

@@ -20,10 +20,10 @@ from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.prepare import documents as documents_module
 from gpt.prepare import pipeline, staging
-from gpt.prepare.documents import Document, Reading
 from gpt.prepare.inputs import find_inputs
 from gpt.prepare.sample import prepare_sample, sample_inputs
 from gpt.prepare.splits import Rule
+from gpt.prepare.texts import Document, Reading
 from gpt.prepare.vocab_training import TOKENIZER_OPTIONS, train_tokenizer
 
 COMMAND = [sys.executable, Path(__file__).resolve().parents[2] / "tools" / "prepare_data.py"]

@@ -22,10 +22,11 @@ from gpt.errors import UserError
 from gpt.files import FolderLock
 from gpt.prepare import assemble, pipeline, units
 from gpt.prepare import workers as workers_module
-from gpt.prepare.documents import Reading, documents
+from gpt.prepare.documents import documents
 from gpt.prepare.inputs import inputs_of_folder
 from gpt.prepare.splits import Rule
 from gpt.prepare.staging import Job
+from gpt.prepare.texts import Reading
 from gpt.prepare.units import units_of
 
 RUN = Path(__file__).resolve().parents[2] / "tests" / "support" / "prepare_run.py"
@@ -333,5 +334,5 @@ def test_more_shards_than_units(sample, tmp_path):
 def test_a_document_in_work_counts_where_its_file_is_its_text(monkeypatch, plain, told):
     monkeypatch.setattr(workers_module, "SECONDS_BETWEEN_REPORTS", 0)
     said = []
-    workers_module.Progress({0: 4_000_000}, plain, said.append).advance(1_000_000)
+    workers_module.EncodingReport({0: 4_000_000}, plain, said.append).advance(1_000_000)
     assert told in said[0] and said[0].startswith("1 MB of text encoded")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_pipeline import BOOKS, build, write_texts
 
-from gpt.data import datasets
+from gpt.data import manifests
 from gpt.data.datasets import Dataset
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
@@ -46,7 +46,7 @@ def test_all_is_as_made(made, run_command):
 
 def test_the_file_of_any_flipped_byte_is_named(made):
     out, rng = made / "out", random.Random(0)
-    manifest = datasets.read_manifest(out)
+    manifest = manifests.read(out)
     files = [
         path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "manifest.json"
     ]
@@ -68,7 +68,7 @@ def test_any_flipped_byte_of_the_manifest_is_noticed_before_training(made):
     for place in range(len(content)):
         path.write_bytes(flipped(content, place, 1 << rng.randrange(8)))
         with pytest.raises(UserError, match="manifest.json (is damaged|has format)"):
-            datasets.read_manifest(made / "out")
+            manifests.read(made / "out")
 
 
 def flipped(content, place, bits):
@@ -101,9 +101,11 @@ def remake(out, split, change):
     arrays["tokens"].tofile(folder / "tokens.bin")
     for name in ("doc_tokens", "doc_bytes"):
         np.save(folder / f"{name}.npy", arrays[name])
-    manifest = datasets.read_manifest(out)
-    manifest["splits"][split]["files"] = {file: hash_file(folder / file) for file in datasets.FILES}
-    datasets.write_manifest(out, manifest)
+    manifest = manifests.read(out)
+    manifest["splits"][split]["files"] = {
+        file: hash_file(folder / file) for file in manifests.SPLIT_FILES
+    }
+    manifests.write(out, manifest)
 
 
 def swap(name, i, j):
@@ -136,7 +138,7 @@ def test_counts_that_do_not_add_up(made, monkeypatch, change, message, at_a_time
     monkeypatch.setattr(verify, "AT_A_TIME", at_a_time)
     assert verify.miscounts(Dataset(made / "out"), "train") == []
     remake(made / "out", "train", change)
-    assert verify.damaged_files(made / "out", datasets.read_manifest(made / "out")) == []
+    assert verify.damaged_files(made / "out", manifests.read(made / "out")) == []
     found = verify.miscounts(Dataset(made / "out"), "train")
     assert any(message in sentence for sentence in found), found
 
@@ -178,7 +180,7 @@ def test_another_source(made, run_command, change, message):
 def test_datasets_of_format_1_still_open(made):
     path = made / "out" / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest[datasets.SEAL], manifest["provenance"]
+    del manifest[manifests.SEAL], manifest["provenance"]
     path.write_text(json.dumps({**manifest, "format": 1}))
     assert Dataset(made / "out").split("train").doc_tokens.sum() > 0
     assert verify.damaged_files(made / "out", manifest) == []

@@ -9,6 +9,7 @@ from conftest import load_command
 from synthetic_runs import evaluation, synthetic_run, train, write_lines
 
 from gpt.errors import UserError
+from gpt.results.leaderboard import by_class
 
 compare = load_command("compare")
 HOUR = 256 / 3600  # tokens per second of a reference that takes an hour for a step
@@ -84,7 +85,7 @@ def test_tables_by_class_best_first_with_seeds_merged(tmp_path, monkeypatch, cap
         ({"a": (1800, 1024, 10000), "b": (7000, 1024, 40000)}, [["b"], ["a"]]),
     ],
 )
-def test_classes_allow_for_steps_being_whole(hours, classes, monkeypatch):
+def test_classes_allow_for_steps_being_whole(hours, classes):
     rows = [
         (
             {"name": name, "reference_hours": steps * tokens / speed / 3600},
@@ -92,8 +93,7 @@ def test_classes_allow_for_steps_being_whole(hours, classes, monkeypatch):
         )
         for name, (steps, tokens, speed) in hours.items()
     ]
-    monkeypatch.setattr(compare, "_row", lambda row: row)
-    assert [[row["name"] for row in found] for found in compare._classes(rows)] == classes
+    assert [[row["name"] for row in rows_of_class] for rows_of_class in by_class(rows)] == classes
 
 
 def test_a_loss_that_is_not_finite_comes_last(tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from synthetic_runs import config_yaml, evaluation, synthetic_run, train, write_
 
 from gpt.errors import UserError
 from gpt.metrics.runs import read_runs
+from gpt.results.page import page, payload
 
 report = load_command("report")
 BROWSER = shutil.which("chromium")
@@ -56,7 +57,7 @@ EVENTS = [
 
 
 def write_page(tmp_path, runs, name="report.html", **options):
-    (tmp_path / name).write_text(report.page(read_runs(runs), **options), encoding="utf-8")
+    (tmp_path / name).write_text(page(read_runs(runs), **options), encoding="utf-8")
     return tmp_path / name
 
 
@@ -224,7 +225,7 @@ def test_what_a_run_is_called_is_never_code(tmp_path):
     runs = read_runs([tmp_path / "x<" / "script><img src=x onerror=alert(1)>"])
     runs[0].name = HOSTILE
     runs[0].notices = [HOSTILE]
-    (tmp_path / "report.html").write_text(report.page(runs), encoding="utf-8")
+    (tmp_path / "report.html").write_text(page(runs), encoding="utf-8")
     dom, console = browse(tmp_path / "report.html", tmp_path)
     drawn = re.findall(r'data-name="([^"]*)"', dom)
     assert console == [] and "<img" not in re.sub(r'="[^"]*"', "", dom)
@@ -234,7 +235,7 @@ def test_what_a_run_is_called_is_never_code(tmp_path):
 
 
 def test_the_page_loads_nothing(tmp_path):
-    text = report.page(read_runs([a_run(tmp_path / "one")]))
+    text = page(read_runs([a_run(tmp_path / "one")]))
     assert re.search(
         r"default-src 'none'; style-src 'sha256-[^']+'; script-src 'sha256-[^']+'", text
     )
@@ -251,7 +252,7 @@ def test_long_curves_keep_their_peaks(tmp_path):
         for step in range(1, 9001)
     ]
     write_lines(tmp_path / "long", lines)
-    columns = report.payload(read_runs([tmp_path / "long"])[0])["curves"][0]["columns"]
+    columns = payload(read_runs([tmp_path / "long"])[0])["curves"][0]["columns"]
     assert (
         len(columns["step"]) < 9000 / 3 and columns["step"][0] == 1 and columns["step"][-1] == 9000
     )

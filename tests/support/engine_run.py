@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from gpt.checkpoint import folders
+from gpt.checkpoint.manifest import Manifest
 from gpt.config.resolve import resolve
 from gpt.config.saved import CONFIG, write_config
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Streams
 from gpt.engine import boundary
-from gpt.errors import run as run_command
+from gpt.errors import command
 from gpt.model import GPT
 from gpt.training.trainer import resolved
 
@@ -91,11 +92,9 @@ def main(config_file, out, data, *flags):
             for rank in range(world.size)
             for name, facts in folders.own_files(out / staged, rank).items()
         }
-        folders.commit(
-            out, 1, files, {"precision": config.precision, "probe": {"tokens": [], "loss": 0.0}}
-        )
+        folders.commit(out, Manifest(step=1, precision=config.precision, files=files))
     boundary.disconnect()
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(*sys.argv[1:]))
+    command(lambda: main(*sys.argv[1:]))

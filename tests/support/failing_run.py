@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 
 from forked import fork_ranks
-from planted import Plant, mark_modules
+from planted import train_with
 
-from gpt import train
-from gpt.errors import run
 from gpt.training import trainer  # noqa: F401  (no rank need import it)
 
 
@@ -22,9 +20,7 @@ def failing(fault, options):
     errors = os.open(f"{fault}/{os.environ['RANK']}", os.O_CREAT | os.O_WRONLY)
     os.dup2(errors, 2)
     sys.argv = ["train.py", *options, "--run_dir", f"{fault}/run"]
-    mark_modules()
-    Plant(fault)
-    run(train.main)
+    train_with(fault)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
     fault, _, number = sys.argv.pop(1).partition("=")
     units.SMALLEST_UNIT = 1 << 14
-    finish, finished = pipeline.Progress.finish, []
+    finish, finished = pipeline.EncodingReport.finish, []
 
     def finish_and_fail(progress, unit):
         finish(progress, unit)
@@ -31,7 +31,7 @@ if __name__ == "__main__":
             worker = multiprocessing.active_children()[0].pid if fault == "worker" else None
             os.kill(worker or os.getpid(), signal.SIGKILL)
 
-    pipeline.Progress.finish = finish_and_fail
+    pipeline.EncodingReport.finish = finish_and_fail
     if fault == "packed":
         pipeline.assemble = lambda *args, assemble=pipeline.assemble: (
             assemble(*args) or os.kill(os.getpid(), signal.SIGKILL)

@@ -4,6 +4,7 @@ plainly, and its files on disk: what imported data and weights are held against.
 
 import itertools
 import math
+import random
 
 import numpy as np
 import torch
@@ -19,6 +20,19 @@ LISTS = {
     "wood": "test_woodworking",
 }
 END = 2
+TEXTS = [
+    "The whale, the whale!\n",
+    "naïve café — 🥐🥐\n" * 40,
+    "Call me Ishmael. Some years ago, never mind how long.\n" * 9,
+]
+
+
+def random_documents(name, count, longest, seed):
+    rng = random.Random(seed)
+    return {
+        f"{name} {i}": [rng.randint(3, 2047) for _ in range(rng.randint(1, longest))]
+        for i in range(count)
+    }
 
 
 def write_books(root, splits, vocab="books_2048", dtype=np.uint16):

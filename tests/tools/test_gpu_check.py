@@ -16,9 +16,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from tools import gpu_report
-from tools.gpu_findings import Findings
 from tools.gpu_stages import STAGES, Stage, models
+from tools.gpu_stages import report as gpu_report
+from tools.gpu_stages.findings import Findings
 from tools.gpu_stages.lab import Lab
 
 PATIENCE = 400  # seconds; a machine that does other things beside takes its time

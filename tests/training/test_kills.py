@@ -15,6 +15,7 @@ from conftest import ROOT, read_metrics, write_run
 from safetensors.torch import load_file
 
 from gpt.checkpoint import folders
+from gpt.checkpoint.manifest import Manifest
 from gpt.checkpoint.weights import consolidate
 
 TRAIN = ROOT / "gpt" / "train.py"
@@ -156,7 +157,7 @@ def operations_of_a_commit(folder, die_before):
             folders.clean_up(folder)
             stage(folder, 6)
             files = folders.own_files(folder / folders.staging_tag(6), 0)
-            folders.commit(folder, 6, files, {})
+            folders.commit(folder, Manifest(step=6, files=files))
             folders.retain(folder, 2, 0)
             os._exit(0)
         finally:
@@ -178,9 +179,8 @@ def test_a_commit_that_dies_anywhere_loses_nothing(again, tmp_path):
         folder = tmp_path / str(instant)
         for step in (2, 4, *([6] if again else [])):
             stage(folder, step)
-            folders.commit(
-                folder, step, folders.own_files(folder / folders.staging_tag(step), 0), {}
-            )
+            files = folders.own_files(folder / folders.staging_tag(step), 0)
+            folders.commit(folder, Manifest(step=step, files=files))
         code = operations_of_a_commit(folder, instant)
         assert code in (0, 9)
         folders.clean_up(folder)

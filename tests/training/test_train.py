@@ -14,7 +14,7 @@ from conftest import ROOT, read_metrics, write_run
 from safetensors.torch import load_file
 
 from gpt import files
-from gpt.checkpoint import folders
+from gpt.checkpoint.manifest import read_content, write_content
 from gpt.checkpoint.weights import consolidate
 from gpt.errors import UserError
 from gpt.files import FolderLock, hash_file
@@ -132,7 +132,7 @@ def test_an_evaluation_that_was_stopped_is_made_up_for_once(one_rank, tmp_path, 
     shutil.copytree(one_rank / "runs", tmp_path / "runs")
     folder = tmp_path / "runs/tiny/checkpoints/global_step6"
     # as a stop leaves it
-    folders.write_manifest(folder, {**folders.read_manifest(folder), "evaluated_step": 3})
+    write_content(folder, {**read_content(folder), "evaluated_step": 3})
     command = [sys.executable, TRAIN, "--ds_config", one_rank / "tiny.json"]
     first, second = (run_command(command, tmp_path) for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
@@ -350,7 +350,7 @@ def test_pickles_with_code_are_never_run(one_rank, tmp_path, run_command):
 
     shutil.copytree(one_rank / "runs", tmp_path / "runs")
     folder = tmp_path / "runs/tiny/checkpoints/global_step6"
-    manifest = folders.read_manifest(folder)
+    manifest = read_content(folder)
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
         content = (folder / name).read_bytes()
         torch.save({"optimizer_state_dict": Trap(), "module": Trap()}, folder / name)
@@ -359,7 +359,7 @@ def test_pickles_with_code_are_never_run(one_rank, tmp_path, run_command):
             for path in folder.iterdir()
             if path.name != "checkpoint.json"
         }
-        folders.write_manifest(folder, {**manifest, "files": hashes})
+        write_content(folder, {**manifest, "files": hashes})
         with pytest.raises(
             UserError,
             match="holds code or types that a checkpoint does not need, and was not loaded",

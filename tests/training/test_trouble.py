@@ -14,6 +14,8 @@ from conftest import ROOT, read_metrics, write_run
 from safetensors.torch import load_file
 
 from gpt.checkpoint import folders
+from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.checkpoint.manifest import Manifest
 from gpt.checkpoint.weights import consolidate
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Streams, batch_index
@@ -150,7 +152,7 @@ def test_rewind(sample, tmp_path, run_command):
     assert found[0]["zscore"] > 8 and all(
         name.endswith(".txt") for name in found[0]["documents"][0]
     )
-    assert folders.read_manifest(tmp_path / "a/checkpoints/global_step44")["left_out"] == [
+    assert Manifest.read(tmp_path / "a/checkpoints/global_step44").left_out == [
         33,
         34,
     ]
@@ -236,7 +238,7 @@ def test_a_gradient_that_is_not_finite_is_explained(stage, sample, tmp_path, run
         "nothing was updated, the latest checkpoint is runs/tiny/checkpoints/global_step10: lower"
         " max_lr" in done.stderr
     )
-    assert folders.verify(tmp_path / "runs/tiny/checkpoints/global_step10")
+    assert Checkpoint.open(tmp_path / "runs/tiny/checkpoints/global_step10").verify()
     failed = read_metrics(tmp_path / "runs/tiny", "failed")
     assert len(failed) == 1 and failed[0]["step"] == 12 and len(failed[0]["documents"]) == 8
 
@@ -321,6 +323,20 @@ def test_a_rank_that_hangs_is_named_and_all_end(fault, said, sample, tmp_path):
         "global_step5",
         "global_step10",
     )
+
+
+def test_a_first_step_may_compile_after_an_evaluation(sample, tmp_path, run_command):
+    gpt = {"eval_every": 5, "eval_batch_size": 1, "max_eval_steps": 5, "max_train_steps": 2}
+    config = config_of(tmp_path, sample, gpt=gpt)
+    done = planted(run_command, tmp_path, config, "compile=5", "--step_timeout", 2)
+    assert done.returncode == 0 and "eval after step 0" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_fault_that_never_strikes_is_noticed(sample, tmp_path, run_command):
+    config = config_of(tmp_path, sample, gpt={"max_train_steps": 2})
+    done = planted(run_command, tmp_path, config, "spike=1,nan=7,bug=1@1")
+    assert done.returncode == 1
+    assert done.stderr.endswith("rank 0: planted, and never struck: nan\n")
 
 
 def test_a_request_to_stop_does_not_wait_for_an_evaluation(sample, tmp_path, run_command):

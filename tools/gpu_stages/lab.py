@@ -14,7 +14,7 @@ from gpt.compute import hardware
 from gpt.config.shape import ModelConfig, load_presets
 from gpt.errors import in_brief
 from gpt.kernels.layer_norm import layer_norm
-from tools.gpu_findings import Findings
+from tools.gpu_stages.findings import Findings
 
 # Half the distance from 1 to the next number, and the smallest number above 0.
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8, "fp16": 2.0**-11}
@@ -83,7 +83,7 @@ class Lab:
         )
 
     def row(self, table: str, **columns):
-        """A row of one of the report's tables, see tools/gpu_report.py."""
+        """A row of one of the report's tables, see tools/report.py."""
         self._findings.add(stage=self.stage, table=table, **columns)
 
     @contextlib.contextmanager

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from gpt import model as gpt_model
 from gpt.model import GPT
+from tools.benchmarks.plain_gpt import PlainGPT
 from tools.gpu_stages.profiled import profiled
-from tools.plain_gpt import PlainGPT
 
 ACCUMULATION = 2
 APART = 0.2  # nats between the losses of models in bf16
@@ -75,7 +75,7 @@ def _makers(lab, shape):
 
 
 def _transformers(shape):
-    from tools.bench_step import transformers_gpt2
+    from tools.benchmarks.step import transformers_gpt2
 
     return transformers_gpt2(shape, None, torch.bfloat16)
 

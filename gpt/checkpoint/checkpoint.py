@@ -1,0 +1,68 @@
+"""A checkpoint on the disk, opened once."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gpt.checkpoint.manifest import MANIFEST, Manifest
+from gpt.config.saved import CONFIG, model_config, read_config
+from gpt.config.shape import ModelConfig
+from gpt.errors import UserError, in_brief
+from gpt.files import hash_file
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint of a run, or a folder of consolidated weights."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Checkpoint":
+        """Raises UserError where there is no manifest, or none that can be read."""
+        return cls(Path(path), Manifest.read(path))
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @property
+    def tag(self) -> str:
+        return self.path.name
+
+    @cached_property
+    def config(self) -> dict:
+        """Its config.yaml. Raises UserError where that cannot be read."""
+        return read_config(self.path / CONFIG)
+
+    @cached_property
+    def shape(self) -> ModelConfig:
+        """The model's. Raises UserError where config.yaml does not tell it."""
+        return model_config(self.config, self.path / CONFIG)
+
+    def verify(self) -> "Checkpoint":
+        """Raise UserError, with the first that is not, unless every file is as it was written."""
+        for name, facts in self.manifest.files.items():
+            path = self.path / name
+            if not path.is_file():
+                raise UserError(f"{path} is missing", mend="use another checkpoint")
+            try:
+                whole = path.stat().st_size == facts["size"] and hash_file(path) == facts
+            except OSError as error:
+                raise UserError(in_brief(error, path), mend="use another checkpoint") from error
+            if not whole:
+                raise UserError(
+                    f"{path} is not as it was written (its size or sha256 differs)",
+                    mend="use another checkpoint",
+                )
+        return self
+
+    def require_facts(self):
+        """Raise UserError where the manifest lacks what a run needs in order to go on."""
+        if self.manifest.lacks is not None:
+            raise UserError(
+                f"{self.path / MANIFEST} does not tell {self.manifest.lacks}",
+                mend="another version of the trainer wrote it; go on with that one, or start afresh"
+                " in another --run_dir",
+            )

@@ -1,0 +1,219 @@
+"""Files of many documents: the rows of .jsonl[.gz|.zst] and .parquet files."""
+
+import gzip
+import importlib
+import json
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, NamedTuple
+
+from gpt.errors import UserError
+from gpt.prepare import texts
+from gpt.prepare.texts import Reading
+
+
+class Part(NamedTuple):
+    """A part of a file of rows, in bytes of .jsonl or row groups of .parquet."""
+
+    first: int
+    end: int
+    rows_before: int
+
+
+class Row(NamedTuple):
+    """A document in a file of rows."""
+
+    number: int
+    """From 1."""
+    name: str | int | None
+    text: str | bytes
+    oddities: Collection[str] = ()
+
+
+def line_marks(path: Path, size: int) -> list[tuple[int, int]]:
+    """(byte, lines before it) of the beginnings of parts, and of the file's end."""
+    marks = [(0, 0)]
+    position = 0
+    lines = 0
+    with texts.readable(path), open(path, "rb") as file:
+        while block := file.read(texts.BLOCK):
+            line_end = block.rfind(b"\n") + 1
+            part_begin, _ = marks[-1]
+            if line_end and position + line_end - part_begin >= size:
+                marks.append((position + line_end, lines + block.count(b"\n", 0, line_end)))
+            position += len(block)
+            lines += block.count(b"\n")
+    if marks[-1][0] != position:
+        marks.append((position, lines))
+    return marks
+
+
+def group_marks(path: Path, size: int) -> list[tuple[int, int]]:
+    """(row group, rows before it) of the beginnings of parts, and of the file's end."""
+    with _parquet(path) as file:
+        marks = [(0, 0)]
+        rows = 0
+        part_size = 0
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            rows += group.num_rows
+            part_size += group.total_byte_size
+            if part_size >= size or number == file.num_row_groups - 1:
+                marks.append((number + 1, rows))
+                part_size = 0
+    return marks
+
+
+def json_rows(path: Path, part: Part | None, reading: Reading) -> Iterator[Row]:
+    """The lines that are not blank."""
+    with texts.readable(path), _opened(path) as file:
+        if part is None:
+            lines = _lines(file, None)
+            first_number = 1
+        else:
+            file.seek(part.first)
+            lines = _lines(file, part.end - part.first)
+            first_number = part.rows_before + 1
+        for number, line in enumerate(lines, first_number):
+            if line.strip():
+                yield _json_row(line, number, f"{path}:{number}", reading)
+
+
+def _json_row(line: bytes, number: int, where: str, reading: Reading) -> Row:
+    document = texts.Document(where, line, where, reading.replaces_bad_bytes)
+    try:
+        row = json.loads(document.read())
+    except texts.NotUTF8:
+        # Whoever reads this text as a document is told, and knows whether to skip it.
+        return Row(number, None, line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON ({error})", mend="mend it, or take it out") from error
+    if not isinstance(row, dict):
+        raise UserError(
+            f"{where} holds no JSON object",
+            mend="every line must be one, with the text in a field",
+        )
+    name = _name(row.get(reading.id_field), where)
+    return Row(number, name, _text(row, where, reading), document.oddities & {"bad_utf8"})
+
+
+def _text(row: dict[str, Any], where: str, reading: Reading) -> str:
+    if reading.text_field not in row:
+        fields = ", ".join(map(repr, row)) or "none"
+        raise UserError(
+            f"{where} has no field {reading.text_field!r}: it has {fields}; name the one that holds"
+            " the text with --text_field"
+        )
+    text = row[reading.text_field]
+    if text is not None and not isinstance(text, str):
+        raise UserError(
+            f"{where}: the field {reading.text_field!r} holds {type(text).__name__}, not text",
+            mend="name another with --text_field",
+        )
+    return text or ""
+
+
+def _name(value: Any, where: str) -> str | int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, str) and value and not _holds_surrogates(value):
+        return value
+    raise UserError(
+        f"{where} has an id that is no name ({value!r})", mend="name another field with --id_field"
+    )
+
+
+def _holds_surrogates(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _opened(path: Path) -> Any:
+    """A .jsonl file's own bytes, as an open binary file."""
+    if path.name.endswith(".zst"):
+        # the package zstandard takes a stream that was cut off for a whole one
+        return _need("pyarrow", path).input_stream(str(path), compression="zstd")
+    if path.name.endswith(".gz"):
+        return gzip.open(path, "rb")
+    return open(path, "rb")
+
+
+def _lines(file: BinaryIO, size: int | None) -> Iterator[bytes]:
+    """Lines of the next `size` bytes of a file, None for all, read in blocks."""
+    line_parts: list[bytes] = []
+    left = size
+    while block := file.read(texts.BLOCK if left is None else min(texts.BLOCK, left)):
+        if left is not None:
+            left -= len(block)
+        line_end, *lines = block.split(b"\n")
+        line_parts.append(line_end)
+        for line in lines:
+            yield b"".join(line_parts)
+            line_parts = [line]
+    yield b"".join(line_parts)
+
+
+def _need(package: str, path: Path) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{path} needs the package `{package}`, which is not installed",
+            mend="run `pip install -e '.[data]'` in the project's folder",
+        ) from error
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[Any]:
+    """An open pyarrow.parquet.ParquetFile."""
+    pyarrow = _need("pyarrow", path)
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} is no whole Parquet file ({reason})", mend="copy it again, or take it out"
+        ) from error
+
+
+def parquet_rows(path: Path, part: Part | None, reading: Reading) -> Iterator[Row]:
+    with _parquet(path) as file:
+        import pyarrow
+
+        fields = file.schema_arrow.names
+        _text(dict.fromkeys(fields), str(path), reading)  # raises where there is no such field
+        _require_text_column(path, file, reading.text_field)
+        has_ids = reading.id_field in fields
+        columns = [reading.text_field, reading.id_field] if has_ids else [reading.text_field]
+        part = part or Part(0, file.num_row_groups, 0)
+        groups = range(part.first, part.end)
+        number = part.rows_before
+        for batch in file.iter_batches(batch_size=16, columns=columns, row_groups=groups):
+            texts = batch.column(reading.text_field).cast(pyarrow.large_binary())
+            ids = [None] * len(texts)
+            if has_ids:
+                ids = batch.column(reading.id_field).to_pylist()
+            for text, value in zip(texts, ids):
+                number += 1
+                yield Row(number, _name(value, f"{path}:{number}"), text.as_py() or b"")
+
+
+def _require_text_column(path: Path, file: Any, column: str) -> None:
+    from pyarrow import types
+
+    kind = file.schema_arrow.field(column).type
+    text_kinds: list[Callable[[Any], bool]] = [
+        types.is_string,
+        types.is_large_string,
+        types.is_binary,
+        types.is_large_binary,
+    ]
+    if not any(is_text_kind(kind) for is_text_kind in text_kinds):
+        raise UserError(
+            f"{path}: the column {column!r} holds {kind}, not text",
+            mend="name another with --text_field",
+        )

@@ -1,0 +1,147 @@
+"""A document's text, read once, in blocks.
+
+What is done to every text: a byte order mark at its beginning is left out, CRLF becomes LF, and
+bytes that are not UTF-8 are refused, unless `Reading.bad_utf8` asks for U+FFFD in their place or
+for the document to be skipped. NULs stay.
+"""
+
+import codecs
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt.errors import UserError
+
+# Bytes that are read at a time.
+BLOCK = 1 << 20
+
+# What a document is looked through for, and counted in the manifest by.
+ODDITIES = ("byte_order_mark", "crlf", "nul", "bad_utf8")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How texts are taken out of files."""
+
+    text_field: str = "text"
+    """The field, or column, of a row that holds its text."""
+    id_field: str = "id"
+    """The field that names a row; rows without it are named FILE:ROW, from 1."""
+    bad_utf8: str = "refuse"
+    """refuse, replace or skip."""
+
+    @property
+    def replaces_bad_bytes(self) -> bool:
+        return self.bad_utf8 == "replace"
+
+
+class NotUTF8(UserError):
+    """A document's bytes are not UTF-8. document: how a mistake names it."""
+
+    def __init__(self, document: str, byte: int):
+        super().__init__(
+            f"{document} is not UTF-8 at byte {byte}",
+            mend="convert it, for example with `iconv -t UTF-8`, take it out, or give --bad_utf8"
+            " replace or skip",
+        )
+        self.document = document
+        self.byte = byte
+
+    def __reduce__(self):
+        return type(self), (self.document, self.byte)
+
+
+class Document:
+    """A document by name. `blocks()` yields its text; `oddities` then holds what was found in it,
+    of ODDITIES.
+
+    source: a file, or the text itself, as str or bytes. where: how a mistake names it.
+    replace_bad_bytes: with U+FFFD. oddities: those found on the way to the text.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Path | str | bytes,
+        where: str | None = None,
+        replace_bad_bytes: bool = False,
+        oddities: Collection[str] = (),
+    ):
+        self.name = name
+        self.oddities: set[str] = set()
+        self.source = source
+        self._replace_bad_bytes = replace_bad_bytes
+        self._known_oddities = oddities
+        self._where = where or str(source if isinstance(source, Path) else name)
+
+    def read(self) -> str:
+        """The whole text. Raises NotUTF8."""
+        return "".join(self.blocks())
+
+    def blocks(self) -> Iterator[str]:
+        """The text, piece by piece. Raises NotUTF8."""
+        self.oddities = set(self._known_oddities)
+        held_back = ""  # a CR whose LF may come next
+        at_beginning = True
+        for decoded in self._decoded():
+            text = held_back + decoded
+            held_back = ""
+            if at_beginning and text.startswith("\ufeff"):
+                self.oddities.add("byte_order_mark")
+                text = text[1:]
+            at_beginning = False
+            if text.endswith("\r"):
+                text = text[:-1]
+                held_back = "\r"
+            if "\r\n" in text:
+                self.oddities.add("crlf")
+                text = text.replace("\r\n", "\n")
+            if "\0" in text:
+                self.oddities.add("nul")
+            yield text
+        yield held_back
+
+    def _decoded(self) -> Iterator[str]:
+        undecoded = b""  # the beginning of a character that the next block ends
+        position = 0
+        for block in self._raw():
+            at_end = block is None
+            content = undecoded + (block or b"")
+            try:
+                text, used = codecs.utf_8_decode(content, "strict", at_end)
+            except UnicodeDecodeError as error:
+                if not self._replace_bad_bytes:
+                    raise NotUTF8(self._where, position + error.start) from error
+                self.oddities.add("bad_utf8")
+                text, used = codecs.utf_8_decode(content, "replace", at_end)
+            if text:
+                yield text
+            undecoded = content[used:]
+            position += used
+
+    def _raw(self) -> Iterator[bytes | None]:
+        """Blocks of bytes; None after the last one."""
+        if isinstance(self.source, Path):
+            with readable(self.source), open(self.source, "rb") as file:
+                while block := file.read(BLOCK):
+                    yield block
+        elif isinstance(self.source, bytes):
+            yield self.source
+        else:
+            yield self.source.encode("utf-8", "surrogatepass")
+        yield None
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """A block in which a file that cannot be read becomes a UserError."""
+    try:
+        yield
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(
+            f"{path} is damaged or cut off ({error})", mend="copy it again, or take it out"
+        ) from error

@@ -1,0 +1,1 @@
+"""What bench.py and bench_checkpoint.py measure, and the plain model that they compare with."""

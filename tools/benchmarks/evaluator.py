@@ -1,0 +1,82 @@
+"""The part `eval` of tools/bench.py: the evaluator beside the most obvious loop, on random text.
+
+The loop feeds one window at a time through the plain model and its full output layer, and takes the
+loss and the hits of each window's last `last_n` targets from log-softmax and top-k.
+"""
+
+import statistics
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from gpt.config.shape import ModelConfig
+from gpt.data.windows import window
+from gpt.evaluation import TOP, Evaluator
+from gpt.kernels.choice import choose
+from gpt.model import GPT
+from tools.benchmarks.device import Device, Work, ratio
+from tools.benchmarks.plain_gpt import PlainGPT
+
+LAST_N = 128
+WINDOWS = 16
+
+
+def measure(device: Device, shape: ModelConfig, work: Work) -> dict:
+    last_n = min(LAST_N, shape.seq_len)
+    size = shape.seq_len + 1 + (WINDOWS - 1) * last_n
+    tokens = np.random.default_rng(0).integers(shape.vocab_size, size=size)
+    split = SimpleNamespace(tokens=tokens, check_ids=lambda ids: None)
+    byte_lengths = np.ones(shape.vocab_size, np.int64)
+    vocab = SimpleNamespace(byte_lengths=byte_lengths, decode=lambda ids: "x" * len(ids))
+    kernels, _ = choose("auto", device.torch, shape, device.dtype)
+    model = GPT(shape, kernels=kernels)
+    plain = PlainGPT(model).to(device.torch, device.dtype)
+    model = model.to(device.torch, device.dtype).eval()
+    evaluator = Evaluator(split, vocab, shape.seq_len, last_n, max(1, 8192 // shape.seq_len))
+    nats = {}
+
+    def ours():
+        nats["ours"] = evaluator.run(model, device.torch).ours.nats
+
+    def obvious():
+        nats["obvious"], _, _ = _obvious(plain, tokens, shape.seq_len, last_n, device.torch)
+
+    times, _ = device.in_turn({"ours": ours, "obvious": obvious}, work.rounds)
+    scored = len(tokens) - 1
+    figures = {
+        "last_n": last_n,
+        "scored_tokens": scored,
+        "nats": nats["ours"],
+        "nats_of_obvious": nats["obvious"],
+        "ours_is_faster_by": ratio(times["obvious"], times["ours"]),
+        "ours_tokens_per_second": scored / statistics.median(times["ours"]),
+        "obvious_tokens_per_second": scored / statistics.median(times["obvious"]),
+    }
+    print(
+        f"eval: last_n {last_n}: {figures['ours_tokens_per_second']:,.0f} scored tokens/s,"
+        f" {figures['ours_is_faster_by']:.2f} times the obvious loop's"
+        f" {figures['obvious_tokens_per_second']:,.0f}",
+        flush=True,
+    )
+    return figures
+
+
+@torch.no_grad()
+def _obvious(plain, tokens, seq_len, last_n, device):
+    """(nats, top-1 hits, top-10 hits) over the same targets."""
+    nats = 0.0
+    top1 = 0
+    top10 = 0
+    for index in range(WINDOWS):
+        place = window(index, len(tokens), seq_len, last_n)
+        ids = torch.from_numpy(tokens[place.start : place.start + place.length + 1]).to(device)
+        targets = ids[1:, None]
+        log_probabilities = plain.logits(ids[None, :-1]).float().log_softmax(-1)[0]
+        own = log_probabilities.gather(1, targets)[-place.scored :, 0]
+        best = log_probabilities.topk(TOP).indices
+        hits = best[-place.scored :] == targets[-place.scored :]
+        nats -= own.sum().item()
+        top1 += int(hits[:, 0].sum())
+        top10 += int(hits.any(1).sum())
+    return nats, top1, top10
