@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -10,26 +10,45 @@ from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.saver import Saver
 from gpt.cluster.watchdog import Watchdog
 from gpt.cluster.world import World
+from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, write_config
+from gpt.data.datasets import Dataset
+from gpt.data.streams import Ahead, Streams
 from gpt.errors import AgreedError
-from gpt.evaluation import Tally, summary
+from gpt.evaluation import Evaluator, Tally, summary
+from gpt.files import FolderLock
 from gpt.metrics.activations import ActivationStatistics
 from gpt.metrics.meter import Meter
 from gpt.metrics.sinks import Metrics
 from gpt.metrics.terminal import Progress
 from gpt.model import build
+from gpt.training.course import Course
 from gpt.training.reports import Reports, is_due
 from gpt.training.signals import StopRequest
 from gpt.training.start import require_one_folder
 from gpt.training.trouble import Attempt, Trouble
 
-if TYPE_CHECKING:  # the one loads DeepSpeed, the other makes loops
+if TYPE_CHECKING:  # it loads DeepSpeed
     from gpt.engine.boundary import Engine, StepResult
-    from gpt.training.trainer import Trainer
 
 # of batch 0, whose loss is kept with every checkpoint
 PROBE_ROWS = 2
 PROBE_TOKENS = 32
+
+
+class Prepared(Protocol):
+    """What is known of a run before its ranks connect: a gpt.training.trainer.Trainer."""
+
+    config: Config
+    saved_config: dict  # what config.yaml holds
+    dataset: Dataset
+    streams: Streams
+    batches: Ahead
+    evaluator: Evaluator
+    course: Course
+    notices: list[str]
+    start_tag: str | None  # of the checkpoint to go on from, on rank 0
+    lock: FolderLock | None  # of the run's folder, on rank 0
 
 
 class Loop:
@@ -40,25 +59,25 @@ class Loop:
 
     def __init__(
         self,
-        trainer: "Trainer",
+        prepared: Prepared,
         make_engine: Callable[..., "Engine"],
         world: World,
         kernels: tuple[str, str],
         watchdog: Watchdog,
         stop_request: StopRequest,
     ):
-        config = trainer.config
+        config = prepared.config
         options = config.options
-        token = trainer.lock and trainer.lock.token
-        self._start_tag, token = world.gather((trainer.start_tag, token))[0]
+        token = prepared.lock and prepared.lock.token
+        self._start_tag, token = world.gather((prepared.start_tag, token))[0]
         require_one_folder(config.run_dir, token, world)
         self._config = config
-        self._saved_config = trainer.saved_config
-        self._course = trainer.course
-        self._batches = trainer.batches
-        self._evaluator = trainer.evaluator
-        self._data_root = trainer.dataset.root
-        self._notices = trainer.notices
+        self._saved_config = prepared.saved_config
+        self._course = prepared.course
+        self._batches = prepared.batches
+        self._evaluator = prepared.evaluator
+        self._data_root = prepared.dataset.root
+        self._notices = prepared.notices
         self._world = world
         self._kernels = kernels
         self._watchdog = watchdog
@@ -71,15 +90,15 @@ class Loop:
         progress = Progress(options.max_train_steps, active=world.rank == 0)
         self._saver = Saver(
             config,
-            trainer.saved_config,
-            trainer.dataset,
+            prepared.saved_config,
+            prepared.dataset,
             self._engine,
             world,
             metrics.write,
             progress.say,
         )
         probe_rows = range(min(PROBE_ROWS, config.batch.train_batch_size))
-        self._probe = trainer.streams.batch(0, probe_rows)[:, : PROBE_TOKENS + 1]
+        self._probe = prepared.streams.batch(0, probe_rows)[:, : PROBE_TOKENS + 1]
         seconds = self._load(self._start_tag) if self._start_tag else 0.0
         if options.init_from and not self._start_tag:
             self._engine.adopt(warm_start.state(options.init_from), self._engine.loss_scale)
@@ -90,7 +109,7 @@ class Loop:
         self._trouble = Trouble(
             config,
             self._course,
-            trainer.streams,
+            prepared.streams,
             self._engine,
             self._saver,
             self._load,
