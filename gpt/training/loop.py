@@ -177,6 +177,7 @@ class Loop:
         if step >= self._config.options.max_train_steps and not self._owes_evaluation():
             self._reports.done(saver.folder / folders.tag_of(step))
         else:
+            assert self._stop_reason is not None, "nothing else ends a run early"
             self._reports.stopped(self._stop_reason, self._stop_request.seconds_ago())
 
     def _agree(self) -> None:
