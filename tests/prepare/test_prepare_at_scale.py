@@ -328,11 +328,11 @@ def test_more_shards_than_units(sample, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "plain, told",
+    "plain, progress",
     [(True, "1 of 4 MB of files done, ETA 0:00"), (False, "0 of 4 MB of files done, ETA unknown")],
 )
-def test_a_document_in_work_counts_where_its_file_is_its_text(monkeypatch, plain, told):
+def test_a_document_in_work_counts_where_its_file_is_its_text(monkeypatch, plain, progress):
     monkeypatch.setattr(workers_module, "SECONDS_BETWEEN_REPORTS", 0)
-    said = []
-    workers_module.EncodingReport({0: 4_000_000}, plain, said.append).advance(1_000_000)
-    assert told in said[0] and said[0].startswith("1 MB of text encoded")
+    lines = []
+    workers_module.EncodingReport({0: 4_000_000}, plain, lines.append).advance(1_000_000)
+    assert progress in lines[0] and lines[0].startswith("1 MB of text encoded")

@@ -21,13 +21,13 @@ def test_sample_counts_are_right(sample):
     for entry in sample_inputs():
         for document in documents(entry, Reading()):
             texts.setdefault(entry.split, {})[document.name] = document.read()
-    assert {split: len(found) for split, found in texts.items()} == {
+    assert {split: len(documents_of_split) for split, documents_of_split in texts.items()} == {
         "train": 240,
         "test": 9,
         "python": len(texts["python"]),
     }
-    for split, found in texts.items():
-        check_split(sample, split, in_order(found))
+    for split, documents_of_split in texts.items():
+        check_split(sample, split, in_order(documents_of_split))
 
 
 def test_sample_without_its_package(tmp_path, monkeypatch):

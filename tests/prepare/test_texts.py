@@ -82,30 +82,26 @@ def test_duplicates_are_counted_or_dropped_and_those_held_out_are_told(tmp_path,
         "test/y.txt": "sea\n",
         "test/z.txt": "captain",
     }
-    folder, said = write_texts(tmp_path / "in", texts), []
-    kept = build(folder, tmp_path / "kept", vocab, say=said.append)
+    folder = write_texts(tmp_path / "in", texts)
+    lines = []
+    kept = build(folder, tmp_path / "kept", vocab, say=lines.append)
     assert len(names_of(kept, "train")) == 4 and len(names_of(kept, "test")) == 3
     assert any(
         line.startswith(
             "WARNING: 1 document(s) of train are held out too, under other names: kept;"
             " --duplicates drop leaves them out of train ('d.txt' in test)"
         )
-        for line in said
+        for line in lines
     )
-    found = json.loads((kept / "manifest.json").read_text())["splits"]
-    assert (
-        found["train"]["found"]["duplicate"] == 1 and found["train"]["found"]["also_held_out"] == 1
-    )
-    assert found["test"]["found"]["duplicate"] == 1
+    splits = json.loads((kept / "manifest.json").read_text())["splits"]
+    assert splits["train"]["found"]["duplicate"] == 1
+    assert splits["train"]["found"]["also_held_out"] == 1
+    assert splits["test"]["found"]["duplicate"] == 1
     dropped = build(folder, tmp_path / "dropped", vocab, duplicates="drop")
     first = names_of(kept, "train").index("a.txt") < names_of(kept, "train").index("b.txt")
     check_split(
         dropped, "train", in_order({"c.txt": "ship", "a.txt" if first else "b.txt": "the whale"})
     )
     assert len(names_of(dropped, "test")) == 2
-    assert (
-        json.loads((dropped / "manifest.json").read_text())["splits"]["train"]["left_out"][
-            "duplicate"
-        ]
-        == 2
-    )
+    splits = json.loads((dropped / "manifest.json").read_text())["splits"]
+    assert splits["train"]["left_out"]["duplicate"] == 2

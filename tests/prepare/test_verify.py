@@ -28,15 +28,15 @@ TEXTS = {
 
 
 @pytest.fixture
-def made(sample, tmp_path):
+def prepared(sample, tmp_path):
     """The folder of a dataset `out` and its source `in`."""
     write_texts(tmp_path / "in", TEXTS)
     build(tmp_path / "in", tmp_path / "out", Vocab.load(sample / "tokenizer.model"), test_every=4)
     return tmp_path
 
 
-def test_all_is_as_made(made, run_command):
-    done = run_command([*COMMAND, "out", "--source", "in"], made)
+def test_all_is_as_made(prepared, run_command):
+    done = run_command([*COMMAND, "out", "--source", "in"], prepared)
     assert done.returncode == 0, done.stdout
     assert (
         done.stdout.splitlines()[0].endswith("all as made, and as the source")
@@ -44,8 +44,8 @@ def test_all_is_as_made(made, run_command):
     )
 
 
-def test_the_file_of_any_flipped_byte_is_named(made):
-    out, rng = made / "out", random.Random(0)
+def test_the_file_of_any_flipped_byte_is_named(prepared):
+    out, rng = prepared / "out", random.Random(0)
     manifest = manifests.read(out)
     files = [
         path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "manifest.json"
@@ -62,24 +62,24 @@ def test_the_file_of_any_flipped_byte_is_named(made):
     assert verify.damaged_files(out, manifest) == []
 
 
-def test_any_flipped_byte_of_the_manifest_is_noticed_before_training(made):
-    path, rng = made / "out" / "manifest.json", random.Random(0)
+def test_any_flipped_byte_of_the_manifest_is_noticed_before_training(prepared):
+    path, rng = prepared / "out" / "manifest.json", random.Random(0)
     content = path.read_bytes()
     for place in range(len(content)):
         path.write_bytes(flipped(content, place, 1 << rng.randrange(8)))
         with pytest.raises(UserError, match="manifest.json (is damaged|has format)"):
-            manifests.read(made / "out")
+            manifests.read(prepared / "out")
 
 
 def flipped(content, place, bits):
     return content[:place] + bytes([content[place] ^ bits]) + content[place + 1 :]
 
 
-def test_the_command_names_the_file(made, run_command):
-    path = made / "out" / "test" / "tokens.bin"
+def test_the_command_names_the_file(prepared, run_command):
+    path = prepared / "out" / "test" / "tokens.bin"
     path.write_bytes(flipped(path.read_bytes(), 5, 4))
-    (made / "out" / "train" / "names.txt").unlink()
-    done = run_command([*COMMAND, "out"], made)
+    (prepared / "out" / "train" / "names.txt").unlink()
+    done = run_command([*COMMAND, "out"], prepared)
     assert done.returncode == 1
     assert (
         done.stdout == "NOT AS IT WAS MADE: out/train/names.txt is missing\nNOT AS IT WAS MADE:"
@@ -134,13 +134,13 @@ MISCOUNTS = {
 
 @pytest.mark.parametrize("change, message", MISCOUNTS.values(), ids=MISCOUNTS.keys())
 @pytest.mark.parametrize("at_a_time", [7, 1 << 20])
-def test_counts_that_do_not_add_up(made, monkeypatch, change, message, at_a_time):
+def test_counts_that_do_not_add_up(prepared, monkeypatch, change, message, at_a_time):
     monkeypatch.setattr(verify, "AT_A_TIME", at_a_time)
-    assert verify.miscounts(Dataset(made / "out"), "train") == []
-    remake(made / "out", "train", change)
-    assert verify.damaged_files(made / "out", manifests.read(made / "out")) == []
-    found = verify.miscounts(Dataset(made / "out"), "train")
-    assert any(message in sentence for sentence in found), found
+    assert verify.miscounts(Dataset(prepared / "out"), "train") == []
+    remake(prepared / "out", "train", change)
+    assert verify.damaged_files(prepared / "out", manifests.read(prepared / "out")) == []
+    mistakes = verify.miscounts(Dataset(prepared / "out"), "train")
+    assert any(message in sentence for sentence in mistakes), mistakes
 
 
 CHANGES = {
@@ -169,24 +169,24 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change, message", CHANGES.values(), ids=CHANGES.keys())
-def test_another_source(made, run_command, change, message):
-    change(made / "in")
-    done = run_command([*COMMAND, "out", "--source", "in"], made)
+def test_another_source(prepared, run_command, change, message):
+    change(prepared / "in")
+    done = run_command([*COMMAND, "out", "--source", "in"], prepared)
     assert done.returncode == 1 and done.stdout.count("\n") == 1 and message in done.stdout, (
         done.stdout
     )
 
 
-def test_datasets_of_format_1_still_open(made):
-    path = made / "out" / "manifest.json"
+def test_datasets_of_format_1_still_open(prepared):
+    path = prepared / "out" / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest[manifests.SEAL], manifest["provenance"]
     path.write_text(json.dumps({**manifest, "format": 1}))
-    assert Dataset(made / "out").split("train").doc_tokens.sum() > 0
-    assert verify.damaged_files(made / "out", manifest) == []
+    assert Dataset(prepared / "out").split("train").doc_tokens.sum() > 0
+    assert verify.damaged_files(prepared / "out", manifest) == []
 
 
-def test_no_dataset(made, run_command):
-    shutil.rmtree(made / "out")
-    done = run_command([*COMMAND, "out"], made)
+def test_no_dataset(prepared, run_command):
+    shutil.rmtree(prepared / "out")
+    done = run_command([*COMMAND, "out"], prepared)
     assert done.returncode == 2 and "out holds no dataset" in done.stderr

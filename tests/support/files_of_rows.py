@@ -6,6 +6,7 @@ import json
 import pyarrow
 from pyarrow import parquet
 
+# What rows hold, and which texts a dataset of them holds.
 ROWS = [
     {"text": "the whale", "id": "moby"},
     {"text": "the ship\r\n\r\nand sea", "id": "ship"},
@@ -14,8 +15,6 @@ ROWS = [
     {"text": "the whale", "id": "again"},
     {"text": None, "id": "null"},
 ]
-
-
 TEXTS = {
     "moby": "the whale",
     "ship": "the ship\n\nand sea",
@@ -29,16 +28,15 @@ def json_lines(rows):
 
 
 def table(rows):
-    return pyarrow.table(
-        {
-            key: [row.get(key) for row in rows]
-            for key in ("text", "id")
-            if any(key in row for row in rows)
-        }
-    )
+    columns = {}
+    for key in ("text", "id"):
+        if any(key in row for row in rows):
+            columns[key] = [row.get(key) for row in rows]
+    return pyarrow.table(columns)
 
 
 def write_rows(path, rows):
+    """Write rows as the file's ending says; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         rows = [{**row, "id": str(row["id"])} if "id" in row else row for row in rows]
@@ -49,6 +47,7 @@ def write_rows(path, rows):
 
 
 def pack(suffix, content):
+    """Compress as a file's ending says."""
     # in two frames, as tools that append or compress in parallel leave them
     if suffix == ".zst":
         halves = content[: len(content) // 2], content[len(content) // 2 :]

@@ -22,10 +22,11 @@ if __name__ == "__main__":
 
     fault, _, number = sys.argv.pop(1).partition("=")
     units.SMALLEST_UNIT = 1 << 14
-    finish, finished = pipeline.EncodingReport.finish, []
+    finish = pipeline.EncodingReport.finish
+    finished = []
 
-    def finish_and_fail(progress, unit):
-        finish(progress, unit)
+    def finish_and_fail(report, unit):
+        finish(report, unit)
         finished.append(unit)
         if number and len(finished) == int(number):
             worker = multiprocessing.active_children()[0].pid if fault == "worker" else None

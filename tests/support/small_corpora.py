@@ -15,29 +15,33 @@ from gpt.prepare.texts import Reading
 
 PLACES = ["", "b/", "b/c/", "d e/"]
 
+WORDS = [
+    "whale",
+    "ship",
+    "sea",
+    "the",
+    "of",
+    "and",
+    "captain",
+    "Ünder",
+    "1851",
+    "don't",
+    "harpooner",
+]
+
 
 def book(seed):
+    """Twelve lines of nine words, and the seed."""
     rng = random.Random(seed)
-    words = [
-        "whale",
-        "ship",
-        "sea",
-        "the",
-        "of",
-        "and",
-        "captain",
-        "Ünder",
-        "1851",
-        "don't",
-        "harpooner",
-    ]
-    return "\n".join(" ".join(rng.choices(words, k=9)) + "." for _ in range(12)) + f"\n{seed}"
+    lines = [" ".join(rng.choices(WORDS, k=9)) + "." for _ in range(12)]
+    return "\n".join([*lines, str(seed)])
 
 
 BOOKS = {f"{PLACES[i % 4]}book {i}.txt": book(i) for i in range(14)}
 
 
 def write_texts(folder, texts):
+    """Write {name: text} below a folder; returns the folder."""
     for name, text in texts.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +59,7 @@ def build(
     say=lambda text: None,
     **reading,
 ):
+    """Prepare the dataset `out` of a folder of texts, as tools/prepare_data.py does."""
     rule = Rule(test_every, lists)
     job = staging.Job(rule, Reading(**reading), duplicates)
     pipeline.prepare(find_inputs(folder, rule.by_folder), out, job, vocab, say=say)
@@ -62,6 +67,7 @@ def build(
 
 
 def files_of(folder):
+    """{name: content} of all files below a folder."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -70,6 +76,7 @@ def files_of(folder):
 
 
 def names_of(folder, split):
+    """The documents' names of a dataset's split."""
     return [json.loads(line) for line in (folder / split / "names.txt").read_text().splitlines()]
 
 
@@ -106,10 +113,9 @@ def check_split(folder, split, texts):
 
 
 def in_order(texts):
-    return {
-        name: texts[name]
-        for name in sorted(texts, key=lambda name: hashlib.sha256(os.fsencode(name)).hexdigest())
-    }
+    """By the sha256 of their names."""
+    names = sorted(texts, key=lambda name: hashlib.sha256(os.fsencode(name)).hexdigest())
+    return {name: texts[name] for name in names}
 
 
 def every(texts, n):
