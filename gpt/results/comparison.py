@@ -91,7 +91,7 @@ def group_by_seed(runs: Sequence[Run]) -> list[Group]:
     return [Group(_common_name([run.name for run in group]), group) for group in groups.values()]
 
 
-def _settings_without_seed(run) -> str:
+def _settings_without_seed(run: Run) -> str:
     """A text that is the same for runs that differ in their seeds alone."""
     settings = {**curve_settings(run.config), "seed": None}
     for name in OF_A_CURVE:
@@ -99,11 +99,11 @@ def _settings_without_seed(run) -> str:
     return json.dumps(settings, sort_keys=True, default=str)
 
 
-def _seeds(runs):
+def _seeds(runs: Sequence[Run]) -> list[int | None]:
     return [run.options.get("seed") for run in runs]
 
 
-def _common_name(names) -> str:
+def _common_name(names: Sequence[str]) -> str:
     """What the names of runs share, without the seed."""
     if len(names) == 1:
         return names[0]
@@ -145,7 +145,7 @@ def incomparable(runs: Sequence[Run]) -> str | None:
     return None
 
 
-def _difference(first, second) -> str | None:
+def _difference(first: Run, second: Run) -> str | None:
     """In what the final evaluations of two runs differ, as the rest of a sentence about them."""
     if first.fingerprint != second.fingerprint:
         fingerprints = f"{first.fingerprint[:12]} and {second.fingerprint[:12]}"

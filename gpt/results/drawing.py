@@ -108,7 +108,7 @@ def short(name: str) -> str:
 def in_style(draw: Callable) -> Callable:
     """Decorator: run a function that draws under SETTINGS."""
 
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         with rc_context(SETTINGS), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # the figure shows it
             return draw(*args, **kwargs)
@@ -156,17 +156,17 @@ def axis_scale(axis: Axis, low: float, high: float, log: bool, plain: bool = Tru
     is_huge = high >= 1e14
     plain = plain and not is_tiny and not is_huge
 
-    def tick(value, _):
+    def tick(value: float, _: int) -> str:
         return number(value) if plain or not value else power_of_ten(value)
 
     axis.set_major_formatter(ticker.FuncFormatter(tick))
 
 
-def _linear_ticks():
+def _linear_ticks() -> ticker.Locator:
     return ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
 
 
-def _log_ticks(low, high):
+def _log_ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers in [low, high] where there are as many."""
     first = math.floor(math.log10(low))
     decades = math.log10(high / low)
@@ -184,7 +184,7 @@ def _log_ticks(low, high):
     return _between(low, high, _linear_ticks().tick_values(low, high))
 
 
-def _between(low, high, ticks):
+def _between(low: float, high: float, ticks: Iterable[float]) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
@@ -196,7 +196,7 @@ def label_ends(axes: Axes, ends: list[tuple], lines: int = 1) -> None:
     bottom = axes.get_window_extent().y0
     top = axes.get_window_extent().y1
 
-    def pixels_up(end):
+    def pixels_up(end: tuple) -> float:
         return axes.transData.transform(end[:2])[1]
 
     ends = sorted(ends, key=pixels_up)
@@ -264,7 +264,7 @@ def spread(places: Iterable[float], gap: float) -> list[float]:
     return moved
 
 
-def _start(block):
+def _start(block: list) -> float:
     return block[0] / block[1]
 
 

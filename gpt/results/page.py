@@ -6,8 +6,10 @@ import html
 import json
 import math
 import statistics
+from collections.abc import Container, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -106,13 +108,13 @@ thin lines: training, marked: held out; triangles: trouble</span></div>
 """
 
 
-def _title(runs):
+def _title(runs: list[Run]) -> str:
     title = ", ".join(run.name for run in runs[:SHOWN_NAMES])
     more = len(runs) - SHOWN_NAMES
     return f"{title} and {more} more" if more > 0 else title
 
 
-def _data(runs, reload) -> dict:
+def _data(runs: list[Run], reload: float | None) -> dict:
     """What the page's script draws."""
     axes = [
         {"key": axis.key, "label": axis.label, "log": axis.log}
@@ -128,22 +130,22 @@ def _data(runs, reload) -> dict:
     }
 
 
-def _digest(text):
+def _digest(text: str) -> str:
     """Of a style or a script, as a Content-Security-Policy names it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _embedded(tree):
+def _embedded(tree: Any) -> str:
     """JSON that no HTML parser can leave early."""
     text = json.dumps(tree, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
-def _table(head, rows, numbers=()) -> str:
+def _table(head: Sequence, rows: Sequence, numbers: Container[int] = ()) -> str:
     """An HTML table of escaped cells; in the columns `numbers` they stand at the right, and only
     long ones are broken."""
     head_html = _cells(head, "th", numbers)
@@ -154,7 +156,7 @@ def _table(head, rows, numbers=()) -> str:
     )
 
 
-def _cells(row, tag, numbers) -> str:
+def _cells(row: Sequence, tag: str, numbers: Container[int]) -> str:
     cells = []
     for index, value in enumerate(row):
         text = "-" if value is None else str(value)
@@ -168,7 +170,7 @@ def _cells(row, tag, numbers) -> str:
     return "".join(cells)
 
 
-def _figure(value, digits=4) -> str:
+def _figure(value: Any, digits: int = 4) -> str:
     """A number for a person; "-" for one that is absent or not finite."""
     number = values([{"value": value}], "value")[0]
     if not math.isfinite(number):
@@ -176,7 +178,7 @@ def _figure(value, digits=4) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{number:,.{digits}f}"
 
 
-def _summary(run):
+def _summary(run: Run) -> list:
     """The row of a run, under SUMMARY."""
     final = run.final() or {}
     train = run.curve("train")
@@ -199,7 +201,7 @@ def _summary(run):
     ]
 
 
-def _has(runs, axis):
+def _has(runs: list[Run], axis: str) -> bool:
     """Whether some run has a place on an axis for all of its curves."""
     for run in runs:
         events = run.curve("train") + run.curve("eval")
@@ -220,7 +222,7 @@ def payload(run: Run) -> dict:
     }
 
 
-def _outline(events):
+def _outline(events: list[dict]) -> list[dict]:
     """Events of which a curve keeps its shape: of each stretch, those of its extremes."""
     if len(events) <= 3 * BUCKETS:
         return events
@@ -234,7 +236,7 @@ def _outline(events):
     return [events[index] for index in sorted(kept)]
 
 
-def _columns(run, events, split):
+def _columns(run: Run, events: list[dict], split: str | None) -> dict:
     """A curve: its quantities that hold a number, and its places on the axes."""
     columns = {}
     for name in CHARTS:
@@ -250,7 +252,7 @@ def _columns(run, events, split):
     return {"split": split, "columns": rounded}
 
 
-def _rounded(number):
+def _rounded(number: float) -> int | float | None:
     """As JSON: six digits, whole numbers whole, null for what is not finite."""
     if not math.isfinite(number):
         return None
@@ -259,7 +261,7 @@ def _rounded(number):
     return float(f"{number:.6g}")
 
 
-def _marks(run):
+def _marks(run: Run) -> list[dict]:
     """Where things happened: their places on the axes, by those of training."""
     train = run.curve("train")
     axes = {}
@@ -287,7 +289,7 @@ def happenings(run: Run) -> list[dict]:
     return sorted(events, key=lambda event: values([event], "time")[0])
 
 
-def _sections(run, index):
+def _sections(run: Run, index: int) -> str:
     """What the page tells of a run below the curves; of the first, the first two stand open."""
     parts = [
         ("evaluation", "Evaluation per split", _evaluation(run)),
@@ -304,7 +306,7 @@ def _sections(run, index):
     return f"<h2>{_text(run.name)}</h2>\n" + "\n".join(sections)
 
 
-def _configuration(run):
+def _configuration(run: Run) -> str:
     dataset = run.config.get("dataset", {})
     sources = run.config.get("sources", {})
     rows = [
@@ -317,7 +319,7 @@ def _configuration(run):
     return _table(["setting", "value", "from"], rows)
 
 
-def _evaluation(run):
+def _evaluation(run: Run) -> str:
     head = ["split", "step"]
     head += [name.replace("_", " ") for name in EVALUATION]
     head.append("languini normalised ppl")
@@ -333,7 +335,7 @@ def _evaluation(run):
     return _table(head, rows, numbers=range(1, len(head)))
 
 
-def _events(run):
+def _events(run: Run) -> str:
     events = happenings(run)
     if not events:
         return "<p>nothing but training</p>"
@@ -346,7 +348,7 @@ def _events(run):
     return f"<p>{earlier:,} earlier ones are left out.</p>{table}" if earlier else table
 
 
-def _clock(event):
+def _clock(event: dict) -> str:
     seconds = values([event], "time")[0]
     try:
         return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
@@ -354,7 +356,7 @@ def _clock(event):
         return "-"
 
 
-def _details(event):
+def _details(event: dict) -> str:
     """What an event tells, in words; of a start what its environment's table does not repeat, of
     documents the first."""
     texts = []
@@ -372,7 +374,7 @@ def _details(event):
     return text if len(text) <= LONG_TEXT else text[:LONG_TEXT] + " …"
 
 
-def _shown(value):
+def _shown(value: Any) -> str:
     """A value of an event."""
     if isinstance(value, float):
         return f"{value:.4g}"
@@ -383,7 +385,7 @@ def _shown(value):
     return json.dumps(value, ensure_ascii=False)
 
 
-def _names(documents):
+def _names(documents: Any) -> Iterator[str]:
     """The texts in a list, or in lists of lists."""
     for item in documents if isinstance(documents, list) else []:
         if isinstance(item, list):
@@ -392,7 +394,7 @@ def _names(documents):
             yield str(item)
 
 
-def _environment(run):
+def _environment(run: Run) -> str:
     batch = run.config["batch"]
     micro_batch = f"{batch.get('micro_size', '-')} x {batch.get('accumulation', '-')}"
     zero = run.config["run"].get("zero_optimization") or {}
@@ -416,7 +418,7 @@ def _environment(run):
     return _table(["", ""], rows)
 
 
-def _times(train):
+def _times(train: list[dict]) -> list[list]:
     """Rows: where the time of training went, by the parts that its first line with them names."""
     parts = []
     for event in train:
@@ -433,7 +435,7 @@ def _times(train):
     ]
 
 
-def _differences(runs):
+def _differences(runs: list[Run]) -> str:
     """The settings in which runs differ."""
     trees = [dict(leaves(run.config["run"])) for run in runs]
     paths = dict.fromkeys(path for tree in trees for path in tree)
@@ -445,5 +447,5 @@ def _differences(runs):
     return "<h2>Where the runs differ</h2>" + _table(head, rows)
 
 
-def _differs(trees, path):
+def _differs(trees: list[dict], path: str) -> bool:
     return len({json.dumps(tree.get(path), default=str) for tree in trees}) > 1
