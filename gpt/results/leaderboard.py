@@ -6,7 +6,13 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.metrics.runs import missing_axis, values
-from gpt.results.comparison import Group, finished_only, incomparable, mixed_references
+from gpt.results.comparison import (
+    Group,
+    finished_only,
+    incomparable,
+    mixed_references,
+    scored_bytes,
+)
 
 # ratio of hours up to which runs are of one class: a step more or less is no other class
 SAME_CLASS = 1.02
@@ -37,7 +43,7 @@ def leaderboard(groups: list[Group], notices: list[str]) -> dict:
     return {
         "dataset": first.fingerprint,
         "split": first.options["eval_data_split"],
-        "bytes": first.final()["bytes"],
+        "bytes": scored_bytes(first),
         "classes": [
             {"reference_hours": rows[0]["reference_hours"], "rows": sorted(rows, key=_rank)}
             for rows in classes
@@ -48,7 +54,7 @@ def leaderboard(groups: list[Group], notices: list[str]) -> dict:
 def by_class(rows: list[tuple[dict, float]]) -> list[list[dict]]:
     """Rows by compute class, rising, from (row, half a step of its run in reference hours): steps
     are whole numbers, so hours are known to half a step."""
-    classes = []
+    classes: list[list[dict]] = []
     # of the present class's first row
     class_hours = 0.0
     class_half_step = 0.0

@@ -185,7 +185,7 @@ def _summary(run: Run) -> list:
     speeds = values(train[-20:], "tokens_per_second")
     speed = f"{np.nanmedian(speeds):,.0f}" if np.isfinite(speeds).any() else "-"
     hours = run.over("hours", train[-1:] or run.curve("eval")[-1:])
-    has_hours = hours is not None and len(hours)
+    hours_text = f"{hours[-1]:,.4g}" if hours is not None and len(hours) else "-"
     return [
         run.name,
         run.state,
@@ -197,7 +197,7 @@ def _summary(run: Run) -> list:
         _figure(final.get("normalised_ppl")),
         _figure(final.get("bits_per_byte")),
         speed,
-        f"{hours[-1]:,.4g}" if has_hours else "-",
+        hours_text,
     ]
 
 
@@ -404,7 +404,7 @@ def _environment(run: Run) -> str:
         ["micro batch x accumulation", micro_batch],
         ["ZeRO stage", zero.get("stage", "-")],
     ]
-    start = next(reversed(run.events.get("start", [])), {})
+    start: dict[str, Any] = next(reversed(run.events.get("start", [])), {})
     for key in ("device", "host", "kernels", "peak_flops"):
         if start.get(key):
             rows.append([key.replace("_", " "), start[key]])
@@ -438,8 +438,8 @@ def _times(train: list[dict]) -> list[list]:
 def _differences(runs: list[Run]) -> str:
     """The settings in which runs differ."""
     trees = [dict(leaves(run.config["run"])) for run in runs]
-    paths = dict.fromkeys(path for tree in trees for path in tree)
-    paths = [path for path in paths if path != "gpt.run_dir" and _differs(trees, path)]
+    settings = dict.fromkeys(path for tree in trees for path in tree)
+    paths = [path for path in settings if path != "gpt.run_dir" and _differs(trees, path)]
     if not paths:
         return ""
     head = ["run"] + [path.removeprefix("gpt.") for path in paths]

@@ -58,7 +58,7 @@ class Fit:
     def loss_at(self, compute: ArrayLike) -> np.ndarray:
         return np.exp(self.log_loss(compute))
 
-    def _power(self, compute: np.ndarray) -> np.ndarray:
+    def _power(self, compute: ArrayLike) -> np.ndarray:
         return self.amplitude * (np.asarray(compute, float) / self.reference) ** -self.exponent
 
     def variance(self, compute: ArrayLike) -> np.ndarray:
@@ -84,13 +84,13 @@ class Fit:
         return f"{self.offset:.4g} + {power}" if self.offset else power
 
 
-def _t(freedom: ArrayLike) -> Any:
+def _t(freedom: Any) -> Any:
     return stats.t.ppf((1 + LEVEL) / 2, freedom)
 
 
 def scales(compute: Iterable[float]) -> list[float]:
     """Distinct scales, rising: what lies within 2% of a scale's smallest is of it."""
-    smallest = []
+    smallest: list[float] = []
     for value in sorted(compute):
         if not smallest or value > smallest[-1] * SAME_SCALE:
             smallest.append(value)
@@ -183,7 +183,7 @@ def _fit_offset(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return solution.x
 
 
-def _f_test(plain_rss: float, bent_rss: float, freedom: ArrayLike) -> float:
+def _f_test(plain_rss: float, bent_rss: float, freedom: int) -> float:
     """Chance of an improvement by one parameter at least this good where it explains nothing."""
     if bent_rss >= plain_rss:
         return 1.0
@@ -225,7 +225,7 @@ def crossings(first: Fit, second: Fit) -> list[Crossing]:
     overlap_high = min(first.compute.max(), second.compute.max())
     changes_sign = np.sign(gaps[:-1]) * np.sign(gaps[1:]) < 0
     result = []
-    for index in np.flatnonzero(changes_sign):
+    for index in np.flatnonzero(changes_sign).tolist():
         at = math.exp(optimize.brentq(gap, grid[index], grid[index + 1], xtol=1e-12))
         low = _edge(alike, index, -1)
         high = _edge(alike, index + 1, 1)
