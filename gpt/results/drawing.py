@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context, ticker
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -25,7 +25,7 @@ HEIGHT = 3.7
 COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.2)), (0, (7, 2, 1.5, 2)), (0, (3, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", ">", "p", "h")
-SETTINGS = {
+SETTINGS: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -142,7 +142,7 @@ def power_of_ten(value: float) -> str:
     return rf"${factor:.3g}\times10^{{{exponent}}}$"
 
 
-def axis_scale(axis: Axis, low: float, high: float, log: bool, plain: bool = True) -> None:
+def axis_scale(axis: XAxis | YAxis, low: float, high: float, log: bool, plain: bool = True) -> None:
     """Set an axis up for values from low to high, with ticks that can be read off on a log axis,
     too. plain: numbers are written out where they are neither tiny nor huge."""
     if log and low > 0:
@@ -251,7 +251,7 @@ def legend(axes: Axes, names_and_styles: Iterable[tuple[str, dict]]) -> None:
 def spread(places: Iterable[float], gap: float) -> list[float]:
     """Rising places moved as little as needed (least squares) to be `gap` apart: neighbours that
     touch form a block about the mean of what its members want."""
-    blocks = []  # [sum of (a member's place - its offset in the block), members]
+    blocks: list[list] = []  # [sum of (a member's place - its offset in the block), members]
     for place in places:
         blocks.append([place, 1])
         while len(blocks) > 1 and _start(blocks[-2]) + blocks[-2][1] * gap > _start(blocks[-1]):

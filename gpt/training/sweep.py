@@ -36,7 +36,7 @@ class Stop:
     """A request to stop, from a signal, which is passed on to the run that is training; a second
     SIGINT kills it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reason: str | None = None
         self._process: subprocess.Popen | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -79,7 +79,7 @@ class SweptRun:
         self.class_name = class_name
         self.seed = seed
         self.name = class_name if seed is None else f"{class_name}-seed{seed}"
-        own = {"gpt.run_dir": str(out / self.name)}
+        own: dict[str, Any] = {"gpt.run_dir": str(out / self.name)}
         if seed is not None:
             own["gpt.seed"] = seed
         draft = read(file, 1, {**overrides, **own})
@@ -171,8 +171,10 @@ def plan(
     _refuse_repeated("class", names)
     _refuse_repeated("seed", seeds or [])
     runs = []
+    # None: the class's own
+    seeds_of_runs: list[int | None] = [*seeds] if seeds else [None]
     for file, name in zip(files, names):
-        for seed in seeds or [None]:
+        for seed in seeds_of_runs:
             runs.append(SweptRun(file, name, seed, out, overrides))
     return runs
 

@@ -118,7 +118,7 @@ def report(plan: Plan, results: list[dict[str, Any]]) -> dict[str, Any]:
     model = plan.config.model
     content = plan.config.tree()
     del content[MICRO], content[ACCUMULATION]
-    machine = {}
+    machine: dict[str, Any] = {}
     rows = []
     for result in results:
         row = dict(result)
@@ -195,7 +195,7 @@ def _in_child(task: dict, memory_limit: float) -> dict:
         text=True,
         env=_environment(),
     ) as child:
-        text = json.dumps(task)
+        text: str | None = json.dumps(task)
         output = None
         while output is None:
             try:
@@ -291,7 +291,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
 
 def _step_seconds(engine: "Engine", tokens: "np.ndarray", warmup: int, steps: int) -> list:
     """Seconds of whole steps after `warmup` of them: at least so many, and MINIMUM_SECONDS."""
-    seconds = []
+    seconds: list[float] = []
     overflows = 0
     while len(seconds) < warmup + steps or sum(seconds[warmup:]) < MINIMUM_SECONDS:
         began = time.perf_counter()
