@@ -37,10 +37,9 @@ def measure(preset: str, zero_stage: int, repeats: int, scratch: Path) -> Times:
     tokens = torch.zeros(1, 2, config.model.seq_len + 1, dtype=torch.int64).numpy()
     engine.step(tokens)  # so that there are moments
     dataset = SimpleNamespace(fingerprint="", vocab=SimpleNamespace(model=b""))
-    saver = Saver(config, saved.as_dict(config), dataset, engine, world)
     events = []
+    saver = Saver(config, saved.as_dict(config), dataset, engine, world, events.append, print)
     saver.folder.mkdir()
-    saver.report = events.append
     saves = []
     for number in range(repeats + 1):
         probe = tokens[0, :, :33]
