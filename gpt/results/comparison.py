@@ -91,7 +91,7 @@ def group_by_seed(runs: Sequence[Run]) -> list[Group]:
     return [Group(_common_name([run.name for run in group]), group) for group in groups.values()]
 
 
-def _settings_without_seed(run) -> str:
+def _settings_without_seed(run: Run) -> str:
     """A text that is the same for runs that differ in their seeds alone."""
     settings = {**curve_settings(run.config), "seed": None}
     for name in OF_A_CURVE:
@@ -99,11 +99,11 @@ def _settings_without_seed(run) -> str:
     return json.dumps(settings, sort_keys=True, default=str)
 
 
-def _seeds(runs):
+def _seeds(runs: Sequence[Run]) -> list[int | None]:
     return [run.options.get("seed") for run in runs]
 
 
-def _common_name(names) -> str:
+def _common_name(names: Sequence[str]) -> str:
     """What the names of runs share, without the seed."""
     if len(names) == 1:
         return names[0]
@@ -130,13 +130,19 @@ def finished_only(groups: Sequence[Group], notices: list[str]) -> list[Group]:
     return finished
 
 
+def scored_bytes(run: Run) -> int | None:
+    """Of the text that its final evaluation scored; None where it does not tell."""
+    final = run.final()
+    return final.get("bytes") if final else None
+
+
 def incomparable(runs: Sequence[Run]) -> str | None:
     """Why the final evaluations of runs do not measure the same, or None: dataset, split, last_n
     and bytes scored must agree."""
     for run in runs:
         if run.fingerprint is None:
             return f"{run.name} does not tell its dataset's fingerprint"
-        if not isinstance(run.final().get("bytes"), int):
+        if not isinstance(scored_bytes(run), int):
             return f"{run.name} does not tell how many bytes its evaluations scored"
     for first, second in zip(runs, runs[1:]):
         difference = _difference(first, second)
@@ -145,10 +151,10 @@ def incomparable(runs: Sequence[Run]) -> str | None:
     return None
 
 
-def _difference(first, second) -> str | None:
+def _difference(first: Run, second: Run) -> str | None:
     """In what the final evaluations of two runs differ, as the rest of a sentence about them."""
     if first.fingerprint != second.fingerprint:
-        fingerprints = f"{first.fingerprint[:12]} and {second.fingerprint[:12]}"
+        fingerprints = f"{str(first.fingerprint)[:12]} and {str(second.fingerprint)[:12]}"
         return f"were trained on different datasets (fingerprints {fingerprints})"
     split, other_split = (run.options.get("eval_data_split") for run in (first, second))
     if split != other_split:
@@ -159,7 +165,7 @@ def _difference(first, second) -> str | None:
             f"gave the scored tokens different context (last_n {last_n} and {other_last_n}):"
             " evaluate them with the same last_n"
         )
-    scored, other_scored = (run.final()["bytes"] for run in (first, second))
+    scored, other_scored = (scored_bytes(run) for run in (first, second))
     if scored != other_scored:
         return (
             f"scored different parts of the split {split!r} ({scored:,} and {other_scored:,}"
@@ -175,7 +181,7 @@ def mixed_references(runs: Sequence[Run]) -> list[str]:
     Another kernel or precision explains that, but so does another accelerator, whose hours are not
     the same compute.
     """
-    speeds_of = {}
+    speeds_of: dict[str, set] = {}
     for run in runs:
         speeds = speeds_of.setdefault(run.family, set())
         if run.options.get("tokens_per_second") is not None:
@@ -206,7 +212,7 @@ def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict
         raise UserError(f"final losses cannot be compared: {reason}")
     if axis == "reference_hours":
         notices += mixed_references(runs)
-    points = {}
+    points: dict[str, list[tuple]] = {}
     for group in finished:
         x, losses = group.final(axis, "normalised_loss")
         if not x > 0:

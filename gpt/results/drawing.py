@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context, ticker
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -25,7 +25,7 @@ HEIGHT = 3.7
 COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.2)), (0, (7, 2, 1.5, 2)), (0, (3, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", ">", "p", "h")
-SETTINGS = {
+SETTINGS: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -108,7 +108,7 @@ def short(name: str) -> str:
 def in_style(draw: Callable) -> Callable:
     """Decorator: run a function that draws under SETTINGS."""
 
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         with rc_context(SETTINGS), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # the figure shows it
             return draw(*args, **kwargs)
@@ -142,7 +142,7 @@ def power_of_ten(value: float) -> str:
     return rf"${factor:.3g}\times10^{{{exponent}}}$"
 
 
-def axis_scale(axis: Axis, low: float, high: float, log: bool, plain: bool = True) -> None:
+def axis_scale(axis: XAxis | YAxis, low: float, high: float, log: bool, plain: bool = True) -> None:
     """Set an axis up for values from low to high, with ticks that can be read off on a log axis,
     too. plain: numbers are written out where they are neither tiny nor huge."""
     if log and low > 0:
@@ -156,17 +156,17 @@ def axis_scale(axis: Axis, low: float, high: float, log: bool, plain: bool = Tru
     is_huge = high >= 1e14
     plain = plain and not is_tiny and not is_huge
 
-    def tick(value, _):
+    def tick(value: float, _: int) -> str:
         return number(value) if plain or not value else power_of_ten(value)
 
     axis.set_major_formatter(ticker.FuncFormatter(tick))
 
 
-def _linear_ticks():
+def _linear_ticks() -> ticker.Locator:
     return ticker.MaxNLocator(6, steps=[1, 2, 2.5, 5, 10])
 
 
-def _log_ticks(low, high):
+def _log_ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers in [low, high] where there are as many."""
     first = math.floor(math.log10(low))
     decades = math.log10(high / low)
@@ -184,7 +184,7 @@ def _log_ticks(low, high):
     return _between(low, high, _linear_ticks().tick_values(low, high))
 
 
-def _between(low, high, ticks):
+def _between(low: float, high: float, ticks: Iterable[float]) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
@@ -196,7 +196,7 @@ def label_ends(axes: Axes, ends: list[tuple], lines: int = 1) -> None:
     bottom = axes.get_window_extent().y0
     top = axes.get_window_extent().y1
 
-    def pixels_up(end):
+    def pixels_up(end: tuple) -> float:
         return axes.transData.transform(end[:2])[1]
 
     ends = sorted(ends, key=pixels_up)
@@ -251,7 +251,7 @@ def legend(axes: Axes, names_and_styles: Iterable[tuple[str, dict]]) -> None:
 def spread(places: Iterable[float], gap: float) -> list[float]:
     """Rising places moved as little as needed (least squares) to be `gap` apart: neighbours that
     touch form a block about the mean of what its members want."""
-    blocks = []  # [sum of (a member's place - its offset in the block), members]
+    blocks: list[list] = []  # [sum of (a member's place - its offset in the block), members]
     for place in places:
         blocks.append([place, 1])
         while len(blocks) > 1 and _start(blocks[-2]) + blocks[-2][1] * gap > _start(blocks[-1]):
@@ -264,7 +264,7 @@ def spread(places: Iterable[float], gap: float) -> list[float]:
     return moved
 
 
-def _start(block):
+def _start(block: list) -> float:
     return block[0] / block[1]
 
 

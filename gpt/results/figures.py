@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from gpt.metrics.events import AXES
 from gpt.results import drawing
@@ -26,7 +27,7 @@ class Panel(NamedTuple):
     log: bool = False
 
 
-def _norm(event, what):
+def _norm(event: dict, what: str) -> float:
     """2-norm of all parameter groups together."""
     return math.hypot(*event[what].values())
 
@@ -64,7 +65,9 @@ class Curve(NamedTuple):
     spread: np.ndarray | None  # sample standard deviation over seeds
 
 
-def _curve(group, axis, kind, quantity, split=None) -> Curve | None:
+def _curve(
+    group: Group, axis: str, kind: str, quantity: str | Callable, split: str | None = None
+) -> Curve | None:
     """None where the group has no such numbers."""
     columns = group.mean(axis, kind, quantity, split)
     if columns is None:
@@ -137,7 +140,7 @@ def curves(groups: Sequence[Group], axis: str, quantity: str, out: Path) -> list
     return drawing.save(figure, out / f"{quantity}_{axis}")
 
 
-def _plot_held_out(axes, curve, look):
+def _plot_held_out(axes: Axes, curve: Curve, look: dict) -> None:
     """A marked line, with a band where there are several seeds."""
     axes.plot(
         curve.x,
@@ -169,7 +172,7 @@ def inside(groups: Sequence[Group], out: Path) -> list[Path]:
     return _stacked(groups, {panel: _lines(groups, panel) for panel in INSIDE}, out / "inside")
 
 
-def _lines(groups, panel):
+def _lines(groups: Sequence[Group], panel: Panel) -> list[tuple]:
     """[(look, Curve over steps)] of the groups that have a panel's quantity."""
     lines = []
     for group, look in zip(groups, looks(groups)):
@@ -180,7 +183,7 @@ def _lines(groups, panel):
 
 
 @drawing.in_style
-def _stacked(groups, lines_of, stem) -> list[Path]:
+def _stacked(groups: Sequence[Group], lines_of: dict, stem: Path) -> list[Path]:
     """Files of panels below each other, {panel: its lines}; those without a line are left out."""
     lines_of = {panel: lines for panel, lines in lines_of.items() if lines}
     if not lines_of:
@@ -196,7 +199,7 @@ def _stacked(groups, lines_of, stem) -> list[Path]:
     return drawing.save(figure, stem)
 
 
-def _draw_panel(axes, panel, lines):
+def _draw_panel(axes: Axes, panel: Panel, lines: list[tuple]) -> None:
     for look, curve in lines:
         x, mean = drawing.thin(curve.x, curve.mean, log=False)
         axes.plot(
@@ -246,7 +249,7 @@ def law_figure(
     return drawing.save(figure, out / "scaling")
 
 
-def _extent(laws):
+def _extent(laws: dict[str, Fit]) -> tuple[np.ndarray, list[float]]:
     """(the compute over which laws are drawn, where they cross within it)."""
     least = min(law.compute.min() for law in laws.values())
     most = max(law.compute.max() for law in laws.values())
@@ -258,7 +261,7 @@ def _extent(laws):
     return compute, [at for at in met if at > compute[0]]
 
 
-def _draw_law(axes, law, compute, points, look):
+def _draw_law(axes: Axes, law: Fit, compute: np.ndarray, points: list[tuple], look: dict) -> None:
     """A law: over what was measured, thin beyond it, its band and its points."""
     color = look["color"]
     measured = np.geomspace(law.compute.min(), law.compute.max(), 100)
@@ -280,7 +283,7 @@ def _draw_law(axes, law, compute, points, look):
         )
 
 
-def _draw_crossing(axes, at, unit):
+def _draw_crossing(axes: Axes, at: float, unit: str) -> None:
     axes.axvline(at, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     axes.annotate(
         rf"${_scientific(at, 3)}\,\mathrm{{{unit}}}$",
@@ -294,14 +297,14 @@ def _draw_crossing(axes, at, unit):
     )
 
 
-def _formula(law, unit):
+def _formula(law: Fit, unit: str) -> str:
     """A law in matplotlib's mathtext."""
     compute = rf"(C\,/\,{_scientific(law.reference, 2)}\,\mathrm{{{unit}}})"
     power = rf"{law.amplitude:.3g}\,{compute}^{{{-law.exponent:.3f}}}"
     return f"${law.offset:.3g}+{power}$" if law.offset else f"${power}$"
 
 
-def _scientific(value, digits):
+def _scientific(value: float, digits: int) -> str:
     exponent = math.floor(math.log10(value))
     if -4 <= exponent < 4:
         return f"{float(f'{value:.{digits}g}'):g}"

@@ -6,7 +6,13 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.metrics.runs import missing_axis, values
-from gpt.results.comparison import Group, finished_only, incomparable, mixed_references
+from gpt.results.comparison import (
+    Group,
+    finished_only,
+    incomparable,
+    mixed_references,
+    scored_bytes,
+)
 
 # ratio of hours up to which runs are of one class: a step more or less is no other class
 SAME_CLASS = 1.02
@@ -37,7 +43,7 @@ def leaderboard(groups: list[Group], notices: list[str]) -> dict:
     return {
         "dataset": first.fingerprint,
         "split": first.options["eval_data_split"],
-        "bytes": first.final()["bytes"],
+        "bytes": scored_bytes(first),
         "classes": [
             {"reference_hours": rows[0]["reference_hours"], "rows": sorted(rows, key=_rank)}
             for rows in classes
@@ -48,7 +54,7 @@ def leaderboard(groups: list[Group], notices: list[str]) -> dict:
 def by_class(rows: list[tuple[dict, float]]) -> list[list[dict]]:
     """Rows by compute class, rising, from (row, half a step of its run in reference hours): steps
     are whole numbers, so hours are known to half a step."""
-    classes = []
+    classes: list[list[dict]] = []
     # of the present class's first row
     class_hours = 0.0
     class_half_step = 0.0
@@ -63,7 +69,7 @@ def by_class(rows: list[tuple[dict, float]]) -> list[list[dict]]:
     return classes
 
 
-def _row(group):
+def _row(group: Group) -> dict:
     """A row of a table, as plain values."""
     first = group.runs[0]
     events = [run.final() for run in group.runs]
@@ -82,13 +88,13 @@ def _row(group):
     return row
 
 
-def _half_a_step(group):
+def _half_a_step(group: Group) -> float:
     """In reference hours."""
     run = group.runs[0]
     return run.planned_reference_hours / max(1, run.options["max_train_steps"]) / 2
 
 
-def _statistics(numbers):
+def _statistics(numbers: np.ndarray) -> dict | None:
     """Mean, sample standard deviation (null for one run) and values; null where a value is absent
     or not finite."""
     if not np.isfinite(numbers).all():
@@ -100,7 +106,7 @@ def _statistics(numbers):
     }
 
 
-def _rank(row):
+def _rank(row: dict) -> float:
     return row["normalised_ppl"]["mean"] if row["normalised_ppl"] else math.inf
 
 
@@ -117,7 +123,7 @@ def markdown(tables: dict) -> list[str]:
     return lines
 
 
-def _line(place, row):
+def _line(place: int, row: dict) -> str:
     cells = [
         str(place),
         _cell(row["name"]),
@@ -130,12 +136,12 @@ def _line(place, row):
     return f"| {' | '.join(cells)} |"
 
 
-def _mean(figure, digits):
+def _mean(figure: dict | None, digits: str) -> str:
     if figure is None:
         return "-"
     mean = f"{figure['mean']:{digits}}"
     return mean if figure["std"] is None else f"{mean} ± {figure['std']:{digits}}"
 
 
-def _cell(text):
+def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())

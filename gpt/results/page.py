@@ -6,8 +6,10 @@ import html
 import json
 import math
 import statistics
+from collections.abc import Container, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -105,11 +107,11 @@ thin lines: training, marked: held out; triangles: trouble</span></div>
 """
 
 
-def _title(runs):
+def _title(runs: list[Run]) -> str:
     return listed([run.name for run in runs], SHOWN_NAMES)
 
 
-def _data(runs, reload) -> dict:
+def _data(runs: list[Run], reload: float | None) -> dict:
     """What the page's script draws."""
     axes = [
         {"key": axis.key, "label": axis.label, "log": axis.log}
@@ -125,22 +127,22 @@ def _data(runs, reload) -> dict:
     }
 
 
-def _digest(text):
+def _digest(text: str) -> str:
     """Of a style or a script, as a Content-Security-Policy names it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _embedded(tree):
+def _embedded(tree: Any) -> str:
     """JSON that no HTML parser can leave early."""
     text = json.dumps(tree, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     return html.escape(str(value))
 
 
-def _table(head, rows, numbers=()) -> str:
+def _table(head: Sequence, rows: Sequence, numbers: Container[int] = ()) -> str:
     """An HTML table of escaped cells; in the columns `numbers` they stand at the right, and only
     long ones are broken."""
     head_html = _cells(head, "th", numbers)
@@ -151,7 +153,7 @@ def _table(head, rows, numbers=()) -> str:
     )
 
 
-def _cells(row, tag, numbers) -> str:
+def _cells(row: Sequence, tag: str, numbers: Container[int]) -> str:
     cells = []
     for index, value in enumerate(row):
         text = "-" if value is None else str(value)
@@ -165,7 +167,7 @@ def _cells(row, tag, numbers) -> str:
     return "".join(cells)
 
 
-def _figure(value, digits=4) -> str:
+def _figure(value: Any, digits: int = 4) -> str:
     """A number for a person; "-" for one that is absent or not finite."""
     number = values([{"value": value}], "value")[0]
     if not math.isfinite(number):
@@ -173,14 +175,14 @@ def _figure(value, digits=4) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{number:,.{digits}f}"
 
 
-def _summary(run):
+def _summary(run: Run) -> list:
     """The row of a run, under SUMMARY."""
     final = run.final() or {}
     train = run.curve("train")
     speeds = values(train[-20:], "tokens_per_second")
     speed = f"{np.nanmedian(speeds):,.0f}" if np.isfinite(speeds).any() else "-"
     hours = run.over("hours", train[-1:] or run.curve("eval")[-1:])
-    has_hours = hours is not None and len(hours)
+    hours_text = f"{hours[-1]:,.4g}" if hours is not None and len(hours) else "-"
     return [
         run.name,
         run.state,
@@ -192,11 +194,11 @@ def _summary(run):
         _figure(final.get("normalised_ppl")),
         _figure(final.get("bits_per_byte")),
         speed,
-        f"{hours[-1]:,.4g}" if has_hours else "-",
+        hours_text,
     ]
 
 
-def _has(runs, axis):
+def _has(runs: list[Run], axis: str) -> bool:
     """Whether some run has a place on an axis for all of its curves."""
     for run in runs:
         events = run.curve("train") + run.curve("eval")
@@ -217,7 +219,7 @@ def payload(run: Run) -> dict:
     }
 
 
-def _outline(events):
+def _outline(events: list[dict]) -> list[dict]:
     """Events of which a curve keeps its shape: of each stretch, those of its extremes."""
     if len(events) <= 3 * BUCKETS:
         return events
@@ -231,7 +233,7 @@ def _outline(events):
     return [events[index] for index in sorted(kept)]
 
 
-def _columns(run, events, split):
+def _columns(run: Run, events: list[dict], split: str | None) -> dict:
     """A curve: its quantities that hold a number, and its places on the axes."""
     columns = {}
     for name in CHARTS:
@@ -247,7 +249,7 @@ def _columns(run, events, split):
     return {"split": split, "columns": rounded}
 
 
-def _rounded(number):
+def _rounded(number: float) -> int | float | None:
     """As JSON: six digits, whole numbers whole, null for what is not finite."""
     if not math.isfinite(number):
         return None
@@ -256,7 +258,7 @@ def _rounded(number):
     return float(f"{number:.6g}")
 
 
-def _marks(run):
+def _marks(run: Run) -> list[dict]:
     """Where things happened: their places on the axes, by those of training."""
     train = run.curve("train")
     axes = {}
@@ -284,7 +286,7 @@ def happenings(run: Run) -> list[dict]:
     return sorted(events, key=lambda event: values([event], "time")[0])
 
 
-def _sections(run, index):
+def _sections(run: Run, index: int) -> str:
     """What the page tells of a run below the curves; of the first, the first two stand open."""
     parts = [
         ("evaluation", "Evaluation per split", _evaluation(run)),
@@ -301,7 +303,7 @@ def _sections(run, index):
     return f"<h2>{_text(run.name)}</h2>\n" + "\n".join(sections)
 
 
-def _configuration(run):
+def _configuration(run: Run) -> str:
     dataset = run.config.get("dataset", {})
     sources = run.config.get("sources", {})
     rows = [
@@ -314,7 +316,7 @@ def _configuration(run):
     return _table(["setting", "value", "from"], rows)
 
 
-def _evaluation(run):
+def _evaluation(run: Run) -> str:
     head = ["split", "step"]
     head += [name.replace("_", " ") for name in EVALUATION]
     head.append("languini normalised ppl")
@@ -330,7 +332,7 @@ def _evaluation(run):
     return _table(head, rows, numbers=range(1, len(head)))
 
 
-def _events(run):
+def _events(run: Run) -> str:
     events = happenings(run)
     if not events:
         return "<p>nothing but training</p>"
@@ -343,7 +345,7 @@ def _events(run):
     return f"<p>{earlier:,} earlier ones are left out.</p>{table}" if earlier else table
 
 
-def _clock(event):
+def _clock(event: dict) -> str:
     seconds = values([event], "time")[0]
     try:
         return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
@@ -351,7 +353,7 @@ def _clock(event):
         return "-"
 
 
-def _details(event):
+def _details(event: dict) -> str:
     """What an event tells, in words; of a start what its environment's table does not repeat, of
     documents the first."""
     texts = []
@@ -367,7 +369,7 @@ def _details(event):
     return text if len(text) <= LONG_TEXT else text[:LONG_TEXT] + " …"
 
 
-def _shown(value):
+def _shown(value: Any) -> str:
     """A value of an event."""
     if isinstance(value, float):
         return f"{value:.4g}"
@@ -378,7 +380,7 @@ def _shown(value):
     return json.dumps(value, ensure_ascii=False)
 
 
-def _names(documents):
+def _names(documents: Any) -> Iterator[str]:
     """The texts in a list, or in lists of lists."""
     for item in documents if isinstance(documents, list) else []:
         if isinstance(item, list):
@@ -387,7 +389,7 @@ def _names(documents):
             yield str(item)
 
 
-def _environment(run):
+def _environment(run: Run) -> str:
     batch = run.config["batch"]
     micro_batch = f"{batch.get('micro_size', '-')} x {batch.get('accumulation', '-')}"
     zero = run.config["run"].get("zero_optimization") or {}
@@ -397,7 +399,7 @@ def _environment(run):
         ["micro batch x accumulation", micro_batch],
         ["ZeRO stage", zero.get("stage", "-")],
     ]
-    start = next(reversed(run.events.get("start", [])), {})
+    start: dict[str, Any] = next(reversed(run.events.get("start", [])), {})
     for key in ("device", "host", "kernels", "peak_flops"):
         if start.get(key):
             rows.append([key.replace("_", " "), start[key]])
@@ -411,7 +413,7 @@ def _environment(run):
     return _table(["", ""], rows)
 
 
-def _times(train):
+def _times(train: list[dict]) -> list[list]:
     """Rows: where the time of training went, by the parts that its first line with them names."""
     parts = []
     for event in train:
@@ -428,11 +430,11 @@ def _times(train):
     ]
 
 
-def _differences(runs):
+def _differences(runs: list[Run]) -> str:
     """The settings in which runs differ."""
     trees = [dict(leaves(run.config["run"])) for run in runs]
-    paths = dict.fromkeys(path for tree in trees for path in tree)
-    paths = [path for path in paths if path != "gpt.run_dir" and _differs(trees, path)]
+    settings = dict.fromkeys(path for tree in trees for path in tree)
+    paths = [path for path in settings if path != "gpt.run_dir" and _differs(trees, path)]
     if not paths:
         return ""
     head = ["run"] + [path.removeprefix("gpt.") for path in paths]
@@ -440,5 +442,5 @@ def _differences(runs):
     return "<h2>Where the runs differ</h2>" + _table(head, rows)
 
 
-def _differs(trees, path):
+def _differs(trees: list[dict], path: str) -> bool:
     return len({json.dumps(tree.get(path), default=str) for tree in trees}) > 1

@@ -20,6 +20,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -57,7 +58,7 @@ class Fit:
     def loss_at(self, compute: ArrayLike) -> np.ndarray:
         return np.exp(self.log_loss(compute))
 
-    def _power(self, compute):
+    def _power(self, compute: ArrayLike) -> np.ndarray:
         return self.amplitude * (np.asarray(compute, float) / self.reference) ** -self.exponent
 
     def variance(self, compute: ArrayLike) -> np.ndarray:
@@ -83,13 +84,13 @@ class Fit:
         return f"{self.offset:.4g} + {power}" if self.offset else power
 
 
-def _t(freedom):
+def _t(freedom: Any) -> Any:
     return stats.t.ppf((1 + LEVEL) / 2, freedom)
 
 
 def scales(compute: Iterable[float]) -> list[float]:
     """Distinct scales, rising: what lies within 2% of a scale's smallest is of it."""
-    smallest = []
+    smallest: list[float] = []
     for value in sorted(compute):
         if not smallest or value > smallest[-1] * SAME_SCALE:
             smallest.append(value)
@@ -127,7 +128,7 @@ def fit(compute: ArrayLike, loss: ArrayLike) -> Fit:
     )
 
 
-def _choose(x, y, count):
+def _choose(x: np.ndarray, y: np.ndarray, count: int) -> tuple[np.ndarray, float | None]:
     """(parameters of the plain law or of that with an offset, p of the F test): the offset is taken
     where the data carry it."""
     slope, level = np.polyfit(x, y, 1)
@@ -142,16 +143,16 @@ def _choose(x, y, count):
     return (bent if is_carried and not is_exact else plain), p
 
 
-def _predict(parameters, x):
+def _predict(parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
     log_a, alpha, offset = (*parameters, 0.0)[:3]
     return np.log(offset + np.exp(log_a - alpha * x))
 
 
-def _rss(parameters, x, y):
+def _rss(parameters: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
     return float(((_predict(parameters, x) - y) ** 2).sum())
 
 
-def _jacobian(parameters, x):
+def _jacobian(parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
     """(points, parameters): of log L by log A, alpha and, where there is one, E."""
     log_a, alpha, offset = (*parameters, 0.0)[:3]
     power = np.exp(log_a - alpha * x)
@@ -159,7 +160,7 @@ def _jacobian(parameters, x):
     return np.stack([share, -share * x, 1 / (offset + power)], axis=1)[:, : len(parameters)]
 
 
-def _fit_offset(x, y):
+def _fit_offset(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(log A, alpha, E) of least squares, from the best of a row of offsets, for each of which the
     rest is a line."""
     lowest = math.exp(y.min())
@@ -182,7 +183,7 @@ def _fit_offset(x, y):
     return solution.x
 
 
-def _f_test(plain_rss, bent_rss, freedom):
+def _f_test(plain_rss: float, bent_rss: float, freedom: int) -> float:
     """Chance of an improvement by one parameter at least this good where it explains nothing."""
     if bent_rss >= plain_rss:
         return 1.0
@@ -213,7 +214,7 @@ def crossings(first: Fit, second: Fit) -> list[Crossing]:
     highest = math.log(points.max() * REACH)
     grid = np.linspace(lowest, highest, GRID_POINTS)
 
-    def gap(log_compute):
+    def gap(log_compute: ArrayLike) -> np.ndarray:
         compute = np.exp(log_compute)
         return first.log_loss(compute) - second.log_loss(compute)
 
@@ -224,7 +225,7 @@ def crossings(first: Fit, second: Fit) -> list[Crossing]:
     overlap_high = min(first.compute.max(), second.compute.max())
     changes_sign = np.sign(gaps[:-1]) * np.sign(gaps[1:]) < 0
     result = []
-    for index in np.flatnonzero(changes_sign):
+    for index in np.flatnonzero(changes_sign).tolist():
         at = math.exp(optimize.brentq(gap, grid[index], grid[index + 1], xtol=1e-12))
         low = _edge(alike, index, -1)
         high = _edge(alike, index + 1, 1)
@@ -238,7 +239,7 @@ def crossings(first: Fit, second: Fit) -> list[Crossing]:
     return result
 
 
-def _are_alike(first, second, compute, gaps):
+def _are_alike(first: Fit, second: Fit, compute: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     """Where two laws do not differ at 95%, bool: Welch's test, freedom by Satterthwaite."""
     v1 = first.variance(compute)
     v2 = second.variance(compute)
@@ -247,7 +248,7 @@ def _are_alike(first, second, compute, gaps):
     return np.abs(gaps) <= _t(np.maximum(freedom, 1)) * np.sqrt(v1 + v2)
 
 
-def _edge(alike, index, step):
+def _edge(alike: np.ndarray, index: int, step: int) -> int | None:
     """The first place from `index` on where the laws differ, or None before the end."""
     while 0 <= index < len(alike):
         if not alike[index]:
@@ -283,7 +284,7 @@ def describe(laws: dict[str, Fit], unit: str) -> list[str]:
     return lines
 
 
-def _uncertainty(law):
+def _uncertainty(law: Fit) -> str:
     widths = law.half_widths()
     parts = [
         f"exponent {-law.exponent:.4f} +- {widths[1]:.4f}",
@@ -295,7 +296,7 @@ def _uncertainty(law):
     return f"{', '.join(parts)} (95%, delta method, {freedom})"
 
 
-def _evidence(law):
+def _evidence(law: Fit) -> str:
     """What the law rests on, and whether the data carry an offset."""
     points = f"{len(law.compute)} points, relative residuals {law.residual:.2%}"
     if law.offset_p is None:
@@ -304,7 +305,7 @@ def _evidence(law):
     return f"{points}; an offset is {carried} by the data (F test: p = {law.offset_p:.2g})"
 
 
-def _interval(crossing, unit):
+def _interval(crossing: Crossing, unit: str) -> str:
     if crossing.low is None and crossing.high is None:
         return "which the data do not bound (95%)"
     if crossing.low is None:

@@ -36,20 +36,20 @@ class Stop:
     """A request to stop, from a signal, which is passed on to the run that is training; a second
     SIGINT kills it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reason: str | None = None
         self._process: subprocess.Popen | None = None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
 
-    def _on_signal(self, number: int, frame: FrameType | None):
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         again = self.reason is not None and number == signal.SIGINT
         self.reason = self.reason or signal.Signals(number).name
         self._pass_on(signal.SIGKILL if again else signal.SIGTERM)
         if again:
             os._exit(130)
 
-    def _pass_on(self, number):
+    def _pass_on(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
             # launcher and ranks: a launcher alone would leave them behind
             os.killpg(self._process.pid, number)
@@ -79,7 +79,7 @@ class SweptRun:
         self.class_name = class_name
         self.seed = seed
         self.name = class_name if seed is None else f"{class_name}-seed{seed}"
-        own = {"gpt.run_dir": str(out / self.name)}
+        own: dict[str, Any] = {"gpt.run_dir": str(out / self.name)}
         if seed is not None:
             own["gpt.seed"] = seed
         draft = read(file, 1, {**overrides, **own})
@@ -107,12 +107,12 @@ class SweptRun:
         self.final_evaluation = self._read_final_evaluation() if finished else {}
         return self.status
 
-    def _read_final_evaluation(self):
+    def _read_final_evaluation(self) -> dict[str, Any]:
         """That of the last step, {} without one."""
         final = read_run(self.config.run_dir).final()
         return final if final and final["step"] == self.last_step else {}
 
-    def wait_for_others(self, stop: Stop | None = None):
+    def wait_for_others(self, stop: Stop | None = None) -> None:
         """Wait while processes of this run are still at work, such as those that a killed sweep
         left behind."""
         run_dir = self.config.run_dir
@@ -127,7 +127,7 @@ class SweptRun:
                 is_announced = True
                 time.sleep(POLL_SECONDS)
 
-    def train(self, launcher: list[str], train_args: list[str], stop: Stop):
+    def train(self, launcher: list[str], train_args: list[str], stop: Stop) -> None:
         """launcher: the command that starts train.py, which gets train_args as well."""
         command = [*launcher, str(TRAIN), "--ds_config", str(self.file)]
         command += ["--run_dir", str(self.config.run_dir)]
@@ -171,13 +171,15 @@ def plan(
     _refuse_repeated("class", names)
     _refuse_repeated("seed", seeds or [])
     runs = []
+    # None: the class's own
+    seeds_of_runs: list[int | None] = [*seeds] if seeds else [None]
     for file, name in zip(files, names):
-        for seed in seeds or [None]:
+        for seed in seeds_of_runs:
             runs.append(SweptRun(file, name, seed, out, overrides))
     return runs
 
 
-def _refuse_repeated(what, values):
+def _refuse_repeated(what: str, values: list) -> None:
     for value in values:
         if values.count(value) > 1:
             raise UserError(f"command line: the {what} {value} is given twice")
@@ -193,7 +195,7 @@ def class_file(name: str) -> Path:
 
 def train_all(
     runs: list[SweptRun], out: Path, launcher: list[str], train_args: list[str], stop: Stop
-):
+) -> None:
     """Train what is not finished, until a request to stop; what fails does not stop the others."""
     for run in runs:
         run.look()
@@ -214,7 +216,7 @@ def train_all(
     lock.release()
 
 
-def write_summary(out: Path, runs: list[SweptRun]):
+def write_summary(out: Path, runs: list[SweptRun]) -> None:
     summaries = [run.summary() for run in runs]
     write_atomically(out / SUMMARY, json.dumps({"runs": summaries}, indent=1) + "\n")
 
@@ -234,5 +236,5 @@ def table(runs: list[SweptRun]) -> str:
     return "\n".join(lines)
 
 
-def _line(width, name, steps, hours, quality):
+def _line(width: int, name: str, steps: str, hours: str, quality: str) -> str:
     return f"{name:{width}s} {steps:>9s} {hours:>15s} {quality:>21s}"

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -26,6 +26,11 @@ from gpt.config.batch import ACCUMULATION, BATCH, MICRO, divisors
 from gpt.config.resolve import replace_batch, resolve
 from gpt.config.run_config import Config
 from gpt.errors import RunError, UserError, command, in_words
+
+if TYPE_CHECKING:  # which import torch
+    import numpy as np
+
+    from gpt.engine.boundary import Engine
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1
@@ -72,7 +77,7 @@ def plan(tree: Any, name: str, sweep: bool, micro_batches: list[int] | None) -> 
     return Plan(name, tree, config, configs)
 
 
-def _at_micro_batch(tree, size):
+def _at_micro_batch(tree: dict, size: int) -> dict:
     return {**tree, MICRO: size, ACCUMULATION: max(1, tree[BATCH] // size)}
 
 
@@ -113,7 +118,7 @@ def report(plan: Plan, results: list[dict[str, Any]]) -> dict[str, Any]:
     model = plan.config.model
     content = plan.config.tree()
     del content[MICRO], content[ACCUMULATION]
-    machine = {}
+    machine: dict[str, Any] = {}
     rows = []
     for result in results:
         row = dict(result)
@@ -180,7 +185,7 @@ def class_trees(tree: dict, report: dict[str, Any]) -> dict[float, dict]:
 # ---- The child
 
 
-def _in_child(task, memory_limit) -> dict:
+def _in_child(task: dict, memory_limit: float) -> dict:
     """Measure in a process of its own. memory_limit: bytes of host memory."""
     with subprocess.Popen(
         [sys.executable, "-m", "gpt.training.throughput"],
@@ -190,7 +195,7 @@ def _in_child(task, memory_limit) -> dict:
         text=True,
         env=_environment(),
     ) as child:
-        text = json.dumps(task)
+        text: str | None = json.dumps(task)
         output = None
         while output is None:
             try:
@@ -218,7 +223,7 @@ def _environment() -> dict:
     return {**environment, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 
 
-def _resident(pid) -> int:
+def _resident(pid: int) -> int:
     """Bytes of host memory that a process occupies."""
     try:
         return psutil.Process(pid).memory_info().rss
@@ -284,9 +289,9 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _step_seconds(engine, tokens, warmup, steps) -> list:
+def _step_seconds(engine: "Engine", tokens: "np.ndarray", warmup: int, steps: int) -> list:
     """Seconds of whole steps after `warmup` of them: at least so many, and MINIMUM_SECONDS."""
-    seconds = []
+    seconds: list[float] = []
     overflows = 0
     while len(seconds) < warmup + steps or sum(seconds[warmup:]) < MINIMUM_SECONDS:
         began = time.perf_counter()
@@ -301,7 +306,7 @@ def _step_seconds(engine, tokens, warmup, steps) -> list:
     return seconds[warmup:]
 
 
-def _speeds(seconds, tokens_per_step) -> dict:
+def _speeds(seconds: list[float], tokens_per_step: int) -> dict:
     quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     return {
         # Over all steps, as training counts: what disturbs one in ten steps costs there too.
