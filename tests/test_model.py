@@ -240,21 +240,21 @@ def heads_stacked(qkv, n_heads):
 def test_gradients_of_q_k_v_are_joined_by_one_copy(monkeypatch, length):
     config = dataclasses.replace(SMALL, seq_len=length)
     tokens, _ = random_batch(config, rows=2)
-    found = {}
+    by_split = {}
     for split in (model_module.split_heads, heads_stacked):
         monkeypatch.setattr(model_module, "split_heads", split)
         model = varied(config, torch.float32)
         logits = model(tokens)
         with Dispatched() as backward:
             logits.square().mean().backward()
-        found[split] = (
+        by_split[split] = (
             [
                 logits.detach(),
                 *(parameter.grad for parameter in model.parameters()),
             ],
             backward.names,
         )
-    (mine, names), (other, other_names) = found.values()
+    (mine, names), (other, other_names) = by_split.values()
     assert all(map(torch.equal, mine, other))
     assert names["cat"] == config.n_layers and names["stack"] == names["clone"] == 0
     assert other_names["stack"] == other_names["clone"] == config.n_layers
