@@ -109,8 +109,8 @@ def command(main: Callable[[], int | None]) -> NoReturn:
     mistake, 1 a failed run."""
     try:
         code = main() or 0
-    except SilentError as error:
-        code = error.code
+    except SilentError as silent:
+        code = silent.code
     except KeyboardInterrupt:
         code = 130
     except Exception as caught:

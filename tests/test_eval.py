@@ -99,7 +99,7 @@ def weights(sample, tmp_path_factory):
     write_folder(
         folder,
         GPT(shape).state_dict(),
-        foreign_config("w", 0, shape, Dataset(sample).vocab),
+        foreign_config("w", 0, shape, Dataset(sample).vocab.fingerprint),
         b"",
         {},
     )

@@ -13,16 +13,23 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
-from gpt.cluster.host_report import own_address
+import torch.distributed
+
+from gpt.cluster.host_report import address_for_others
+from gpt.cluster.world import World
 from gpt.errors import in_brief
 
-# on the blackboard: where rank 0 listens, and the word that its own ranks say
+# on the blackboard: where rank 0 listens, and the password of its own ranks
 PLACE = "lifeline"
-MESSAGE = struct.Struct("!i")  # a rank that is gone, or one of these:
-ENDED, ALIVE = -1, -2
-ALIVE_SECONDS = 60.0  # some firewalls drop a connection that says nothing for minutes
+# a rank that is gone, or one of the two below
+MESSAGE = struct.Struct("!i")
+ENDED = -1
+ALIVE = -2
+# some firewalls drop a connection that says nothing for minutes
+ALIVE_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
 
 
@@ -32,12 +39,16 @@ class Lifeline:
     Rank 0 hears of every other rank and passes it on, the others hear of rank 0. All make one.
     """
 
-    def __init__(self, world, board, gone):
+    def __init__(self, world: World, board: torch.distributed.Store, gone: Callable[[int], object]):
         self._world = world
         self._board = board
         self._gone = gone
-        self._lines = {}  # {rank: the connection to it}
+        # {rank: the connection to it}
+        self._lines: dict[int, socket.socket] = {}
+        self._password = ""
+        # until a death is known
         self._open = True
+        self._in_order = True
         self._closed = threading.Event()
         self._selector = selectors.DefaultSelector()
         self._wake, woken = socket.socketpair()
@@ -47,8 +58,8 @@ class Lifeline:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
-    def close(self, in_order=True):
-        """Listen no more. The others are told that this rank ends in order, or take it for gone."""
+    def close(self, in_order: bool = True) -> None:
+        """Listen no more. The others learn that this rank ends in order, or take it for gone."""
         self._in_order = in_order
         self._closed.set()
         with suppress(OSError):  # the thread has heard of a death, and listens no more
@@ -56,7 +67,7 @@ class Lifeline:
         self._thread.join()
         self._wake.close()
 
-    def _watch(self):
+    def _watch(self) -> None:
         if self._world.rank > 0:
             self._connect()
         while self._open and not self._closed.is_set():
@@ -65,103 +76,103 @@ class Lifeline:
                 if self._open and not self._closed.is_set():
                     key.data()
             if not ready:
-                self._say(ALIVE)
+                self._send(ALIVE)
         if self._closed.is_set() and self._in_order:
-            self._say(ENDED)
+            self._send(ENDED)
         for key in list(self._selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
         self._selector.close()
 
-    def _hear(self, peer, line):
-        said = _read(line)
-        if said == ALIVE:
+    def _receive(self, peer: int, line: socket.socket) -> None:
+        number = _read(line)
+        if number == ALIVE:
             return
         del self._lines[peer]
         self._drop(line)
-        if said != ENDED:
+        if number != ENDED:
             self._open = False
-            gone = peer if said is None else said
+            gone = peer if number is None else number
             # before anything else: its end may soon be the end of this process too
-            self._say(gone)
+            self._send(gone)
             self._gone(gone)
 
-    def _say(self, number):
+    def _send(self, number: int) -> None:
         for line in self._lines.values():
             with suppress(OSError):  # that process has ended as well
                 line.send(MESSAGE.pack(number))
 
-    def _drop(self, line):
+    def _drop(self, line: socket.socket) -> None:
         self._selector.unregister(line)
         line.close()
 
     # ── rank 0 ──
 
-    def _listen(self):
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
+    def _listen(self) -> None:
+        dual_stack = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if dual_stack else socket.AF_INET
         listening = socket.create_server(
-            ("", 0), family=family, backlog=self._world.size, dualstack_ipv6=both
+            ("", 0), family=family, backlog=self._world.size, dualstack_ipv6=dual_stack
         )
         self._selector.register(listening, selectors.EVENT_READ, lambda: self._accept(listening))
-        self._word = secrets.token_hex(8)
-        address = own_address(os.environ["MASTER_ADDR"])
-        if address is None or address.startswith("127."):
-            address = os.environ["MASTER_ADDR"]  # this host, by the name that the others know
-        self._board.set(PLACE, f"{address} {listening.getsockname()[1]} {self._word}")
+        self._password = secrets.token_hex(8)
+        address = address_for_others(os.environ["MASTER_ADDR"])
+        port = listening.getsockname()[1]
+        self._board.set(PLACE, f"{address} {port} {self._password}")
 
-    def _accept(self, listening):
+    def _accept(self, listening: socket.socket) -> None:
         try:
             line = listening.accept()[0]
         except OSError:  # the caller has hung up, or this process may open no more files
             self._closed.wait(0.1)  # in the second case the selector asks again at once
             return
-        self._selector.register(line, selectors.EVENT_READ, lambda: self._greet(line))
+        self._selector.register(line, selectors.EVENT_READ, lambda: self._identify(line))
 
-    def _greet(self, line):
+    def _identify(self, line: socket.socket) -> None:
         """The first words on a line: those of a rank, or of a stranger."""
         with suppress(OSError, ValueError):
-            word, rank = line.recv(64).decode().split()
-            if word == self._word:
+            password, rank = line.recv(64).decode().split()
+            if password == self._password:
                 peer = int(rank)
                 self._lines[peer] = line
-                self._selector.modify(line, selectors.EVENT_READ, lambda: self._hear(peer, line))
+                self._selector.modify(line, selectors.EVENT_READ, lambda: self._receive(peer, line))
                 return
         self._drop(line)
 
     # ── the others ──
 
-    def _connect(self):
+    def _connect(self) -> None:
         while not self._announced():
             if self._closed.wait(0.2):
                 return
-        address, port, word = self._board.get(PLACE).decode().split()
+        address, port, password = self._board.get(PLACE).decode().split()
         try:
             line = socket.create_connection((address, int(port)), timeout=CONNECT_SECONDS)
             line.settimeout(None)
-            line.send(f"{word} {self._world.rank}".encode())
+            line.send(f"{password} {self._world.rank}".encode())
         except OSError as error:
             self._cannot_connect(f"rank 0 at {address}:{port} ({in_brief(error)})")
             return
         self._lines[0] = line
-        self._selector.register(line, selectors.EVENT_READ, lambda: self._hear(0, line))
+        self._selector.register(line, selectors.EVENT_READ, lambda: self._receive(0, line))
 
-    def _announced(self):
+    def _announced(self) -> bool:
         try:
             return self._board.check([PLACE])
         except RuntimeError:  # rank 0 is busy or gone
             return False
 
-    def _cannot_connect(self, whither):
-        if not self._closed.is_set():
-            own = self._world.name(self._world.rank)
-            sys.stderr.write(
-                f"notice: {own} could not connect to {whither}: if a rank dies, this "
-                "one finds it out by its silence alone; tools/preflight.py looks into "
-                "the network\n"
-            )
+    def _cannot_connect(self, peer: str) -> None:
+        if self._closed.is_set():
+            return
+        own_name = self._world.name(self._world.rank)
+        sys.stderr.write(
+            f"notice: {own_name} could not connect to {peer}: if a rank dies, this one finds it out"
+            " by its silence alone; tools/preflight.py looks into the network\n"
+        )
 
 
-def _read(line):
+def _read(line: socket.socket) -> int | None:
     """The number that a peer sent; None where its process has ended."""
     try:
         message = line.recv(MESSAGE.size, socket.MSG_WAITALL)

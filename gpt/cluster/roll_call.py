@@ -13,26 +13,32 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
 
 from gpt.cluster.host_report import interface_of, own_address, versions
+from gpt.cluster.launch import Launch
 from gpt.errors import RunError, UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
-JOIN_SECONDS = 600.0  # many hosts that import torch from one file server take minutes
+# many hosts that import torch from one file server take minutes
+JOIN_SECONDS = 600.0
 NOTICE_SECONDS = 30.0
+# the store's keys, beside one a rank; what stands under them is read by ranks with other code too
 VERDICT = "verdict"
+READ = "read"
 
 
-def store(seconds: float, is_master=False):
+def store(seconds: float, is_master: bool = False) -> torch.distributed.Store:
     """A connection to the store at MASTER_ADDR:MASTER_PORT, which answers a question within
     `seconds` or raises torch.distributed.DistError. torchrun starts ranks anew at the same store,
     so each try has a part of its own."""
-    found = torch.distributed.TCPStore(
+    whole = torch.distributed.TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=is_master,
@@ -40,36 +46,22 @@ def store(seconds: float, is_master=False):
         wait_for_workers=False,
         multi_tenant=True,
     )
-    return torch.distributed.PrefixStore(
-        f"gpt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found
-    )
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return torch.distributed.PrefixStore(f"gpt {restarts}", whole)
 
 
-def roll_call(launch, facts: dict, seconds: float = JOIN_SECONDS) -> tuple:
+def roll_call(
+    launch: Launch, facts: dict[str, str | None], seconds: float = JOIN_SECONDS
+) -> tuple[torch.distributed.Store, tuple[str, ...]]:
     """(the store, every rank's host name in the order of ranks). All ranks call it together.
 
-    launch: gpt.cluster.launch.Launch. facts: {what: a short text} that all ranks must have in
+    facts: {what: a short text} that all ranks must have in
     common beside versions and code, but for a remark in parentheses at its end; None where this one
     does not know. Raises UserError where ranks differ, RunError where some have not come after
     `seconds`.
     """
-    kept_here = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    try:
-        board = store(seconds, is_master=kept_here)
-    except torch.distributed.DistError as error:
-        if kept_here:
-            raise UserError(
-                f"rank 0 cannot listen at {place} on {socket.gethostname()}: another run may hold"
-                " that port, give --master_port another one; or the address is not this host's"
-                f" ({error})"
-            ) from error
-        raise RunError(
-            f"rank {launch.rank} on {socket.gethostname()} could not reach rank 0 at {place} within"
-            f" {seconds:g} s: rank 0 has not started, or that address or port is closed to this"
-            " host; tools/preflight.py looks into it"
-        ) from error
-    note = {
+    board = _join(launch, seconds)
+    note: dict[str, Any] = {
         "size": launch.size,
         "host": socket.gethostname(),
         "address": own_address(os.environ["MASTER_ADDR"]),
@@ -84,46 +76,77 @@ def roll_call(launch, facts: dict, seconds: float = JOIN_SECONDS) -> tuple:
     if launch.rank == 0:
         verdict = _judge(board, launch, seconds)
         board.set(VERDICT, json.dumps(verdict))
-        _until(lambda: board.add("read", 0) >= verdict["present"] - 1, 10)
+        _until(lambda: board.add(READ, 0) >= verdict["present"] - 1, 10)
     else:
-        try:
-            board.wait([VERDICT], timedelta(seconds=seconds + 15))
-            verdict = json.loads(board.get(VERDICT))
-            board.add("read", 1)
-        except torch.distributed.DistError as error:
-            raise RunError(f"rank 0 at {place} has ended, or does not answer any more") from error
+        verdict = _read_verdict(board, seconds)
     if verdict["mistake"]:
         raise (UserError if verdict["users"] else RunError)(verdict["mistake"])
-    if launch.size != len(verdict["hosts"]):
-        raise UserError(
-            _other_size(
-                launch.rank, note, {"size": len(verdict["hosts"]), "host": verdict["hosts"][0]}
-            )
-        )
+    hosts = verdict["hosts"]
+    if launch.size != len(hosts):
+        first_note = {"size": len(hosts), "host": hosts[0]}
+        raise UserError(_other_size(launch.rank, note, first_note))
     _choose_interface(note["host"], verdict)
-    return board, tuple(verdict["hosts"])
+    return board, tuple(hosts)
 
 
-def _judge(board, launch, seconds) -> dict:
-    """Rank 0's verdict on the notes of all ranks."""
-    names = [f"rank {rank}" for rank in range(launch.size)]
-    if (
-        not _until(lambda: board.check(names), min(seconds, NOTICE_SECONDS))
-        and seconds > NOTICE_SECONDS
-    ):
-        print(f"waiting for {_absent(board, launch, names)}", file=sys.stderr, flush=True)
-        _until(lambda: board.check(names), seconds - NOTICE_SECONDS)
-    absent = [rank for rank, name in enumerate(names) if not board.check([name])]
-    notes = {
-        rank: json.loads(board.get(name)) for rank, name in enumerate(names) if rank not in absent
-    }
+def _place() -> str:
+    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+
+
+def _join(launch: Launch, seconds: float) -> torch.distributed.Store:
+    """The store, which rank 0 opens unless torchrun keeps it."""
+    of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    kept_here = launch.rank == 0 and not of_torchrun
+    try:
+        return store(seconds, is_master=kept_here)
+    except torch.distributed.DistError as error:
+        if kept_here:
+            raise UserError(
+                f"rank 0 cannot listen at {_place()} on {socket.gethostname()}",
+                mend="another run may hold that port, give --master_port another one; or the"
+                f" address is not this host's ({error})",
+            ) from error
+        raise RunError(
+            f"rank {launch.rank} on {socket.gethostname()} could not reach rank 0 at {_place()}"
+            f" within {seconds:g} s: rank 0 has not started, or that address or port is closed to"
+            " this host; tools/preflight.py looks into it"
+        ) from error
+
+
+def _read_verdict(board: torch.distributed.Store, seconds: float) -> dict[str, Any]:
+    try:
+        board.wait([VERDICT], timedelta(seconds=seconds + 15))
+        verdict = json.loads(board.get(VERDICT))
+        board.add(READ, 1)
+    except torch.distributed.DistError as error:
+        raise RunError(f"rank 0 at {_place()} has ended, or does not answer any more") from error
+    return verdict
+
+
+def _judge(board: torch.distributed.Store, launch: Launch, seconds: float) -> dict[str, Any]:
+    """Rank 0's verdict on the notes of all ranks.
+
+    {"mistake": a sentence or None, "users": whether that is the user's, "present": how many ranks
+    have come, "hosts" and "addresses": theirs}
+    """
+    keys = [f"rank {rank}" for rank in range(launch.size)]
+    all_have_come = _until(lambda: board.check(keys), min(seconds, NOTICE_SECONDS))
+    if not all_have_come and seconds > NOTICE_SECONDS:
+        absent = _absent(board, launch.size)
+        print(f"waiting for {_listed(absent, launch)}", file=sys.stderr, flush=True)
+        _until(lambda: board.check(keys), seconds - NOTICE_SECONDS)
+    absent = _absent(board, launch.size)
+    notes = {}
+    for rank, key in enumerate(keys):
+        if rank not in absent:
+            notes[rank] = json.loads(board.get(key))
     mistake = _difference(notes)
     users = mistake is not None
     if absent and not mistake:
         mistake = (
             f"the run was started as {launch.size} ranks, and after {seconds:g} s"
-            f" {_absent(board, launch, names)} had not come: nothing was trained; look for their"
-            " own errors above, and try tools/preflight.py"
+            f" {_listed(absent, launch)} had not come: nothing was trained; look for their own"
+            " errors above, and try tools/preflight.py"
         )
     return {
         "mistake": mistake,
@@ -134,28 +157,36 @@ def _judge(board, launch, seconds) -> dict:
     }
 
 
-def _absent(board, launch, names):
-    absent = [rank for rank, name in enumerate(names) if not board.check([name])]
-    where = [
-        f"rank {rank}" + (f" on {launch.promised[rank]}" if launch.promised else "")
-        for rank in absent[:16]
-    ]
-    return ", ".join(where) + f" and {len(absent) - 16} more" * (len(absent) > 16)
+def _absent(board: torch.distributed.Store, size: int) -> list[int]:
+    """The ranks that have not come."""
+    return [rank for rank in range(size) if not board.check([f"rank {rank}"])]
 
 
-def _difference(notes) -> str | None:
+def _listed(ranks: list[int], launch: Launch) -> str:
+    """Ranks, each with its host where that is known."""
+    names = []
+    for rank in ranks[:16]:
+        host = f" on {launch.promised[rank]}" if launch.promised else ""
+        names.append(f"rank {rank}{host}")
+    more = f" and {len(ranks) - 16} more" if len(ranks) > 16 else ""
+    return ", ".join(names) + more
+
+
+def _difference(notes: dict[int, dict[str, Any]]) -> str | None:
     """The first thing in which a rank differs from rank 0."""
     first = notes[0]
     for rank, note in notes.items():
         if note["size"] != first["size"]:
             return _other_size(rank, note, first)
         for what, value in note["facts"].items():
-            wanted = first["facts"].get(what)
-            if None not in (value, wanted) and _without_remark(value) != _without_remark(wanted):
+            first_value = first["facts"].get(what)
+            if value is None or first_value is None:
+                continue
+            if _without_remark(value) != _without_remark(first_value):
                 return (
-                    f"the ranks differ in {what}: {wanted} for rank 0 on {first['host']}, {value}"
-                    f" for rank {rank} on {note['host']}: make them the same on all hosts; nothing"
-                    " was trained"
+                    f"the ranks differ in {what}: {first_value} for rank 0 on {first['host']},"
+                    f" {value} for rank {rank} on {note['host']}: make them the same on all hosts;"
+                    " nothing was trained"
                 )
     return None
 
@@ -164,7 +195,7 @@ def _without_remark(fact: str) -> str:
     return fact.partition(" (")[0]
 
 
-def _other_size(rank, note, first):
+def _other_size(rank: int, note: dict[str, Any], first: dict[str, Any]) -> str:
     return (
         f"rank {rank} on {note['host']} was started as one of {note['size']} ranks, rank 0 on"
         f" {first['host']} as one of {first['size']}: start all hosts with the same hostfile, and"
@@ -172,7 +203,7 @@ def _other_size(rank, note, first):
     )
 
 
-def _until(condition, seconds) -> bool:
+def _until(condition: Callable[[], bool], seconds: float) -> bool:
     """Whether the condition came true within the time."""
     end = time.monotonic() + seconds
     while not condition():
@@ -182,17 +213,22 @@ def _until(condition, seconds) -> bool:
     return True
 
 
-def _choose_interface(host, verdict):
+def _choose_interface(host: str, verdict: dict[str, Any]) -> None:
     """Have gloo listen on the interface that leads to the other hosts. By itself it takes the one
     of the host name's address, which many systems' /etc/hosts makes 127.0.1.1, and then no other
     host can reach it."""
-    others = [
-        address for name, address in zip(verdict["hosts"], verdict["addresses"]) if name != host
-    ]
-    for peer in [os.environ["MASTER_ADDR"], *others] if others else []:
+    others = []
+    for name, address in zip(verdict["hosts"], verdict["addresses"]):
+        if name != host:
+            others.append(address)
+    if not others:
+        return
+    for peer in [os.environ["MASTER_ADDR"], *others]:
         address = own_address(peer) if peer else None
         if address and not address.startswith("127."):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface_of(address))
+            interface = interface_of(address)
+            if interface is not None:
+                os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
             return
 
 
@@ -203,14 +239,14 @@ class Deadline:
         self._timer = threading.Timer(seconds, self._end, [sentence])
         self._timer.daemon = True
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._timer.start()
 
-    def __exit__(self, *raised):
+    def __exit__(self, *exception: object) -> None:
         self._timer.cancel()
 
     @staticmethod
-    def _end(sentence):
+    def _end(sentence: str) -> None:
         sys.stderr.write(f"error: {sentence}\n")
         sys.stderr.flush()
         os._exit(1)

@@ -7,7 +7,7 @@ reference device turns it into tokens, and its batch into optimiser steps.
 import copy
 import json
 
-from gpt.config.deepspeed_keys import COSINE
+from gpt.config.optimizer_keys import COSINE
 from gpt.errors import UserError
 
 HOURS = (3, 6, 12, 24, 48, 96, 192, 384)
