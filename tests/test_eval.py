@@ -17,7 +17,7 @@ def evaluator():
 
 
 @pytest.mark.parametrize(
-    "asked, names",
+    "selection, names",
     [
         ("test", ["test"]),
         ("all", ["test", "python"]),
@@ -25,12 +25,12 @@ def evaluator():
         ("test, train,test", ["test", "train"]),
     ],
 )
-def test_splits_by_name(asked, names, sample, evaluator):
-    assert evaluator.splits_named(asked, Dataset(sample)) == names
+def test_splits_by_name(selection, names, sample, evaluator):
+    assert evaluator.splits_named(selection, Dataset(sample)) == names
 
 
 @pytest.mark.parametrize(
-    "asked, wrong",
+    "selection, wrong",
     [
         ("java", "'java'"),
         ("test,java", "'java'"),
@@ -39,9 +39,9 @@ def test_splits_by_name(asked, names, sample, evaluator):
         ("all,test", "'all'"),
     ],
 )
-def test_splits_that_are_not_there(asked, wrong, sample, evaluator):
+def test_splits_that_are_not_there(selection, wrong, sample, evaluator):
     with pytest.raises(UserError, match=f"has no split {wrong}: it has train, test, python"):
-        evaluator.splits_named(asked, Dataset(sample))
+        evaluator.splits_named(selection, Dataset(sample))
 
 
 def result(split, value):
@@ -84,10 +84,10 @@ def test_tables(evaluator, capsys):
 def test_files_that_cannot_be_written_are_told_first(option, tmp_path, load_tool):
     (tmp_path / "weights").touch()
     for file in (tmp_path, tmp_path / "no" / "file"):
-        told = load_tool("eval", "gpt").mistake(
+        sentence = load_tool("eval", "gpt").mistake(
             "--checkpoint_file", tmp_path / "weights", option, file
         )
-        assert f"{option} {file}: give the name of a file in a folder that exists" in told
+        assert f"{option} {file}: give the name of a file in a folder that exists" in sentence
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ MISTAKES = [
     "options, sentence", [pytest.param(*case, id=" ".join(case[0])) for case in MISTAKES]
 )
 def test_mistakes(options, sentence, weights, sample, load_tool):
-    given = [
+    arguments = [
         "--checkpoint_file",
         weights,
         "--data_root",
@@ -163,7 +163,9 @@ def test_mistakes(options, sentence, weights, sample, load_tool):
         *(word.format(folder=weights.parent) for word in options),
     ]
     assert (
-        load_tool("eval", "gpt").mistake(*given).startswith(sentence.format(folder=weights.parent))
+        load_tool("eval", "gpt")
+        .mistake(*arguments)
+        .startswith(sentence.format(folder=weights.parent))
     )
 
 

@@ -66,8 +66,8 @@ class FakeScore:
         self.calls.append(
             [(tokens[r, : c + 1].tolist(), targets[r, c].item()) for r, c in zip(rows, columns)]
         )
-        wanted = targets[scored]
-        return TokenScores(wanted.float(), wanted % 13)
+        ids = targets[scored]
+        return TokenScores(ids.float(), ids % 13)
 
     @property
     def scored(self):

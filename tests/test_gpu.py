@@ -97,9 +97,9 @@ def runs(tmp_path_factory, sample, run_command):
 @pytest.mark.parametrize("name, apart", [("bf16", 0.1), ("fp16", 0.05), ("stage3", 0.05)])
 def test_a_curve_follows_the_one_in_fp32(name, apart, runs):
     exact = losses(runs("fp32")[0])
-    found = losses(runs(name)[0])
-    assert len(found) == len(exact) == STEPS and found[-1] < found[0] - 0.5
-    assert np.abs(found - exact).max() < apart
+    curve = losses(runs(name)[0])
+    assert len(curve) == len(exact) == STEPS and curve[-1] < curve[0] - 0.5
+    assert np.abs(curve - exact).max() < apart
     scales = [event["loss_scale"] for event in read_metrics(runs(name)[0], "train")]
     assert set(scales) == {1.0} if name == "bf16" else min(scales) >= 256
     assert "kernels: triton (" in runs(name)[1] and "attention: math" not in runs(name)[1]
@@ -223,27 +223,27 @@ def test_overflows_from_the_highest_loss_scale(tmp_path, sample, run_command):
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "runs/overflow"
     overflows = read_metrics(folder, "overflow")
-    found = losses(folder)
+    curve = losses(folder)
     assert len(overflows) >= 5 and all(
         event["step"] == 1 for event in overflows
     )  # the first batch, again and again
-    assert len(found) == 10 and np.isfinite(found).all() and found[-1] < found[0]
+    assert len(curve) == 10 and np.isfinite(curve).all() and curve[-1] < curve[0]
 
 
 def test_a_batch_that_is_refused(tmp_path, sample, run_command):
     """A run whose batch 30 gives NaN goes on as one that never saw that batch."""
-    found = {}
+    events_of = {}
     for fault in ("nan=30", "without=30"):
         config = short(tmp_path, sample, fault[:3], {"spike_policy": "skip"})
         command = [sys.executable, PLANTED, fault, "--ds_config", config]
         done = run_command(command, tmp_path, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
-        found[fault] = read_metrics(tmp_path / "runs" / fault[:3])
-    skips = [event for event in found["nan=30"] if event["event"] == "skip"]
+        events_of[fault] = read_metrics(tmp_path / "runs" / fault[:3])
+    skips = [event for event in events_of["nan=30"] if event["event"] == "skip"]
     assert [event["batch"] for event in skips] == [30]
     ours, theirs = (
         [(event["loss"], event["loss_scale"]) for event in events if event["event"] == "train"]
-        for events in found.values()
+        for events in events_of.values()
     )
     assert len(ours) == len(theirs) == STEPS
     np.testing.assert_allclose(ours, theirs, atol=0.02)
@@ -271,12 +271,12 @@ def test_a_run_without_a_compiler(tmp_path, sample, run_command):
 
 
 def test_compiled_blocks(tmp_path, sample, run_command):
-    found = {}
+    curves = {}
     for name, compile in (("eager", "none"), ("compiled", "default")):
         config = short(tmp_path, sample, name, {"compile": compile, "eval_every": STEPS})
         done = run_command([sys.executable, TRAIN, "--ds_config", config], tmp_path, timeout=250)
         assert done.returncode == 0 and f"compile: {compile}" in done.stdout, (
             done.stdout + done.stderr
         )
-        found[name] = losses(tmp_path / "runs" / name)
-    assert np.abs(found["eager"] - found["compiled"]).max() < 0.05
+        curves[name] = losses(tmp_path / "runs" / name)
+    assert np.abs(curves["eager"] - curves["compiled"]).max() < 0.05

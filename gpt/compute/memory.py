@@ -73,33 +73,24 @@ def memory(
     width = _width(precision)
     rank = _Rank(model.parameters(), world_size, stage, width, fp32_sums, accumulation, zero)
     tokens = micro_size * model.seq_len
-    widened = precision != "fp32" and kernels == "torch"
 
     weights = rank.weights()
     gradients = rank.gradients()
     optimizer = rank.optimizer(moments)
     activations = tokens * _activations(model, width, checkpointing)
-    logits = min(chunk_elements, tokens * model.vocab_size) * (width + (4 if widened else 0))
-    logits += 4 * model.vocab_size * model.h_dim
+    chunk = min(chunk_elements, tokens * model.vocab_size)
+    fp32_copy = 4 * chunk if precision != "fp32" and kernels == "torch" else 0
+    logits = width * chunk + fp32_copy + 4 * model.vocab_size * model.h_dim
     gathered = rank.gathered(model.block_parameters())
     buckets = rank.buckets()
     reduction = rank.reduction()
     update = rank.update()
     host = rank.host(moments)
-    # the weights as they were before the update
-    before = 4 * rank.updated if norms else 0
-    if rank.offloaded:
-        host += before
-    else:
-        update += before
-
-    micro_batch = activations + logits
-    if stage < 2 and accumulation == 1:
-        # of a single micro-batch, whole gradients come as activations go
-        micro_batch = max(micro_batch, gradients)
-    else:
-        micro_batch += gradients
-    micro_batch += gathered + (max(buckets, reduction) if rank.overlaps else buckets)
+    if norms and rank.offloaded:
+        host += rank.weights_before_the_update()
+    elif norms:
+        update += rank.weights_before_the_update()
+    micro_batch = rank.micro_batch(activations + logits) + gathered
     return Memory(
         weights=weights,
         gradients=gradients,
@@ -268,6 +259,22 @@ class _Rank:
                 return 2 * share + (0 if self.width == 4 else 4 * self.own)
             case _:
                 return share + self.width * self.contiguous_bucket + self._group_update()
+
+    def micro_batch(self, passing: int) -> int:
+        """The most at once in a micro-batch, beside weights and optimizer. passing: what comes and
+        goes with it, activations and logits."""
+        # of a single micro-batch, whole gradients come as activations go
+        if self.stage < 2 and self.accumulation == 1:
+            size = max(passing, self.gradients())
+        else:
+            size = passing + self.gradients()
+        if self.overlaps:
+            return size + max(self.buckets(), self.reduction())
+        return size + self.buckets()
+
+    def weights_before_the_update(self) -> int:
+        """In fp32, until the norms of the updates are found."""
+        return 4 * self.updated
 
     def _group_update(self) -> int:
         """Stage 3: of the elements that are updated at a time."""

@@ -124,7 +124,7 @@ def test_memory_is_what_the_engine_allocates(cases, tmp_path, run_command):
     )
     assert done.returncode == 0, done.stderr
     measured = [json.loads(line) for line in done.stdout.splitlines()]
-    for case, file, found in zip(cases, files, measured, strict=True):
+    for case, file, peaks in zip(cases, files, measured, strict=True):
         config, (ranks, stage, precision, accumulation, zero) = load(file, case[0]), case
         plain, norms = (
             memory(
@@ -144,28 +144,28 @@ def test_memory_is_what_the_engine_allocates(cases, tmp_path, run_command):
         )
         off = [
             estimate.total + estimate.host - peak
-            for estimate, peak in ((plain, found["peak"]), (norms, found["with norms"]))
+            for estimate, peak in ((plain, peaks["peak"]), (norms, peaks["with norms"]))
         ]
         print(
-            f"{case}: most at once {found['peak']:,}, estimated {off[0] / found['peak']:+.1%}; with"
-            f" norms {found['with norms']:,}, {off[1] / found['with norms']:+.1%}"
+            f"{case}: most at once {peaks['peak']:,}, estimated {off[0] / peaks['peak']:+.1%}; with"
+            f" norms {peaks['with norms']:,}, {off[1] / peaks['with norms']:+.1%}"
         )
         # At stage 2 the share of a micro-batch comes when its activations are half gone; it is
         # counted beside all of them.
         most = 0.1 if stage == 2 else 0.06
-        assert -0.03 < off[0] / found["peak"] < most, case
+        assert -0.03 < off[0] / peaks["peak"] < most, case
         # a GPU and its host are fullest at different times; here both are one
         if "offload_optimizer" not in zero:
-            assert -0.03 < off[1] / found["with norms"] < most, case
+            assert -0.03 < off[1] / peaks["with norms"] < most, case
         if accumulation > 1:
             kept = plain.weights + plain.gradients + plain.optimizer + plain.host
-            assert 0.98 * kept < found["between"] < 1.02 * (kept + plain.buckets), case
+            assert 0.98 * kept < peaks["between"] < 1.02 * (kept + plain.buckets), case
         # no rank holds the whole model at any time: its part of each tensor, and one that is whole
         if stage == 3:
             own = 4 * config.model.parameters() / ranks
             assert (
                 0.9 * own
-                < found["placed"]
+                < peaks["placed"]
                 < 1.1 * own + 3 * 4 * config.model.h_dim * config.model.mlp_dim
             )
 
@@ -215,8 +215,8 @@ def test_memory_of_the_zero_paper():
         seq_len=1024,
     )
     scale = 7.5e9 / model.parameters()
-    found = [memory(model, 1, 64, stage, "fp16", False, 1) for stage in range(4)]
-    held = [(m.weights + m.gradients + m.optimizer) * scale / 1e9 for m in found]
+    by_stage = [memory(model, 1, 64, stage, "fp16", False, 1) for stage in range(4)]
+    held = [(m.weights + m.gradients + m.optimizer) * scale / 1e9 for m in by_stage]
     assert held == pytest.approx([120, 31.4, 16.6, 1.9], rel=0.02)
 
 
@@ -291,8 +291,8 @@ def test_every_value_tells_its_source(tmp_path):
         "2",
         "rank(s)",
     ]
-    told = explain(load(ROOT / "ds_configs/24h.json", 64)).splitlines()
-    shipped = dict(line.split(maxsplit=1) for line in told)
+    lines = explain(load(ROOT / "ds_configs/24h.json", 64)).splitlines()
+    shipped = dict(line.split(maxsplit=1) for line in lines)
     assert shipped["train_micro_batch_size_per_gpu"].split(maxsplit=1) == [
         "4",
         "derived: at most 32 asked for (24h.json:3), of the 4 a step that each of 64 rank(s) has",
@@ -322,12 +322,12 @@ def test_a_runs_config_yaml_runs_it_again(sample, tmp_path, run_command):
         for run in ("runs/tiny", "runs/again")
     ]
     assert losses[0] == losses[1]
-    one, two = load(config, 1, {"gpt.seed": 5}), load(saved)
-    assert (one.model, one.batch, one.schedule, one.deepspeed) == (
-        two.model,
-        two.batch,
-        two.schedule,
-        two.deepspeed,
+    as_begun, as_saved = load(config, 1, {"gpt.seed": 5}), load(saved)
+    assert (as_begun.model, as_begun.batch, as_begun.schedule, as_begun.deepspeed) == (
+        as_saved.model,
+        as_saved.batch,
+        as_saved.schedule,
+        as_saved.deepspeed,
     )
     assert (
         "gpt.seed: command line" in saved.read_text()

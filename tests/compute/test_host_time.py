@@ -56,40 +56,40 @@ def test_gradients_cost_as_many_launches_as_are_counted(capfd):
     ZeRO stage, beside stage 1; on the branches that DeepSpeed takes on CUDA."""
 
     def work(world, waits):
-        found = []
+        of_two_blocks = []
         for stage in range(4):
             depths = []
             for layers in (2, 4):
                 precision = "fp16" if stage else "fp32"
-                made, config = make(world, stage, precision, accumulation=4, n_layers=layers)
+                run, config = make(world, stage, precision, accumulation=4, n_layers=layers)
                 ends = []
                 with Launches() as ran:
-                    made.step(batch(config), mark=lambda part: ends.append(ran.total))
+                    run.step(batch(config), mark=lambda part: ends.append(ran.total))
                 depths.append(ends[4] - ends[2])  # forward and backward of the second
-            found.append(depths[1] - depths[0])
-        return found
+            of_two_blocks.append(depths[1] - depths[0])
+        return of_two_blocks
 
-    found = on_ranks(1, work, capfd)
+    measured = on_ranks(1, work, capfd)
     shapes = [ModelConfig(layers, 32, 64, 2, 8, 2048, 32) for layers in (2, 4)]
     few, many = ([launches(shape, stage, False).torch for stage in range(4)] for shape in shapes)
     counted = [n - m for n, m in zip(many, few)]
-    assert [n - found[1] for n in found] == [n - counted[1] for n in counted]
+    assert [n - measured[1] for n in measured] == [n - counted[1] for n in counted]
 
 
 def test_the_time_of_small_is_its_launches():
     """12 layers, 149 tensors: 24 * 12 + 42 launches and an addition per tensor; 6 * 12 + 3 of them
     are custom. In microseconds, 10 each and 75 each."""
     others, custom = 24 * 12 + 42 + 149 - 75, 75 * 75
-    wanted = [
+    expected = [
         others * 10 + custom,
         others * 10 + custom,
         (others + 2 * 149) * 10 + custom,
         (others + 149) * 10 + custom + 149 * 100,
     ]
-    found = [1e6 * launches(SMALL, stage, False).seconds for stage in range(4)]
-    assert found == pytest.approx(wanted)
+    times = [1e6 * launches(SMALL, stage, False).seconds for stage in range(4)]
+    assert times == pytest.approx(expected)
     again = 5 * 12 * 10 + 3 * 12 * 75  # 8 launches a block a second time, 3 of them custom
-    assert 1e6 * launches(SMALL, 1, True).seconds == pytest.approx(wanted[1] + again)
+    assert 1e6 * launches(SMALL, 1, True).seconds == pytest.approx(expected[1] + again)
 
 
 def host_lines(config):
@@ -155,10 +155,10 @@ def host_lines(config):
     ],
 )
 def test_the_dry_run_tells_whether_a_gpu_waits_for_its_host(ranks, options, sentence):
-    told = host_lines(load(ROOT / "ds_configs/24h.json", ranks, options))
-    assert sentence in told and "on paper, not measured" in told
+    lines = host_lines(load(ROOT / "ds_configs/24h.json", ranks, options))
+    assert sentence in lines and "on paper, not measured" in lines
     about = "about 26 ms (17 to 39)" if STAGE in options else "about 10 ms (6 to 14)"
-    assert f"host           needs {about} to launch a micro-batch" in told
+    assert f"host           needs {about} to launch a micro-batch" in lines
 
 
 def test_what_is_not_known_is_not_estimated():

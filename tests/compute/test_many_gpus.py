@@ -50,10 +50,10 @@ def communicating(stage, ranks, accumulation=1, **zero):
 def test_volumes_of_the_stages(ranks, accumulation):
     once = (ranks - 1) / ranks * SIZE / SLOW_LINK
     expected = [2 * once, 3 * once, (1 + 2 * accumulation) * once, 3 * accumulation * once]
-    found = [
+    volumes = [
         communicating(stage, ranks, accumulation, stage3_max_reuse_distance=0) for stage in range(4)
     ]
-    assert found == pytest.approx(expected, rel=0.01)
+    assert volumes == pytest.approx(expected, rel=0.01)
     # so small that all stay
     assert communicating(3, ranks, accumulation) == pytest.approx(2 * accumulation * once, rel=0.01)
     half = communicating(3, ranks, accumulation, stage3_max_reuse_distance=MODEL.parameters())
@@ -65,11 +65,14 @@ def test_a_step_known_by_hand():
     """8 x 32 tokens on 2 GPUs of 64 tokens/s: 2 s. fp32 gradients over a link that takes their
     bytes in 1 s: half of them go out and half come back, in 1 s."""
     batch = BatchPlan(8, 4, 1, 2)
-    found = step(MODEL, batch, 0, "fp32", 64.0, 4 * MODEL.parameters(), {})
-    assert (found.computing, found.communicating) == pytest.approx((2.0, 1.0), rel=1e-4)
-    assert (found.seconds, found.overlapped, found.share, found.efficiency) == pytest.approx(
-        (3, 2, 1 / 3, 2 / 3), rel=1e-4
-    )
+    estimate = step(MODEL, batch, 0, "fp32", 64.0, 4 * MODEL.parameters(), {})
+    assert (estimate.computing, estimate.communicating) == pytest.approx((2.0, 1.0), rel=1e-4)
+    assert (
+        estimate.seconds,
+        estimate.overlapped,
+        estimate.share,
+        estimate.efficiency,
+    ) == pytest.approx((3, 2, 1 / 3, 2 / 3), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +82,10 @@ def test_a_step_known_by_hand():
 def test_a_gpu_that_waits_for_its_host(launching, seconds, overlapped, efficiency):
     """The step above in two micro-batches of a second: the slower of host and GPU sets the pace."""
     batch = BatchPlan(8, 2, 2, 2)
-    found = step(MODEL, batch, 0, "fp32", 64.0, 4 * MODEL.parameters(), {}, launching)
-    assert (found.computing, found.launching) == pytest.approx((2.0, 2 * launching))
-    assert (found.seconds, found.overlapped) == pytest.approx((seconds, overlapped), rel=1e-4)
-    assert found.efficiency == pytest.approx(efficiency, rel=1e-4)
+    estimate = step(MODEL, batch, 0, "fp32", 64.0, 4 * MODEL.parameters(), {}, launching)
+    assert (estimate.computing, estimate.launching) == pytest.approx((2.0, 2 * launching))
+    assert (estimate.seconds, estimate.overlapped) == pytest.approx((seconds, overlapped), rel=1e-4)
+    assert estimate.efficiency == pytest.approx(efficiency, rel=1e-4)
 
 
 def test_volumes_are_what_deepspeed_sends(tmp_path, run_command):

@@ -23,11 +23,11 @@ def values(*shape, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).float()
 
 
-def close(found, exact, terms):
+def close(result, exact, terms):
     """Sums of `terms` products, each of about 1: as far off as fp32 sums in any order may be."""
-    assert found.dtype == torch.float32 and found.shape == exact.shape
+    assert result.dtype == torch.float32 and result.shape == exact.shape
     np.testing.assert_allclose(
-        found.detach().numpy(), exact, rtol=0, atol=8 * 2.0**-24 * max(terms, 16)
+        result.detach().numpy(), exact, rtol=0, atol=8 * 2.0**-24 * max(terms, 16)
     )
 
 
@@ -47,10 +47,10 @@ def test_linear_and_its_gradients(way, rows, inner, width):
         tensor.detach().numpy().astype(np.float64) for tensor in (x, weight, bias, grad)
     )
     close(result, x @ weight.T + bias, inner)
-    for found, exact, terms in zip(
+    for gradient, exact, terms in zip(
         gradients, (grad @ weight, grad.T @ x, grad.sum(0)), (width, rows, rows)
     ):
-        close(found, exact, terms)
+        close(gradient, exact, terms)
 
 
 def test_leading_dimensions_strides_and_no_bias(way):
@@ -61,11 +61,11 @@ def test_leading_dimensions_strides_and_no_bias(way):
     weight = torch.cat([weight, weight], 1)
     x.requires_grad_()
     result = linear(x, weight)
-    (found,) = torch.autograd.grad(result, x, values(4, 6, 24, seed=3))
+    (gradient,) = torch.autograd.grad(result, x, values(4, 6, 24, seed=3))
     exact = x.detach().numpy().astype(np.float64) @ weight.numpy().astype(np.float64).T
     close(result, exact, 32)
     close(
-        found,
+        gradient,
         values(4, 6, 24, seed=3).numpy().astype(np.float64) @ weight.numpy().astype(np.float64),
         24,
     )
@@ -110,7 +110,7 @@ def test_the_product_adds_the_bias_under_zero_3(dtype, monkeypatch):
         n_layers=3, h_dim=24, mlp_dim=40, n_heads=2, head_dim=8, vocab_size=37, seq_len=6
     )
     tokens = torch.randint(37, (2, 6), generator=torch.Generator().manual_seed(1))
-    found = []
+    results = []
     for function in (torch.nn.functional.linear, zero.zero3_linear_wrap):
         monkeypatch.setattr(torch.nn.functional, "linear", function)
         model = GPT(config, seed=3).to(dtype)
@@ -124,8 +124,8 @@ def test_the_product_adds_the_bias_under_zero_3(dtype, monkeypatch):
             forward.names[name] for name in COPIES
         )
         assert not any(backward.names[name] for name in COPIES[:-1])
-        found.append([logits, *(parameter.grad for parameter in model.parameters())])
-    assert all(map(torch.equal, *found))  # ZeRO's stages agree to the last bit
+        results.append([logits, *(parameter.grad for parameter in model.parameters())])
+    assert all(map(torch.equal, *results))  # ZeRO's stages agree to the last bit
 
 
 def test_no_rows_of_three_dimensions():

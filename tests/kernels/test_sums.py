@@ -65,11 +65,11 @@ def error_of_the_sum(run, world):
     whole = boundary.deepspeed.utils.safe_get_full_fp32_param
     before = {name: whole(p).double().flatten() for name, p in names.items()}
     assert run.step(tokens_of(world)).applied
-    found = torch.cat(
+    updates = torch.cat(
         [(before[name] - whole(p).double().flatten()) / RATE for name, p in names.items()]
     )
-    wanted = world.sum(torch.cat([exact[name] for name in names])) / world.size
-    return ((found - wanted).norm() / wanted.norm()).item()
+    exact_updates = world.sum(torch.cat([exact[name] for name in names])) / world.size
+    return ((updates - exact_updates).norm() / exact_updates.norm()).item()
 
 
 CASES = [(stage, ranks, {}) for stage in (1, 2, 3) for ranks in (1, 2)]
