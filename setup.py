@@ -44,6 +44,7 @@ setup(
             *DATA,
             *PLOT,
             *HF,
+            "mypy>=2.4,<3",
             "pytest>=8,<10",
             "pytest-xdist>=3,<4",
             "ruff>=0.17,<0.18",

@@ -15,15 +15,24 @@ Two sets of sums are kept:
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gpt.cluster.world import to_device
-from gpt.data.windows import window, windows
+from gpt.data import windows
+from gpt.data.datasets import Split
+from gpt.data.vocab import Vocab
+from gpt.data.windows import Window
+from gpt.kernels.linear_cross_entropy import TokenScores
 
+# Targets below this rank are hits of the top 10.
 TOP = 10
+# (tokens, targets, scored) -> TokenScores, see Evaluator
+Score = Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], TokenScores]
 
 
 @dataclass
@@ -45,15 +54,17 @@ class Tally:
     ours: Sums = field(default_factory=Sums)
     languini: Sums = field(default_factory=Sums)
 
-    def values(self) -> list:
+    def values(self) -> list[float]:
         return [*vars(self.ours).values(), *vars(self.languini).values()]
 
     @classmethod
-    def from_values(cls, values):
-        names = list(vars(Sums()))
-        kinds = [type(value) for value in vars(Sums()).values()] * 2
-        values = [kind(value) for kind, value in zip(kinds, values)]
-        return cls(Sums(*values[: len(names)]), Sums(*values[len(names) :]))
+    def from_values(cls, values: Sequence[float]) -> "Tally":
+        """Of `values()`, which may have gone through a tensor of float64."""
+        kinds = [type(value) for value in vars(Sums()).values()]
+        count = len(kinds)
+        ours = Sums(*(kind(value) for kind, value in zip(kinds, values[:count])))
+        languini = Sums(*(kind(value) for kind, value in zip(kinds, values[count:])))
+        return cls(ours, languini)
 
 
 class Evaluator:
@@ -69,29 +80,35 @@ class Evaluator:
 
     def __init__(
         self,
-        split,
-        vocab,
-        seq_len,
-        last_n,
-        batch_size,
-        max_batches=-1,
-        rank=0,
-        world_size=1,
-        micro_size=1,
+        split: Split,
+        vocab: Vocab,
+        seq_len: int,
+        last_n: int,
+        batch_size: int,
+        max_batches: int = -1,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_size: int = 1,
     ):
         self.split = split
         self.vocab = vocab
         self.seq_len = seq_len
         self.last_n = last_n
         self._tokens = split.tokens
-        count = windows(len(self._tokens), seq_len, last_n)
-        self.windows = count if max_batches < 0 else min(count, max_batches * batch_size)
+        self.windows = windows.windows(len(self._tokens), seq_len, last_n)
+        if max_batches >= 0:
+            self.windows = min(self.windows, max_batches * batch_size)
         self._rows = max(math.ceil(batch_size / world_size), micro_size)  # windows per call
-        self._mine = range(rank, self.windows, world_size)
-        most = math.ceil(self.windows / world_size)
-        self.calls = math.ceil(most / self._rows)
+        self._own_windows = range(rank, self.windows, world_size)
+        most_of_a_rank = math.ceil(self.windows / world_size)
+        self.calls = math.ceil(most_of_a_rank / self._rows)
 
-    def run(self, score, device="cpu", goes_on=lambda: True) -> Tally | None:
+    def run(
+        self,
+        score: Score,
+        device: torch.device | str = "cpu",
+        goes_on: Callable[[], bool] = lambda: True,
+    ) -> Tally | None:
         """This rank's tally; sum `Tally.values()` over ranks for the whole.
 
         goes_on(): called after every call of `score`, on every rank equally often; if it is false
@@ -99,53 +116,67 @@ class Evaluator:
         """
         tally = Tally()
         for call in range(self.calls):
-            mine = self._mine[call * self._rows : (call + 1) * self._rows]
-            chosen = [window(i, len(self._tokens), self.seq_len, self.last_n) for i in mine]
-            tokens, scored = self._batch(chosen)
-            inputs, scored = (to_device(array, device) for array in (tokens, scored))
+            indices = self._own_windows[call * self._rows : (call + 1) * self._rows]
+            batch = [
+                windows.window(i, len(self._tokens), self.seq_len, self.last_n) for i in indices
+            ]
+            ids, scored = self._arrays(batch)
+            tokens = to_device(ids, device)
+            rows, columns = to_device(scored, device)
             with torch.no_grad():
-                scores = score(inputs[:, :-1], inputs[:, 1:], tuple(scored))
-            # one copy, for which the device is waited for; float64 holds ranks exactly
-            if chosen:
+                scores = score(tokens[:, :-1], tokens[:, 1:], (rows, columns))
+            if batch:
+                # one copy, for which the device is waited for; float64 holds ranks exactly
                 nats, rank = torch.stack([scores.nats.double(), scores.rank.double()]).cpu().numpy()
-                self._add(tally, chosen, mine, nats, rank)
+                self._add(tally, batch, indices, nats, rank)
             if not goes_on():
                 return None
         return tally
 
-    def _batch(self, chosen):
-        """(rows, T + 1) ids, and rows and columns (2, N) of the scored targets.
+    def _arrays(self, batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, T + 1) int64 ids, and rows and columns (2, N) of the scored targets.
 
-        T is the longest window's length.
-
-        A rank without a window left makes a call all the same, on one dummy row, since ranks may
-        share the weights.
+        T is the longest window's length. A rank without a window left makes a call all the same, on
+        one dummy row, since ranks may share the weights.
         """
-        length = max((w.length for w in chosen), default=1)
-        tokens = np.zeros((max(1, len(chosen)), length + 1), np.int64)
-        mask = np.zeros((len(tokens), length), bool)
-        for row, w in enumerate(chosen):
-            tokens[row, : w.length + 1] = self._tokens[w.start : w.start + w.length + 1]
-            mask[row, w.length - w.scored : w.length] = True
-        self.split.check_ids(tokens)
-        if not chosen:
+        length = max((window.length for window in batch), default=1)
+        ids = np.zeros((max(1, len(batch)), length + 1), np.int64)
+        mask = np.zeros((len(ids), length), bool)
+        for row, window in enumerate(batch):
+            end = window.start + window.length + 1
+            ids[row, : window.length + 1] = self._tokens[window.start : end]
+            mask[row, window.length - window.scored : window.length] = True
+        self.split.check_ids(ids)
+        if not batch:
             mask[0, 0] = True
-        return tokens, np.array(np.nonzero(mask))
+        return ids, np.array(np.nonzero(mask))
 
-    def _add(self, tally, chosen, indices, nats, rank):
+    def _add(
+        self,
+        tally: Tally,
+        batch: list[Window],
+        indices: range,
+        nats: np.ndarray,
+        rank: np.ndarray,
+    ) -> None:
+        """indices: which windows these are. nats, rank: (N,) float64, of their scored targets one
+        window after another."""
         first = 0
-        for w, index in zip(chosen, indices):
-            part = slice(first, first + w.scored)
-            end = w.start + w.length + 1
-            targets = np.asarray(self._tokens[end - w.scored : end], np.int64)
+        for window, index in zip(batch, indices):
+            part = slice(first, first + window.scored)
+            end = window.start + window.length + 1
+            targets = np.asarray(self._tokens[end - window.scored : end], np.int64)
             self._add_ours(tally.ours, targets, nats[part], rank[part])
-            skipped = min(w.scored, max(0, self.seq_len - self.last_n)) if index == 0 else 0
-            self._add_languini(
-                tally.languini, targets[skipped:], nats[part][skipped:], rank[part][skipped:]
-            )
-            first += w.scored
+            skipped = 0
+            if index == 0:
+                skipped = min(window.scored, max(0, self.seq_len - self.last_n))
+            kept = slice(first + skipped, first + window.scored)
+            self._add_languini(tally.languini, targets[skipped:], nats[kept], rank[kept])
+            first += window.scored
 
-    def _add_ours(self, sums, targets, nats, rank):
+    def _add_ours(
+        self, sums: Sums, targets: np.ndarray, nats: np.ndarray, rank: np.ndarray
+    ) -> None:
         sizes = self.vocab.byte_lengths[targets]
         sums.nats += float(nats.sum())
         sums.tokens += len(targets)
@@ -154,12 +185,14 @@ class Evaluator:
         sums.top1 += int((rank < 1).sum())
         sums.top10 += int((rank < TOP).sum())
 
-    def _add_languini(self, sums, targets, nats, rank):
+    def _add_languini(
+        self, sums: Sums, targets: np.ndarray, nats: np.ndarray, rank: np.ndarray
+    ) -> None:
         kept = targets != 0
-        nats = float(nats[kept].sum())
-        sums.nats += nats
+        total = float(nats[kept].sum())
+        sums.nats += total
         sums.tokens += int(kept.sum())
-        sums.text_nats += nats
+        sums.text_nats += total
         sums.bytes += len(self.vocab.decode(targets[kept]))
         sums.top1 += int((rank[kept] < 1).sum())
         sums.top10 += int((rank[kept] < TOP).sum())
@@ -175,8 +208,8 @@ def summary(tally: Tally) -> dict:
 
 
 def _quantities(sums: Sums) -> dict:
-    loss = sums.nats / sums.tokens if sums.tokens else math.nan
-    normalised = sums.text_nats / sums.bytes if sums.bytes else math.nan
+    loss = _ratio(sums.nats, sums.tokens)
+    normalised = _ratio(sums.text_nats, sums.bytes)
     return {
         "tokens": sums.tokens,
         "bytes": sums.bytes,
@@ -186,10 +219,14 @@ def _quantities(sums: Sums) -> dict:
         "normalised_loss": normalised,
         "normalised_ppl": _exp(normalised),
         "bits_per_byte": normalised / math.log(2),
-        "top1": sums.top1 / sums.tokens if sums.tokens else math.nan,
-        "top10": sums.top10 / sums.tokens if sums.tokens else math.nan,
+        "top1": _ratio(sums.top1, sums.tokens),
+        "top10": _ratio(sums.top10, sums.tokens),
     }
 
 
-def _exp(value):
+def _ratio(total: float, count: int) -> float:
+    return total / count if count else math.nan
+
+
+def _exp(value: float) -> float:
     return math.inf if value > 700 else math.exp(value)

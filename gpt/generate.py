@@ -57,10 +57,11 @@ class Context:
         ids = torch.tensor(tokens, device=device)[None]
         positions = torch.arange(start, start + len(tokens), device=device)
         stream = model.embed(ids, positions)  # (1, T, C)
-        branch = None
+        branch: Tensor | None = None
         with sdpa_kernel(BACKENDS):
             for layer, block in enumerate(model.blocks):
                 branch, stream = block(branch, stream, attend=partial(self._attend, layer, start))
+        assert branch is not None
         hidden, _ = model.ln_f(branch[:, -1], stream[:, -1])
         return model.head(hidden)[0].float().cpu()
 

@@ -63,9 +63,11 @@ class Attention(nn.Module):
         self.qkv = Linear(config.h_dim, 3 * width)
         self.c_proj = Linear(width, config.h_dim)
 
-    def forward(self, x: Tensor, attend: Attend = causal_attention) -> Tensor:
-        """x and the result: (B, T, C). attend: another way to the same attention, such as one that
-        has the keys and values of earlier tokens."""
+    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
+        """x and the result: (B, T, C). attend: in place of `causal_attention`, to take in the keys
+        and values of earlier tokens."""
+        if attend is None:
+            attend = causal_attention
         q, k, v = split_heads(self.qkv(x), self.n_heads)  # each (B, H, T, D)
         return self.c_proj(attend(q, k, v))
 
@@ -77,7 +79,10 @@ class AddNorm(nn.LayerNorm):
         super().__init__(config.h_dim, eps=1e-5)
         self.kernels = kernels
 
-    def forward(self, branch: Tensor | None, stream: Tensor) -> tuple[Tensor, Tensor]:
+    # what torch's LayerNorm takes and returns is one tensor
+    def forward(  # type: ignore[override]
+        self, branch: Tensor | None, stream: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """branch, stream: (B, T, C), branch None for none. Returns (LayerNorm of the new stream,
         new stream)."""
         if branch is None:
@@ -119,12 +124,12 @@ class Block(nn.Module):
         branch: Tensor | None,
         stream: Tensor,
         scored: Scored | None = None,
-        attend: Attend = causal_attention,
+        attend: Attend | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(output of the last branch, stream without it), each (B, T, C), for those of the block
         before; None at first.
 
-        scored: the positions for which they are needed, all if None; then each is (N, C).
+        scored: the positions for which they are needed; then each is (N, C). attend: see Attention.
         """
         x, stream = self.ln1(branch, stream)
         x = self.attn(x, attend=attend)
@@ -250,12 +255,14 @@ class GPT(nn.Module):
             return torch.compiler.set_stance("force_eager")
         return nullcontext()
 
-    def _through_blocks(self, stream: Tensor, scored: Scored | None) -> tuple[Tensor, Tensor]:
+    def _through_blocks(
+        self, stream: Tensor, scored: Scored | None
+    ) -> tuple[Tensor | None, Tensor]:
         """(output of the last branch, stream without it): (B, T, C), or (N, C) of scored
         positions."""
         recomputed = self.activation_checkpointing and torch.is_grad_enabled()
         last = len(self.blocks) - 1
-        branch = None
+        branch: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             needed = scored if layer == last else None
             if not recomputed:

@@ -26,7 +26,7 @@ def evaluator():
     ],
 )
 def test_splits_by_name(asked, names, sample, evaluator):
-    assert evaluator.chosen(asked, Dataset(sample)) == names
+    assert evaluator.splits_named(asked, Dataset(sample)) == names
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_splits_by_name(asked, names, sample, evaluator):
 )
 def test_splits_that_are_not_there(asked, wrong, sample, evaluator):
     with pytest.raises(UserError, match=f"has no split {wrong}: it has train, test, python"):
-        evaluator.chosen(asked, Dataset(sample))
+        evaluator.splits_named(asked, Dataset(sample))
 
 
 def result(split, value):
@@ -99,7 +99,7 @@ def weights(sample, tmp_path_factory):
     write_folder(
         folder,
         GPT(shape).state_dict(),
-        foreign_config("w", 0, shape, Dataset(sample).vocab),
+        foreign_config("w", 0, shape, Dataset(sample).vocab.fingerprint),
         b"",
         {},
     )

@@ -163,7 +163,7 @@ def export(sample, tmp_path_factory):
     write_folder(
         folder,
         GPT(shape, seed=1).state_dict(),
-        foreign_config("a test", 7, shape, vocab),
+        foreign_config("a test", 7, shape, vocab.fingerprint),
         vocab.model,
         {},
     )

@@ -1,4 +1,5 @@
-"""The formatter and the linter find nothing to change; their settings stand in pyproject.toml."""
+"""The formatter, the linter and the type checker find nothing; their settings stand in
+pyproject.toml."""
 
 import subprocess
 import sys
@@ -14,6 +15,13 @@ MOST_HAND_SET_TABLES = 10
 def test_ruff_finds_nothing(check):
     command = [sys.executable, "-m", "ruff", *check, "--no-cache", "."]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_mypy_finds_nothing():
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, timeout=400
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -24,6 +24,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, command
 
+# The large dataset of --loader, and the batches that are read from it.
 DOCUMENTS = 158_000
 TOKENS = 24_000_000_000
 STREAMS = 512
@@ -68,60 +69,67 @@ def bench_encoding(args):
     for _ in range(args.repeats):
         encoder = Encoder(vocab)  # which remembers nothing yet
         began = time.process_time()
-        whole = [np.array(processor.encode(text), encoder.dtype).tobytes() for text in texts]
+        ids_of_wholes = [
+            np.array(processor.encode(text), encoder.dtype).tobytes() for text in texts
+        ]
         middle = time.process_time()
-        found = [b"".join(map(encoder.encode, encoder.chunks([text]))) for text in texts]
+        ids_of_chunks = [b"".join(map(encoder.encode, encoder.chunks([text]))) for text in texts]
         times["whole"].append(middle - began)
         times["encoder"].append(time.process_time() - middle)
-    # which mean something to SentencePiece
-    literal = [text for text in texts if "<D>" in text or "\u2581" in text]
-    same = sum(a == b for a, b in zip(whole, found))
+    # texts with what means something to SentencePiece
+    special = sum("<D>" in text or "\u2581" in text for text in texts)
+    same = sum(whole == chunks for whole, chunks in zip(ids_of_wholes, ids_of_chunks))
     speed = {name: size / 1e6 / statistics.median(values) for name, values in times.items()}
-    ratios = sorted(a / b for a, b in zip(times["whole"], times["encoder"]))
+    ratios = sorted(whole / encoder for whole, encoder in zip(times["whole"], times["encoder"]))
     print(
         f"{len(texts)} documents, {size / 1e6:.1f} MB, per core: whole documents"
         f" {speed['whole']:.2f} MB/s, encoder (by {encoder.unit}) {speed['encoder']:.2f} MB/s,"
         f" {statistics.median(ratios):.2f} times as fast ({ratios[0]:.2f} to {ratios[-1]:.2f}); ids"
-        f" are the same in {same} of {len(texts)} ({len(literal)} hold <D> or U+2581)"
+        f" are the same in {same} of {len(texts)} ({special} hold <D> or U+2581)"
     )
     bench_workers(inputs, vocab, size, args.repeats)
 
 
 def bench_workers(inputs, vocab, size, repeats):
-    from gpt.prepare.texts import Reading
-    from gpt.prepare.units import UnitEncoder, encoder_of, units_of
-    from gpt.prepare.workers import spread
+    from gpt.prepare.units import encoder_of, units_of
 
-    units = [(i, unit) for i, unit in enumerate(units_of(inputs))]
-    counts = [2**i for i in range(20) if 2**i <= len(os.sched_getaffinity(0))]
+    units = list(enumerate(units_of(inputs)))
+    cores = len(os.sched_getaffinity(0))
+    counts = [2**i for i in range(20) if 2**i <= cores]
     walls = {count: [] for count in counts}
-    spent = {count: [] for count in counts}
+    cpu_times = {count: [] for count in counts}
     for _ in range(repeats):
         for count in counts:
-            with tempfile.TemporaryDirectory() as folder:
-                encoder_of.cache_clear()  # all begin without remembered words
-                began, before = time.perf_counter(), sum(os.times()[:4])
-                list(
-                    spread(
-                        UnitEncoder(Path(folder), Reading(), vocab.model),
-                        units,
-                        count,
-                        lambda size: None,
-                    )
-                )
-                walls[count].append(time.perf_counter() - began)
-                # of this process and its children
-                spent[count].append(sum(os.times()[:4]) - before)
+            encoder_of.cache_clear()  # all begin without remembered words
+            wall_before = time.perf_counter()
+            cpu_before = sum(os.times()[:4])
+            encode_units(units, vocab, count)
+            walls[count].append(time.perf_counter() - wall_before)
+            # of this process and its children
+            cpu_times[count].append(sum(os.times()[:4]) - cpu_before)
     for count in counts:
-        faster, more = (
-            statistics.median(a / b for a, b in zip(*pair))
-            for pair in ((walls[1], walls[count]), (spent[count], spent[1]))
-        )
+        faster = median_ratio(walls[1], walls[count])
+        more = median_ratio(cpu_times[count], cpu_times[1])
         rate = size / 1e6 / statistics.median(walls[count])
         print(
             f"{count} process(es), start and files included: {rate:.2f} MB/s, {faster:.2f} times as"
             f" fast as 1, with {more:.2f} times the CPU time"
         )
+
+
+def encode_units(units, vocab, workers):
+    from gpt.prepare.texts import Reading
+    from gpt.prepare.units import UnitEncoder
+    from gpt.prepare.workers import spread
+
+    with tempfile.TemporaryDirectory() as folder:
+        encode_unit = UnitEncoder(Path(folder), Reading(), vocab.model)
+        for _ in spread(encode_unit, units, workers, report=lambda size: None):
+            pass
+
+
+def median_ratio(numerators, denominators):
+    return statistics.median(a / b for a, b in zip(numerators, denominators))
 
 
 @contextmanager
@@ -131,37 +139,71 @@ def large_dataset():
     import numpy as np
 
     from gpt.data import manifests
-    from gpt.files import hash_file
-    from gpt.prepare.texts import Document
-    from gpt.prepare.vocab_training import train_tokenizer
 
     with tempfile.TemporaryDirectory() as name:
-        root, rng = Path(name), np.random.default_rng(0)
-        text = " ".join("".join(chr(97 + c) for c in rng.integers(0, 26, 6)) for _ in range(30_000))
-        vocab = train_tokenizer([Document("words", text)], 16384)
-        manifest = manifests.begin(root, vocab, {}, {})
-        folder = root / "train"
-        folder.mkdir()
+        root = Path(name)
+        rng = np.random.default_rng(0)
+        manifest = manifests.begin(root, random_vocab(rng), {}, {})
         sizes = rng.lognormal(0, 0.8, DOCUMENTS)
         doc_tokens = np.maximum(1, sizes / sizes.sum() * (TOKENS - DOCUMENTS)).astype(np.int64)
         doc_tokens[0] += TOKENS - DOCUMENTS - doc_tokens.sum()
-        np.save(folder / manifests.DOC_TOKENS, doc_tokens)
-        np.save(folder / manifests.DOC_BYTES, doc_tokens * 4)
-        (folder / manifests.NAMES).write_text(
-            "".join(f'"author {i % 9999}/book {i}.txt"\n' for i in range(DOCUMENTS))
-        )
-        with open(folder / manifests.TOKENS, "wb") as file:
-            file.truncate(TOKENS * np.dtype(manifest["dtype"]).itemsize)
-        files = {file: hash_file(folder / file) for file in manifests.SPLIT_FILES[1:]}
-        files[manifests.TOKENS] = {"size": (folder / manifests.TOKENS).stat().st_size, "sha256": ""}
-        manifest["splits"]["train"] = {
-            "documents": DOCUMENTS,
-            "tokens": TOKENS,
-            "bytes": int(doc_tokens.sum()) * 4,
-            "files": files,
-        }
+        entry = write_split(root / "train", doc_tokens, np.dtype(manifest["dtype"]).itemsize)
+        manifest["splits"]["train"] = entry
         manifests.write(root, manifest)
         yield root
+
+
+def random_vocab(rng):
+    from gpt.prepare.texts import Document
+    from gpt.prepare.vocab_training import train_tokenizer
+
+    words = []
+    for _ in range(30_000):
+        letters = rng.integers(0, 26, 6)
+        words.append("".join(chr(ord("a") + letter) for letter in letters))
+    return train_tokenizer([Document("words", " ".join(words))], 16384)
+
+
+def write_split(folder, doc_tokens, item_size):
+    """Write a split whose tokens.bin is sparse, and so is not hashed; returns its entry."""
+    import numpy as np
+
+    from gpt.data import manifests
+    from gpt.files import hash_file
+
+    folder.mkdir()
+    names = [f'"author {i % 9999}/book {i}.txt"\n' for i in range(DOCUMENTS)]
+    np.save(folder / manifests.DOC_TOKENS, doc_tokens)
+    np.save(folder / manifests.DOC_BYTES, doc_tokens * 4)
+    (folder / manifests.NAMES).write_text("".join(names))
+    with open(folder / manifests.TOKENS, "wb") as file:
+        file.truncate(TOKENS * item_size)
+    files = {manifests.TOKENS: {"size": TOKENS * item_size, "sha256": ""}}
+    for file in manifests.SPLIT_FILES:
+        if file != manifests.TOKENS:
+            files[file] = hash_file(folder / file)
+    return {
+        "documents": DOCUMENTS,
+        "tokens": TOKENS,
+        "bytes": int(doc_tokens.sum()) * 4,
+        "files": files,
+    }
+
+
+class Stopwatch:
+    """Seconds of `with` blocks, by the clock and of this thread's CPU time."""
+
+    def __init__(self):
+        self.wall = []
+        self.cpu = []
+
+    def __enter__(self):
+        self._wall_before = time.perf_counter()
+        self._cpu_before = time.thread_time()
+
+    def __exit__(self, *error):
+        self.wall.append(time.perf_counter() - self._wall_before)
+        self.cpu.append(time.thread_time() - self._cpu_before)
 
 
 def bench_loader(repeats):
@@ -172,40 +214,42 @@ def bench_loader(repeats):
     from gpt.data.streams import Streams
 
     with large_dataset() as root:
-        opened = []
-        spent = []
-        resident = psutil.Process().memory_info().rss
-        for _ in range(repeats):
-            began, before = time.perf_counter(), time.thread_time()
-            streams = Streams(Dataset(root).split("train"), STREAMS, SEQ_LEN)
-            opened.append(time.perf_counter() - began)
-            spent.append(time.thread_time() - before)
-            if len(opened) == 1:
-                resident = psutil.Process().memory_info().rss - resident
+        opening = Stopwatch()
+        memory_before = psutil.Process().memory_info().rss
+        for repeat in range(repeats):
+            with opening:
+                streams = Streams(Dataset(root).split("train"), STREAMS, SEQ_LEN)
+            if repeat == 0:
+                memory = psutil.Process().memory_info().rss - memory_before
         print(
             f"{DOCUMENTS:,} documents, {TOKENS:,} tokens, {STREAMS} streams: opened in"
-            f" {statistics.median(opened):.3f} s, of CPU time {statistics.median(spent):.3f} s,"
-            f" with {resident / 1e6:.0f} MB more memory"
+            f" {statistics.median(opening.wall):.3f} s,"
+            f" of CPU time {statistics.median(opening.cpu):.3f} s,"
+            f" with {memory / 1e6:.0f} MB more memory"
         )
         far = np.random.default_rng(1).integers(0, 10**6, 50).tolist()
-        places = {
+        steps_of = {
             "one after the other": range(1000, 1050),
             "anywhere, never read before": far,
             "there again": far,
         }
-        for name, steps in places.items():
-            times, spent = [], []
-            for step in steps:
-                began, before = time.perf_counter(), time.thread_time()
-                streams.batch(step)
-                times.append(1000 * (time.perf_counter() - began))
-                spent.append(1000 * (time.thread_time() - before))
-            print(
-                f"batch of {STREAMS} x {SEQ_LEN + 1}, {name}: median {statistics.median(times):.2f}"
-                f" ms, of CPU time {statistics.median(spent):.2f} ms; slowest {max(times):.2f} ms,"
-                f" {max(spent):.2f} ms"
-            )
+        for name, steps in steps_of.items():
+            bench_batches(streams, name, steps)
         bench_waiting(streams)
+
+
+def bench_batches(streams, name, steps):
+    reading = Stopwatch()
+    for step in steps:
+        with reading:
+            streams.batch(step)
+    wall = [1000 * seconds for seconds in reading.wall]
+    cpu = [1000 * seconds for seconds in reading.cpu]
+    print(
+        f"batch of {STREAMS} x {SEQ_LEN + 1}, {name}: median {statistics.median(wall):.2f}"
+        f" ms, of CPU time {statistics.median(cpu):.2f} ms; slowest {max(wall):.2f} ms,"
+        f" {max(cpu):.2f} ms"
+    )
 
 
 def bench_waiting(streams, rows=4, steps=6):

@@ -7,14 +7,29 @@ python tools/config_reference.py --check    exit code 1 where it is not up to da
 import html
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from gpt.config.command_line import DEEPSPEED_OPTIONS
+from gpt.config.deepspeed_keys import TOP_KEYS
+from gpt.config.keys import ANY, REQUIRED, Key
+from gpt.config.refused_keys import REFUSED
 from gpt.errors import Parser, command
 
 TARGET = ROOT / "ds_configs" / "README.md"
+# what the types of keys are called
+KINDS = {
+    "pair": "two numbers",
+    ANY: "DeepSpeed's",
+    bool: "true, false",
+    int: "whole number",
+    float: "number",
+    str: "text",
+}
 INTRODUCTION = """# Keys of a run's JSON
 
 Written from `gpt/config/` by `python tools/config_reference.py`.
@@ -31,100 +46,97 @@ DeepSpeed accepts the key, and nothing in a run depends on it.
 """
 
 
-def main():
+def main() -> int:
     parser = Parser(__doc__)
     parser.add_argument(
         "--check", action="store_true", help="only tell whether the file is up to date"
     )
     args = parser.parse_args()
     text = reference()
-    if args.check:
-        current = TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text
-        print(
-            f"{TARGET.relative_to(ROOT)} is"
-            f" {'up to date' if current else 'out of date: run this tool without --check'}"
-        )
-        return 0 if current else 1
-    TARGET.write_text(text, encoding="utf-8")
-    print(f"wrote {TARGET.relative_to(ROOT)}")
+    name = TARGET.relative_to(ROOT)
+    if not args.check:
+        TARGET.write_text(text, encoding="utf-8")
+        print(f"wrote {name}")
+        return 0
+    if TARGET.is_file() and TARGET.read_text(encoding="utf-8") == text:
+        print(f"{name} is up to date")
+        return 0
+    print(f"{name} is out of date: run this tool without --check")
+    return 1
 
 
 def reference() -> str:
     """The whole page, in Markdown."""
-    from gpt.config import deepspeed_keys
-    from gpt.config.command_line import DEEPSPEED_OPTIONS
-    from gpt.config.keys import Key
-
-    own = [f"`{name}`" for name, path in DEEPSPEED_OPTIONS.items() if name == path]
-    renamed = [f"`--{name}` (`{path}`)" for name, path in DEEPSPEED_OPTIONS.items() if name != path]
-    single = {name: key for name, key in deepspeed_keys.TOP_KEYS.items() if isinstance(key, Key)}
-    blocks = {name: keys for name, keys in deepspeed_keys.TOP_KEYS.items() if name not in single}
-    parts = [
-        INTRODUCTION.format(own=",\n".join(own), renamed=",\n".join(renamed)),
-        table("Top level", single),
-    ]
+    single = {name: key for name, key in TOP_KEYS.items() if isinstance(key, Key)}
+    blocks = {name: keys for name, keys in TOP_KEYS.items() if name not in single}
+    parts = [introduction(), table("Top level", single)]
     for name, keys in blocks.items():
         parts += tables(name, keys)
-    refused = "\n".join(f"- `{path}`: {reason}" for path, reason in deepspeed_keys.REFUSED.items())
-    parts.append(
-        f"## Refused\n\nReal keys of DeepSpeed that have no place here, and why.\n\n{refused}\n"
-    )
+    parts.append(refused())
     return "\n".join(parts)
 
 
-def tables(name, keys):
+def introduction() -> str:
+    own, renamed = [], []
+    for name, path in DEEPSPEED_OPTIONS.items():
+        if name == path:
+            own.append(f"`{name}`")
+        else:
+            renamed.append(f"`--{name}` (`{path}`)")
+    return INTRODUCTION.format(own=",\n".join(own), renamed=",\n".join(renamed))
+
+
+def refused() -> str:
+    keys = "\n".join(f"- `{path}`: {reason}" for path, reason in REFUSED.items())
+    return f"## Refused\n\nReal keys of DeepSpeed that have no place here, and why.\n\n{keys}\n"
+
+
+def tables(name: str, keys: dict[str, Any]) -> Iterator[str]:
     """One table for a block's own keys, and one for each block inside it."""
     inner = {key: value for key, value in keys.items() if isinstance(value, dict)}
     own = {key: value for key, value in keys.items() if key not in inner}
     yield table(name, own)
     for block, value in inner.items():
-        if block == "params":  # they depend on the type beside them
+        # parameters depend on the type beside them
+        if block == "params":
             for kinds, params in by_parameters(value):
                 yield table(f"{name}.params of {' and '.join(kinds)}", params)
         else:
             yield from tables(f"{name}.{block}", value)
 
 
-def by_parameters(variants):
+def by_parameters(variants: dict[str, dict[str, Key]]) -> list[tuple[list[str], dict[str, Key]]]:
     """([type, …], their parameters) of types that have the same parameters."""
-    groups = []
+    groups: list[tuple[list[str], dict[str, Key]]] = []
     for kind, params in variants.items():
-        kinds = next((kinds for kinds, known in groups if known == params), None)
-        if kinds is None:
-            groups.append(([kind], params))
+        for kinds, known in groups:
+            if known == params:
+                kinds.append(kind)
+                break
         else:
-            kinds.append(kind)
+            groups.append(([kind], params))
     return groups
 
 
-def table(title, keys) -> str:
+def table(title: str, keys: dict[str, Key]) -> str:
     rows = "\n".join(row(name, key) for name, key in keys.items())
     return f"## {title}\n\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n"
 
 
-def row(name, key) -> str:
-    meaning = html.escape(key.doc, quote=False)  # <name> would be taken for a tag, and not shown
+def row(name: str, key: Key) -> str:
+    # <name> would be taken for a tag, and not shown
+    meaning = html.escape(key.doc, quote=False)
     return f"| `{name}` | {kind_of(key)} | {default_of(key)} | {meaning} |"
 
 
-def kind_of(key) -> str:
+def kind_of(key: Key) -> str:
     """A key's type and range, or its choices."""
-    from gpt.config.keys import ANY
-
     if key.choices:
         return " ".join(f"`{choice}`" for choice in key.choices)
-    kinds = {
-        "pair": "two numbers",
-        ANY: "DeepSpeed's",
-        bool: "true, false",
-        int: "whole number",
-        float: "number",
-        str: "text",
-    }
-    return f"{kinds[key.kind]} {range_of(key)}".strip()
+    return f"{KINDS[key.kind]} {range_of(key)}".strip()
 
 
-def range_of(key) -> str:
+def range_of(key: Key) -> str:
     if key.above is not None:
         return f"> {key.above:,}"
     if key.minimum is None:
@@ -134,9 +146,7 @@ def range_of(key) -> str:
     return f"from {key.minimum:,} to {key.maximum:,}"
 
 
-def default_of(key) -> str:
-    from gpt.config.keys import REQUIRED
-
+def default_of(key: Key) -> str:
     if key.default is REQUIRED:
         return "required"
     if key.default in (None, ""):

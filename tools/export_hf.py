@@ -44,55 +44,46 @@ def main():
     from gpt.files import require_new_folder
 
     require_new_folder(args.out)
-    (back if args.back else export)(Path(args.folder), args.out)
+    if args.back:
+        back(Path(args.folder), args.out)
+    else:
+        export(Path(args.folder), args.out)
 
 
 def export(folder, out):
-    from gpt.checkpoint.weights import WEIGHTS, load_model, read_folder
-    from gpt.config.saved import model_config
+    from gpt.checkpoint.weights import WEIGHTS, load_model, open_folder
     from gpt.convert import transformers_gpt2
     from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.files import built_aside
 
-    config, manifest = read_folder(folder)
-    shape = model_config(config, folder / "config.yaml")
+    checkpoint = open_folder(folder)
+    shape = checkpoint.shape
     transformers_gpt2.require_gpt2_shape(shape)
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "the package transformers is not installed: run `pip install -e '.[hf]'` in the"
-            " project's folder"
-        ) from error
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    transformers = import_transformers()
     vocab = Vocab.load(folder / TOKENIZER)
-    ours = load_model(folder / WEIGHTS, config, folder)
+    ours = load_model(folder / WEIGHTS, checkpoint.config, folder)
     with built_aside(out) as building:
-        theirs = transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                **transformers_gpt2.config_of(shape, vocab.eod_id, manifest["step"])
-            )
-        )
+        arguments = transformers_gpt2.config_of(shape, vocab.eod_id, checkpoint.step)
+        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**arguments))
         theirs.load_state_dict(transformers_gpt2.to_gpt2(ours.state_dict(), shape))
         theirs.save_pretrained(building, max_shard_size="1TB")
-        (building / WEIGHTS).chmod(0o644)
+        (building / transformers_gpt2.WEIGHTS).chmod(0o644)
         (building / TOKENIZER).write_bytes(vocab.model)
         transformers_gpt2.save_tokenizer(vocab, shape.seq_len, building)
         difference = compare_logits(building, ours, vocab, transformers)
-        wrong = compare_ids(building, vocab, transformers)
-        if wrong:
+        wrong_on = compare_ids(building, vocab, transformers)
+        if wrong_on:
             for name in ("tokenizer.json", "tokenizer_config.json"):
                 (building / name).unlink()
     print(
-        f"{out}: GPT2LMHeadModel, {shape.parameters():,} parameters after step {manifest['step']};"
+        f"{out}: GPT2LMHeadModel, {shape.parameters():,} parameters after step {checkpoint.step};"
         f" logits within {difference:.1e} of ours (fp32)"
     )
-    if wrong:
+    if wrong_on:
         print(
             "NOTE: no tokenizer for transformers: its byte-pair encoding gives other ids than"
-            f" SentencePiece, first on {wrong!r}; encode with the package sentencepiece and"
+            f" SentencePiece, first on {wrong_on!r}; encode with the package sentencepiece and"
             f" {Path(out) / TOKENIZER}"
         )
     else:
@@ -100,6 +91,19 @@ def export(folder, out):
             "tokenizer: PreTrainedTokenizerFast, ids equal to SentencePiece's on every piece and"
             " all texts tried"
         )
+
+
+def import_transformers():
+    try:
+        import transformers
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "the package transformers is not installed",
+            mend="run `pip install -e '.[hf]'` in the project's folder",
+        ) from error
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
 
 
 def compare_logits(folder, ours, vocab, transformers) -> float:
@@ -118,22 +122,14 @@ def compare_logits(folder, ours, vocab, transformers) -> float:
     rows = [torch.from_numpy(text).long()[None], random[None]]
     model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
 
-    def difference(found, expected):
-        return float(
-            torch.stack(
-                [(f - e).abs().max() / e.abs().max().clamp(min=1) for f, e in zip(found, expected)]
-            ).max()
-        )
-
     with torch.no_grad():
         expected = [ours(row) for row in rows]
-        found = [model(row).logits for row in rows]
-        worst = difference(found, expected)
-        rounding = (
-            difference(expected, [ours.double()(row) for row in rows])
-            if not worst <= TOLERANCE
-            else 0.0
-        )
+        logits = [model(row).logits for row in rows]
+        worst = largest_difference(logits, expected)
+        rounding = 0.0
+        if not worst <= TOLERANCE:
+            exact = [ours.double()(row) for row in rows]
+            rounding = largest_difference(expected, exact)
     if not worst <= max(TOLERANCE, 4 * rounding):
         raise UserError(
             f"nothing was written: the exported model's logits are off by {worst:.1e}, more than"
@@ -145,7 +141,18 @@ def compare_logits(folder, ours, vocab, transformers) -> float:
     return worst
 
 
-def compare_ids(folder, vocab, transformers):
+def largest_difference(logits, expected) -> float:
+    """Over pairs of tensors, relative to the largest logit expected where that is above 1."""
+    import torch
+
+    differences = []
+    for actual, reference in zip(logits, expected):
+        scale = reference.abs().max().clamp(min=1)
+        differences.append((actual - reference).abs().max() / scale)
+    return float(torch.stack(differences).max())
+
+
+def compare_ids(folder, vocab, transformers) -> str | None:
     """The first text of which transformers' tokenizer gives other ids than SentencePiece; None if
     all are equal."""
     from pydoc_data.topics import topics
@@ -153,16 +160,12 @@ def compare_ids(folder, vocab, transformers):
     import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
-    found = transformers.AutoTokenizer.from_pretrained(folder)
-    texts = [*TEXTS, *topics.values(), *(pieces.decode([i]) for i in range(vocab.size))]
-    return next(
-        (
-            text[:80]
-            for text in texts
-            if found.encode(text, add_special_tokens=False) != pieces.encode(text)
-        ),
-        None,
-    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    every_piece = (pieces.decode([i]) for i in range(vocab.size))
+    for text in (*TEXTS, *topics.values(), *every_piece):
+        if tokenizer.encode(text, add_special_tokens=False) != pieces.encode(text):
+            return text[:80]
+    return None
 
 
 def back(folder, out):
@@ -177,11 +180,12 @@ def back(folder, out):
     vocab = Vocab.load(folder / TOKENIZER)
     if vocab.size != shape.vocab_size:
         raise UserError(
-            f"{folder / TOKENIZER} has {vocab.size} ids, and the model {shape.vocab_size}: put the"
-            " tokenizer that it was trained with there"
+            f"{folder / TOKENIZER} has {vocab.size} ids, and the model {shape.vocab_size}",
+            mend="put the tokenizer that it was trained with there",
         )
-    config = foreign_config(folder.name, step, shape, vocab)
-    made_from = {"folder": folder.name, "sha256": hash_file(folder / "model.safetensors")["sha256"]}
+    config = foreign_config(folder.name, step, shape, vocab.fingerprint)
+    sha256 = hash_file(folder / transformers_gpt2.WEIGHTS)["sha256"]
+    made_from = {"folder": folder.name, "sha256": sha256}
     write_folder(out, weights, config, vocab.model, made_from)
     print(f"{Path(out) / WEIGHTS}: {shape.parameters():,} fp32 parameters after step {step}")
 

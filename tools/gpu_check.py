@@ -28,6 +28,7 @@ from gpt.files import FolderLock, when_full
 from tools.gpu_stages import STAGES, report
 from tools.gpu_stages.findings import RESULTS, Findings
 
+STAGE_COMMAND = ROOT / "tools" / "gpu_stages" / "__main__.py"
 DRY_LANES = 3  # stages at a time where none takes times
 DRY_PATIENCE = 3  # times a stage's limit, on CPUs that may be shared
 LAST_WORDS = 300  # characters of a failed stage's last line that the report quotes
@@ -58,42 +59,35 @@ def main():
     parser.add_argument("--dry", action="store_true", help="try the check itself on the CPU")
     args = parser.parse_args()
     names = [stage.name for stage in STAGES]
-    unknown = [name for name in args.only or () if name not in names]
-    if unknown:
-        raise UserError(
-            f"--only {unknown[0]}: there is no such stage; choose from {', '.join(names)}"
-        )
+    for name in args.only or ():
+        if name not in names:
+            raise UserError(
+                f"--only {name}: there is no such stage; choose from {', '.join(names)}"
+            )
     if not args.budget > 0:
-        raise UserError(f"--budget {args.budget:g}: give a positive number of seconds")
+        raise UserError(f"--budget {args.budget:g}", mend="give a positive number of seconds")
     device = _device(args.dry)
-    with when_full(f"{args.out}: the disk is full: make room, or give another --out"):
+    with when_full(f"{args.out}: the disk is full", mend="make room, or give another --out"):
         return _check(args, device)
 
 
 def _check(args, device):
     """The exit code of a check, whose findings are in args.out."""
+    stages = [stage for stage in STAGES if not args.only or stage.name in args.only]
     lock = FolderLock(
         args.out,
         other="another check is writing into",
         mend="wait for it, or give another --out",
     )
     _prepare(args.out, device, args.dry, args.only)
-    session = Session(
-        args.out,
-        args.budget,
-        args.dry,
-        [stage for stage in STAGES if not args.only or stage.name in args.only],
-    )
+    session = Session(args.out, args.budget, args.dry, stages)
     session.findings.add(stage="session", asked=[stage.name for stage in session.stages])
     try:
         session.run()
     finally:
         session.end()
     findings = session.findings.read()
-    print(
-        report.text(findings).partition("## Training steps")[0]
-        + f"all of it: {args.out / 'report.md'}"
-    )
+    print(f"{report.verdicts(findings)}all of it: {args.out / 'report.md'}")
     lock.release()
     return 0 if report.is_right(findings) else 1
 
@@ -105,8 +99,8 @@ def _device(dry):
 
     if not torch.cuda.is_available():
         raise UserError(
-            "there is no CUDA device here: run this on a machine with one, or try the check "
-            "itself with --dry"
+            "there is no CUDA device here",
+            mend="run this on a machine with one, or try the check itself with --dry",
         )
     return torch.cuda.get_device_name()
 
@@ -114,17 +108,20 @@ def _device(dry):
 def _prepare(out, device, dry, only):
     """The folder; it holds the findings of one device."""
     findings = Findings(out)
-    session = next((finding for finding in findings.read() if finding["stage"] == "session"), None)
+    earlier = findings.read()
+    session = next((finding for finding in earlier if finding["stage"] == "session"), None)
     if session and session["device"] != device:
         raise UserError(
-            f"{findings.path} is of {session['device']}, and this is {device}: give another --out"
+            f"{findings.path} is of {session['device']}, and this is {device}",
+            mend="give another --out",
         )
     if session and not only:
-        ended = {finding["stage"] for finding in findings.read() if finding.get("event") == "ended"}
-        left = " ".join(stage.name for stage in STAGES if stage.name not in ended)
+        ended = {finding["stage"] for finding in earlier if finding.get("event") == "ended"}
+        names = " ".join(stage.name for stage in STAGES if stage.name not in ended)
+        aim = "go on with it" if names else "repeat some of it"
         raise UserError(
-            f"{findings.path} holds an earlier check: give another --out, or "
-            f"--only {left or 'STAGE'} to {'go on with it' if left else 'repeat some of it'}"
+            f"{findings.path} holds an earlier check",
+            mend=f"give another --out, or --only {names or 'STAGE'} to {aim}",
         )
     (out / "logs").mkdir(parents=True, exist_ok=True)
     if not session:
@@ -221,27 +218,16 @@ class Child:
         self._began = time.monotonic()
         self._warm = False
         self.log = out / "logs" / f"{stage.name}.txt"
-        # a stage is no rank of whatever launcher this was started under
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-        }
-        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} if dry else {}
-        command = [
-            sys.executable,
-            ROOT / "tools/gpu_stages/__main__.py",
-            stage.name,
-            out.resolve(),
-            *(["dry"] if dry else []),
-        ]
+        command = [sys.executable, STAGE_COMMAND, stage.name, out.resolve()]
+        if dry:
+            command.append("dry")
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 list(map(str, command)),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=_environment(dry),
                 start_new_session=True,
             )
 
@@ -257,13 +243,11 @@ class Child:
             pass  # it has ended, which _watch will see
 
     def is_warm(self, findings) -> bool:
-        self._warm = self._warm or (
-            self.stage.warms_up
-            and any(
+        if self.stage.warms_up and not self._warm:
+            self._warm = any(
                 finding["stage"] == self.stage.name and finding.get("event") == "warm"
                 for finding in findings.read()
             )
-        )
         return self._warm
 
     def overdue(self) -> bool:
@@ -273,27 +257,34 @@ class Child:
         """How the process failed, now that it has ended; None if it did not."""
         code = self.process.wait()
         self.process.stdin.close()
-        return (
-            self._told(
-                f"it ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
-            )
-            if code
-            else None
-        )
+        if code == 0:
+            return None
+        if code < 0:
+            return self._with_last_words(f"it ended by signal {-code}")
+        return self._with_last_words(f"it ended with exit code {code}")
 
     def kill(self, why: str = "") -> str:
         """End the process and all that it started; returns `why`, and its last words."""
-        os.killpg(
-            self.process.pid, signal.SIGKILL
-        )  # not waited for yet, so the number is still its own
+        # not waited for yet, so the number is still its own
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process.stdin.close()
-        return self._told(why)
+        return self._with_last_words(why)
 
-    def _told(self, how):
-        said = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(said) if line.strip()), "")[:LAST_WORDS]
-        return f"{how}, see logs/{self.log.name}" + (f": {last}" if last else "")
+    def _with_last_words(self, how):
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        place = f"{how}, see logs/{self.log.name}"
+        return f"{place}: {last[:LAST_WORDS]}" if last else place
+
+
+def _environment(dry) -> dict:
+    """A stage is no rank of whatever launcher this was started under."""
+    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    environment = {name: value for name, value in os.environ.items() if name not in launched}
+    if dry:
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return environment
 
 
 if __name__ == "__main__":

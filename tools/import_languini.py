@@ -25,24 +25,38 @@ def parse_args():
     data = commands.add_parser(
         "data", description="Tokenised books to a dataset.", help="tokenised books to a dataset"
     )
-    data.add_argument(
-        "--root", required=True, metavar="FOLDER", help="where file_list_train.npy and its like are"
-    )
-    data.add_argument(
-        "--vocab",
-        required=True,
-        metavar="NAME",
-        help="the folder in it with the token files: books_16384",
-    )
+    add_options_of_data(data)
     weights = commands.add_parser(
         "checkpoint",
         description="model.pt to consolidated weights.",
         help="model.pt to consolidated weights",
     )
-    weights.add_argument(
+    add_options_of_weights(weights)
+    for subparser in (data, weights):
+        subparser.add_argument(
+            "--tokenizer", required=True, metavar="FILE.model", help="the SentencePiece model"
+        )
+        subparser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to make")
+    return parser.parse_args()
+
+
+def add_options_of_data(parser):
+    parser.add_argument(
+        "--root", required=True, metavar="FOLDER", help="where file_list_train.npy and its like are"
+    )
+    parser.add_argument(
+        "--vocab",
+        required=True,
+        metavar="NAME",
+        help="the folder in it with the token files: books_16384",
+    )
+
+
+def add_options_of_weights(parser):
+    parser.add_argument(
         "--file", required=True, metavar="model.pt", help="a checkpoint of the seed project's GPT"
     )
-    head = weights.add_mutually_exclusive_group(required=True)
+    head = parser.add_mutually_exclusive_group(required=True)
     head.add_argument(
         "--head_dim",
         type=int,
@@ -52,12 +66,6 @@ def parse_args():
     head.add_argument(
         "--preset", help="or the preset that the model is: mini, tiny, small, medium, large, XL"
     )
-    for subparser in (data, weights):
-        subparser.add_argument(
-            "--tokenizer", required=True, metavar="FILE.model", help="the SentencePiece model"
-        )
-        subparser.add_argument("--out", required=True, metavar="FOLDER", help="the folder to make")
-    return parser.parse_args()
 
 
 def main():
@@ -76,14 +84,15 @@ def main():
     from gpt.checkpoint.weights import WEIGHTS
     from gpt.convert.languini_weights import import_weights
 
-    found, step = import_weights(args.file, vocab, args.out, args.head_dim, args.preset)
+    shape, step = import_weights(args.file, vocab, args.out, args.head_dim, args.preset)
+    weights = Path(args.out) / WEIGHTS
     print(
-        f"{Path(args.out) / WEIGHTS}: {found.parameters():,} fp32 parameters after step {step}:"
-        f" {found.n_layers} layers, h_dim {found.h_dim}, mlp_dim {found.mlp_dim}, {found.n_heads} x"
-        f" {found.head_dim} heads, vocabulary {found.vocab_size:,}, seq_len {found.seq_len}"
+        f"{weights}: {shape.parameters():,} fp32 parameters after step {step}:"
+        f" {shape.n_layers} layers, h_dim {shape.h_dim}, mlp_dim {shape.mlp_dim}, {shape.n_heads} x"
+        f" {shape.head_dim} heads, vocabulary {shape.vocab_size:,}, seq_len {shape.seq_len}"
     )
     print(
-        f"evaluate it with `python gpt/eval.py --checkpoint_file {Path(args.out) / WEIGHTS}"
+        f"evaluate it with `python gpt/eval.py --checkpoint_file {weights}"
         f" --data_root DATASET`, go on from it with `train.py --init_from {args.out}`"
     )
 

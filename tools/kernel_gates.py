@@ -15,44 +15,32 @@ parameters of a training run: the tool calls their launchers, with a recorder in
 Exit code 0: all within the table; 1: a kernel is not, and is named. Needs triton, no GPU.
 """
 
+import math
 import re
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, command
+from tools.kernel_cases import cases
 
 TABLE = Path(__file__).resolve().parents[1] / "tests" / "support" / "kernel_gates.yaml"
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
 DTYPES = ["fp16", "bf16"]
-H_DIMS = [768, 1024, 1536, 2048, 4096, 8192]
-MLP_DIMS = [3072, 4096, 6144, 8192, 16384, 32768]
-VOCAB_SIZE, ROWS = 16384, 64
-STEP = 8  # registers a thread: a warp is given multiples of 256 (CUDA's occupancy calculator)
+# registers a thread: a warp is given multiples of 256 (CUDA's occupancy calculator)
+STEP = 8
 
 # In PTX
 LOAD_128 = r"\bld\.global\S*\.(?:v4\.[bfsu]32|v2\.[bfsu]64|v8\.[bfsu]16|b128)\b"
 ATOMIC = r"\b(?:atom|red)\.\S+"
 
 
-class Case(NamedTuple):
-    """A kernel as the training run launches it: launch(dtype) reaches module.kernel with its
-    arguments."""
-
-    name: str
-    width: int
-    module: object
-    kernel: str
-    launch: object
-
-
 class Gate(NamedTuple):
-    """A line of the table."""
+    """A line of the table: what a kernel at a width may take."""
 
     kernel: str
     width: int
@@ -81,87 +69,6 @@ class Figures(NamedTuple):
         return self[:2]
 
 
-def cases():
-    import torch
-
-    from gpt.kernels import cross_entropy, gelu, layer_norm
-
-    def norm_forward(width, added, dtype):
-        x = torch.empty(ROWS, width, dtype=dtype)
-        weight = torch.empty(width, dtype=dtype)
-        residual = torch.empty_like(x) if added else None
-        layer_norm.launch_forward(
-            x, residual, weight, weight, x, residual, torch.empty(2, ROWS), 1e-5
-        )
-
-    def norm_backward(width, added, dtype):
-        x = torch.empty(ROWS, width, dtype=dtype)
-        weight = torch.empty(width, dtype=dtype)
-        grad_total = torch.empty_like(x) if added else None
-        stats = torch.empty(2, ROWS)
-        layer_norm.launch_backward(x, grad_total, x, weight, stats, x, torch.empty(2, 4, width), 16)
-
-    def gelu_forward(width, dtype):
-        x = torch.empty(ROWS, width, dtype=dtype)
-        gelu.launch_forward(x, x[0], x)
-
-    def gelu_backward(width, dtype):
-        x = torch.empty(ROWS, width, dtype=dtype)
-        gelu.launch_backward(x, x, x[0], x, torch.empty(4, width), 16)
-
-    def entropy(want_rank, want_gradient, dtype):
-        logits = torch.empty(ROWS, VOCAB_SIZE, dtype=dtype)
-        targets = torch.empty(ROWS, dtype=torch.int64)
-        cross_entropy.launch(
-            logits,
-            targets,
-            torch.empty(ROWS),
-            targets if want_rank else None,
-            1024.0,
-            want_gradient,
-        )
-
-    for width in H_DIMS:
-        for prefix, added in [("add_", True), ("", False)]:
-            yield Case(
-                f"{prefix}layer_norm forward",
-                width,
-                layer_norm,
-                "_layer_norm_forward_kernel",
-                partial(norm_forward, width, added),
-            )
-            yield Case(
-                f"{prefix}layer_norm backward",
-                width,
-                layer_norm,
-                "_layer_norm_backward_kernel",
-                partial(norm_backward, width, added),
-            )
-    for width in MLP_DIMS:
-        yield Case(
-            "bias_gelu forward", width, gelu, "_gelu_forward_kernel", partial(gelu_forward, width)
-        )
-        yield Case(
-            "bias_gelu backward",
-            width,
-            gelu,
-            "_gelu_backward_kernel",
-            partial(gelu_backward, width),
-        )
-    for name, rank, gradient in [
-        ("gradient", False, True),
-        ("nats", False, False),
-        ("rank", True, False),
-    ]:
-        yield Case(
-            f"cross_entropy {name}",
-            VOCAB_SIZE,
-            cross_entropy,
-            "_cross_entropy_kernel",
-            partial(entropy, rank, gradient),
-        )
-
-
 class _Recorder:
     """Stands in for a kernel: `recorder[grid](...)` keeps the arguments."""
 
@@ -177,10 +84,29 @@ def specialised(case, dtype):
     """(kernel, signature, constants, attributes, compiler options) of a launch, as triton's
     just-in-time path has them: None, 1 and constexpr arguments are compiled in, integers and
     addresses divisible by 16 are known to be."""
-    import torch
     from triton.runtime.jit import mangle_type
 
     kernel = getattr(case.module, case.kernel)
+    values, options = _recorded_launch(case, kernel, dtype)
+    signature = {}
+    constants = {}
+    attributes = {}
+    for index, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if _is_compiled_in(parameter, value):
+            signature[parameter.name] = "constexpr"
+            constants[(index,)] = value
+            continue
+        signature[parameter.name] = mangle_type(value)
+        if _is_known_to_be_aligned(parameter, value):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return kernel, signature, constants, attributes, options
+
+
+def _recorded_launch(case, kernel, dtype):
+    """({parameter: value}, compiler options) with which a case's launcher starts its kernel."""
+    import torch
+
     recorder = _Recorder()
     setattr(case.module, case.kernel, recorder)
     try:
@@ -188,31 +114,26 @@ def specialised(case, dtype):
     finally:
         setattr(case.module, case.kernel, kernel)
     values = dict(zip(kernel.arg_names, recorder.args))
-    options = {
-        name: value for name, value in recorder.options.items() if name not in kernel.arg_names
-    }
-    values.update(
-        (name, value) for name, value in recorder.options.items() if name in kernel.arg_names
-    )
-    signature = {}
-    constants = {}
-    attributes = {}
-    for index, parameter in enumerate(kernel.params):
-        value = values[parameter.name]
-        free = parameter.do_not_specialize
-        if (
-            parameter.is_constexpr
-            or value is None
-            or (type(value) is int and value == 1 and not free)
-        ):
-            signature[parameter.name], constants[(index,)] = "constexpr", value
-            continue
-        signature[parameter.name] = mangle_type(value)
-        number = value.data_ptr() if isinstance(value, torch.Tensor) else value
-        aligned = type(number) is int and number % 16 == 0
-        if aligned and not free and not parameter.do_not_specialize_on_alignment:
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    return kernel, signature, constants, attributes, options
+    options = {}
+    for name, value in recorder.options.items():
+        if name in kernel.arg_names:
+            values[name] = value
+        else:
+            options[name] = value
+    return values, options
+
+
+def _is_compiled_in(parameter, value):
+    if parameter.is_constexpr or value is None:
+        return True
+    return type(value) is int and value == 1 and not parameter.do_not_specialize
+
+
+def _is_known_to_be_aligned(parameter, value):
+    if parameter.do_not_specialize or parameter.do_not_specialize_on_alignment:
+        return False
+    number = value.data_ptr() if hasattr(value, "data_ptr") else value
+    return type(number) is int and number % 16 == 0
 
 
 def _resources(cubin):
@@ -225,79 +146,81 @@ def _resources(cubin):
         file.flush()
         tool = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         text = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
-    registers, stack, local = map(
-        int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text).groups()
-    )
+    usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    registers, stack, local = map(int, usage.groups())
     return registers, stack + local
 
 
+# {compilation: (registers, shared, loads_128, spills, atomics)}
 _compiled = {}
 
 
 def measure(case, dtype, arch) -> Figures:
     """What the compiler makes of a case. Widths that lead to the same compilation are compiled
     once."""
+    kernel, *specialisation = specialised(case, dtype)
+    key = (case.module.__name__, case.kernel, arch, *map(str, specialisation))
+    if key not in _compiled:
+        _compiled[key] = _compile(kernel, *specialisation, arch)
+    return Figures(case.name, case.width, dtype, arch, *_compiled[key])
+
+
+def _compile(kernel, signature, constants, attributes, options, arch):
+    """(registers, shared, loads_128, spills, atomics)"""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    kernel, signature, constants, attributes, options = specialised(case, dtype)
-    key = (
-        case.module.__name__,
-        case.kernel,
-        arch,
-        *map(str, (signature, constants, attributes, options)),
-    )
-    if key not in _compiled:
-        source = ASTSource(kernel, signature, constants, attributes)
-        done = triton.compile(
-            source, target=GPUTarget("cuda", int(arch.removeprefix("sm_")), 32), options=options
-        )
-        wide, atomics = (
-            len(re.findall(pattern, done.asm["ptx"])) for pattern in (LOAD_128, ATOMIC)
-        )
-        registers, spills = _resources(done.asm["cubin"])
-        _compiled[key] = registers, done.metadata.shared, wide, spills, atomics
-    return Figures(case.name, case.width, dtype, arch, *_compiled[key])
+    source = ASTSource(kernel, signature, constants, attributes)
+    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+    program = triton.compile(source, target=target, options=options)
+    loads_128 = len(re.findall(LOAD_128, program.asm["ptx"]))
+    atomics = len(re.findall(ATOMIC, program.asm["ptx"]))
+    registers, spills = _resources(program.asm["cubin"])
+    return registers, program.metadata.shared, loads_128, spills, atomics
 
 
-def complaints(found: Figures, allowed: Gate | None) -> list[str]:
+def complaints(figures: Figures, allowed: Gate | None) -> list[str]:
     """What is worse than the table allows, one sentence each."""
-    name = f"{found.kernel}, width {found.width}, {found.dtype}, {found.arch}"
+    name = f"{figures.kernel}, width {figures.width}, {figures.dtype}, {figures.arch}"
     if allowed is None:
         return [f"{name}: not in the table"]
-    result = []
-    for field, most in (
-        ("registers", allowed.registers),
-        ("shared", allowed.shared),
-        ("spills", 0),
-        ("atomics", 0),
-    ):
-        if getattr(found, field) > most:
-            result.append(f"{name}: {field} {getattr(found, field)}, the table allows {most}")
-    if found.loads_128 < allowed.loads_128:
-        result.append(
-            f"{name}: 128-bit loads {found.loads_128}, the table wants {allowed.loads_128}"
+    ceilings = {
+        "registers": allowed.registers,
+        "shared": allowed.shared,
+        "spills": 0,
+        "atomics": 0,
+    }
+    sentences = []
+    for field, most in ceilings.items():
+        value = getattr(figures, field)
+        if value > most:
+            sentences.append(f"{name}: {field} {value}, the table allows {most}")
+    if figures.loads_128 < allowed.loads_128:
+        sentences.append(
+            f"{name}: 128-bit loads {figures.loads_128}, the table wants {allowed.loads_128}"
         )
-    return result
+    return sentences
 
 
-def gates_for(found) -> dict:
+def gates_for(measured: list[Figures]) -> dict:
     """{(kernel, width): Gate} that all of these figures keep to."""
     gates = {}
-    for one in found:
-        registers = -(-one.registers // STEP) * STEP
-        gate = Gate(*one.key(), registers, one.shared, one.loads_128)
-        gates[one.key()] = _wider(gates.get(one.key(), gate), gate)
+    for figures in measured:
+        key = figures.key()
+        registers = math.ceil(figures.registers / STEP) * STEP
+        gate = Gate(*key, registers, figures.shared, figures.loads_128)
+        gates[key] = _wider(gates.get(key, gate), gate)
     return gates
 
 
-def _wider(one: Gate, other: Gate) -> Gate:
+def _wider(first: Gate, second: Gate) -> Gate:
+    """What both gates allow."""
     return Gate(
-        *one.key(),
-        max(one.registers, other.registers),
-        max(one.shared, other.shared),
-        min(one.loads_128, other.loads_128),
+        *first.key(),
+        registers=max(first.registers, second.registers),
+        shared=max(first.shared, second.shared),
+        loads_128=min(first.loads_128, second.loads_128),
     )
 
 
@@ -312,24 +235,48 @@ def read_table():
 
 def write_table(versions, gates):
     lines = [
-        (
-            "# Ceilings for the compiled kernels over dtypes and architectures, made by `python"
-            " tools/kernel_gates.py --write`."
-        ),
-        (
-            "# registers: a thread, in steps of 8; shared: bytes a program; loads_128: the fewest"
-            " 128-bit loads from global memory."
-        ),
+        "# Ceilings for the compiled kernels over dtypes and architectures, made by"
+        " `python tools/kernel_gates.py --write`.",
+        "# registers: a thread, in steps of 8; shared: bytes a program;"
+        " loads_128: the fewest 128-bit loads from global memory.",
         "# Spills and atomics are never allowed.",
         "triton: [" + ", ".join(f'"{version}"' for version in versions) + "]",
         "gates:",
     ]
     for gate in gates.values():
-        lines.append("  - {" + ", ".join(f"{k}: {v}" for k, v in zip(gate._fields, gate)) + "}")
+        fields = ", ".join(f"{name}: {value}" for name, value in gate._asdict().items())
+        lines.append(f"  - {{{fields}}}")
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main():
+    args = parse()
+
+    from gpt.kernels.triton_shared import OBSTACLE, interpreted
+
+    if OBSTACLE is not None or interpreted():
+        raise UserError(
+            "the kernels' compiler is not at hand",
+            mend="install triton and leave TRITON_INTERPRET unset",
+        )
+    import triton
+
+    is_for_table = args.write or args.widen
+    dtypes = DTYPES if is_for_table else args.dtype
+    architectures = ARCHITECTURES if is_for_table else args.arch
+    measured = []
+    for case in cases():
+        for dtype in dtypes:
+            measured += [measure(case, dtype, arch) for arch in architectures]
+    for figures in measured:
+        print_row(figures)
+    if is_for_table:
+        make_table(measured, triton.__version__, args.widen)
+        return 0
+    return compare(measured, triton.__version__)
+
+
+def parse():
     parser = Parser(__doc__)
     parser.add_argument("--arch", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=DTYPES)
@@ -341,50 +288,45 @@ def main():
     parser.add_argument(
         "--widen", action="store_true", help="widen the table where this triton's figures need it"
     )
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    from gpt.kernels.triton_shared import OBSTACLE, interpreted
 
-    if OBSTACLE is not None or interpreted():
-        raise UserError(
-            "the kernels' compiler is not at hand: install triton and leave TRITON_INTERPRET unset"
-        )
-    import triton
-
-    if args.write or args.widen:
-        args.arch = ARCHITECTURES
-        args.dtype = DTYPES
-    found = [
-        measure(case, dtype, arch) for case in cases() for dtype in args.dtype for arch in args.arch
+def print_row(figures):
+    columns = [
+        f"{figures.kernel:24s} {figures.width:6d} {figures.dtype} {figures.arch:6s}",
+        f"registers {figures.registers:3d}",
+        f"shared {figures.shared:5d}",
+        f"128-bit loads {figures.loads_128:2d}",
+        f"spills {figures.spills}",
     ]
-    for one in found:
+    print("  ".join(columns))
+
+
+def compare(measured, version) -> int:
+    """Tell what the table does not allow; returns the exit code."""
+    versions, gates = read_table()
+    if version not in versions:
         print(
-            f"{one.kernel:24s} {one.width:6d} {one.dtype} {one.arch:6s}  registers"
-            f" {one.registers:3d}  shared {one.shared:5d}  128-bit loads {one.loads_128:2d}  spills"
-            f" {one.spills}"
+            f"note: the table is for triton {' and '.join(versions)}; this is {version}, whose"
+            " figures may differ"
         )
-    if args.write or args.widen:
-        return make_table(found, triton.__version__, args.widen)
-    versions, table = read_table()
-    if triton.__version__ not in versions:
-        print(
-            f"note: the table is for triton {' and '.join(versions)}; this is {triton.__version__},"
-            " whose figures may differ"
-        )
-    worse = [sentence for one in found for sentence in complaints(one, table.get(one.key()))]
-    print("\n".join(worse) if worse else f"{len(found)} compilations within the table")
+    worse = []
+    for figures in measured:
+        worse += complaints(figures, gates.get(figures.key()))
+    print("\n".join(worse) if worse else f"{len(measured)} compilations within the table")
     return 1 if worse else 0
 
 
-def make_table(found, version, widen):
-    for one in found:
-        if one.spills or one.atomics or not one.loads_128:
-            raise UserError(f"no ceiling can be made of {one}: mend the kernel first")
-    versions, gates = [version], gates_for(found)
+def make_table(measured, version, widen):
+    for figures in measured:
+        if figures.spills or figures.atomics or not figures.loads_128:
+            raise UserError(f"no ceiling can be made of {figures}", mend="mend the kernel first")
+    versions = [version]
+    gates = gates_for(measured)
     if widen:
-        earlier, before = read_table()
-        versions = sorted({*earlier, version})
-        gates = {key: _wider(before.get(key, gate), gate) for key, gate in gates.items()}
+        earlier_versions, earlier_gates = read_table()
+        versions = sorted({*earlier_versions, version})
+        gates = {key: _wider(earlier_gates.get(key, gate), gate) for key, gate in gates.items()}
     write_table(versions, gates)
 
 

@@ -25,6 +25,45 @@ from gpt.results.comparison import final_losses, group_by_seed
 
 
 def main():
+    args = parse()
+    require_packages()
+
+    from gpt.results import figures, power_law
+
+    runs = read_runs(args.runs)
+    groups = group_by_seed(runs)
+    notices = []
+    for run in runs:
+        notices += run.notices
+    if len({(run.fingerprint, run.options.get("eval_data_split")) for run in runs}) > 1:
+        notices.append(
+            "the runs are of different datasets or splits: their losses do not measure the same"
+        )
+    laws = None
+    if args.scaling:  # a mistake is told before a file is written
+        points = final_losses(groups, args.scaling, notices)
+        laws = fit_laws(points, notices)
+    if not any(run.last_step for run in runs):
+        raise UserError("no run has a line of training yet: there is nothing to draw")
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = figures.training(groups, out) + figures.inside(groups, out)
+    for axis in AXES:
+        lacking = [run for run in runs if not has_axis(run, axis)]
+        if lacking:
+            notices.append(missing_axis(axis, lacking))
+        for quantity in figures.QUANTITIES:
+            paths += figures.curves(groups, axis, quantity, out)
+    if laws:
+        split = groups[0].runs[0].options["eval_data_split"]
+        paths += figures.law_figure(laws, points, split, args.scaling, out)
+        print("\n".join(power_law.describe(laws, figures.UNITS[args.scaling])))
+    for notice in notices:
+        print(f"notice: {notice}")
+    print(f"{out}: {', '.join(path.stem for path in paths[::2])} (.png, .svg)")
+
+
+def parse():
     parser = Parser(__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="a run's folder, or a folder of runs"
@@ -37,64 +76,44 @@ def main():
         choices=("reference_hours", "flops"),
         help="fit power laws over reference accelerator-hours (default) or FLOPs",
     )
-    args = parser.parse_args()
-    missing = [name for name in ("matplotlib", "scipy") if importlib.util.find_spec(name) is None]
+    return parser.parse_args()
+
+
+def require_packages():
+    """Raise UserError where what draws is not installed."""
+    packages = ("matplotlib", "scipy")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"figures need {' and '.join(missing)}: run `pip install -e '.[plot]'` in the project's"
-            " folder"
+            f"figures need {' and '.join(missing)}",
+            mend="run `pip install -e '.[plot]'` in the project's folder",
         )
 
-    from gpt.results import figures, power_law
 
-    runs = read_runs(args.runs)
-    groups = group_by_seed(runs)
-    notices = [notice for one in runs for notice in one.notices]
-    if len({(one.fingerprint, one.options.get("eval_data_split")) for one in runs}) > 1:
-        notices.append(
-            "the runs are of different datasets or splits: their losses do not measure the same"
-        )
-    # a mistake is told before a file is written
-    laws = fit_laws(groups, args.scaling, notices) if args.scaling else None
-    if not any(one.last_step for one in runs):
-        raise UserError("no run has a line of training yet: there is nothing to draw")
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    paths = figures.training(groups, out) + figures.inside(groups, out)
-    for axis in AXES:
-        lacking = [
-            one for one in runs if one.over(axis, one.curve("train") + one.curve("eval")) is None
-        ]
-        notices += [missing_axis(axis, lacking)] if lacking else []
-        for quantity in figures.QUANTITIES:
-            paths += figures.curves(groups, axis, quantity, out)
-    if laws:
-        paths += figures.scaling(*laws, args.scaling, out)
-        print("\n".join(power_law.describe(laws[0], figures.UNITS[args.scaling])))
-    for notice in notices:
-        print(f"notice: {notice}")
-    print(f"{out}: {', '.join(path.stem for path in paths[::2])} (.png, .svg)")
+def has_axis(run, axis):
+    """Whether all curves of a run have a place on an axis."""
+    return run.over(axis, run.curve("train") + run.curve("eval")) is not None
 
 
-def fit_laws(groups, axis, notices):
-    """({family: Fit}, {family: [(compute, mean loss, spread)]}, split). A point is a group of
-    seeds; what is not finished, and families with too few scales, are left out with a notice."""
+def fit_laws(points, notices):
+    """{family: Fit} of points, {family: [(compute, mean loss, spread)]}; families with too few
+    scales are left out with a notice."""
     from gpt.results import power_law
 
-    points = final_losses(groups, axis, notices)
     laws = {}
     refused = []
-    for family, found in points.items():
+    for family, points_of_family in points.items():
+        compute = [x for x, _, _ in points_of_family]
+        losses = [mean for _, mean, _ in points_of_family]
         try:
-            laws[family] = power_law.fit([x for x, *_ in found], [mean for _, mean, _ in found])
+            laws[family] = power_law.fit(compute, losses)
         except UserError as error:
             refused.append(f"{family}: {error}")
     if not laws:
-        raise UserError(
-            "--scaling: " + ("; ".join(refused) or "none of the runs is finished and evaluated")
-        )
+        reasons = "; ".join(refused) or "none of the runs is finished and evaluated"
+        raise UserError(f"--scaling: {reasons}")
     notices += refused
-    return laws, points, groups[0].runs[0].options["eval_data_split"]
+    return laws
 
 
 if __name__ == "__main__":

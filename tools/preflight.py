@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.config.options import SAMPLE
 from gpt.errors import Parser, UserError, command
 
 
@@ -28,7 +29,7 @@ def main():
         "--ds_config", metavar="FILE.json", help="the run's config; tells data_root and run_dir"
     )
     parser.add_argument(
-        "--data_root", help="the dataset's folder (default: the config's, or data/sample)"
+        "--data_root", help=f"the dataset's folder (default: the config's, or {SAMPLE})"
     )
     parser.add_argument("--run_dir", help="the run's folder (default: the config's, or runs)")
     parser.add_argument(
@@ -72,7 +73,7 @@ def main():
 def folders_of_run(args, ranks):
     """(data_root, run_dir) by the command line, the config, or the defaults."""
     if not args.ds_config:
-        return args.data_root or "data/sample", args.run_dir or "runs"
+        return args.data_root or SAMPLE, args.run_dir or "runs"
 
     from gpt.config.resolve import load
 

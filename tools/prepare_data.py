@@ -26,8 +26,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, command
 
+VOCAB_SIZE = 16384
 
-def parse_args():
+
+def make_parser():
     parser = Parser(__doc__)
     parser.add_argument(
         "--sample", metavar="OUT", help="build the embedded sample dataset in this folder"
@@ -59,8 +61,17 @@ def parse_args():
         help="use this SentencePiece model instead of training one",
     )
     parser.add_argument(
-        "--vocab_size", type=int, metavar="N", help="ids of the trained tokenizer (default 16384)"
+        "--vocab_size",
+        type=int,
+        metavar="N",
+        help=f"ids of the trained tokenizer (default {VOCAB_SIZE})",
     )
+    add_options_of_reading(parser)
+    add_options_of_work(parser)
+    return parser
+
+
+def add_options_of_reading(parser):
     parser.add_argument(
         "--text_field", metavar="NAME", help="field of a row that holds its text (default text)"
     )
@@ -85,6 +96,9 @@ def parse_args():
             "(default), or drop them, and from train those that are held out too; both counts them"
         ),
     )
+
+
+def add_options_of_work(parser):
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one per core)"
     )
@@ -94,92 +108,113 @@ def parse_args():
     parser.add_argument(
         "--merge", nargs="+", metavar="FOLDER", help="make the dataset of what all shards left"
     )
-    args = parser.parse_args()
-    args.given = {key for key, value in vars(args).items() if value is not None}
-    return args
 
 
 def main():
-    args = parse_args()
+    args = make_parser().parse_args()
+    options = {name for name, value in vars(args).items() if value is not None}
+    if args.sample is not None:
+        make_sample(args, options)
+    elif args.merge is not None:
+        merge_shards(args, options)
+    else:
+        prepare_texts(args)
 
+
+def make_sample(args, options):
+    from gpt.prepare.sample import prepare_sample
+
+    if options != {"sample"}:
+        raise UserError(
+            "--sample takes no other option", mend="it has its own text and its own vocabulary"
+        )
+    prepare_sample(args.sample, say)
+
+
+def merge_shards(args, options):
+    from gpt.prepare import pipeline
+
+    if args.out is None:
+        raise UserError("--merge needs --out FOLDER, where the dataset goes")
+    if options != {"merge", "out"}:
+        raise UserError("--merge takes --out and no other option", mend="the shards know theirs")
+    pipeline.merge(args.merge, args.out, say)
+
+
+def prepare_texts(args):
     from gpt.data.vocab import Vocab
     from gpt.files import require_new_folder
-    from gpt.prepare import pipeline, staging
+    from gpt.prepare import pipeline
     from gpt.prepare.inputs import find_inputs
-    from gpt.prepare.sample import prepare_sample
     from gpt.prepare.splits import Rule, read_lists
-    from gpt.prepare.texts import Reading
+    from gpt.prepare.staging import Job
 
-    if args.sample is not None:
-        if args.given != {"sample"}:
-            raise UserError(
-                "--sample takes no other option: it has its own text and its own vocabulary"
-            )
-        prepare_sample(args.sample, say)
-        return
-    if args.merge is not None:
-        if args.out is None:
-            raise UserError("--merge needs --out FOLDER, where the dataset goes")
-        if args.given != {"merge", "out"}:
-            raise UserError("--merge takes --out and no other option: the shards know theirs")
-        pipeline.merge(args.merge, args.out, say)
-        return
-    if args.input is None or args.out is None:
-        raise UserError("give --input FOLDER and --out FOLDER, or --sample OUT")
-    if os.path.isdir(args.input) and Path(args.input).resolve() in Path(args.out).resolve().parents:
-        raise UserError(
-            f"--out {args.out} lies in --input {args.input}, and would be taken for input: name a"
-            " folder elsewhere"
-        )
-    if args.tokenizer is not None and args.vocab_size is not None:
-        raise UserError(
-            "--vocab_size is for training a tokenizer: leave it out when --tokenizer gives one"
-        )
+    require_consistent(args)
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     if workers < 1:
-        raise UserError(f"--workers {workers}: give a positive number")
+        raise UserError(f"--workers {workers}", mend="give a positive number")
     require_new_folder(args.out)
     rule = Rule(args.test_every, read_lists(args.split_list or ()))
-    reading = Reading(
-        **{
-            key: getattr(args, key)
-            for key in ("text_field", "id_field", "bad_utf8")
-            if key in args.given
-        }
-    )
-    inputs = find_inputs(
-        args.input, rule.by_folder, getattr(sys.stdin, "buffer", ()) if args.input == "-" else ()
-    )
+    listed = getattr(sys.stdin, "buffer", ()) if args.input == "-" else ()
+    inputs = find_inputs(args.input, rule.by_folder, listed)
     if args.tokenizer is not None:
         tokenizer = Vocab.load(args.tokenizer)
     else:
-        tokenizer = 16384 if args.vocab_size is None else args.vocab_size
-    splits = (
-        "folders"
-        if rule.by_folder
-        else "lists"
-        if rule.lists
-        else f"every {args.test_every}-th document is test"
-    )
-    provenance = {
-        "splits": splits,
-        "tokenizer": "given" if args.tokenizer is not None else "trained on the split `train`",
-    }
-    job = staging.Job(rule, reading, args.duplicates or "keep", provenance)
-    shard = _shard(args.shard)
+        tokenizer = VOCAB_SIZE if args.vocab_size is None else args.vocab_size
+    job = Job(rule, reading_of(args), args.duplicates or "keep", provenance_of(args, rule))
+    shard = shard_of(args.shard)
     pipeline.prepare(inputs, args.out, job, tokenizer, workers, shard, say)
     if shard == (1, 1):
         size = Vocab.load(Path(args.out) / "tokenizer.model").size
         say(f"wrote {args.out}; train on it with --data_root {args.out} --vocab_size {size}")
 
 
-def _shard(text):
+def require_consistent(args):
+    """Raise UserError where options are missing or contradict each other."""
+    if args.input is None or args.out is None:
+        raise UserError("give --input FOLDER and --out FOLDER, or --sample OUT")
+    if os.path.isdir(args.input) and Path(args.input).resolve() in Path(args.out).resolve().parents:
+        raise UserError(
+            f"--out {args.out} lies in --input {args.input}, and would be taken for input",
+            mend="name a folder elsewhere",
+        )
+    if args.tokenizer is not None and args.vocab_size is not None:
+        raise UserError(
+            "--vocab_size is for training a tokenizer",
+            mend="leave it out when --tokenizer gives one",
+        )
+
+
+def reading_of(args):
+    from gpt.prepare.texts import Reading
+
+    options = {}
+    for name in ("text_field", "id_field", "bad_utf8"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    return Reading(**options)
+
+
+def provenance_of(args, rule):
+    """What the dataset is made of, for its manifest."""
+    if rule.by_folder:
+        splits = "folders"
+    elif rule.lists:
+        splits = "lists"
+    else:
+        splits = f"every {args.test_every}-th document is test"
+    tokenizer = "trained on the split `train`" if args.tokenizer is None else "given"
+    return {"splits": splits, "tokenizer": tokenizer}
+
+
+def shard_of(text):
+    """(i, n) of --shard I/N."""
     if text is None:
         return 1, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"--shard {text}: give I/N, the I-th of N parts, for example 1/8")
-    return int(found[1]), int(found[2])
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--shard {text}", mend="give I/N, the I-th of N parts, for example 1/8")
+    return int(match[1]), int(match[2])
 
 
 def say(text):

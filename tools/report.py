@@ -19,6 +19,7 @@ from gpt.errors import Parser, UserError, command
 from gpt.files import write_atomically
 from gpt.metrics.runs import read_runs
 from gpt.results.page import page
+from gpt.wording import plural
 
 
 def main():
@@ -37,7 +38,7 @@ def main():
     for run in runs:
         for notice in run.notices:
             print(f"notice: {notice}")
-    print(f"{out}: {len(runs)} run{'s' * (len(runs) > 1)}, {out.stat().st_size / 1e6:.2f} MB")
+    print(f"{out}: {plural(len(runs), 'run')}, {out.stat().st_size / 1e6:.2f} MB")
 
 
 def parse():

@@ -7,7 +7,9 @@ The prompt is taken for the beginning of a document. Temperature 0 always takes 
 Text goes to the standard output, notes on it to the standard error.
 """
 
+import argparse
 import codecs
+import math
 import sys
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from gpt.checkpoint.weights import file_of_weights
 from gpt.errors import Parser, UserError, command
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument(
         "--checkpoint_file",
@@ -49,20 +51,29 @@ def parse_args():
     )
     parser.add_argument("--device", help="default cuda where there is one, else cpu")
     args = parser.parse_args()
-    for name, good, wanted in (
-        ("prompt", not any("\ud800" <= c <= "\udfff" for c in args.prompt), "text in UTF-8"),
-        ("tokens", args.tokens >= 1, "a positive number"),
-        ("temperature", 0 <= args.temperature < float("inf"), "0 or a positive number"),
-        ("top_k", args.top_k is None or args.top_k >= 1, "a positive number"),
-        ("top_p", args.top_p is None or 0 < args.top_p <= 1, "a number above 0, at most 1"),
-        ("seed", 0 <= args.seed < 2**63, "a whole number from 0 on"),
-    ):
-        if not good:
-            raise UserError(f"--{name} {getattr(args, name)}: give {wanted}")
+    _require("prompt", args.prompt, _is_utf8(args.prompt), "text in UTF-8")
+    _require("tokens", args.tokens, args.tokens >= 1, "a positive number")
+    cold_or_warm = 0 <= args.temperature < math.inf
+    _require("temperature", args.temperature, cold_or_warm, "0 or a positive number")
+    if args.top_k is not None:
+        _require("top_k", args.top_k, args.top_k >= 1, "a positive number")
+    if args.top_p is not None:
+        _require("top_p", args.top_p, 0 < args.top_p <= 1, "a number above 0, at most 1")
+    _require("seed", args.seed, 0 <= args.seed < 2**63, "a whole number from 0 on")
     return args
 
 
-def main():
+def _require(name: str, value: object, valid: bool, values: str) -> None:
+    if not valid:
+        raise UserError(f"--{name} {value}", mend=f"give {values}")
+
+
+def _is_utf8(text: str) -> bool:
+    """Bytes of a command line that are not UTF-8 come as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def main() -> None:
     args = parse_args()
     weights = args.checkpoint_file
 
@@ -79,8 +90,7 @@ def main():
     prompt = [vocab.eod_id, *vocab.encode(args.prompt).tolist()]
     print(args.prompt, end="", flush=True)
     text = codecs.getincrementaldecoder("utf-8")("replace")
-    made = 0
-    for token in generate(
+    tokens = generate(
         context,
         prompt,
         args.tokens,
@@ -89,13 +99,15 @@ def main():
         args.top_k,
         args.top_p,
         args.seed,
-    ):
+    )
+    count = 0
+    for token in tokens:
         # a character may come in several tokens
         print(text.decode(vocab.bytes_of(token)), end="", flush=True)
-        made += 1
+        count += 1
     print(text.decode(b"", final=True), flush=True)
-    end = "then the document ends" if made < args.tokens else "--tokens asks for more"
-    note(f"{made} tokens after a prompt of {len(prompt)}; {end}")
+    end = "then the document ends" if count < args.tokens else "--tokens asks for more"
+    note(f"{count} tokens after a prompt of {len(prompt)}; {end}")
     if context.cut:
         note(
             f"the model sees {model.config.seq_len} tokens at most; the context went on with its"
@@ -103,7 +115,7 @@ def main():
         )
 
 
-def note(text):
+def note(text: str) -> None:
     print(f"[{text}]", file=sys.stderr)
 
 

@@ -13,66 +13,57 @@ optimiser steps of gpt.engine.boundary.Engine on one device, from random tokens 
 on the clock until their loss is known.
 """
 
-import copy
 import csv
-import hashlib
 import json
-import os
-import signal
-import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.compute import classes
+from gpt.config.command_line import parse_command_line
+from gpt.config.run_file import read_file
 from gpt.errors import Parser, UserError, command
 from gpt.files import require_place_for
+from gpt.training import throughput
 
-POLL_SECONDS = 0.1
-# steps of a tenth of a second that are disturbed once a second need some seconds
-MINIMUM_SECONDS = 3.0
-NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "MemoryError")
+GIB = 2**30
+COLUMNS = (
+    "micro_batch",
+    "accumulation",
+    "status",
+    "tokens_per_second",
+    "lower_quartile",
+    "median",
+    "upper_quartile",
+    "peak_memory",
+    "mfu",
+)
 
 
 def main():
-    if sys.argv[1:] == ["--child"]:
-        print("\n" + json.dumps(measure(json.loads(sys.stdin.read()))))
-        return
-    args, tree, overrides, name = parse()
+    args, train_args = parse()
+    train_options = parse_command_line(["--ds_config", str(args.ds_config), *train_args])
+    overrides = train_options.overrides
+    check(args, train_args, train_options)
+    tree, name = (None, None) if args.from_reference else read_run(args, overrides)
     for option, file in (("--json", args.json), ("--csv", args.csv)):
         if file:
             require_place_for(option, file)
     if args.write_config:
         refuse_to_overwrite(Path(args.write_config), args.hours)
     if args.from_reference:
-        print(reference_table(args.from_reference, args.hours))
-        found = {
-            hours: classes.reference_class(hours, args.from_reference)
-            for hours in args.hours
-            if hours in classes.SHIPPED
-        }
+        print_reference(args.from_reference, args.hours)
+        trees = reference_trees(args.from_reference, args.hours)
     else:
-        report = measure_all(args, tree, name)
-        report["classes"] = classes_here(
-            report, args.hours, bool(args.ds_config) or "train_batch_size" in overrides
-        )
-        print_classes(report)
-        write_results(args, report)
-        found = class_trees(tree, report) if args.write_config else {}
+        own_batch = bool(args.ds_config) or "train_batch_size" in overrides
+        trees = measure(args, tree, name, own_batch)
     if args.write_config:
-        write_classes(Path(args.write_config), found)
+        write_classes(Path(args.write_config), trees)
 
 
 def parse():
-    """(own options, the run's JSON with what the command line changes, {dotted path: value} of
-    that, the run's name)."""
-    from gpt.config.command_line import parse_command_line
-    from gpt.config.resolve import read_file
-
+    """(own options, what stands beside them: options of train.py)."""
     parser = Parser(__doc__, prog="throughput.py")
     parser.add_argument(
         "--ds_config",
@@ -129,61 +120,47 @@ def parse():
         metavar="GPU",
         help="measure nothing, take the published throughput of a 3090 (default), 4090 or A100",
     )
-    args, rest = parser.parse_known_args()
-    parsed = parse_command_line(["--ds_config", str(args.ds_config), *rest])
-    overrides = parsed.overrides
-    check(args, parsed, rest)
-    if args.from_reference:
-        return args, None, None, None
-    tree, name, _ = (
-        read_file(args.ds_config)
-        if args.ds_config
-        else (
-            classes.shipped_tree(overrides["gpt.preset"], classes.batch_of(0)),
-            overrides["gpt.preset"],
-            {},
-        )
-    )
-    if args.precision:
-        overrides |= {f"{name}.enabled": name == args.precision for name in ("fp16", "bf16")}
-    return args, changed(tree, overrides), overrides, name
+    return parser.parse_known_args()
 
 
-def check(args, parsed, rest):
+def check(args, train_args, train_options):
     """Raise UserError for options that make no sense, alone or together."""
-    if (
-        parsed.dry_run
-        or parsed.explain
-        or parsed.world_size
-        or parsed.allow_change
-        or parsed.resume != "auto"
-    ):
+    for_train_only = (
+        train_options.dry_run,
+        train_options.explain,
+        train_options.world_size,
+        train_options.allow_change,
+        train_options.resume != "auto",
+    )
+    if any(for_train_only):
         raise UserError(
             "command line: --dry_run, --explain, --world_size, --resume and --allow_change are for"
             " train.py"
         )
-    if args.from_reference:
-        if (
-            rest
-            or args.sweep
-            or args.ds_config
-            or args.micro_batch
-            or args.precision
-            or args.json
-            or args.csv
-        ):
-            raise UserError(
-                "command line: --from_reference tells the published figures of the shipped classes"
-                " and measures nothing: beside it only --hours and --write_config have a meaning"
-            )
-    elif not args.ds_config and "gpt.preset" not in parsed.overrides:
+    for_measuring_only = (
+        train_args,
+        args.sweep,
+        args.ds_config,
+        args.micro_batch,
+        args.precision,
+        args.json,
+        args.csv,
+    )
+    if args.from_reference and any(for_measuring_only):
+        raise UserError(
+            "command line: --from_reference tells the published figures of the shipped classes"
+            " and measures nothing",
+            mend="beside it only --hours and --write_config have a meaning",
+        )
+    has_run = args.ds_config or "gpt.preset" in train_options.overrides
+    if not args.from_reference and not has_run:
         raise UserError(
             "command line: what is to be measured? give --preset NAME or --ds_config FILE.json"
         )
     if args.sweep and args.micro_batch:
         raise UserError(
-            "command line: --sweep finds the micro batches by itself: leave out --micro_batch, or"
-            " --sweep"
+            "command line: --sweep finds the micro batches by itself",
+            mend="leave out --micro_batch, or --sweep",
         )
     if args.steps < 1 or args.warmup < 1 or min(args.micro_batch or [1]) < 1:
         raise UserError("command line: --steps, --warmup and --micro_batch must be at least 1")
@@ -193,336 +170,137 @@ def check(args, parsed, rest):
         raise UserError("command line: --memory_limit must be above 0")
 
 
-def changed(tree, overrides):
-    """A run's JSON with the values of the command line in it."""
-    from gpt.config.resolve import replace_batch
-
-    tree = copy.deepcopy(tree)
-    if isinstance(tree, dict):  # where it is not, the check of the whole tree says so
-        replace_batch(tree, overrides)
-    for path, value in overrides.items():
-        block, (*parents, last) = tree, path.split(".")
-        for parent in parents:
-            block = block.setdefault(parent, {}) if isinstance(block, dict) else None
-        if isinstance(block, dict):
-            block[last] = value
-    return tree
-
-
-def resolved(tree, name, micro_size=None):
-    """The Config that a child measures: of one rank, at exactly this micro batch."""
-    from gpt.config.resolve import ACCUMULATION, BATCH, MICRO, resolve
-
-    if micro_size is not None:
-        tree = {**tree, MICRO: micro_size, ACCUMULATION: max(1, tree[BATCH] // micro_size)}
-    return resolve(tree, name)
-
-
-def measure_all(args, tree, name) -> dict:
-    """Measure every micro batch that was asked for, each in a child, until memory ends; prints as
-    it goes."""
-    import psutil
-
-    from gpt.config.batch import divisors
-    from gpt.config.resolve import ACCUMULATION, BATCH, MICRO
-
-    if (args.sweep or args.micro_batch) and isinstance(tree, dict):
-        tree.pop(ACCUMULATION, None)
-    config = resolved(tree, name)
-    batch, model = config.batch.train_batch_size, config.model
-    tree[BATCH] = batch
-    sizes = (
-        divisors(batch)
-        if args.sweep
-        else sorted(set(args.micro_batch or [config.batch.micro_size]))
-    )
-    configs = {size: resolved(tree, name, size) for size in sizes}
-    print(
-        f"{name}: {model.parameters():,} parameters, {batch} x {model.seq_len} tokens a step; at"
-        f" least {args.steps} steps and {MINIMUM_SECONDS:g} s, after {args.warmup}"
-        f" steps\n{'micro batch':>11s} {'accumulation':>12s} {'tokens/s':>10s} {'quartiles':>21s}"
-        f" {'memory':>10s} {'MFU':>6s}"
-    )
-    report = {
-        "config": name,
-        "config_hash": None,
-        "train_batch_size": batch,
-        "seq_len": model.seq_len,
-        "parameters": model.parameters(),
-        "flops_per_token": model.matmul_flops_per_token(),
-        "results": [],
-    }
-    for size, at_size in configs.items():
-        free = psutil.virtual_memory().available
-        result = in_child(
-            {"tree": at_size.tree(), "name": name, "steps": args.steps, "warmup": args.warmup},
-            args.memory_limit * 2**30 if args.memory_limit else 0.95 * free,
-        )
-        report |= result.pop("machine", {})
-        report["results"].append({"micro_batch": size, "accumulation": batch // size, **result})
-        print(row(report["results"][-1]), flush=True)
-        if result["status"] == "out of memory":
-            break
-    content = config.tree()
-    del content[MICRO], content[ACCUMULATION]
-    report["config_hash"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    measured = [result for result in report["results"] if result["status"] == "ok"]
-    if not measured:
-        raise UserError(
-            f"{name}: no micro batch could be measured ({report['results'][-1]['status']}): give a"
-            " smaller --micro_batch, or a larger --memory_limit"
-        )
-    best = max(measured, key=lambda result: result["tokens_per_second"])
-    report["best_micro_batch"], report["tokens_per_second"] = (
-        best["micro_batch"],
-        best["tokens_per_second"],
-    )
-    print(
-        f"best: micro batch {best['micro_batch']}, {best['tokens_per_second']:,.0f} tokens/s in"
-        f" {report['precision']} on {report['device']}, kernels: {report['kernels']}"
-    )
-    return report
-
-
-def row(result) -> str:
-    start = f"{result['micro_batch']:>11d} {result['accumulation']:>12d} "
-    if result["status"] != "ok":
-        return start + result["status"]
-    utilisation = "-" if result["mfu"] is None else f"{result['mfu']:.1%}"
-    quartiles = f"{result['lower_quartile']:,.0f} to {result['upper_quartile']:,.0f}"
-    return (
-        start + f"{result['tokens_per_second']:>10,.0f} {quartiles:>21s} "
-        f"{result['peak_memory'] / 2**30:>6.2f} GiB {utilisation:>6s}"
-    )
-
-
-def in_child(task, memory_limit) -> dict:
-    """Measure in a process of its own, whose death is a result as well. memory_limit: bytes of host
-    memory."""
-    launched = (
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "LOCAL_WORLD_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    )
-    env = {key: value for key, value in os.environ.items() if key not in launched}
-    command = [sys.executable, str(Path(__file__).resolve()), "--child"]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=env,
-    ) as child:
-        given, output = json.dumps(task), None
-        while output is None:
-            try:
-                output, errors = child.communicate(given, timeout=POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                given = None
-                # before the system looks for something to kill
-                if resident(child.pid) > memory_limit:
-                    child.kill()
-    if child.returncode == 0:
-        return json.loads(output.splitlines()[-1])
-    if child.returncode == -signal.SIGKILL or any(words in errors for words in NO_MEMORY):
-        return {"status": "out of memory"}
-    said = [line for line in errors.splitlines() if line.strip()] or [
-        f"exit code {child.returncode}"
-    ]
-    return {"status": f"failed: {said[-1].removeprefix('error: ')}"}
-
-
-def measure(task) -> dict:
-    """In the child: whole optimiser steps of the engine that train.py trains with."""
-    import torch
-
-    from gpt.compute import hardware
-    from gpt.config.resolve import resolve
-    from gpt.engine import boundary
-    from gpt.kernels.choice import choose
-    from gpt.model import build
-
-    config = resolve(task["tree"], task["name"])
-    if config.precision == "fp16" and not boundary.has_fp16():
-        config = config.without_fp16("no GPU that computes in fp16")
-    world = boundary.connect()
-    kernels, _ = choose(
-        config.options.kernels, world.device, config.model, hardware.DTYPES[config.precision]
-    )
-    model = build(config, kernels)
-    made = boundary.Engine(model, config, world, model.initial_weights(config.options.seed))
-    shape = (config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1)
-    tokens = torch.randint(
-        config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0)
-    ).numpy()
-    seconds, tries = [], 0
-    while (
-        len(seconds) < task["warmup"] + task["steps"]
-        or sum(seconds[task["warmup"] :]) < MINIMUM_SECONDS
-    ):
-        began = time.perf_counter()
-        result = made.step(tokens)
-        result.loss.item()  # as in training, where the ranks agree on it after every step
-        tries += 1
-        if result.applied:  # an fp16 overflow is no whole step
-            seconds.append(time.perf_counter() - began)
-        elif tries - len(seconds) > 100:
-            raise SystemExit("the gradient overflows again and again")
-    seconds = seconds[task["warmup"] :]
-    per_step = config.batch.train_batch_size * config.model.seq_len
-    # Over all steps, as training counts: what disturbs one in ten steps costs there too.
-    speed = per_step * len(seconds) / sum(seconds)
-    device = hardware.device_name(world.device)
-    quarters = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
-    peak = hardware.peak_flops(device, config.precision)
-    found = {
-        "status": "ok",
-        "tokens_per_second": speed,
-        "lower_quartile": per_step / quarters[2],
-        "median": per_step / quarters[1],
-        "upper_quartile": per_step / quarters[0],
-        "step_seconds": seconds,
-        "peak_memory": hardware.peak_memory(world.device),
-        "mfu": speed * config.model.matmul_flops_per_token() / peak if peak else None,
-        "machine": {
-            "device": device,
-            "precision": config.precision,
-            "kernels": kernels,
-            "peak_flops": peak,
-            "versions": hardware.versions(),
-        },
-    }
-    boundary.disconnect()
-    return found
-
-
-def resident(pid) -> int:
-    """Bytes of host memory that a process occupies."""
-    import psutil
-
-    try:
-        return psutil.Process(pid).memory_info().rss
-    except psutil.Error:
-        return 0
-
-
-def classes_here(report, hours, own_batch) -> dict:
-    """{class: its hours, batch and steps} at the measured throughput; the shipped classes' batches
-    unless own_batch."""
-    found = {}
-    for value in hours:
-        batch = report["train_batch_size"] if own_batch else classes.batch_of(value)
-        steps = classes.steps_of(
-            value, rounded(report["tokens_per_second"]), batch * report["seq_len"]
-        )
-        found[classes.name_of(value)] = {"hours": value, "train_batch_size": batch, "steps": steps}
-    return found
-
-
-def print_classes(report):
-    print(
-        f"\n{'class':>7s} {'batch':>6s} {'steps':>12s} {'tokens':>18s} at"
-        f" {rounded(report['tokens_per_second']):,} tokens/s"
-    )
-    for name, facts in report["classes"].items():
-        tokens = facts["steps"] * facts["train_batch_size"] * report["seq_len"]
-        print(f"{name:>7s} {facts['train_batch_size']:>6d} {facts['steps']:>12,} {tokens:>18,}")
-
-
-def rounded(speed):
-    """A throughput as a class's JSON states it."""
-    return round(speed) if speed >= 100 else round(speed, 2)
-
-
-def class_trees(tree, report) -> dict:
-    """{hours: the JSON of a class at the measured throughput}, each checked as train.py will check
-    it."""
-    found = {}
-    for name, facts in report["classes"].items():
-        batch = {"train_batch_size": facts["train_batch_size"]}
-        found[facts["hours"]] = classes.class_tree(
-            {**tree, **batch},
-            facts["hours"],
-            rounded(report["tokens_per_second"]),
-            report["best_micro_batch"],
-            report["seq_len"],
-        )
-        resolved(found[facts["hours"]], name)
-    return found
-
-
-def reference_table(gpu, hours) -> str:
-    lines = [
-        (
-            f"steps at the published throughput of the {gpu} (fp16, arXiv 2309.11197), batches of"
-            " 512 tokens"
-        ),
-        f"{'class':>7s} {'batch':>6s}"
-        + "".join(
-            f"{f'{name} {speed:,}/s':>20s}" for name, speed in classes.REFERENCE[gpu].items()
-        ),
-    ]
-    for value in hours:
-        batch = classes.batch_of(value)
-        steps = [
-            classes.steps_of(value, speed, batch * 512) for speed in classes.REFERENCE[gpu].values()
-        ]
-        lines.append(
-            f"{classes.name_of(value):>7s} {batch:>6d}"
-            + "".join(f"{count:>20,}" for count in steps)
-        )
-    return "\n".join(lines)
+def read_run(args, overrides):
+    """(the run's JSON with what the command line changes, its name)."""
+    if args.ds_config:
+        tree, name, _ = read_file(args.ds_config)
+    else:
+        name = overrides["gpt.preset"]
+        tree = classes.shipped_tree(name, classes.batch_of(0))
+    if args.precision:
+        halves = {f"{half}.enabled": half == args.precision for half in ("fp16", "bf16")}
+        overrides = {**overrides, **halves}
+    return throughput.changed(tree, overrides), name
 
 
 def refuse_to_overwrite(folder, hours):
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--write_config {folder} is a file: name a folder")
+        raise UserError(f"--write_config {folder} is a file", mend="name a folder")
     for value in hours:
-        if (folder / f"{classes.name_of(value)}.json").exists():
+        path = folder / f"{classes.name_of(value)}.json"
+        if path.exists():
             raise UserError(
-                f"{folder / classes.name_of(value)}.json is there already: name another folder with"
-                " --write_config"
+                f"{path} is there already", mend="name another folder with --write_config"
             )
 
 
-def write_classes(folder, found):
+def measure(args, tree, name, own_batch) -> dict:
+    """Measure, print as it goes, and write the results; returns {hours: a class's JSON}, empty
+    without --write_config."""
+    plan = throughput.plan(tree, name, args.sweep, args.micro_batch)
+    print_head(plan, args)
+    limit = args.memory_limit * GIB if args.memory_limit else None
+    results = []
+    for result in throughput.measure_all(plan, args.steps, args.warmup, limit):
+        print_row(result)
+        results.append(result)
+    report = throughput.report(plan, results)
+    print(
+        f"best: micro batch {report['best_micro_batch']},"
+        f" {report['tokens_per_second']:,.0f} tokens/s in {report['precision']} on"
+        f" {report['device']}, kernels: {report['kernels']}"
+    )
+    report["classes"] = throughput.classes_here(report, args.hours, own_batch)
+    print_classes(report)
+    write_results(args, report)
+    return throughput.class_trees(plan.tree, report) if args.write_config else {}
+
+
+def print_head(plan, args):
+    model = plan.config.model
+    batch = plan.config.batch.train_batch_size
+    least = throughput.MINIMUM_SECONDS
+    print(
+        f"{plan.name}: {model.parameters():,} parameters, {batch} x {model.seq_len} tokens a step;"
+        f" at least {args.steps} steps and {least:g} s, after {args.warmup} steps"
+    )
+    print_columns("micro batch", "accumulation", "tokens/s", "quartiles", "memory", "MFU")
+
+
+def print_row(result):
+    sizes = (result["micro_batch"], result["accumulation"])
+    if result["status"] != "ok":
+        print(f"{sizes[0]:>11d} {sizes[1]:>12d} {result['status']}", flush=True)
+        return
+    speed = f"{result['tokens_per_second']:,.0f}"
+    quartiles = f"{result['lower_quartile']:,.0f} to {result['upper_quartile']:,.0f}"
+    memory = f"{result['peak_memory'] / GIB:.2f} GiB"
+    mfu = "-" if result["mfu"] is None else f"{result['mfu']:.1%}"
+    print_columns(*sizes, speed, quartiles, memory, mfu)
+
+
+def print_columns(micro_batch, accumulation, speed, quartiles, memory, mfu):
+    print(
+        f"{micro_batch:>11} {accumulation:>12} {speed:>10} {quartiles:>21} {memory:>10} {mfu:>6}",
+        flush=True,
+    )
+
+
+def print_classes(report):
+    speed = throughput.rounded(report["tokens_per_second"])
+    print(f"\n{'class':>7s} {'batch':>6s} {'steps':>12s} {'tokens':>18s} at {speed:,} tokens/s")
+    for name, facts in report["classes"].items():
+        batch = facts["train_batch_size"]
+        steps = facts["steps"]
+        tokens = steps * batch * report["seq_len"]
+        print(f"{name:>7s} {batch:>6d} {steps:>12,} {tokens:>18,}")
+
+
+def print_reference(gpu, hours):
+    """The steps of classes at the published throughput of a GPU."""
+    speeds = classes.REFERENCE[gpu]
+    print(
+        f"steps at the published throughput of the {gpu} (fp16, arXiv 2309.11197), batches of 512"
+        " tokens"
+    )
+    presets = [f"{preset} {speed:,}/s" for preset, speed in speeds.items()]
+    print(f"{'class':>7s} {'batch':>6s}" + "".join(f"{preset:>20s}" for preset in presets))
+    for value in hours:
+        batch = classes.batch_of(value)
+        steps = [classes.steps_of(value, speed, batch * 512) for speed in speeds.values()]
+        row = f"{classes.name_of(value):>7s} {batch:>6d}"
+        print(row + "".join(f"{count:>20,}" for count in steps))
+
+
+def reference_trees(gpu, hours) -> dict:
+    """{hours: a class's JSON}, of the shipped classes."""
+    shipped = [value for value in hours if value in classes.SHIPPED]
+    return {value: classes.reference_class(value, gpu) for value in shipped}
+
+
+def write_classes(folder, trees):
+    """trees: {hours: a class's JSON}."""
     folder.mkdir(parents=True, exist_ok=True)
-    for hours, tree in found.items():
-        (folder / f"{classes.name_of(hours)}.json").write_text(
-            classes.text_of(tree), encoding="utf-8"
-        )
-    print(f"wrote {', '.join(f'{classes.name_of(hours)}.json' for hours in found)} to {folder}")
+    names = []
+    for hours, tree in trees.items():
+        name = f"{classes.name_of(hours)}.json"
+        (folder / name).write_text(classes.text_of(tree), encoding="utf-8")
+        names.append(name)
+    print(f"wrote {', '.join(names)} to {folder}")
 
 
 def write_results(args, report):
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if args.csv:
-        common = {
-            key: value for key, value in report.items() if not isinstance(value, (list, dict))
-        }
-        columns = (
-            "micro_batch",
-            "accumulation",
-            "status",
-            "tokens_per_second",
-            "lower_quartile",
-            "median",
-            "upper_quartile",
-            "peak_memory",
-            "mfu",
-        )
-        with open(args.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(
-                file, [*columns, *(key for key in common if key not in columns)], restval=""
-            )
-            writer.writeheader()
-            for result in report["results"]:
-                writer.writerow({**common, **{key: result.get(key) for key in columns}})
+    if not args.csv:
+        return
+    facts = {key: value for key, value in report.items() if not isinstance(value, (list, dict))}
+    columns = [*COLUMNS, *(key for key in facts if key not in COLUMNS)]
+    with open(args.csv, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        for result in report["results"]:
+            writer.writerow({**facts, **{key: result.get(key) for key in COLUMNS}})
 
 
 if __name__ == "__main__":

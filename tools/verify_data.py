@@ -29,39 +29,44 @@ def main():
     args = parser.parse_args()
 
     from gpt.data import manifests
+    from gpt.prepare import verify
+
+    root = Path(args.dataset)
+    manifest = manifests.read(root)
+    mistakes = verify.damaged_files(root, manifest) or look_inside(root, args)
+    for sentence in mistakes:
+        print(f"NOT AS IT WAS MADE: {sentence}")
+    if mistakes:
+        return 1
+    verdict = "all as made, and as the source" if args.source else "all as made"
+    for name, entry in manifest["splits"].items():
+        print(
+            f"{name}: {entry['documents']:,} documents, {entry['bytes']:,} bytes,"
+            f" {entry['tokens']:,} tokens: {verdict}"
+        )
+    return 0
+
+
+def look_inside(root, args):
+    """Sentences on what does not add up in a dataset whose files are whole, or is not as in its
+    source."""
     from gpt.data.datasets import Dataset
     from gpt.prepare import verify
     from gpt.prepare.inputs import find_inputs
     from gpt.prepare.texts import Reading
 
-    root = Path(args.dataset)
-    manifest = manifests.read(root)
-    found = verify.damaged_files(root, manifest)
-    if not found:
-        dataset = Dataset(root)
-        for name in dataset.split_names:
-            found += verify.miscounts(dataset, name)
-        if args.source is not None:
-            by_folder = manifest.get("provenance", {}).get("splits") == "folders"
-            reading = Reading(
-                args.text_field, args.id_field, manifest.get("text", {}).get("bad_utf8", "refuse")
-            )
-            inputs = find_inputs(
-                args.source,
-                by_folder,
-                getattr(sys.stdin, "buffer", ()) if args.source == "-" else (),
-            )
-            found += verify.compare_with_source(dataset, inputs, reading)
-    for sentence in found:
-        print(f"NOT AS IT WAS MADE: {sentence}")
-    if found:
-        return 1
-    for name, entry in manifest["splits"].items():
-        print(
-            f"{name}: {entry['documents']:,} documents, {entry['bytes']:,} bytes,"
-            f" {entry['tokens']:,} tokens: all as made"
-            + (", and as the source" if args.source else "")
-        )
+    dataset = Dataset(root)
+    mistakes = []
+    for name in dataset.split_names:
+        mistakes += verify.miscounts(dataset, name)
+    if args.source is None:
+        return mistakes
+    by_folder = dataset.manifest.get("provenance", {}).get("splits") == "folders"
+    bad_utf8 = dataset.manifest.get("text", {}).get("bad_utf8", "refuse")
+    listed = getattr(sys.stdin, "buffer", ()) if args.source == "-" else ()
+    inputs = find_inputs(args.source, by_folder, listed)
+    reading = Reading(args.text_field, args.id_field, bad_utf8)
+    return mistakes + verify.compare_with_source(dataset, inputs, reading)
 
 
 if __name__ == "__main__":

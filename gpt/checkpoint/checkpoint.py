@@ -58,7 +58,7 @@ class Checkpoint:
                 )
         return self
 
-    def require_facts(self):
+    def require_facts(self) -> None:
         """Raise UserError where the manifest lacks what a run needs in order to go on."""
         if self.manifest.lacks is not None:
             raise UserError(

@@ -45,7 +45,7 @@ def staging_tag(step: int) -> str:
     return f".{tag_of(step)}.staging"
 
 
-def _set_aside_tag(step):
+def _set_aside_tag(step: int):
     """Name of a checkpoint whose successor of the same step does not stand yet."""
     return f".{tag_of(step)}.old"
 
@@ -83,7 +83,7 @@ def commit(folder: Path | str, manifest: Manifest) -> Path:
     return final
 
 
-def clean_up(folder: Path | str):
+def clean_up(folder: Path | str) -> None:
     """Undo what a crash or a failed save left: half-written checkpoints go, one that was set aside
     while its successor did not stand yet comes back."""
     folder = Path(folder)
@@ -97,7 +97,7 @@ def clean_up(folder: Path | str):
         path.unlink()
 
 
-def retain(folder: Path | str, keep_last: int, keep_every: int):
+def retain(folder: Path | str, keep_last: int, keep_every: int) -> None:
     """Delete committed checkpoints but the newest `keep_last` and those at multiples of
     `keep_every` steps; 0 or less keep_last keeps all. The one that `latest` names always stays, and
     so do those after it. Raises OSError, after the others, where one cannot be removed."""
@@ -121,7 +121,7 @@ def retain(folder: Path | str, keep_last: int, keep_every: int):
         raise failure
 
 
-def _up_to(folder, latest_tag):
+def _up_to(folder: Path, latest_tag: str | None):
     """Tags up to the latest one, oldest first; newer ones are of a course that the run went back
     from."""
     if latest_tag is None:
@@ -140,15 +140,15 @@ def committed(folder: Path | str) -> list[str]:
     return sorted(tags, key=step_of)
 
 
-def go_back(folder: Path | str, tag: str):
+def go_back(folder: Path | str, tag: str) -> None:
     """Have a run that ends now go on from this checkpoint, whatever newer ones there are."""
     write_atomically(Path(folder) / LATEST, tag + "\n")
 
 
-def _pointed_at(folder):
+def _pointed_at(folder: Path):
     """What the file `latest` says; None without one."""
     try:
-        return (Path(folder) / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+        return (folder / LATEST).read_text(encoding="utf-8", errors="replace").strip()
     except FileNotFoundError:
         return None
 
@@ -157,7 +157,7 @@ def latest(folder: Path | str) -> str | None:
     """Tag that `latest` names; the newest committed one where it names none that is there; None
     without any."""
     tags = committed(folder)
-    pointed_at = _pointed_at(folder)
+    pointed_at = _pointed_at(Path(folder))
     if pointed_at in tags:
         return pointed_at
     return tags[-1] if tags else None
@@ -200,9 +200,10 @@ def newest_good(folder: Path | str, notices: list) -> str | None:
 def whole(folder: Path | str) -> Iterator[Checkpoint]:
     """The checkpoints up to the latest one that are whole, newest first, each verified when it is
     asked for."""
+    folder = Path(folder)
     for tag in reversed(_up_to(folder, latest(folder))):
         try:
-            yield Checkpoint.open(Path(folder) / tag).verify()
+            yield Checkpoint.open(folder / tag).verify()
         except UserError:
             continue
 
@@ -225,7 +226,7 @@ def find(folder: Path | str, tag: str | None = None) -> Path:
     return folder / tag
 
 
-def _what_there_is(folder):
+def _what_there_is(folder: Path):
     """What to give instead of a folder that has not the checkpoint."""
     tags = committed(folder)
     if tags:

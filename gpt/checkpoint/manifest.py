@@ -22,7 +22,7 @@ PROBE_TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
 PROBE_DOUBT = 5
 
 # what a run needs in order to go on: {field: its types in JSON}
-_NEEDED = {
+_NEEDED: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "evaluated_step": (int, type(None)),
     "left_out": list,
@@ -53,9 +53,9 @@ class Manifest:
     needs.
     """
 
-    step: int  # optimizer steps that the weights have seen
+    step: int = 0  # optimizer steps that the weights have seen
     evaluated_step: int | None = None  # of the last evaluation; None before the first
-    left_out: list = field(default_factory=list)  # indices of batches that taught nothing
+    left_out: list = field(default_factory=list)  # indices of batches that were left out
     losses: list = field(default_factory=list)  # nats per token, which the next are judged by
     seconds: float = 0.0  # of training until then, without evaluations and checkpoints
     tokens: int = 0  # trained on until then
@@ -64,7 +64,7 @@ class Manifest:
     zero_stage: int = 0
     loss_scale: float = 1.0  # 1 unless in fp16
     dataset: str = ""  # fingerprint
-    probe: Probe = Probe([], 0.0)
+    probe: Probe = Probe([], 0.0)  # what the weights are held against when they are loaded
     made_from: dict | None = None  # where consolidated weights are from: a name and a sha256
     files: dict = field(default_factory=dict)  # {name: {"size": bytes, "sha256"}}, without this one
     sha256: str = ""  # of checkpoint.json without this entry
@@ -75,12 +75,13 @@ class Manifest:
         """Raises UserError where there is none, or none that can be read."""
         content = read_content(folder)
         names = {item.name for item in dataclasses.fields(cls)} - {"probe", "lacks"}
-        values = {name: value for name, value in content.items() if name in names}
-        if isinstance(content.get("probe"), dict):
-            values["probe"] = Probe(content["probe"]["tokens"], content["probe"]["loss"])
-        return cls(**{"step": None, **values}, lacks=_first_lacking(content))
+        values = {name: content[name] for name in names & content.keys()}
+        probe = content.get("probe")
+        if isinstance(probe, dict):
+            values["probe"] = Probe(probe["tokens"], probe["loss"])
+        return cls(**values, lacks=_first_lacking(content))
 
-    def write(self, folder: Path):
+    def write(self, folder: Path) -> None:
         write_content(folder, self.to_json())
 
     def to_json(self) -> dict:
@@ -115,13 +116,13 @@ def read_content(folder: Path | str) -> dict:
     return content
 
 
-def write_content(folder: Path | str, content: dict):
+def write_content(folder: Path | str, content: dict) -> None:
     """Write checkpoint.json with a sha256 of its own content."""
     sealed = {**content, "sha256": _seal(content)}
     write_atomically(Path(folder) / MANIFEST, json.dumps(sealed) + "\n")
 
 
-def _seal(content):
+def _seal(content: dict):
     unsealed = {key: value for key, value in content.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(unsealed, sort_keys=True).encode()).hexdigest()
 

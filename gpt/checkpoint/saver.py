@@ -4,16 +4,18 @@ committed when whole."""
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.manifest import Manifest, Probe, same_loss
-from gpt.checkpoint.zero_files import read_state
+from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.cluster.world import World
 from gpt.compute.memory import checkpoint_bytes
 from gpt.config.run_config import Config
@@ -22,6 +24,22 @@ from gpt.data.datasets import Dataset
 from gpt.data.manifests import TOKENIZER
 from gpt.data.streams import batch_index
 from gpt.errors import AgreedError, in_brief
+from gpt.metrics import events
+
+
+class Engine(Protocol):
+    """What a Saver needs of gpt.engine.boundary.Engine, which tells what each does."""
+
+    @property
+    def loss_scale(self) -> float: ...
+
+    def probe(self, tokens: np.ndarray) -> float: ...
+
+    def save(self, folder: Path, tag: str, state: dict) -> str | None: ...
+
+    def load(self, folder: Path, tag: str) -> None: ...
+
+    def adopt(self, full: FullState, scale: float) -> None: ...
 
 
 class Saver:
@@ -37,17 +55,29 @@ class Saver:
     report(event), say(text): where the metrics and a person's lines go, on rank 0.
     """
 
-    def __init__(self, config: Config, resolved: dict, dataset: Dataset, engine, world: World):
+    def __init__(
+        self,
+        config: Config,
+        resolved: dict,
+        dataset: Dataset,
+        engine: Engine,
+        world: World,
+        report: Callable[[dict], None],
+        say: Callable[[str], None],
+    ):
         self._config = config
         self._resolved = resolved
         self._dataset = dataset
         self._engine = engine
         self._world = world
         self.folder = folders.of_run(config.run_dir)
-        self.saved_step = None  # of the latest checkpoint that this process committed or loaded
-        self.saved_evaluation = None  # the step of the last evaluation that it tells of
-        self._pending = None
-        self.report = self.say = lambda anything: None
+        # of the latest checkpoint that this process committed or loaded: its step, and that of the
+        # last evaluation that it tells of
+        self.saved_step: int | None = None
+        self.saved_evaluation: int | None = None
+        self._pending: _Pending | None = None
+        self._report = report
+        self._say = say
 
     @property
     def ready(self) -> bool:
@@ -62,7 +92,7 @@ class Saver:
         left_out: list,
         losses: list,
         seconds: float,
-    ):
+    ) -> None:
         """Write the files of a checkpoint, and start hashing them. Finishes an earlier save first.
 
         probe: tokens whose loss is kept with it, int64 (rows, tokens + 1). The others as in
@@ -91,21 +121,22 @@ class Saver:
         pending.run(lambda: self._hash(pending))
         pending.pause = time.perf_counter() - began
 
-    def finish(self):
+    def finish(self) -> None:
         """Wait for a save that is under way."""
         while self._pending is not None:
             self._pending.thread.join()
             self.advance()
 
-    def advance(self):
+    def advance(self) -> None:
         """Take a save one part further, once every rank is ready."""
         pending = self._pending
+        assert pending is not None, "no save is under way"
         parts = self._world.gather((pending.failure, pending.files))
         failures = [failure for failure, _ in parts if failure]
         pending.failure = failures[0] if failures else None
         if pending.failure is None and not pending.committing:
             pending.committing = True
-            files = {}
+            files: dict = {}
             for _, files_of_rank in parts:
                 files |= files_of_rank
             pending.manifest = replace(pending.manifest, files=files)
@@ -117,17 +148,17 @@ class Saver:
         else:
             self._failed(pending)
 
-    def _committed(self, pending):
+    def _committed(self, pending: "_Pending"):
         """Tell of a checkpoint that stands."""
         if pending.kept is not None:
-            self.say(
+            self._say(
                 f"WARNING: an old checkpoint in {self.folder} could not be removed: {pending.kept}"
             )
         self.saved_step = pending.manifest.step
         self.saved_evaluation = pending.manifest.evaluated_step
-        self.report(
+        self._report(
             {
-                "event": "checkpoint",
+                "event": events.CHECKPOINT,
                 "step": pending.manifest.step,
                 "seconds": pending.pause,
                 "seconds_to_commit": time.perf_counter() - pending.began,
@@ -135,11 +166,11 @@ class Saver:
             }
         )
 
-    def _failed(self, pending):
+    def _failed(self, pending: "_Pending"):
         """Tell of a checkpoint that could not be written, and remove what there is of it."""
         step = pending.manifest.step
-        self.report({"event": "checkpoint_failed", "step": step, "reason": pending.failure})
-        self.say(
+        self._report({"event": events.CHECKPOINT_FAILED, "step": step, "reason": pending.failure})
+        self._say(
             f"WARNING: the checkpoint of step {step} could not be written ({pending.failure});"
             " training goes on, the latest checkpoint is that of step"
             f" {self.saved_step or 0}"
@@ -162,7 +193,7 @@ class Saver:
             shortage = in_brief(error)
         return self._world.gather(shortage)[0]
 
-    def _hash(self, pending):
+    def _hash(self, pending: "_Pending"):
         """Add what all ranks share (rank 0), and hash this rank's files."""
         if pending.failure is None:
             if self._world.rank == 0:
@@ -170,7 +201,7 @@ class Saver:
                 (pending.staged / TOKENIZER).write_bytes(self._dataset.vocab.model)
             pending.files = folders.own_files(pending.staged, self._world.rank)
 
-    def _commit(self, pending):
+    def _commit(self, pending: "_Pending"):
         options = self._config.options
         folders.commit(self.folder, pending.manifest)
         pending.bytes = sum(facts["size"] for facts in pending.manifest.files.values())
@@ -185,7 +216,7 @@ class Saver:
         tag = self._before(index) if self._world.rank == 0 else None
         return self._world.gather(tag)[0]
 
-    def _before(self, index):
+    def _before(self, index: int):
         tag = None
         for checkpoint in folders.whole(self.folder):
             tag = checkpoint.tag
@@ -221,7 +252,7 @@ class Saver:
         self.saved_evaluation = manifest.evaluated_step
         return manifest
 
-    def _require_same_loss(self, checkpoint, probe):
+    def _require_same_loss(self, checkpoint: Checkpoint, probe: np.ndarray):
         manifest = checkpoint.manifest
         stored = manifest.probe.loss
         losses = self._world.gather(self._engine.probe(probe))
@@ -250,10 +281,10 @@ class _Pending:
     pause: float | None = None  # seconds that training waited
     bytes: int | None = None
     kept: str | None = None  # why an old checkpoint could not be removed
-    thread: threading.Thread | None = None
+    thread: threading.Thread = field(init=False)
 
-    def run(self, work):
-        def noting_failure():
+    def run(self, work: Callable[[], None]) -> None:
+        def noting_failure() -> None:
             try:
                 work()
             # whatever it is: what this rank did not do must not go unnoticed

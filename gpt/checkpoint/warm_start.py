@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.weights import WEIGHTS, open_folder
 from gpt.checkpoint.zero_files import FullState
 from gpt.config.shape import ModelConfig
@@ -26,9 +27,9 @@ def origin(folder: Path | str, model: ModelConfig, tokenizer: str | None) -> dic
     tokenizer: fingerprint of the dataset's; None where it is not known yet.
     """
     folder = Path(folder)
-    given = open_folder(folder)
-    _require_shape(given, model)
-    dataset = given.config.get("dataset")
+    checkpoint = open_folder(folder)
+    _require_shape(checkpoint, model)
+    dataset = checkpoint.config.get("dataset")
     trained_on = dataset.get("tokenizer") if isinstance(dataset, dict) else None
     if None not in (tokenizer, trained_on) and tokenizer != trained_on:
         raise UserError(
@@ -38,21 +39,21 @@ def origin(folder: Path | str, model: ModelConfig, tokenizer: str | None) -> dic
         )
     return {
         "folder": str(folder),
-        "step": given.step,
-        "sha256": given.manifest.files[WEIGHTS]["sha256"],
+        "step": checkpoint.step,
+        "sha256": checkpoint.manifest.files[WEIGHTS]["sha256"],
     }
 
 
-def _require_shape(given, model):
-    given_model = given.config["model"]
+def _require_shape(checkpoint: Checkpoint, model: ModelConfig):
+    theirs = checkpoint.config["model"]
     differences = []
     for name, value in dataclasses.asdict(model).items():
-        given_value = given_model.get(name)
-        if given_value != value:
-            differences.append(f"{name} is {given_value} there and {value} here")
+        their_value = theirs.get(name)
+        if their_value != value:
+            differences.append(f"{name} is {their_value} there and {value} here")
     if differences:
         raise UserError(
-            f"--init_from {given.path}: its model has another shape than the run's"
+            f"--init_from {checkpoint.path}: its model has another shape than the run's"
             f" ({', '.join(differences)})",
             mend="set the run's alike, or give other weights",
         )

@@ -1,10 +1,18 @@
-"""Consolidated fp32 weights: out of a checkpoint's files, checked, written, read."""
+"""Consolidated fp32 weights: out of a checkpoint's files, checked, written, read.
+
+runs/24h/export/
+    model.safetensors    the weights
+    config.yaml          of the run that trained them, with their step
+    tokenizer.model      of its dataset
+    checkpoint.json      each file's size and sha256, and where the weights are from
+"""
 
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -77,8 +85,8 @@ def write_folder(
     config: dict,
     tokenizer: bytes,
     made_from: dict,
-    check: Callable = lambda weights_file: None,
-):
+    check: Callable[[Path], Any] = lambda weights_file: None,
+) -> Any:
     """Write a consolidated folder, whole or absent.
 
     weights: {parameter name: fp32 tensor}, asked for one at a time. config: for config.yaml, "step"
@@ -108,7 +116,7 @@ def open_folder(folder: Path | str) -> Checkpoint:
     return Checkpoint.open(folder).verify()
 
 
-def _write(path, weights, metadata):
+def _write(path: Path, weights: Mapping[str, torch.Tensor], metadata: dict):
     """The format of safetensors, one tensor at a time: the header's length in 8 bytes, a JSON
     header, the values."""
     header = {"__metadata__": metadata}
@@ -123,10 +131,10 @@ def _write(path, weights, metadata):
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for weight in weights.values():
-            file.write(memoryview(weight.contiguous().numpy()).cast("B"))
+            file.write(weight.contiguous().numpy().data.cast("B"))
 
 
-def _probe(weights_file, checkpoint):
+def _probe(weights_file: Path, checkpoint: Checkpoint):
     """(loss of the written weights on the checkpoint's probe batch, what is doubtful about it);
     None for either.
 
@@ -157,7 +165,7 @@ def _probe(weights_file, checkpoint):
     return loss, doubt
 
 
-def _check(weights, shapes, source):
+def _check(weights: Mapping[str, torch.Tensor], shapes: dict[str, tuple], source: Path | str):
     """Exactly the model's parameters, each of its shape, fp32 and finite. Raises UserError."""
     missing = sorted(shapes.keys() - weights.keys())
     extra = sorted(weights.keys() - shapes.keys())
@@ -181,7 +189,7 @@ def _check(weights, shapes, source):
             )
 
 
-def _compare(path, weights):
+def _compare(path: Path, weights: Mapping[str, torch.Tensor]):
     """What was written is what was meant, bit for bit."""
     with safe_open(path, framework="pt") as written:
         assert set(written.keys()) == set(weights), "safetensors lost or added a tensor"

@@ -156,7 +156,7 @@ class Watchdog:
             raise RuntimeError("the blackboard has not answered yet")
         answers = []
 
-        def run():
+        def run() -> None:
             with suppress(RuntimeError):
                 answers.append(query())
 

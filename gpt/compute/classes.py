@@ -7,12 +7,12 @@ reference device turns it into tokens, and its batch into optimiser steps.
 import copy
 import json
 
-from gpt.config.deepspeed_keys import COSINE
+from gpt.config.optimizer_keys import COSINE
 from gpt.errors import UserError
 
 HOURS = (3, 6, 12, 24, 48, 96, 192, 384)
 # The shipped classes: hours -> preset. Batches are larger from 24 hours on.
-SHIPPED = {6: "small", 12: "small", 24: "small", 48: "medium", 96: "medium"}
+SHIPPED: dict[float, str] = {6: "small", 12: "small", 24: "small", 48: "medium", 96: "medium"}
 # Tokens per second that the Languini Kitchen publishes for its GPT in fp16 (arXiv 2309.11197), by
 # GPU and preset.
 REFERENCE = {

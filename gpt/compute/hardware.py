@@ -12,6 +12,7 @@ import torch.distributed
 
 from gpt import __version__
 from gpt.errors import UserError
+from gpt.wording import plural
 
 # Dense matrix products with fp32 sums, FLOP/s: in fp16 or bf16, and in fp32 without TF32. NVIDIA's
 # data sheets, and for GeForce cards the white papers of GA102 (appendix A) and AD102 (appendix A);
@@ -65,7 +66,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{device.type} ({platform.machine()}, {threads} thread{'s' * (threads > 1)})"
+    return f"{device.type} ({platform.machine()}, {plural(threads, 'thread')})"
 
 
 def peak_memory(device: torch.device) -> int:

@@ -11,6 +11,7 @@ many is not known here.
 
 from dataclasses import dataclass
 
+from gpt.config.run_config import Config
 from gpt.config.shape import ModelConfig
 
 LAUNCH_SECONDS = 10e-6  # of an operation of torch, with its share of Python and autograd
@@ -58,3 +59,10 @@ def launches(model: ModelConfig, stage: int, checkpointing: bool) -> Launches:
         custom += CUSTOM_FORWARD * layers
     total += PER_TENSOR[stage] * tensors
     return Launches(total - custom, custom, tensors if stage == 3 else 0)
+
+
+def launching(config: Config, stage: int) -> float | None:
+    """Seconds that the host needs to launch a micro-batch; None where that is not known."""
+    if config.options.compile != "none":
+        return None
+    return launches(config.model, stage, config.options.activation_checkpointing).seconds

@@ -3,9 +3,11 @@ vary."""
 
 import argparse
 import math
+from typing import Any
 
-from gpt.config import deepspeed_keys
-from gpt.config.keys import REQUIRED, nearest
+from gpt.config.deepspeed_keys import TOP_KEYS
+from gpt.config.keys import REQUIRED, Key, nearest
+from gpt.config.optimizer_keys import COSINE
 from gpt.config.options import GPT_KEYS
 from gpt.config.shape import load_presets
 from gpt.errors import Parser, UserError
@@ -21,23 +23,64 @@ DEEPSPEED_OPTIONS = {
     "warmup_steps": "scheduler.params.warmup_steps",
     "decay_steps": "scheduler.params.decay_steps",
 }
+# option -> dotted path of the value that it overrides
+OVERRIDES = {**DEEPSPEED_OPTIONS, **{name: f"gpt.{name}" for name in GPT_KEYS}}
+# flags of train.py that are no values of a run
+OWN_FLAGS = (
+    "ds_config",
+    "resume",
+    "allow_change",
+    "dry_run",
+    "explain",
+    "world_size",
+    "interconnect",
+    "verbose",
+    "local_rank",
+)
 
 
-def _key_of(path):
-    *blocks, last = path.split(".")
-    keys = deepspeed_keys.TOP_KEYS
-    for name in blocks:
-        keys = keys[name][deepspeed_keys.COSINE] if name == "params" else keys[name]
-    return keys[last]
+def parse_command_line(argv: list[str]) -> argparse.Namespace:
+    """Namespace of train.py's own flags, and `overrides`: {dotted path: value} of the run's options
+    among `argv`. Raises UserError."""
+    known, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        raise _unknown_option(unknown[0])
+    _check_own_flags(known)
+    own = {name: getattr(known, name) for name in OWN_FLAGS}
+    overrides = {path: value for path, value in vars(known).items() if path not in own}
+    return argparse.Namespace(**own, overrides=overrides)
 
 
-def _boolean(text):
-    if text.lower() not in ("true", "false"):
-        raise ValueError
-    return text.lower() == "true"
+def _unknown_option(argument: str) -> UserError:
+    if not argument.startswith("--"):
+        return UserError(f"command line: {argument!r} stands where an option --name was expected")
+    option = argument.split("=")[0]
+    options = ["-h", *(f"--{name}" for name in ("help", *OWN_FLAGS, *OVERRIDES))]
+    return UserError(
+        f"command line: unknown option {option}{nearest(option, options)} (--help lists the"
+        " options)"
+    )
 
 
-_boolean.__name__ = "true or false"  # as argparse's message calls it
+def _check_own_flags(args: argparse.Namespace) -> None:
+    tag = args.resume.startswith("global_step")
+    if not tag and args.resume not in ("auto", "must", "never"):
+        raise UserError(
+            f"command line: --resume {args.resume}",
+            mend="give auto, must, never or a checkpoint's name such as global_step1000",
+        )
+    if args.world_size is not None:
+        trains = not (args.dry_run or args.explain)
+        if trains or args.world_size < 1:
+            raise UserError(
+                "command line: --world_size takes a positive number, beside --dry_run or --explain;"
+                " a run's own number of ranks is the launcher's (--num_gpus, --hostfile)"
+            )
+    if args.interconnect is not None:
+        if not (args.dry_run and 0 < args.interconnect < math.inf):
+            raise UserError(
+                "command line: --interconnect takes a positive number of GB/s, beside --dry_run"
+            )
 
 
 def _parser() -> Parser:
@@ -46,6 +89,13 @@ def _parser() -> Parser:
         prog="train.py",
         argument_default=argparse.SUPPRESS,
     )
+    _add_own_flags(parser)
+    for name, path in OVERRIDES.items():
+        _add_override(parser, name, path)
+    return parser
+
+
+def _add_own_flags(parser: Parser) -> None:
     parser.add_argument(
         "--ds_config",
         required=True,
@@ -67,8 +117,8 @@ def _parser() -> Parser:
         default=[],
         metavar="KEY",
         help=(
-            "let a setting differ from the "
-            "checkpoint's, such as scheduler.params.max_lr; once for each"
+            "let a setting differ from the checkpoint's, such as scheduler.params.max_lr; once for"
+            " each"
         ),
     )
     parser.add_argument(
@@ -96,8 +146,8 @@ def _parser() -> Parser:
         default=None,
         metavar="GB/s",
         help=(
-            "bandwidth of the slowest link "
-            "between the GPUs, for --dry_run to estimate the time on them"
+            "bandwidth of the slowest link between the GPUs, for --dry_run to estimate the time on"
+            " them"
         ),
     )
     parser.add_argument(
@@ -105,65 +155,35 @@ def _parser() -> Parser:
     )
     # appended by the launcher
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
-    options = {**DEEPSPEED_OPTIONS, **{name: f"gpt.{name}" for name in GPT_KEYS}}
-    for name, path in options.items():
-        key = _key_of(path)
-        default = "" if key.default in (None, REQUIRED, "") else f" (default {key.default})"
-        kind = _boolean if key.kind is bool else key.kind
-        choices = load_presets() if name == "preset" else key.choices or ()
-        default = (f": {', '.join(choices)}" if choices else "") + default
-        parser.add_argument(
-            f"--{name}",
-            dest=path,
-            type=kind,
-            metavar=key.kind.__name__.upper(),
-            help=(key.doc + default).replace("%", "%%"),
-        )
-    return parser
 
 
-def parse_command_line(argv) -> argparse.Namespace:
-    """Namespace of train.py's own flags, and `overrides`: {dotted path: value} of the run's options
-    that were given."""
-    parser = _parser()
-    known, unknown = parser.parse_known_args(argv)
-    if unknown:
-        names = [flag for action in parser._actions for flag in action.option_strings]
-        first = unknown[0].split("=")[0]
-        if not first.startswith("--"):
-            raise UserError(
-                f"command line: {unknown[0]!r} stands where an option --name was expected"
-            )
-        raise UserError(
-            f"command line: unknown option {first}{nearest(first, names)} (--help lists the"
-            " options)"
-        )
-    own = {
-        "ds_config",
-        "resume",
-        "allow_change",
-        "dry_run",
-        "explain",
-        "world_size",
-        "interconnect",
-        "verbose",
-        "local_rank",
-    }
-    if known.resume not in ("auto", "must", "never") and not known.resume.startswith("global_step"):
-        raise UserError(
-            f"command line: --resume {known.resume}: give auto, must, never or a checkpoint's name"
-            " such as global_step1000"
-        )
-    overrides = {path: value for path, value in vars(known).items() if path not in own}
-    if known.world_size is not None and (
-        known.world_size < 1 or not (known.dry_run or known.explain)
-    ):
-        raise UserError(
-            "command line: --world_size takes a positive number, beside --dry_run or --explain; a"
-            " run's own number of ranks is the launcher's (--num_gpus, --hostfile)"
-        )
-    if known.interconnect is not None and not (0 < known.interconnect < math.inf and known.dry_run):
-        raise UserError(
-            "command line: --interconnect takes a positive number of GB/s, beside --dry_run"
-        )
-    return argparse.Namespace(**{name: getattr(known, name) for name in own}, overrides=overrides)
+def _add_override(parser: Parser, name: str, path: str) -> None:
+    """Add the option --NAME, which sets the value at a dotted path."""
+    key = _key_of(path)
+    meaning = key.doc
+    choices = load_presets() if name == "preset" else key.choices
+    if choices:
+        meaning += f": {', '.join(choices)}"
+    if key.default not in (None, REQUIRED, ""):
+        meaning += f" (default {key.default})"
+    parser.add_argument(
+        f"--{name}",
+        dest=path,
+        type=_boolean if key.kind is bool else key.kind,
+        metavar=key.kind.__name__.upper(),
+        help=meaning.replace("%", "%%"),
+    )
+
+
+def _key_of(path: str) -> Key:
+    *blocks, last = path.split(".")
+    keys: Any = TOP_KEYS
+    for name in blocks:
+        keys = keys[name][COSINE] if name == "params" else keys[name]
+    return keys[last]
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"invalid true or false value: {text!r}")
+    return text.lower() == "true"

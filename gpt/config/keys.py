@@ -2,14 +2,17 @@
 
 import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 REQUIRED = object()
 
-LARGEST = 2**53  # whole numbers beyond it are no exact floats, and surely mistakes
+# whole numbers beyond it are no exact floats, and surely mistakes
+LARGEST = 2**53
 
-ANY = "any"  # DeepSpeed's own, passed on as it is
+# DeepSpeed's own, passed on as it is
+ANY = "any"
 
 
 @dataclass(frozen=True)
@@ -26,38 +29,36 @@ class Key:
     choices: tuple | None = None
     when_missing: str | None = None  # what "is missing" is followed by; None: doc
 
-    def problem(self, value):
+    def problem(self, value: Any) -> str | None:
         """What is wrong with `value`, or None. `value` is never None."""
         if value == "auto" and "auto" not in (self.choices or ()):
             return 'is "auto", which only the Hugging Face Trainer fills in: write the value'
         if self.kind == ANY:
             return None
         if self.kind == "pair":
-            numbers = (
-                isinstance(value, (list, tuple))
-                and len(value) == 2
-                and all(_is_number(v) for v in value)
-            )
-            return (
-                None
-                if numbers and all(0 <= v < 1 for v in value)
-                else f"is {value!r}, not two numbers in [0, 1)"
-            )
+            return None if _is_pair(value) else f"is {value!r}, not two numbers in [0, 1)"
         if self.kind is bool:
             return None if isinstance(value, bool) else f"is {value!r}, not true or false"
-        if self.kind is str and isinstance(value, str):
-            return "is empty" if not value and self.default != "" else self._out_of_choices(value)
         if self.kind is str:
+            return self._problem_of_text(value)
+        return self._problem_of_number(value)
+
+    def _problem_of_text(self, value: Any) -> str | None:
+        if not isinstance(value, str):
             return f"is {value!r}, not a text"
-        if self.kind is int and not (isinstance(value, int) and not isinstance(value, bool)):
+        if not value and self.default != "":
+            return "is empty"
+        return self._out_of_choices(value)
+
+    def _problem_of_number(self, value: Any) -> str | None:
+        if self.kind is int and not (_is_number(value) and isinstance(value, int)):
             return f"is {value!r}, not a whole number"
         if not _is_number(value):
-            return f"is {value!r}, not a number" + (
-                " (leave the quotes out)" if _reads_as_number(value) else ""
-            )
+            hint = " (leave the quotes out)" if _reads_as_number(value) else ""
+            return f"is {value!r}, not a number{hint}"
         return self._out_of_range(value) or self._out_of_choices(value)
 
-    def _out_of_range(self, value):
+    def _out_of_range(self, value: float) -> str | None:
         if isinstance(value, int) and abs(value) > LARGEST:
             return f"is beyond {LARGEST}, too large to be meant"
         if not math.isfinite(value):
@@ -70,25 +71,34 @@ class Key:
             return f"is {value!r}, must be at most {self.maximum}"
         return None
 
-    def _out_of_choices(self, value):
+    def _out_of_choices(self, value: Any) -> str | None:
         if self.choices is None or value in self.choices:
             return None
         return f"is {value!r}, must be one of {', '.join(map(str, self.choices))}"
 
 
-def _is_number(value):
+def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _reads_as_number(value):
+def _is_pair(value: Any) -> bool:
+    """Whether it is two numbers in [0, 1)."""
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        return False
+    return all(_is_number(number) and 0 <= number < 1 for number in value)
+
+
+def _reads_as_number(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
     try:
         float(value)
-    except (TypeError, ValueError):
+    except ValueError:
         return False
-    return isinstance(value, str)
+    return True
 
 
-def nearest(name, known):
+def nearest(name: str, known: Iterable[str]) -> str:
     """The words (did you mean …?) for the known name closest to `name`, or an empty text."""
-    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

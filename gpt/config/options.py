@@ -1,42 +1,28 @@
-"""The block "gpt" of a run's JSON."""
+"""The block "gpt" of a run's JSON; each of its keys is a command-line option of the same name."""
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from gpt.config.keys import REQUIRED, Key
+from gpt.config.shape import SHAPE_KEYS
+
+# the dataset that is built by itself where it is absent
+SAMPLE = "data/sample"
+# targets scored in each evaluation window but the first, where the context has as many
+LAST_N = 128
 
 
-def option(kind, default, doc, **limits):
+def option(kind: type, default: Any, doc: str, **limits: Any) -> Any:
     """A dataclass field that carries its own Key."""
     return field(default=default, metadata={"key": Key(kind, default, doc, **limits)})
 
 
 @dataclass(frozen=True)
 class Options:
-    """The block "gpt" of a run's JSON; each is a command-line option of the same name."""
+    """The block "gpt" without the model's shape, which is a ModelConfig of its own."""
 
     preset: str | None = option(str, None, "model shape by name, from gpt/config/presets.yaml")
-    n_layers: int | None = option(
-        int, None, "transformer blocks; overrides the preset's", minimum=1, maximum=10_000
-    )
-    h_dim: int | None = option(
-        int, None, "width of the residual stream; overrides the preset's", minimum=1, maximum=10**6
-    )
-    mlp_dim: int | None = option(
-        int, None, "hidden width of the MLPs; overrides the preset's", minimum=1, maximum=10**6
-    )
-    n_heads: int | None = option(
-        int, None, "attention heads; overrides the preset's", minimum=1, maximum=10**5
-    )
-    head_dim: int | None = option(
-        int, None, "width of one head; overrides the preset's", minimum=1, maximum=10**5
-    )
-    vocab_size: int = option(
-        int, 16384, "ids of the tokenizer; must be the dataset's", minimum=2, maximum=2**24
-    )
-    seq_len: int = option(
-        int, 512, "tokens of context, in training and evaluation", minimum=2, maximum=2**24
-    )
     activation_checkpointing: bool = option(
         bool,
         False,
@@ -70,7 +56,7 @@ class Options:
         "tools/zero_to_fp32.py or tools/import_languini.py made",
     )
     data_root: str = option(
-        str, "data/sample", "dataset folder; data/sample is built by itself where absent"
+        str, SAMPLE, f"dataset folder; {SAMPLE} is built by itself where absent"
     )
     run_dir: str | None = option(
         str, None, "where the run is kept; default runs/<name of the JSON file>"
@@ -92,7 +78,7 @@ class Options:
     last_n: int | None = option(
         int,
         None,
-        "targets scored in each evaluation window but the first; default 128, or "
+        f"targets scored in each evaluation window but the first; default {LAST_N}, or "
         "seq_len where that is less",
         minimum=1,
     )
@@ -159,4 +145,6 @@ class Options:
     )
 
 
-GPT_KEYS = {f.name: f.metadata["key"] for f in dataclasses.fields(Options)}
+OPTION_KEYS = {entry.name: entry.metadata["key"] for entry in dataclasses.fields(Options)}
+# every key of the block, in the order in which config.yaml and --explain show them
+GPT_KEYS = {"preset": OPTION_KEYS["preset"], **SHAPE_KEYS, **OPTION_KEYS}

@@ -1,146 +1,202 @@
-"""config.yaml, the resolved configuration beside every checkpoint: written and read back."""
+"""config.yaml, the resolved configuration beside every checkpoint: written and read back.
+
+    name         the run's name
+    precision    what it trains in: fp32, fp16 or bf16
+    model        its shape
+    batch        how a batch is shared out; `global_size` is train_batch_size
+    run          all values as one JSON tree, which resolves to the same run again
+    sources      {dotted path in `run`: where the value comes from}
+    dataset      root, fingerprint, and fingerprint of the tokenizer
+    began_from   the origin of its first weights, where they were not drawn
+
+For weights that came from elsewhere there is less of it, and `step` too.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from gpt.config.options import GPT_KEYS
+from gpt.config.batch import ACCUMULATION, MICRO
 from gpt.config.run_config import Config, leaves
-from gpt.config.shape import ModelConfig
-from gpt.data.datasets import Dataset
+from gpt.config.shape import SHAPE_KEYS, ModelConfig
 from gpt.errors import UserError
-from gpt.files import (
-    write_atomically,
-)
+from gpt.files import write_atomically
 
 CONFIG = "config.yaml"
+# the block that resolves to the run again
+RUN = "run"
 
 
-def read_config(path) -> dict:
-    """The resolved configuration that stands beside a checkpoint or consolidated weights."""
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}; the"
-            " config.yaml that was written beside the checkpoint is needed (--config_file)"
-        ) from error
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"{path} is not YAML ({str(error).splitlines()[0]}): use the config.yaml that was"
-            " written beside the checkpoint"
-        ) from error
-    if (
-        not isinstance(found, dict)
-        or not isinstance(found.get("model"), dict)
-        or not isinstance(found.get("run"), dict)
-    ):
-        raise UserError(
-            f"{path} is not the config.yaml of a run: it lacks the blocks `model` and `run`"
-        )
-    return found
-
-
-def write_config(path, config: dict):
-    write_atomically(Path(path), yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-
-
-def curve_settings(tree: dict) -> dict:
-    """Of a config.yaml, the settings that make a curve another curve: shape, data, batch, schedule,
-    precision, optimizer, seed, first weights."""
-    run = tree["run"]
-    gpt = run.get("gpt") or {}
+def as_dict(config: Config) -> dict[str, Any]:
+    """Plain values for config.yaml: all that a reader needs to know what was run, and where each
+    value is from."""
+    batch = asdict(config.batch)
     return {
-        "model": tree["model"],
-        "precision": tree.get("precision"),
-        "scheduler": run.get("scheduler"),
-        "optimizer": run.get("optimizer"),
-        "gradient_clipping": run.get("gradient_clipping"),
-        "train_batch_size": run.get("train_batch_size"),
-        "seed": gpt.get("seed"),
-        "init_from": gpt.get("init_from"),
-        "dataset": (tree.get("dataset") or {}).get("fingerprint"),
+        "name": config.name,
+        "precision": config.precision,
+        "model": asdict(config.model),
+        "batch": {"global_size": batch.pop("train_batch_size"), **batch},
+        RUN: config.tree(),
+        "sources": {path: source for path, _, source in config.values()},
     }
 
 
-def model_config(config: dict, where) -> ModelConfig:
-    """The shape in a config.yaml. Raises UserError where a value is missing or no whole number."""
-    fields = ModelConfig.__dataclass_fields__
-    found = {name: config["model"].get(name) for name in fields}
-    wrong = [
-        f"model.{name} {GPT_KEYS[name].problem(value)}"
-        for name, value in found.items()
-        if GPT_KEYS[name].problem(value)
-    ]
-    if wrong:
-        raise UserError(
-            f"{where}: {wrong[0]}; use the config.yaml that was written beside the checkpoint"
-        )
-    return ModelConfig(**found)
+def saved_config(config: Config, root: Path, fingerprint: str, tokenizer: str) -> dict[str, Any]:
+    """config.yaml of a run: its configuration and the dataset that it trains on.
+
+    root, fingerprint: of the dataset. tokenizer: fingerprint of its tokenizer.
+    """
+    dataset = {"root": str(root), "fingerprint": fingerprint, "tokenizer": tokenizer}
+    return {**as_dict(config), "dataset": dataset}
 
 
-def foreign_config(name: str, step: int, shape: ModelConfig, vocab) -> dict:
+def foreign_config(name: str, step: int, shape: ModelConfig, tokenizer: str) -> dict[str, Any]:
     """config.yaml for weights that came from elsewhere: of their run it tells the shape and the
-    tokenizer."""
+    tokenizer, by its fingerprint."""
     model = asdict(shape)
     return {
         "name": name,
         "step": step,
         "precision": "fp32",
         "model": model,
-        "run": {"gpt": {**model}},
-        "dataset": {"tokenizer": vocab.fingerprint},
+        RUN: {"gpt": dict(model)},
+        "dataset": {"tokenizer": tokenizer},
     }
 
 
-def require_run_config(path, config):
-    """Raise UserError where a config.yaml lacks what all figures need."""
-    needed = {f"model.{name}": int for name in ModelConfig.__dataclass_fields__}
-    needed |= {"batch.global_size": int, "run.gpt.max_train_steps": int}
-    for where, kind in needed.items():
-        value = config
-        for name in where.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
+def write_config(path: str | Path, config: dict[str, Any]) -> None:
+    """Write a config.yaml, whole or not at all."""
+    write_atomically(Path(path), yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The resolved configuration that stands beside a checkpoint or consolidated weights. Raises
+    UserError where it cannot be read, or is none."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(
+            f"cannot read {path}: {reason}; the config.yaml that was written beside the checkpoint"
+            " is needed (--config_file)"
+        ) from error
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"{path} is not YAML ({str(error).splitlines()[0]})",
+            mend="use the config.yaml that was written beside the checkpoint",
+        ) from error
+    if not (_has_block(config, "model") and _has_block(config, RUN)):
+        raise UserError(
+            f"{path} is not the config.yaml of a run: it lacks the blocks `model` and `run`"
+        )
+    return config
+
+
+def run_to_repeat(path: Path, text: str) -> tuple[dict[str, Any], str]:
+    """(the run's JSON, the run's name) of a config.yaml that is given as a config, by its text.
+
+    Its micro batch is solved again for the present ranks. Raises UserError where it is none.
+    """
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError:
+        config = None
+    if not _has_block(config, RUN):
+        raise UserError(
+            f"{path} is not the config.yaml of a run",
+            mend="give a .json file, or a run's own config.yaml",
+        )
+    run = config[RUN]
+    run.pop(MICRO, None)
+    limit = config["batch"].get("micro_limit") if _has_block(config, "batch") else None
+    if limit is not None:
+        run.pop(ACCUMULATION, None)
+        run[MICRO] = limit
+    return run, str(config.get("name"))
+
+
+def _has_block(config: Any, name: str) -> bool:
+    return isinstance(config, dict) and isinstance(config.get(name), dict)
+
+
+def model_config(config: dict[str, Any], where: str | Path) -> ModelConfig:
+    """The shape in a config.yaml. where: what messages call the file. Raises UserError where a
+    value is missing or no whole number."""
+    shape = {name: config["model"].get(name) for name in SHAPE_KEYS}
+    for name, value in shape.items():
+        problem = SHAPE_KEYS[name].problem(value)
+        if problem:
             raise UserError(
-                f"{path / CONFIG} does not tell {where}: use the file that training wrote"
+                f"{where}: model.{name} {problem}; use the config.yaml that was written beside the"
+                " checkpoint"
             )
-    unknown = sorted(set(config["model"]) - set(ModelConfig.__dataclass_fields__))
+    return ModelConfig(**shape)
+
+
+def require_run_config(path: Path, config: dict[str, Any]) -> None:
+    """Raise UserError where a run's config.yaml lacks what all figures need. path: the run's
+    folder."""
+    needed = [f"model.{name}" for name in SHAPE_KEYS]
+    for where in (*needed, "batch.global_size", f"{RUN}.gpt.max_train_steps"):
+        value = _value_at(config, where)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(
+                f"{path / CONFIG} does not tell {where}", mend="use the file that training wrote"
+            )
+    unknown = sorted(set(config["model"]) - set(SHAPE_KEYS))
     if unknown:
         raise UserError(f"{path / CONFIG} has model.{unknown[0]}, which this version does not know")
     if not isinstance(config.get("dataset", {}), dict):
-        raise UserError(f"{path / CONFIG}: dataset is no block: use the file that training wrote")
-    speed = config["run"]["gpt"].get("tokens_per_second")
-    if speed is not None and (
-        isinstance(speed, bool) or not isinstance(speed, (int, float)) or not speed > 0
-    ):
+        raise UserError(
+            f"{path / CONFIG}: dataset is no block", mend="use the file that training wrote"
+        )
+    speed = config[RUN]["gpt"].get("tokens_per_second")
+    if speed is not None and not _is_positive(speed):
         raise UserError(
             f"{path / CONFIG}: run.gpt.tokens_per_second is {speed!r}, not a number above 0"
         )
 
 
-def resolved(config: Config, dataset: Dataset) -> dict:
-    """config.yaml: the resolved configuration and the dataset it runs on."""
+def _value_at(config: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path, None where there is none."""
+    value: Any = config
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def curve_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Of a config.yaml, the settings that make a curve another curve: shape, data, batch, schedule,
+    precision, optimizer, seed, first weights."""
+    run = config[RUN]
+    gpt = run.get("gpt") or {}
     return {
-        **config.as_dict(),
-        "dataset": {
-            "root": str(dataset.root),
-            "fingerprint": dataset.fingerprint,
-            "tokenizer": dataset.vocab.fingerprint,
-        },
+        "model": config["model"],
+        "precision": config.get("precision"),
+        "scheduler": run.get("scheduler"),
+        "optimizer": run.get("optimizer"),
+        "gradient_clipping": run.get("gradient_clipping"),
+        "train_batch_size": run.get("train_batch_size"),
+        "seed": gpt.get("seed"),
+        "init_from": gpt.get("init_from"),
+        "dataset": (config.get("dataset") or {}).get("fingerprint"),
     }
 
 
-def differences_of(old: dict, new: dict) -> dict:
-    """{setting: sentence} of the settings by which two curves differ."""
+def differences_of(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """{setting: sentence} of the settings by which the curves of two config.yaml differ."""
+    old_settings, new_settings = curve_settings(old), curve_settings(new)
     differences = {}
-    then, now = curve_settings(old), curve_settings(new)
-    for key in then:
-        old_leaves, new_leaves = (dict(leaves({key: value})) for value in (then[key], now[key]))
-        differences |= {
-            path: f"{path} was {old_leaves.get(path)}, is {new_leaves.get(path)}"
-            for path in {**old_leaves, **new_leaves}
-            if old_leaves.get(path) != new_leaves.get(path)
-        }
+    for key in old_settings:
+        before = dict(leaves({key: old_settings[key]}))
+        after = dict(leaves({key: new_settings[key]}))
+        for path in {**before, **after}:
+            if before.get(path) != after.get(path):
+                differences[path] = f"{path} was {before.get(path)}, is {after.get(path)}"
     return differences

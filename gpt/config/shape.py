@@ -5,10 +5,37 @@ from pathlib import Path
 
 import yaml
 
-SHAPE = ("n_layers", "h_dim", "mlp_dim", "n_heads", "head_dim")
+from gpt.config.keys import Key
+
+# what a preset tells of a shape
+PRESET_KEYS = {
+    "n_layers": Key(
+        int, None, "transformer blocks; overrides the preset's", minimum=1, maximum=10_000
+    ),
+    "h_dim": Key(
+        int, None, "width of the residual stream; overrides the preset's", minimum=1, maximum=10**6
+    ),
+    "mlp_dim": Key(
+        int, None, "hidden width of the MLPs; overrides the preset's", minimum=1, maximum=10**6
+    ),
+    "n_heads": Key(int, None, "attention heads; overrides the preset's", minimum=1, maximum=10**5),
+    "head_dim": Key(
+        int, None, "width of one head; overrides the preset's", minimum=1, maximum=10**5
+    ),
+}
+# the fields of a ModelConfig as keys of the block "gpt"
+SHAPE_KEYS = {
+    **PRESET_KEYS,
+    "vocab_size": Key(
+        int, 16384, "ids of the tokenizer; must be the dataset's", minimum=2, maximum=2**24
+    ),
+    "seq_len": Key(
+        int, 512, "tokens of context, in training and evaluation", minimum=2, maximum=2**24
+    ),
+}
 
 
-def load_presets() -> dict:
+def load_presets() -> dict[str, dict[str, int]]:
     """Model shapes by name: {preset: {n_layers, h_dim, mlp_dim, n_heads, head_dim}}."""
     return yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
 
@@ -69,11 +96,15 @@ def family(config: dict) -> str:
     """Name of the model's shape in a config.yaml: that of the preset which has it, else layers x
     h_dim, with what does not follow from them by the usual proportions (MLP 4 times as wide, heads
     as wide as the stream together)."""
-    shape = {name: config["model"][name] for name in SHAPE}
-    for name, preset in load_presets().items():
-        if preset == shape:
-            return name
-    heads = shape["n_heads"] * shape["head_dim"]
+    shape = {name: config["model"][name] for name in PRESET_KEYS}
+    for preset, preset_shape in load_presets().items():
+        if preset_shape == shape:
+            return preset
     width = shape["h_dim"]
-    mlp = f"-mlp{shape['mlp_dim']}" if shape["mlp_dim"] != 4 * width else ""
-    return f"{shape['n_layers']}x{width}" + mlp + (f"-attn{heads}" if heads != width else "")
+    attention = shape["n_heads"] * shape["head_dim"]
+    name = f"{shape['n_layers']}x{width}"
+    if shape["mlp_dim"] != 4 * width:
+        name += f"-mlp{shape['mlp_dim']}"
+    if attention != width:
+        name += f"-attn{attention}"
+    return name

@@ -12,8 +12,9 @@ keeps every batch as it was.
 import os
 import sys
 import zipfile
+from collections.abc import Callable, Sized
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -43,172 +44,205 @@ class _Listed(NamedTuple):
     tokens: int
 
 
-def import_dataset(root, vocab_name: str, vocab: Vocab, out, say=print):
+def import_dataset(
+    root: Path | str,
+    vocab_name: str,
+    vocab: Vocab,
+    out: Path | str,
+    say: Callable[[str], None] = print,
+) -> None:
     """Write the splits below `root` that exist as the new dataset `out`, whole or absent.
 
     Every document is held against its list before anything is written. Raises UserError.
     """
-    root, out = Path(root), Path(out)
+    root = Path(root)
+    out = Path(out)
     require_new_folder(out)
     if vocab.eod_id != END_OF_DOCUMENT:
         raise UserError(
             f"{vocab.name} ends documents with the id {vocab.eod_id}, the seed project's loader"
-            f" with {END_OF_DOCUMENT}: give the tokenizer that the books were tokenised with"
+            f" with {END_OF_DOCUMENT}",
+            mend="give the tokenizer that the books were tokenised with",
         )
     source = root / vocab_name
     if not source.is_dir():
         raise UserError(
-            f"{source} is not a folder: --root takes the folder of the file lists, --vocab the name"
-            " of the folder of token files in it, such as books_16384"
+            f"{source} is not a folder",
+            mend="--root takes the folder of the file lists, --vocab the name of the folder of"
+            " token files in it, such as books_16384",
         )
-    lists = {split: root / f"file_list_{name}.npy" for split, name in SPLITS.items()}
-    strange = sorted(
-        path.name for path in root.glob("file_list_*.npy") if path not in lists.values()
-    )
-    if strange:
-        say(f"notice: not imported, being none of the seed project's lists: {', '.join(strange)}")
-    lists = {split: path for split, path in lists.items() if path.is_file()}
-    if not lists:
-        raise UserError(
-            f"{root} holds none of the file lists file_list_{{{','.join(SPLITS.values())}}}.npy:"
-            " --root takes the folder that they are in"
-        )
+    lists = _file_lists(root, say)
     splits = {split: _read_list(path, source) for split, path in lists.items()}
-    dtype = manifests.token_dtype(vocab.size)
-    _require_room(
-        out,
-        sum(d.tokens + 1 for listed in splits.values() for d in listed) * np.dtype(dtype).itemsize,
-    )
+    dtype = np.dtype(manifests.token_dtype(vocab.size))
+    tokens = sum(document.tokens + 1 for listed in splits.values() for document in listed)
+    _require_room(out, tokens * dtype.itemsize)
+    rules = {"line_ends": "as tokenised", "order": "of the file lists"}
     provenance = {
         "source": "tokenised books of the Languini Kitchen",
         "vocab": vocab_name,
         "file_lists": {path.name: hash_file(path)["sha256"] for path in lists.values()},
     }
     with built_aside(out) as building:
-        manifest = manifests.begin(
-            building, vocab, {"line_ends": "as tokenised", "order": "of the file lists"}, provenance
-        )
+        manifest = manifests.begin(building, vocab, rules, provenance)
         for split, listed in splits.items():
-            manifest["splits"][split] = _write_split(
-                building / split, listed, source, vocab, dtype, say
-            )
+            entry = _write_split(building / split, listed, source, vocab, dtype, say)
+            manifest["splits"][split] = entry
         manifests.write(building, manifest)
 
 
-def _read_list(path, source) -> list:
+def _file_lists(root: Path, say: Callable[[str], None]) -> dict[str, Path]:
+    """{split: its list} of those that exist."""
+    lists = {split: root / f"file_list_{name}.npy" for split, name in SPLITS.items()}
+    foreign = [path.name for path in root.glob("file_list_*.npy") if path not in lists.values()]
+    if foreign:
+        names = ", ".join(sorted(foreign))
+        say(f"notice: not imported, being none of the seed project's lists: {names}")
+    existing = {split: path for split, path in lists.items() if path.is_file()}
+    if not existing:
+        raise UserError(
+            f"{root} holds none of the file lists file_list_{{{','.join(SPLITS.values())}}}.npy",
+            mend="--root takes the folder that they are in",
+        )
+    return existing
+
+
+def _read_list(path: Path, source: Path) -> list[_Listed]:
     """The documents of a list, each held against its file: there, of the right type, with as many
     tokens as listed."""
+    listed = []
+    for number, row in enumerate(_progress(_rows(path), path.name, "file"), 1):
+        name, count = map(_text, row)
+        if not count.isdecimal() or int(count) < 1:
+            raise UserError(
+                f"{path}, row {number}: {count!r} is no number of tokens", mend="get the file anew"
+            )
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(
+                f"{path}, row {number}: {name!r} lies outside of {source}",
+                mend="get the file anew",
+            )
+        tokens = len(_open(source / name, path))
+        if tokens != int(count):
+            raise UserError(
+                f"{source / name} holds {tokens} tokens, and {path} says {count}",
+                mend="tokenise that book again with the seed project's tokenizer, or get the list"
+                " anew",
+            )
+        listed.append(_Listed(name, tokens))
+    return listed
+
+
+def _rows(path: Path) -> np.ndarray:
+    """A list's rows: text (documents, 2)."""
     try:
         rows = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile):
         rows = None
-    if (
-        not isinstance(rows, np.ndarray)
-        or rows.dtype.kind not in "US"
-        or rows.ndim != 2
-        or rows.shape[1] != 2
-    ):
+    is_text = isinstance(rows, np.ndarray) and rows.dtype.kind in "US"
+    if not is_text or rows.ndim != 2 or rows.shape[1] != 2:
         raise UserError(
             f"{path} is not a file list, two columns of text in a plain .npy file (pickled objects"
-            " are never loaded): get the file anew"
+            " are never loaded)",
+            mend="get the file anew",
         )
     if not len(rows):
         raise UserError(
-            f"{path} names no document: get the file anew, or take it away to import the other"
-            " splits"
+            f"{path} names no document",
+            mend="get the file anew, or take it away to import the other splits",
         )
-    listed = []
-    for number, (name, count) in enumerate(_progress(rows, path.name, "file"), 1):
-        name, count = (
-            os.fsdecode(value) if isinstance(value, bytes) else str(value)
-            for value in (name, count)
-        )
-        if not count.isdecimal() or int(count) < 1:
-            raise UserError(
-                f"{path}, row {number}: {count!r} is no number of tokens: get the file anew"
-            )
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(
-                f"{path}, row {number}: {name!r} lies outside of {source}: get the file anew"
-            )
-        found = len(_open(source / name, path))
-        if found != int(count):
-            raise UserError(
-                f"{source / name} holds {found} tokens, and {path} says {count}: tokenise that book"
-                " again with the seed project's tokenizer, or get the list anew"
-            )
-        listed.append(_Listed(name, int(count)))
-    return listed
+    return rows
 
 
-def _open(path, file_list) -> np.ndarray:
+def _text(value: str | bytes) -> str:
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
+
+
+def _open(path: Path, file_list: Path | str) -> np.ndarray:
     """A document's ids, memory-mapped."""
     try:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} is missing, and {file_list} names it: tokenise that book, or give the folder"
-            " that has it with --vocab"
+            f"{path} is missing, and {file_list} names it",
+            mend="tokenise that book, or give the folder that has it with --vocab",
         ) from error
     except (ValueError, EOFError, zipfile.BadZipFile):
         ids = None
     if not isinstance(ids, np.ndarray):
         raise UserError(
             f"{path} is not a plain .npy file (damaged, or pickled objects, which are never"
-            " loaded): tokenise that book again"
+            " loaded)",
+            mend="tokenise that book again",
         )
     if ids.dtype not in (np.uint16, np.uint32) or ids.ndim != 1:
         raise UserError(
-            f"{path} holds {ids.dtype} of the shape {ids.shape}, not a row of uint16 or uint32 ids:"
-            " tokenise that book again"
+            f"{path} holds {ids.dtype} of the shape {ids.shape}, not a row of uint16 or uint32 ids",
+            mend="tokenise that book again",
         )
     return ids
 
 
-def _write_split(folder, listed, source, vocab, dtype, say) -> dict:
+def _write_split(
+    folder: Path,
+    listed: list[_Listed],
+    source: Path,
+    vocab: Vocab,
+    dtype: np.dtype,
+    say: Callable[[str], None],
+) -> manifests.SplitEntry:
     """Pack the documents into `folder`; returns the split's entry in the manifest."""
     folder.mkdir()
-    doc_bytes, inner_ends = [0] * len(listed), 0
-    with open(folder / manifests.TOKENS, "wb") as out:
-        for index, document in enumerate(_progress(listed, folder.name, "doc")):
-            path = source / document.name
-            ids = _open(path, "its list")
-            for start in range(0, len(ids), CHUNK):
-                chunk = ids[start : start + CHUNK]
-                if chunk.max() >= vocab.size:
-                    raise UserError(
-                        f"{path} holds the id {chunk.max()}, and {vocab.name} has {vocab.size}:"
-                        " give the tokenizer that the books were tokenised with"
-                    )
-                doc_bytes[index] += int(vocab.byte_lengths[chunk].sum())
-                inner_ends += int((chunk == END_OF_DOCUMENT).sum())
-                out.write(chunk.astype(dtype).tobytes())
-            out.write(np.array([END_OF_DOCUMENT], dtype).tobytes())
-            if not doc_bytes[index]:
-                raise UserError(f"{path} holds no text, only special ids: tokenise that book again")
-    names, doc_tokens = zip(*listed)
+    names = [document.name for document in listed]
+    doc_tokens = [document.tokens for document in listed]
+    doc_bytes = []
+    inner_ends = 0
+    with open(folder / manifests.TOKENS, "wb") as file:
+        for name in _progress(names, folder.name, "doc"):
+            size, ends = _write_document(source / name, vocab, dtype, file)
+            doc_bytes.append(size)
+            inner_ends += ends
     entry = manifests.finish_split(
         folder, names, doc_tokens, doc_bytes, end_of_document_ids_inside=inner_ends
     )
-    say(
-        manifests.size_of_split(folder.name, entry)
-        + (
+    size_of_split = manifests.size_of_split(folder.name, entry)
+    if inner_ends:
+        size_of_split += (
             f"; {inner_ends:,} end-of-document ids stand inside documents, of 0 bytes each"
-            if inner_ends
-            else ""
         )
-    )
+    say(size_of_split)
     return entry
 
 
-def _progress(items, what, unit):
+def _write_document(path: Path, vocab: Vocab, dtype: np.dtype, file: BinaryIO) -> tuple[int, int]:
+    """Append a document's ids and the end-of-document id to a split; returns (bytes of its text,
+    end-of-document ids inside it)."""
+    ids = _open(path, "its list")
+    text_bytes = 0
+    inner_ends = 0
+    for start in range(0, len(ids), CHUNK):
+        chunk = ids[start : start + CHUNK]
+        if chunk.max() >= vocab.size:
+            raise UserError(
+                f"{path} holds the id {chunk.max()}, and {vocab.name} has {vocab.size}",
+                mend="give the tokenizer that the books were tokenised with",
+            )
+        text_bytes += int(vocab.byte_lengths[chunk].sum())
+        inner_ends += int((chunk == END_OF_DOCUMENT).sum())
+        file.write(chunk.astype(dtype).tobytes())
+    file.write(np.array([END_OF_DOCUMENT], dtype).tobytes())
+    if not text_bytes:
+        raise UserError(f"{path} holds no text, only special ids", mend="tokenise that book again")
+    return text_bytes, inner_ends
+
+
+def _progress(items: Sized, what: str, unit: str):
     return tqdm(items, desc=what, unit=unit, disable=not sys.stderr.isatty(), leave=False)
 
 
-def _require_room(out, size):
+def _require_room(out: Path, size: int):
     free, place = free_space(out)
     if free < size:
         raise UserError(
-            f"{out} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {place}: make"
-            " room, or name a folder on another disk"
+            f"{out} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {place}",
+            mend="make room, or name a folder on another disk",
         )

@@ -17,12 +17,14 @@ from gpt.checkpoint.zero_files import Joined
 from gpt.config.keys import nearest
 from gpt.config.saved import foreign_config
 from gpt.config.shape import ModelConfig, load_presets
+from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import hash_file, require_new_folder
 
 # of DistributedDataParallel and torch.compile
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 _CONSTANT = re.compile(r"layers\.\d+\.attn\.mask")  # the causal mask
+_LAYER = re.compile(r"layers\.(\d+)\.")
 _NAMES = (  # ours, theirs
     ("token_embedding.", "input_embedding."),
     ("blocks.", "layers."),
@@ -31,19 +33,26 @@ _NAMES = (  # ours, theirs
 )
 
 
-def import_weights(file, vocab, out, head_dim: int | None = None, preset: str | None = None):
+def import_weights(
+    file: Path | str,
+    vocab: Vocab,
+    out: Path | str,
+    head_dim: int | None = None,
+    preset: str | None = None,
+) -> tuple[ModelConfig, int]:
     """Write the weights of `file` as the new consolidated folder `out`; returns (ModelConfig,
     step).
 
-    head_dim or preset: what tells the size of a head. vocab: the gpt.data.vocab.Vocab that it was
-    trained with. Raises UserError for a file that is not such a checkpoint or holds code, and where
-    shape, tokenizer and head do not fit together.
+    head_dim or preset: what tells the size of a head. vocab: the one that it was trained with.
+    Raises UserError for a file that is not such a checkpoint or holds code, and where shape,
+    tokenizer and head do not fit together.
     """
     require_new_folder(out)
     file = Path(file)
     if not file.is_file():
         raise UserError(
-            f"{file} is not a file: --file takes the model.pt in the folder checkpoints of a run"
+            f"{file} is not a file",
+            mend="--file takes the model.pt in the folder checkpoints of a run",
         )
     step, state = _read(file)
     shape = _shape(state, file, _head_dim(head_dim, preset))
@@ -51,11 +60,11 @@ def import_weights(file, vocab, out, head_dim: int | None = None, preset: str | 
         _require_preset(shape, preset, file)
     if vocab.size != shape.vocab_size:
         raise UserError(
-            f"{vocab.name} has {vocab.size} ids, and {file} was trained with {shape.vocab_size}:"
-            " give the tokenizer that it was trained with"
+            f"{vocab.name} has {vocab.size} ids, and {file} was trained with {shape.vocab_size}",
+            mend="give the tokenizer that it was trained with",
         )
     weights = Joined(_parts(state, shape, file))
-    config = foreign_config(file.stem, step, shape, vocab)
+    config = foreign_config(file.stem, step, shape, vocab.fingerprint)
     made_from = {
         "file": file.name,
         "sha256": hash_file(file)["sha256"],
@@ -65,55 +74,56 @@ def import_weights(file, vocab, out, head_dim: int | None = None, preset: str | 
     return shape, step
 
 
-def _read(file):
+def _read(file: Path):
     """(optimiser steps that the weights have seen, {their name without wrappers: tensor})."""
     content = zero_files.load_weights_only(file, mmap=True)
     state = content.get("model_state_dict") if isinstance(content, dict) else None
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(torch.is_tensor(value) for value in state.values())
-    ):
+    if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
         raise UserError(
             f"{file} holds no model_state_dict with tensors, so it is not a model.pt of the seed"
-            " project: --file takes the one in the folder checkpoints of a run"
+            " project",
+            mend="--file takes the one in the folder checkpoints of a run",
         )
-    index = content.get("step")
-    if not isinstance(index, int):
+    last_index = content.get("step")
+    if not isinstance(last_index, int):
         raise UserError(
-            f"{file} does not tell its step: --file takes a whole model.pt of the seed project"
+            f"{file} does not tell its step",
+            mend="--file takes a whole model.pt of the seed project",
         )
     # It counts steps from 0 and saves after the update, so the weights of "step" 99 have seen 100.
-    return index + 1, {_WRAPPERS.sub("", name): value for name, value in state.items()}
+    return last_index + 1, {_WRAPPERS.sub("", name): value for name, value in state.items()}
 
 
-def _head_dim(head_dim, preset):
+def _head_dim(head_dim: int | None, preset: str | None):
     if preset is None:
+        assert head_dim is not None, "give head_dim or preset"
         if head_dim < 1:
-            raise UserError(f"--head_dim {head_dim}: give a positive number, such as 64")
+            raise UserError(f"--head_dim {head_dim}", mend="give a positive number, such as 64")
         return head_dim
     presets = load_presets()
     if preset not in presets:
         raise UserError(
-            f"--preset {preset}{nearest(preset, presets)}: the presets are {', '.join(presets)}"
+            f"--preset {preset}{nearest(preset, presets)}",
+            mend=f"the presets are {', '.join(presets)}",
         )
     return presets[preset]["head_dim"]
 
 
-def _shape(state, file, head_dim) -> ModelConfig:
-    def size(name, dimension):
+def _shape(state: dict[str, torch.Tensor], file: Path, head_dim: int) -> ModelConfig:
+    def size(name: str, dimension: int):
         if name not in state or state[name].dim() != 2:
             raise UserError(
                 f"{file} lacks the matrix {name}: it is not a checkpoint of the seed project's GPT"
             )
         return state[name].shape[dimension]
 
-    layers = {int(found[1]) for name in state if (found := re.match(r"layers\.(\d+)\.", name))}
+    layers = [int(match[1]) for match in map(_LAYER.match, state) if match]
     width = size("layers.0.attn.linear_Q.weight", 0)
     if width % head_dim:
         raise UserError(
             f"{file}: its heads are {width} wide together, which is no multiple of head_dim"
-            f" {head_dim}: give the head_dim that it was trained with"
+            f" {head_dim}",
+            mend="give the head_dim that it was trained with",
         )
     return ModelConfig(
         n_layers=max(layers) + 1,
@@ -126,37 +136,31 @@ def _shape(state, file, head_dim) -> ModelConfig:
     )
 
 
-def _require_preset(shape, preset, file):
-    wrong = [
+def _require_preset(shape: ModelConfig, preset: str, file: Path):
+    differences = [
         f"{name} {getattr(shape, name)} instead of {value}"
         for name, value in load_presets()[preset].items()
         if getattr(shape, name) != value
     ]
-    if wrong:
+    if differences:
         raise UserError(
-            f"{file} is not the preset {preset}: it has {', '.join(wrong)}; name another preset, or"
-            " give --head_dim"
+            f"{file} is not the preset {preset}: it has {', '.join(differences)}; name another"
+            " preset, or give --head_dim"
         )
 
 
-def _parts(state, shape, file) -> dict:
-    """{our name: (shape, flat pieces)} for gpt.checkpoint.zero_files.Joined; every tensor there
-    must be used, and all be there."""
-    parts, used = {}, set()
-    for name, wanted in expected_shapes(shape).items():
-        theirs = name
-        for ours, other in _NAMES:
-            theirs = theirs.replace(ours, other)
-        split = (
-            [theirs.replace(".qkv.", f".linear_{letter}.") for letter in "QKV"]
-            if ".qkv." in theirs
-            else [theirs]
-        )
-        each = (wanted[0] // len(split), *wanted[1:])
-        for part in split:
-            _require(state, part, each, file)
-        parts[name] = wanted, [state[part].reshape(-1) for part in split]
-        used.update(split)
+def _parts(state: dict[str, torch.Tensor], shape: ModelConfig, file: Path) -> dict:
+    """{our name: (shape, flat pieces)} for gpt.checkpoint.zero_files.Joined; each of their tensors
+    must be used, and each of ours be made."""
+    parts = {}
+    used = set()
+    for name, whole_shape in expected_shapes(shape).items():
+        theirs = _their_names(name)
+        rows = whole_shape[0] // len(theirs)
+        for part in theirs:
+            _require(state, part, (rows, *whole_shape[1:]), file)
+        parts[name] = whole_shape, [state[part].reshape(-1) for part in theirs]
+        used.update(theirs)
     extra = sorted(name for name in state.keys() - used if not _CONSTANT.fullmatch(name))
     if extra:
         raise UserError(
@@ -166,22 +170,31 @@ def _parts(state, shape, file) -> dict:
     return parts
 
 
-def _require(state, name, shape, file):
+def _their_names(name: str):
+    """Of the tensors that make one of ours, in order: q, k and v are three there."""
+    for ours, theirs in _NAMES:
+        name = name.replace(ours, theirs)
+    if ".qkv." not in name:
+        return [name]
+    return [name.replace(".qkv.", f".linear_{letter}.") for letter in "QKV"]
+
+
+def _require(state: dict[str, torch.Tensor], name: str, shape: tuple, file: Path):
     if name not in state:
         raise UserError(
             f"{file} lacks {name}: it is not a whole checkpoint of the seed project's GPT"
         )
-    found = state[name]
-    if tuple(found.shape) != shape:
+    tensor = state[name]
+    if tuple(tensor.shape) != shape:
         raise UserError(
-            f"{file}: {name} has the shape {tuple(found.shape)}, which should be {shape} by the"
+            f"{file}: {name} has the shape {tuple(tensor.shape)}, which should be {shape} by the"
             " other weights"
         )
-    if found.dtype != torch.float32:
+    if tensor.dtype != torch.float32:
         raise UserError(
-            f"{file}: {name} is {found.dtype}, and the seed project keeps its weights in float32"
+            f"{file}: {name} is {tensor.dtype}, and the seed project keeps its weights in float32"
         )
-    if not bool(torch.isfinite(found).all()):
+    if not bool(torch.isfinite(tensor).all()):
         raise UserError(
-            f"{file}: {name} holds values that are not finite: take an earlier checkpoint"
+            f"{file}: {name} holds values that are not finite", mend="take an earlier checkpoint"
         )

@@ -8,7 +8,9 @@ transposed; and heads times head_dim is its h_dim.
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import torch
@@ -16,8 +18,12 @@ from safetensors import SafetensorError, safe_open
 
 from gpt.checkpoint.weights import expected_shapes
 from gpt.config.shape import ModelConfig
-from gpt.data.vocab import BLANK
+from gpt.data.vocab import BLANK, Vocab
 from gpt.errors import UserError
+
+# of a GPT2LMHeadModel's folder, as save_pretrained names them
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 
 _BLOCK = {  # ours, theirs, whether transposed
     "ln1": ("ln_1", False),
@@ -34,7 +40,7 @@ _OUTER = {
     "ln_f.bias": "transformer.ln_f.bias",
     "head.weight": "lm_head.weight",
 }
-_FIXED = {  # what a GPT2Config must say to be one of ours
+_FIXED: dict[str, Any] = {  # what a GPT2Config must say to be one of ours
     "model_type": "gpt2",
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
@@ -47,15 +53,16 @@ _FIXED = {  # what a GPT2Config must say to be one of ours
 STEPS = "trained_steps"
 
 
-def require_gpt2_shape(model: ModelConfig):
+def require_gpt2_shape(model: ModelConfig) -> None:
     """Raise UserError where GPT-2 cannot have this shape."""
     width = model.n_heads * model.head_dim
     if width != model.h_dim:
         raise UserError(
             "transformers' GPT-2 derives the size of a head as h_dim / n_heads, so it cannot be"
             f" this model, whose {model.n_heads} heads of {model.head_dim} are {width} wide"
-            f" together and h_dim is {model.h_dim}: only shapes with n_heads x head_dim = h_dim,"
-            " such as tiny, small, medium and large, can be exported"
+            f" together and h_dim is {model.h_dim}",
+            mend="only shapes with n_heads x head_dim = h_dim, such as tiny, small, medium and"
+            " large, can be exported",
         )
 
 
@@ -78,30 +85,33 @@ def config_of(model: ModelConfig, eod_id: int, step: int) -> dict:
     }
 
 
-def names_of(model: ModelConfig) -> dict:
+def names_of(model: ModelConfig) -> dict[str, tuple[str, bool]]:
     """{our parameter name: (GPT-2's, whether transposed)}"""
     names = {ours: (theirs, False) for ours, theirs in _OUTER.items()}
     for layer in range(model.n_layers):
         for ours, (theirs, transposed) in _BLOCK.items():
-            for kind in ("weight", "bias"):
-                names[f"blocks.{layer}.{ours}.{kind}"] = (
-                    f"transformer.h.{layer}.{theirs}.{kind}",
-                    transposed and kind == "weight",
-                )
+            prefix = f"transformer.h.{layer}.{theirs}"
+            names[f"blocks.{layer}.{ours}.weight"] = f"{prefix}.weight", transposed
+            names[f"blocks.{layer}.{ours}.bias"] = f"{prefix}.bias", False
     return names
 
 
-def to_gpt2(weights, model: ModelConfig) -> dict:
+def to_gpt2(weights: Mapping[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
     """{GPT-2's name: tensor}. weights: {our name: tensor}."""
-    found = {
-        theirs: weights[ours].t().contiguous() if transposed else weights[ours]
+    converted = {
+        theirs: _transposed_if(transposed, weights[ours])
         for ours, (theirs, transposed) in names_of(model).items()
     }
-    found["transformer.wte.weight"] = weights["token_embedding.weight"] * math.sqrt(model.h_dim)
-    return found
+    factor = math.sqrt(model.h_dim)
+    converted[_OUTER["token_embedding.weight"]] = weights["token_embedding.weight"] * factor
+    return converted
 
 
-def from_gpt2(folder):
+def _transposed_if(transposed: bool, weight: torch.Tensor):
+    return weight.t().contiguous() if transposed else weight
+
+
+def from_gpt2(folder: Path | str) -> tuple[ModelConfig, dict[str, torch.Tensor], int]:
     """(ModelConfig, {our name: fp32 tensor}, steps) of a GPT2LMHeadModel's folder. Raises
     UserError.
 
@@ -111,159 +121,164 @@ def from_gpt2(folder):
     """
     folder = Path(folder)
     config = _read_config(folder)
-    heads, width = config["n_head"], config["n_embd"]
+    width = config["n_embd"]
     model = ModelConfig(
         n_layers=config["n_layer"],
         h_dim=width,
         mlp_dim=config.get("n_inner") or 4 * width,
-        n_heads=heads,
-        head_dim=width // heads,
+        n_heads=config["n_head"],
+        head_dim=width // config["n_head"],
         vocab_size=config["vocab_size"],
         seq_len=config["n_positions"],
     )
-    names, path = names_of(model), folder / "model.safetensors"
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            there = set(file.keys())
-            missing = sorted(theirs for theirs, _ in names.values() if theirs not in there)
-            if missing:
-                raise UserError(f"{path} lacks {missing[0]}, which its config.json calls for")
-            weights = {ours: file.get_tensor(theirs).float() for ours, (theirs, _) in names.items()}
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} holds no model.safetensors: save the model with save_pretrained in one file "
-            "(max_shard_size)"
-        ) from error
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file ({error})") from error
-    for ours, wanted in expected_shapes(model).items():
-        theirs, transposed = names[ours]
-        wanted = wanted[::-1] if transposed else wanted
-        found = tuple(weights[ours].shape)
-        if found != wanted:
-            raise UserError(
-                f"{path}: {theirs} has the shape {found}, which should be {wanted} by its"
-                " config.json"
-            )
-        if not bool(torch.isfinite(weights[ours]).all()):
-            raise UserError(
-                f"{path}: {theirs} holds values that are not finite: take an earlier one"
-            )
-    weights = {
-        ours: weights[ours].t().contiguous() if transposed else weights[ours]
-        for ours, (_, transposed) in names.items()
-    }
-    weights["token_embedding.weight"] = _divided(
-        weights["token_embedding.weight"], math.sqrt(width)
-    )
+    names = names_of(model)
+    weights = _read_weights(folder, names)
+    _check(weights, names, model, folder / WEIGHTS)
+    for ours, (_, transposed) in names.items():
+        weights[ours] = _transposed_if(transposed, weights[ours])
+    embedding = weights["token_embedding.weight"]
+    weights["token_embedding.weight"] = _divided(embedding, math.sqrt(width))
     return model, weights, config[STEPS]
 
 
-def _divided(product, factor):
+def _read_weights(folder: Path, names: dict[str, tuple[str, bool]]):
+    """{our name: fp32 tensor as GPT-2 has it}"""
+    path = folder / WEIGHTS
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            stored = set(file.keys())
+            missing = sorted(theirs for theirs, _ in names.values() if theirs not in stored)
+            if missing:
+                raise UserError(f"{path} lacks {missing[0]}, which its {CONFIG} calls for")
+            return {ours: file.get_tensor(theirs).float() for ours, (theirs, _) in names.items()}
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no {WEIGHTS}",
+            mend="save the model with save_pretrained in one file (max_shard_size)",
+        ) from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file ({error})") from error
+
+
+def _check(
+    weights: dict[str, torch.Tensor],
+    names: dict[str, tuple[str, bool]],
+    model: ModelConfig,
+    path: Path,
+):
+    """Raise UserError unless each weight has GPT-2's shape for it and is finite."""
+    for ours, shape in expected_shapes(model).items():
+        theirs, transposed = names[ours]
+        expected = shape[::-1] if transposed else shape
+        actual = tuple(weights[ours].shape)
+        if actual != expected:
+            raise UserError(
+                f"{path}: {theirs} has the shape {actual}, which should be {expected} by its"
+                f" {CONFIG}"
+            )
+        if not bool(torch.isfinite(weights[ours]).all()):
+            raise UserError(
+                f"{path}: {theirs} holds values that are not finite", mend="take an earlier one"
+            )
+
+
+def _divided(product: torch.Tensor, factor: float):
     """x such that x * factor is `product` to the bit, where there is one; else the nearest."""
     nearest = product / factor
-    found = nearest.clone()
+    quotient = nearest.clone()
     for end in (-math.inf, math.inf):
         neighbour = torch.nextafter(nearest, torch.tensor(end))
-        wrong = found * factor != product
-        found[wrong] = torch.where(
-            neighbour[wrong] * factor == product[wrong], neighbour[wrong], found[wrong]
-        )
-    return found
+        wrong = quotient * factor != product
+        exact = neighbour[wrong] * factor == product[wrong]
+        quotient[wrong] = torch.where(exact, neighbour[wrong], quotient[wrong])
+    return quotient
 
 
-def _read_config(folder) -> dict:
-    path = folder / "config.json"
+def _read_config(folder: Path) -> dict:
+    path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} is missing or not JSON: give the folder of a GPT2LMHeadModel, as export_hf.py"
-            " or save_pretrained writes it"
+            f"{path} is missing or not JSON",
+            mend="give the folder of a GPT2LMHeadModel, as export_hf.py or save_pretrained writes"
+            " it",
         ) from error
-    config = config if isinstance(config, dict) else {}
-    config = {
-        **{
-            name: value
-            for name, value in _FIXED.items()
-            if name not in ("model_type", "tie_word_embeddings")
-        },
-        STEPS: 0,
-        **config,
-    }
-    wrong = [
+    # what GPT2Config takes where its file says nothing, all but two of ours
+    config = {**_FIXED, STEPS: 0}
+    del config["model_type"], config["tie_word_embeddings"]
+    if isinstance(stored, dict):
+        config |= stored
+    mistakes = [
         f"{name} is {config.get(name)!r}, not {value!r}"
         for name, value in _FIXED.items()
         if config.get(name) != value
     ]
-    sizes = {
-        **dict.fromkeys(("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"), 1),
-        STEPS: 0,
-    }
-    sizes |= {"n_inner": 1} if config.get("n_inner") is not None else {}
-    wrong += [
-        f"{name} is {config.get(name)!r}"
-        for name, least in sizes.items()
-        if type(config.get(name)) is not int or config[name] < least
-    ]
-    if not wrong and config["n_embd"] % config["n_head"]:
-        wrong = [f"n_embd {config['n_embd']} is no multiple of n_head {config['n_head']}"]
-    if wrong:
-        raise UserError(f"{path} is not that of a GPT-2 like ours ({'; '.join(wrong)})")
+    for name, least in _least_sizes(config).items():
+        if type(config.get(name)) is not int or config[name] < least:
+            mistakes.append(f"{name} is {config.get(name)!r}")
+    if not mistakes and config["n_embd"] % config["n_head"]:
+        mistakes = [f"n_embd {config['n_embd']} is no multiple of n_head {config['n_head']}"]
+    if mistakes:
+        raise UserError(f"{path} is not that of a GPT-2 like ours ({'; '.join(mistakes)})")
     return config
 
 
-def save_tokenizer(vocab, seq_len: int, folder):
+def _least_sizes(config: dict):
+    """{size in a GPT2Config: its least value}"""
+    sizes = dict.fromkeys(("n_layer", "n_head", "n_embd", "vocab_size", "n_positions"), 1)
+    sizes[STEPS] = 0
+    if config.get("n_inner") is not None:
+        sizes["n_inner"] = 1
+    return sizes
+
+
+def save_tokenizer(vocab: Vocab, seq_len: int, folder: Path | str) -> None:
     """Write the SentencePiece BPE vocabulary as a PreTrainedTokenizerFast, with the end of a
     document for bos and eos.
 
-    Of merges the one whose result SentencePiece scores highest comes first. Hold its ids against
-    SentencePiece's before use: a vocabulary of another kind than BPE with byte fallback, the
-    identity normalisation and no dummy prefix, as ours and the seed project's are, gives others.
+    Hold its ids against SentencePiece's before use: a vocabulary of another kind than BPE with byte
+    fallback, the identity normalisation and no dummy prefix, as ours and the seed project's are,
+    gives others.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast
 
     pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
     ids = {pieces.id_to_piece(i): i for i in range(vocab.size)}
-    special = (
-        pieces.is_byte,
-        pieces.is_control,
-        pieces.is_unknown,
-        pieces.is_unused,
-        lambda i: i == vocab.eod_id,
-    )
-    merges = []
-    for piece, i in ids.items():
-        if any(kind(i) for kind in special):
-            continue
-        halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-        merges += [
-            (-pieces.get_score(i), i, pair) for pair in halves if pair[0] in ids and pair[1] in ids
-        ]
+    merges = _merges(pieces, ids, vocab.eod_id)
     unknown = pieces.id_to_piece(pieces.unk_id()) if pieces.unk_id() >= 0 else None
-    found = Tokenizer(
-        models.BPE(
-            ids, [pair for _, _, pair in sorted(merges)], unk_token=unknown, byte_fallback=True
-        )
-    )
-    found.normalizer = normalizers.Replace(" ", BLANK)
-    found.decoder = decoders.Sequence(
+    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=unknown, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", BLANK)
+    tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     end = AddedToken(pieces.id_to_piece(vocab.eod_id), special=True, normalized=False)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=found,
+        tokenizer_object=tokenizer,
         bos_token=end,
         eos_token=end,
         model_max_length=seq_len,
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(folder)
-    path = Path(folder) / "tokenizer_config.json"
     # transformers 5 writes a name that 4 does not know
+    path = Path(folder) / "tokenizer_config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(
-        json.dumps({**saved, "tokenizer_class": "PreTrainedTokenizerFast"}, indent=1) + "\n",
-        encoding="utf-8",
-    )
+    portable = {**saved, "tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(portable, indent=1) + "\n", encoding="utf-8")
+
+
+def _merges(pieces: sentencepiece.SentencePieceProcessor, ids: dict[str, int], eod_id: int):
+    """Pairs of pieces that merge into a piece, the one whose result SentencePiece scores highest
+    first."""
+    scored = []
+    for piece, i in ids.items():
+        special = pieces.is_byte(i) or pieces.is_control(i) or pieces.is_unknown(i)
+        if special or pieces.is_unused(i) or i == eod_id:
+            continue
+        for cut in range(1, len(piece)):
+            pair = piece[:cut], piece[cut:]
+            if pair[0] in ids and pair[1] in ids:
+                scored.append((-pieces.get_score(i), i, pair))
+    return [pair for _, _, pair in sorted(scored)]

@@ -118,8 +118,8 @@ class Streams:
         names = self._split.names()
         streams = np.arange(self.count)
         places, entries = self._windows(streams, index)
-        read = {}  # entries, each once and in the order of reading
-        for stream, place, first_entry in zip(streams, places, entries):
+        read: dict[int, None] = {}  # entries, each once and in the order of reading
+        for stream, place, first_entry in zip(streams.tolist(), places.tolist(), entries.tolist()):
             for entry, _, _ in self._pieces(stream, place, first_entry):
                 read[entry] = None
         return [names[self._order[entry]] for entry in read]

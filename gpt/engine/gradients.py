@@ -8,10 +8,15 @@ Part of the boundary that gpt/engine/boundary.py is: it changes DeepSpeed's obje
 nothing of its modules.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
+from gpt.cluster.world import World
 
-def find_by_norm(optimizer, world):
+
+def find_by_norm(optimizer: Any, world: World) -> None:
     """Have a ZeRO optimizer find overflow by the gradient's norm, in one pass.
 
     optimizer: DeepSpeed's, at stage 1, 2 or 3. Each rank holds its own part of the gradient.
@@ -19,18 +24,18 @@ def find_by_norm(optimizer, world):
     hundredth at 10^8 of them.
     """
 
-    def norm_over_ranks(norms):
+    def norm_over_ranks(norms: list[torch.Tensor] | tuple[torch.Tensor, ...]):
         if not norms:  # a rank beyond the last parameter
             norms = [torch.zeros((), dtype=torch.float64, device=world.device)]
         squares = torch.stack(norms).square().sum()
         return world.sum(squares).sqrt().float()
 
-    def norm(gradients, parameters, norm_type=2):
+    def norm(gradients: Any, parameters: Iterable[torch.nn.Parameter], norm_type: int = 2):
         whole = getattr(gradients, "flat_partition", None)
         tensors = list(gradients) if whole is None else [whole]
         return norm_over_ranks(torch._foreach_norm(tensors, 2, dtype=torch.float64))
 
-    def norm_of_offloaded(parameters):
+    def norm_of_offloaded(parameters: Iterable[torch.nn.Parameter]):
         """Of gradients in host memory, whose norms were taken on the device before. They are scaled
         on the host, where their norm must be, too."""
         taken = optimizer.norm_for_param_grads
@@ -43,7 +48,7 @@ def find_by_norm(optimizer, world):
     optimizer.complete_grad_norm_calculation_for_cpu_offload = norm_of_offloaded
 
 
-def sum_in_fp32(optimizer):
+def sum_in_fp32(optimizer: Any) -> None:
     """Have ZeRO 1 sum the bf16 gradients of micro-batches in fp32, as it does those of fp16.
 
     Told so by data_types.grad_accum_dtype, DeepSpeed would take its BF16_Optimizer, whose
@@ -56,7 +61,7 @@ def sum_in_fp32(optimizer):
         optimizer.create_gradient_handling_hooks()
 
 
-def forget(optimizer):
+def forget(optimizer: Any) -> None:
     """After an update that ZeRO 1 or 2 left out: with the optimizer in host memory, DeepSpeed would
     sum the next batch's gradients upon what it refused."""
     for group in optimizer.averaged_gradients:

@@ -3,6 +3,7 @@ v where they lie."""
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 # torch's fused kernel for CPUs computes what the causal mask hides. Given the queries in blocks,
@@ -10,7 +11,7 @@ from torch.nn.attention import SDPBackend
 CPU_QUERIES = 128
 
 
-def split_heads(qkv, n_heads: int):
+def split_heads(qkv: Tensor, n_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v, each (B, H, T, D), of a GEMM's output (B, T, 3 * H * D): views of it, nothing is
     copied.
 
@@ -19,10 +20,11 @@ def split_heads(qkv, n_heads: int):
     """
     batch, length, width = qkv.shape
     heads = qkv.view(batch, length, 3 * n_heads, width // (3 * n_heads))
-    return tuple(part.transpose(1, 2) for part in heads.split(n_heads, 2))
+    q, k, v = heads.split(n_heads, 2)
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
-def causal_attention(q, k, v):
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D), causal) v. q, k, v: (B, H, T, D), any strides with a contiguous last
     dimension.
 
@@ -30,26 +32,23 @@ def causal_attention(q, k, v):
     """
     batch, _, length, _ = q.shape
     if q.device.type != "cpu" or length <= CPU_QUERIES or torch.compiler.is_compiling():
-        return (
-            F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            .transpose(1, 2)
-            .reshape(batch, length, -1)
-        )
-    hidden = torch.full((length, length), float("-inf"), dtype=q.dtype).triu_(1)
+        values = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return values.transpose(1, 2).reshape(batch, length, -1)
+    mask = torch.full((length, length), float("-inf"), dtype=q.dtype).triu_(1)
     blocks = []
     for start in range(0, length, CPU_QUERIES):
         end = min(start + CPU_QUERIES, length)
-        seen = F.scaled_dot_product_attention(
-            q[:, :, start:end], k[:, :, :end], v[:, :, :end], attn_mask=hidden[start:end, :end]
+        values = F.scaled_dot_product_attention(
+            q[:, :, start:end], k[:, :, :end], v[:, :, :end], attn_mask=mask[start:end, :end]
         )
-        blocks.append(seen.transpose(1, 2))
+        blocks.append(values.transpose(1, 2))
     return torch.cat(blocks, 1).reshape(batch, length, -1)
 
 
-def backend(shape, dtype, device) -> str:
+def backend(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> str:
     """Name of the backend that torch takes for q, k and v of a shape (B, H, T, D) as the model lays
     them out: flash, cudnn, efficient or math."""
     batch, heads, length, width = shape
     qkv = torch.empty(batch, length, 3 * heads * width, dtype=dtype, device=device)
-    chosen = SDPBackend(torch._fused_sdp_choice(*split_heads(qkv, heads), is_causal=True))
-    return chosen.name.removesuffix("_ATTENTION").lower()
+    choice = SDPBackend(torch._fused_sdp_choice(*split_heads(qkv, heads), is_causal=True))
+    return choice.name.removesuffix("_ATTENTION").lower()

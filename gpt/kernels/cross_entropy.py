@@ -19,7 +19,8 @@ from gpt.kernels.triton_shared import (
 )
 
 IGNORE_INDEX = -100
-BLOCK = 4096  # the most logits that a program looks at together
+# the most logits that a program looks at together
+BLOCK = 4096
 
 
 @jit()
@@ -35,8 +36,8 @@ def _cross_entropy_kernel(
     GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row. rank is None where it is not wanted; GRADIENT: write (softmax - one-hot) *
-    scale over the row.
+    """One program a row. rank: None for none; GRADIENT: write (softmax - one-hot) * scale over the
+    row.
 
     A target outside the vocabulary is not read: its nats are NaN, so that it cannot pass unseen.
     """
@@ -44,24 +45,24 @@ def _cross_entropy_kernel(
     logits += row * stride
     target = tl.load(targets + row)
     known = (target >= 0) & (target < vocab_size)
-    wanted = tl.load(logits + target, mask=known, other=float("nan")).to(nats.dtype.element_ty)
+    target_logit = tl.load(logits + target, mask=known, other=float("nan"))
+    target_logit = target_logit.to(nats.dtype.element_ty)
     # The lowest finite number where -inf would do, so that no difference of two of them is NaN.
     peak = tl.full((), -3.4e38, nats.dtype.element_ty)
     total = tl.full((), 0.0, nats.dtype.element_ty)
     ahead = tl.full((), 0, tl.int32)
     for start in range(0, vocab_size, BLOCK):
         ids = start + tl.arange(0, BLOCK)
-        value = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf")).to(
-            nats.dtype.element_ty
-        )
+        value = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf"))
+        value = value.to(nats.dtype.element_ty)
         higher = tl.maximum(peak, tl.max(value, 0))
         total = total * tl.exp(peak - higher) + tl.sum(tl.exp(value - higher), 0)
         peak = higher
         if rank is not None:
-            before = (value > wanted) | ((value == wanted) & (ids < target))
+            before = (value > target_logit) | ((value == target_logit) & (ids < target))
             ahead += tl.sum(before.to(tl.int32), 0)
     ignored = target == IGNORED
-    tl.store(nats + row, tl.where(ignored, 0.0, peak - wanted + tl.log(total)))
+    tl.store(nats + row, tl.where(ignored, 0.0, peak - target_logit + tl.log(total)))
     if rank is not None:
         tl.store(rank + row, tl.where(ignored, 0, ahead).to(tl.int64))
     if GRADIENT:
@@ -70,26 +71,33 @@ def _cross_entropy_kernel(
         tl.debug_barrier()
         for start in range(0, vocab_size, BLOCK):
             ids = start + tl.arange(0, BLOCK)
-            value = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf")).to(
-                nats.dtype.element_ty
-            )
+            value = tl.load(logits + ids, mask=ids < vocab_size, other=float("-inf"))
+            value = value.to(nats.dtype.element_ty)
             difference = tl.exp(value - peak) / total - tl.where(ids == target, 1.0, 0.0)
             result = tl.where(ignored, 0.0, difference * scale)
             tl.store(logits + ids, result.to(logits.dtype.element_ty), mask=ids < vocab_size)
 
 
-def launch(logits, targets, nats, rank, scale, gradient):
+def launch(
+    logits: Tensor,
+    targets: Tensor,
+    nats: Tensor,
+    rank: Tensor | None,
+    scale: float,
+    gradient: bool,
+) -> None:
     """logits: (n, V), rows strided, overwritten if `gradient`; nats (n,) and rank (n,) int64 or
     None are written."""
-    block = min(BLOCK, next_power_of_2(logits.shape[1]))
+    rows, vocab_size = logits.shape
+    block = min(BLOCK, next_power_of_2(vocab_size))
     with on_device_of(logits):
-        _cross_entropy_kernel[(logits.shape[0],)](
+        _cross_entropy_kernel[(rows,)](
             logits,
             targets,
             nats,
             rank,
             logits.stride(0),
-            logits.shape[1],
+            vocab_size,
             scale,
             IGNORED=IGNORE_INDEX,
             GRADIENT=gradient,
@@ -98,8 +106,13 @@ def launch(logits, targets, nats, rank, scale, gradient):
         )
 
 
-def _checked(logits, targets):
-    assert logits.stride(1) == 1 and targets.is_contiguous() and targets.shape == logits.shape[:1]
+def _check(logits: Tensor, targets: Tensor) -> None:
+    assert logits.stride(1) == 1
+    assert targets.is_contiguous()
+    assert targets.shape == logits.shape[:1]
+
+
+def _empty_nats(logits: Tensor) -> Tensor:
     return torch.empty(logits.shape[0], dtype=statistics_dtype(logits), device=logits.device)
 
 
@@ -107,32 +120,39 @@ def _checked(logits, targets):
 def _softmax_gradient_(
     logits: Tensor, targets: Tensor, scale: float, want_gradient: bool
 ) -> Tensor:
-    nats = _checked(logits, targets)
+    _check(logits, targets)
+    nats = _empty_nats(logits)
     launch(logits, targets, nats, None, scale, want_gradient)
     return nats
 
 
 @_softmax_gradient_.register_fake
-def _(logits, targets, scale, want_gradient):
-    return torch.empty(logits.shape[0], dtype=statistics_dtype(logits), device=logits.device)
+def _(logits: Tensor, targets: Tensor, scale: float, want_gradient: bool) -> Tensor:
+    return _empty_nats(logits)
 
 
 @torch.library.custom_op("gpt::score_logits", mutates_args=())
 def _score_logits(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    nats = _checked(logits, targets)
+    _check(logits, targets)
+    nats = _empty_nats(logits)
     rank = torch.empty_like(targets)
     launch(logits, targets, nats, rank, 1.0, False)
     return nats, rank
 
 
 @_score_logits.register_fake
-def _(logits, targets):
-    nats = torch.empty(logits.shape[0], dtype=statistics_dtype(logits), device=logits.device)
-    return nats, torch.empty_like(targets)
+def _(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return _empty_nats(logits), torch.empty_like(targets)
 
 
 @torch.no_grad()
-def softmax_gradient_(logits, targets, scale, want_gradient=True, kernels="torch"):
+def softmax_gradient_(
+    logits: Tensor,
+    targets: Tensor,
+    scale: float,
+    want_gradient: bool = True,
+    kernels: str = "torch",
+) -> Tensor:
     """nats = -log softmax(logits)[target], (n,) in fp32; with `want_gradient` the logits become
     their gradient * scale.
 
@@ -146,21 +166,22 @@ def softmax_gradient_(logits, targets, scale, want_gradient=True, kernels="torch
     # The logits themselves where they may be overwritten and are wide enough, else a copy.
     work = logits.to(statistics_dtype(logits), copy=not want_gradient)
     ignored = (targets == IGNORE_INDEX)[:, None]
-    wanted = targets[:, None].masked_fill(ignored, 0)
+    target_ids = targets[:, None].masked_fill(ignored, 0)
     work -= work.amax(1, keepdim=True)
-    target_logits = work.gather(1, wanted)
+    target_logits = work.gather(1, target_ids)
     total = work.exp_().sum(1, keepdim=True)
     nats = (total.log() - target_logits).masked_fill_(ignored, 0.0)
     if want_gradient:
         work *= (scale / total).masked_fill_(ignored, 0.0)
-        work.scatter_add_(1, wanted, torch.full_like(total, -scale).masked_fill_(ignored, 0.0))
+        one_hot = torch.full_like(total, -scale).masked_fill_(ignored, 0.0)
+        work.scatter_add_(1, target_ids, one_hot)
         if work is not logits:
             logits.copy_(work)
     return nats[:, 0]
 
 
 @torch.no_grad()
-def score_logits(logits, targets, kernels="torch"):
+def score_logits(logits: Tensor, targets: Tensor, kernels: str = "torch") -> tuple[Tensor, Tensor]:
     """(nats, rank) of each target, the logits left as they are; nats as in `softmax_gradient_`.
 
     rank: (n,) int64, how many ids have a larger logit, of equal ones those with a lower id; 0 for
@@ -170,11 +191,12 @@ def score_logits(logits, targets, kernels="torch"):
         return _score_logits(logits, targets)
     wide = logits.to(statistics_dtype(logits))
     ignored = (targets == IGNORE_INDEX)[:, None]
-    wanted = targets[:, None].masked_fill(ignored, 0)
-    own = wide.gather(1, wanted)
-    nats = -torch.log_softmax(wide, 1).gather(1, wanted)
+    target_ids = targets[:, None].masked_fill(ignored, 0)
+    target_logits = wide.gather(1, target_ids)
+    nats = -torch.log_softmax(wide, 1).gather(1, target_ids)
     ids = torch.arange(logits.shape[1], device=logits.device, dtype=torch.int32)
-    ahead = (wide > own).logical_or_((wide == own).logical_and_(ids < wanted.int()))
+    tied = (wide == target_logits).logical_and_(ids < target_ids.int())
+    ahead = (wide > target_logits).logical_or_(tied)
     # as bool it would be summed after a copy of 8 bytes each
     rank = ahead.view(torch.uint8).sum(1, dtype=torch.int32).long()
     return nats.masked_fill_(ignored, 0.0)[:, 0], rank.masked_fill_(ignored[:, 0], 0)

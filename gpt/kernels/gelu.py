@@ -7,6 +7,8 @@ gelu(z) = z/2 (1 + tanh(u)), u = sqrt(2/pi) (z + 0.044715 z^3) (Hendrycks, Gimpe
 and then over programs, always in the same order.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,8 +25,10 @@ from gpt.kernels.triton_shared import (
     tl,
 )
 
-COLUMNS = 1024  # the most columns of one program: four warps with 8 numbers a thread
-FORWARD_ROWS = 4  # rows of a forward program: four independent loads a thread
+# the most columns of one program: four warps with 8 numbers a thread
+COLUMNS = 1024
+# rows of a forward program: four independent loads a thread
+FORWARD_ROWS = 4
 
 
 @jit()
@@ -87,19 +91,14 @@ def _gelu_backward_kernel(
     first = program * rows_per_program
     for index in range(first, min(first + rows_per_program, rows)):
         row = tl.cast(index, tl.int64)
-        z = (
-            tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(
-                partial.dtype.element_ty
-            )
-            + shift
-        )
-        upstream = tl.load(grad + row * grad_stride + column, mask=inside, other=0.0).to(
-            partial.dtype.element_ty
-        )
+        value = tl.load(x + row * x_stride + column, mask=inside, other=0.0)
+        z = value.to(partial.dtype.element_ty) + shift
+        upstream = tl.load(grad + row * grad_stride + column, mask=inside, other=0.0)
+        upstream = upstream.to(partial.dtype.element_ty)
         z = tl.minimum(tl.maximum(z, -16.0), 16.0)
-        s, rest = _sigmoid_2u(z)
+        s, one_minus_s = _sigmoid_2u(z)
         slope = 1.5957691216057308 * (1.0 + 0.134145 * z * z)
-        result = upstream * (s + z * s * rest * slope)
+        result = upstream * (s + z * s * one_minus_s * slope)
         bias_sum += result
         tl.store(grad_x + row * width + column, result.to(grad_x.dtype.element_ty), mask=inside)
     tl.store(partial + program * width + column, bias_sum, mask=inside)
@@ -109,13 +108,14 @@ def block_size(width: int) -> int:
     return min(COLUMNS, next_power_of_2(width))
 
 
-def launch_forward(x, bias, result):
+def launch_forward(x: Tensor, bias: Tensor, result: Tensor) -> None:
     """x: (rows, width), rows strided; bias: (width,); result, contiguous, is written."""
     rows, width = x.shape
     block = block_size(width)
     wide = tl.float64 if x.dtype == torch.float64 else tl.float32
+    grid = (-(-rows // FORWARD_ROWS), -(-width // block))
     with on_device_of(x):
-        _gelu_forward_kernel[(-(-rows // FORWARD_ROWS), -(-width // block))](
+        _gelu_forward_kernel[grid](
             x,
             bias,
             result,
@@ -129,13 +129,21 @@ def launch_forward(x, bias, result):
         )
 
 
-def launch_backward(grad, x, bias, grad_x, partial, rows_per_program):
+def launch_backward(
+    grad: Tensor,
+    x: Tensor,
+    bias: Tensor,
+    grad_x: Tensor,
+    partial: Tensor,
+    rows_per_program: int,
+) -> None:
     """grad, x: (rows, width), rows strided; grad_x and partial (programs, width) are contiguous and
     written."""
     rows, width = x.shape
     block = block_size(width)
+    grid = (partial.shape[0], -(-width // block))
     with on_device_of(x):
-        _gelu_backward_kernel[(partial.shape[0], -(-width // block))](
+        _gelu_backward_kernel[grid](
             grad,
             x,
             bias,
@@ -160,7 +168,7 @@ def _bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 
 
 @_bias_gelu.register_fake
-def _(x, bias):
+def _(x: Tensor, bias: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
@@ -170,39 +178,42 @@ def _bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, 
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, width = as_rows(x).shape
     block = block_size(width)
-    programs, per_program = share_rows(rows, num_warps(block) * -(-width // block), x.device)
+    warps = num_warps(block) * -(-width // block)
+    programs, per_program = share_rows(rows, warps, x.device)
     partial = torch.empty((programs, width), dtype=statistics_dtype(x), device=x.device)
     launch_backward(as_rows(grad), as_rows(x), bias, grad_x, partial, per_program)
     return grad_x, partial.sum(0).to(bias.dtype)
 
 
 @_bias_gelu_backward.register_fake
-def _(grad, x, bias):
+def _(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty_like(bias)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     return _bias_gelu_backward(grad, *ctx.saved_tensors)
 
 
 _bias_gelu.register_autograd(_backward, setup_context=_setup_context)
 
 
-def bias_gelu(x, bias, kernels="torch"):
+def bias_gelu(x: Tensor, bias: Tensor, kernels: str = "torch") -> Tensor:
     """tanh-GELU of x + bias, in x's dtype. x: (…, width), any strides; bias: (width,).
     Differentiable once.
 
     kernels: "torch", which rounds the sum to x's dtype before the GELU, or "triton", which rounds
     the result alone and keeps x, not the sum, for the backward pass.
     """
-    return _bias_gelu(x, bias) if kernels == "triton" else F.gelu(x + bias, approximate="tanh")
+    if kernels == "triton":
+        return _bias_gelu(x, bias)
+    return F.gelu(x + bias, approximate="tanh")
 
 
-def linear_gelu(x, weight, bias, kernels="torch"):
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, kernels: str = "torch") -> Tensor:
     """tanh-GELU of x @ weight.T + bias; the bias is added where that costs no pass of its own. As
     `bias_gelu`."""
     if kernels == "triton":

@@ -6,6 +6,8 @@ fp32 (fp64 for fp64 tensors). The gradients of weight and bias are summed per pr
 programs, always in the same order.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +25,8 @@ from gpt.kernels.triton_shared import (
     tl,
 )
 
-MAXIMUM_WIDTH = 8192  # a program holds a whole row in registers
+# a program holds a whole row in registers
+MAXIMUM_WIDTH = 8192
 
 
 # How a row of statistics is aligned depends on the number of rows, and is to cost no compilation of
@@ -50,9 +53,8 @@ def _layer_norm_forward_kernel(
     inside = columns < width
     value = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(mean.dtype.element_ty)
     if residual is not None:
-        value += tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0).to(
-            mean.dtype.element_ty
-        )
+        stream = tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0)
+        value += stream.to(mean.dtype.element_ty)
         rounded = value.to(total.dtype.element_ty)
         tl.store(total + row * width + columns, rounded, mask=inside)
         value = rounded.to(mean.dtype.element_ty)
@@ -102,9 +104,8 @@ def _layer_norm_backward_kernel(
     first = program * rows_per_program
     for index in range(first, min(first + rows_per_program, rows)):
         row = tl.cast(index, tl.int64)
-        value = tl.load(total + row * total_stride + columns, mask=inside, other=0.0).to(
-            mean.dtype.element_ty
-        )
+        value = tl.load(total + row * total_stride + columns, mask=inside, other=0.0)
+        value = value.to(mean.dtype.element_ty)
         upstream = tl.load(grad_normed + row * normed_stride + columns, mask=inside, other=0.0)
         upstream = upstream.to(mean.dtype.element_ty)
         scale = tl.load(rstd + row)
@@ -117,9 +118,8 @@ def _layer_norm_backward_kernel(
         if grad_total is not None:
             past = tl.load(grad_total + row * total_grad_stride + columns, mask=inside, other=0.0)
             result += past.to(mean.dtype.element_ty)
-        tl.store(
-            grad_input + row * width + columns, result.to(grad_input.dtype.element_ty), mask=inside
-        )
+        places = grad_input + row * width + columns
+        tl.store(places, result.to(grad_input.dtype.element_ty), mask=inside)
     tl.store(partial + program * width + columns, weight_sum, mask=inside)
     tl.store(partial + (tl.num_programs(0) + program) * width + columns, bias_sum, mask=inside)
 
@@ -127,13 +127,22 @@ def _layer_norm_backward_kernel(
 def block_size(width: int) -> int:
     if width > MAXIMUM_WIDTH:
         raise UserError(
-            f"LayerNorm over {width} numbers: the Triton kernel takes at most {MAXIMUM_WIDTH}, set"
-            ' kernels to "torch"'
+            f"LayerNorm over {width} numbers",
+            mend=f'the Triton kernel takes at most {MAXIMUM_WIDTH}, set kernels to "torch"',
         )
     return next_power_of_2(width)
 
 
-def launch_forward(x, residual, weight, bias, normed, total, stats, eps):
+def launch_forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    normed: Tensor,
+    total: Tensor | None,
+    stats: Tensor,
+    eps: float,
+) -> None:
     """x, residual: (rows, width), rows strided. Written: normed and total (rows, width), stats (2,
     rows): mean, rstd."""
     rows, width = x.shape
@@ -157,8 +166,15 @@ def launch_forward(x, residual, weight, bias, normed, total, stats, eps):
 
 
 def launch_backward(
-    grad_normed, grad_total, total, weight, stats, grad_input, partial, rows_per_program
-):
+    grad_normed: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    stats: Tensor,
+    grad_input: Tensor,
+    partial: Tensor,
+    rows_per_program: int,
+) -> None:
     """Matrices (rows, width), rows strided; grad_input and partial (2, programs, width) are
     contiguous and written."""
     rows, width = total.shape
@@ -183,13 +199,14 @@ def launch_backward(
         )
 
 
-def _results(x, residual, weight, bias, eps):
+def _empty_results(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     normed = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
-    total = (
-        x.new_empty(0)
-        if residual is None
-        else torch.empty(x.shape, dtype=residual.dtype, device=x.device)
-    )
+    if residual is None:
+        total = x.new_empty(0)
+    else:
+        total = torch.empty(x.shape, dtype=residual.dtype, device=x.device)
     stats = torch.empty((2, x.shape[:-1].numel()), dtype=statistics_dtype(x), device=x.device)
     return normed, total, stats
 
@@ -199,21 +216,18 @@ def _layer_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(normed, total, stats); total is empty where there is no residual."""
-    assert (
-        weight.shape == bias.shape == x.shape[-1:]
-        and weight.is_contiguous()
-        and bias.is_contiguous()
-    )
+    assert weight.shape == bias.shape == x.shape[-1:]
+    assert weight.is_contiguous() and bias.is_contiguous()
     assert residual is None or residual.shape == x.shape
-    normed, total, stats = results = _results(x, residual, weight, bias, eps)
+    normed, total, stats = _empty_results(x, residual, weight, bias, eps)
     if residual is None:
         launch_forward(as_rows(x), None, weight, bias, normed, None, stats, eps)
     else:
         launch_forward(as_rows(x), as_rows(residual), weight, bias, normed, total, stats, eps)
-    return results
+    return normed, total, stats
 
 
-_layer_norm.register_fake(_results)
+_layer_norm.register_fake(_empty_results)
 
 
 @torch.library.custom_op("gpt::layer_norm_backward", mutates_args=())
@@ -226,37 +240,54 @@ def _layer_norm_backward(
     block = block_size(width)
     programs, per_program = share_rows(rows, num_warps(block), total.device, resident_warps(block))
     partial = torch.empty((2, programs, width), dtype=stats.dtype, device=total.device)
-    added = None if grad_total is None else as_rows(grad_total)
     launch_backward(
-        as_rows(grad_normed), added, as_rows(total), weight, stats, grad_input, partial, per_program
+        as_rows(grad_normed),
+        None if grad_total is None else as_rows(grad_total),
+        as_rows(total),
+        weight,
+        stats,
+        grad_input,
+        partial,
+        per_program,
     )
     grad_weight, grad_bias = (sums.sum(0).to(weight.dtype) for sums in partial)
     return grad_input, grad_weight, grad_bias
 
 
 @_layer_norm_backward.register_fake
-def _(grad_normed, grad_total, total, weight, stats):
+def _(
+    grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, stats: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     grad_input = torch.empty(total.shape, dtype=total.dtype, device=total.device)
     return grad_input, torch.empty_like(weight), torch.empty_like(weight)
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     x, residual, weight, _, _ = inputs
     _, total, stats = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*((stats, total) if residual is None else (stats,)))
-    ctx.save_for_backward(x if residual is None else total, weight, stats)
+    if residual is None:
+        ctx.mark_non_differentiable(stats, total)
+        ctx.save_for_backward(x, weight, stats)
+    else:
+        ctx.mark_non_differentiable(stats)
+        ctx.save_for_backward(total, weight, stats)
     ctx.x_dtype = x.dtype
 
 
-def _backward(ctx, grad_normed, grad_total, _):
+def _backward(
+    ctx: Any, grad_normed: Tensor | None, grad_total: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
     total, weight, stats = ctx.saved_tensors
     grad_weight = grad_bias = None
     if grad_normed is not None:
         grad_total, grad_weight, grad_bias = _layer_norm_backward(
             grad_normed, grad_total, total, weight, stats
         )
-    grad_x, grad_residual, *_ = (grad_total if needed else None for needed in ctx.needs_input_grad)
+    # of the sum, hence of both
+    needs_x, needs_residual, *_ = ctx.needs_input_grad
+    grad_residual = grad_total if needs_residual else None
+    grad_x = grad_total if needs_x else None
     if grad_x is not None:
         grad_x = grad_x.to(ctx.x_dtype)
     return grad_x, grad_residual, grad_weight, grad_bias, None
@@ -265,7 +296,14 @@ def _backward(ctx, grad_normed, grad_total, _):
 _layer_norm.register_autograd(_backward, setup_context=_setup_context)
 
 
-def add_layer_norm(x, residual, weight, bias, eps=1e-5, kernels="torch"):
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    kernels: str = "torch",
+) -> tuple[Tensor, Tensor]:
     """(normed, total): total = residual + x, added in fp32 and rounded once; normed =
     LayerNorm(total).
 
@@ -281,9 +319,12 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5, kernels="torch"):
     return layer_norm(total, weight, bias, eps), total
 
 
-def layer_norm(x, weight, bias, eps=1e-5, kernels="torch"):
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, kernels: str = "torch"
+) -> Tensor:
     """LayerNorm of x (…, width), in the dtype of weight and bias (width,); the rest as in
     `add_layer_norm`."""
     if kernels == "triton":
         return _layer_norm(x, None, weight, bias, eps)[0]
-    return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps).to(weight.dtype)
+    normed = F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
+    return normed.to(weight.dtype)

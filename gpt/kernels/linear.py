@@ -5,16 +5,17 @@ which torch brings as well, uses them on every make: on two cores of an EPYC it 
 (`python tools/bench.py kernels`).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 # torch.compile's own way to oneDNN: x @ weight.T + bias, any strides. None where this torch was
 # built without it.
-_onednn = (
-    getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if torch.backends.mkldnn.is_available()
-    else None
-)
+_onednn: Any = None
+if torch.backends.mkldnn.is_available():
+    _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 # Types of devices on which torch multiplies 16-bit matrices into an fp32 one: CUDA's from torch 2.8
@@ -22,7 +23,7 @@ _WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 _WITH_FP32_RESULTS = {"cuda"} if "dtype" in torch.ops.aten.mm.overloads() else set()
 
 
-def by_onednn(x) -> bool:
+def by_onednn(x: Tensor) -> bool:
     """Whether products of x with tensors of its kind go to oneDNN, which refuses empty ones."""
     return (
         _WIDE
@@ -34,17 +35,19 @@ def by_onednn(x) -> bool:
     )
 
 
-def matmul(a, b):
+def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b. a: (M, K), b: (K, N), any strides."""
-    return _onednn(a, b.t(), None, "none", [], "") if by_onednn(a) else a @ b
+    if by_onednn(a):
+        return _onednn(a, b.t(), None, "none", [], "")
+    return a @ b
 
 
-def has_fp32_results(x) -> bool:
+def has_fp32_results(x: Tensor) -> bool:
     """Whether `matmul_to_fp32` takes matrices of x's kind."""
     return x.device.type in _WITH_FP32_RESULTS and x.dtype in (torch.float16, torch.bfloat16)
 
 
-def matmul_to_fp32(a, b):
+def matmul_to_fp32(a: Tensor, b: Tensor) -> Tensor:
     """a @ b of 16-bit matrices (M, K) and (K, N), any strides, summed and given in fp32, which no
     such sum overflows."""
     return torch.mm(a, b, torch.float32)
@@ -52,27 +55,31 @@ def matmul_to_fp32(a, b):
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _onednn(x, weight, bias, "none", [], "")
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        rows, upstream = x.flatten(0, -2), grad.flatten(0, -2)
+        rows = x.flatten(0, -2)
+        upstream = grad.flatten(0, -2)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_x = matmul(upstream, weight).view(x.shape)
-        if ctx.needs_input_grad[1]:  # oneDNN is faster with the longer side as columns
-            tall = weight.shape[0] >= weight.shape[1]
-            grad_weight = matmul(rows.t(), upstream).t() if tall else matmul(upstream.t(), rows)
+        if ctx.needs_input_grad[1]:
+            # oneDNN is faster with the longer side as columns
+            if weight.shape[0] >= weight.shape[1]:
+                grad_weight = matmul(rows.t(), upstream).t()
+            else:
+                grad_weight = matmul(upstream.t(), rows)
         if ctx.needs_input_grad[2]:
             grad_bias = upstream.sum(0)
         return grad_x, grad_weight, grad_bias
 
 
-def linear(x, weight, bias=None):
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias. x: (…, K), weight: (N, K), bias: (N,). Differentiable once."""
     if by_onednn(x):
         return _Linear.apply(x, weight, bias)

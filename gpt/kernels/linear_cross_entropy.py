@@ -6,13 +6,15 @@ the rows go through the output layer in chunks (one, where a GPU has room for it
 gradient overwrites its logits at once, in the forward pass.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from gpt.kernels.chunks import CHUNK_ELEMENTS
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
 from gpt.kernels.linear import by_onednn, has_fp32_results, matmul, matmul_to_fp32
+from gpt.kernels.triton_shared import statistics_dtype
 
 # Under 16-bit training a chunk's gradient (softmax - one-hot) is multiplied by this before it is
 # rounded to 16 bits: probabilities down to 6e-8 stay normal fp16 numbers, and the products with the
@@ -24,17 +26,19 @@ GRADIENT_SHIFT = 1024.0
 class TokenScores(NamedTuple):
     """What the evaluator needs of each scored token. Both of shape (N,)."""
 
-    nats: torch.Tensor  # -log p(target), fp32 (fp64 for fp64 weights)
+    # -log p(target), fp32 (fp64 for fp64 weights)
+    nats: Tensor
     # int64: how many tokens the model prefers to the target; ties go to the lower id
-    rank: torch.Tensor
+    rank: Tensor
 
 
-def _chunks(rows: int, vocab_size: int, device_type: str):
-    size = max(1, CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["default"]) // vocab_size)
+def _chunks(rows: int, vocab_size: int, device_type: str) -> list[slice]:
+    elements = CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["default"])
+    size = max(1, elements // vocab_size)
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _safe_factor(hidden, shift):
+def _safe_factor(hidden: Tensor, shift: float) -> Tensor:
     """A power of two, at most 1, by which `hidden` (n, H) may be multiplied so that no sum over its
     rows with coefficients in [-shift, shift] leaves the range of fp16. Stays on the device."""
     bound = hidden.abs().amax().float() * (shift * hidden.shape[0] / 32768.0)
@@ -45,30 +49,33 @@ class _Gradients:
     """Sums of one forward pass: d(sum of nats)/d hidden and /d weight, the weight's in fp32 (fp64)
     and of any strides.
 
-    hidden is None where it is not wanted, weight until something is added. Both carry the factor
-    `shift`.
+    needed: whether that of hidden, and that of weight, is. hidden is None where it is not, weight
+    until something is added. Both carry the factor `shift`.
     """
 
-    def __init__(self, hidden, wanted, shift):
-        self.hidden = torch.empty_like(hidden) if wanted[0] else None
-        self.weight = None
-        self.wants_weight = wanted[1]
+    def __init__(self, hidden: Tensor, needed: tuple[bool, ...], shift: float):
+        needs_hidden, self.needs_weight, *_ = needed
+        self.hidden = torch.empty_like(hidden) if needs_hidden else None
+        self.weight: Tensor | None = None
         self.shift = shift
 
-    def add_product(self, inputs, factors):
+    def add_product(self, inputs: Tensor, factors: Tensor) -> None:
         """Adds factors^T @ inputs to the weight's. inputs: (n, H), factors: (n, V), both of the
         sum's dtype."""
-        # which has no sum in place, and is faster with V as columns
+        # oneDNN has no sum in place, and is faster with V as columns
         if self.weight is None or by_onednn(inputs):
             self.add(matmul(inputs.t(), factors).t())
         else:
             self.weight.t().addmm_(inputs.t(), factors)
 
-    def add(self, value):
+    def add(self, value: Tensor) -> None:
+        """To the weight's."""
         self.weight = value if self.weight is None else self.weight.add_(value)
 
 
-def _add_wide(hidden, weight, targets, gradients, part):
+def _add_wide(
+    hidden: Tensor, weight: Tensor, targets: Tensor, gradients: _Gradients, part: slice
+) -> Tensor:
     """Nats of one chunk in fp32 or fp64, its gradients added.
 
     Exponentials are left unnormalised: their sums divide the far smaller factors and products.
@@ -77,39 +84,51 @@ def _add_wide(hidden, weight, targets, gradients, part):
     ids = targets[:, None].masked_fill(~kept, 0)
     inputs = hidden[part]
     exponentials = matmul(inputs, weight.t())
-    own = exponentials.gather(1, ids)
+    target_logits = exponentials.gather(1, ids)
     peak = exponentials.amax(1, keepdim=True)
     total = exponentials.sub_(peak).exp_().sum(1, keepdim=True)
     exponentials.scatter_add_(1, ids, -total)  # the one-hot
     factor = kept / total
     if gradients.hidden is not None:
         torch.mul(matmul(exponentials, weight), factor, out=gradients.hidden[part])
-    if gradients.wants_weight:
+    if gradients.needs_weight:
         gradients.add_product(inputs * factor, exponentials)
-    return (total.log() + peak - own).masked_fill(~kept, 0.0)
+    return (total.log() + peak - target_logits).masked_fill(~kept, 0.0)
 
 
-def _add_narrow(hidden, weight, targets, gradients, part, kernels):
+def _add_narrow(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    gradients: _Gradients,
+    part: slice,
+    kernels: str,
+) -> Tensor:
     """Nats of one chunk in 16 bits, or by Triton, its gradients added. The gradient takes the
     logits' place."""
     inputs = hidden[part]
     logits = inputs @ weight.t()
-    wanted = gradients.hidden is not None or gradients.wants_weight
-    nats = softmax_gradient_(logits, targets, gradients.shift, wanted, kernels)
+    needed = gradients.hidden is not None or gradients.needs_weight
+    nats = softmax_gradient_(logits, targets, gradients.shift, needed, kernels)
     if gradients.hidden is not None:
         torch.mm(logits, weight, out=gradients.hidden[part])
-    if gradients.wants_weight and nats.dtype == logits.dtype:
+    if not gradients.needs_weight:
+        return nats
+    if nats.dtype == logits.dtype:
         gradients.add_product(inputs, logits)
-    elif gradients.wants_weight and has_fp32_results(logits):
+    elif has_fp32_results(logits):
         gradients.add(matmul_to_fp32(logits.t(), inputs))
-    elif gradients.wants_weight:
+    else:
         factor = _safe_factor(inputs, gradients.shift)
-        gradients.add((logits.t() @ (inputs * factor.to(inputs.dtype))).to(nats.dtype) / factor)
+        product = (logits.t() @ (inputs * factor.to(inputs.dtype))).to(nats.dtype)
+        gradients.add(product / factor)
     return nats
 
 
-def _scaled(value, scale, dtype):
+def _scaled(value: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor | None:
     """value * scale in `dtype`, contiguous. scale: a scalar tensor."""
+    if value is None:
+        return None
     # As a vector of one number the scale lifts 16-bit values to its own precision; a scalar would
     # be rounded to theirs.
     return torch.mul(value, scale[None], out=torch.empty_like(value, dtype=dtype)).contiguous()
@@ -117,37 +136,36 @@ def _scaled(value, scale, dtype):
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, kernels):
-        stats = torch.promote_types(hidden.dtype, torch.float32)
-        wide = hidden.dtype == stats and kernels == "torch"
-        gradients = _Gradients(
-            hidden, ctx.needs_input_grad, 1.0 if hidden.dtype == stats else GRADIENT_SHIFT
-        )
-        total = torch.zeros((), dtype=stats, device=hidden.device)
-        parts = _chunks(hidden.shape[0], weight.shape[0], hidden.device.type)
-        for part in parts:
-            if wide:
-                total += _add_wide(hidden, weight, targets[part], gradients, part).sum()
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernels: str) -> Tensor:
+        sum_dtype = statistics_dtype(hidden)
+        is_wide = hidden.dtype == sum_dtype
+        shift = 1.0 if is_wide else GRADIENT_SHIFT
+        gradients = _Gradients(hidden, ctx.needs_input_grad, shift)
+        total = torch.zeros((), dtype=sum_dtype, device=hidden.device)
+        for part in _chunks(hidden.shape[0], weight.shape[0], hidden.device.type):
+            if is_wide and kernels == "torch":
+                nats = _add_wide(hidden, weight, targets[part], gradients, part)
             else:
-                total += _add_narrow(hidden, weight, targets[part], gradients, part, kernels).sum()
-        counted = (targets != IGNORE_INDEX).sum().to(stats)
+                nats = _add_narrow(hidden, weight, targets[part], gradients, part, kernels)
+            total += nats.sum()
+        counted = (targets != IGNORE_INDEX).sum().to(sum_dtype)
         ctx.save_for_backward(gradients.hidden, gradients.weight, counted * gradients.shift)
         ctx.dtype = weight.dtype
         return total / counted
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss):
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, divisor = ctx.saved_tensors
         scale = grad_loss / divisor
-        grad_hidden, grad_weight = (
-            value if value is None else _scaled(value, scale, ctx.dtype)
-            for value in (grad_hidden, grad_weight)
-        )
+        grad_hidden = _scaled(grad_hidden, scale, ctx.dtype)
+        grad_weight = _scaled(grad_weight, scale, ctx.dtype)
         return grad_hidden, grad_weight, None, None
 
 
-def linear_cross_entropy(hidden, weight, targets, kernels="torch"):
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, kernels: str = "torch"
+) -> Tensor:
     """Mean over rows of -log softmax(hidden @ weight.T)[target], as an fp32 scalar (fp64 for fp64
     inputs).
 
@@ -155,20 +173,20 @@ def linear_cross_entropy(hidden, weight, targets, kernels="torch"):
     rows that do not count. Beside the gradients (in fp32 for the weight) it holds one chunk of
     logits. Softmax and sums are in fp32. kernels: "torch" or "triton". Differentiable once.
     """
-    if not torch.is_grad_enabled():  # needs_input_grad would ask for the gradients all the same
-        hidden, weight = hidden.detach(), weight.detach()
+    if not torch.is_grad_enabled():
+        # needs_input_grad would ask for the gradients all the same
+        hidden = hidden.detach()
+        weight = weight.detach()
     return _LinearCrossEntropy.apply(hidden, weight, targets, kernels)
 
 
 @torch.no_grad()
-def score_tokens(hidden, weight, targets, kernels="torch") -> TokenScores:
+def score_tokens(
+    hidden: Tensor, weight: Tensor, targets: Tensor, kernels: str = "torch"
+) -> TokenScores:
     """Nats and rank of every target, same arguments as `linear_cross_entropy`; not
     differentiable."""
-    nats = torch.empty(
-        hidden.shape[0],
-        dtype=torch.promote_types(hidden.dtype, torch.float32),
-        device=hidden.device,
-    )
+    nats = torch.empty(hidden.shape[0], dtype=statistics_dtype(hidden), device=hidden.device)
     rank = torch.empty_like(targets)
     for part in _chunks(hidden.shape[0], weight.shape[0], hidden.device.type):
         logits = matmul(hidden[part], weight.t())

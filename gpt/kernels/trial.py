@@ -6,18 +6,21 @@ Where one of these is missing, or a kernel computes something wrong, that shows 
 own kernels can still take the place.
 """
 
-import dataclasses
 import math
 import os
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from gpt.errors import RunError, in_brief
+from gpt.kernels.choice import Widths
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
@@ -35,50 +38,60 @@ _NARROWEST = 16
 _UPDATE = "update triton together with torch, or the GPU's driver"
 
 
-def problem(device, model, dtype):
+@dataclass(frozen=True)
+class _Widths:
+    """Those that are tried, of a model."""
+
+    h_dim: int
+    mlp_dim: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, model: Widths) -> "_Widths":
+        widths = (model.h_dim, model.mlp_dim, model.vocab_size)
+        return cls(*(max(_NARROWEST, width) for width in widths))
+
+
+def problem(device: torch.device, model: Widths, dtype: torch.dtype) -> tuple[str, str] | None:
     """None if Triton works on the device and every kernel is right, else (what is wrong, what to
     do).
 
-    model: gpt.config.shape.ModelConfig, whose widths are tried, in `dtype`. Raises RunError where
-    the failure cost this process its GPU.
+    The model's widths are tried, in `dtype`. Raises RunError where the failure cost this process
+    its GPU.
     """
-    make, name = _Values(device, dtype), None
-    widths = {
-        key: max(_NARROWEST, getattr(model, key)) for key in ("h_dim", "mlp_dim", "vocab_size")
-    }
-    model = dataclasses.replace(model, **widths)
+    make = _Values(device, dtype)
+    widths = _Widths.of(model)
+    failure = "Triton does not work here"
     try:
         _launch_one(device)
         for name, results in _TRIALS.items():
-            for what, found, exact in results(make, model):
-                off = _roundings_off(found, exact)
-                if not off <= _TOLERANCE.get(found.dtype, 0):  # nor if it is NaN
-                    wrong = f"give a wrong {what} here (off by {off:.3g} roundings)"
+            failure = f"Triton's {name} kernels fail here"
+            for quantity, result, exact in results(make, widths):
+                error_size = _roundings_off(result, exact)
+                if not error_size <= _TOLERANCE.get(result.dtype, 0):  # nor if it is NaN
+                    wrong = f"give a wrong {quantity} here (off by {error_size:.3g} roundings)"
                     return f"Triton's {name} kernels {wrong}", _UPDATE
     except Exception as error:
-        whole = (
-            "Triton does not work here" if name is None else f"Triton's {name} kernels fail here"
-        )
         cause, remedy = _explained(error)
-        _require_device(device, f"{whole} ({cause})")
-        return f"{whole} ({cause})", remedy
+        _require_device(device, f"{failure} ({cause})")
+        return f"{failure} ({cause})", remedy
     return None
 
 
-def _require_device(device, what):
+def _require_device(device: torch.device, failure: str) -> None:
     """After an access out of bounds, say, a process can do nothing more on its GPU."""
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:
         refusal = f"since then {device} refuses everything ({in_brief(error)})"
-        raise RunError(f'{what}, and {refusal}: set kernels to "torch"') from error
+        raise RunError(f'{failure}, and {refusal}: set kernels to "torch"') from error
 
 
-def _explained(error):
+def _explained(error: Exception) -> tuple[str, str]:
     """(what an error of Triton's comes from, what to do)"""
     compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    searched = "C compiler" in str(error) or isinstance(error, FileNotFoundError)
-    if searched and not any(map(shutil.which, compilers)):
+    lacks_a_file = "C compiler" in str(error) or isinstance(error, FileNotFoundError)
+    if lacks_a_file and not any(map(shutil.which, compilers)):
         cause = f"there is no C compiler: no {' or '.join(compilers)} on the PATH"
         return cause, "install gcc and Python's headers"
     if isinstance(error, subprocess.CalledProcessError):
@@ -92,7 +105,7 @@ def _explained(error):
     return in_brief(error), _UPDATE
 
 
-def _in_the_cache(path) -> bool:
+def _in_the_cache(path: str | bytes | int | None) -> bool:
     """Whether Triton's cache of compiled kernels is at this path, above or below it."""
     home = os.environ.get("TRITON_HOME", os.path.expanduser("~"))
     cache = os.environ.get("TRITON_CACHE_DIR", os.path.join(home, ".triton"))
@@ -105,51 +118,61 @@ def _twice(numbers, BLOCK: tl.constexpr):
     tl.store(places, tl.load(places) * 2)
 
 
-def _launch_one(device):
+def _launch_one(device: torch.device) -> None:
     """The least that Triton must be able to do: what fails here is not a kernel's fault."""
     numbers = torch.ones(128, device=device)
     with on_device_of(numbers):
         _twice[(1,)](numbers, BLOCK=128)
-    assert numbers.sum().item() == 256, f"128 times 2 are {numbers.sum().item():g}"
+    total = numbers.sum().item()
+    assert total == 256, f"128 times 2 are {total:g}"
 
 
 class _Values:
     """make(width) -> (ROWS, width) random numbers on the device, the same in every process;
     make(width, 1) -> (width,)."""
 
-    def __init__(self, device, dtype):
+    def __init__(self, device: torch.device, dtype: torch.dtype):
         self.device = device
         self.dtype = dtype
         self.rows = INTERPRETED_ROWS if interpreted() else ROWS
         self._generator = torch.Generator().manual_seed(0)
 
-    def __call__(self, width, dimensions=2, scale=1.0):
+    def __call__(self, width: int, dimensions: int = 2, scale: float = 1.0) -> Tensor:
         shape = (self.rows, width)[2 - dimensions :]
         numbers = torch.randn(shape, generator=self._generator) * scale
         return numbers.to(self.device, self.dtype)
 
 
-def _exact(tensor):
+# Yields (what it is, a kernel's result, the same in float64 on the CPU).
+_Results = Iterator[tuple[str, Tensor, Tensor]]
+
+
+def _exact(tensor: Tensor) -> Tensor:
     """The same numbers in float64 on the CPU, as a leaf of autograd."""
     return tensor.detach().cpu().double().requires_grad_()
 
 
-def _roundings_off(found, exact) -> float:
-    """The largest error of `found`, in units of its dtype's rounding of each number, or of the
+def _roundings_off(result: Tensor, exact: Tensor) -> float:
+    """The largest error of `result`, in units of its dtype's rounding of each number, or of the
     median one where that is larger. For whole numbers 0, or infinity if one differs."""
-    found, exact = found.detach().cpu(), exact.detach()
-    if not found.is_floating_point():
-        return 0.0 if torch.equal(found, exact) else math.inf
+    result = result.detach().cpu()
+    exact = exact.detach()
+    if not result.is_floating_point():
+        return 0.0 if torch.equal(result, exact) else math.inf
     size = exact.abs()
-    unit = torch.finfo(found.dtype).eps / 2 * size.clamp(min=size.median().item())
-    return ((found.double() - exact).abs() / unit).max().item()
+    unit = torch.finfo(result.dtype).eps / 2 * size.clamp(min=size.median().item())
+    return ((result.double() - exact).abs() / unit).max().item()
 
 
-def _layer_norm_results(make, model):
-    width = model.h_dim
+def _layer_norm_results(make: _Values, widths: _Widths) -> _Results:
+    width = widths.h_dim
     for added in (True, False):
-        x, stream, grad, grad_total = (make(width) for _ in range(4))
-        weight, bias = make(width, 1), make(width, 1)
+        x = make(width)
+        stream = make(width)
+        grad = make(width)
+        grad_total = make(width)
+        weight = make(width, 1)
+        bias = make(width, 1)
         leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
         if added:
             normed, total = add_layer_norm(x, stream, weight, bias, kernels="triton")
@@ -160,7 +183,8 @@ def _layer_norm_results(make, model):
             total = x
             gradients = torch.autograd.grad(normed, leaves, grad)
         exact_leaves = [_exact(tensor) for tensor in (total, weight, bias)]
-        exact = F.layer_norm(exact_leaves[0], (width,), *exact_leaves[1:], eps=1e-5)
+        exact_total, exact_weight, exact_bias = exact_leaves
+        exact = F.layer_norm(exact_total, (width,), exact_weight, exact_bias, eps=1e-5)
         exact_gradients = list(torch.autograd.grad(exact, exact_leaves, _exact(grad)))
         if added:
             exact_gradients[0] = exact_gradients[0] + _exact(grad_total)
@@ -169,31 +193,34 @@ def _layer_norm_results(make, model):
         yield from zip(names, gradients, exact_gradients)
 
 
-def _gelu_results(make, model):
-    x = make(model.mlp_dim, scale=2.0)
-    bias = make(model.mlp_dim, 1)
-    grad = make(model.mlp_dim)
+def _gelu_results(make: _Values, widths: _Widths) -> _Results:
+    x = make(widths.mlp_dim, scale=2.0)
+    bias = make(widths.mlp_dim, 1)
+    grad = make(widths.mlp_dim)
     leaves = [tensor.requires_grad_() for tensor in (x, bias)]
     result = bias_gelu(x, bias, kernels="triton")
     exact_leaves = [_exact(tensor) for tensor in leaves]
     exact = F.gelu(exact_leaves[0] + exact_leaves[1], approximate="tanh")
     yield "result", result, exact
-    found = torch.autograd.grad(result, leaves, grad)
+    gradients = torch.autograd.grad(result, leaves, grad)
     exact_gradients = torch.autograd.grad(exact, exact_leaves, _exact(grad))
-    yield from zip(("gradient", "gradient of the bias"), found, exact_gradients)
+    yield from zip(("gradient", "gradient of the bias"), gradients, exact_gradients)
 
 
-def _cross_entropy_results(make, model):
-    logits = make(model.vocab_size, scale=3.0)
+def _cross_entropy_results(make: _Values, widths: _Widths) -> _Results:
+    vocab_size = widths.vocab_size
+    logits = make(vocab_size, scale=3.0)
     shift = 1.0 if make.dtype == torch.float32 else GRADIENT_SHIFT
-    targets = torch.arange(make.rows) % model.vocab_size
-    targets[-1], targets[1] = model.vocab_size - 1, IGNORE_INDEX
-    exact, kept = _exact(logits), targets != IGNORE_INDEX
-    wanted = targets.where(kept, 0)[:, None]
-    exact_nats = -exact.log_softmax(1).gather(1, wanted)[:, 0] * kept
+    targets = torch.arange(make.rows) % vocab_size
+    targets[-1] = vocab_size - 1
+    targets[1] = IGNORE_INDEX
+    kept = targets != IGNORE_INDEX
+    target_ids = targets.where(kept, 0)[:, None]
+    exact = _exact(logits)
+    exact_nats = -exact.log_softmax(1).gather(1, target_ids)[:, 0] * kept
     (exact_gradient,) = torch.autograd.grad(exact_nats.sum(), exact)
     order = exact.detach().sort(dim=1, descending=True, stable=True).indices
-    exact_rank = (order == wanted).int().argmax(1) * kept
+    exact_rank = (order == target_ids).int().argmax(1) * kept
     targets = targets.to(make.device)
     nats, rank = score_logits(logits, targets, "triton")
     yield "loss", nats, exact_nats
@@ -202,7 +229,7 @@ def _cross_entropy_results(make, model):
     yield "gradient", logits, exact_gradient * shift
 
 
-_TRIALS = {
+_TRIALS: dict[str, Callable[[_Values, _Widths], _Results]] = {
     "LayerNorm": _layer_norm_results,
     "GELU": _gelu_results,
     "cross-entropy": _cross_entropy_results,

@@ -9,6 +9,7 @@ less.
 import functools
 import re
 import sys
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -17,36 +18,30 @@ from gpt.errors import in_brief
 MINIMUM_TRITON = (3, 4)  # the first with knobs
 
 
-def _why_no_triton(error):
+def _why_no_triton(error: Exception) -> tuple[str, str]:
     """(what is wrong, what to do) where importing from triton raised `error`."""
     version = getattr(sys.modules.get("triton"), "__version__", "")
     if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < MINIMUM_TRITON:
         least = ".".join(map(str, MINIMUM_TRITON))
-        return (
-            f"triton {version} is older than {least}",
-            "install torch 2.8 or newer, which brings a newer one",
-        )
+        remedy = "install torch 2.8 or newer, which brings a newer one"
+        return f"triton {version} is older than {least}", remedy
     if isinstance(error, ModuleNotFoundError):
-        return (
-            "the package triton is not installed",
-            "install torch's build for CUDA, which brings it",
-        )
-    return (
-        f"triton cannot be imported ({in_brief(error)})",
-        "install torch anew, which brings the triton that fits it",
-    )
+        remedy = "install torch's build for CUDA, which brings it"
+        return "the package triton is not installed", remedy
+    remedy = "install torch anew, which brings the triton that fits it"
+    return f"triton cannot be imported ({in_brief(error)})", remedy
 
 
 try:
     import triton.language as tl
     from triton import jit, knobs
 
-    OBSTACLE = None
+    OBSTACLE: tuple[str, str] | None = None
 # kernels stay plain functions that nothing calls: gpt.kernels.choice.choose sees to that
 except Exception as error:
     OBSTACLE = _why_no_triton(error)
 
-    class tl:
+    class tl:  # type: ignore[no-redef]  # in the place of triton.language
         constexpr = None  # named in the kernels' signatures
 
     def jit(**options):
@@ -84,7 +79,7 @@ def num_warps(block: int) -> int:
 
 
 @functools.cache
-def _multiprocessors(index):
+def _multiprocessors(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
@@ -119,6 +114,6 @@ def statistics_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def on_device_of(tensor: torch.Tensor):
+def on_device_of(tensor: torch.Tensor) -> AbstractContextManager:
     """A context in which kernels start on the tensor's GPU; nothing on a CPU."""
     return torch.cuda.device_of(tensor)

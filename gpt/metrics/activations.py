@@ -2,8 +2,14 @@
 branches add to it."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
+
+from gpt.cluster.world import World
+from gpt.model import GPT
 
 
 class ActivationStatistics:
@@ -17,60 +23,78 @@ class ActivationStatistics:
     ln_f.stream (after the last block).
     """
 
-    def __init__(self, model: torch.nn.Module):
-        self._watched = {}
-        self._found = {}
-        for index, block in enumerate(model.blocks):
-            self._watched |= {
-                f"blocks.{index}.stream": block.ln1,
-                f"blocks.{index}.attn": block.attn,
-                f"blocks.{index}.mlp": block.mlp,
-            }
-        self._watched["ln_f.stream"] = model.ln_f
+    def __init__(self, model: GPT):
+        self._modules = _watched_modules(model)
+        self._sums = {name: _Sums() for name in self._modules}
 
-    def __enter__(self):
-        self._hooks = [
-            module.register_forward_hook(self._note(name)) for name, module in self._watched.items()
-        ]
+    def __enter__(self) -> None:
+        self._hooks: list[RemovableHandle] = []
+        for name, module in self._modules.items():
+            self._hooks.append(module.register_forward_hook(_adds_to(self._sums[name])))
         self._eager = torch.compiler.set_stance("force_eager")
         self._eager.__enter__()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self._eager.__exit__(*error)
         for hook in self._hooks:
             hook.remove()
 
-    def _note(self, name):
-        """A hook that adds a module's output to the sums of `name`, in fp32 without a copy of it;
-        AddNorm's is (norm, stream)."""
-
-        def hook(module, inputs, output):
-            values = (output[1] if isinstance(output, tuple) else output).detach()
-            norm, largest = (
-                torch.linalg.vector_norm(values, order, dtype=torch.float32).double()
-                for order in (2, math.inf)
-            )
-            count, squares, largest_so_far = self._found.get(
-                name, (0, 0.0, torch.zeros_like(largest))
-            )
-            self._found[name] = (
-                count + values.numel(),
-                squares + norm.square(),
-                torch.maximum(largest, largest_so_far),
-            )
-
-        return hook
-
-    def summary(self, world) -> dict:
+    def summary(self, world: World) -> dict[str, dict[str, float]]:
         """{"rms": {name: value}, "max_abs": {name: value}} over all ranks, which call it
         together."""
-        rows = [
-            [count, float(squares), float(largest)]
-            for count, squares, largest in map(self._found.get, self._watched)
-        ]
+        rows = [sums.row() for sums in self._sums.values()]
         ranks = torch.tensor(world.gather(rows), dtype=torch.float64)  # (ranks, names, 3)
-        rms = (ranks[..., 1].sum(0) / ranks[..., 0].sum(0)).sqrt().tolist()
+        counts = ranks[..., 0].sum(0)
+        squares = ranks[..., 1].sum(0)
+        rms = (squares / counts).sqrt().tolist()
+        largest = ranks[..., 2].amax(0).tolist()
         return {
-            "rms": dict(zip(self._watched, rms)),
-            "max_abs": dict(zip(self._watched, ranks[..., 2].amax(0).tolist())),
+            "rms": dict(zip(self._sums, rms)),
+            "max_abs": dict(zip(self._sums, largest)),
         }
+
+
+class _Sums:
+    """What is known of the activations of one name, on this rank."""
+
+    def __init__(self):
+        self._count = 0
+        # float64 on the activations' device, which nothing waits for
+        self._squares: torch.Tensor | float = 0.0
+        self._largest: torch.Tensor | None = None
+
+    def add(self, values: torch.Tensor) -> None:
+        """values: activations of any shape, summed in fp32 without a copy of them."""
+        norm = torch.linalg.vector_norm(values, 2, dtype=torch.float32).double()
+        largest = torch.linalg.vector_norm(values, math.inf, dtype=torch.float32).double()
+        self._count += values.numel()
+        self._squares = self._squares + norm.square()
+        if self._largest is None:
+            self._largest = torch.zeros_like(largest)
+        self._largest = torch.maximum(largest, self._largest)
+
+    def row(self) -> list[float]:
+        """[number of values, sum of their squares, largest magnitude]"""
+        assert self._largest is not None, "no forward pass was made inside"
+        return [self._count, float(self._squares), float(self._largest)]
+
+
+def _watched_modules(model: GPT) -> dict[str, torch.nn.Module]:
+    """{name: the module whose output bears it}"""
+    modules: dict[str, Any] = {}
+    for index, block in enumerate(model.blocks):
+        modules[f"blocks.{index}.stream"] = block.ln1
+        modules[f"blocks.{index}.attn"] = block.attn
+        modules[f"blocks.{index}.mlp"] = block.mlp
+    modules["ln_f.stream"] = model.ln_f
+    return modules
+
+
+def _adds_to(sums: _Sums) -> Callable:
+    """A hook that adds a module's output to `sums`; AddNorm's is (norm, stream)."""
+
+    def hook(module: torch.nn.Module, inputs: tuple, output: torch.Tensor | tuple) -> None:
+        values = output[1] if isinstance(output, tuple) else output
+        sums.add(values.detach())
+
+    return hook

@@ -2,12 +2,18 @@
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from gpt.cluster.world import World
 from gpt.compute import hardware
+from gpt.config.run_config import Config
+from gpt.metrics.events import AXES
 
+# of a step's wall time; "other" is what belongs to no other
 PARTS = ("data", "forward", "backward", "step", "eval", "checkpoint", "other")
 
 
@@ -19,20 +25,20 @@ class Clock:
     """
 
     def __init__(self, seconds: float):
-        self._running_since = None
+        self._running_since: float | None = None
         self._spent = seconds
 
-    def pause(self):
+    def pause(self) -> None:
         self._spent = self.seconds()
         self._running_since = None
 
-    def go_on(self):
+    def go_on(self) -> None:
         self._running_since = time.perf_counter()
 
     def seconds(self) -> float:
-        return self._spent + (
-            time.perf_counter() - self._running_since if self._running_since is not None else 0.0
-        )
+        if self._running_since is None:
+            return self._spent
+        return self._spent + (time.perf_counter() - self._running_since)
 
 
 class TimeSplit:
@@ -48,29 +54,36 @@ class TimeSplit:
     def __init__(self, device: torch.device):
         self._cuda = device.type == "cuda"
         self._seconds = dict.fromkeys(PARTS, 0.0)
-        self._pending = deque()
+        self._pending: deque = deque()  # (part, its mark)
         self._last = self._now()
 
-    def _now(self):
+    def _now(self) -> float | torch.cuda.Event:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def mark(self, part: str):
+    def mark(self, part: str) -> None:
         self._pending.append((part, self._now()))
 
-    def settle(self):
+    def settle(self) -> None:
         """Add up the marks that the device has come to."""
-        while self._pending and (not self._cuda or self._pending[0][1].query()):
-            part, now = self._pending.popleft()
-            self._seconds[part] += (
-                self._last.elapsed_time(now) / 1000 if self._cuda else now - self._last
-            )
-            self._last = now
+        while self._pending:
+            part, mark = self._pending[0]
+            if self._cuda and not mark.query():
+                return
+            self._pending.popleft()
+            self._seconds[part] += self._between(self._last, mark)
+            self._last = mark
 
-    def take(self) -> dict:
+    def _between(self, earlier: Any, later: Any) -> float:
+        """Seconds from one mark to the next."""
+        if self._cuda:
+            return earlier.elapsed_time(later) / 1000
+        return later - earlier
+
+    def take(self) -> dict[str, float]:
         """{part: seconds} since the last call."""
         self.mark("other")
         self.settle()
@@ -83,7 +96,7 @@ class Meter:
     """Measures one process's part of a run on `world`; `seconds` of training were spent before. It
     stands until `start`."""
 
-    def __init__(self, config, world, seconds: float):
+    def __init__(self, config: Config, world: World, seconds: float):
         self._config = config
         self._world = world
         self.tokens_per_step = config.batch.train_batch_size * config.model.seq_len
@@ -94,8 +107,9 @@ class Meter:
         self._split = TimeSplit(world.device)
         self.mark = self._split.mark
         self.settle = self._split.settle
+        self._stretch = 0, seconds  # the step and the time that it began with
 
-    def start(self, step: int):
+    def start(self, step: int) -> None:
         """Training goes on after `step`."""
         self._split.take()
         self._clock.go_on()
@@ -107,7 +121,7 @@ class Meter:
         return self._clock.seconds()
 
     @contextmanager
-    def paused(self, part: str):
+    def paused(self, part: str) -> Iterator[None]:
         """Something other than training, whose time belongs to `part`."""
         self._clock.pause()
         self.mark("other")
@@ -116,33 +130,37 @@ class Meter:
         self.settle()
         self._clock.go_on()
 
-    def begin_stretch(self, step: int):
+    def begin_stretch(self, step: int) -> None:
         """Measure the speed from here on."""
         self._stretch = step, self.seconds
 
     def tokens_per_second(self, step: int) -> float:
         """Speed over all ranks since the present stretch began."""
-        first, since = self._stretch
-        return (step - first) * self.tokens_per_step / max(self.seconds - since, 1e-9)
+        first_step, since = self._stretch
+        tokens = (step - first_step) * self.tokens_per_step
+        return tokens / max(self.seconds - since, 1e-9)
 
     def axes(self, step: int) -> dict:
         """How far the run is, in every unit that a curve may be drawn over."""
         tokens = step * self.tokens_per_step
         reference = self._config.options.tokens_per_second
         return {
-            "train_tokens": tokens,
-            "flops": tokens * self.flops_per_token,
-            "hours": self.seconds / 3600,
-            "reference_hours": tokens / reference / 3600 if reference else None,
+            AXES["tokens"].key: tokens,
+            AXES["flops"].key: tokens * self.flops_per_token,
+            AXES["hours"].key: self.seconds / 3600,
+            AXES["reference_hours"].key: tokens / reference / 3600 if reference else None,
         }
 
     def costs(self, speed: float) -> dict:
         """What the stretch until now took of the machine, at `speed` tokens per second; seconds
         since the last call."""
-        peak = self.peak_flops and self.peak_flops * self._world.size
+        utilisation = None
+        if self.peak_flops:
+            peak = self.peak_flops * self._world.size
+            utilisation = speed * self.flops_per_token / peak
         return {
             "tokens_per_second": speed,
-            "mfu": speed * self.flops_per_token / peak if peak else None,
+            "mfu": utilisation,
             "memory": hardware.peak_memory(self._world.device),
             "seconds": self._split.take(),
         }

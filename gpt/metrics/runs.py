@@ -8,15 +8,19 @@ ones, `resume` and `rewind` those after the step they go back to.
 import json
 import math
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gpt.config.saved import CONFIG, read_config, require_run_config
 from gpt.config.shape import ModelConfig, family
 from gpt.errors import UserError
+from gpt.metrics import events
 from gpt.metrics.events import AXES, CURVES, METRICS
+from gpt.wording import first_of, listed
 
 
 @dataclass
@@ -57,18 +61,19 @@ class Run:
     @property
     def last_step(self) -> int:
         """Optimiser steps completed, as far as the lines tell."""
-        return max(
-            (e["step"] for kind in ("train", "eval") for e in self.events.get(kind, [])), default=0
-        )
+        lines = self.events.get(events.TRAIN, []) + self.events.get(events.EVAL, [])
+        return max((event["step"] for event in lines), default=0)
 
     @property
     def finished(self) -> bool:
         """Whether the last of its steps is done, and evaluated where evaluation is on."""
         planned = self.options["max_train_steps"]
-        evaluated = (
-            self.options.get("eval_every", 0) <= 0 or (self.final() or {}).get("step") == planned
-        )
-        return self.last_step >= planned and evaluated
+        if self.last_step < planned:
+            return False
+        if self.options.get("eval_every", 0) <= 0:
+            return True
+        last_evaluation = self.final()
+        return last_evaluation is not None and last_evaluation["step"] == planned
 
     @property
     def state(self) -> str:
@@ -84,50 +89,51 @@ class Run:
 
     def curve(self, kind: str, split: str | None = None) -> list:
         """Events of one of CURVES by rising step; those of `split` where they are evaluations."""
-        found = self.events.get(kind, [])
-        return [e for e in found if e.get("split") == split] if kind == "eval" else found
+        curve = self.events.get(kind, [])
+        if kind != events.EVAL:
+            return curve
+        return [event for event in curve if event.get("split") == split]
 
     def splits(self) -> list:
         """Splits that were evaluated, the one that the configuration names first."""
-        found = dict.fromkeys(e.get("split") for e in self.events.get("eval", []))
-        return sorted(
-            found, key=lambda split: (split != self.options.get("eval_data_split"), str(split))
-        )
+        splits = {event.get("split") for event in self.events.get(events.EVAL, [])}
+        own = self.options.get("eval_data_split")
+        return sorted(splits, key=lambda split: (split != own, str(split)))
 
     def final(self) -> dict | None:
         """The last evaluation of the configuration's split."""
-        return next(reversed(self.curve("eval", self.options.get("eval_data_split"))), None)
+        evaluations = self.curve(events.EVAL, self.options.get("eval_data_split"))
+        return evaluations[-1] if evaluations else None
 
-    def over(self, axis: str, events: list) -> np.ndarray | None:
-        """Where events lie on one of AXES, float64; None where that is not to be had.
+    def over(self, axis: str, curve: list) -> np.ndarray | None:
+        """Where a curve's events lie on one of AXES, float64; None where that is not to be had.
 
         Lines of older runs hold no axes: all but the measured hours follow exactly from
         config.yaml.
         """
-        key, steps = AXES[axis].key, [e["step"] for e in events]
-        if all(key in e for e in events):
-            found = [e[key] for e in events]
-        elif key == "train_tokens":
-            found = [step * self.tokens_per_step for step in steps]
-        elif key == "flops":
+        key = AXES[axis].key
+        steps = [event["step"] for event in curve]
+        if all(key in event for event in curve):
+            places = [event[key] for event in curve]
+        elif axis == "tokens":
+            places = [step * self.tokens_per_step for step in steps]
+        elif axis == "flops":
             per_step = self.tokens_per_step * self.model.matmul_flops_per_token()
-            found = [step * per_step for step in steps]
-        elif key == "reference_hours":
-            found = [self._reference_hours(step) for step in steps]
+            places = [step * per_step for step in steps]
+        elif axis == "reference_hours":
+            places = [self._reference_hours(step) for step in steps]
         else:
             return None
-        return None if None in found else np.array([_number(x) for x in found])
+        return None if None in places else np.array([_number(place) for place in places])
 
-    def _reference_hours(self, step):
+    def _reference_hours(self, step: int) -> float | None:
         speed = self.options.get("tokens_per_second")
         return step * self.tokens_per_step / speed / 3600 if speed else None
 
 
-def missing_axis(axis: str, runs) -> str:
+def missing_axis(axis: str, runs: Sequence[Run]) -> str:
     """A sentence on runs for which an axis is not to be had."""
-    names = ", ".join(run.name for run in runs[:3]) + (
-        f" and {len(runs) - 3} more" if len(runs) > 3 else ""
-    )
+    names = listed([run.name for run in runs], shown=3)
     if axis == "reference_hours":
         return (
             f"no reference accelerator-hours for {names}: config.yaml has no gpt.tokens_per_second,"
@@ -136,30 +142,32 @@ def missing_axis(axis: str, runs) -> str:
     return f"no {AXES[axis].label} for {names}: {METRICS} does not hold them"
 
 
-def values(events: list, name) -> np.ndarray:
+def values(curve: Iterable[dict], name: str | Callable[[dict], Any]) -> np.ndarray:
     """A number of every event, float64; NaN where it is absent, null or no number. name: "loss",
     "seconds/data" for one inside a block, or a function that makes a number of an event."""
-    found = []
-    for event in events:
-        if callable(name):
-            found.append(_made(name, event))
-            continue
-        value = event
-        for part in name.split("/"):
-            value = value.get(part) if isinstance(value, dict) else None
-        found.append(_number(value))
-    return np.array(found)
+    numbers = []
+    for event in curve:
+        value = _computed(event, name) if callable(name) else _nested(event, name)
+        numbers.append(_number(value))
+    return np.array(numbers)
 
 
-def _made(function, event) -> float:
+def _computed(event: dict, function: Callable[[dict], Any]) -> Any:
     try:
-        return _number(function(event))
+        return function(event)
     # of an event that lacks a number
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
-        return math.nan
+        return None
 
 
-def _number(value) -> float:
+def _nested(event: dict, name: str) -> Any:
+    value: Any = event
+    for part in name.split("/"):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
     try:
@@ -168,28 +176,33 @@ def _number(value) -> float:
         return math.inf
 
 
-def read_runs(paths) -> list:
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Runs in their order; a folder of runs stands for all in it, 6h before 12h. Raises UserError
     where one holds no run."""
     folders = {}
     for path in map(Path, paths):
-        found = [path / METRICS] if (path / METRICS).is_file() else path.glob(f"*/{METRICS}")
-        inside = sorted((file.parent for file in found), key=lambda folder: _natural(folder.name))
-        if not inside:
-            what = (
-                "does not exist"
-                if not path.exists()
-                else f"holds no run (no {METRICS}), nor do the folders in it"
-            )
-            raise UserError(f"{path} {what}: give the folder that training made (--run_dir)")
-        folders |= {folder.resolve(): folder for folder in inside}
+        for folder in _run_folders(path):
+            folders[folder.resolve()] = folder
     runs = [read_run(folder) for folder in folders.values()]
     for run, name in zip(runs, _short_names(list(folders))):
         run.name = name
     return runs
 
 
-def _natural(name):
+def _run_folders(path: Path) -> list[Path]:
+    """The run's folder itself, or the folders of runs in it."""
+    if (path / METRICS).is_file():
+        return [path]
+    inside = [file.parent for file in path.glob(f"*/{METRICS}")]
+    if not inside:
+        reason = "does not exist"
+        if path.exists():
+            reason = f"holds no run (no {METRICS}), nor do the folders in it"
+        raise UserError(f"{path} {reason}", mend="give the folder that training made (--run_dir)")
+    return sorted(inside, key=lambda folder: _natural(folder.name))
+
+
+def _natural(name: str) -> list:
     """A key by which names sort as their numbers do: 0.25h, 0.5h, 6h, 12h."""
     parts = re.split(r"(\d+(?:\.\d+)?)", name)
     return [float(part) if index % 2 else part for index, part in enumerate(parts)]
@@ -199,7 +212,8 @@ def read_run(path: Path) -> Run:
     """One run's folder. Raises UserError where it has no config.yaml that tells what was run."""
     if not (path / CONFIG).is_file():
         raise UserError(
-            f"{path} has no {CONFIG}, which tells what was run: copy it from the run's folder"
+            f"{path} has no {CONFIG}, which tells what was run",
+            mend="copy it from the run's folder",
         )
     config = read_config(path / CONFIG)
     require_run_config(path, config)
@@ -208,7 +222,7 @@ def read_run(path: Path) -> Run:
     return run
 
 
-def _read_metrics(run):
+def _read_metrics(run: Run) -> None:
     damaged = []
     lines = (run.path / METRICS).read_bytes().split(b"\n")
     # what follows the last line's end: nothing, or a line that is being written
@@ -220,55 +234,63 @@ def _read_metrics(run):
         elif line.strip() and number != last:
             damaged.append(number)
     if damaged:
-        shown = ", ".join(map(str, damaged[:10])) + (", …" if len(damaged) > 10 else "")
-        many = len(damaged) > 1
-        run.notices.append(
-            f"{run.path / METRICS}: line{'s' * many} {shown} {'are' if many else 'is'} damaged and"
-            " left out"
-        )
+        numbers = first_of(damaged, shown=10)
+        which = f"lines {numbers} are" if len(damaged) > 1 else f"line {numbers} is"
+        run.notices.append(f"{run.path / METRICS}: {which} damaged and left out")
 
 
-def _parse(line):
+def _parse(line: bytes) -> dict | None:
+    """The event of a line; None where it is damaged."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    whole = (
-        isinstance(event, dict)
-        and isinstance(event.get("event"), str)
-        and type(event.get("step")) is int
-    )
+    if not isinstance(event, dict):
+        return None
+    whole = isinstance(event.get("event"), str) and type(event.get("step")) is int
     return event if whole else None
 
 
-def _add(events, event):
-    kind, step = event["event"], event["step"]
-    if kind in ("resume", "rewind"):
-        _take_away(events, CURVES, (event.get("to") if kind == "rewind" else step), None)
+def _add(history: dict, event: dict) -> None:
+    """Add an event to {kind: [event]}, and take away the lines of the courses that it ends."""
+    kind = event["event"]
+    step = event["step"]
+    if kind == events.RESUME:
+        _take_away(history, CURVES, step)
+    elif kind == events.REWIND:
+        _take_away(history, CURVES, event.get("to"))
+    elif kind == events.EVAL and event.get("split") is not None:
+        _take_away_split(history, step - 1, event["split"])
     elif kind in CURVES:
-        _take_away(events, (kind,), step - 1, event.get("split"))
+        _take_away(history, (kind,), step - 1)
     # a run that was started again without a checkpoint tells so by nothing else
-    if kind == "train":
-        _take_away(events, CURVES, step, None)
-        _take_away(events, ("eval",), step - 1, None)
-    events.setdefault(kind, []).append(event)
+    if kind == events.TRAIN:
+        _take_away(history, CURVES, step)
+        _take_away(history, (events.EVAL,), step - 1)
+    history.setdefault(kind, []).append(event)
 
 
-def _take_away(events, kinds, after, split):
-    """Take away the lines of steps after `after`; of `split` only, where one is given."""
+def _take_away(history: dict, kinds: tuple, after: Any) -> None:
+    """Take away the lines of steps after `after`, which a damaged line may not have."""
     if type(after) is not int:
         return
     for kind in kinds:
-        found = events.get(kind, [])
-        while found and found[-1]["step"] > after and split is None:
-            found.pop()
-        if split is not None:
-            found[:] = [e for e in found if e["step"] <= after or e.get("split") != split]
+        lines = history.get(kind, [])
+        while lines and lines[-1]["step"] > after:
+            lines.pop()
 
 
-def _short_names(folders) -> list:
+def _take_away_split(history: dict, after: int, split: str) -> None:
+    """Take away the evaluations of a split after a step."""
+    lines = history.get(events.EVAL, [])
+    lines[:] = [line for line in lines if line["step"] <= after or line.get("split") != split]
+
+
+def _short_names(folders: Sequence[Path]) -> list[str]:
     """The last parts of paths, as few as tell them apart."""
     parts = 1
-    while len(set(names := ["/".join(folder.parts[-parts:]) for folder in folders])) < len(folders):
+    while True:
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+        if len(set(names)) == len(folders):
+            return names
         parts += 1
-    return names

@@ -2,39 +2,48 @@
 
 import sys
 from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
+from gpt.config.run_config import Config
 from gpt.wording import duration
 
 
-def say_line(text, stream):
+def say_line(text: str, stream: TextIO) -> None:
     # a log on a full disk, a reader that has gone: no reason to end a run
     with suppress(OSError):
         print(text, file=stream, flush=True)
 
 
 class Progress:
-    """What a person watching sees: a bar on a terminal, plain lines in a log."""
+    """What a person watching rank 0 sees: a bar on a terminal, plain lines in a log. The other
+    ranks get an object that shows nothing. Before `start` there is no bar."""
 
-    def __init__(self, first: int, last: int, active: bool):
+    def __init__(self, last_step: int, active: bool):
         self._active = active
-        self._last = last
-        self._bar = None
-        if active and sys.stderr.isatty():
-            self._bar = tqdm(total=last, initial=first, unit="step", dynamic_ncols=True, leave=True)
+        self._last_step = last_step
+        self._bar: tqdm | None = None
 
-    def advance(self):
+    def start(self, step: int) -> None:
+        """The run goes on after `step`."""
+        if self._active and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self._last_step, initial=step, unit="step", dynamic_ncols=True, leave=True
+            )
+
+    def advance(self) -> None:
         if self._bar is not None:
             self._bar.update()
 
-    def rewind(self, step: int):
+    def rewind(self, step: int) -> None:
         """The run went back to an earlier step."""
         if self._bar is not None:
             self._bar.n = step
             self._bar.refresh()
 
-    def say(self, text: str):
+    def say(self, text: str) -> None:
         if self._bar is not None:
             self._bar.write(text)
         elif self._active:
@@ -42,16 +51,45 @@ class Progress:
 
     def report(
         self, step: int, loss: float, lr: float, tokens_per_second: float, seconds_left: float
-    ):
+    ) -> None:
         text = f"loss {loss:.4f}  lr {lr:.2e}  {tokens_per_second:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
-        else:
-            self.say(
-                f"step {step:>{len(str(self._last))}}/{self._last}  {text}  ETA"
-                f" {duration(seconds_left)}"
-            )
+            return
+        width = len(str(self._last_step))
+        remaining = duration(seconds_left)
+        self.say(f"step {step:>{width}}/{self._last_step}  {text}  ETA {remaining}")
 
-    def close(self):
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def announcement(
+    config: Config, device: str, data_root: Path, kernels: tuple[str, str], attention: str
+) -> str:
+    """What is about to run. device: cpu or cuda. kernels: which, and why. attention: its
+    backend."""
+    model = config.model
+    batch = config.batch
+    which_kernels, why = kernels
+    engine = f"{config.precision}, ZeRO stage {config.zero_stage}, {batch.world_size} x {device}"
+    micro = f"micro batch {batch.micro_size}, accumulation {batch.accumulation}"
+    tokens = f"{batch.train_batch_size} x {model.seq_len} tokens a step ({micro}) from {data_root}"
+    compiled = f"compile: {config.options.compile}"
+    return (
+        f"{config.run_dir}: {model.parameters():,} parameters, {engine}; {tokens};"
+        f" kernels: {which_kernels} ({why}), attention: {attention}, {compiled}"
+    )
+
+
+def evaluation_line(
+    step: int, split: str, split_tokens: int, scores: dict, first_weights: str
+) -> str:
+    """scores: of gpt.evaluation.summary. first_weights: what those of step 0 are."""
+    weights = "" if step else f" ({first_weights})"
+    scored = f"{scores['tokens']:,} of {max(0, split_tokens - 1):,} tokens"
+    loss = f"loss {scores['loss']:.4f}"
+    perplexity = f"normalised perplexity {scores['normalised_ppl']:.4f}"
+    bits = f"bits per byte {scores['bits_per_byte']:.4f}"
+    return f"eval after step {step}{weights} on {split} ({scored}): {loss}  {perplexity}  {bits}"

@@ -21,6 +21,7 @@ from gpt.prepare.splits import TRAIN
 from gpt.prepare.staging import Job
 from gpt.prepare.texts import BLOCK, ODDITIES
 from gpt.prepare.units import Record, read_records
+from gpt.wording import first_of
 
 # Names of documents in a message.
 SHOWN = 3
@@ -219,9 +220,7 @@ def _report(split: str, selection: Selection, say: Callable[[str], object]) -> N
         fate = "left out of it"
     else:
         fate = "kept; --duplicates drop leaves them out of train"
-    shown = ", ".join(names[:SHOWN])
-    if len(names) > SHOWN:
-        shown += ", …"
+    shown = first_of(names, SHOWN)
     say(
         f"WARNING: {len(names):,} document(s) of train are held out too, under other names:"
         f" {fate} ({shown})"

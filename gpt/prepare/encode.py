@@ -10,6 +10,7 @@ words, and each word is encoded once and remembered; where it does not, into lin
 """
 
 import re
+from collections.abc import Iterable, Iterator
 
 from sentencepiece import sentencepiece_model_pb2
 
@@ -17,11 +18,24 @@ from gpt.data.manifests import token_dtype
 from gpt.data.vocab import BLANK, END_OF_DOCUMENT, Vocab
 from gpt.errors import UserError
 
-CHUNK = 1 << 20  # characters that are encoded at a time
-# characters without a harmless cut: SentencePiece takes about 150 bytes for each
+# Characters that are encoded at a time.
+CHUNK = 1 << 20
+
+# Characters without a harmless cut: SentencePiece takes about 150 bytes for each.
 LONGEST_RUN = 1 << 24
-LONGEST_WORD = 64  # characters; longer ones seldom come again
-MOST_WORDS = 1 << 19  # remembered, about 100 MB; then all are forgotten
+
+# Characters of a word that is remembered; longer ones seldom come again.
+LONGEST_WORD = 64
+
+# Words that are remembered, about 100 MB; then all are forgotten.
+MOST_WORDS = 1 << 19
+
+# What each unit looks like in a text. A word takes the blanks before it along; where pieces reach
+# over line ends, words do too.
+WORDS = r"\n| *[^ \n]+| +"
+WORDS_OVER_LINES = r" *[^ ]+| +"
+LINES = r"\n|[^\n]+"
+WHOLE_DOCUMENTS = r"(?s:.+)"
 
 
 class Encoder:
@@ -35,21 +49,21 @@ class Encoder:
         self.vocab = vocab
         self.dtype = token_dtype(vocab.size)
         self.end = vocab.eod_id.to_bytes(int(self.dtype[-1]), "little")
-        self.reason, pairs = _pairs_within_pieces(vocab.model)
-        self._pairs = pairs
-        after_word = pairs is not None and not any(b == " " != a for a, b in pairs)
-        at_line_end = pairs is not None and not any("\n" in pair for pair in pairs)
-        if pairs is not None and not after_word:
-            self.reason = "its pieces reach over the ends of words" + " and of lines" * (
-                not at_line_end
-            )
-        self.unit = "words" if after_word else "lines" if at_line_end else "whole documents"
-        pattern = {
-            (True, True): r"\n| *[^ \n]+| +",
-            (True, False): " *[^ ]+| +",
-            (False, True): r"\n|[^\n]+",
-        }
-        self._units = re.compile(pattern.get((after_word, at_line_end), r"(?s:.+)")).findall
+        self.reason, self._pairs = _pairs_within_pieces(vocab.model)
+        self.unit = "whole documents"
+        pattern = WHOLE_DOCUMENTS
+        if self._pairs is not None:
+            cuts_at_lines = not any("\n" in pair for pair in self._pairs)
+            if _ends_words_at_blanks(self._pairs):
+                self.unit = "words"
+                pattern = WORDS if cuts_at_lines else WORDS_OVER_LINES
+            elif cuts_at_lines:
+                self.unit = "lines"
+                pattern = LINES
+                self.reason = "its pieces reach over the ends of words"
+            else:
+                self.reason = "its pieces reach over the ends of words and of lines"
+        self._units = re.compile(pattern).findall
         self._ids = _Remembered(vocab, self.dtype)
 
     def encode(self, text: str) -> bytes:
@@ -63,62 +77,60 @@ class Encoder:
             self._ids.clear()
         return ids
 
-    def chunks(self, blocks):
-        """Join the blocks of a text, and cut them again where that changes no id: yields str, about
-        CHUNK characters each.
+    def chunks(self, blocks: Iterable[str]) -> Iterator[str]:
+        """Join the blocks of a text, and cut them again where that changes no id: about CHUNK
+        characters each.
 
         Raises UserError where LONGEST_RUN characters hold no such cut.
         """
         text = ""
         for block in blocks:
-            seen, text = len(text), text + block
+            searched = len(text) if len(text) >= CHUNK else 0
+            text += block
             if len(text) < CHUNK:
                 continue
-            cut = self._last_cut(text, seen if seen >= CHUNK else 0)
+            cut = self._last_cut(text, searched)
             if cut:
                 yield text[:cut]
                 text = text[cut:]
             elif len(text) > LONGEST_RUN:
-                run = (
-                    f"the run that begins {text[:20]!r} holds no two neighbours that no piece joins"
-                )
-                why = self.reason if self._pairs is None else run
                 raise UserError(
                     f"more than {LONGEST_RUN:,} characters would have to be encoded at once "
-                    f"({why}): cut the document up, or leave it out"
+                    f"({self._why_no_cut(text)})",
+                    mend="cut the document up, or leave it out",
                 )
         if text:
             yield text
 
-    def _last_cut(self, text, first):
+    def _last_cut(self, text: str, first: int) -> int:
         """Last place, at or after `first`, at which a cut is harmless; 0 where there is none."""
         if self._pairs is None:
             return 0
-        pairs = self._pairs
-        return next(
-            (
-                i
-                for i in range(len(text) - 1, max(first, 1) - 1, -1)
-                if text[i - 1 : i + 1] not in pairs
-            ),
-            0,
-        )
+        for place in range(len(text) - 1, max(first, 1) - 1, -1):
+            if text[place - 1 : place + 1] not in self._pairs:
+                return place
+        return 0
+
+    def _why_no_cut(self, text: str) -> str | None:
+        if self._pairs is None:
+            return self.reason
+        return f"the run that begins {text[:20]!r} holds no two neighbours that no piece joins"
 
 
 class Lossy(Exception):
     """The vocabulary does not encode a text without loss."""
 
 
-class _Remembered(dict):
+class _Remembered(dict[str, bytes]):
     """{text: stored ids}, encoded when first asked for. Ids are checked to stand for the text's own
     bytes."""
 
-    def __init__(self, vocab, dtype):
+    def __init__(self, vocab: Vocab, dtype: str):
         super().__init__()
         self._vocab = vocab
         self._dtype = dtype
 
-    def __missing__(self, text):
+    def __missing__(self, text: str) -> bytes:
         ids = self._vocab.encode(text)
         if self._vocab.text_bytes(ids) != text.encode():
             raise Lossy
@@ -128,10 +140,11 @@ class _Remembered(dict):
         return stored
 
 
-def _pairs_within_pieces(model: bytes):
+def _pairs_within_pieces(model: bytes) -> tuple[str | None, set[str] | None]:
     """(None, the pairs of characters that stand side by side in a piece), or (reason, None) where
     pieces do not tell."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    # protobuf makes the class when its module is imported
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
     trainer = proto.trainer_spec
     normalizer = proto.normalizer_spec
     if trainer.model_type != trainer.BPE:
@@ -143,15 +156,19 @@ def _pairs_within_pieces(model: bytes):
     ):
         return "it normalises text", None
     kinds = proto.SentencePiece
-    if (
-        not normalizer.escape_whitespaces
-        or sum(piece.type == kinds.BYTE for piece in proto.pieces) != 256
-    ):
+    byte_pieces = sum(piece.type == kinds.BYTE for piece in proto.pieces)
+    if not normalizer.escape_whitespaces or byte_pieces != 256:
         return "it has no piece for every byte, or none for blanks", None
-    texts = [
-        piece.piece.replace(BLANK, " ")
-        for piece in proto.pieces
-        if piece.type in (kinds.NORMAL, kinds.USER_DEFINED, kinds.UNUSED)
-    ]
-    texts.append(END_OF_DOCUMENT)  # which is cut up where it is met in a text
-    return None, {text[i : i + 2] for text in texts for i in range(len(text) - 1)}
+    texts = [END_OF_DOCUMENT]  # which is cut up where it is met in a text
+    for piece in proto.pieces:
+        if piece.type in (kinds.NORMAL, kinds.USER_DEFINED, kinds.UNUSED):
+            texts.append(piece.piece.replace(BLANK, " "))
+    pairs: set[str] = set()
+    for text in texts:
+        pairs.update(text[i : i + 2] for i in range(len(text) - 1))
+    return None, pairs
+
+
+def _ends_words_at_blanks(pairs: set[str]) -> bool:
+    """Whether no piece holds a blank behind another character."""
+    return not any(pair[1] == " " and pair[0] != " " for pair in pairs)

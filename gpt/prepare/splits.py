@@ -157,7 +157,7 @@ def require_name(split: str) -> None:
 
 def read_lists(options: Iterable[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """--split_list SPLIT=FILE …: the lists of a Rule."""
-    lists = []
+    lists: list[tuple[str, tuple[str, ...]]] = []
     for option in options:
         split, equals, file = option.partition("=")
         if not equals or not file:

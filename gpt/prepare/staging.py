@@ -22,10 +22,9 @@ PLAN = "plan.json"
 # The folder in which the dataset is packed.
 PACKED = "dataset"
 
-NO_ROOM = (
-    "no room is left on the disk of --out, where the work is kept too: make some, and the same"
-    " command goes on"
-)
+# What is wrong where the disk is full, and what to do about it.
+NO_ROOM = "no room is left on the disk of --out, where the work is kept too"
+MAKE_ROOM = "make some, and the same command goes on"
 
 
 @dataclass(frozen=True)

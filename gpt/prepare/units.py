@@ -16,7 +16,7 @@ from gpt.errors import UserError
 from gpt.files import sync, when_full, write_atomically
 from gpt.prepare.documents import Input, divide, documents
 from gpt.prepare.encode import Encoder, Lossy
-from gpt.prepare.staging import NO_ROOM
+from gpt.prepare.staging import MAKE_ROOM, NO_ROOM
 from gpt.prepare.texts import Document, NotUTF8, Reading
 
 # Bytes of input in a unit.
@@ -82,7 +82,7 @@ class UnitEncoder:
     reading: Reading
     model: bytes
 
-    @when_full(NO_ROOM)
+    @when_full(NO_ROOM, MAKE_ROOM)
     def __call__(self, unit: Unit, report: Callable[[int], object]) -> tuple[int, list[NotUTF8]]:
         """Returns (number, mistakes of documents that are not UTF-8); with any, it is not done.
 

@@ -2,128 +2,166 @@
 every byte."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt.data import manifests
-from gpt.data.datasets import Dataset
+from gpt.data.datasets import Dataset, Split
+from gpt.data.manifests import Manifest
+from gpt.data.vocab import Vocab
 from gpt.files import hash_file
-from gpt.prepare.documents import documents
-from gpt.prepare.texts import NotUTF8
+from gpt.prepare.documents import Input, documents
+from gpt.prepare.texts import Document, NotUTF8, Reading
 
-AT_A_TIME = 1 << 20  # tokens
+# Tokens that are read at a time.
+AT_A_TIME = 1 << 20
 
 
-def damaged_files(root: Path, manifest: dict) -> list:
+def damaged_files(root: Path, manifest: Manifest) -> list[str]:
     """A sentence for every file of a dataset that is not as its manifest says."""
-    wanted = {root / manifests.TOKENIZER: {"sha256": manifest["tokenizer"].get("sha256")}}
+    tokenizer = {"sha256": manifest["tokenizer"].get("sha256")}
+    facts_of: dict[Path, Any] = {root / manifests.TOKENIZER: tokenizer}
     for split, entry in manifest["splits"].items():
-        wanted |= {root / split / file: entry["files"][file] for file in manifests.SPLIT_FILES}
-    found = []
-    for path, facts in wanted.items():
+        for file in manifests.SPLIT_FILES:
+            facts_of[root / split / file] = entry["files"][file]
+    damages = []
+    for path, facts in facts_of.items():
         if not path.is_file():
-            found.append(f"{path} is missing")
+            damages.append(f"{path} is missing")
             continue
-        there = hash_file(path)
-        if there["size"] != facts.get("size", there["size"]):
-            found.append(
-                f"{path} has {there['size']:,} bytes, where the manifest says {facts['size']:,}"
+        actual = hash_file(path)
+        if actual["size"] != facts.get("size", actual["size"]):
+            damages.append(
+                f"{path} has {actual['size']:,} bytes, where the manifest says {facts['size']:,}"
             )
-        elif there["sha256"] != facts.get("sha256"):
-            found.append(
+        elif actual["sha256"] != facts.get("sha256"):
+            damages.append(
                 f"{path} is not as it was written: its sha256 is another than in the manifest"
             )
-    return found
+    return damages
 
 
-def miscounts(dataset: Dataset, name: str) -> list:
+def miscounts(dataset: Dataset, name: str) -> list[str]:
     """A sentence for everything that does not add up in a split: its documents' tokens, ends, bytes
     by the vocabulary's table, names. Reads all tokens once."""
     split = dataset.split(name)
-    entry = dataset.manifest["splits"][name]
-    eod = dataset.vocab.eod_id
-    ends = np.cumsum(split.doc_tokens + 1)
-    sizes, misplaced = np.zeros(len(ends), np.int64), 0
+    sizes, misplaced_ends = _recount(split, dataset.vocab)
+    names = split.names()
+    documents = len(split.doc_tokens)
+    mistakes = []
+    wrong = np.flatnonzero(sizes != split.doc_bytes)
+    if len(wrong):
+        first = wrong[0]
+        mistakes.append(
+            f"{name}: {len(wrong):,} documents do not have the bytes that they should, the first is"
+            f" {names[first]!r}: {sizes[first]:,} by its tokens,"
+            f" {split.doc_bytes[first]:,} by doc_bytes.npy"
+        )
+    if misplaced_ends:
+        mistakes.append(f"{name}: the ends of documents are not where doc_tokens.npy says")
+    if len(set(names)) != documents:
+        mistakes.append(f"{name}: {len(set(names)):,} different names for {documents:,} documents")
+    total = int(split.doc_bytes.sum())
+    total_in_manifest = dataset.manifest["splits"][name]["bytes"]
+    if total_in_manifest != total:
+        mistakes.append(
+            f"{name}: {total:,} bytes by doc_bytes.npy, {total_in_manifest:,} by the manifest"
+        )
+    return mistakes
+
+
+def _recount(split: Split, vocab: Vocab) -> tuple[np.ndarray, int]:
+    """(UTF-8 bytes of each document by its tokens, int64 (documents,); how many documents do not
+    end with the end-of-document id)."""
+    ends = np.cumsum(split.doc_tokens + 1)  # of documents, in the packed file
+    sizes = np.zeros(len(ends), np.int64)
+    misplaced_ends = 0
     for first in range(0, len(split.tokens), AT_A_TIME):
         ids = np.asarray(split.tokens[first : first + AT_A_TIME])
         split.check_ids(ids)
-        total = np.concatenate([[0], np.cumsum(dataset.vocab.byte_lengths[ids])])
-        # the document that the first token belongs to
+        # the documents that the first and the last of these tokens belong to
         low = np.searchsorted(ends, first, "right")
         high = np.searchsorted(ends, first + len(ids) - 1, "right")
-        stops = np.clip(ends[low : high + 1] - first, 0, len(ids))
-        sizes[low : high + 1] += np.diff(total[np.concatenate([[0], stops])])
-        last = ends[low : high + 1][ends[low : high + 1] <= first + len(ids)] - 1 - first
-        misplaced += int((ids[last] != eod).sum())
-    found, names = [], split.names()
-    wrong = np.flatnonzero(sizes != split.doc_bytes)
-    if len(wrong):
-        found.append(
-            f"{name}: {len(wrong):,} documents do not have the bytes that they should, the first is"
-            f" {names[wrong[0]]!r}: {sizes[wrong[0]]:,} by its tokens,"
-            f" {split.doc_bytes[wrong[0]]:,} by doc_bytes.npy"
-        )
-    if misplaced:
-        found.append(f"{name}: the ends of documents are not where doc_tokens.npy says")
-    if len(set(names)) != len(ends):
-        found.append(f"{name}: {len(set(names)):,} different names for {len(ends):,} documents")
-    if entry["bytes"] != int(split.doc_bytes.sum()):
-        found.append(
-            f"{name}: {int(split.doc_bytes.sum()):,} bytes by doc_bytes.npy, {entry['bytes']:,} by"
-            " the manifest"
-        )
-    return found
+        ends_here = ends[low : high + 1] - first
+        bytes_before = np.concatenate([[0], np.cumsum(vocab.byte_lengths[ids])])
+        cuts = np.concatenate([[0], np.clip(ends_here, 0, len(ids))])
+        sizes[low : high + 1] += np.diff(bytes_before[cuts])
+        last_ids = ids[ends_here[ends_here <= len(ids)] - 1]
+        misplaced_ends += int((last_ids != vocab.eod_id).sum())
+    return sizes, misplaced_ends
 
 
-def compare_with_source(dataset: Dataset, inputs, reading) -> list:
+class _Place(NamedTuple):
+    """Where a document's tokens are."""
+
+    split: str
+    first: int
+    tokens: int
+
+
+def compare_with_source(dataset: Dataset, inputs: Sequence[Input], reading: Reading) -> list[str]:
     """A sentence for every document whose text is not what its tokens stand for, and for those on
     one side only."""
-    places, found = {}, []
     splits = {name: dataset.split(name) for name in dataset.split_names}
-    for name, split in splits.items():
-        starts = np.cumsum(split.doc_tokens + 1) - (split.doc_tokens + 1)
-        places |= {
-            (name, document): (name, i, int(starts[i])) for i, document in enumerate(split.names())
-        }
+    places = _places_of_documents(splits)
     by_folder = any(entry.split for entry in inputs)
     left_out = 0
+    mistakes = []
     for entry in inputs:
+        possible_splits = [entry.split] if by_folder else list(splits)
         for document in documents(entry, reading):
-            names = [entry.split] if by_folder else list(splits)
-            place = next(
-                (
-                    places.pop((name, document.name))
-                    for name in names
-                    if (name, document.name) in places
-                ),
-                None,
-            )
+            place = _take(places, possible_splits, document.name)
             if place is None:
                 left_out += 1
                 continue
-            name, number, start = place
-            ids = splits[name].tokens[start : start + int(splits[name].doc_tokens[number])]
+            ids = splits[place.split].tokens[place.first : place.first + place.tokens]
             if _digest(document) != _digest_of_tokens(dataset.vocab, ids):
-                found.append(
-                    f"{name}: {document.name!r} is another text in the source than in the dataset"
+                mistakes.append(
+                    f"{place.split}: {document.name!r} is another text in the source than in the"
+                    " dataset"
                 )
-    entries = dataset.manifest["splits"].values()
-    expected = sum(sum(entry.get("left_out", {}).values()) for entry in entries)
+    expected = 0
+    for split_entry in dataset.manifest["splits"].values():
+        expected += sum(split_entry.get("left_out", {}).values())
     if left_out != expected:
-        found.append(
+        mistakes.append(
             f"{left_out:,} documents of the source are not in the dataset, and the manifest knows"
             f" of {expected:,} that were left out"
         )
     if places:
-        name, document = next(iter(places))
-        found.append(
-            f"{len(places):,} documents are not in the source, the first is {document!r} of {name}"
+        split, name = next(iter(places))
+        mistakes.append(
+            f"{len(places):,} documents are not in the source, the first is {name!r} of {split}"
         )
-    return found
+    return mistakes
 
 
-def _digest(document):
+def _places_of_documents(splits: dict[str, Split]) -> dict[tuple[str, str], _Place]:
+    """By split and name."""
+    places = {}
+    for split_name, split in splits.items():
+        starts = np.cumsum(split.doc_tokens + 1) - (split.doc_tokens + 1)
+        for index, name in enumerate(split.names()):
+            place = _Place(split_name, int(starts[index]), int(split.doc_tokens[index]))
+            places[split_name, name] = place
+    return places
+
+
+def _take(
+    places: dict[tuple[str, str], _Place], splits: Sequence[str | None], name: str
+) -> _Place | None:
+    """Take out the place of a document in the first of these splits that has it."""
+    for split in splits:
+        if (split, name) in places:
+            return places.pop((str(split), name))
+    return None
+
+
+def _digest(document: Document) -> bytes | None:
+    """sha256 of a text, None where it is not UTF-8."""
     digest = hashlib.sha256()
     try:
         for block in document.blocks():
@@ -133,7 +171,7 @@ def _digest(document):
     return digest.digest()
 
 
-def _digest_of_tokens(vocab, ids):
+def _digest_of_tokens(vocab: Vocab, ids: np.ndarray) -> bytes:
     digest = hashlib.sha256()
     for first in range(0, len(ids), AT_A_TIME):
         digest.update(vocab.text_bytes(ids[first : first + AT_A_TIME]))

@@ -2,17 +2,20 @@
 
 import io
 import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
 from gpt.data.vocab import END_OF_DOCUMENT, Vocab
 from gpt.errors import UserError
-from gpt.prepare.documents import documents, holds_rows
-from gpt.prepare.texts import NotUTF8
+from gpt.prepare.documents import Input, documents, holds_rows
+from gpt.prepare.splits import TRAIN, Rule
+from gpt.prepare.texts import Document, NotUTF8, Reading
 
 # The baseline's options (Languini Kitchen's books_16384.model).
-TOKENIZER_OPTIONS = dict(
+TOKENIZER_OPTIONS: dict[str, Any] = dict(
     model_type="bpe",
     hard_vocab_limit=True,
     input_sentence_size=2_000_000,
@@ -33,16 +36,24 @@ TOKENIZER_OPTIONS = dict(
     split_digits=True,
     vocabulary_output_piece_score=False,
 )
+
 LARGEST_VOCABULARY = 1 << 20
-SMALLEST_VOCABULARY = 3 + 256 + 1  # pad, unk, <D>, the bytes, one piece
-# characters. SentencePiece ignores training sentences of more than 4,192 bytes.
+
+# pad, unk, <D>, the bytes, one piece
+SMALLEST_VOCABULARY = 3 + 256 + 1
+
+# Characters. SentencePiece ignores training sentences of more than 4,192 bytes.
 LONGEST_SENTENCE = 1000
-TRAINING_BYTES = 1 << 27  # of text that a vocabulary is trained on
+
+# Of text that a vocabulary is trained on.
+TRAINING_BYTES = 1 << 27
 
 
-def training_documents(inputs, rule, reading, say=print):
+def training_documents(
+    inputs: Sequence[Input], rule: Rule, reading: Reading, say: Callable[[str], object] = print
+) -> Iterator[Document]:
     """Documents of the split `train` that a vocabulary is trained on: the first of the stable
-    order, up to TRAINING_BYTES, file by file. rule: gpt.prepare.splits.Rule."""
+    order, up to TRAINING_BYTES, file by file."""
     if any(holds_rows(entry) for entry in inputs):
         say(
             f"reading the names of the documents in {len(inputs):,} files, to train on none that is"
@@ -51,87 +62,102 @@ def training_documents(inputs, rule, reading, say=print):
     names = []
     folders = []
     sizes = []
-    places = []
-    for place, entry in enumerate(inputs):
+    input_of = []  # each document's, as an index
+    for index, entry in enumerate(inputs):
         for document in documents(entry, reading):
             names.append(document.name)
             folders.append(entry.split)
-            sizes.append(entry.size if isinstance(document.source, Path) else len(document.source))
-            places.append(place)
-    train = rule.share_out(names, folders)["train"]
+            input_of.append(index)
+            if isinstance(document.source, Path):
+                sizes.append(entry.size)
+            else:
+                sizes.append(len(document.source))
+    train = rule.share_out(names, folders)[TRAIN]
     size = 0
-    wanted = {}
-    for count, document in enumerate(train, 1):
-        wanted.setdefault(places[document], set()).add(names[document])
-        size += sizes[document]
+    chosen_names: dict[int, set[str]] = {}  # by their input
+    for count, index in enumerate(train, 1):
+        chosen_names.setdefault(input_of[index], set()).add(names[index])
+        size += sizes[index]
         if size >= TRAINING_BYTES:
             break
     say(f"training a tokenizer on {count:,} of {len(train):,} documents, {size / 1e6:,.1f} MB")
-    return (
-        document
-        for place, chosen in wanted.items()
-        for document in documents(inputs[place], reading)
-        if document.name in chosen and (reading.bad_utf8 != "skip" or _is_utf8(document))
-    )
+    return _chosen_documents(inputs, chosen_names, reading)
 
 
-def _is_utf8(document):
+def _chosen_documents(
+    inputs: Sequence[Input], chosen_names: dict[int, set[str]], reading: Reading
+) -> Iterator[Document]:
+    for index, names in chosen_names.items():
+        for document in documents(inputs[index], reading):
+            if document.name not in names:
+                continue
+            if reading.bad_utf8 != "skip" or _is_utf8(document):
+                yield document
+
+
+def _is_utf8(document: Document) -> bool:
     try:
-        return all(True for _ in document.blocks())
+        for _ in document.blocks():
+            pass
     except NotUTF8:
         return False
+    return True
 
 
-def _sentences(documents):
+def _sentences(documents: Iterable[Document]) -> Iterator[str]:
     """Lines, the empty ones left out and the long ones cut at blanks, of about TRAINING_BYTES of
     text."""
     left = TRAINING_BYTES
     for document in documents:
-        rest = ""
+        unfinished = ""
         for block in document.blocks():
             left -= len(block)
-            *lines, rest = (rest + block).split("\n")
+            *lines, unfinished = (unfinished + block).split("\n")
             for line in lines:
                 yield from filter(None, _cut(line))
-            *parts, rest = _cut(rest)
-            yield from parts
+            *pieces, unfinished = _cut(unfinished)
+            yield from pieces
             if left < 0:
                 return
-        if rest:
-            yield rest
+        if unfinished:
+            yield unfinished
 
 
-def _cut(line):
+def _cut(line: str) -> Iterator[str]:
     """Pieces of a line of at most LONGEST_SENTENCE characters."""
     start = 0
     while len(line) - start > LONGEST_SENTENCE:
         cut = line.rfind(" ", start + 1, start + LONGEST_SENTENCE)
-        cut = cut if cut > 0 else start + LONGEST_SENTENCE
+        if cut <= 0:
+            cut = start + LONGEST_SENTENCE
         yield line[start:cut]
         start = cut
     yield line[start:]
 
 
-def train_tokenizer(documents, vocab_size: int) -> Vocab:
+def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Vocab:
     """A BPE vocabulary of `vocab_size` ids with the baseline's options, deterministic for the same
-    documents."""
+    documents. Raises UserError."""
     if vocab_size < SMALLEST_VOCABULARY:
         raise UserError(
-            f"--vocab_size {vocab_size} is too small: 3 special ids and 256 bytes need "
-            f"at least {SMALLEST_VOCABULARY}"
+            f"--vocab_size {vocab_size} is too small",
+            mend=f"3 special ids and 256 bytes need at least {SMALLEST_VOCABULARY}",
         )
     if vocab_size > LARGEST_VOCABULARY:
         raise UserError(
-            f"--vocab_size {vocab_size} is too large: give at most {LARGEST_VOCABULARY}"
+            f"--vocab_size {vocab_size} is too large", mend=f"give at most {LARGEST_VOCABULARY}"
         )
-    model, mistakes = io.BytesIO(), []
+    model = io.BytesIO()
+    mistakes: list[UserError] = []
 
-    def sentences():  # SentencePiece would swallow a mistake that is raised in here
+    def sentences() -> Iterator[str]:
+        # SentencePiece would swallow a mistake that is raised in here
         try:
             yield from _sentences(documents)
         except UserError as error:
             mistakes.append(error)
 
+    failure = None
     sentencepiece.set_random_generator_seed(0)
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -141,30 +167,30 @@ def train_tokenizer(documents, vocab_size: int) -> Vocab:
             minloglevel=2,
             **TOKENIZER_OPTIONS,
         )
-        failure = None
     except RuntimeError as error:
         failure = error
     if mistakes:
         raise mistakes[0]
     if failure is not None:
-        raise UserError(_why_training_failed(str(failure), vocab_size)) from failure
+        raise _training_mistake(str(failure), vocab_size) from failure
     return Vocab(model.getvalue())
 
 
-def _why_training_failed(message, vocab_size):
+def _training_mistake(message: str, vocab_size: int) -> UserError:
+    """What SentencePiece's message means to the user."""
     limit = re.search(r"set it to a value <= (\d+)", message)
     if limit:
-        return (
-            f"the text is too little for a vocabulary of {vocab_size}: lower --vocab_size to at"
-            f" most {limit[1]}, or give more text"
+        return UserError(
+            f"the text is too little for a vocabulary of {vocab_size}",
+            mend=f"lower --vocab_size to at most {limit[1]}, or give more text",
         )
     needed = re.search(r"smaller than required_chars\. (\d+) vs (\d+)", message)
     if needed:
-        return (
-            f"a vocabulary of {vocab_size} has no room for the text's characters: raise"
-            f" --vocab_size to {needed[2]} or more"
+        return UserError(
+            f"a vocabulary of {vocab_size} has no room for the text's characters",
+            mend=f"raise --vocab_size to {needed[2]} or more",
         )
-    return (
+    return UserError(
         f"no tokenizer of {vocab_size} ids could be trained on the text (SentencePiece says:"
         f" {message.strip()})"
     )

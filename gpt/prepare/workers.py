@@ -39,7 +39,7 @@ def spread(
     context = multiprocessing.get_context("spawn")
     tasks = iter(tasks)
     busy: dict[Any, BaseProcess] = {}  # by the connection to each
-    processes: list[BaseProcess] = []
+    processes = []
     try:
         for _, task in zip(range(count), tasks):
             ours, theirs = context.Pipe()
@@ -50,7 +50,8 @@ def spread(
             _talk(ours.send, process, task)
             busy[ours] = process
         while busy:
-            for connection in wait(list(busy)):
+            ready: list[Any] = wait(list(busy))
+            for connection in ready:
                 kind, value = _talk(connection.recv, busy[connection])
                 if kind == "mistake":
                     raise value

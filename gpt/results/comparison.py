@@ -4,61 +4,16 @@ the same."""
 import json
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gpt.config.saved import curve_settings
 from gpt.errors import UserError
-from gpt.metrics.runs import missing_axis, values
+from gpt.metrics.runs import Run, missing_axis, values
 
-
-@dataclass
-class Group:
-    """Runs that differ in nothing but their seeds."""
-
-    name: str
-    runs: list
-
-    @property
-    def seeds(self) -> list:
-        return [run.options.get("seed") for run in self.runs]
-
-    @property
-    def title(self) -> str:
-        return f"{self.name} ({len(self.runs)} seeds)" if len(self.runs) > 1 else self.name
-
-    @property
-    def family(self) -> str:
-        return self.runs[0].family
-
-    def mean(self, axis: str, kind: str, name, split: str | None = None):
-        """(x, mean, spread) of a value over the steps that all runs have; the spread is the sample
-        standard deviation, None for one run. None where the axis is not to be had."""
-        tables = []
-        for run in self.runs:
-            events = run.curve(kind, split)
-            x = run.over(axis, events)
-            if x is None:
-                return None
-            tables.append({e["step"]: pair for e, *pair in zip(events, x, values(events, name))})
-        steps = sorted(set.intersection(*(set(table) for table in tables)))
-        found = np.array([[table[step] for step in steps] for table in tables]).reshape(
-            len(tables), len(steps), 2
-        )
-        spread = found[..., 1].std(axis=0, ddof=1) if len(tables) > 1 else None
-        return found[..., 0].mean(axis=0), found[..., 1].mean(axis=0), spread
-
-    def final(self, axis: str, name: str):
-        """(x, values) of the last evaluations, one value a run. Raises UserError where the axis is
-        not to be had."""
-        events = [run.final() for run in self.runs]
-        x = self.runs[0].over(axis, events[:1])
-        if x is None:
-            raise UserError(missing_axis(axis, self.runs))
-        return float(x[0]), values(events, name)
-
-
+# settings, beside those of the model and its training, that make two runs measure different things
 OF_A_CURVE = (
     "max_train_steps",
     "tokens_per_second",
@@ -70,117 +25,189 @@ OF_A_CURVE = (
 )
 
 
-def group_by_seed(runs) -> list:
+@dataclass
+class Group:
+    """Runs that differ in nothing but their seeds."""
+
+    name: str
+    runs: list[Run]
+
+    @property
+    def seeds(self) -> list[int | None]:
+        return [run.options.get("seed") for run in self.runs]
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({len(self.runs)} seeds)" if len(self.runs) > 1 else self.name
+
+    @property
+    def family(self) -> str:
+        return self.runs[0].family
+
+    def mean(
+        self, axis: str, kind: str, quantity: str | Callable, split: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+        """(x, mean, spread) of a quantity over the steps that all runs have, float64 each.
+
+        The spread is the sample standard deviation, None for one run. None where the axis is not
+        to be had.
+        """
+        tables = []
+        for run in self.runs:
+            events = run.curve(kind, split)
+            x = run.over(axis, events)
+            if x is None:
+                return None
+            steps = [event["step"] for event in events]
+            tables.append(dict(zip(steps, zip(x, values(events, quantity)))))
+        common = sorted(set.intersection(*(set(table) for table in tables)))
+        rows = [[table[step] for step in common] for table in tables]
+        points = np.array(rows).reshape(len(tables), len(common), 2)
+        x = points[..., 0]
+        y = points[..., 1]
+        spread = y.std(axis=0, ddof=1) if len(tables) > 1 else None
+        return x.mean(axis=0), y.mean(axis=0), spread
+
+    def final(self, axis: str, quantity: str) -> tuple[float, np.ndarray]:
+        """(x, values) of the last evaluations, one value a run. Raises UserError where the axis is
+        not to be had."""
+        events = [run.final() for run in self.runs]
+        x = self.runs[0].over(axis, events[:1])
+        if x is None:
+            raise UserError(missing_axis(axis, self.runs))
+        return float(x[0]), values(events, quantity)
+
+
+def group_by_seed(runs: Sequence[Run]) -> list[Group]:
     """Groups, in the order of their first runs. A second run with the same seed is no second seed:
     it begins a group."""
-    groups = {}
+    groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
-        settings = {
-            **curve_settings(run.config),
-            "seed": None,
-            **{name: run.options.get(name) for name in OF_A_CURVE},
-        }
-        key = json.dumps(settings, sort_keys=True, default=str)
+        settings = _settings_without_seed(run)
         repeat = 0
-        while run.options.get("seed") in [
-            other.options.get("seed") for other in groups.get((key, repeat), [])
-        ]:
+        while run.options.get("seed") in _seeds(groups.get((settings, repeat), [])):
             repeat += 1
-        groups.setdefault((key, repeat), []).append(run)
-    return [Group(_common_name([run.name for run in found]), found) for found in groups.values()]
+        groups.setdefault((settings, repeat), []).append(run)
+    return [Group(_common_name([run.name for run in group]), group) for group in groups.values()]
+
+
+def _settings_without_seed(run) -> str:
+    """A text that is the same for runs that differ in their seeds alone."""
+    settings = {**curve_settings(run.config), "seed": None}
+    for name in OF_A_CURVE:
+        settings[name] = run.options.get(name)
+    return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _seeds(runs):
+    return [run.options.get("seed") for run in runs]
 
 
 def _common_name(names) -> str:
     """What the names of runs share, without the seed."""
     if len(names) == 1:
         return names[0]
-    bare = {re.sub(r"[-_. ]*seed[-_=]?\d*$", "", name) for name in names}
-    name = bare.pop() if len(bare) == 1 else os.path.commonprefix(names).rstrip("-_. /")
+    without_seed = {re.sub(r"[-_. ]*seed[-_=]?\d*$", "", name) for name in names}
+    if len(without_seed) == 1:
+        name = without_seed.pop()
+    else:
+        name = os.path.commonprefix(names).rstrip("-_. /")
     return name or f"{names[0]} …"
 
 
-def finished_only(groups, notices: list) -> list:
+def finished_only(groups: Sequence[Group], notices: list[str]) -> list[Group]:
     """The groups without what is not finished or was never evaluated; notices say what that is."""
-    found = []
+    finished = []
     for group in groups:
-        ready = [run for run in group.runs if run.finished and run.final()]
-        notices += [
-            f"{run.name} is left out: {run.state}" for run in group.runs if run not in ready
-        ]
-        if ready:
-            found.append(Group(group.name if len(ready) > 1 else ready[0].name, ready))
-    return found
+        runs = []
+        for run in group.runs:
+            if run.finished and run.final():
+                runs.append(run)
+            else:
+                notices.append(f"{run.name} is left out: {run.state}")
+        if runs:
+            finished.append(Group(group.name if len(runs) > 1 else runs[0].name, runs))
+    return finished
 
 
-def incomparable(runs) -> str | None:
+def incomparable(runs: Sequence[Run]) -> str | None:
     """Why the final evaluations of runs do not measure the same, or None: dataset, split, last_n
     and bytes scored must agree."""
     for run in runs:
-        missing = (
-            "its dataset's fingerprint"
-            if run.fingerprint is None
-            else (
-                "how many bytes its evaluations scored"
-                if not isinstance(run.final().get("bytes"), int)
-                else None
-            )
-        )
-        if missing:
-            return f"{run.name} does not tell {missing}"
-    for first, other in zip(runs, runs[1:]):
-        names = f"{first.name} and {other.name}"
-        splits = [run.options.get("eval_data_split") for run in (first, other)]
-        if first.fingerprint != other.fingerprint:
-            return (
-                f"{names} were trained on different datasets (fingerprints {first.fingerprint[:12]}"
-                f" and {other.fingerprint[:12]})"
-            )
-        if splits[0] != splits[1]:
-            return f"{names} were evaluated on different splits ({splits[0]} and {splits[1]})"
-        last_n = [run.options.get("last_n") for run in (first, other)]
-        if last_n[0] != last_n[1]:
-            return (
-                f"{names} gave the scored tokens different context (last_n {last_n[0]} and"
-                f" {last_n[1]}): evaluate them with the same last_n"
-            )
-        scored = [run.final()["bytes"] for run in (first, other)]
-        if scored[0] != scored[1]:
-            return (
-                f"{names} scored different parts of the split {splits[0]!r} ({scored[0]:,} and"
-                f" {scored[1]:,} bytes): evaluate them with the same seq_len, last_n,"
-                " eval_batch_size and max_eval_steps"
-            )
+        if run.fingerprint is None:
+            return f"{run.name} does not tell its dataset's fingerprint"
+        if not isinstance(run.final().get("bytes"), int):
+            return f"{run.name} does not tell how many bytes its evaluations scored"
+    for first, second in zip(runs, runs[1:]):
+        difference = _difference(first, second)
+        if difference:
+            return f"{first.name} and {second.name} {difference}"
     return None
 
 
-def mixed_references(runs) -> list:
+def _difference(first, second) -> str | None:
+    """In what the final evaluations of two runs differ, as the rest of a sentence about them."""
+    if first.fingerprint != second.fingerprint:
+        fingerprints = f"{first.fingerprint[:12]} and {second.fingerprint[:12]}"
+        return f"were trained on different datasets (fingerprints {fingerprints})"
+    split, other_split = (run.options.get("eval_data_split") for run in (first, second))
+    if split != other_split:
+        return f"were evaluated on different splits ({split} and {other_split})"
+    last_n, other_last_n = (run.options.get("last_n") for run in (first, second))
+    if last_n != other_last_n:
+        return (
+            f"gave the scored tokens different context (last_n {last_n} and {other_last_n}):"
+            " evaluate them with the same last_n"
+        )
+    scored, other_scored = (run.final()["bytes"] for run in (first, second))
+    if scored != other_scored:
+        return (
+            f"scored different parts of the split {split!r} ({scored:,} and {other_scored:,}"
+            " bytes): evaluate them with the same seq_len, last_n, eval_batch_size and"
+            " max_eval_steps"
+        )
+    return None
+
+
+def mixed_references(runs: Sequence[Run]) -> list[str]:
     """Sentences on families whose runs tell several throughputs of the reference accelerator.
+
     Another kernel or precision explains that, but so does another accelerator, whose hours are not
-    the same compute."""
-    speeds = {}
+    the same compute.
+    """
+    speeds_of = {}
     for run in runs:
-        speeds.setdefault(run.family, set()).add(run.options.get("tokens_per_second"))
-    return [
-        f"{name} is said to train at"
-        f" {' and at '.join(f'{speed:,}' for speed in sorted(found - {None}))} reference tokens/s:"
-        " that is equal compute only if one accelerator does both"
-        for name, found in speeds.items()
-        if len(found - {None}) > 1
-    ]
+        speeds = speeds_of.setdefault(run.family, set())
+        if run.options.get("tokens_per_second") is not None:
+            speeds.add(run.options["tokens_per_second"])
+    notices = []
+    for family, speeds in speeds_of.items():
+        if len(speeds) > 1:
+            listed = " and at ".join(f"{speed:,}" for speed in sorted(speeds))
+            notices.append(
+                f"{family} is said to train at {listed} reference tokens/s: that is equal compute"
+                " only if one accelerator does both"
+            )
+    return notices
 
 
-def final_losses(groups, axis: str, notices: list) -> dict:
+def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict[str, list[tuple]]:
     """{family: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising
-    x. Runs that are not finished or trained no step, and losses that are not finite, are left out
+    x.
+
+    Runs that are not finished or trained no step, and losses that are not finite, are left out
     with a notice. Raises UserError where losses do not measure the same, or the axis is not to be
-    had."""
-    whole, found = finished_only(groups, notices), {}
-    reason = incomparable([run for group in whole for run in group.runs])
+    had.
+    """
+    finished = finished_only(groups, notices)
+    runs = [run for group in finished for run in group.runs]
+    reason = incomparable(runs)
     if reason:
         raise UserError(f"final losses cannot be compared: {reason}")
     if axis == "reference_hours":
-        notices += mixed_references([run for group in whole for run in group.runs])
-    for group in whole:
+        notices += mixed_references(runs)
+    points = {}
+    for group in finished:
         x, losses = group.final(axis, "normalised_loss")
         if not x > 0:
             notices.append(f"{group.name} is left out: it took no step of training")
@@ -188,7 +215,6 @@ def final_losses(groups, axis: str, notices: list) -> dict:
         if not (np.isfinite(losses) & (losses > 0)).all():
             notices.append(f"{group.name} is left out: its final normalised loss is not finite")
             continue
-        found.setdefault(group.family, []).append(
-            (x, losses.mean(), losses.std(ddof=1) if len(losses) > 1 else None)
-        )
-    return {family: sorted(points, key=lambda point: point[0]) for family, points in found.items()}
+        spread = losses.std(ddof=1) if len(losses) > 1 else None
+        points.setdefault(group.family, []).append((x, losses.mean(), spread))
+    return {family: sorted(of_it, key=lambda point: point[0]) for family, of_it in points.items()}

@@ -2,14 +2,16 @@
 (extra `plot`)."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt.metrics.events import AXES
 from gpt.results import drawing
-from gpt.results.power_law import crossings, pairs
+from gpt.results.comparison import Group
+from gpt.results.power_law import Fit, crossings, pairs
 
 QUANTITIES = {"loss": "loss (nats per token)", "normalised_ppl": "normalised perplexity (per byte)"}
 
@@ -29,11 +31,11 @@ def _norm(event, what):
     return math.hypot(*event[what].values())
 
 
-SCALE = Panel("train", "loss_scale", "loss scale", log=True)
+LOSS_SCALE = Panel("train", "loss_scale", "loss scale", log=True)
 TRAINING = (
     Panel("train", "lr", "learning rate"),
     Panel("train", "grad_norm", "gradient norm", log=True),
-    SCALE,
+    LOSS_SCALE,
     Panel("train", "tokens_per_second", "tokens per second"),
 )
 INSIDE = (
@@ -49,211 +51,247 @@ INSIDE = (
         "activations", lambda event: max(event["max_abs"].values()), "largest activation", log=True
     ),
 )
+# of the axes over which laws are fitted
 UNITS = {"reference_hours": "h", "flops": "FLOPs"}
+GREY = "#444444"
 
 
-def _points(group, axis, kind, name, split=None):
-    """(x, mean, spread or None) of a group where numbers are and the axis can show them; None
-    without any."""
-    found = group.mean(axis, kind, name, split)
-    if found is None:
+class Curve(NamedTuple):
+    """Numbers of a group that an axis can show."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    spread: np.ndarray | None  # sample standard deviation over seeds
+
+
+def _curve(group, axis, kind, quantity, split=None) -> Curve | None:
+    """None where the group has no such numbers."""
+    columns = group.mean(axis, kind, quantity, split)
+    if columns is None:
         return None
-    x, mean, spread = found
+    x, mean, spread = columns
     keep = np.isfinite(x) & np.isfinite(mean) & ((x > 0) | (not AXES[axis].log))
-    return (x[keep], mean[keep], spread if spread is None else spread[keep]) if keep.any() else None
+    if not keep.any():
+        return None
+    return Curve(x[keep], mean[keep], None if spread is None else spread[keep])
 
 
-def looks(groups) -> list:
+def looks(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """A style for each group: one of its own, or, where there are families of several, its family's
     with its own marker."""
     families = list(dict.fromkeys(group.family for group in groups))
     if not 1 < len(families) < len(groups):
         return [drawing.style(index) for index in range(len(groups))]
-    members = [
-        sum(other.family == group.family for other in groups[:index])
-        for index, group in enumerate(groups)
-    ]
-    return [
-        drawing.style(families.index(group.family), member)
-        for group, member in zip(groups, members)
-    ]
+    members = dict.fromkeys(families, 0)
+    styles = []
+    for group in groups:
+        styles.append(drawing.style(families.index(group.family), members[group.family]))
+        members[group.family] += 1
+    return styles
 
 
 @drawing.in_style
-def curves(groups, axis: str, quantity: str, out) -> list:
+def curves(groups: Sequence[Group], axis: str, quantity: str, out: Path) -> list[Path]:
     """Files of one of QUANTITIES over one of AXES; none where no group has both. Where a run holds
     evaluations of more splits than one, the one that its configuration names is drawn."""
-    made, (axes,) = drawing.figure([group.title for group in groups])
+    figure, (axes,) = drawing.new_figure([group.title for group in groups])
     ends = []
     drawn = []
-    trained = False
     splits = set()
-    seeds = 0
+    has_training = False
+    has_band = False
     for group, look in zip(groups, looks(groups)):
         split = (group.runs[0].splits() or [None])[0]
-        train = _points(group, axis, "train", quantity)
-        held_out = _points(group, axis, "eval", quantity, split)
+        train = _curve(group, axis, "train", quantity)
+        held_out = _curve(group, axis, "eval", quantity, split)
         if train is not None:
-            x, mean = drawing.thin(*train[:2], AXES[axis].log)
+            x, mean = drawing.thin(train.x, train.mean, AXES[axis].log)
             axes.plot(x, mean, color=look["color"], linewidth=0.6, alpha=0.6)
             drawn.append((x, mean))
-            trained = True
+            has_training = True
         if held_out is not None:
-            x, mean, spread = held_out
-            axes.plot(
-                x,
-                mean,
-                **look,
-                markevery=max(1, math.ceil(len(x) / 10)),
-                markerfacecolor="white",
-                zorder=3,
-            )
-            if spread is not None:
-                axes.fill_between(
-                    x, mean - spread, mean + spread, color=look["color"], alpha=0.2, linewidth=0
-                )
-                seeds += 1
+            x, mean = held_out.x, held_out.mean
+            _plot_held_out(axes, held_out, look)
             drawn.append((x, mean))
-            splits.add(split)
+            splits.add(str(split))
+            has_band = has_band or held_out.spread is not None
         if train is not None or held_out is not None:
             ends.append((x[-1], mean[-1], group.title, look))
     if not drawn:
         return []
-    x, y = (np.concatenate(parts) for parts in zip(*drawn))
-    drawing.scale(axes.xaxis, x.min(), x.max(), AXES[axis].log, plain=axis != "flops")
-    drawing.scale(axes.yaxis, y.min(), y.max(), log=True)
+    x = np.concatenate([x for x, _ in drawn])
+    y = np.concatenate([y for _, y in drawn])
+    drawing.axis_scale(axes.xaxis, x.min(), x.max(), AXES[axis].log, plain=axis != "flops")
+    drawing.axis_scale(axes.yaxis, y.min(), y.max(), log=True)
     axes.set_xlabel(AXES[axis].label)
     axes.set_ylabel(QUANTITIES[quantity])
-    told = [f"marked: held out ({', '.join(sorted(map(str, splits)))})"] * bool(splits)
-    told += ["thin: training"] * trained + ["band: one standard deviation over seeds"] * bool(seeds)
-    axes.set_title("; ".join(told), fontsize=8, color="#444444", parse_math=False)
+    notes = []
+    if splits:
+        notes.append(f"marked: held out ({', '.join(sorted(splits))})")
+    if has_training:
+        notes.append("thin: training")
+    if has_band:
+        notes.append("band: one standard deviation over seeds")
+    axes.set_title("; ".join(notes), fontsize=8, color=GREY, parse_math=False)
     drawing.label_ends(axes, ends)
-    return drawing.save(made, out / f"{quantity}_{axis}")
+    return drawing.save(figure, out / f"{quantity}_{axis}")
 
 
-def training(groups, out) -> list:
+def _plot_held_out(axes, curve, look):
+    """A marked line, with a band where there are several seeds."""
+    axes.plot(
+        curve.x,
+        curve.mean,
+        **look,
+        markevery=max(1, math.ceil(len(curve.x) / 10)),
+        markerfacecolor="white",
+        zorder=3,
+    )
+    if curve.spread is not None:
+        low = curve.mean - curve.spread
+        high = curve.mean + curve.spread
+        axes.fill_between(curve.x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+
+
+def training(groups: Sequence[Group], out: Path) -> list[Path]:
     """Files of learning rate, gradient norm, loss scale (where one is in use) and throughput over
     steps."""
-    series = {panel: _lines(groups, panel) for panel in TRAINING}
-    series[SCALE] = [line for line in series[SCALE] if (line[2] != 1).any()]
-    return _stacked(groups, series, out / "training")
+    lines_of = {panel: _lines(groups, panel) for panel in TRAINING}
+    lines_of[LOSS_SCALE] = [
+        (look, curve) for look, curve in lines_of[LOSS_SCALE] if (curve.mean != 1).any()
+    ]
+    return _stacked(groups, lines_of, out / "training")
 
 
-def inside(groups, out) -> list:
+def inside(groups: Sequence[Group], out: Path) -> list[Path]:
     """Files of what runs told about their weights and activations (log_grads_every,
     log_activations_every) over steps."""
     return _stacked(groups, {panel: _lines(groups, panel) for panel in INSIDE}, out / "inside")
 
 
 def _lines(groups, panel):
-    """[(look, steps, mean)] of the groups that have a panel's quantity."""
-    return [
-        (look, *found[:2])
-        for group, look in zip(groups, looks(groups))
-        if (found := _points(group, "steps", panel.kind, panel.quantity))
-    ]
+    """[(look, Curve over steps)] of the groups that have a panel's quantity."""
+    lines = []
+    for group, look in zip(groups, looks(groups)):
+        curve = _curve(group, "steps", panel.kind, panel.quantity)
+        if curve is not None:
+            lines.append((look, curve))
+    return lines
 
 
 @drawing.in_style
-def _stacked(groups, series, stem) -> list:
+def _stacked(groups, lines_of, stem) -> list[Path]:
     """Files of panels below each other, {panel: its lines}; those without a line are left out."""
-    series = {panel: lines for panel, lines in series.items() if lines}
-    if not series:
+    lines_of = {panel: lines for panel, lines in lines_of.items() if lines}
+    if not lines_of:
         return []
-    made, panels = drawing.figure(
-        [group.title for group in groups], len(series), height=2.2, sample=0.3
-    )
-    for axes, (panel, lines) in zip(panels, series.items()):
-        for look, x, mean in lines:
-            x, mean = drawing.thin(x, mean, log=False)
-            axes.plot(
-                x,
-                mean,
-                **look,
-                markevery=(len(x) // 8, max(1, len(x) // 4)),
-                markerfacecolor="white",
-            )
-        low = min(mean.min() for *_, mean in lines)
-        high = max(mean.max() for *_, mean in lines)
-        drawing.scale(axes.yaxis, low, high, log=panel.log)
-        if not panel.log:
-            axes.set_ylim(0, 1.05 * high or 1)
-        axes.set_ylabel(panel.label)
-    drawing.legend(panels[0], [(group.title, look) for group, look in zip(groups, looks(groups))])
+    titles = [group.title for group in groups]
+    figure, panels = drawing.new_figure(titles, len(lines_of), height=2.2, sample=0.3)
+    for axes, (panel, lines) in zip(panels, lines_of.items()):
+        _draw_panel(axes, panel, lines)
+    drawing.legend(panels[0], zip(titles, looks(groups)))
     panels[-1].xaxis.set_major_formatter(lambda value, _: drawing.number(value))
     panels[-1].set_xlabel(AXES["steps"].label)
-    made.align_ylabels()
-    return drawing.save(made, stem)
+    figure.align_ylabels()
+    return drawing.save(figure, stem)
+
+
+def _draw_panel(axes, panel, lines):
+    for look, curve in lines:
+        x, mean = drawing.thin(curve.x, curve.mean, log=False)
+        axes.plot(
+            x,
+            mean,
+            **look,
+            markevery=(len(x) // 8, max(1, len(x) // 4)),
+            markerfacecolor="white",
+        )
+    low = min(curve.mean.min() for _, curve in lines)
+    high = max(curve.mean.max() for _, curve in lines)
+    drawing.axis_scale(axes.yaxis, low, high, log=panel.log)
+    if not panel.log:
+        axes.set_ylim(0, 1.05 * high or 1)
+    axes.set_ylabel(panel.label)
 
 
 @drawing.in_style
-def scaling(laws: dict, points: dict, split: str, axis: str, out) -> list:
+def law_figure(
+    laws: dict[str, Fit], points: dict[str, list[tuple]], split: str, axis: str, out: Path
+) -> list[Path]:
     """Files of final normalised loss over compute. laws: {family: Fit}. points: {family: [(x, mean,
     spread or None)]}."""
     labels = {family: f"{family}\n{_formula(law, UNITS[axis])}" for family, law in laws.items()}
-    made, (axes,) = drawing.figure(labels.values(), height=4)
-    least = min(law.compute.min() for law in laws.values())
-    most = max(law.compute.max() for law in laws.values())
-    met = [
-        crossing.at for one, other in pairs(laws) for crossing in crossings(laws[one], laws[other])
-    ]
-    wide = np.geomspace(least / 1.6, max(4 * most, *(1.6 * at for at in [0, *met])), 200)
-    met = [at for at in met if at > wide[0]]
-    seen = [law.loss for law in laws.values()] + [law.loss_at(wide) for law in laws.values()]
-    low, high = min(map(np.min, seen)), max(map(np.max, seen))
+    figure, (axes,) = drawing.new_figure(labels.values(), height=4)
+    compute, met = _extent(laws)
+    losses = [law.loss for law in laws.values()] + [law.loss_at(compute) for law in laws.values()]
+    low = min(map(np.min, losses))
+    high = max(map(np.max, losses))
+    ends = []
     for index, (family, law) in enumerate(laws.items()):
         look = drawing.style(index)
-        color = look["color"]
-        measured = np.geomspace(law.compute.min(), law.compute.max(), 100)
-        axes.plot(
-            measured, law.loss_at(measured), color=color, linestyle=look["linestyle"], zorder=3
-        )
-        axes.plot(wide, law.loss_at(wide), color=color, linewidth=0.6, alpha=0.8)
-        axes.fill_between(wide, *law.band(wide), color=color, alpha=0.12, linewidth=0)
-        for x, mean, spread in points[family]:
-            axes.errorbar(
-                x,
-                mean,
-                yerr=spread,
-                color=color,
-                marker=look["marker"],
-                markerfacecolor="white",
-                capsize=2.5,
-                elinewidth=0.9,
-                zorder=4,
-            )
-    axes.set_xlim(wide[0], wide[-1])
-    axes.set_ylim(low / (high / low) ** 0.12, high * (high / low) ** 0.12)
-    drawing.scale(axes.xaxis, *axes.get_xlim(), log=True, plain=axis != "flops")
-    drawing.scale(axes.yaxis, *axes.get_ylim(), log=True)
+        _draw_law(axes, law, compute, points[family], look)
+        ends.append((compute[-1], float(law.loss_at(compute[-1])), labels[family], look))
+    margin = (high / low) ** 0.12
+    axes.set_xlim(compute[0], compute[-1])
+    axes.set_ylim(low / margin, high * margin)
+    drawing.axis_scale(axes.xaxis, *axes.get_xlim(), log=True, plain=axis != "flops")
+    drawing.axis_scale(axes.yaxis, *axes.get_ylim(), log=True)
     for at in met:
-        axes.axvline(at, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-        axes.annotate(
-            rf"${_scientific(at, 3)}\,\mathrm{{{UNITS[axis]}}}$",
-            (at, 0.985),
-            rotation=90,
-            va="top",
-            ha="right",
-            xycoords=("data", "axes fraction"),
-            fontsize=8,
-            color="#444444",
-        )
+        _draw_crossing(axes, at, UNITS[axis])
     axes.set_xlabel(AXES[axis].label)
     axes.set_ylabel(f"final normalised loss on {split} (nats per byte)", parse_math=False)
-    axes.set_title(
-        "lines: power laws, thin beyond the data; bands: 95% for the law",
+    title = "lines: power laws, thin beyond the data; bands: 95% for the law"
+    axes.set_title(title, fontsize=8, color=GREY)
+    drawing.label_ends(axes, ends, lines=2)
+    return drawing.save(figure, out / "scaling")
+
+
+def _extent(laws):
+    """(the compute over which laws are drawn, where they cross within it)."""
+    least = min(law.compute.min() for law in laws.values())
+    most = max(law.compute.max() for law in laws.values())
+    met = []
+    for first, second in pairs(laws):
+        met += [crossing.at for crossing in crossings(laws[first], laws[second])]
+    rightmost = max([4 * most, *(1.6 * at for at in met)])
+    compute = np.geomspace(least / 1.6, rightmost, 200)
+    return compute, [at for at in met if at > compute[0]]
+
+
+def _draw_law(axes, law, compute, points, look):
+    """A law: over what was measured, thin beyond it, its band and its points."""
+    color = look["color"]
+    measured = np.geomspace(law.compute.min(), law.compute.max(), 100)
+    losses = law.loss_at(measured)
+    axes.plot(measured, losses, color=color, linestyle=look["linestyle"], zorder=3)
+    axes.plot(compute, law.loss_at(compute), color=color, linewidth=0.6, alpha=0.8)
+    axes.fill_between(compute, *law.band(compute), color=color, alpha=0.12, linewidth=0)
+    for x, mean, spread in points:
+        axes.errorbar(
+            x,
+            mean,
+            yerr=spread,
+            color=color,
+            marker=look["marker"],
+            markerfacecolor="white",
+            capsize=2.5,
+            elinewidth=0.9,
+            zorder=4,
+        )
+
+
+def _draw_crossing(axes, at, unit):
+    axes.axvline(at, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    axes.annotate(
+        rf"${_scientific(at, 3)}\,\mathrm{{{unit}}}$",
+        (at, 0.985),
+        rotation=90,
+        va="top",
+        ha="right",
+        xycoords=("data", "axes fraction"),
         fontsize=8,
-        color="#444444",
+        color=GREY,
     )
-    drawing.label_ends(
-        axes,
-        [
-            (wide[-1], float(law.loss_at(wide[-1])), labels[family], drawing.style(index))
-            for index, (family, law) in enumerate(laws.items())
-        ],
-        lines=2,
-    )
-    return drawing.save(made, out / "scaling")
 
 
 def _formula(law, unit):

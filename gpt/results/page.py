@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from gpt.config.run_config import leaves
-from gpt.metrics.events import AXES
+from gpt.metrics.events import ALARMS, AXES, HAPPENINGS
 from gpt.metrics.runs import Run, values
+from gpt.wording import first_of, listed, plural
 
 CHARTS = {
     "loss": ("loss (nats per token)", True),
@@ -36,8 +37,6 @@ EVALUATION = (
     "top1",
     "top10",
 )
-ALARMS = ("overflow", "spike", "skip", "rewind", "failed", "checkpoint_failed", "stopped")
-HAPPENINGS = ("start", "resume", "checkpoint", *ALARMS)
 # of a curve's steps; each keeps its least and greatest loss, and its greatest gradient norm
 BUCKETS = 700
 SHOWN_EVENTS = 300
@@ -107,9 +106,7 @@ thin lines: training, marked: held out; triangles: trouble</span></div>
 
 
 def _title(runs):
-    title = ", ".join(run.name for run in runs[:SHOWN_NAMES])
-    more = len(runs) - SHOWN_NAMES
-    return f"{title} and {more} more" if more > 0 else title
+    return listed([run.name for run in runs], SHOWN_NAMES)
 
 
 def _data(runs, reload) -> dict:
@@ -365,9 +362,7 @@ def _details(event):
             texts.append(f"{key.replace('_', ' ')} {_shown(value)}")
     names = list(dict.fromkeys(_names(event.get("documents"))))
     if names:
-        first = ", ".join(names[:SHOWN_DOCUMENTS])
-        more = ", …" if len(names) > SHOWN_DOCUMENTS else ""
-        texts.append(f"{len(names)} document{'s' * (len(names) > 1)}: {first}{more}")
+        texts.append(f"{plural(len(names), 'document')}: {first_of(names, SHOWN_DOCUMENTS)}")
     text = ", ".join(texts)
     return text if len(text) <= LONG_TEXT else text[:LONG_TEXT] + " …"
 

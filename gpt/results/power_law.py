@@ -16,14 +16,18 @@ bands take Student's t at 95%. They tell the scatter about the law, not whether 
 the data.
 """
 
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from gpt.errors import UserError
 
+# of confidence, and of the F test
 LEVEL = 0.95
 MIN_SCALES = 3
 # ratio of compute up to which two runs are of one scale: their steps are whole numbers
@@ -47,25 +51,24 @@ class Fit:
     compute: np.ndarray  # the points
     loss: np.ndarray
 
-    def log_loss(self, compute) -> np.ndarray:
+    def log_loss(self, compute: ArrayLike) -> np.ndarray:
         return np.log(self.offset + self._power(compute))
 
-    def loss_at(self, compute) -> np.ndarray:
+    def loss_at(self, compute: ArrayLike) -> np.ndarray:
         return np.exp(self.log_loss(compute))
 
     def _power(self, compute):
         return self.amplitude * (np.asarray(compute, float) / self.reference) ** -self.exponent
 
-    def variance(self, compute) -> np.ndarray:
+    def variance(self, compute: ArrayLike) -> np.ndarray:
         """Of log_loss, by the delta method."""
         compute = np.atleast_1d(np.asarray(compute, float))
-        parameters = np.array([math.log(self.amplitude), self.exponent, self.offset])[
-            : len(self.covariance)
-        ]
+        parameters = np.array([math.log(self.amplitude), self.exponent, self.offset])
+        parameters = parameters[: len(self.covariance)]
         gradient = _jacobian(parameters, np.log(compute / self.reference))
         return np.einsum("ni,ij,nj->n", gradient, self.covariance, gradient)
 
-    def band(self, compute):
+    def band(self, compute: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """(low, high) of the law's mean at 95%."""
         half = _t(self.freedom) * np.sqrt(self.variance(compute))
         middle = self.log_loss(compute)
@@ -84,50 +87,59 @@ def _t(freedom):
     return stats.t.ppf((1 + LEVEL) / 2, freedom)
 
 
-def scales(compute) -> list:
+def scales(compute: Iterable[float]) -> list[float]:
     """Distinct scales, rising: what lies within 2% of a scale's smallest is of it."""
-    found = []
+    smallest = []
     for value in sorted(compute):
-        if not found or value > found[-1] * SAME_SCALE:
-            found.append(value)
-    return found
+        if not smallest or value > smallest[-1] * SAME_SCALE:
+            smallest.append(value)
+    return smallest
 
 
-def fit(compute, loss) -> Fit:
+def fit(compute: ArrayLike, loss: ArrayLike) -> Fit:
     """The law that points (compute, loss) carry. Raises UserError with fewer than three scales."""
     compute = np.asarray(compute, float)
     loss = np.asarray(loss, float)
     count = len(scales(compute))
     if count < MIN_SCALES:
         raise UserError(
-            f"a power law needs final losses at {MIN_SCALES} scales of compute at least, and there "
-            f"{'is' if count == 1 else 'are'} {count}"
+            f"a power law needs final losses at {MIN_SCALES} scales of compute at least, and there"
+            f" {'is' if count == 1 else 'are'} {count}"
         )
     reference = math.exp(np.log(compute).mean())
-    x, y = np.log(compute / reference), np.log(loss)
+    x = np.log(compute / reference)
+    y = np.log(loss)
+    parameters, offset_p = _choose(x, y, count)
+    jacobian = _jacobian(parameters, x)
+    freedom = len(x) - len(parameters)
+    variance = _rss(parameters, x, y) / freedom
+    return Fit(
+        amplitude=math.exp(parameters[0]),
+        exponent=float(parameters[1]),
+        offset=float(parameters[2]) if len(parameters) == 3 else 0.0,
+        reference=reference,
+        covariance=variance * np.linalg.inv(jacobian.T @ jacobian),
+        freedom=freedom,
+        residual=math.sqrt(variance),
+        offset_p=offset_p,
+        compute=compute,
+        loss=loss,
+    )
+
+
+def _choose(x, y, count):
+    """(parameters of the plain law or of that with an offset, p of the F test): the offset is taken
+    where the data carry it."""
     slope, level = np.polyfit(x, y, 1)
     plain = np.array([level, -slope])
-    p, chosen = None, plain
-    if count > MIN_SCALES:
-        bent = _fit_offset(x, y)
-        p = _f_test(_rss(plain, x, y), _rss(bent, x, y), len(x) - 3)
-        if p < 1 - LEVEL and bent[2] > 0 and _rss(plain, x, y) > len(x) * EXACT**2:
-            chosen = bent
-    jacobian = _jacobian(chosen, x)
-    freedom = len(x) - len(chosen)
-    variance = _rss(chosen, x, y) / freedom
-    return Fit(
-        math.exp(chosen[0]),
-        float(chosen[1]),
-        float(chosen[2]) if len(chosen) == 3 else 0.0,
-        reference,
-        variance * np.linalg.inv(jacobian.T @ jacobian),
-        freedom,
-        math.sqrt(variance),
-        p,
-        compute,
-        loss,
-    )
+    if count <= MIN_SCALES:
+        return plain, None
+    bent = _fit_offset(x, y)
+    plain_rss = _rss(plain, x, y)
+    p = _f_test(plain_rss, _rss(bent, x, y), len(x) - 3)
+    is_carried = p < 1 - LEVEL and bent[2] > 0
+    is_exact = plain_rss <= len(x) * EXACT**2
+    return (bent if is_carried and not is_exact else plain), p
 
 
 def _predict(parameters, x):
@@ -150,13 +162,14 @@ def _jacobian(parameters, x):
 def _fit_offset(x, y):
     """(log A, alpha, E) of least squares, from the best of a row of offsets, for each of which the
     rest is a line."""
-    lowest, starts = math.exp(y.min()), []
+    lowest = math.exp(y.min())
+    starts = []
     for share in np.linspace(0, 0.995, 200):
         slope, level = np.polyfit(x, np.log(np.exp(y) - share * lowest), 1)
         start = np.array([level, -slope, share * lowest])
         starts.append((_rss(start, x, y), *start))
     start = np.array(min(starts)[1:])
-    return optimize.least_squares(
+    solution = optimize.least_squares(
         lambda p: _predict(p, x) - y,
         start,
         lambda p: _jacobian(p, x),
@@ -165,7 +178,8 @@ def _fit_offset(x, y):
         xtol=1e-15,
         ftol=1e-15,
         gtol=1e-15,
-    ).x
+    )
+    return solution.x
 
 
 def _f_test(plain_rss, bent_rss, freedom):
@@ -189,38 +203,48 @@ class Crossing:
 # crossings are looked for up to so many times the most compute that was measured, and the least
 # over it
 REACH = 100.0
+GRID_POINTS = 4001
 
 
-def crossings(one: Fit, other: Fit) -> list:
-    """Where the loss of `one` meets that of `other`, within a hundredfold of what was measured."""
-    points = np.concatenate([one.compute, other.compute])
-    grid = np.linspace(math.log(points.min() / REACH), math.log(points.max() * REACH), 4001)
+def crossings(first: Fit, second: Fit) -> list[Crossing]:
+    """Where the losses of two laws meet, within a hundredfold of what was measured."""
+    points = np.concatenate([first.compute, second.compute])
+    lowest = math.log(points.min() / REACH)
+    highest = math.log(points.max() * REACH)
+    grid = np.linspace(lowest, highest, GRID_POINTS)
 
-    def gap(log_c):
-        return one.log_loss(np.exp(log_c)) - other.log_loss(np.exp(log_c))
+    def gap(log_compute):
+        compute = np.exp(log_compute)
+        return first.log_loss(compute) - second.log_loss(compute)
 
-    gaps, (v1, v2) = gap(grid), (law.variance(np.exp(grid)) for law in (one, other))
-    # Welch, Satterthwaite
-    freedom = (v1 + v2) ** 2 / np.maximum(v1**2 / one.freedom + v2**2 / other.freedom, 1e-300)
-    alike = np.abs(gaps) <= _t(np.maximum(freedom, 1)) * np.sqrt(v1 + v2)
-    found = []
-    for index in np.flatnonzero(np.sign(gaps[:-1]) * np.sign(gaps[1:]) < 0):
-        at = optimize.brentq(gap, grid[index], grid[index + 1], xtol=1e-12)
+    gaps = gap(grid)
+    alike = _are_alike(first, second, np.exp(grid), gaps)
+    # both were measured from here
+    overlap_low = max(first.compute.min(), second.compute.min())
+    overlap_high = min(first.compute.max(), second.compute.max())
+    changes_sign = np.sign(gaps[:-1]) * np.sign(gaps[1:]) < 0
+    result = []
+    for index in np.flatnonzero(changes_sign):
+        at = math.exp(optimize.brentq(gap, grid[index], grid[index + 1], xtol=1e-12))
         low = _edge(alike, index, -1)
         high = _edge(alike, index + 1, 1)
-        inside = (
-            max(one.compute.min(), other.compute.min())
-            <= math.exp(at)
-            <= min(one.compute.max(), other.compute.max())
+        crossing = Crossing(
+            at=at,
+            low=None if low is None else math.exp(grid[low]),
+            high=None if high is None else math.exp(grid[high]),
+            measured=overlap_low <= at <= overlap_high,
         )
-        found.append(
-            Crossing(
-                math.exp(at),
-                *(None if e is None else math.exp(grid[e]) for e in (low, high)),
-                inside,
-            )
-        )
-    return found
+        result.append(crossing)
+    return result
+
+
+def _are_alike(first, second, compute, gaps):
+    """Where two laws do not differ at 95%, bool: Welch's test, freedom by Satterthwaite."""
+    v1 = first.variance(compute)
+    v2 = second.variance(compute)
+    spread = v1**2 / first.freedom + v2**2 / second.freedom
+    freedom = (v1 + v2) ** 2 / np.maximum(spread, 1e-300)
+    return np.abs(gaps) <= _t(np.maximum(freedom, 1)) * np.sqrt(v1 + v2)
 
 
 def _edge(alike, index, step):
@@ -232,52 +256,52 @@ def _edge(alike, index, step):
     return None
 
 
-def pairs(names) -> list:
+def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
     """All pairs, each once."""
-    names = list(names)
-    return [(one, other) for index, one in enumerate(names) for other in names[index + 1 :]]
+    return list(itertools.combinations(names, 2))
 
 
-def describe(laws: dict, unit: str) -> list:
-    """Lines that tell the laws of families, {family: Fit}, their uncertainty and where
-    they cross."""
+def describe(laws: dict[str, Fit], unit: str) -> list[str]:
+    """Lines that tell the laws of families, {family: Fit}, their uncertainty and where they
+    cross."""
     lines = []
     for family, law in laws.items():
         lines.append(f"{family}: L(C) = {law.formula(unit)}")
-        lines += [f"  {text}" for text in _uncertainty(law)]
-    for one, other in pairs(laws):
-        found = crossings(laws[one], laws[other])
-        if not found:
+        lines.append(f"  {_uncertainty(law)}")
+        lines.append(f"  {_evidence(law)}")
+    for first, second in pairs(laws):
+        met = crossings(laws[first], laws[second])
+        if not met:
             lines.append(
-                f"{one} and {other}: no crossing within a hundredfold of the compute that was"
+                f"{first} and {second}: no crossing within a hundredfold of the compute that was"
                 " measured"
             )
-        for crossing in found:
-            lines.append(
-                f"{one} and {other} cross at C = {crossing.at:.3g} {unit},"
-                f" {_interval(crossing, unit)}; "
-                + ("within what was measured" if crossing.measured else "an extrapolation")
-            )
+        for crossing in met:
+            place = f"{crossing.at:.3g} {unit}, {_interval(crossing, unit)}"
+            kind = "within what was measured" if crossing.measured else "an extrapolation"
+            lines.append(f"{first} and {second} cross at C = {place}; {kind}")
     return lines
 
 
-def _uncertainty(law: Fit):
+def _uncertainty(law):
     widths = law.half_widths()
-    yield (
-        f"exponent {-law.exponent:.4f} +- {widths[1]:.4f}, amplitude {law.amplitude:.4g} (+-"
-        f" {math.expm1(widths[0]):.2%})"
-        + (f", offset {law.offset:.4g} +- {widths[2]:.2g}" if law.offset else "")
-        + f" (95%, delta method, {law.freedom} degree{'s' * (law.freedom != 1)} of freedom)"
-    )
-    carried = (
-        "an offset needs 4 scales"
-        if law.offset_p is None
-        else (
-            f"an offset is {'' if law.offset else 'not '}carried by the data (F test: p ="
-            f" {law.offset_p:.2g})"
-        )
-    )
-    yield f"{len(law.compute)} points, relative residuals {law.residual:.2%}; {carried}"
+    parts = [
+        f"exponent {-law.exponent:.4f} +- {widths[1]:.4f}",
+        f"amplitude {law.amplitude:.4g} (+- {math.expm1(widths[0]):.2%})",
+    ]
+    if law.offset:
+        parts.append(f"offset {law.offset:.4g} +- {widths[2]:.2g}")
+    freedom = f"{law.freedom} degree{'s' * (law.freedom != 1)} of freedom"
+    return f"{', '.join(parts)} (95%, delta method, {freedom})"
+
+
+def _evidence(law):
+    """What the law rests on, and whether the data carry an offset."""
+    points = f"{len(law.compute)} points, relative residuals {law.residual:.2%}"
+    if law.offset_p is None:
+        return f"{points}; an offset needs 4 scales"
+    carried = "carried" if law.offset else "not carried"
+    return f"{points}; an offset is {carried} by the data (F test: p = {law.offset_p:.2g})"
 
 
 def _interval(crossing, unit):

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from types import FrameType
 
 import psutil
 
@@ -32,70 +33,74 @@ class StopRequest:
     """
 
     def __init__(self):
-        self.reason = None
-        self._asked = None
+        self.reason: str | None = None
+        self._requested_at: float | None = None
         self._closed = threading.Event()
         self._heeded = threading.Event()
-        self._ear, self._mouth = socket.socketpair()
-        self._mouth.setblocking(False)
-        self._fd_before = signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _only_wake) for number in SIGNALS}
+        # Python writes the number of every signal that has a handler into the one end
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        self._fd_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        self._handlers_before = {}
+        for number in SIGNALS:
+            self._handlers_before[number] = signal.signal(number, _only_wake)
         listening = threading.Thread(target=self._listen, daemon=True)
         watching = threading.Thread(target=self._watch, args=_watched(), daemon=True)
         self._threads = listening, watching
         for thread in self._threads:
             thread.start()
 
-    def close(self):
+    def close(self) -> None:
         """Listen no more: the run is over."""
         self._closed.set()
         self._heeded.set()
-        for number, handler in self._before.items():
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._fd_before)
-        self._mouth.close()
+        self._sender.close()
         for thread in self._threads:
             thread.join()
-        self._ear.close()
+        self._receiver.close()
 
-    def heeded(self):
+    def heeded(self) -> None:
         """All ranks know of the request, so all are alive: saving may take as long as it needs."""
         self._heeded.set()
 
-    def _listen(self):
-        while numbers := self._ear.recv(1):
-            if numbers[0] in SIGNALS:  # Python writes down all signals that have a handler
-                self._hear(numbers[0])
+    def _listen(self) -> None:
+        while received := self._receiver.recv(1):
+            number = received[0]
+            if number in SIGNALS:  # others may have handlers too
+                self._on_signal(number)
 
-    def _hear(self, number):
+    def _on_signal(self, number: int) -> None:
         if number == signal.SIGINT and self.reason is not None:
             os._exit(130)
-        self._ask(signal.Signals(number).name)
+        self._request(signal.Signals(number).name)
 
-    def _ask(self, reason):
-        self._asked = self._asked or time.monotonic()
+    def _request(self, reason: str) -> None:
+        self._requested_at = self._requested_at or time.monotonic()
         self.reason = self.reason or reason
 
     def seconds_ago(self) -> float | None:
         """Seconds since this process was asked to stop; None if only another rank was."""
-        return None if self._asked is None else time.monotonic() - self._asked
+        if self._requested_at is None:
+            return None
+        return time.monotonic() - self._requested_at
 
-    def _watch(self, watched, remote):
-        while all(_parent_of(pid) == parent for pid, parent in watched) and (
-            remote is None or _lives(remote)
-        ):
+    def _watch(self, parents: list[tuple[int, int]], remote: psutil.Process | None) -> None:
+        while _all_live(parents, remote):
             if self._closed.wait(WATCH_SECONDS):
                 return
-        self._ask("the launcher is gone")
+        self._request("the launcher is gone")
         if not self._heeded.wait(GRACE_SECONDS):
             os._exit(1)
 
 
-def _only_wake(number, frame):
+def _only_wake(number: int, frame: FrameType | None) -> None:
     """A handler that does nothing: Python writes only signals that have one to the descriptor."""
 
 
-def _watched() -> tuple:
+def _watched() -> tuple[list[tuple[int, int]], psutil.Process | None]:
     """([(process, its parent)] of this process and of each launcher above it that could die alone,
     the one beyond ssh)."""
     above = launchers()
@@ -103,14 +108,21 @@ def _watched() -> tuple:
     return list(zip([os.getpid(), *pids], pids)), over_ssh(above)
 
 
-def _parent_of(pid):
+def _all_live(parents: list[tuple[int, int]], remote: psutil.Process | None) -> bool:
+    """Whether every process still has its parent, and the one beyond ssh runs."""
+    if any(_parent_of(pid) != parent for pid, parent in parents):
+        return False
+    return remote is None or _runs(remote)
+
+
+def _parent_of(pid: int) -> int | None:
     try:
         return psutil.Process(pid).ppid()
     except psutil.Error:
         return None
 
 
-def _lives(process):
+def _runs(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

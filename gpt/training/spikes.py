@@ -1,10 +1,13 @@
-"""Losses that leap, and the batches that a run leaves out for it."""
+"""Losses that leap."""
 
 import math
 import statistics
+from collections.abc import Iterable
 
 WINDOW = 64  # losses that a new one is compared with
 FEWEST = 16  # of them, before anything is called a spike
+# as a share of the median: what a loss must differ by where the others hardly differ
+LEAST_DEVIATION = 1e-4
 
 
 class SpikeDetector:
@@ -16,7 +19,7 @@ class SpikeDetector:
     is not finite scores infinity.
     """
 
-    def __init__(self, losses=()):
+    def __init__(self, losses: Iterable[float] = ()):
         self.losses = list(losses)[-WINDOW:]
 
     def score(self, loss: float) -> float:
@@ -25,11 +28,12 @@ class SpikeDetector:
             return math.inf
         if len(self.losses) < FEWEST:
             return 0.0
-        middle = statistics.median(self.losses)
-        deviation = statistics.median(abs(value - middle) for value in self.losses)
-        return (loss - middle) / max(1.4826 * deviation, 1e-4 * abs(middle), 1e-12)
+        median = statistics.median(self.losses)
+        mad = statistics.median(abs(value - median) for value in self.losses)
+        deviation = max(1.4826 * mad, LEAST_DEVIATION * abs(median), 1e-12)
+        return (loss - median) / deviation
 
-    def add(self, loss: float):
+    def add(self, loss: float) -> None:
         """Take in the loss of a batch that the weights were updated with."""
         if math.isfinite(loss):
             self.losses = [*self.losses, loss][-WINDOW:]

@@ -1,21 +1,39 @@
 """How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for
 all."""
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
 from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.cluster.world import World
 from gpt.config.keys import nearest
 from gpt.config.run_config import Config, leaves
-from gpt.config.saved import curve_settings, differences_of, resolved
+from gpt.config.saved import curve_settings, differences_of, saved_config
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
 from gpt.metrics.events import METRICS
 from gpt.metrics.runs import read_run
 
+# prefixes of the settings that a checkpoint's tensors and states have their shapes from
+SHAPING = ("model.", "optimizer.type", "scheduler.type")
 
-def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
-    """(tag of the checkpoint to go on from or None, origin of the first weights or None, lock of
-    the run's folder). `notices` gets what a user should know.
+
+class Claim(NamedTuple):
+    """A run's folder, taken."""
+
+    tag: str | None  # of the checkpoint to go on from; None: a run begins
+    began_from: dict | None  # origin of the run's first weights; None: they were drawn
+    lock: FolderLock  # kept until the run's end
+
+
+def claim(
+    config: Config, resolved: dict, resume: str, allowed: Iterable[str], notices: list
+) -> Claim:
+    """Take a run's folder, and decide where the run goes on from. `notices` gets what a user should
+    know.
 
     resume: auto, must, never or a checkpoint's tag. allowed: settings that may differ from the
     checkpoint's. What a crash left in the folder is put right first. Raises UserError where there
@@ -23,32 +41,30 @@ def claim(config: Config, resolved: dict, resume: str, allowed, notices: list):
     with do not fit, or where another process is in the folder.
     """
     run_dir = config.run_dir
-    folder = folders.of_run(config.run_dir)
-    for place in (run_dir, folder):
-        if place.exists() and not place.is_dir():
+    folder = folders.of_run(run_dir)
+    for path in (run_dir, folder):
+        if path.exists() and not path.is_dir():
             raise UserError(
-                f"{place} is a file, where a run wants to be kept: name another --run_dir"
+                f"{path} is a file, where a run wants to be kept", mend="name another --run_dir"
             )
     # a mistake below shall leave no new folder behind
     lock = _lock(run_dir) if run_dir.exists() else None
     if folder.exists():
         folders.clean_up(folder)
-    tag = _find(run_dir, folder, resume, notices)
+    tag = _tag_to_resume(run_dir, resume, notices)
     began_from = None
     if tag is not None:
         checkpoint = Checkpoint.open(folder / tag)
         checkpoint.require_facts()
-        earlier = checkpoint.config
-        _compare(earlier, resolved, allowed, run_dir, notices)
-        began_from = earlier.get("began_from")
+        _compare(checkpoint.config, resolved, allowed, run_dir, notices)
+        began_from = checkpoint.config.get("began_from")
     elif config.options.init_from:
-        began_from = warm_start.origin(
-            config.options.init_from, config.model, resolved["dataset"]["tokenizer"]
-        )
-    return tag, began_from, lock or _lock(run_dir)
+        tokenizer = resolved["dataset"]["tokenizer"]
+        began_from = warm_start.origin(config.options.init_from, config.model, tokenizer)
+    return Claim(tag, began_from, lock or _lock(run_dir))
 
 
-def _lock(run_dir):
+def _lock(run_dir: Path) -> FolderLock:
     return FolderLock(
         run_dir,
         other="another process is training in",
@@ -56,30 +72,43 @@ def _lock(run_dir):
     )
 
 
-def _find(run_dir, folder, resume, notices):
+def _tag_to_resume(run_dir: Path, resume: str, notices: list):
+    folder = folders.of_run(run_dir)
     if resume in ("auto", "must"):
         tag = folders.newest_good(folder, notices)
-    else:
-        tag = folders.latest(folder) if resume == "never" else resume
-        if tag == resume:
-            Checkpoint.open(folders.find(folder, tag)).verify()
-    if tag is None and resume == "must":
-        raise UserError(f"--resume must: {folder} has no checkpoint to go on from")
-    if tag is not None and resume == "never":
+        if tag is None and resume == "must":
+            raise UserError(f"--resume must: {folder} has no checkpoint to go on from")
+        return tag
+    if resume != "never":
+        Checkpoint.open(folders.find(folder, resume)).verify()
+        return resume
+    if folders.latest(folder) is not None:
         raise UserError(
-            f"--resume never: {run_dir} already holds a run: name another --run_dir, or go on with "
-            "--resume auto"
+            f"--resume never: {run_dir} already holds a run",
+            mend="name another --run_dir, or go on with --resume auto",
         )
-    return tag
+    return None
 
 
-# what a checkpoint's tensors and states have their shapes from
-KEPT = ("model.", "optimizer.type", "scheduler.type")
+def _compare(old: dict, new: dict, allowed: Iterable[str], run_dir: Path, notices: list):
+    """Raise UserError where settings differ that are not allowed to, and note those that are.
 
-
-def _compare(old, new, allowed, run_dir, notices):
-    """allowed may name what does not differ any more: the same command, given again, goes on."""
+    allowed may name what does not differ any more: the same command, given again, goes on.
+    """
     differences = differences_of(old, new)
+    _require_allowable(allowed, differences, old, new)
+    for key in dict.fromkeys(allowed):
+        if key in differences:
+            notices.append(f"changed on resuming: {differences.pop(key)}")
+    if differences:
+        raise UserError(
+            f"{run_dir} holds a run with other settings ({'; '.join(differences.values())})",
+            mend="name another --run_dir, give the settings that it began with, or allow a change"
+            " on purpose with --allow_change KEY",
+        )
+
+
+def _require_allowable(allowed: Iterable[str], differences: dict[str, str], old: dict, new: dict):
     settings = {path for tree in (old, new) for path, _ in leaves(curve_settings(tree))}
     for key in allowed:
         if key not in settings:
@@ -88,40 +117,38 @@ def _compare(old, new, allowed, run_dir, notices):
                 f" so{nearest(key, settings)}; what differs from the checkpoint:"
                 f" {', '.join(differences) or 'nothing'}"
             )
-        if key in differences and key.startswith(KEPT):
+        if key in differences and key.startswith(SHAPING):
             raise UserError(
-                f"--allow_change {key}: {differences[key]}, and that cannot change within a run:"
-                " name another --run_dir"
+                f"--allow_change {key}: {differences[key]}, and that cannot change within a run",
+                mend="name another --run_dir",
             )
-    notices += [
-        f"changed on resuming: {differences.pop(key)}"
-        for key in dict.fromkeys(allowed)
-        if key in differences
-    ]
-    if differences:
-        raise UserError(
-            f"{run_dir} holds a run with other settings ({'; '.join(differences.values())}): name "
-            "another --run_dir, give the settings that it began with, or allow a change on purpose "
-            "with --allow_change KEY"
-        )
 
 
-def require_one_folder(run_dir, token: str, world):
+def require_one_folder(run_dir: Path, token: str, world: World) -> None:
     """Raise AgreedUserError where a host has a run folder of its own: no host would then have a
     whole checkpoint.
 
     token: of rank 0's lock. All ranks call it together.
     """
-    sees = world.gather(is_locked_by(run_dir, token))
-    if not all(sees):
+    same = world.gather(is_locked_by(run_dir, token))
+    if not all(same):
         raise AgreedUserError(
-            f"{run_dir} on {world.hosts[sees.index(False)]} is not the folder that rank 0 on"
-            f" {world.hosts[0]} has: all ranks write their parts of a checkpoint into one folder,"
-            " so give a --run_dir on a disk that the hosts share; nothing was trained"
+            f"{run_dir} on {world.hosts[same.index(False)]} is not the folder that rank 0 on"
+            f" {world.hosts[0]} has",
+            mend="all ranks write their parts of a checkpoint into one folder, so give a --run_dir"
+            " on a disk that the hosts share; nothing was trained",
         )
 
 
-def reached(config: Config, dataset: Dataset) -> tuple:
+class Reached(NamedTuple):
+    """How far the run in a folder has come."""
+
+    step: int
+    finished: bool
+    config: dict | None  # its config.yaml; None where there is no run
+
+
+def reached(config: Config, dataset: Dataset) -> tuple[int, bool]:
     """(step of the latest checkpoint in `config.run_dir`, whether nothing of the run is left to
     do); (0, False) without one, unless the run's metrics tell that it was finished, before its
     checkpoints were deleted.
@@ -129,31 +156,30 @@ def reached(config: Config, dataset: Dataset) -> tuple:
     A damaged checkpoint is left for training to deal with, and precision for the machine that
     trains. Raises UserError where the checkpoint is of a run with other settings.
     """
+    try:
+        earlier = _reached(config)
+    except UserError:
+        return 0, False
+    if earlier.config is None:
+        return 0, False
+    now = saved_config(config, dataset.root, dataset.fingerprint, dataset.vocab.fingerprint)
+    now["precision"] = earlier.config.get("precision")
+    _compare(earlier.config, now, allowed=(), run_dir=config.run_dir, notices=[])
+    return earlier.step, earlier.finished
+
+
+def _reached(config: Config) -> Reached:
     folder = folders.of_run(config.run_dir)
     tag = folders.latest(folder)
     last = config.options.max_train_steps
-    try:
-        if tag is None:
-            run = read_run(config.run_dir) if (config.run_dir / METRICS).is_file() else None
-            if run is None or not run.finished or run.last_step != last:
-                return 0, False
-            then = run.config
-            step = last
-            finished = True
-        else:
-            checkpoint = Checkpoint.open(folder / tag)
-            then = checkpoint.config
-            step = checkpoint.step
-            finished = step >= last and (
-                config.options.eval_every <= 0 or checkpoint.manifest.evaluated_step == step
-            )
-    except UserError:
-        return 0, False
-    _compare(
-        then,
-        {**resolved(config, dataset), "precision": then.get("precision")},
-        (),
-        config.run_dir,
-        [],
-    )
-    return step, finished
+    if tag is not None:
+        checkpoint = Checkpoint.open(folder / tag)
+        evaluated = checkpoint.manifest.evaluated_step == checkpoint.step
+        owes_evaluation = config.options.eval_every > 0 and not evaluated
+        finished = checkpoint.step >= last and not owes_evaluation
+        return Reached(checkpoint.step, finished, checkpoint.config)
+    if (config.run_dir / METRICS).is_file():
+        run = read_run(config.run_dir)
+        if run.finished and run.last_step == last:
+            return Reached(last, True, run.config)
+    return Reached(0, False, None)

@@ -104,15 +104,15 @@ def check(here, run_command, stage, ranks, **keys):
         "notice: the first weights are those of given" in done.stdout
         and "eval after step 0 (as given) on test" in done.stdout
     )
-    found = read_metrics(here / "runs/tiny", "eval")[0]
+    evaluation = read_metrics(here / "runs/tiny", "eval")[0]
     expected = json.loads((here / "given.json").read_text())
     assert (
-        found["step"] == 0
-        and found["tokens"] == expected["tokens"]
-        and found["bytes"] == expected["bytes"]
+        evaluation["step"] == 0
+        and evaluation["tokens"] == expected["tokens"]
+        and evaluation["bytes"] == expected["bytes"]
     )
     for name in ("loss", "normalised_ppl", "bits_per_byte"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-2 if keys else 1e-6)
+        assert evaluation[name] == pytest.approx(expected[name], rel=1e-2 if keys else 1e-6)
     consolidate(here / "runs/tiny/checkpoints", here / "out")
     ours = load_file(here / "out/model.safetensors")
     theirs = load_file(here / "given/model.safetensors")
@@ -179,7 +179,11 @@ def with_another_shape(here):
     shutil.rmtree(here / "given")
     vocab = Dataset(here / "data").vocab
     write_folder(
-        here / "given", GPT(shape).state_dict(), foreign_config("x", 1, shape, vocab), b"", {}
+        here / "given",
+        GPT(shape).state_dict(),
+        foreign_config("x", 1, shape, vocab.fingerprint),
+        b"",
+        {},
     )
 
 

@@ -54,13 +54,13 @@ def exported(vocab, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf")
     source, state = consolidated(folder, vocab)
     tool = load_command("export_hf")
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         tool.export(source, folder / "gpt2")
-    return source, state, folder / "gpt2", said.getvalue()
+    return source, state, folder / "gpt2", output.getvalue()
 
 
 def test_transformers_computes_the_same_logits(exported):
-    _, state, folder, said = exported
+    _, state, folder, output = exported
     model = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
     assert (
         model.config.tie_word_embeddings is False and model.config.activation_function == "gelu_new"
@@ -71,22 +71,22 @@ def test_transformers_computes_the_same_logits(exported):
     )
     tokens = torch.randint(2048, (3, 32), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found = model(tokens).logits
+        logits = model(tokens).logits
     expected = seed_project.SeedGPT({name: value.double() for name, value in state.items()}, 6)(
         tokens
     )
     assert expected.std() > 0.5
     torch.testing.assert_close(
-        found.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max())
+        logits.double(), expected, rtol=0, atol=1e-5 * float(expected.abs().max())
     )
     assert (
-        "parameters after step 100; logits within " in said
-        and "ids equal to SentencePiece's on every piece" in said
+        "parameters after step 100; logits within " in output
+        and "ids equal to SentencePiece's on every piece" in output
     )
 
 
 def test_its_tokenizer_gives_sentencepieces_ids(exported, vocab):
-    found = transformers.AutoTokenizer.from_pretrained(exported[2])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(exported[2])
     pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
     for text in [
         *TEXTS,
@@ -100,10 +100,10 @@ def test_its_tokenizer_gives_sentencepieces_ids(exported, vocab):
         "x" * 300,
         (ROOT / "README.md").read_text(),
     ]:
-        ids = found(text)["input_ids"]
+        ids = tokenizer(text)["input_ids"]
         assert ids == pieces.encode(text)
-        assert found.decode(ids) == text
-    assert (found.eos_token, found.eos_token_id, len(found)) == ("<D>", 2, vocab.size)
+        assert tokenizer.decode(ids) == text
+    assert (tokenizer.eos_token, tokenizer.eos_token_id, len(tokenizer)) == ("<D>", 2, vocab.size)
 
 
 def test_it_generates(exported):
@@ -167,7 +167,11 @@ def test_weights_that_amplify_rounding_are_told_from_wrong_ones(
         for name, value in GPT(shape).state_dict().items()
     }
     write_folder(
-        tmp_path / "export", weights, foreign_config("x", 1, shape, vocab), vocab.model, {}
+        tmp_path / "export",
+        weights,
+        foreign_config("x", 1, shape, vocab.fingerprint),
+        vocab.model,
+        {},
     )
     tool = load_tool("export_hf")
     tool.export(tmp_path / "export", tmp_path / "gpt2")
@@ -203,7 +207,7 @@ def test_a_vocabulary_of_another_kind_gets_no_tokenizer(tmp_path, load_tool, cap
     write_folder(
         tmp_path / "export",
         GPT(shape).state_dict(),
-        foreign_config("x", 1, shape, vocab),
+        foreign_config("x", 1, shape, vocab.fingerprint),
         vocab.model,
         {},
     )
@@ -317,8 +321,8 @@ def test_bad_folders(exported, tmp_path, load_tool):
     for number, (damage, sentence) in enumerate(BAD_FOLDERS.values()):
         folder = shutil.copytree(exported[2], tmp_path / f"gpt2-{number}")
         damage(folder)
-        told = load_tool("export_hf").mistake("--back", folder, tmp_path / "out")
-        assert sentence in told and "\n" not in told
+        mistake = load_tool("export_hf").mistake("--back", folder, tmp_path / "out")
+        assert sentence in mistake and "\n" not in mistake
         assert not (tmp_path / "out").exists()
 
 
@@ -334,7 +338,7 @@ def test_bad_exports(exported, vocab, tmp_path, load_tool, monkeypatch):
     write_folder(
         tmp_path / "narrow",
         GPT(shape).state_dict(),
-        foreign_config("x", 1, shape, vocab),
+        foreign_config("x", 1, shape, vocab.fingerprint),
         vocab.model,
         {},
     )

@@ -96,25 +96,25 @@ def test_the_engine_does_what_plain_torch_does(stage, ranks, clip, sample, tmp_p
     config = write_run(
         tmp_path, zero_optimization={"stage": stage}, gradient_clipping=clip, **optimizer
     )
-    found = run_engine(run_command, tmp_path, config, sample, ranks)
+    run = run_engine(run_command, tmp_path, config, sample, ranks)
     losses, norms, _, weights = plain_torch(config, sample)
-    assert found["loss"] == pytest.approx(losses, abs=1e-5)
-    for mine, group in zip(norms, found["norms"]):
+    assert run["loss"] == pytest.approx(losses, abs=1e-5)
+    for mine, group in zip(norms, run["norms"]):
         assert math.sqrt(sum(value**2 for value in group["gradient"].values())) == pytest.approx(
             mine, rel=1e-4
         )
-    assert found["grad_norm"] == pytest.approx(norms, rel=1e-4)
-    assert found["clipping"] == clip  # 0.0 is off, where DeepSpeed's default is 1.0
-    assert found["skipped"] == 0 and set(found["scale"]) == {1.0}
+    assert run["grad_norm"] == pytest.approx(norms, rel=1e-4)
+    assert run["clipping"] == clip  # 0.0 is off, where DeepSpeed's default is 1.0
+    assert run["skipped"] == 0 and set(run["scale"]) == {1.0}
     # Adam's first steps are as large as lr whatever the gradient's size
     for name, weight in weights.items():
-        assert (found["weights"][name] - weight).abs().mean() < 2e-5, name
+        assert (run["weights"][name] - weight).abs().mean() < 2e-5, name
     stored = read_state(tmp_path / "global_step1")
     assert (stored.step, stored.stage) == (6, stage)
-    assert all(torch.equal(stored.weights[name], found["weights"][name]) for name in weights)
+    assert all(torch.equal(stored.weights[name], run["weights"][name]) for name in weights)
     consolidate(tmp_path / "global_step1", tmp_path / "export")
     written = load_file(tmp_path / "export/model.safetensors")
-    assert all(torch.equal(written[name], found["weights"][name]) for name in weights)
+    assert all(torch.equal(written[name], run["weights"][name]) for name in weights)
 
 
 @pytest.mark.slow
@@ -129,25 +129,25 @@ def test_deepspeeds_own_adam_in_host_memory(sample, tmp_path, run_command):
     command = [sys.executable, ROOT / "tests/support/engine_run.py", config, tmp_path, sample]
     done = run_command(command, tmp_path, timeout=900, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
-    found = torch.load(tmp_path / "result.pt", weights_only=True)
+    run = torch.load(tmp_path / "result.pt", weights_only=True)
     losses, norms, _, _ = plain_torch(config, sample)
-    assert found["loss"] == pytest.approx(losses, abs=1e-5)
-    assert found["grad_norm"] == pytest.approx(norms, rel=1e-4)
+    assert run["loss"] == pytest.approx(losses, abs=1e-5)
+    assert run["grad_norm"] == pytest.approx(norms, rel=1e-4)
 
 
 def test_fp16_skips_overflows_and_repeats_the_batch(sample, tmp_path, run_command):
     fp16 = {"enabled": True, "initial_scale_power": 32, "hysteresis": 1}
     config = write_run(tmp_path, fp16=fp16, gpt={"max_train_steps": 3})
-    found = run_engine(run_command, tmp_path, config, sample, 1, "fp16")
+    run = run_engine(run_command, tmp_path, config, sample, 1, "fp16")
     losses, norms, _, _ = plain_torch(config, sample)
-    assert found["skipped"] >= 1
-    assert found["scale"][-1] == 2.0 ** (32 - found["skipped"])
+    assert run["skipped"] >= 1
+    assert run["scale"][-1] == 2.0 ** (32 - run["skipped"])
     # the loss scale is taken out of both
-    for whole, groups in zip(found["grad_norm"], found["norms"]):
+    for whole, groups in zip(run["grad_norm"], run["norms"]):
         assert math.sqrt(sum(norm**2 for norm in groups["gradient"].values())) == pytest.approx(
             whole, rel=1e-3
         )
-    assert found["loss"] == pytest.approx(losses, abs=5e-3)
-    assert found["grad_norm"] == pytest.approx(norms, rel=2e-2)
-    assert found["lr"] == [load(config).schedule.lr(step) for step in (1, 2, 3)]
+    assert run["loss"] == pytest.approx(losses, abs=5e-3)
+    assert run["grad_norm"] == pytest.approx(norms, rel=2e-2)
+    assert run["lr"] == [load(config).schedule.lr(step) for step in (1, 2, 3)]
     assert read_state(tmp_path / "global_step1").weights["head.weight"].dtype == torch.float32

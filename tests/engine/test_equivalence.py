@@ -102,7 +102,7 @@ def reference(sample, tmp_path_factory, one_thread):
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("all", "as_on_cuda")),
     ],
 )
-def found(request, sample, tmp_path_factory, run_command):
+def sweep(request, sample, tmp_path_factory, run_command):
     """[(ranks, name, figures)] of all runs; as_on_cuda: on the branches that DeepSpeed takes on a
     GPU."""
     runs, flags = {**SLOW, **half(1, 2, 3)}, []
@@ -124,11 +124,11 @@ def found(request, sample, tmp_path_factory, run_command):
     return [(ranks, name, figures) for ranks in results for name, figures in results[ranks].items()]
 
 
-def test_ranks_stages_and_accumulation_make_no_difference(found, reference):
+def test_ranks_stages_and_accumulation_make_no_difference(sweep, reference):
     losses, norms, by_module, _ = reference
     runs = [
         (f"{name}, {ranks} rank(s)", figures)
-        for ranks, name, figures in found
+        for ranks, name, figures in sweep
         if name.startswith("stage")
     ]
     worst = np.zeros(5)
@@ -162,9 +162,9 @@ def test_ranks_stages_and_accumulation_make_no_difference(found, reference):
     )
 
 
-def test_evaluations_agree(found):
-    first, last = next(figures["eval"] for _, name, figures in found if name.startswith("stage"))
-    for _, name, figures in found:
+def test_evaluations_agree(sweep):
+    first, last = next(figures["eval"] for _, name, figures in sweep if name.startswith("stage"))
+    for _, name, figures in sweep:
         before, after = figures["eval"]
         assert all(before[key] == after[key] == first[key] for key in ("tokens", "bytes"))
         if name.startswith("stage"):
@@ -174,11 +174,11 @@ def test_evaluations_agree(found):
             assert after["total_loss"] == pytest.approx(last["total_loss"], rel=1e-6)
 
 
-def test_half_precision_learns_the_same(found, reference):
+def test_half_precision_learns_the_same(sweep, reference):
     losses, norms, _, _ = reference
     runs = [
         (name, UNIT_ROUNDOFF[name.split()[0]], figures)
-        for _, name, figures in found
+        for _, name, figures in sweep
         if not name.startswith("stage")
     ]
     assert len(runs) >= 2

@@ -14,6 +14,7 @@ from forked import fork_ranks
 from gpt.cluster.world import World, to_device
 from gpt.config.resolve import resolve
 from gpt.engine import boundary
+from gpt.engine.device import prepare_gpu
 from gpt.model import GPT
 
 
@@ -40,14 +41,14 @@ def test_a_gpu_may_be_named_by_its_uuid(visible, gpus, monkeypatch):
     accelerator, taken = gpus
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index=None: (7, 80))
-    boundary._prepare_gpu(accelerator, 2)
+    prepare_gpu(accelerator, 2)
     assert taken == [2]
     # DeepSpeed's own asks NVML for the number "GPU-…"
     assert accelerator.available_memory() == 7
 
 
 def test_sums_cut_up_by_cublas_stay_fp32(gpus):
-    boundary._prepare_gpu(gpus[0], 0)
+    prepare_gpu(gpus[0], 0)
     assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
     assert not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
 
@@ -68,12 +69,12 @@ def python(code, **env):
 
 
 def test_deepspeeds_word_on_the_accelerator_counts_everywhere():
-    said = python(
+    device = python(
         "import torch\ntorch.cuda.is_available = lambda: True\n"
         "from gpt.engine.boundary import local_device\nprint(local_device())",
         DS_ACCELERATOR="cpu",
     )
-    assert said == "cpu"
+    assert device == "cpu"
 
 
 SEGMENTS = """
@@ -87,15 +88,15 @@ print(os.environ.get("PYTORCH_CUDA_ALLOC_CONF"), os.environ.get("PYTORCH_ALLOC_C
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "environment, segments",
     [
         ({}, "expandable_segments:True None"),
         ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, "backend:native None"),
         ({"PYTORCH_ALLOC_CONF": "backend:native"}, "None backend:native"),
     ],
 )
-def test_the_allocators_segments_grow_unless_the_environment_says_otherwise(given, told):
-    assert python(SEGMENTS, **given) == told
+def test_the_allocators_segments_grow_unless_the_environment_says_otherwise(environment, segments):
+    assert python(SEGMENTS, **environment) == segments
 
 
 THREADS = [  # (environment, whether two ranks share the ten cores)

@@ -25,14 +25,14 @@ def make(stage, precision, world, **gpt):
     )
     with torch.device("meta"):
         model = GPT(config.model, None)
-    made = boundary.Engine(model, config, world, model.initial_weights(0))
+    engine = boundary.Engine(model, config, world, model.initial_weights(0))
     tokens = torch.randint(
         config.model.vocab_size,
         (2, config.batch.micro_size, config.model.seq_len + 1),
         generator=torch.Generator().manual_seed(0),
     ).numpy()
-    made.step(tokens)
-    return made, tokens, config.model.parameters()
+    engine.step(tokens)
+    return engine, tokens, config.model.parameters()
 
 
 def in_a_rank(work, capfd):

@@ -31,21 +31,23 @@ MOST_LAUNCHES = 60
 
 def test_an_update_is_a_few_launches_however_many_parameters(capfd):
     def work(world, waits):
-        found = {}
+        launches_by_case = {}
         for stage in (1, 2, 3):
             for precision in ("fp16", "bf16"):
-                made, config = make(world, stage, precision, **DEPTH_OF_SMALL)
+                engine, config = make(world, stage, precision, **DEPTH_OF_SMALL)
                 tokens, launches = batch(config), {}
-                made.step(tokens)
+                engine.step(tokens)
                 with Launches() as ran:
-                    made.step(tokens, mark=lambda part: launches.update({part: ran.total}))
-                found[f"{stage} {precision}"] = launches["step"] - launches["backward"]
-        return found
+                    engine.step(tokens, mark=lambda part: launches.update({part: ran.total}))
+                launches_by_case[f"{stage} {precision}"] = launches["step"] - launches["backward"]
+        return launches_by_case
 
-    found = on_ranks(1, work, capfd)
-    print("launches of an update of 149 parameters:", found)
-    assert len(found) == 6
-    assert all(0 < launches <= MOST_LAUNCHES for launches in found.values()), found
+    launches_by_case = on_ranks(1, work, capfd)
+    print("launches of an update of 149 parameters:", launches_by_case)
+    assert len(launches_by_case) == 6
+    assert all(0 < launches <= MOST_LAUNCHES for launches in launches_by_case.values()), (
+        launches_by_case
+    )
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -53,7 +55,7 @@ def test_a_step_waits_twice_for_the_device_however_many_micro_batches(
     stage, sample, tmp_path, capfd
 ):
     def work(world, waits):
-        found = {}
+        steps_by_accumulation = {}
         for accumulation in (1, 4):
             run_dir = tmp_path / f"{stage}-{accumulation}"
             tree = tiny_run(
@@ -64,7 +66,7 @@ def test_a_step_waits_twice_for_the_device_however_many_micro_batches(
             )
             config = resolve(tree, "test", world.size)
             run = trainer.Trainer(config, Dataset(sample), world.rank, world.size)
-            steps = found[accumulation] = []
+            steps = steps_by_accumulation[accumulation] = []
             own = run._train_step
 
             def counted():
@@ -75,10 +77,10 @@ def test_a_step_waits_twice_for_the_device_however_many_micro_batches(
 
             run._train_step = counted
             run.train(boundary.Engine, world, ("torch", "as asked for"))
-        return found
+        return steps_by_accumulation
 
-    found = on_ranks(1, work, capfd)
-    for accumulation, steps in found.items():
+    steps_by_accumulation = on_ranks(1, work, capfd)
+    for accumulation, steps in steps_by_accumulation.items():
         assert len(steps) >= 4
         for total, places in steps[3:]:  # DeepSpeed's own timer would begin with the third
             # shall it update; loss, norm and who was asked to stop
@@ -102,9 +104,9 @@ PLANTED = {1: math.inf, 3: math.nan}  # {step: what one element of a gradient be
 def steps_with_planted(world, stage, precision, zero=()):
     """(applied, loss scale, norm, sum of the weights) of five steps, two of which meet a bad number
     on the last rank."""
-    made, config = make(world, stage, precision, ranks_batch=2, accumulation=2, zero=zero)
-    parameter = made.module.get_parameter("blocks.1.mlp.c_fc.weight")
-    found, step = [], 0
+    engine, config = make(world, stage, precision, ranks_batch=2, accumulation=2, zero=zero)
+    parameter = engine.module.get_parameter("blocks.1.mlp.c_fc.weight")
+    results, step = [], 0
 
     def plant(gradient):
         if world.rank == world.size - 1 and step in PLANTED:
@@ -114,11 +116,13 @@ def steps_with_planted(world, stage, precision, zero=()):
 
     parameter.register_hook(plant)
     for step in range(5):
-        result = made.step(batch(config, step))
-        weights = sum(p.double().abs().sum().item() for p in made.module.parameters() if p.numel())
-        found.append([result.applied, made.loss_scale, result.grad_norm.item(), weights])
-    made._ds.destroy()
-    return found
+        result = engine.step(batch(config, step))
+        weights = sum(
+            p.double().abs().sum().item() for p in engine.module.parameters() if p.numel()
+        )
+        results.append([result.applied, engine.loss_scale, result.grad_norm.item(), weights])
+    engine._ds.destroy()
+    return results
 
 
 OFFLOADED = {"offload_optimizer": {"device": "cpu"}}
@@ -150,18 +154,18 @@ def test_what_is_not_finite_is_refused_as_deepspeed_itself_refuses_it(size, runs
     """Refusals, loss scales, norms and weights are those of DeepSpeed's own search."""
 
     def work(world, waits):
-        found = []
+        comparisons = []
         for stage, precision, zero in runs:
             ours = steps_with_planted(world, stage, precision, zero)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(boundary, "find_by_norm", lambda optimizer, world: None)
                 theirs = steps_with_planted(world, stage, precision, zero)
-            found.append([f"{stage} {precision} {zero}", ours, theirs])
-        return found
+            comparisons.append([f"{stage} {precision} {zero}", ours, theirs])
+        return comparisons
 
-    found = on_ranks(size, work, capfd)
-    assert len(found) == len(runs)
-    for name, ours, theirs in found:
+    comparisons = on_ranks(size, work, capfd)
+    assert len(comparisons) == len(runs)
+    for name, ours, theirs in comparisons:
         assert [applied for applied, *_ in ours] == [True, False, True, False, True], name
         for mine, their in zip(ours, theirs, strict=True):
             assert mine[:2] == their[:2], name
@@ -179,7 +183,7 @@ def losses_and_fetches(world, by_block, zero=(), **gpt):
             patch.setattr(boundary, "_gather_by_block", lambda model: None)
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
-        made, config = make(world, 3, "fp16", accumulation=1, ranks_batch=2, zero=zero, **gpt)
+        engine, config = make(world, 3, "fp16", accumulation=1, ranks_batch=2, zero=zero, **gpt)
         coordinator = boundary.deepspeed.runtime.zero.partitioned_param_coordinator
         fetching = coordinator.PartitionedParameterCoordinator
         own = fetching.fetch_sub_module
@@ -191,11 +195,11 @@ def losses_and_fetches(world, by_block, zero=(), **gpt):
         steps = []
         for step in range(2):
             fetches.clear()
-            result = made.step(batch(config, step))
+            result = engine.step(batch(config, step))
             steps += [result.loss.item(), result.grad_norm.item()]
         with torch.no_grad():  # as an evaluation does
-            steps.append(made.probe(batch(config)[0]))
-        made._ds.destroy()
+            steps.append(engine.probe(batch(config)[0]))
+        engine._ds.destroy()
     breaks = torch._dynamo.utils.counters["graph_break"]
     return [
         steps,

@@ -8,6 +8,8 @@ triton = pytest.importorskip("triton")
 
 from gpt.errors import UserError
 from gpt.kernels import gelu, layer_norm, triton_shared
+from tools import kernel_cases
+from tools.kernel_cases import H_DIMS, MLP_DIMS, cases
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "kernel_gates.py"
 ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
@@ -35,8 +37,8 @@ def table(gates):
     return table
 
 
-def find(gates, name, width=768):
-    (case,) = [case for case in gates.cases() if (case.name, case.width) == (name, width)]
+def find(name, width=768):
+    (case,) = [case for case in cases() if (case.name, case.width) == (name, width)]
     return case
 
 
@@ -52,16 +54,18 @@ OFTEN = ("sm_80", "sm_90")  # A100, H100; the others under the marker `slow`
 )
 @pytest.mark.parametrize("dtype", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_kernels_are_within_the_table(gates, table, dtype, arch):
-    found = [gates.measure(case, dtype, arch) for case in gates.cases()]
-    assert len(found) == 4 * len(gates.H_DIMS) + 2 * len(gates.MLP_DIMS) + 3
-    worse = [sentence for one in found for sentence in gates.complaints(one, table.get(one.key()))]
+    measured = [gates.measure(case, dtype, arch) for case in cases()]
+    assert len(measured) == 4 * len(H_DIMS) + 2 * len(MLP_DIMS) + 3
+    worse = []
+    for figures in measured:
+        worse += gates.complaints(figures, table.get(figures.key()))
     assert not worse, "\n".join(worse)
 
 
 def test_table_is_whole_and_sound(gates):
     _, table = gates.read_table()
     assert (
-        set(table) == {(case.name, case.width) for case in gates.cases()}
+        set(table) == {(case.name, case.width) for case in cases()}
         and gates.ARCHITECTURES == ARCHITECTURES
     )
     for gate in table.values():
@@ -112,7 +116,7 @@ def test_one_worse_than_the_table(gates, field, value, words):
 
 def test_registers_that_spill(gates, table, monkeypatch):
     monkeypatch.setattr(layer_norm, "num_warps", lambda block: 1)  # 64 columns a thread
-    found = gates.measure(find(gates, "add_layer_norm backward", 2048), "fp16", "sm_80")
+    found = gates.measure(find("add_layer_norm backward", 2048), "fp16", "sm_80")
     assert found.spills > 0 and any(
         "spills" in sentence for sentence in gates.complaints(found, table[found.key()])
     )
@@ -123,16 +127,16 @@ def test_any_number_of_rows_takes_the_same_compilation(gates, monkeypatch):
     stop to compile for each."""
 
     def compilations():
-        return [gates.specialised(case, "fp16")[1:] for case in gates.cases()]
+        return [gates.specialised(case, "fp16")[1:] for case in cases()]
 
     expected = compilations()
     for rows in (48, 65, 66):
-        monkeypatch.setattr(gates, "ROWS", rows)
+        monkeypatch.setattr(kernel_cases, "ROWS", rows)
         assert compilations() == expected
 
 
 def test_rows_that_are_not_aligned(gates):
-    case = find(gates, "add_layer_norm forward")
+    case = find("add_layer_norm forward")
     narrow = case._replace(launch=lambda dtype: case.launch.func(770, True, dtype))
     assert (
         gates.measure(narrow, "fp16", "sm_80").loads_128

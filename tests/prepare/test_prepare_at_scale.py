@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_pipeline import build, files_of, write_texts
+from small_corpora import build, files_of, write_texts
 
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_pipeline import BOOKS, build, write_texts
+from small_corpora import BOOKS, build, write_texts
 
 from gpt.data import manifests
 from gpt.data.datasets import Dataset

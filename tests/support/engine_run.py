@@ -13,13 +13,13 @@ import torch
 from gpt.checkpoint import folders
 from gpt.checkpoint.manifest import Manifest
 from gpt.config.resolve import resolve
-from gpt.config.saved import CONFIG, write_config
+from gpt.config.saved import CONFIG, saved_config, write_config
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Streams
 from gpt.engine import boundary
+from gpt.engine.schedule import Schedule
 from gpt.errors import command
 from gpt.model import GPT
-from gpt.training.trainer import resolved
 
 
 def main(config_file, out, data, *flags):
@@ -30,7 +30,7 @@ def main(config_file, out, data, *flags):
         type(boundary.deepspeed.accelerator.get_accelerator()).is_fp16_supported = lambda self: True
     dataset = Dataset(data)
     streams = Streams(dataset.split("train"), config.batch.train_batch_size, config.model.seq_len)
-    rows = range(world.rank, config.batch.train_batch_size, world.size)
+    rows = streams.rows_of(world.rank, world.size)
     if "plant" in flags:  # what an engine that does otherwise would look like
         initialize = boundary.deepspeed.initialize
         planted = {
@@ -42,7 +42,7 @@ def main(config_file, out, data, *flags):
             config={**config, **planted}, **rest
         )
     if "late" in flags:  # a schedule that is one step behind
-        boundary._Schedule.get_lr = lambda self: (
+        Schedule.get_lr = lambda self: (
             [self._schedule.lr(self.last_epoch)] * len(self.optimizer.param_groups)
         )
     run = boundary.Engine(GPT(config.model, config.options.seed), config, world)
@@ -82,7 +82,10 @@ def main(config_file, out, data, *flags):
         n: (p.detach() if stage0 else full(p)).clone() for n, p in run.module.named_parameters()
     }
     if world.rank == 0:
-        write_config(out / staged / CONFIG, resolved(config, dataset))
+        resolved = saved_config(
+            config, dataset.root, dataset.fingerprint, dataset.vocab.fingerprint
+        )
+        write_config(out / staged / CONFIG, resolved)
         (out / staged / "tokenizer.model").write_bytes(dataset.vocab.model)
         torch.save(result, out / "result.pt")
     world.barrier()

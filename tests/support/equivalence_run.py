@@ -47,7 +47,7 @@ def run(config, dataset, world):
         return summary(Tally.from_values(world.sum(world.tensor(tally.values())).tolist()))
 
     found = {"loss": [], "grad_norm": [], "norms": [], "skipped": 0, "eval": [evaluate()]}
-    rows = range(world.rank, config.batch.train_batch_size, world.size)
+    rows = streams.rows_of(world.rank, world.size)
     while len(found["loss"]) < options.max_train_steps:
         batch = streams.batch(len(found["loss"]), rows).reshape(
             config.batch.accumulation, config.batch.micro_size, -1

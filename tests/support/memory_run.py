@@ -17,17 +17,23 @@ from live_storages import LiveStorages
 
 from gpt.config.resolve import resolve
 from gpt.engine import boundary
+from gpt.engine.placement import place
 from gpt.model import GPT
 
 
-def place(config, world):
+def check_placement(config, world):
     """A model whose weights are placed; every rank has the stretch of them that it would cut out of
     the whole."""
     with torch.device("meta"):
         model = GPT(config.model, None)
     with LiveStorages() as live:
-        boundary._place(
-            model, model.initial_weights(3), torch.float32, config.deepspeed, world.device
+        place(
+            model,
+            model.initial_weights(3),
+            torch.float32,
+            world.device,
+            config.deepspeed,
+            boundary.deepspeed.zero.Init,
         )
     for (name, whole), part in zip(
         GPT(config.model, 3).named_parameters(), model.parameters(), strict=True
@@ -42,7 +48,7 @@ def place(config, world):
 def measure(config_file):
     world = boundary.connect()
     config = resolve(json.loads(Path(config_file).read_text()), "test", world.size)
-    found = {"placed": place(config, world) if config.zero_stage == 3 else None}
+    found = {"placed": check_placement(config, world) if config.zero_stage == 3 else None}
     shape = config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1
     tokens = torch.randint(
         config.model.vocab_size, shape, generator=torch.Generator().manual_seed(0)

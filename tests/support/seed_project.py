@@ -20,6 +20,7 @@ LISTS = {
     "wood": "test_woodworking",
 }
 END = 2
+VOCAB = "books_2048"
 TEXTS = [
     "The whale, the whale!\n",
     "naïve café — 🥐🥐\n" * 40,
@@ -35,7 +36,7 @@ def random_documents(name, count, longest, seed):
     }
 
 
-def write_books(root, splits, vocab="books_2048", dtype=np.uint16):
+def write_books(root, splits, vocab=VOCAB, dtype=np.uint16):
     """splits: {split: {name: ids}}. Writes the file lists and a file for each document."""
     (root / vocab / "files").mkdir(parents=True)
     for split, documents in splits.items():
@@ -44,6 +45,17 @@ def write_books(root, splits, vocab="books_2048", dtype=np.uint16):
         for name, ids in documents.items():
             np.save(root / vocab / "files" / f"{name}.npy", np.array(ids, dtype))
     return root
+
+
+def write_sample_books(root, pieces):
+    """Random documents, TEXTS in the SentencePieceProcessor's `pieces`, and a short document."""
+    splits = {
+        "train": random_documents("a", 30, 90, 1),
+        "test": {f"text {i}": pieces.encode(text) for i, text in enumerate(TEXTS)},
+        "stats": random_documents("s", 3, 300, 2),
+        "wood": {"w": [*range(300, 341)]},
+    }
+    return write_books(root, splits)
 
 
 def queues(root, split, vocab, count):

@@ -8,7 +8,9 @@ from pathlib import Path
 import yaml
 from conftest import tiny_run
 
-from gpt.config.resolve import resolve
+from gpt.config import saved
+from gpt.config.draft import Draft
+from gpt.config.resolve import complete
 
 TOKENS_PER_STEP = 8 * 32  # of tiny_run
 # counted by hand
@@ -19,12 +21,10 @@ def config_yaml(folder, fingerprint="f" * 64, **options):
     """The config.yaml of tiny_run(gpt=options) in a new run's folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = resolve(
-        tiny_run(gpt={"eval_every": 1, **options}),
-        folder.name,
-        lines={"scheduler.params.max_lr": 7},
-        file="tiny.json",
-    ).as_dict()
+    tree = tiny_run(gpt={"eval_every": 1, **options})
+    lines = {"scheduler.params.max_lr": 7}
+    draft = complete(Draft(tree, folder.name, file="tiny.json", lines=lines))
+    config = saved.as_dict(draft.settle())
     config["dataset"] = {"root": "data/sample", "fingerprint": fingerprint, "tokenizer": "t" * 64}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return config

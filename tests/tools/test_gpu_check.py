@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from tools.gpu_stages import STAGES, Stage, models
+from tools.gpu_stages import STAGES, Stage, models, tables
 from tools.gpu_stages import report as gpu_report
 from tools.gpu_stages.findings import Findings
 from tools.gpu_stages.lab import Lab
@@ -85,7 +85,7 @@ def test_the_first_table_tells_right_from_not_run(whole):
 
 def test_every_table_has_its_rows(whole):
     report = report_of(whole[1])
-    for title, _, _, columns in gpu_report.TABLES:
+    for title, _, _, columns in tables.TABLES:
         rows = table_after(report, title)
         assert len(rows) > 1 and all(len(row) == len(columns) for row in rows), title
     speed = table_after(report, "Training steps without DeepSpeed")[1:]
@@ -412,11 +412,9 @@ def test_shares_of_what_is_attained():
         {"table": "rates", "flops_per_second": 4e14},
         {"table": "rates", "bytes_per_second": 2e12},
     ]
-    assert gpu_report._attained({"flops_per_second": 4e14}, rates) == "80%"
-    assert (
-        gpu_report._attained({"flops_per_second": None, "bytes_per_second": 1e12}, rates) == "50%"
-    )
-    assert gpu_report._attained({"flops_per_second": None, "bytes_per_second": None}, rates) == "–"
+    assert tables.attained({"flops_per_second": 4e14}, rates) == "80%"
+    assert tables.attained({"flops_per_second": None, "bytes_per_second": 1e12}, rates) == "50%"
+    assert tables.attained({"flops_per_second": None, "bytes_per_second": None}, rates) == "–"
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6])

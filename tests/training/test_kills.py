@@ -94,7 +94,7 @@ def undisturbed(folder, sample, steps):
 
 def check(kills, steps, sample, folder):
     """steps: enough for a run that is killed so often to be on its way still."""
-    wanted, losses = undisturbed(folder / "undisturbed", sample, steps)
+    expected, losses = undisturbed(folder / "undisturbed", sample, steps)
     run_dir = folder / "runs/tiny"
     chance = random.Random(kills)
     begun = 0
@@ -123,8 +123,8 @@ def check(kills, steps, sample, folder):
     ).read_text()
     last = {event["step"]: event["loss"] for event in read_metrics(run_dir, "train")}
     assert [last[step] for step in range(1, steps + 1)] == losses
-    found = weights(folder, "export")
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    final = weights(folder, "export")
+    assert all(torch.equal(final[name], expected[name]) for name in expected)
     assert not list(Path(run_dir / "checkpoints").glob(".*"))
 
 
@@ -185,10 +185,10 @@ def test_a_commit_that_dies_anywhere_loses_nothing(again, tmp_path):
         assert code in (0, 9)
         folders.clean_up(folder)
         notices = []
-        found = folders.newest_good(folder, notices)
-        assert found == "global_step6" or (found == "global_step4" and not again and code == 9)
+        newest = folders.newest_good(folder, notices)
+        assert newest == "global_step6" or (newest == "global_step4" and not again and code == 9)
         # at most `latest` is one behind what stands
-        assert not notices or found == "global_step6"
+        assert not notices or newest == "global_step6"
         assert not list(folder.glob(".*"))
         if code == 0:
             assert folders.committed(folder) == ["global_step4", "global_step6"]

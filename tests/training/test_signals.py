@@ -173,9 +173,9 @@ def test_a_signal_is_heard_while_the_main_thread_waits_in_c(first):
 
 
 def test_handlers_and_wakeup_descriptor_are_given_back():
-    handler, (ear, mouth) = signal.getsignal(signal.SIGUSR1), socket.socketpair()
-    mouth.setblocking(False)
-    before = signal.set_wakeup_fd(mouth.fileno())
+    handler, (receiver, sender) = signal.getsignal(signal.SIGUSR1), socket.socketpair()
+    sender.setblocking(False)
+    before = signal.set_wakeup_fd(sender.fileno())
     try:
         stop = StopRequest()
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -183,12 +183,12 @@ def test_handlers_and_wakeup_descriptor_are_given_back():
         assert stop.seconds_ago() >= 0
         stop.close()
         assert signal.getsignal(signal.SIGUSR1) == handler
-        assert signal.set_wakeup_fd(before) == mouth.fileno()
+        assert signal.set_wakeup_fd(before) == sender.fileno()
         assert not any(thread.is_alive() for thread in stop._threads)
     finally:
         signal.set_wakeup_fd(before)
-        ear.close()
-        mouth.close()
+        receiver.close()
+        sender.close()
 
 
 @pytest.mark.parametrize("heeded", [True, False])

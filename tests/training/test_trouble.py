@@ -58,8 +58,10 @@ def weights(run_dir, out):
     return load_file(out / "model.safetensors")
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same(weights, other):
+    if weights.keys() != other.keys():
+        return False
+    return all(torch.equal(weights[name], other[name]) for name in weights)
 
 
 @pytest.mark.parametrize(
@@ -143,15 +145,10 @@ def compare(policy, absent, stage, ranks, sample, folder, run_command):
 
 def test_rewind(sample, tmp_path, run_command):
     events = compare("rewind", "33+34", 1, 1, sample, tmp_path, run_command)
-    found = [event for event in events if event["event"] == "rewind"]
-    assert len(found) == 1 and (found[0]["step"], found[0]["to"], found[0]["batches"]) == (
-        35,
-        30,
-        [33, 34],
-    )
-    assert found[0]["zscore"] > 8 and all(
-        name.endswith(".txt") for name in found[0]["documents"][0]
-    )
+    (rewind,) = [event for event in events if event["event"] == "rewind"]
+    assert (rewind["step"], rewind["to"], rewind["batches"]) == (35, 30, [33, 34])
+    assert rewind["zscore"] > 8
+    assert all(name.endswith(".txt") for name in rewind["documents"][0])
     assert Manifest.read(tmp_path / "a/checkpoints/global_step44").left_out == [
         33,
         34,
@@ -249,8 +246,8 @@ def test_a_batch_with_nan_can_be_left_out(policy, step, sample, tmp_path, run_co
     config = config_of(tmp_path, sample)
     done = planted(run_command, tmp_path, config, "nan=12", "--spike_policy", policy)
     assert done.returncode == 0, done.stderr
-    found = read_metrics(tmp_path / "runs/tiny", policy)
-    assert [event["step"] for event in found] == [step] and found[0]["loss"] is None
+    events = read_metrics(tmp_path / "runs/tiny", policy)
+    assert [event["step"] for event in events] == [step] and events[0]["loss"] is None
 
 
 @pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.slow)])
@@ -274,7 +271,7 @@ def test_an_fp16_overflow_without_end_is_explained(stage, sample, tmp_path, run_
 
 
 @pytest.mark.parametrize(
-    "fault, said",
+    "fault, sentence",
     [
         ("hang=1@12", "late: rank 1, reading the batch of step 12"),
         pytest.param(
@@ -283,7 +280,7 @@ def test_an_fp16_overflow_without_end_is_explained(stage, sample, tmp_path, run_
         pytest.param("stop=0@12", "late: rank 0, ", marks=pytest.mark.slow),
     ],
 )
-def test_a_rank_that_hangs_is_named_and_all_end(fault, said, sample, tmp_path):
+def test_a_rank_that_hangs_is_named_and_all_end(fault, sentence, sample, tmp_path):
     config = config_of(tmp_path, sample, gpt={"log_ckpt_every": 5})
     processes = []
     for rank in range(2):
@@ -307,7 +304,7 @@ def test_a_rank_that_hangs_is_named_and_all_end(fault, said, sample, tmp_path):
             if fault.startswith(f"stop={rank}"):
                 continue
             error = process.communicate(timeout=90)[1]
-            assert process.returncode == 1 and said in error, error
+            assert process.returncode == 1 and sentence in error, error
             assert (
                 "no progress for 4 s (gpt.step_timeout) while" in error
                 and "in _train_step" in error

@@ -12,6 +12,8 @@ import torch
 from gpt.checkpoint.folders import committed
 from gpt.checkpoint.saver import Saver
 from gpt.checkpoint.zero_files import STAND_INS, load_weights_only
+from gpt.config import saved
+from gpt.config.optimizer_keys import COSINE
 from gpt.config.resolve import resolve
 from gpt.engine import boundary
 from gpt.model import GPT
@@ -35,10 +37,9 @@ def measure(preset: str, zero_stage: int, repeats: int, scratch: Path) -> Times:
     tokens = torch.zeros(1, 2, config.model.seq_len + 1, dtype=torch.int64).numpy()
     engine.step(tokens)  # so that there are moments
     dataset = SimpleNamespace(fingerprint="", vocab=SimpleNamespace(model=b""))
-    saver = Saver(config, config.as_dict(), dataset, engine, world)
     events = []
+    saver = Saver(config, saved.as_dict(config), dataset, engine, world, events.append, print)
     saver.folder.mkdir()
-    saver.report = events.append
     saves = []
     for number in range(repeats + 1):
         probe = tokens[0, :, :33]
@@ -61,7 +62,7 @@ def _tree(preset, zero_stage, scratch):
     return {
         "train_batch_size": 2,
         "zero_optimization": {"stage": zero_stage},
-        "scheduler": {"type": "LanguiniCosineLR", "params": {"decay_steps": 1000}},
+        "scheduler": {"type": COSINE, "params": {"decay_steps": 1000}},
         "gpt": {
             "preset": preset,
             "max_train_steps": 100,

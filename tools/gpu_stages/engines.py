@@ -7,7 +7,7 @@ import time
 import torch
 
 from gpt.compute import classes, hardware
-from gpt.compute.dry_run import memory_at
+from gpt.compute.stage_tables import memory_at
 from gpt.config.resolve import resolve
 from gpt.engine import boundary
 from gpt.metrics.meter import TimeSplit

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 RESULTS = "results.jsonl"
 
@@ -11,10 +12,10 @@ RESULTS = "results.jsonl"
 class Findings:
     """OUT/results.jsonl, written by several processes at once. Imports no torch."""
 
-    def __init__(self, out):
+    def __init__(self, out: str | Path):
         self.path = Path(out) / RESULTS
 
-    def add(self, **facts):
+    def add(self, **facts: Any):
         line = json.dumps({"time": round(time.time(), 1), **facts}) + "\n"
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -25,10 +26,10 @@ class Findings:
 
     def read(self) -> list:
         """All findings; of a stage that was started again, those of its last start."""
+        if not self.path.exists():
+            return []
         kept = []
-        for line in (
-            self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ()
-        ):
+        for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 finding = json.loads(line)
             except ValueError:  # cut off by the end of a machine

@@ -17,6 +17,7 @@ import torch.distributed
 
 from gpt.cluster.launch import free_port
 from gpt.compute.hardware import DTYPES
+from gpt.config.optimizer_keys import COSINE
 from tools.gpu_stages import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,7 +197,7 @@ def _config(folder, name, steps):
         "fp16": {"enabled": False},
         "zero_optimization": {"stage": 1},
         "scheduler": {
-            "type": "LanguiniCosineLR",
+            "type": COSINE,
             "params": {"max_lr": 1e-3, "warmup_steps": 2, "decay_steps": 1000},
         },
         "gpt": {

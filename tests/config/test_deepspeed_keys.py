@@ -7,8 +7,10 @@ import sys
 import pytest
 from conftest import ROOT
 
-from gpt.config import deepspeed_keys
+from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.keys import REQUIRED
+from gpt.config.optimizer_keys import COSINE, SCHEDULERS
+from gpt.config.refused_keys import REFUSED
 from gpt.config.resolve import load
 
 PYDANTIC = {  # block -> keys that DeepSpeed's own model of it has; aliases are what users write
@@ -37,26 +39,26 @@ REMOVED = {
 class Recorder(dict):
     """A block that notes every key that is asked for, at any depth."""
 
-    def __init__(self, block, path, asked):
+    def __init__(self, block, path, reads):
         super().__init__(
             {
-                key: Recorder(v, (*path, key), asked) if isinstance(v, dict) else v
+                key: Recorder(v, (*path, key), reads) if isinstance(v, dict) else v
                 for key, v in block.items()
             }
         )
         self.path = path
-        self.asked = asked
+        self.reads = reads
 
     def get(self, key, default=None):
-        self.asked.add(".".join((*self.path, str(key))))
+        self.reads.add(".".join((*self.path, str(key))))
         return super().get(key, default)
 
     def __contains__(self, key):
-        self.asked.add(".".join((*self.path, str(key))))
+        self.reads.add(".".join((*self.path, str(key))))
         return super().__contains__(key)
 
     def __getitem__(self, key):
-        self.asked.add(".".join((*self.path, str(key))))
+        self.reads.add(".".join((*self.path, str(key))))
         return super().__getitem__(key)
 
     def keys(self):
@@ -79,21 +81,17 @@ class Recorder(dict):
 
 
 def keys_below(block):
-    keys = deepspeed_keys.TOP_KEYS
+    keys = TOP_KEYS
     for name in block.split("."):
         keys = keys[name]
-    refused = {
-        path.rpartition(".")[2]
-        for path in deepspeed_keys.REFUSED
-        if path.rpartition(".")[0] == block
-    }
+    refused = {path.rpartition(".")[2] for path in REFUSED if path.rpartition(".")[0] == block}
     return set(keys) | refused
 
 
 def test_top_level_keys_are_those_that_deepspeed_reads():
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    asked = set()
+    reads = set()
     blocks = (
         "fp16",
         "bf16",
@@ -111,16 +109,14 @@ def test_top_level_keys_are_those_that_deepspeed_reads():
         Recorder(
             {"train_batch_size": 8, "zero_optimization": {"stage": 1}, **{b: {} for b in blocks}},
             (),
-            asked,
+            reads,
         )
     )
-    top = {path for path in asked if "." not in path}
-    ours = (
-        set(deepspeed_keys.TOP_KEYS) | {path for path in deepspeed_keys.REFUSED if "." not in path}
-    ) - {"gpt"}
+    top = {path for path in reads if "." not in path}
+    ours = (set(TOP_KEYS) | {path for path in REFUSED if "." not in path}) - {"gpt"}
     assert top == ours
     for block in ("flops_profiler", "aio", "data_types"):
-        inner = {path.split(".", 1)[1] for path in asked if path.startswith(f"{block}.")}
+        inner = {path.split(".", 1)[1] for path in reads if path.startswith(f"{block}.")}
         assert inner == keys_below(block)
 
 
@@ -134,9 +130,7 @@ def test_keys_of_a_block_are_those_of_deepspeeds_model(block):
     assert keys_below(block) == real
 
 
-@pytest.mark.parametrize(
-    "kind", [name for name in deepspeed_keys.SCHEDULERS if name != deepspeed_keys.COSINE]
-)
+@pytest.mark.parametrize("kind", [name for name in SCHEDULERS if name != COSINE])
 def test_parameters_of_deepspeeds_schedulers(kind):
     import inspect
 
@@ -144,11 +138,9 @@ def test_parameters_of_deepspeeds_schedulers(kind):
 
     signature = inspect.signature(getattr(lr_schedules, kind).__init__).parameters
     real = set(signature) - {"self", "optimizer", "last_batch_iteration"}
-    assert set(deepspeed_keys.SCHEDULERS[kind]) == real
+    assert set(SCHEDULERS[kind]) == real
     required = {n for n in real if signature[n].default is inspect.Parameter.empty}
-    assert {
-        n for n, key in deepspeed_keys.SCHEDULERS[kind].items() if key.default is REQUIRED
-    } == required
+    assert {n for n, key in SCHEDULERS[kind].items() if key.default is REQUIRED} == required
 
 
 def test_the_reference_is_up_to_date():

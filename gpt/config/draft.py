@@ -1,0 +1,167 @@
+"""A configuration under way: its values, where each comes from, and the mistakes so far."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from gpt.config.batch import BatchPlan
+from gpt.config.optimizer_keys import COSINE
+from gpt.config.options import OPTION_KEYS, Options
+from gpt.config.run_config import Config
+from gpt.config.schedule import CosineSchedule
+from gpt.config.shape import ModelConfig
+from gpt.errors import UserError
+
+
+class Mistake(NamedTuple):
+    """path: dotted path of the value that is wrong, or "" where the sentence says it all."""
+
+    path: str
+    sentence: str
+
+
+def about(path: str, problem: str) -> Mistake:
+    """A mistake whose sentence is the path and what is wrong with its value."""
+    return Mistake(path, f"{path} {problem}" if path else problem)
+
+
+class Draft:
+    """A configuration under way: ask it for its values, add to its mistakes, and settle it.
+
+    tree: a run's JSON, which is copied. name: of the run. world_size: number of ranks. file: what
+    messages call the run's file. lines: {dotted path: line} in that file.
+    """
+
+    def __init__(
+        self,
+        tree: Any,
+        name: str,
+        world_size: int = 1,
+        file: str | None = None,
+        lines: dict[str, int] | None = None,
+    ):
+        self.tree = _without_nulls(tree)
+        self.name = name
+        self.world_size = world_size
+        self.file = file or name
+        self.sources = {path: f"{self.file}:{line}" for path, line in (lines or {}).items()}
+        self.mistakes: list[Mistake] = []
+        # sentences about what was decided otherwise than the file says
+        self.notices: list[str] = []
+        # None: mistaken, or not yet known
+        self.model: ModelConfig | None = None
+        self.batch: BatchPlan | None = None
+
+    def get(self, path: str) -> Any:
+        """The value at a dotted path; None where it is absent, or part of a mistake."""
+        for mistake in self.mistakes:
+            if path == mistake.path or path.startswith(f"{mistake.path}."):
+                return None
+        value = self.tree
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+    def put(self, path: str, value: Any, source: str) -> None:
+        """Set a value. Where one of the blocks above it is none, nothing is set: the check of the
+        whole tree tells that."""
+        block = self.tree
+        *parents, last = path.split(".")
+        for name in parents:
+            block = block.setdefault(name, {}) if isinstance(block, dict) else None
+        if isinstance(block, dict):
+            block[last] = value
+            self.sources[path] = source
+
+    def mistake(self, path: str, problem: str) -> None:
+        """Note what is wrong with the value at a dotted path."""
+        self.mistakes.append(about(path, problem))
+
+    def add(self, sentences: Iterable[str]) -> None:
+        """Note mistakes that were found elsewhere, such as those of the dataset."""
+        self.mistakes += [Mistake("", sentence) for sentence in sentences]
+
+    def mistaken(self) -> set[str]:
+        """Paths of the values that are wrong."""
+        return {mistake.path for mistake in self.mistakes}
+
+    def settle(self) -> Config:
+        """The frozen configuration. Raises UserError with all mistakes in one report."""
+        if self.mistakes:
+            raise UserError(self._report())
+        # None only where there are mistakes
+        assert self.model is not None and self.batch is not None
+        self._derive_what_deepspeed_needs(self.batch)
+        deepspeed = dict(self.tree)
+        gpt = deepspeed.pop("gpt")
+        schedule = None
+        if self.get("scheduler.type") == COSINE:
+            schedule = CosineSchedule(**deepspeed.pop("scheduler")["params"])
+        return Config(
+            name=self.name,
+            options=Options(**{name: gpt[name] for name in OPTION_KEYS if name in gpt}),
+            model=self.model,
+            batch=self.batch,
+            schedule=schedule,
+            deepspeed=deepspeed,
+            sources=self.sources,
+            notices=tuple(self.notices),
+        )
+
+    def _derive_what_deepspeed_needs(self, batch: BatchPlan) -> None:
+        params = self.tree["optimizer"]["params"]
+        # element by element, so it may work on stretches of parameters
+        if self.get("optimizer.type") == "SGD":
+            self.put("zero_allow_untested_optimizer", True, "derived: from optimizer.type")
+        # bf16 keeps 8 bits of a sum
+        sums_bf16 = self.get("bf16.enabled") and batch.accumulation > 1
+        if sums_bf16 and self.get("data_types.grad_accum_dtype") is None:
+            self.put(
+                "data_types.grad_accum_dtype",
+                "fp32",
+                "derived: from bf16 and gradient_accumulation_steps",
+            )
+        offloads = "offload_optimizer" in self.tree["zero_optimization"]
+        if offloads and params.get("torch_adam"):
+            source = "derived: from optimizer.params.torch_adam"
+            self.put("zero_force_ds_cpu_optimizer", False, source)
+        if params.get("torch_adam") is False:
+            # torch's own keys, which DeepSpeed's Adams do not know
+            params.pop("fused", None)
+            params.pop("torch_adam")
+
+    def _report(self) -> str:
+        """All mistakes, each with the place where its value stands."""
+        sentences = [self._located(mistake) for mistake in self.mistakes]
+        if len(sentences) == 1:
+            return sentences[0]
+        lines = [f"  {number}. {sentence}" for number, sentence in enumerate(sentences, 1)]
+        return "\n".join([f"{self.file}: {len(sentences)} mistakes", *lines])
+
+    def _located(self, mistake: Mistake) -> str:
+        if not mistake.path:
+            return mistake.sentence
+        return f"{self._source(mistake.path)}: {mistake.sentence}"
+
+    def _source(self, path: str) -> str:
+        """Where the value at a dotted path comes from, or the innermost block around it."""
+        if path.startswith("--"):
+            return "command line"
+        for block in _upwards(path):
+            if block in self.sources:
+                return self.sources[block]
+        return self.file
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """A dotted path, and those of the blocks around it."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _without_nulls(tree: Any) -> Any:
+    """A copy in which what is null is absent."""
+    if isinstance(tree, dict):
+        return {key: _without_nulls(value) for key, value in tree.items() if value is not None}
+    return copy.deepcopy(tree)

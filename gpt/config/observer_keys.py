@@ -1,0 +1,99 @@
+"""Keys of DeepSpeed's own observers, and of its traffic with files."""
+
+from gpt.config.keys import ANY, Key
+
+_MONITOR = {
+    "output_path": Key(ANY, doc='folder, default "": the current one'),
+    "job_name": Key(ANY, doc="folder in that, default DeepSpeedJobName"),
+}
+
+OBSERVER_KEYS = {
+    "flops_profiler": {
+        "enabled": Key(
+            bool,
+            doc=(
+                "count and time one step's operations by module, on rank 0; switches "
+                "wall_clock_breakdown on. Default false"
+            ),
+        ),
+        "profile_step": Key(ANY, doc="optimiser steps before the one that is counted, default 1"),
+        "module_depth": Key(
+            ANY, doc="levels of nested modules to sum up by, default -1: all of them"
+        ),
+        "top_modules": Key(ANY, doc="modules named for each level, default 1"),
+        "detailed": Key(ANY, doc="print the figures of every module too, default true"),
+        "output_file": Key(ANY, doc="file for the figures; default: the terminal"),
+        "recompute_fwd_factor": Key(
+            ANY,
+            doc=(
+                "forward passes that the backward pass is taken to repeat, 1.0 with activation "
+                "checkpointing; default 0.0"
+            ),
+        ),
+    },
+    "comms_logger": {
+        "enabled": Key(
+            bool, doc="no effect: the block alone, even with false, has every call wait for the GPU"
+        ),
+        "verbose": Key(
+            ANY,
+            doc="log each call's time and size, the only output, with --verbose; default false",
+        ),
+        "prof_all": Key(ANY, doc="time all calls, default true"),
+        "prof_ops": Key(
+            ANY, doc='calls to time without prof_all, such as ["all_reduce"], default none'
+        ),
+        "debug": Key(ANY, doc="log the name of the calling function too, default false"),
+    },
+    "tensorboard": {
+        "enabled": Key(
+            bool, doc="learning rate and loss scale, by sequences, to TensorBoard; default false"
+        ),
+        **_MONITOR,
+    },
+    "csv_monitor": {
+        "enabled": Key(
+            bool, doc="learning rate and loss scale, by sequences, to CSV files; default false"
+        ),
+        **_MONITOR,
+    },
+    "wandb": {
+        "enabled": Key(
+            bool, doc="learning rate and loss scale, by sequences, to a run of wandb; default false"
+        ),
+        "group": Key(ANY, doc="wandb's group of runs, default none"),
+        "team": Key(ANY, doc="wandb's entity; default: the user's"),
+        "project": Key(ANY, doc="wandb's project, default deepspeed"),
+    },
+    "comet": {
+        "enabled": Key(
+            bool, doc="learning rate and loss scale, by sequences, to Comet; default false"
+        ),
+        "samples_log_interval": Key(ANY, doc="sequences between two values, default 100"),
+        "project": Key(ANY, doc="Comet's project; default: of Comet's own settings"),
+        "workspace": Key(ANY, doc="Comet's workspace; default: of Comet's own settings"),
+        "api_key": Key(
+            ANY, doc="Comet's key; better in its settings, for config.yaml would show it"
+        ),
+        "experiment_name": Key(ANY, doc="name shown for the run; default: Comet chooses"),
+        "experiment_key": Key(ANY, doc="Comet's id of the run, 32 to 50 letters and digits"),
+        "online": Key(ANY, doc="false: keep the values on this machine; default: send them"),
+        "mode": Key(
+            ANY, doc="get, create or get_or_create: whether experiment_key must be there, or new"
+        ),
+    },
+    "aio": {
+        "block_size": Key(ANY, doc="device nvme: bytes of one request, default 1048576"),
+        "queue_depth": Key(ANY, doc="requests under way at a time, per thread, default 8"),
+        "intra_op_parallelism": Key(ANY, doc="threads that share one read or write, default 1"),
+        "single_submit": Key(
+            ANY, doc="hand requests to the system one by one, not a queue at once; default false"
+        ),
+        "overlap_events": Key(
+            ANY, doc="refill the queue as requests end, not once all have ended; default true"
+        ),
+        "use_gds": Key(
+            ANY, doc="offload_param: GPUDirect Storage, past host memory, on CUDA; default false"
+        ),
+    },
+}

@@ -1,0 +1,178 @@
+"""Keys of the blocks "scheduler" and "optimizer": their types, and the parameters of each."""
+
+from gpt.config.keys import REQUIRED, Key
+
+# the trainer's own schedule; all other schedulers are DeepSpeed's
+COSINE = "LanguiniCosineLR"
+
+_COSINE = {
+    "max_lr": Key(
+        float,
+        6e-4,
+        "where the cosine starts; warm-up multiplies the cosine already under way",
+        above=0,
+    ),
+    "min_lr": Key(float, 6e-6, "learning rate from decay_steps on", minimum=0),
+    "warmup_steps": Key(int, 200, "steps of linear warm-up", minimum=0),
+    "decay_steps": Key(int, REQUIRED, "steps until the cosine reaches min_lr", minimum=1),
+}
+_WARMUP = {
+    "warmup_num_steps": Key(
+        int, doc="steps of warm-up, default 1000; 1 counts as 2, and DeepSpeed refuses 0", minimum=0
+    ),
+    "warmup_type": Key(
+        str,
+        doc="how the rate rises: log (default), with the logarithm of the step; linear, with it",
+        choices=("log", "linear"),
+    ),
+}
+_WARMUP_LR = {
+    **_WARMUP,
+    "warmup_min_lr": Key(float, doc="rate at which warm-up begins, default 0", minimum=0),
+    "warmup_max_lr": Key(
+        float,
+        doc=(
+            "rate at which warm-up ends; default: optimizer.params.lr, but of WarmupDecayLR "
+            "0.001, whatever that is"
+        ),
+        minimum=0,
+    ),
+}
+
+# type -> parameters; all but the first are DeepSpeed's own
+SCHEDULERS = {
+    COSINE: _COSINE,
+    "WarmupLR": _WARMUP_LR,
+    "WarmupDecayLR": {
+        **_WARMUP_LR,
+        "total_num_steps": Key(
+            int,
+            REQUIRED,
+            "steps until the rate, falling in a straight line after warm-up, is 0",
+            minimum=1,
+            when_missing="",
+        ),
+    },
+    "WarmupCosineLR": {
+        **_WARMUP,
+        "total_num_steps": Key(
+            int,
+            REQUIRED,
+            "steps until the cosine that follows warm-up reaches cos_min_ratio",
+            minimum=1,
+            when_missing="",
+        ),
+        "warmup_min_ratio": Key(
+            float,
+            doc="rate at which warm-up begins, as a share of optimizer.params.lr, default 0",
+            minimum=0,
+            maximum=1,
+        ),
+        "cos_min_ratio": Key(
+            float,
+            doc="rate at the end and ever after, as a share of optimizer.params.lr, default 0.0001",
+            minimum=0,
+            maximum=1,
+        ),
+    },
+    "OneCycle": {
+        "cycle_min_lr": Key(
+            float,
+            REQUIRED,
+            "rate at both ends of the cycle, and where decay begins",
+            minimum=0,
+            when_missing="",
+        ),
+        "cycle_max_lr": Key(
+            float, REQUIRED, "rate at the cycle's peak", minimum=0, when_missing=""
+        ),
+        "decay_lr_rate": Key(
+            float,
+            doc=(
+                "r in cycle_min_lr / (1 + r n / decay_step_size), the rate n steps after the "
+                "cycle; default 0: no decay"
+            ),
+            minimum=0,
+        ),
+        "cycle_first_step_size": Key(
+            int, doc="steps of the rise, default 2000; DeepSpeed refuses 0", minimum=0
+        ),
+        "cycle_second_step_size": Key(
+            int, doc="steps of the fall; default: as many as of the rise", minimum=0
+        ),
+        "cycle_first_stair_count": Key(
+            int, doc="stairs of equal height in the rise; default 0: smooth", minimum=0
+        ),
+        "cycle_second_stair_count": Key(
+            int, doc="stairs in the fall, 0: smooth; default: as many as in the rise", minimum=0
+        ),
+        "decay_step_size": Key(int, doc="steps, see decay_lr_rate; default 0: no decay", minimum=0),
+        "cycle_momentum": Key(
+            bool, doc="must be false: DeepSpeed's default, true, replaces the optimizer's betas"
+        ),
+        "cycle_min_mom": Key(float, doc="no effect without cycle_momentum", minimum=0, maximum=1),
+        "cycle_max_mom": Key(float, doc="no effect without cycle_momentum", minimum=0, maximum=1),
+        "decay_mom_rate": Key(float, doc="no effect without cycle_momentum", minimum=0),
+    },
+    "LRRangeTest": {
+        "lr_range_test_min_lr": Key(float, doc="rate at the start, default 0.001", minimum=0),
+        "lr_range_test_step_size": Key(
+            int,
+            doc="steps of a growth by step_rate times min_lr, default 2000; DeepSpeed refuses 0",
+            minimum=0,
+        ),
+        "lr_range_test_step_rate": Key(
+            float, doc="growth per step_size, in units of min_lr, default 1.0", minimum=0
+        ),
+        "lr_range_test_staircase": Key(
+            bool, doc="grow once every step_size steps; default false: a little at every step"
+        ),
+    },
+}
+
+_LEARNING_RATE = {"lr": Key(float, doc=f"learning rate; not with {COSINE}, which owns it", above=0)}
+_ADAM = {
+    **_LEARNING_RATE,
+    "betas": Key("pair", [0.9, 0.95], "decay of the first and second moment"),
+    "eps": Key(float, 1e-8, "added to the root of the second moment", above=0),
+    "weight_decay": Key(float, 0.0, "decoupled weight decay", minimum=0),
+    "torch_adam": Key(
+        bool, True, "torch's fused Adam; false: DeepSpeed's, which is compiled on first use"
+    ),
+    "adam_w_mode": Key(
+        bool,
+        doc=(
+            "decoupled weight decay (DeepSpeed's default, for Adam too); false: of Adam, the "
+            "decay is added to the gradient. AdamW ignores it"
+        ),
+    ),
+    "amsgrad": Key(
+        bool,
+        doc=(
+            "divide by the root of the largest second moment so far, default false; only with "
+            "torch_adam, DeepSpeed's Adams cannot"
+        ),
+    ),
+    "fused": Key(bool, True, "one kernel for all parameters, with torch_adam"),
+}
+# type -> parameters
+OPTIMIZERS = {
+    "Adam": _ADAM,
+    "AdamW": _ADAM,
+    "SGD": {
+        **_LEARNING_RATE,
+        "momentum": Key(
+            float, doc="decay of the sum of past gradients; default 0: none", minimum=0, maximum=1
+        ),
+        "dampening": Key(
+            float,
+            doc="share of a gradient that is kept out of that sum, default 0",
+            minimum=0,
+            maximum=1,
+        ),
+        "weight_decay": Key(
+            float, doc="times the weights, added to the gradient, default 0", minimum=0
+        ),
+        "nesterov": Key(bool, doc="Nesterov's momentum, default false; needs momentum above 0"),
+    },
+}

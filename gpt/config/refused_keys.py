@@ -1,0 +1,79 @@
+"""Real keys of DeepSpeed that would make the run something else than what its JSON says, or do
+nothing."""
+
+# reasons that several keys share
+_BATCH_SIZE = "it changes the batch size: set train_batch_size"
+_PURE_BATCHES = "batches are a pure function of the step"
+_NOT_CUT = "the model is not cut that way: use ZeRO stage 3"
+_OTHER_MODEL = "it changes the model"
+_DENSE_AVERAGE = "gradients are averaged over the global batch, and dense"
+_OWN_CHECKPOINTS = "checkpoints are written and found by the trainer itself"
+_OWN_PROGRESS = 'progress is printed by "gpt": {"log_terminal_every"}, details by --verbose'
+_FP32_COPY = "the weights must have an fp32 copy"
+_OFFLOAD = "use offload_optimizer or offload_param"
+_NOT_CONSOLIDATED = "checkpoints of it cannot be consolidated"
+_ONE_TYPE = "all weights have one type: set fp16 or bf16"
+
+# dotted path of the key -> why it has no place here
+REFUSED = {
+    "torch_autocast": "with fp16 it clips scaled gradients: use fp16 or bf16",
+    "amp": "it needs apex: use fp16 or bf16",
+    "elasticity": _BATCH_SIZE,
+    "autotuning": _BATCH_SIZE,
+    "curriculum_learning": _PURE_BATCHES,
+    "data_efficiency": _PURE_BATCHES,
+    "dataloader_drop_last": _PURE_BATCHES,
+    "managed_gradient_accumulation": _PURE_BATCHES,
+    "pipeline": _NOT_CUT,
+    "tensor_parallel": _NOT_CUT,
+    "expert_parallel": _NOT_CUT,
+    "use_data_before_expert_parallelism": _NOT_CUT,
+    "seq_parallel_communication_data_type": _NOT_CUT,
+    "hybrid_engine": _NOT_CUT,
+    "progressive_layer_drop": _OTHER_MODEL,
+    "compression_training": _OTHER_MODEL,
+    "quantize_training": _OTHER_MODEL,
+    "weight_quantization": _OTHER_MODEL,
+    "sparse_attention": _OTHER_MODEL,
+    "eigenvalue": _OTHER_MODEL,
+    "gradient_allreduce_op": _DENSE_AVERAGE,
+    "sparse_gradients": _DENSE_AVERAGE,
+    "checkpoint": _OWN_CHECKPOINTS,
+    "nebula": _OWN_CHECKPOINTS,
+    "datastates_ckpt": _OWN_CHECKPOINTS,
+    "steps_per_print": _OWN_PROGRESS,
+    "log_level": _OWN_PROGRESS,
+    "activation_checkpointing": 'set "gpt": {"activation_checkpointing": true}',
+    "vocabulary_size": 'set "gpt": {"vocab_size"}',
+    "compile": 'set "gpt": {"compile": "default"}',
+    "graph_harvesting": "graphs of operations are not recorded",
+    "fp16.fp16_master_weights_and_grads": _FP32_COPY,
+    "bf16.bf16_master_weights_and_grads": _FP32_COPY,
+    "bf16.bf16_optimizer_states": _FP32_COPY,
+    "fp16.auto_cast": "inputs are token ids",
+    "bf16.check_grad_overflow": (
+        "a gradient that is not finite must never reach the weights: leave it out"
+    ),
+    "timers": (
+        "it makes the host wait for the GPU at every micro-batch, and the speed is in "
+        "metrics.jsonl: leave it out"
+    ),
+    "zero_optimization.cpu_offload": _OFFLOAD,
+    "zero_optimization.cpu_offload_param": _OFFLOAD,
+    "zero_optimization.cpu_offload_use_pin_memory": _OFFLOAD,
+    "zero_optimization.parameter_alignment": _NOT_CONSOLIDATED,
+    "zero_optimization.zenflow": _NOT_CONSOLIDATED,
+    "zero_optimization.elastic_checkpoint": _NOT_CONSOLIDATED,
+    "zero_optimization.legacy_stage1": _NOT_CONSOLIDATED,
+    "zero_optimization.save_muon_momentum_buffer_in_memory": _NOT_CONSOLIDATED,
+    "zero_optimization.round_robin_gradients": (
+        "norms by module would be wrong with it, and it brings nothing without offload: leave "
+        "it out"
+    ),
+    "zero_optimization.compute_grad_norm": "norms of the gradient are always reported",
+    "zero_optimization.leaf_module": "the model has no such modules",
+    "optimizer.legacy_fusion": "it is fixed by optimizer.type",
+    "data_types.param_dtype": _ONE_TYPE,
+    "data_types.buffer_dtype": _ONE_TYPE,
+    "data_types.keep_in_fp32_modules": _ONE_TYPE,
+}

@@ -1,0 +1,79 @@
+"""The file that says what a run is: its JSON, or the config.yaml of an earlier run."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt.config import saved
+from gpt.errors import UserError
+
+
+def read_file(path: str | Path) -> tuple[Any, str, dict[str, int]]:
+    """(tree, the run's name, {dotted path: line}) of a run's JSON file, or of the config.yaml of an
+    earlier run, whose tree it holds.
+
+    Raises UserError where it is not readable, and where a key stands twice in one block.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    if path.suffix in (".yaml", ".yml"):
+        tree, name = saved.run_to_repeat(path, text)
+        return tree, name, _lines_below(saved.RUN, text)
+    return _parse_json(path, text), path.stem, _lines_of_json(text)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        # some editors put a byte order mark in front
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"cannot read the config {path}: {reason}") from error
+
+
+def _parse_json(path: Path, text: str) -> Any:
+    def block(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = set()
+        for name, _ in pairs:
+            if name in names:
+                raise UserError(f"{path}: the key {name!r} stands twice in one block")
+            names.add(name)
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=block)
+    except json.JSONDecodeError as error:
+        place = f"{path}, line {error.lineno}, column {error.colno}"
+        raise UserError(f"{place}: not valid JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a run's JSON ({error})") from error
+
+
+def _lines_of_json(text: str) -> dict[str, int]:
+    """JSON is YAML, whose parser tells where things stand."""
+    try:
+        return dict(_lines(yaml.compose(text.replace("\t", " "))))
+    # JSON that this YAML reader does not take: messages go without line numbers
+    except yaml.YAMLError:
+        return {}
+
+
+def _lines_below(block: str, text: str) -> dict[str, int]:
+    """{dotted path within a block of YAML: line in the whole text}."""
+    within = {}
+    for path, line in _lines(yaml.compose(text)):
+        if path.startswith(f"{block}."):
+            within[path.removeprefix(f"{block}.")] = line
+    return within
+
+
+def _lines(node: yaml.Node | None, path: str = "") -> Iterator[tuple[str, int]]:
+    """(dotted path, line) of every key."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            where = f"{path}.{key.value}" if path else key.value
+            yield where, key.start_mark.line + 1
+            yield from _lines(value, where)

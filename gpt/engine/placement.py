@@ -1,0 +1,44 @@
+"""A model's weights brought to their places before DeepSpeed takes the model.
+
+Part of the boundary that gpt/engine/boundary.py is: what it needs of DeepSpeed is passed.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+
+def place(
+    model: torch.nn.Module,
+    weights: Iterable[tuple[str, torch.Tensor]],
+    dtype: torch.dtype,
+    device: torch.device,
+    settings: dict,
+    zero_init: Callable,
+) -> None:
+    """Give a model on torch's meta device its parameters one at a time: on the device, whole or,
+    under ZeRO 3, cut up and this rank's stretch kept.
+
+    weights: (name, fp32 tensor), the next made when the last is in its place. settings: DeepSpeed's
+    configuration. zero_init: deepspeed.zero.Init.
+    """
+    first: Any = None
+    for name, values in weights:
+        owner, _, own_name = name.rpartition(".")
+        parameter = torch.nn.Parameter(values.to(device, dtype))
+        setattr(model.get_submodule(owner), own_name, parameter)
+        if settings["zero_optimization"]["stage"] == 3:
+            if first is None:  # makes of it a parameter that can do the same to others
+                module = torch.nn.ParameterList([parameter])
+                zero_init(module=module, config_dict_or_path=settings)
+                first = parameter
+            else:
+                first.convert_to_zero_parameters(param_list=[parameter])
+        del values  # before the next is drawn
+
+
+def blocks_of(model: torch.nn.Module) -> list[type]:
+    """The classes of the model's blocks: the members of its lists of modules."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return list({type(block) for blocks in lists for block in blocks})

@@ -1,0 +1,116 @@
+"""The settings that make the curve, held against what DeepSpeed has made of them.
+
+Part of the boundary that gpt/engine/boundary.py is: it reads DeepSpeed's objects, but needs nothing
+of its modules. `ds` is DeepSpeed's engine throughout.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gpt.compute.hardware import DTYPES
+from gpt.config.batch import BatchPlan
+from gpt.config.run_config import Config
+from gpt.config.schedule import CosineSchedule
+from gpt.engine import loss_scale
+from gpt.engine.loss_scale import keeping_rules
+from gpt.engine.schedule import set_lr
+
+# (name of a setting, its value in the configuration, its value in the engine)
+Setting = tuple[str, object, object]
+
+
+def differences(ds: Any, config: Config) -> list[str]:
+    """One clause for each setting that the engine would run otherwise than configured."""
+    return [
+        f"{name} is {actual}, the config says {configured}"
+        for name, configured, actual in _settings(ds, config)
+        if configured != actual
+    ]
+
+
+def _settings(ds: Any, config: Config) -> Iterator[Setting]:
+    stage = config.deepspeed["zero_optimization"]["stage"]
+    dtype = next(ds.module.parameters()).dtype
+    yield from _batch(ds, config.batch)
+    yield "gradient_clipping", config.deepspeed["gradient_clipping"], ds.gradient_clipping()
+    yield "zero_optimization.stage", stage, ds.zero_optimization_stage()
+    yield "precision", DTYPES[config.precision], dtype
+    yield from _optimizer(ds, config.deepspeed["optimizer"])
+    if config.precision == "fp16":
+        yield from _loss_scale(ds, config.deepspeed["fp16"])
+    if config.schedule is None:
+        yield from _scheduler(ds, config.deepspeed.get("scheduler", {}))
+    else:
+        yield from _learning_rates(ds, config.schedule)
+
+
+def _batch(ds: Any, batch: BatchPlan) -> Iterator[Setting]:
+    micro_size = ds.train_micro_batch_size_per_gpu()
+    accumulation = ds.gradient_accumulation_steps()
+    yield "train_batch_size", batch.train_batch_size, ds.train_batch_size()
+    yield "train_micro_batch_size_per_gpu", batch.micro_size, micro_size
+    yield "gradient_accumulation_steps", batch.accumulation, accumulation
+    yield "ranks", batch.world_size, ds.world_size
+
+
+def _optimizer(ds: Any, optimizer: dict) -> Iterator[Setting]:
+    kind = optimizer["type"]
+    params = optimizer["params"]
+    inner = ds.basic_optimizer
+    group = ds.optimizer.param_groups[0]
+    # DeepSpeed's "Adam" is AdamW unless told otherwise.
+    decoupled = kind == "AdamW" or (kind == "Adam" and params.get("adam_w_mode", True))
+    if kind == "SGD" or "torch_adam" in params:
+        yield "optimizer.type", "AdamW" if decoupled else kind, type(inner).__name__
+    else:
+        yield "optimizer.params.adam_w_mode", decoupled, bool(inner.adam_w_mode)
+    for name in params.keys() & group.keys() - {"lr"}:
+        yield f"optimizer.params.{name}", _hashable(params[name]), _hashable(group[name])
+
+
+def _hashable(value: object):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _loss_scale(ds: Any, fp16: dict) -> Iterator[Setting]:
+    configured = fp16["loss_scale"] or 2.0 ** fp16["initial_scale_power"]
+    yield "loss scale", configured, loss_scale.current(ds)
+
+
+def _scheduler(ds: Any, scheduler: dict) -> Iterator[Setting]:
+    actual = type(ds.lr_scheduler).__name__ if ds.lr_scheduler else None
+    yield "scheduler.type", scheduler.get("type"), actual
+
+
+def _learning_rates(ds: Any, schedule: CosineSchedule) -> Iterator[Setting]:
+    group = ds.optimizer.param_groups[0]
+    yield "learning rate of step 1", schedule.lr(1), group["lr"]
+    for step in (2, max(1, schedule.warmup_steps), schedule.decay_steps):
+        ds.lr_scheduler.last_epoch = step - 1
+        set_lr(ds)
+        yield f"learning rate of step {step}", schedule.lr(step), group["lr"]
+    ds.lr_scheduler.last_epoch = 0
+    set_lr(ds)
+
+
+@contextmanager
+def keeping_settings(ds: Any) -> Iterator[None]:
+    """Around a load, in which DeepSpeed takes hyperparameters, clipping and the rules of the loss
+    scale from the checkpoint: they stay what the configuration says."""
+    optimizer = ds.optimizer
+    loaded = {"params", "step"}
+    if ds.lr_scheduler is not None:
+        loaded.add("lr")
+    settings_of_groups = [
+        {key: value for key, value in group.items() if key not in loaded}
+        for group in optimizer.param_groups
+    ]
+    clips = "clip_grad" in vars(optimizer)
+    clip_grad = optimizer.clip_grad if clips else None
+    with keeping_rules(optimizer):
+        yield
+    for group, settings in zip(optimizer.param_groups, settings_of_groups):
+        group.update(settings)
+    if clips:
+        optimizer.clip_grad = clip_grad

@@ -1,0 +1,36 @@
+"""A CosineSchedule in the shape that DeepSpeed steps and saves.
+
+Part of the boundary that gpt/engine/boundary.py is: it changes DeepSpeed's objects, but needs
+nothing of its modules.
+"""
+
+from typing import Any
+
+import torch
+
+from gpt.config.schedule import CosineSchedule
+
+
+class Schedule(torch.optim.lr_scheduler.LRScheduler):
+    """Step s of the optimizer runs at `schedule.lr(s)`."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: CosineSchedule):
+        self._schedule = schedule
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        return [self._schedule.lr(self.last_epoch + 1)] * len(self.optimizer.param_groups)
+
+    def state_dict(self) -> dict:
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.last_epoch = state["last_epoch"]
+
+
+def set_lr(ds: Any) -> None:
+    """Give the optimizer the learning rate that its schedule is at, if it has one. ds: DeepSpeed's
+    engine."""
+    if ds.lr_scheduler is not None:
+        for group, lr in zip(ds.optimizer.param_groups, ds.lr_scheduler.get_lr()):
+            group["lr"] = lr

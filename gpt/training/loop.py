@@ -1,0 +1,269 @@
+"""The training loop: load, step, evaluate, save, stop."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from gpt.checkpoint import folders, warm_start
+from gpt.checkpoint.saver import Saver
+from gpt.cluster.watchdog import Watchdog
+from gpt.cluster.world import World
+from gpt.config.saved import CONFIG, write_config
+from gpt.errors import AgreedError
+from gpt.evaluation import Tally, summary
+from gpt.metrics.activations import ActivationStatistics
+from gpt.metrics.meter import Meter
+from gpt.metrics.sinks import Metrics
+from gpt.metrics.terminal import Progress
+from gpt.model import build
+from gpt.training.reports import Reports, is_due
+from gpt.training.signals import StopRequest
+from gpt.training.start import require_one_folder
+from gpt.training.trouble import Attempt, Trouble
+
+if TYPE_CHECKING:  # the one loads DeepSpeed, the other makes loops
+    from gpt.engine.boundary import Engine, StepResult
+    from gpt.training.trainer import Trainer
+
+# of batch 0, whose loss is kept with every checkpoint
+PROBE_ROWS = 2
+PROBE_TOKENS = 32
+
+
+class Loop:
+    """The steps of a run whose ranks are connected.
+
+    Making one makes the engine, and loads the checkpoint that rank 0 found.
+    """
+
+    def __init__(
+        self,
+        trainer: "Trainer",
+        make_engine: Callable[..., "Engine"],
+        world: World,
+        kernels: tuple[str, str],
+        watchdog: Watchdog,
+        stop_request: StopRequest,
+    ):
+        config = trainer.config
+        options = config.options
+        token = trainer.lock and trainer.lock.token
+        self._start_tag, token = world.gather((trainer.start_tag, token))[0]
+        require_one_folder(config.run_dir, token, world)
+        self._config = config
+        self._saved_config = trainer.saved_config
+        self._course = trainer.course
+        self._batches = trainer.batches
+        self._evaluator = trainer.evaluator
+        self._data_root = trainer.dataset.root
+        self._notices = trainer.notices
+        self._world = world
+        self._kernels = kernels
+        self._watchdog = watchdog
+        self._stop_request = stop_request  # of this process
+        self._stop_reason: str | None = None  # what the ranks agreed to stop for
+
+        model = build(config, kernels[0])
+        self._engine = make_engine(model, config, world, model.initial_weights(options.seed))
+        metrics = Metrics(active=world.rank == 0)
+        progress = Progress(options.max_train_steps, active=world.rank == 0)
+        self._saver = Saver(
+            config,
+            trainer.saved_config,
+            trainer.dataset,
+            self._engine,
+            world,
+            metrics.write,
+            progress.say,
+        )
+        probe_rows = range(min(PROBE_ROWS, config.batch.train_batch_size))
+        self._probe = trainer.streams.batch(0, probe_rows)[:, : PROBE_TOKENS + 1]
+        seconds = self._load(self._start_tag) if self._start_tag else 0.0
+        if options.init_from and not self._start_tag:
+            self._engine.adopt(warm_start.state(options.init_from), self._engine.loss_scale)
+            self._notices.append(f"the first weights are those of {options.init_from}")
+        progress.start(self._course.step)
+        self._meter = Meter(config, world, seconds)
+        self._reports = Reports(config, self._course, self._engine, self._meter, metrics, progress)
+        self._trouble = Trouble(
+            config,
+            self._course,
+            trainer.streams,
+            self._engine,
+            self._saver,
+            self._load,
+            self._meter,
+            metrics,
+            progress,
+        )
+
+    def _load(self, tag: str) -> float:
+        """Go on from a checkpoint: its weights, and where the run was; returns the seconds of
+        training until then."""
+        manifest = self._saver.load(tag, self._probe, self._notices)
+        self._course.go_on_from(manifest)
+        return manifest.seconds
+
+    def run(self) -> None:
+        """Raises AgreedError where the run cannot go on."""
+        options = self._config.options
+        course = self._course
+        last_step = options.max_train_steps
+        if self._start_tag and course.step >= last_step and not self._owes_evaluation():
+            self._reports.nothing_to_do()
+            return
+        self._open()
+        self._agree()
+        self._meter.start(course.step)
+        if self._owes_evaluation():
+            self._evaluate()
+        while course.step < last_step and not self._stop_reason:
+            if not self._train_step():
+                continue
+            if self._owes_evaluation():
+                self._evaluate()
+            if is_due(course.step, options.log_ckpt_every) and course.step < last_step:
+                self._save()
+        self._saver.finish()
+        saved = self._saver.saved_step, self._saver.saved_evaluation
+        if saved != (course.step, course.evaluated_step):
+            self._save()
+            self._saver.finish()
+        self._end()
+
+    def _open(self) -> None:
+        """Write the run's files, and say what is about to run."""
+        config = self._config
+        if self._world.rank == 0:
+            self._saver.folder.mkdir(parents=True, exist_ok=True)
+            write_config(config.run_dir / CONFIG, self._saved_config)
+            if self._start_tag:
+                folders.go_back(self._saver.folder, self._start_tag)
+        self._world.barrier()
+        self._reports.open(self._saved_config)
+        self._reports.begin(self._notices, self._kernels, self._data_root, bool(self._start_tag))
+
+    def _end(self) -> None:
+        """Say how the run ended. Raises AgreedError where its last steps could not be saved."""
+        step = self._course.step
+        saver = self._saver
+        if saver.saved_step != step:
+            self._reports.close()
+            raise AgreedError(
+                f"the last checkpoint could not be written to {saver.folder}: make room, and the"
+                f" same command goes on from step {saver.saved_step or 0}"
+            )
+        if step >= self._config.options.max_train_steps and not self._owes_evaluation():
+            self._reports.done(saver.folder / folders.tag_of(step))
+        else:
+            self._reports.stopped(self._stop_reason, self._stop_request.seconds_ago())
+
+    def _agree(self) -> None:
+        """What the ranks tell each other after every step: whether any of them was asked to stop,
+        and whether all are ready to take a save further."""
+        sums = self._world.sum(self._state())
+        self._act_on(*sums.tolist())
+
+    def _agree_on(self, result: "StepResult") -> tuple[float, float]:
+        """The same after a step; returns its mean loss over all ranks, and its gradient norm. All
+        of it comes from the device in one transfer, the one that is waited for."""
+        sums = self._world.sum(torch.cat([self._state(), result.loss[None]]))
+        figures = torch.cat([sums, result.grad_norm[None]]).tolist()
+        stop_requests, ready, loss, grad_norm = figures
+        self._act_on(stop_requests, ready)
+        return loss / self._world.size, grad_norm
+
+    def _state(self) -> torch.Tensor:
+        """This rank's part of what `_act_on` gets."""
+        return self._world.tensor([self._stop_request.reason is not None, self._saver.ready])
+
+    def _act_on(self, stop_requests: float, ready: float) -> None:
+        """Both are numbers of ranks."""
+        if stop_requests and not self._stop_reason:
+            reasons = self._world.gather(self._stop_request.reason)
+            self._stop_reason = next(reason for reason in reasons if reason)
+            self._stop_request.heeded()
+        if ready == self._world.size:
+            self._saver.advance()
+
+    def _train_step(self) -> bool:
+        """Try one optimiser step; returns whether the run is a step further."""
+        config = self._config
+        options = config.options
+        course = self._course
+        number = course.step + 1
+        index = course.next_batch
+        want_norms = is_due(number, options.log_grads_every)
+        statistics = None
+        if is_due(number, options.log_activations_every):
+            statistics = ActivationStatistics(self._engine.module)
+
+        self._watchdog.progress(f"reading the batch of step {number}")
+        self._meter.mark("other")
+        batch = self._batches.batch(index)
+        batch = batch.reshape(config.batch.accumulation, config.batch.micro_size, -1)
+        self._meter.mark("data")
+
+        lr = self._engine.lr
+        result = self._engine.step(batch, want_norms, self._trouble.accept, self._mark, statistics)
+        loss, grad_norm = self._agree_on(result)
+        self._meter.mark("other")
+        self._meter.settle()
+
+        score = course.spikes.score(loss)
+        if not self._trouble.counts(Attempt(number, index, batch, result, loss, score)):
+            return False
+        course.spikes.add(loss)
+        course.step = number
+        activations = statistics.summary(self._world) if statistics else None
+        self._reports.advance(result.norms, activations)
+        self._reports.train(loss, lr, grad_norm)
+        return True
+
+    def _mark(self, part: str) -> None:
+        """A part of a micro-batch is done."""
+        self._meter.mark(part)
+        if part == "step":
+            self._watchdog.progress(f"computing step {self._course.step + 1}")
+            self._watchdog.first_micro_batch_done()
+
+    def _owes_evaluation(self) -> bool:
+        options = self._config.options
+        step = self._course.step
+        due = is_due(step, options.eval_every, options.max_train_steps)
+        return due and self._course.evaluated_step != step
+
+    def _evaluate(self) -> None:
+        """Evaluate the present weights; a request to stop ends it, and it is made up for when the
+        run goes on."""
+        with self._meter.paused("eval"):
+            began = time.perf_counter()
+            tally = self._evaluator.run(self._engine.module, self._world.device, self._goes_on)
+            if tally is None:
+                return
+            sums = self._world.sum(self._world.tensor(tally.values())).tolist()
+            scores = summary(Tally.from_values(sums))
+            split_tokens = len(self._evaluator.split.tokens)
+            self._reports.evaluation(scores, split_tokens, time.perf_counter() - began)
+            self._course.evaluated_step = self._course.step
+
+    def _goes_on(self) -> bool:
+        """Between two batches of an evaluation: whether to go on."""
+        self._watchdog.progress(f"evaluating after step {self._course.step}")
+        self._agree()
+        return not self._stop_reason
+
+    def _save(self) -> None:
+        course = self._course
+        with self._meter.paused("checkpoint"):
+            self._watchdog.progress(f"saving after step {course.step}")
+            self._saver.begin(
+                course.step,
+                self._probe,
+                course.evaluated_step,
+                course.left_out,
+                course.spikes.losses,
+                self._meter.seconds,
+            )

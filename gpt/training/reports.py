@@ -1,0 +1,181 @@
+"""What a run tells of its way: events for its metrics, lines for a person."""
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt.compute import hardware
+from gpt.config.run_config import Config
+from gpt.kernels import attention
+from gpt.metrics import events
+from gpt.metrics.meter import Meter
+from gpt.metrics.sinks import Metrics
+from gpt.metrics.terminal import Progress, announcement, evaluation_line
+from gpt.training.course import Course
+from gpt.training.signals import LAUNCHER_SECONDS
+
+if TYPE_CHECKING:  # it loads DeepSpeed
+    from gpt.engine.boundary import Engine
+
+
+class Reports:
+    """Tells of one run that is on `course`. All ranks call its methods, and rank 0's are heard."""
+
+    def __init__(
+        self,
+        config: Config,
+        course: Course,
+        engine: "Engine",
+        meter: Meter,
+        metrics: Metrics,
+        progress: Progress,
+    ):
+        self._config = config
+        self._course = course
+        self._engine = engine
+        self._world = engine.world
+        self._meter = meter
+        self._metrics = metrics
+        self._progress = progress
+
+    def open(self, saved_config: dict) -> None:
+        """From now on events are written. saved_config: what config.yaml holds."""
+        self._metrics.open(self._config.run_dir, self._config, saved_config)
+
+    def close(self) -> None:
+        self._progress.close()
+        self._metrics.close()
+
+    def begin(
+        self,
+        notices: Sequence[str],
+        kernels: tuple[str, str],
+        data_root: Path,
+        resumes: bool,
+    ) -> None:
+        """What is about to run. kernels: which, and why."""
+        config = self._config
+        step = self._course.step
+        for notice in notices:
+            self._progress.say(f"notice: {notice}")
+        if resumes:
+            self._progress.say(f"resuming {config.run_dir} after step {step}")
+            self._metrics.write({"event": events.RESUME, "step": step})
+        environment = self._environment(kernels[0])
+        self._metrics.write({"event": events.START, "step": step, **environment})
+        device = self._world.device.type
+        backend = self._attention_backend()
+        self._progress.say(announcement(config, device, data_root, kernels, backend))
+
+    def _environment(self, kernels: str) -> dict:
+        """What runs where, for whoever reads the metrics."""
+        config = self._config
+        meter = self._meter
+        return {
+            "parameters": config.model.parameters(),
+            "tokens_per_step": meter.tokens_per_step,
+            "flops_per_token": meter.flops_per_token,
+            "max_train_steps": config.options.max_train_steps,
+            "ranks": self._world.size,
+            "precision": config.precision,
+            "zero_stage": config.zero_stage,
+            "device": meter.device,
+            "peak_flops": meter.peak_flops,
+            "kernels": kernels,
+            "host": platform.node(),
+            "versions": hardware.versions(),
+        }
+
+    def _attention_backend(self) -> str:
+        """The one that torch takes here."""
+        model = self._config.model
+        shape = (self._config.batch.micro_size, model.n_heads, model.seq_len, model.head_dim)
+        dtype = hardware.DTYPES[self._config.precision]
+        return attention.backend(shape, dtype, self._world.device)
+
+    def advance(self, norms: dict | None, activations: dict | None) -> None:
+        """The run is a step further. norms, activations: where they were measured."""
+        step = self._course.step
+        self._progress.advance()
+        if norms is not None:
+            self._metrics.write({"event": events.NORMS, "step": step, **norms})
+        if activations is not None:
+            self._metrics.write({"event": events.ACTIVATIONS, "step": step, **activations})
+
+    def train(self, loss: float, lr: float, grad_norm: float) -> None:
+        """The step that was just made: a line of metrics and one on the terminal, where due."""
+        options = self._config.options
+        meter = self._meter
+        step = self._course.step
+        speed = meter.tokens_per_second(step)
+        if is_due(step, options.log_metrics_every):
+            self._metrics.write(
+                {
+                    "event": events.TRAIN,
+                    "step": step,
+                    **meter.axes(step),
+                    "loss": loss,
+                    "lr": lr,
+                    "grad_norm": grad_norm,
+                    "loss_scale": self._engine.loss_scale,
+                    "tokens": step * meter.tokens_per_step,
+                    **meter.costs(speed),
+                }
+            )
+        if is_due(step, options.log_terminal_every, options.max_train_steps):
+            steps_left = options.max_train_steps - step
+            seconds_left = steps_left * meter.tokens_per_step / speed
+            self._progress.report(step, loss, lr, speed, seconds_left)
+            meter.begin_stretch(step)
+
+    def evaluation(self, scores: dict, split_tokens: int, seconds: float) -> None:
+        """scores: of gpt.evaluation.summary. split_tokens: all of the split's."""
+        options = self._config.options
+        step = self._course.step
+        split = options.eval_data_split
+        self._metrics.write(
+            {
+                "event": events.EVAL,
+                "step": step,
+                "split": split,
+                **self._meter.axes(step),
+                **scores,
+                "seconds": seconds,
+            }
+        )
+        first_weights = "as given" if options.init_from else "untrained"
+        self._progress.say(evaluation_line(step, split, split_tokens, scores, first_weights))
+
+    def nothing_to_do(self) -> None:
+        self._progress.close()
+        self._progress.say(
+            f"{self._config.run_dir} is at step {self._course.step} already, and max_train_steps is"
+            f" {self._config.options.max_train_steps}: nothing to do"
+        )
+
+    def done(self, checkpoint: Path) -> None:
+        self.close()
+        self._progress.say(f"done: {self._course.step} steps, checkpoint {checkpoint}")
+
+    def stopped(self, reason: str, seconds: float | None) -> None:
+        """The run ends before its last step. seconds: since this process was asked to stop."""
+        step = self._course.step
+        self._progress.close()
+        self._metrics.write(
+            {"event": events.STOPPED, "step": step, "reason": reason, "seconds": seconds}
+        )
+        self._metrics.close()
+        by = f"by {reason}" if reason.startswith("SIG") else f"since {reason},"
+        steps = f"{step} of {self._config.options.max_train_steps}"
+        line = f"stopped {by} and saved after step {steps}: the same command goes on"
+        if seconds is not None and seconds >= LAUNCHER_SECONDS / 2:
+            launchers = f"launchers wait {LAUNCHER_SECONDS} s before they kill"
+            line += f"; NOTE: that took {seconds:.0f} s, and {launchers}"
+        self._progress.say(line)
+
+
+def is_due(step: int, every: int, last_step: int | None = None) -> bool:
+    """Whether something is done after `step`: at every `every`-th, and at the last; never where
+    `every` is 0 or less."""
+    return every > 0 and (step % every == 0 or step == last_step)

@@ -1,0 +1,76 @@
+"""The dataset of a run, looked at while its configuration is checked."""
+
+from pathlib import Path
+
+from gpt.config.batch import BATCH
+from gpt.config.draft import Draft
+from gpt.config.options import SAMPLE
+from gpt.data.datasets import Dataset
+from gpt.data.streams import require_documents
+from gpt.errors import UserError
+
+
+class RunData:
+    """The dataset that a draft of a configuration names. Its mistakes are for the draft's report.
+
+    may_be_absent: whether the configuration is only looked at, with nothing trained.
+    """
+
+    def __init__(self, draft: Draft, may_be_absent: bool):
+        # None: absent, not looked at, or no dataset
+        self.dataset: Dataset | None = None
+        self._may_be_absent = may_be_absent
+        # None stands for a mistaken value
+        self._root: str | None = draft.get("gpt.data_root")
+        self._vocab_size: int | None = draft.get("gpt.vocab_size")
+        self._eval_split: str | None = draft.get("gpt.eval_data_split")
+        self._batch_size: int | None = draft.get(BATCH)
+
+    @property
+    def awaits_sample(self) -> bool:
+        """Whether it is the sample, and that is yet to be built."""
+        return self._root == SAMPLE and not Path(SAMPLE).exists()
+
+    def mistakes(self) -> list[str]:
+        """What is wrong with the dataset for this run, as sentences."""
+        if self._root is None or self.awaits_sample:
+            return []
+        if self._may_be_absent and not Path(self._root).exists():
+            return []
+        return self._look(self._root)
+
+    def open(self) -> Dataset:
+        """The dataset, which by now must be there and fit. Raises UserError."""
+        if self.dataset is None:
+            # the configuration is settled, so it names a dataset
+            assert self._root is not None
+            mistakes = self._look(self._root)
+            if self.dataset is None or mistakes:
+                raise UserError("; ".join(mistakes))
+        return self.dataset
+
+    def _look(self, root: str) -> list[str]:
+        """Open the dataset; returns what is wrong with it."""
+        try:
+            self.dataset = Dataset(root)
+        except UserError as error:
+            return [str(error)]
+        mistakes = []
+        size = self.dataset.vocab.size
+        if self._vocab_size not in (None, size):
+            mistakes.append(
+                f"gpt.vocab_size is {self._vocab_size}, but the tokenizer of {root} has"
+                f" {size} ids: set --vocab_size {size}, or choose another dataset"
+            )
+        try:
+            self._require_splits(self.dataset)
+        except UserError as error:
+            mistakes.append(str(error))
+        return mistakes
+
+    def _require_splits(self, dataset: Dataset) -> None:
+        documents = len(dataset.split("train").doc_tokens)
+        if self._batch_size is not None:
+            require_documents("train", documents, self._batch_size)
+        if self._eval_split:
+            dataset.split(self._eval_split)

@@ -1,0 +1,238 @@
+"""A sweep: runs trained one after another, each in a process of its own.
+
+Finished runs are skipped, unfinished ones go on. OUT/sweep.json tells how far each is.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from gpt.config.resolve import read
+from gpt.config.run_config import Config
+from gpt.errors import UserError
+from gpt.files import FolderLock, LockedError, write_atomically
+from gpt.metrics.runs import read_run
+from gpt.training.run_data import RunData
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = ROOT / "gpt" / "train.py"
+CLASSES = ROOT / "ds_configs"
+SUMMARY = "sweep.json"
+POLL_SECONDS = 0.5
+
+FINISHED = "finished"
+UNFINISHED = "unfinished"
+WAITING = "waiting"  # not begun
+RUNNING = "running"
+FAILED = "failed"
+
+
+class Stop:
+    """A request to stop, from a signal, which is passed on to the run that is training; a second
+    SIGINT kills it."""
+
+    def __init__(self):
+        self.reason: str | None = None
+        self._process: subprocess.Popen | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None):
+        again = self.reason is not None and number == signal.SIGINT
+        self.reason = self.reason or signal.Signals(number).name
+        self._pass_on(signal.SIGKILL if again else signal.SIGTERM)
+        if again:
+            os._exit(130)
+
+    def _pass_on(self, number):
+        if self._process is not None and self._process.poll() is None:
+            # launcher and ranks: a launcher alone would leave them behind
+            os.killpg(self._process.pid, number)
+
+    def wait_for(self, process: subprocess.Popen) -> int:
+        """Exit code of a process that leads a session of its own."""
+        self._process = process
+        if self.reason:
+            self._pass_on(signal.SIGTERM)
+        code = process.wait()
+        self._process = None
+        return code
+
+
+class SweptRun:
+    """One run of a sweep, which is kept in out/name. Raises UserError with its mistakes."""
+
+    def __init__(
+        self,
+        file: Path,
+        class_name: str,
+        seed: int | None,
+        out: Path,
+        overrides: dict[str, Any],
+    ):
+        self.file = file
+        self.class_name = class_name
+        self.seed = seed
+        self.name = class_name if seed is None else f"{class_name}-seed{seed}"
+        own = {"gpt.run_dir": str(out / self.name)}
+        if seed is not None:
+            own["gpt.seed"] = seed
+        draft = read(file, 1, {**overrides, **own})
+        self._data = RunData(draft, may_be_absent=False)
+        draft.add(self._data.mistakes())
+        self.config: Config = draft.settle()
+        self.last_step: int = self.config.options.max_train_steps
+        self.step = 0
+        self.status = WAITING
+        self.final_evaluation: dict[str, Any] = {}
+
+    def look(self) -> str:
+        """Find out how far the run is; returns its status."""
+        from gpt.training.start import reached  # it imports torch
+
+        if self._data.awaits_sample:  # the first run builds it
+            return self.status
+        self.step, finished = reached(self.config, self._data.open())
+        if finished:
+            self.status = FINISHED
+        elif self.step:
+            self.status = UNFINISHED
+        else:
+            self.status = WAITING
+        self.final_evaluation = self._read_final_evaluation() if finished else {}
+        return self.status
+
+    def _read_final_evaluation(self):
+        """That of the last step, {} without one."""
+        final = read_run(self.config.run_dir).final()
+        return final if final and final["step"] == self.last_step else {}
+
+    def wait_for_others(self, stop: Stop | None = None):
+        """Wait while processes of this run are still at work, such as those that a killed sweep
+        left behind."""
+        run_dir = self.config.run_dir
+        is_announced = False
+        while run_dir.exists() and not (stop and stop.reason):
+            try:
+                FolderLock(run_dir).release()
+                return
+            except LockedError:
+                if not is_announced:
+                    print(f"waiting for another process that is training in {run_dir}", flush=True)
+                is_announced = True
+                time.sleep(POLL_SECONDS)
+
+    def train(self, launcher: list[str], train_args: list[str], stop: Stop):
+        """launcher: the command that starts train.py, which gets train_args as well."""
+        command = [*launcher, str(TRAIN), "--ds_config", str(self.file)]
+        command += ["--run_dir", str(self.config.run_dir)]
+        if self.seed is not None:
+            command += ["--seed", str(self.seed)]
+        process = subprocess.Popen([*command, *train_args], start_new_session=True)
+        code = stop.wait_for(process)
+        self.wait_for_others()  # a launcher may end before its ranks have saved
+        if self.look() != FINISHED and code != 0 and not stop.reason:
+            self.status = FAILED
+            print(f"{self.name} ended with exit code {code} at step {self.step}", flush=True)
+
+    def summary(self) -> dict[str, Any]:
+        """What sweep.json tells of the run."""
+        tokens = self.last_step * self.config.batch.train_batch_size * self.config.model.seq_len
+        speed = self.config.options.tokens_per_second
+        return {
+            "name": self.name,
+            "run_dir": self.name,
+            "config": str(self.file),
+            "class": self.class_name,
+            "seed": self.config.options.seed,
+            "reference_hours": tokens / speed / 3600 if speed else None,
+            "steps": self.last_step,
+            "status": self.status,
+            "step": self.step,
+            "normalised_loss": self.final_evaluation.get("normalised_loss"),
+            "normalised_ppl": self.final_evaluation.get("normalised_ppl"),
+        }
+
+
+def plan(
+    class_names: list[str], seeds: list[int] | None, out: Path, overrides: dict[str, Any]
+) -> list[SweptRun]:
+    """All runs, each checked before the first one starts. Raises UserError with the first
+    mistake."""
+    files = [class_file(name) for name in class_names]
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):  # families of classes in folders of their own
+        names = [f"{file.resolve().parent.name}-{file.stem}" for file in files]
+    _refuse_repeated("class", names)
+    _refuse_repeated("seed", seeds or [])
+    runs = []
+    for file, name in zip(files, names):
+        for seed in seeds or [None]:
+            runs.append(SweptRun(file, name, seed, out, overrides))
+    return runs
+
+
+def _refuse_repeated(what, values):
+    for value in values:
+        if values.count(value) > 1:
+            raise UserError(f"command line: the {what} {value} is given twice")
+
+
+def class_file(name: str) -> Path:
+    """The JSON of a class: a file, or one in ds_configs/."""
+    shipped = CLASSES / f"{name}.json"
+    if Path(name).is_file() or not shipped.is_file():
+        return Path(name)  # where it is neither, reading it says so
+    return shipped
+
+
+def train_all(
+    runs: list[SweptRun], out: Path, launcher: list[str], train_args: list[str], stop: Stop
+):
+    """Train what is not finished, until a request to stop; what fails does not stop the others."""
+    for run in runs:
+        run.look()
+    lock = FolderLock(out, "another sweep is at work in", "wait for it, or name another --out")
+    write_summary(out, runs)
+    for number, run in enumerate(runs, 1):
+        if stop.reason:
+            break
+        run.wait_for_others(stop)
+        if run.look() == FINISHED or stop.reason:
+            continue
+        place = f"run {number} of {len(runs)}"
+        print(f"--- {place}: {run.name}, from step {run.step} of {run.last_step}", flush=True)
+        run.status = RUNNING
+        write_summary(out, runs)
+        run.train(launcher, train_args, stop)
+        write_summary(out, runs)
+    lock.release()
+
+
+def write_summary(out: Path, runs: list[SweptRun]):
+    summaries = [run.summary() for run in runs]
+    write_atomically(out / SUMMARY, json.dumps({"runs": summaries}, indent=1) + "\n")
+
+
+def table(runs: list[SweptRun]) -> str:
+    """How far the runs are, as lines of text."""
+    width = max(len(run.name) for run in runs)
+    head = ("run", "steps", "reference hours", "normalised perplexity")
+    lines = [_line(width, *head)]
+    for run in runs:
+        facts = run.summary()
+        hours = facts["reference_hours"]
+        hours_text = "-" if hours is None else f"{hours:.4g}"
+        ppl = facts["normalised_ppl"]
+        quality = facts["status"] if ppl is None else f"{ppl:.4f}"
+        lines.append(_line(width, facts["name"], f"{facts['steps']:,}", hours_text, quality))
+    return "\n".join(lines)
+
+
+def _line(width, name, steps, hours, quality):
+    return f"{name:{width}s} {steps:>9s} {hours:>15s} {quality:>21s}"

@@ -1,0 +1,9 @@
+import pytest
+
+from gpt.data.vocab import Vocab
+
+
+@pytest.fixture(scope="module")
+def vocab(sample):
+    """The sample dataset's."""
+    return Vocab.load(sample / "tokenizer.model")

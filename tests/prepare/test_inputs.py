@@ -1,0 +1,114 @@
+"""The files that a user names: folders, lists, and what is said of bad ones."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from small_corpora import BOOKS, build, check_split, every, write_texts
+
+from gpt.errors import UserError
+from gpt.prepare.inputs import find_inputs
+
+COMMAND = [sys.executable, Path(__file__).resolve().parents[2] / "tools" / "prepare_data.py"]
+
+
+def test_a_list_of_paths_on_standard_input(tmp_path, vocab, monkeypatch):
+    write_texts(tmp_path, {"b/one.md": "the whale", "two.txt": "the ship"})
+    monkeypatch.chdir(tmp_path)
+    inputs = find_inputs("-", False, ["two.txt\n", "\n", "b/one.md\n", "two.txt\n"])
+    assert [(entry.name, entry.size) for entry in inputs] == [("b/one.md", 9), ("two.txt", 8)]
+
+
+def test_a_list_of_paths_with_a_mistake(tmp_path):
+    with pytest.raises(UserError, match="none.txt is not a file: --input - reads one path"):
+        find_inputs("-", False, [f"{tmp_path}/none.txt"])
+    with pytest.raises(UserError, match="--input - got no path"):
+        find_inputs("-", False, ["\n"])
+
+
+NOT_TO_BE_READ = {
+    "a link to a folder": (
+        lambda path: path.symlink_to("/tmp"),
+        "is a link to a folder, and it is not followed: take it out, or give",
+    ),
+    "a link to nothing": (lambda path: path.symlink_to("nothing"), "No such file or directory"),
+    "a pipe": (os.mkfifo, "is no ordinary file: take it out of the input"),
+}
+
+
+@pytest.mark.parametrize("make, message", NOT_TO_BE_READ.values(), ids=NOT_TO_BE_READ.keys())
+def test_nothing_in_a_folder_is_passed_over(tmp_path, make, message):
+    write_texts(tmp_path / "in", {"train/deep/a.txt": "sea"})
+    make(tmp_path / "in" / "train" / "deep" / "b.txt")
+    with pytest.raises((UserError, OSError)) as error:
+        find_inputs(tmp_path / "in", True)
+    assert f"{tmp_path}/in/train/deep/b.txt" in str(error.value) and message in str(error.value)
+
+
+def test_names_that_are_not_utf8(tmp_path, vocab, run_command):
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        (tmp_path / "in" / os.fsdecode(b"caf\xe9 %d.txt" % i)).write_text(f"sea {i}")
+    listed = b"\n".join(os.fsencode(path) for path in (tmp_path / "in").iterdir())
+    by_list = {entry.name: entry.source for entry in find_inputs("-", False, io.BytesIO(listed))}
+    assert by_list == {str(path): path for path in (tmp_path / "in").iterdir()}
+    out = build(tmp_path / "in", tmp_path / "out", vocab, test_every=2)
+    for split, texts in every(
+        {os.fsdecode(b"caf\xe9 %d.txt" % i): f"sea {i}" for i in range(4)}, 2
+    ).items():
+        check_split(out, split, texts)
+
+
+BAD_FOLDERS = {
+    "empty folder": ({"x.md": "no text"}, {"test_every": 2}, "in holds no .txt file, at any depth"),
+    "no train": ({"test/a.txt": "a", "wood/b.txt": "b"}, {}, "no sub-folder `train`"),
+    "texts beside train": ({"train/a.txt": "a", "b.txt": "b"}, {}, "--test_every N"),
+    "an empty split": (
+        {"train/a.txt": "a", "wood/x.md": "b"},
+        {},
+        "the split 'wood' is empty: .*in/wood holds no",
+    ),
+    "a split of empty files": (
+        {"train/a.txt": "a", "wood/b.txt": "", "wood/c.txt": ""},
+        {},
+        "'wood' is empty.* 2 .*2 empty",
+    ),
+    "only empty files": ({f"{i}.txt": "" for i in range(4)}, {"test_every": 2}, "'train' is empty"),
+    "each one held out": (
+        BOOKS,
+        {"test_every": 1},
+        "--test_every 1 would leave nothing to train on",
+    ),
+    "rule of -1": (BOOKS, {"test_every": -1}, "--test_every -1"),
+    "more than documents": (
+        BOOKS,
+        {"test_every": 15},
+        "no test document out of 14: lower it or add",
+    ),
+    "not UTF-8": (
+        {"train/a.txt": "a", "train/b/bad.txt": b"ab\n\xe9t"},
+        {},
+        "train/b/bad.txt is not UTF-8 at byte 3",
+    ),
+    "not UTF-8 in a test": (
+        {"train/a.txt": "a", "test/bad.txt": b"\xc3"},
+        {},
+        "test/bad.txt is not UTF-8 at byte 0",
+    ),
+    "a split named as a file": (
+        {"train/a.txt": "a", "tokenizer.model/b.txt": "b"},
+        {},
+        "tokenizer.model",
+    ),
+}
+
+
+@pytest.mark.parametrize("texts, options, message", BAD_FOLDERS.values(), ids=BAD_FOLDERS.keys())
+def test_bad_folder(tmp_path, vocab, texts, options, message):
+    write_texts(tmp_path / "in", texts)
+    (tmp_path / "place").mkdir()
+    with pytest.raises(UserError, match=message):
+        build(tmp_path / "in", tmp_path / "place" / "out", vocab, **options)
+    assert not (tmp_path / "place" / "out").exists()

@@ -1,0 +1,52 @@
+"""The dataset of a run beside its configuration: one report of all mistakes."""
+
+import pytest
+from conftest import tiny_run
+
+from gpt.config.draft import Draft
+from gpt.config.options import SAMPLE
+from gpt.config.resolve import complete
+from gpt.errors import UserError
+from gpt.training.run_data import RunData
+
+
+def drafted(**options):
+    return complete(Draft(tiny_run(**options), "tiny"))
+
+
+def test_mistakes_of_file_and_dataset_come_in_one_report(sample):
+    gpt = {"data_root": str(sample), "vocab_size": 7, "eval_data_split": "tset"}
+    draft = drafted(gradient_cliping=1, gpt=gpt)
+    draft.add(RunData(draft, may_be_absent=False).mistakes())
+    with pytest.raises(UserError) as caught:
+        draft.settle()
+    head, file, vocabulary, split = str(caught.value).splitlines()
+    assert head == "tiny: 3 mistakes"
+    assert "gradient_cliping is not a known key" in file
+    assert "gpt.vocab_size is 7, but the tokenizer of" in vocabulary
+    assert f"{sample} has no split 'tset': it has" in split
+
+
+def test_a_mistaken_value_is_not_held_against_the_dataset(sample):
+    draft = drafted(train_batch_size="8", gpt={"data_root": str(sample), "vocab_size": 1})
+    assert len(draft.mistakes) == 2
+    assert RunData(draft, may_be_absent=False).mistakes() == []
+
+
+@pytest.mark.parametrize("only_looked_at", [True, False])
+def test_a_dataset_may_be_absent_where_nothing_is_trained(tmp_path, only_looked_at):
+    draft = drafted(gpt={"data_root": str(tmp_path / "none")})
+    mistakes = RunData(draft, may_be_absent=only_looked_at).mistakes()
+    if only_looked_at:
+        assert mistakes == []
+    else:
+        assert mistakes[0].startswith(f"{tmp_path / 'none'} holds no dataset (no manifest.json)")
+
+
+def test_a_sample_that_nobody_built_here_gets_a_sentence(tmp_path, monkeypatch):
+    """As on a host that has a disk of its own, where rank 0 built it on another."""
+    monkeypatch.chdir(tmp_path)
+    data = RunData(drafted(gpt={"data_root": SAMPLE}), may_be_absent=False)
+    assert data.awaits_sample and data.mistakes() == []
+    with pytest.raises(UserError, match=f"^{SAMPLE} holds no dataset"):
+        data.open()

@@ -1,0 +1,96 @@
+"""The kernels that tools/kernel_gates.py compiles, launched as a training run launches them."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
+from typing import NamedTuple
+
+H_DIMS = [768, 1024, 1536, 2048, 4096, 8192]
+MLP_DIMS = [3072, 4096, 6144, 8192, 16384, 32768]
+VOCAB_SIZE = 16384
+ROWS = 64
+
+
+class Case(NamedTuple):
+    """A kernel as the training run launches it: launch(dtype) reaches module.kernel with its
+    arguments."""
+
+    name: str
+    width: int
+    module: ModuleType
+    kernel: str
+    launch: Callable
+
+
+def cases() -> Iterator[Case]:
+    """All kernels at all widths."""
+    yield from norm_cases()
+    yield from gelu_cases()
+    yield from entropy_cases()
+
+
+def norm_cases() -> Iterator[Case]:
+    import torch
+
+    from gpt.kernels import layer_norm
+
+    def forward(width, added, dtype):
+        x = torch.empty(ROWS, width, dtype=dtype)
+        weight = torch.empty(width, dtype=dtype)
+        residual = torch.empty_like(x) if added else None
+        stats = torch.empty(2, ROWS)
+        layer_norm.launch_forward(x, residual, weight, weight, x, residual, stats, 1e-5)
+
+    def backward(width, added, dtype):
+        x = torch.empty(ROWS, width, dtype=dtype)
+        weight = torch.empty(width, dtype=dtype)
+        grad_total = torch.empty_like(x) if added else None
+        stats = torch.empty(2, ROWS)
+        partial_sums = torch.empty(2, 4, width)
+        layer_norm.launch_backward(x, grad_total, x, weight, stats, x, partial_sums, 16)
+
+    directions = {"forward": forward, "backward": backward}
+    for width in H_DIMS:
+        for name, added in (("add_layer_norm", True), ("layer_norm", False)):
+            for direction, launch in directions.items():
+                kernel = f"_layer_norm_{direction}_kernel"
+                launch_at_width = partial(launch, width, added)
+                yield Case(f"{name} {direction}", width, layer_norm, kernel, launch_at_width)
+
+
+def gelu_cases() -> Iterator[Case]:
+    import torch
+
+    from gpt.kernels import gelu
+
+    def forward(width, dtype):
+        x = torch.empty(ROWS, width, dtype=dtype)
+        gelu.launch_forward(x, x[0], x)
+
+    def backward(width, dtype):
+        x = torch.empty(ROWS, width, dtype=dtype)
+        gelu.launch_backward(x, x, x[0], x, torch.empty(4, width), 16)
+
+    directions = {"forward": forward, "backward": backward}
+    for width in MLP_DIMS:
+        for direction, launch in directions.items():
+            kernel = f"_gelu_{direction}_kernel"
+            yield Case(f"bias_gelu {direction}", width, gelu, kernel, partial(launch, width))
+
+
+def entropy_cases() -> Iterator[Case]:
+    import torch
+
+    from gpt.kernels import cross_entropy
+
+    def launch(want_rank, want_gradient, dtype):
+        logits = torch.empty(ROWS, VOCAB_SIZE, dtype=dtype)
+        targets = torch.empty(ROWS, dtype=torch.int64)
+        ranks = targets if want_rank else None
+        cross_entropy.launch(logits, targets, torch.empty(ROWS), ranks, 1024.0, want_gradient)
+
+    results = {"gradient": (False, True), "nats": (False, False), "rank": (True, False)}
+    for name, (want_rank, want_gradient) in results.items():
+        launch_for_result = partial(launch, want_rank, want_gradient)
+        kernel = "_cross_entropy_kernel"
+        yield Case(f"cross_entropy {name}", VOCAB_SIZE, cross_entropy, kernel, launch_for_result)
