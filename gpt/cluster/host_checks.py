@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt.wording import plural
+
 Reports = dict[str, dict[str, Any]]
 
 OK = "ok"
@@ -126,8 +128,8 @@ def _devices_of(host: str, report: dict[str, Any], slots: int) -> Row:
     if not gpus and slots > cores:
         finding = f"{host} has no GPU and {cores} cores, and the hostfile says slots={slots}"
         return Row(FAIL, "devices", finding, f"write at most slots={cores}")
-    plural = "s" if gpus > 1 else ""
-    return Row(OK, "devices", f"{host}: slots={slots}, {gpus or 'no'} GPU{plural}")
+    counted = plural(gpus, "GPU") if gpus else "no GPU"
+    return Row(OK, "devices", f"{host}: slots={slots}, {counted}")
 
 
 def shared_memory(reports: Reports, hosts: dict[str, int]) -> Iterator[Row]:

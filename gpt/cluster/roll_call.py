@@ -24,6 +24,7 @@ import torch.distributed
 from gpt.cluster.host_report import interface_of, own_address, versions
 from gpt.cluster.launch import Launch
 from gpt.errors import RunError, UserError
+from gpt.wording import listed
 
 PROJECT = Path(__file__).resolve().parents[2]
 # many hosts that import torch from one file server take minutes
@@ -133,7 +134,7 @@ def _judge(board: torch.distributed.Store, launch: Launch, seconds: float) -> di
     all_have_come = _until(lambda: board.check(keys), min(seconds, NOTICE_SECONDS))
     if not all_have_come and seconds > NOTICE_SECONDS:
         absent = _absent(board, launch.size)
-        print(f"waiting for {_listed(absent, launch)}", file=sys.stderr, flush=True)
+        print(f"waiting for {_names(absent, launch)}", file=sys.stderr, flush=True)
         _until(lambda: board.check(keys), seconds - NOTICE_SECONDS)
     absent = _absent(board, launch.size)
     notes = {}
@@ -145,7 +146,7 @@ def _judge(board: torch.distributed.Store, launch: Launch, seconds: float) -> di
     if absent and not mistake:
         mistake = (
             f"the run was started as {launch.size} ranks, and after {seconds:g} s"
-            f" {_listed(absent, launch)} had not come: nothing was trained; look for their own"
+            f" {_names(absent, launch)} had not come: nothing was trained; look for their own"
             " errors above, and try tools/preflight.py"
         )
     return {
@@ -162,14 +163,13 @@ def _absent(board: torch.distributed.Store, size: int) -> list[int]:
     return [rank for rank in range(size) if not board.check([f"rank {rank}"])]
 
 
-def _listed(ranks: list[int], launch: Launch) -> str:
+def _names(ranks: list[int], launch: Launch) -> str:
     """Ranks, each with its host where that is known."""
     names = []
-    for rank in ranks[:16]:
+    for rank in ranks:
         host = f" on {launch.promised[rank]}" if launch.promised else ""
         names.append(f"rank {rank}{host}")
-    more = f" and {len(ranks) - 16} more" if len(ranks) > 16 else ""
-    return ", ".join(names) + more
+    return listed(names, 16)
 
 
 def _difference(notes: dict[int, dict[str, Any]]) -> str | None:

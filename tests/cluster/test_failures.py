@@ -48,13 +48,8 @@ def test_the_rank_that_fails_tells_and_all_end(faults, sample, tmp_path, run_com
         "step_timeout": 8,
     }
     config = write_run(tmp_path, gpt=gpt)
-    command = [
-        sys.executable,
-        ROOT / "tests/support/failing_run.py",
-        ",".join(faults),
-        "--ds_config",
-        config,
-    ]
+    program = ROOT / "tests/support/failing_run.py"
+    command = [sys.executable, program, ",".join(faults), "--ds_config", config]
     done = run_command(
         command, tmp_path, timeout=600, OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR"
     )
@@ -62,27 +57,25 @@ def test_the_rank_that_fails_tells_and_all_end(faults, sample, tmp_path, run_com
     assert set(ends) == set(faults), done.stdout + done.stderr
     for fault in faults:
         speaker, sentence = TOLD[fault]
-        said, silence = (
-            (tmp_path / fault / str(rank)).read_text() for rank in (speaker, 1 - speaker)
-        )
-        assert said.startswith(f"[rank {speaker}] ") and sentence in said, said
+        stderr = (tmp_path / fault / str(speaker)).read_text()
+        assert stderr.startswith(f"[rank {speaker}] ") and sentence in stderr, stderr
         # only what nobody foresaw has a traceback
-        assert said.count("\n") == 1 or "bug" in fault
-        assert silence == ""
+        assert stderr.count("\n") == 1 or "bug" in fault
+        assert (tmp_path / fault / str(1 - speaker)).read_text() == ""
         name, _, at_fault = fault.removesuffix("@12").partition("=")
-        wanted = [1, 1]
-        wanted[int(at_fault)] = CODES.get(name, 1)
-        assert [code for code, _ in ends[fault]] == wanted
+        codes = [1, 1]
+        codes[int(at_fault)] = CODES.get(name, 1)
+        assert [code for code, _ in ends[fault]] == codes
         if name == "vanish":
             assert abs(ends[fault][0][1] - ends[fault][1][1]) < 10
         assert folders.newest_good(tmp_path / fault / "run/checkpoints", []) in (
             "global_step5",
             "global_step10",
         )
-    print(
-        "seconds between the ranks' ends:",
-        {f: round(abs(ends[f][0][1] - ends[f][1][1]), 1) for f in faults},
-    )
+    seconds = {
+        fault: round(abs(first[1] - second[1]), 1) for fault, (first, second) in ends.items()
+    }
+    print("seconds between the ranks' ends:", seconds)
 
 
 CLOSED = "[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:23. This is typically …"
@@ -91,7 +84,7 @@ REMOTE = NCCL + "remote process exited or there was a network error, NCCL versio
 
 
 @pytest.mark.parametrize(
-    "error, size, said",
+    "error, size, reason",
     [
         (RuntimeError(CLOSED), 2, "Connection closed by peer [::1]:23"),
         (
@@ -111,8 +104,8 @@ REMOTE = NCCL + "remote process exited or there was a network error, NCCL versio
         (torch.distributed.DistNetworkError("The client socket has failed"), 1, None),
     ],
 )
-def test_which_errors_are_lost_ranks(error, size, said):
-    assert World(0, size, torch.device("cpu")).lost(error) == said
+def test_which_errors_are_lost_ranks(error, size, reason):
+    assert World(0, size, torch.device("cpu")).lost(error) == reason
 
 
 @pytest.mark.parametrize(
@@ -137,11 +130,15 @@ def test_under_a_launcher(launcher, sample, tmp_path, run_command):
         1 if launcher == "deepspeed" else done.stderr.count("ChildFailedError:") + 1
     )
     end = time.monotonic() + 30
-    while left := [
-        p.pid for p in psutil.process_iter(["cmdline"]) if str(config) in (p.info["cmdline"] or [])
-    ]:
-        assert time.monotonic() < end, left
+    while processes := processes_with(str(config)):
+        assert time.monotonic() < end, processes
         time.sleep(0.2)
+
+
+def processes_with(word):
+    """Numbers of processes on whose command line a word stands."""
+    processes = psutil.process_iter(["cmdline"])
+    return [process.pid for process in processes if word in (process.info["cmdline"] or [])]
 
 
 @pytest.mark.slow

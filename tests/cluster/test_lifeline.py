@@ -14,7 +14,7 @@ from conftest import ROOT
 from gpt.cluster.lifeline import PLACE, Lifeline
 from gpt.cluster.world import World
 
-SAID = "[rank {}] error: {} is gone without a word, while {} was waiting: it was killed or has "
+GONE = "[rank {}] error: {} is gone without a word, while {} was waiting: it was killed or has "
 RANKS = ("rank 0 on node1", "rank 1 on node1", "rank 2 on node2")
 
 
@@ -30,12 +30,12 @@ def test_a_rank_that_dies_while_the_others_wait_in_c_is_named_and_all_end(tmp_pa
         assert [code for code, _ in ranks] == codes[killed]
         assert max(seconds for _, seconds in ranks) < 10
         for rank in range(3):
-            said = (tmp_path / str(killed) / str(rank)).read_text()
+            stderr = (tmp_path / str(killed) / str(rank)).read_text()
             if rank in speakers[killed]:
-                assert said.startswith(SAID.format(rank, RANKS[killed], RANKS[rank]))
-                assert said.count("\n") == 1
+                assert stderr.startswith(GONE.format(rank, RANKS[killed], RANKS[rank]))
+                assert stderr.count("\n") == 1
             else:
-                assert said == ""
+                assert stderr == ""
 
 
 @pytest.fixture
@@ -43,19 +43,19 @@ def lines(monkeypatch):
     """lines(size) -> (lifelines of all ranks, per rank those it has called gone, the
     blackboard)."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    made = []
+    lifelines = []
 
     def make(size):
         board = torch.distributed.HashStore()
         gone = [[] for _ in range(size)]
         for rank in range(size):
             world = World(rank, size, torch.device("cpu"), ("node1",) * size)
-            made.append(Lifeline(world, board, gone[rank].append))
-        wait_for(lambda: len(made[0]._lines) == size - 1)
-        return made, gone, board
+            lifelines.append(Lifeline(world, board, gone[rank].append))
+        wait_for(lambda: len(lifelines[0]._lines) == size - 1)
+        return lifelines, gone, board
 
     yield make
-    for line in made:
+    for line in lifelines:
         line.close()
 
 
@@ -68,22 +68,22 @@ def wait_for(condition):
 
 @pytest.mark.parametrize("dying", [0, 2])
 def test_all_others_hear_of_the_one_that_ends_without_a_word(dying, lines):
-    made, gone, _ = lines(4)
-    made[1].close()  # in good order, so it is neither missed nor told
-    made[dying].close(in_order=False)
+    lifelines, gone, _ = lines(4)
+    lifelines[1].close()  # in good order, so it is neither missed nor told
+    lifelines[dying].close(in_order=False)
     wait_for(lambda: sum(map(len, gone)) == 2)
     assert gone == [[] if rank in (1, dying) else [dying] for rank in range(4)]
 
 
 def test_ends_in_good_order_are_no_deaths(lines):
-    made, gone, _ = lines(3)
+    lifelines, gone, _ = lines(3)
     for rank in (1, 0, 2):
-        made[rank].close()
+        lifelines[rank].close()
     assert gone == [[], [], []]
 
 
 def test_strangers_are_no_ranks(lines):
-    made, gone, board = lines(2)
+    lifelines, gone, board = lines(2)
     _, port, _ = board.get(PLACE).decode().split()
     silent = socket.create_connection(("127.0.0.1", int(port)))
     for words in (b"GET / HTTP/1.1\r\n", b"word 1", b"\xff\xff", b""):
@@ -91,8 +91,8 @@ def test_strangers_are_no_ranks(lines):
             stranger.sendall(words)
     silent.close()
     time.sleep(0.2)
-    assert gone == [[], []] and made[0]._thread.is_alive()
-    made[1].close(in_order=False)
+    assert gone == [[], []] and lifelines[0]._thread.is_alive()
+    lifelines[1].close(in_order=False)
     wait_for(lambda: gone == [[1], []])
 
 
@@ -105,12 +105,13 @@ def test_a_rank_that_cannot_reach_rank_0_says_so(capsys):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     board.set(PLACE, f"127.0.0.1 {port} word")
-    gone, said = [], []
+    gone = []
+    printed = []
     line = Lifeline(second_of_two(), board, gone.append)
-    wait_for(lambda: said.append(capsys.readouterr().err) or said[-1])
+    wait_for(lambda: printed.append(capsys.readouterr().err) or printed[-1])
     line.close()
     assert gone == []
-    assert said[-1].startswith(
+    assert printed[-1].startswith(
         "notice: rank 1 on node2 could not connect to rank 0 at 127.0.0.1:"
         f"{port} (Connection refused): if a rank dies, this one finds it "
     )

@@ -1,9 +1,13 @@
-"""What hosts answer to tools/preflight.py, or do not, with a stand-in for ssh; real hosts: see
-test_hosts.py."""
+"""What hosts answer to tools/preflight.py, or do not, with a stand-in for ssh; what is made of
+answers; the whole command, on hosts made of Linux namespaces."""
 
+import json
+import os
 import time
 
 import pytest
+from conftest import ROOT
+from hosts import Hosts, missing
 
 from gpt.cluster import host_checks, preflight
 
@@ -58,3 +62,121 @@ def test_shared_memory_of_containers(gpus, slots, size, warned):
     said = "node1: /dev/shm holds 67 MB, which is little for NCCL"
     assert [(row.level, row.said) for row in rows] == [("warn", said)] * warned
     assert all("--ipc=host" in row.fix and "--shm-size=1g" in row.fix for row in rows)
+
+
+def reports_of(**addresses):
+    """Two hosts that know each other; their own names have these addresses."""
+    report = {"peers": {"a": "10.0.0.1", "b": "10.0.0.2"}, "interfaces": {"a": "eth0", "b": "eth0"}}
+    return {host: {**report, "name_address": address} for host, address in addresses.items()}
+
+
+def test_interfaces_that_hosts_take():
+    hosts = {"a": 1, "b": 1}
+    reports = reports_of(a="10.0.0.1", b="127.0.1.1")
+    rows = list(host_checks.names(reports, hosts, {}))
+    assert [(row.level, row.check) for row in rows] == [("ok", "interface"), ("warn", "interface")]
+    assert rows[0].said == "a: eth0, 10.0.0.1"
+    exported = {"GLOO_SOCKET_IFNAME": "eth0"}
+    rows = list(host_checks.names(reports, hosts, exported))
+    assert [(row.level, row.said) for row in rows] == [("ok", "a: eth0"), ("ok", "b: eth0")]
+    assert list(host_checks.names({"a": reports["a"]}, {"a": 1}, {})) == []
+
+
+def test_a_host_without_a_way_to_the_others():
+    reports = reports_of(a="10.0.0.1", b="10.0.0.2")
+    reports["b"]["interfaces"] = {"a": "lo", "b": "eth0"}
+    reports["b"]["peers"] = {"a": None, "b": "10.0.0.2"}
+    rows = list(host_checks.names(reports, {"a": 1, "b": 1}, {}))
+    assert [(row.level, row.said) for row in rows[1:]] == [
+        ("FAIL", "b does not know a"),
+        ("FAIL", "b has no way to the other hosts"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "skews, lines",
+    [
+        ({"a": 0.0, "b": -5.0}, ["ok within 5 s of each other"]),
+        ({"a": 7.2, "b": -9.0}, ["warn a is 7 s ahead", "warn b is 9 s behind"]),
+    ],
+)
+def test_clocks(skews, lines):
+    rows = host_checks.clocks({"a": {}, "b": {}}, skews)
+    assert [f"{row.level} {row.said}" for row in rows] == lines
+
+
+ENV = {"PYTHONPATH": str(ROOT), "PDSH_SSH_ARGS_APPEND": "-o ServerAliveInterval=2"}
+needs_hosts = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    hosts = Hosts(2, tmp_path_factory.mktemp("two"))
+    yield hosts
+    hosts.close()
+
+
+@pytest.fixture
+def folder(two, tmp_path):
+    """Where a run would be started: with the hostfile, and the launcher's environment."""
+    (tmp_path / "hostfile").write_text(two.hostfile.read_text())
+    (tmp_path / ".deepspeed_env").write_text("OMP_NUM_THREADS=1\n")
+    return tmp_path
+
+
+PREFLIGHT = ["python", ROOT / "tools/preflight.py", "--hostfile", "hostfile", "--port", 29833]
+
+
+@needs_hosts
+def test_preflight_of_hosts_that_are_fit(two, folder, sample):
+    done = two.run(
+        "node1", [*PREFLIGHT, "--data_root", sample, "--write_env", "--json"], cwd=folder, **ENV
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    findings = json.loads(done.stdout)
+    assert findings["ok"]
+    assert not [row for row in findings["rows"] if row["level"] == "FAIL"]
+    lines = [f"{row['level']} {row['check']}: {row['said']}" for row in findings["rows"]]
+    assert (
+        "warn interface: node2: its own name is 127.0.1.1, which no other host can reach; train.py"
+        " takes eth0 instead" in lines
+    )
+    assert any(
+        line.startswith("ok network: node1 - node2: ")
+        and "GB/s (gloo all-reduce of 16 MiB)" in line
+        for line in lines
+    )
+    variables = "OMP_NUM_THREADS=1\nGLOO_SOCKET_IFNAME=eth0\nNCCL_SOCKET_IFNAME=eth0\n"
+    assert (folder / ".deepspeed_env").read_text() == variables
+
+
+@needs_hosts
+def test_preflight_of_hosts_that_are_not(two, folder):
+    (folder / "hostfile").write_text("node1 slots=1\n\n# spare\nnode2 slots=500\nnode9 slots=1\n")
+    (folder / ".deepspeed_env").write_text("NCCL_DEBUG=INFO\n\n")
+    two.run("node2", ["mount", "-t", "tmpfs", "tmpfs", folder])
+    try:
+        done = two.run("node1", [*PREFLIGHT, "--data_root", "nowhere"], cwd=folder, **ENV)
+    finally:
+        two.run("node2", ["umount", folder], cwd="/")
+    assert done.returncode == 2
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    cores = os.cpu_count()
+    for line in (
+        "ok ssh node1, node2 answer",
+        (
+            "FAIL ssh node9: ssh: Could not resolve hostname node9: Temporary failure in name"
+            " resolution"
+        ),
+        f"FAIL run directory {folder} is not the same folder on node2",
+        "FAIL dataset missing on node1, missing on node2",
+        f"FAIL devices node2 has no GPU and {cores} cores, and the hostfile says slots=500",
+        f"-> write at most slots={cores}",
+        "FAIL names node1 does not know node9",
+        (
+            f"FAIL environment {folder}/.deepspeed_env: line 2 is '', and DeepSpeed's launcher"
+            " takes nothing but NAME=VALUE, not even a blank line"
+        ),
+    ):
+        assert line in lines, done.stdout + done.stderr
+    assert not any("network" in line for line in lines)
