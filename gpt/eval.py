@@ -25,8 +25,6 @@ if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command li
 
 # tokens of a batch, if --batch_size does not say how many windows
 BATCH_TOKENS = 8192
-# where the run's config.yaml does not say
-LAST_N = 128
 
 # (name, name of the column, key of gpt.evaluation.summary, format)
 QUANTITIES = (
@@ -227,6 +225,8 @@ def window_of(
                 mend=f"give at most {seq_len}",
             )
         return seq_len, args.last_n
+    from gpt.config.options import LAST_N
+
     options = config["run"].get("gpt") or {}
     return seq_len, min(options.get("last_n") or LAST_N, seq_len)
 

@@ -87,13 +87,13 @@ def train(args: argparse.Namespace, launch: "Launch", config: "Config", data: "R
     if not awaits_sample and not mistake:
         trainer = make_trainer()
     facts = {
-        "dataset": data.dataset and data.dataset.fingerprint[:12],
+        "dataset": data.dataset.fingerprint[:12] if data.dataset else None,
         "configuration": config.fingerprint,
         "kernels": "{} ({})".format(*(kernels or ("none", mistake))),
     }
     world = boundary.connect(args.verbose, launch, facts, config.options.step_timeout)
-    if mistake:
-        raise AgreedUserError(mistake)
+    if mistake or kernels is None:
+        raise AgreedUserError(str(mistake))
     if trainer is None:
         # the sample is there now: rank 0 has built it
         trainer = make_trainer()

@@ -218,8 +218,8 @@ def test_lines_can_be_read(page):
 
 
 def worth_looking_for(text):
-    """Whether a text says more than words that stand in every sentence."""
-    return len(text) >= 10 and any(mark in text.strip() for mark in " .")
+    """Whether a text says more than words that stand in every sentence: a phrase, or a key."""
+    return len(text) >= 10 and any(mark in text.strip() for mark in " ._")
 
 
 class Templates(ast.NodeVisitor):

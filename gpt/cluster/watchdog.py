@@ -8,7 +8,10 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
+
+import torch.distributed
 
 from gpt.cluster.world import World
 
@@ -25,7 +28,7 @@ class _State(NamedTuple):
     """What a rank tells the others of itself."""
 
     ticks: int  # of its thread, or ENDED
-    count: int  # of its signs of progress
+    progress: int  # how often it has shown some
     place: str
 
 
@@ -52,15 +55,15 @@ class Watchdog:
         self.place = "starting"
         self.giving_up = False
         # {rank: its last sign of life}, {rank: seconds since}
-        self._heard = {}
-        self._silent = {}
+        self._heard: dict[int, int | None] = {}
+        self._silent: dict[int, float] = {}
         on_gpu = world.device.type == "cuda"
         self._silence_limit = GPU_SILENCE_SECONDS if on_gpu else SILENCE_SECONDS
         if limit <= 0:
             return
         self._tick = min(5.0, limit / 4)
         self._board = world.blackboard(2 * self._tick)
-        self._query_thread = None
+        self._query_thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -131,7 +134,7 @@ class Watchdog:
         """{rank: a number that changes while it lives}. Raises RuntimeError as _query does."""
         if self._world.rank == 0:
             return {rank: state.ticks for rank, state in self._query(self._states).items()}
-        return {0: self._query(lambda: self._board.add("questions", 1))}
+        return {0: self._query(lambda: self._shared().add("questions", 1))}
 
     def _others_gave_up(self) -> bool:
         """Show this rank's place to the others; returns whether one of them has given up."""
@@ -144,10 +147,14 @@ class Watchdog:
 
     def _publish_and_look(self) -> bool:
         self._publish(self._ticks)
-        return self._board.check([ALARM])
+        return self._shared().check([ALARM])
 
     def _publish(self, ticks: int) -> None:
-        self._board.set(f"rank {self._world.rank}", f"{ticks} {self._count} {self.place}")
+        self._shared().set(f"rank {self._world.rank}", f"{ticks} {self._count} {self.place}")
+
+    def _shared(self) -> torch.distributed.Store:
+        assert self._board is not None, "a rank alone asks nobody"
+        return self._board
 
     def _query(self, query: Callable[[], Any]) -> Any:
         """What the blackboard answers. Raises RuntimeError if it does not: it waits for ever for a
@@ -173,7 +180,7 @@ class Watchdog:
         self.giving_up = True
         try:
             if self._board is not None:
-                self._query(lambda: self._board.set(ALARM, "1"))
+                self._query(lambda: self._shared().set(ALARM, "1"))
             late = self._late()
         except RuntimeError:
             late = self._rank_0_is_gone()
@@ -211,7 +218,7 @@ class Watchdog:
         earlier = self._query(self._states)
         for later in range(1, 4):  # a rank that is alive moves on its tick meanwhile
             time.sleep(self._tick)
-            self._query(lambda ticks=self._ticks + later: self._publish(ticks))
+            self._query(partial(self._publish, self._ticks + later))
         states = self._query(self._states)
         return self._dead(earlier, states) or self._slowest(states)
 
@@ -235,8 +242,8 @@ class Watchdog:
         return "; ".join(groups)
 
     def _slowest(self, states: dict[int, _State]) -> str:
-        least = min(state.count for state in states.values())
-        behind = [rank for rank in sorted(states) if states[rank].count == least]
+        least = min(state.progress for state in states.values())
+        behind = [rank for rank in sorted(states) if states[rank].progress == least]
         if len(behind) == self._world.size:
             return f"none, all ranks are {self.place}"
         return "; ".join(f"{self._world.name(rank)}, {states[rank].place}" for rank in behind)
@@ -245,8 +252,8 @@ class Watchdog:
         """What every rank that has published anything published last."""
         states = {}
         for rank in range(self._world.size):
-            if self._board.check([f"rank {rank}"]):
-                ticks, count, place = self._board.get(f"rank {rank}").decode().split(" ", 2)
+            if self._shared().check([f"rank {rank}"]):
+                ticks, count, place = self._shared().get(f"rank {rank}").decode().split(" ", 2)
                 states[rank] = _State(int(ticks), int(count), place)
         return states
 

@@ -7,7 +7,7 @@ from gpt.compute import host_time, many_gpus
 from gpt.compute.memory import Memory, is_offloaded, memory
 from gpt.config.batch import BatchPlan
 from gpt.config.run_config import Config
-from gpt.kernels.chunks import CHUNK_ELEMENTS
+from gpt.kernels.sizes import CHUNK_ELEMENTS
 
 # Rows of the table of memory, which are fields of gpt.compute.memory.Memory.
 PARTS = (

@@ -83,7 +83,7 @@ def local_device() -> torch.device:
 def connect(
     verbose: bool = False,
     launch: Launch | None = None,
-    facts: Mapping[str, str] | tuple = (),
+    facts: Mapping[str, str | None] | tuple = (),
     step_timeout: float = 0.0,
 ) -> World:
     """Join the process group that the launcher announced, once all ranks have come.

@@ -3,28 +3,16 @@
 import importlib.util
 import os
 import shutil
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from gpt.errors import UserError
+from gpt.kernels.sizes import Widths
 
 if TYPE_CHECKING:
     import torch
 
 # Ampere: the oldest generation for which tests/support/kernel_gates.yaml holds figures
 MINIMUM_CAPABILITY = (8, 0)
-
-
-class Widths(Protocol):
-    """A model's, as gpt.config.shape.ModelConfig has them."""
-
-    @property
-    def h_dim(self) -> int: ...
-
-    @property
-    def mlp_dim(self) -> int: ...
-
-    @property
-    def vocab_size(self) -> int: ...
 
 
 def _why_triton_cannot_run(

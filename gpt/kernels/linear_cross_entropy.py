@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gpt.kernels.chunks import CHUNK_ELEMENTS
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
 from gpt.kernels.linear import by_onednn, has_fp32_results, matmul, matmul_to_fp32
+from gpt.kernels.sizes import CHUNK_ELEMENTS
 from gpt.kernels.triton_shared import statistics_dtype
 
 # Under 16-bit training a chunk's gradient (softmax - one-hot) is multiplied by this before it is

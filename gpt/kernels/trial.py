@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.errors import RunError, in_brief
-from gpt.kernels.choice import Widths
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import GRADIENT_SHIFT
+from gpt.kernels.sizes import Widths
 from gpt.kernels.triton_shared import interpreted, jit, on_device_of, tl
 
 # The kernels that walk over rows take 16 each; interpreted, a row takes milliseconds.

@@ -71,7 +71,7 @@ class Group:
     def final(self, axis: str, quantity: str) -> tuple[float, np.ndarray]:
         """(x, values) of the last evaluations, one value a run. Raises UserError where the axis is
         not to be had."""
-        events = [run.final() for run in self.runs]
+        events = [run.final() or {} for run in self.runs]
         x = self.runs[0].over(axis, events[:1])
         if x is None:
             raise UserError(missing_axis(axis, self.runs))

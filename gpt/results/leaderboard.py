@@ -72,7 +72,7 @@ def by_class(rows: list[tuple[dict, float]]) -> list[list[dict]]:
 def _row(group: Group) -> dict:
     """A row of a table, as plain values."""
     first = group.runs[0]
-    events = [run.final() for run in group.runs]
+    events = [run.final() or {} for run in group.runs]
     row = {
         "name": group.name,
         "model": group.family,

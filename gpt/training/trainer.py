@@ -49,6 +49,7 @@ class Trainer:
         self.dataset = dataset
         self.streams = Streams(dataset.split("train"), batch.train_batch_size, seq_len)
         self.batches = Ahead(self.streams, self.streams.rows_of(rank, world_size))
+        assert options.last_n is not None, "derived from seq_len where it was not given"
         self.evaluator = Evaluator(
             dataset.split(options.eval_data_split),
             dataset.vocab,

@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from gpt.compute.hardware import DTYPES
 from gpt.config.shape import ModelConfig
 from gpt.kernels.attention import causal_attention
-from gpt.kernels.chunks import CHUNK_ELEMENTS
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy
+from gpt.kernels.sizes import CHUNK_ELEMENTS
 from gpt.model import GPT
 from tools.gpu_stages import BACKENDS, HALF
 from tools.gpu_stages.lab import SMALLEST, TINY, UNIT
