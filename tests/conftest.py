@@ -12,7 +12,7 @@ from devices import pytest_configure  # noqa: F401  (a hook)
 from gpt.errors import UserError
 from gpt.prepare.sample import prepare_sample
 
-pytest_plugins = ["finished_run"]
+pytest_plugins = ["finished_run", "sample_vocab"]
 ROOT = Path(__file__).resolve().parents[1]
 
 

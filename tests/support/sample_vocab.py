@@ -1,3 +1,5 @@
+"""The sample dataset's vocabulary, as a fixture."""
+
 import pytest
 
 from gpt.data.vocab import Vocab
