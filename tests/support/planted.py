@@ -40,6 +40,7 @@ import torch
 
 from gpt import evaluation, files, model, train
 from gpt.checkpoint import checkpoint, folders, manifest
+from gpt.cluster.launch import launched
 from gpt.data.streams import Ahead, Streams, batch_index
 from gpt.engine import boundary
 from gpt.errors import command
@@ -53,7 +54,7 @@ class Plant:
 
     def __init__(self, faults: str):
         self.index = None
-        self._rank = int(os.environ.get("RANK", "0"))
+        self._rank = launched().rank
         self._waiting = set()  # names of faults that have yet to strike on this rank
         for fault in faults.split(","):
             name, _, value = fault.partition("=")
