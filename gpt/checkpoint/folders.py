@@ -1,13 +1,12 @@
-"""Checkpoints as folders of files: staging, committing, finding, reading without running code.
-Knows no DeepSpeed.
+"""A run's checkpoints as folders of files: staging, committing, finding, going back.
 
-    runs/24h/checkpoints/latest                 the name of the newest whole checkpoint
-    runs/24h/checkpoints/
-        global_step1000/            DeepSpeed's files, config.yaml, tokenizer.model, and
-                                    checkpoint.json: step, tokens, ranks, a probe batch with its
-                                    loss, and every file's size and sha256. It is written last, so
-                                    it marks a whole checkpoint.
-        .global_step1500.staging/   one that is being written, or what a crash left of one
+runs/24h/checkpoints/latest                 the name of the newest whole checkpoint
+runs/24h/checkpoints/
+    global_step1000/            DeepSpeed's files, config.yaml, tokenizer.model, and
+                                checkpoint.json: step, tokens, ranks, a probe batch with its
+                                loss, and every file's size and sha256. It is written last, so
+                                it marks a whole checkpoint.
+    .global_step1500.staging/   one that is being written, or what a crash left of one
 """
 
 import os
