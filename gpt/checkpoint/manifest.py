@@ -8,6 +8,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gpt.errors import UserError
 from gpt.files import write_atomically
@@ -76,9 +77,8 @@ class Manifest:
         content = read_content(folder)
         names = {item.name for item in dataclasses.fields(cls)} - {"probe", "lacks"}
         values = {name: content[name] for name in names & content.keys()}
-        probe = content.get("probe")
-        if isinstance(probe, dict):
-            values["probe"] = Probe(probe["tokens"], probe["loss"])
+        if _is_probe(content.get("probe")):
+            values["probe"] = Probe(content["probe"]["tokens"], content["probe"]["loss"])
         return cls(**values, lacks=_first_lacking(content))
 
     def write(self, folder: Path) -> None:
@@ -97,7 +97,15 @@ def _first_lacking(content: dict) -> str | None:
     for name, types in _NEEDED.items():
         if name not in content or not isinstance(content[name], types):
             return name
-    return None
+    return None if _is_probe(content["probe"]) else "probe"
+
+
+def _is_probe(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("tokens"), list)
+        and isinstance(value.get("loss"), (int, float))
+    )
 
 
 def read_content(folder: Path | str) -> dict:
@@ -106,6 +114,9 @@ def read_content(folder: Path | str) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT or content["sha256"] != _seal(content):
+            raise ValueError
+        # without them a checkpoint would be whole whatever lies in its folder
+        if not isinstance(content["files"], dict) or not isinstance(content["step"], int):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(

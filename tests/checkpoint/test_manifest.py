@@ -97,3 +97,17 @@ def test_a_damaged_one_is_not_read(text, tmp_path):
 )
 def test_a_loss_is_the_same_within_the_coarser_precision(loss, precisions, times, same):
     assert same_loss(loss, 10.0, *precisions, times=times) is same
+
+
+@pytest.mark.parametrize("change", [{"files": None}, {"files": 3}, {"step": None}, {"step": "6"}])
+def test_one_that_does_not_tell_its_files_or_step_is_damaged(change, tmp_path):
+    written(tmp_path, {**OF_A_RUN, **change})
+    with pytest.raises(UserError, match="is missing or damaged"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("probe", [{}, {"tokens": [[1, 2]]}, {"tokens": 3, "loss": 7.5}, [1]])
+def test_a_probe_that_is_none_is_lacking(probe, tmp_path):
+    written(tmp_path, {**OF_A_RUN, "probe": probe})
+    manifest = Manifest.read(tmp_path)
+    assert (manifest.lacks, manifest.probe.tokens) == ("probe", [])
