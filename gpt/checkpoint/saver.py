@@ -150,9 +150,9 @@ class Saver:
 
     def _committed(self, pending: "_Pending"):
         """Tell of a checkpoint that stands."""
-        if pending.kept is not None:
+        if pending.not_removed is not None:
             self._say(
-                f"WARNING: an old checkpoint in {self.folder} could not be removed: {pending.kept}"
+                f"WARNING: an old checkpoint in {self.folder} could not be removed: {pending.not_removed}"
             )
         self.saved_step = pending.manifest.step
         self.saved_evaluation = pending.manifest.evaluated_step
@@ -208,7 +208,7 @@ class Saver:
         try:
             folders.retain(self.folder, options.keep_last, options.keep_every)
         except OSError as error:  # the new one stands all the same
-            pending.kept = in_brief(error)
+            pending.not_removed = in_brief(error)
 
     def before(self, index: int) -> str | None:
         """Tag of the newest whole checkpoint that has not seen batch `index`, else of the oldest
@@ -280,7 +280,7 @@ class _Pending:
     committing: bool = False
     pause: float | None = None  # seconds that training waited
     bytes: int | None = None
-    kept: str | None = None  # why an old checkpoint could not be removed
+    not_removed: str | None = None  # why an old checkpoint could not be removed
     thread: threading.Thread = field(init=False)
 
     def run(self, work: Callable[[], None]) -> None:

@@ -70,7 +70,7 @@ class Watchdog:
 
     def progress(self, place: str) -> None:
         """This rank has come to `place`."""
-        self._count = self._count + 1
+        self._count += 1
         self.place = place
 
     def first_micro_batch_done(self) -> None:
@@ -105,7 +105,7 @@ class Watchdog:
             count = self._count
             waited = waited + passed if count == last_count else 0.0
             last_count = count
-            self._ticks = self._ticks + 1
+            self._ticks += 1
             if waited >= patience or self._others_gave_up():
                 return self._give_up(f"no progress for {patience:g} s (gpt.step_timeout)")
             if self._board is not None and self._listen(passed) >= self._silence_limit:

@@ -128,7 +128,7 @@ class Streams:
         """(place, entry) that each stream's window of batch `index` begins with."""
         first = self._first_places[streams]
         length = self._first_places[streams + 1] - first
-        places = first + index * self.seq_len % length
+        places = first + (index * self.seq_len) % length
         return places, np.searchsorted(self._ends, places, "right")
 
     def _pieces(self, stream: int, place: int, entry: int) -> Iterator[tuple[int, int, int]]:

@@ -246,8 +246,7 @@ class Engine:
         return self._ds.get_lr()[0]
 
     def _grad_norm(self) -> torch.Tensor:
-        """Of the last update, where the device has it: a number asked for here would be
-        waited for."""
+        """Gradient norm of the last update, as a tensor on the device: nothing waits for it."""
         norm = self._norm if self._stage == 0 else self._ds.get_global_grad_norm()
         if torch.is_tensor(norm):
             return norm.to(self.world.device, torch.float64)

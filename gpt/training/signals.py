@@ -22,7 +22,8 @@ WATCH_SECONDS = 0.5
 class StopRequest:
     """`reason` is None until this process is asked to stop, then a few words.
 
-    SIGTERM, SIGINT and SIGUSR1 ask; a SIGINT to one that was asked before leaves at once. A thread
+    SIGTERM, SIGINT and SIGUSR1 ask; a second SIGINT leaves at once. A SIGTERM beside the first does
+    not count: at Ctrl-C in a terminal DeepSpeed's launcher sends one to its ranks. A thread
     hears them, for Python's handlers run in the main thread and would wait until that comes back
     from CUDA. However long the answer takes, no signal ends this process: who sent it, a launcher
     or Slurm, does that when its own time is up.
@@ -35,6 +36,7 @@ class StopRequest:
     def __init__(self):
         self.reason: str | None = None
         self._requested_at: float | None = None
+        self._interrupted = False  # by a SIGINT
         self._closed = threading.Event()
         self._heeded = threading.Event()
         # Python writes the number of every signal that has a handler into the one end
@@ -73,8 +75,10 @@ class StopRequest:
                 self._on_signal(number)
 
     def _on_signal(self, number: int) -> None:
-        if number == signal.SIGINT and self.reason is not None:
-            os._exit(130)
+        if number == signal.SIGINT:
+            if self._interrupted:
+                os._exit(130)
+            self._interrupted = True
         self._request(signal.Signals(number).name)
 
     def _request(self, reason: str) -> None:

@@ -164,8 +164,31 @@ def test_a_signal_is_heard_while_the_main_thread_waits_in_c(first):
         process.send_signal(getattr(signal, f"SIG{first}"))
         assert process.stdout.readline() == f"SIG{first}\n"
         assert process.poll() is None
+        if first != "INT":
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
+    finally:
+        end.cancel()
+        process.kill()
+        process.wait()
+
+
+def test_a_launchers_sigterm_beside_the_terminals_sigint_is_one_request():
+    """Both at once, as a rank gets them that was busy while someone pressed Ctrl-C."""
+    command = [sys.executable, "-c", IN_C, ROOT, ROOT / "tests" / "support"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    end = threading.Timer(30, process.kill)
+    end.start()
+    try:
+        assert process.stdout.readline() == "ready\n"
+        for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+            process.send_signal(number)
+        assert process.stdout.readline() in ("SIGINT\n", "SIGTERM\n")
+        time.sleep(0.3)
+        assert process.poll() is None
     finally:
         end.cancel()
         process.kill()
