@@ -152,7 +152,8 @@ class Saver:
         """Tell of a checkpoint that stands."""
         if pending.not_removed is not None:
             self._say(
-                f"WARNING: an old checkpoint in {self.folder} could not be removed: {pending.not_removed}"
+                f"WARNING: an old checkpoint in {self.folder} could not be removed:"
+                f" {pending.not_removed}"
             )
         self.saved_step = pending.manifest.step
         self.saved_evaluation = pending.manifest.evaluated_step
