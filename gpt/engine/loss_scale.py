@@ -1,4 +1,4 @@
-"""The loss scale of fp16, and who may change it: training alone.
+"""The loss scale of fp16, and who may change it: training, and the checkpoint that it goes on from.
 
 DeepSpeed's scaler halves a dynamic scale after a gradient that overflowed, and doubles it after a
 stretch of steps without one. Everything else that would move it is kept from it here: a batch that
