@@ -141,7 +141,7 @@ def _checkpoints(config: Config) -> int:
 def _time(config: Config) -> list[str]:
     speed = config.options.tokens_per_second
     if not speed:
-        return ["time         unknown: set tokens_per_second to the GPU's measured throughput"]
+        return ["time           unknown: set tokens_per_second to the GPU's measured throughput"]
     hours = _tokens(config) / speed / 3600
     per_step = _tokens_per_step(config)
     steps_of_classes = [
@@ -150,7 +150,7 @@ def _time(config: Config) -> list[str]:
     ]
     return [
         (
-            f"time         {hours:.2f} hours at {speed:,.0f} tokens/s ({duration(hours * 3600)}),"
+            f"time           {hours:.2f} hours at {speed:,.0f} tokens/s ({duration(hours * 3600)}),"
             " on one GPU of that rate; steps per class:"
         ),
         "               " + ", ".join(steps_of_classes),

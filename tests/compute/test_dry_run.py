@@ -261,6 +261,14 @@ def test_24h_is_told_without_torch_or_data(tmp_path, run_command):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_told_stands_in_one_column():
+    lines = report(load(ROOT / "ds_configs/24h.json"), None).splitlines()
+    labels = ["model", "batch", "training", "compute", "learning rate", "data", "disk", "time"]
+    for label in [*labels, "evaluation", "host"]:
+        (line,) = [line for line in lines if line.startswith(f"{label} ")]
+        assert line[:15] == f"{label:15s}" and line[15] != " "
+
+
 def test_data_is_counted_where_it_is(sample):
     from gpt.data.datasets import Dataset
 
