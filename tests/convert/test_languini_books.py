@@ -21,16 +21,6 @@ from gpt.errors import UserError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def vocab(sample):
-    return Vocab.load(sample / "tokenizer.model")
-
-
-@pytest.fixture(scope="module")
-def pieces(vocab):
-    return sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
-
-
 @pytest.fixture
 def books(tmp_path, pieces):
     return seed_project.write_sample_books(tmp_path / "books", pieces)

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import seed_project
-import sentencepiece
 from conftest import ROOT
 from seed_project import VOCAB
 
@@ -14,20 +13,9 @@ from gpt.config.saved import read_config
 from gpt.convert.languini_books import import_dataset
 from gpt.convert.languini_weights import import_weights
 from gpt.data.datasets import Dataset
-from gpt.data.vocab import Vocab
 from gpt.evaluation import Evaluator, summary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def vocab(sample):
-    return Vocab.load(sample / "tokenizer.model")
-
-
-@pytest.fixture(scope="module")
-def pieces(vocab):
-    return sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
 
 
 @pytest.fixture

@@ -10,15 +10,9 @@ from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.weights import load_model
 from gpt.config.saved import read_config
 from gpt.convert.languini_weights import import_weights
-from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def vocab(sample):
-    return Vocab.load(sample / "tokenizer.model")
 
 
 @pytest.mark.parametrize(

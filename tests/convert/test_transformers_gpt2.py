@@ -29,11 +29,6 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def vocab(sample):
-    return Vocab.load(sample / "tokenizer.model")
-
-
 def consolidated(folder, vocab, h_dim=24, n_heads=4):
     """Random weights, biases and norms included, by way of the seed project's layout: (folder, its
     state dict)."""

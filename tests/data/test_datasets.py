@@ -11,7 +11,6 @@ from gpt.data import manifests
 from gpt.data.datasets import Dataset
 from gpt.data.manifests import SEAL, token_dtype
 from gpt.data.streams import Streams
-from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.prepare.documents import Input
 from gpt.prepare.pipeline import prepare
@@ -28,11 +27,6 @@ def build(folder, vocab, texts=TEXTS, test=None):
     inputs = [Input(*item, split, 9) for split, texts in splits.items() for item in texts.items()]
     prepare(inputs, folder, Job(Rule()), vocab, say=lambda text: None)
     return folder
-
-
-@pytest.fixture(scope="module")
-def vocab(sample):
-    return Vocab.load(sample / "tokenizer.model")
 
 
 @pytest.fixture

@@ -1,11 +1,17 @@
-"""The sample dataset's vocabulary, as a fixture."""
+"""The sample dataset's vocabulary, as fixtures."""
 
 import pytest
+import sentencepiece
 
 from gpt.data.vocab import Vocab
 
 
 @pytest.fixture(scope="module")
 def vocab(sample):
-    """The sample dataset's."""
     return Vocab.load(sample / "tokenizer.model")
+
+
+@pytest.fixture(scope="module")
+def pieces(vocab):
+    """The same, as SentencePiece knows it."""
+    return sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
