@@ -34,7 +34,7 @@ class Group:
 
     @property
     def seeds(self) -> list[int | None]:
-        return [run.options.get("seed") for run in self.runs]
+        return _seeds(self.runs)
 
     @property
     def title(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
-from gpt.metrics.events import AXES
+from gpt.metrics.events import ACTIVATIONS, AXES, EVAL, NORMS, TRAIN
 from gpt.results import drawing
 from gpt.results.comparison import Group
 from gpt.results.power_law import Fit, crossings, pairs
@@ -32,24 +32,24 @@ def _norm(event: dict, what: str) -> float:
     return math.hypot(*event[what].values())
 
 
-LOSS_SCALE = Panel("train", "loss_scale", "loss scale", log=True)
+LOSS_SCALE = Panel(TRAIN, "loss_scale", "loss scale", log=True)
 TRAINING = (
-    Panel("train", "lr", "learning rate"),
-    Panel("train", "grad_norm", "gradient norm", log=True),
+    Panel(TRAIN, "lr", "learning rate"),
+    Panel(TRAIN, "grad_norm", "gradient norm", log=True),
     LOSS_SCALE,
-    Panel("train", "tokens_per_second", "tokens per second"),
+    Panel(TRAIN, "tokens_per_second", "tokens per second"),
 )
 INSIDE = (
-    Panel("norms", lambda event: _norm(event, "weight"), "norm of all weights"),
+    Panel(NORMS, lambda event: _norm(event, "weight"), "norm of all weights"),
     Panel(
-        "norms",
+        NORMS,
         lambda event: 1e6 * _norm(event, "update") / _norm(event, "weight"),
         "update / weights (ppm)",
         log=True,
     ),
-    Panel("activations", "rms/ln_f.stream", "RMS after the last block"),
+    Panel(ACTIVATIONS, "rms/ln_f.stream", "RMS after the last block"),
     Panel(
-        "activations", lambda event: max(event["max_abs"].values()), "largest activation", log=True
+        ACTIVATIONS, lambda event: max(event["max_abs"].values()), "largest activation", log=True
     ),
 )
 # of the axes over which laws are fitted
@@ -105,8 +105,8 @@ def curves(groups: Sequence[Group], axis: str, quantity: str, out: Path) -> list
     has_band = False
     for group, look in zip(groups, looks(groups)):
         split = (group.runs[0].splits() or [None])[0]
-        train = _curve(group, axis, "train", quantity)
-        held_out = _curve(group, axis, "eval", quantity, split)
+        train = _curve(group, axis, TRAIN, quantity)
+        held_out = _curve(group, axis, EVAL, quantity, split)
         if train is not None:
             x, mean = drawing.thin(train.x, train.mean, AXES[axis].log)
             axes.plot(x, mean, color=look["color"], linewidth=0.6, alpha=0.6)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpt.config.run_config import leaves
-from gpt.metrics.events import ALARMS, AXES, HAPPENINGS
+from gpt.metrics.events import ALARMS, AXES, CHECKPOINT, EVAL, HAPPENINGS, START, TRAIN
 from gpt.metrics.runs import Run, values
 from gpt.wording import first_of, listed, plural
 
@@ -178,10 +178,10 @@ def _figure(value: Any, digits: int = 4) -> str:
 def _summary(run: Run) -> list:
     """The row of a run, under SUMMARY."""
     final = run.final() or {}
-    train = run.curve("train")
+    train = run.curve(TRAIN)
     speeds = values(train[-20:], "tokens_per_second")
     speed = f"{np.nanmedian(speeds):,.0f}" if np.isfinite(speeds).any() else "-"
-    hours = run.over("hours", train[-1:] or run.curve("eval")[-1:])
+    hours = run.over("hours", train[-1:] or run.curve(EVAL)[-1:])
     hours_text = f"{hours[-1]:,.4g}" if hours is not None and len(hours) else "-"
     return [
         run.name,
@@ -201,7 +201,7 @@ def _summary(run: Run) -> list:
 def _has(runs: list[Run], axis: str) -> bool:
     """Whether some run has a place on an axis for all of its curves."""
     for run in runs:
-        events = run.curve("train") + run.curve("eval")
+        events = run.curve(TRAIN) + run.curve(EVAL)
         if run.last_step and run.over(axis, events) is not None:
             return True
     return False
@@ -210,8 +210,8 @@ def _has(runs: list[Run], axis: str) -> bool:
 def payload(run: Run) -> dict:
     """What the page's script draws of a run: columns of its curves, and where things happened on
     each axis."""
-    curves = [_columns(run, _outline(run.curve("train")), None)]
-    curves += [_columns(run, run.curve("eval", split), str(split)) for split in run.splits()]
+    curves = [_columns(run, _outline(run.curve(TRAIN)), None)]
+    curves += [_columns(run, run.curve(EVAL, split), str(split)) for split in run.splits()]
     return {
         "name": run.name,
         "curves": [curve for curve in curves if curve["columns"]["step"]],
@@ -260,7 +260,7 @@ def _rounded(number: float) -> int | float | None:
 
 def _marks(run: Run) -> list[dict]:
     """Where things happened: their places on the axes, by those of training."""
-    train = run.curve("train")
+    train = run.curve(TRAIN)
     axes = {}
     for name, axis in AXES.items():
         places = run.over(name, train) if train else None
@@ -322,7 +322,7 @@ def _evaluation(run: Run) -> str:
     head.append("languini normalised ppl")
     rows = []
     for split in run.splits():
-        event = run.curve("eval", split)[-1]
+        event = run.curve(EVAL, split)[-1]
         row = [split, f"{event['step']:,}"]
         row += [_figure(event.get(name)) for name in EVALUATION]
         row.append(_figure((event.get("languini") or {}).get("normalised_ppl")))
@@ -399,14 +399,14 @@ def _environment(run: Run) -> str:
         ["micro batch x accumulation", micro_batch],
         ["ZeRO stage", zero.get("stage", "-")],
     ]
-    start: dict[str, Any] = next(reversed(run.events.get("start", [])), {})
+    start: dict[str, Any] = next(reversed(run.events.get(START, [])), {})
     for key in ("device", "host", "kernels", "peak_flops"):
         if start.get(key):
             rows.append([key.replace("_", " "), start[key]])
     for package, version in (start.get("versions") or {}).items():
         rows.append([package, version])
-    rows += _times(run.curve("train"))
-    pauses = values(run.events.get("checkpoint", []), "seconds")
+    rows += _times(run.curve(TRAIN))
+    pauses = values(run.events.get(CHECKPOINT, []), "seconds")
     if len(pauses):
         pause = f"training waited {statistics.median(pauses):.3g} s for one (median)"
         rows.append(["checkpoints", f"{len(pauses)}, {pause}"])
