@@ -77,6 +77,7 @@ def shipped_tree(preset: str, train_batch_size: int) -> dict:
             "max_train_steps": 1000,
             "tokens_per_second": 1,
             "eval_every": 500,
+            "final_eval": True,
             "log_terminal_every": 100,
             "log_grads_every": 1000,
             "log_ckpt_every": 1000,
