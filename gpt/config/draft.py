@@ -72,17 +72,26 @@ class Draft:
             block[last] = value
             self.sources[path] = source
 
-    def drop(self, path: str) -> None:
-        """Take out what stands at a dotted path."""
-        parent, _, last = path.rpartition(".")
-        block = self.get(parent) if parent else self.tree
+    def remove(self, path: str) -> None:
+        """Take out a value."""
+        block = self.tree
+        *parents, last = path.split(".")
+        for name in parents:
+            block = block.get(name) if isinstance(block, dict) else None
         if isinstance(block, dict):
             block.pop(last, None)
+        self.sources.pop(path, None)
 
     def lacks(self, path: str) -> bool:
         """Whether there is no value at a dotted path, not even a mistaken one."""
         known = self.mistaken()
         return self.get(path) is None and not any(block in known for block in _upwards(path))
+
+    @property
+    def model(self) -> ModelConfig | None:
+        """The shape; None where it is mistaken, or lacks its vocabulary size."""
+        shape = {name: self.get(f"gpt.{name}") for name in SHAPE_KEYS}
+        return None if None in shape.values() else ModelConfig(**shape)
 
     def mistake(self, path: str, problem: str) -> None:
         """Note what is wrong with the value at a dotted path."""
@@ -107,9 +116,9 @@ class Draft:
             )
         if self.mistakes:
             raise UserError(self._report())
+        model = self.model
         # None only where there are mistakes
-        assert self.batch is not None
-        shape = {name: self.get(f"gpt.{name}") for name in SHAPE_KEYS}
+        assert model is not None and self.batch is not None
         self._derive_what_deepspeed_needs(self.batch)
         deepspeed = dict(self.tree)
         gpt = deepspeed.pop("gpt")
@@ -119,7 +128,7 @@ class Draft:
         return Config(
             name=self.name,
             options=Options(**{name: gpt[name] for name in OPTION_KEYS if name in gpt}),
-            model=ModelConfig(**shape),
+            model=model,
             batch=self.batch,
             schedule=schedule,
             deepspeed=deepspeed,

@@ -6,8 +6,10 @@ training.
 
 import json
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +56,22 @@ class Split:
         lines = (self._path.parent / manifests.NAMES).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
+    @cached_property
+    def doc_hashes(self) -> np.ndarray | None:
+        """uint8 (documents, 16): the first bytes of the sha256 of each document's text; None in a
+        dataset that has none, of before format 3."""
+        path = self._path.parent / manifests.DOC_HASHES
+        if not path.exists():
+            return None
+        try:
+            hashes = np.load(path, allow_pickle=False)
+        except ValueError:
+            hashes = None
+        shape = (len(self.doc_tokens), manifests.HASH_BYTES)
+        if hashes is None or hashes.dtype != np.uint8 or hashes.shape != shape:
+            raise UserError(f"{path} is damaged", mend=MEND)
+        return hashes
+
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError where ids that were read from this split are none of the vocabulary's."""
         largest = ids.max(initial=0)
@@ -97,6 +115,31 @@ class Dataset:
         the same order."""
         return manifests.fingerprint(self.manifest)
 
+    def documents(self, split: str) -> str:
+        """`manifests.documents_of_split`: equal for two datasets whose splits hold the same
+        documents in the same order, whatever their tokenizers."""
+        return manifests.documents_of_split(self.manifest, split)
+
+    def facts(self, scored: str) -> dict[str, Any]:
+        """What config.yaml keeps of the dataset of a run. scored: the split that is evaluated."""
+        train, held_out = ({"split": split, **self._counts(split)} for split in ("train", scored))
+        return {
+            "root": str(self.root),
+            "fingerprint": self.fingerprint,
+            "tokenizer": self.vocab.fingerprint,
+            "train": train,
+            "scored": held_out,
+        }
+
+    def _counts(self, split: str) -> dict[str, Any]:
+        entry = self.manifest["splits"][split]
+        return {
+            "documents": self.documents(split),
+            "count": entry["documents"],
+            "tokens": entry["tokens"],
+            "bytes": entry["bytes"],
+        }
+
     @property
     def split_names(self) -> list[str]:
         return list(self.manifest["splits"])
@@ -108,7 +151,7 @@ class Dataset:
             raise UserError(f"{self.root} has no split {name!r}: it has {names}")
         entry = self.manifest["splits"][name]
         folder = self.root / name
-        _require_sizes(folder, entry)
+        _require_sizes(folder, entry, manifests.files_of_split(self.manifest["format"]))
         split = Split(name, folder, self.manifest["dtype"], self.vocab.size)
         documents = len(split.doc_tokens)
         tokens_by_document = int(split.doc_tokens.sum()) + documents
@@ -123,10 +166,10 @@ class Dataset:
         return split
 
 
-def _require_sizes(folder: Path, entry: SplitEntry) -> None:
+def _require_sizes(folder: Path, entry: SplitEntry, files: Sequence[str]) -> None:
     """Raise UserError where a file of a split is missing, or has another size than its manifest
     says."""
-    for file in manifests.SPLIT_FILES:
+    for file in files:
         path = folder / file
         expected = entry["files"][file]["size"]
         size = path.stat().st_size if path.is_file() else None
