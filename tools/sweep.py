@@ -26,7 +26,7 @@ from gpt.training import sweep
 
 def main():
     args, train_args = parse()
-    overrides = options_of_runs(train_args)
+    overrides = options_of_runs(train_args, vars(args))
     launcher = launcher_command(args.launcher)
     out = Path(args.out)
     runs = sweep.plan(args.classes, args.seeds, out, overrides)
@@ -69,10 +69,10 @@ def parse():
     return parser.parse_known_args()
 
 
-def options_of_runs(train_args) -> dict:
+def options_of_runs(train_args, own_options) -> dict:
     """{dotted path: value} of the options of train.py. Raises UserError for those that are not for
-    a sweep."""
-    parsed = parse_command_line(["--ds_config", "", *train_args])
+    a sweep. own_options: names of the sweep's."""
+    parsed = parse_command_line(["--ds_config", "", *train_args], own_options)
     not_for_a_sweep = (
         {"gpt.run_dir", "gpt.seed"} & parsed.overrides.keys(),
         parsed.dry_run,
