@@ -69,9 +69,10 @@ def train(run_dir, sample, allowed=(), engine=PlainEngine, **options):
     `conftest.tiny_run` takes them."""
     gpt = {"data_root": str(sample), "run_dir": str(run_dir), **options.pop("gpt", {})}
     config = resolve(tiny_run(gpt=gpt, **options), "tiny")
-    trainer = Trainer(config, Dataset(gpt["data_root"]), 0, 1, allowed=allowed)
+    kernels = ("torch", "a test")
+    trainer = Trainer(config, Dataset(gpt["data_root"]), 0, 1, kernels, allowed=allowed)
     try:
-        trainer.train(engine, World(0, 1, torch.device("cpu")), ("torch", "a test"))
+        trainer.train(engine, World(0, 1, torch.device("cpu")))
     finally:
         trainer.lock.release()
     return trainer
