@@ -72,7 +72,8 @@ class Reports:
         device = self._world.device.type
         backend = self._attention_backend()
         root = saved_config["dataset"]["root"]
-        self._progress.say(announcement(config, device, root, kernels, backend))
+        parameters = saved_config["parameters"]
+        self._progress.say(announcement(config, parameters, device, root, kernels, backend))
 
     def _environment(self, saved_config: Mapping[str, Any]) -> dict:
         """What runs where, for whoever reads the metrics."""
