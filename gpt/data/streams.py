@@ -54,7 +54,8 @@ def require_documents(split_name: str, documents: int, streams: int) -> None:
         raise UserError(
             f"the split {split_name!r} has {documents} documents, fewer than the {streams} streams"
             f" that train_batch_size {streams} needs",
-            mend=f"prepare more documents or lower train_batch_size to at most {documents}",
+            mend="prepare more documents (tools/prepare_data.py --cut_documents BYTES makes several"
+            f" of a large file) or lower train_batch_size to at most {documents}",
         )
 
 
