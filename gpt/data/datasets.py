@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -118,6 +119,26 @@ class Dataset:
         """`manifests.documents_of_split`: equal for two datasets whose splits hold the same
         documents in the same order, whatever their tokenizers."""
         return manifests.documents_of_split(self.manifest, split)
+
+    def facts(self, scored: str) -> dict[str, Any]:
+        """What config.yaml keeps of the dataset of a run. scored: the split that is evaluated."""
+        train, held_out = ({"split": split, **self._counts(split)} for split in ("train", scored))
+        return {
+            "root": str(self.root),
+            "fingerprint": self.fingerprint,
+            "tokenizer": self.vocab.fingerprint,
+            "train": train,
+            "scored": held_out,
+        }
+
+    def _counts(self, split: str) -> dict[str, Any]:
+        entry = self.manifest["splits"][split]
+        return {
+            "documents": self.documents(split),
+            "count": entry["documents"],
+            "tokens": entry["tokens"],
+            "bytes": entry["bytes"],
+        }
 
     @property
     def split_names(self) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt.config.identity import changes_of, identity, sequences_until
 from gpt.config.saved import CONFIG, read_config, require_run_config
 from gpt.config.shape import ModelConfig, family
 from gpt.errors import UserError
@@ -55,6 +56,27 @@ class Run:
         return family(self.config)
 
     @property
+    def variant(self) -> str | None:
+        """The free name that its method was given."""
+        return self.options.get("variant")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """{path: value} of all that seeds of it have in common."""
+        return identity(self.config)
+
+    @property
+    def parameters(self) -> int:
+        """The module's, where config.yaml tells them; else those that the shape has."""
+        return self.config.get("parameters") or self.model.parameters()
+
+    def tokens_until(self, step: int) -> int:
+        """Training tokens of the steps up to `step`, each at the batch that it had."""
+        batch_size = self.config["batch"]["global_size"]
+        sequences = sequences_until(step, batch_size, changes_of(self.config))
+        return sequences * self.model.seq_len
+
+    @property
     def tokens_per_step(self) -> int:
         return self.config["batch"]["global_size"] * self.config["model"]["seq_len"]
 
@@ -66,14 +88,18 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the last of its steps is done, and evaluated where evaluation is on."""
+        """Whether the last of its steps is done, and evaluated where evaluation is on; on the whole
+        split where `final_eval` asks for that."""
         planned = self.options["max_train_steps"]
         if self.last_step < planned:
             return False
-        if self.options.get("eval_every", 0) <= 0:
+        if self.options.get("eval_every", 0) <= 0 and not self.options.get("final_eval"):
             return True
         last_evaluation = self.final()
-        return last_evaluation is not None and last_evaluation["step"] == planned
+        if last_evaluation is None or last_evaluation["step"] != planned:
+            return False
+        whole = last_evaluation.get("tokens") == last_evaluation.get("of_tokens")
+        return whole or not self.options.get("final_eval")
 
     @property
     def state(self) -> str:
@@ -116,10 +142,10 @@ class Run:
         if all(key in event for event in curve):
             places = [event[key] for event in curve]
         elif axis == "tokens":
-            places = [step * self.tokens_per_step for step in steps]
+            places = [self.tokens_until(step) for step in steps]
         elif axis == "flops":
-            per_step = self.tokens_per_step * self.model.matmul_flops_per_token()
-            places = [step * per_step for step in steps]
+            flops_per_token = self.model.matmul_flops_per_token()
+            places = [self.tokens_until(step) * flops_per_token for step in steps]
         elif axis == "reference_hours":
             places = [self._reference_hours(step) for step in steps]
         else:
@@ -128,7 +154,7 @@ class Run:
 
     def _reference_hours(self, step: int) -> float | None:
         speed = self.options.get("tokens_per_second")
-        return step * self.tokens_per_step / speed / 3600 if speed else None
+        return self.tokens_until(step) / speed / 3600 if speed else None
 
 
 def missing_axis(axis: str, runs: Sequence[Run]) -> str:

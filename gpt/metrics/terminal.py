@@ -83,12 +83,13 @@ def announcement(
     )
 
 
-def evaluation_line(
-    step: int, split: str, split_tokens: int, scores: dict, first_weights: str
-) -> str:
-    """scores: of gpt.evaluation.summary. first_weights: what those of step 0 are."""
+def evaluation_line(step: int, split: str, of_tokens: int, scores: dict, first_weights: str) -> str:
+    """of_tokens: those that the whole split would score. scores: of gpt.evaluation.summary.
+    first_weights: what those of step 0 are."""
     weights = "" if step else f" ({first_weights})"
-    scored = f"{scores['tokens']:,} of {max(0, split_tokens - 1):,} tokens"
+    scored = f"{scores['tokens']:,} of {of_tokens:,} tokens"
+    if scores["tokens"] == of_tokens:
+        scored = f"all {of_tokens:,} tokens"
     loss = f"loss {scores['loss']:.4f}"
     perplexity = f"normalised perplexity {scores['normalised_ppl']:.4f}"
     bits = f"bits per byte {scores['bits_per_byte']:.4f}"

@@ -1,18 +1,21 @@
 """What a run tells of its way: events for its metrics, lines for a person."""
 
 import platform
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt.compute import hardware
+from gpt.config.identity import changes_of, digest
 from gpt.config.run_config import Config
 from gpt.kernels import attention
 from gpt.metrics import events
 from gpt.metrics.meter import Meter
 from gpt.metrics.sinks import Metrics
 from gpt.metrics.terminal import Progress, announcement, evaluation_line
-from gpt.training.course import Course
+from gpt.training.course import Course, is_due
 from gpt.training.signals import LAUNCHER_SECONDS
 
 if TYPE_CHECKING:  # it loads DeepSpeed
@@ -51,29 +54,32 @@ class Reports:
         self,
         notices: Sequence[str],
         kernels: tuple[str, str],
-        data_root: Path,
+        saved_config: Mapping[str, Any],
         resumes: bool,
     ) -> None:
-        """What is about to run. kernels: which, and why."""
+        """What is about to run. kernels: which, and why. saved_config: what config.yaml holds."""
         config = self._config
         step = self._course.step
         for notice in notices:
             self._progress.say(f"notice: {notice}")
         if resumes:
             self._progress.say(f"resuming {config.run_dir} after step {step}")
-            self._metrics.write({"event": events.RESUME, "step": step})
-        environment = self._environment(kernels[0])
+            changed = [entry for entry in changes_of(saved_config) if entry["step"] == step]
+            facts = {**_who(saved_config), "changed": changed}
+            self._metrics.write({"event": events.RESUME, "step": step, **facts})
+        environment = {**_who(saved_config), **self._environment(saved_config)}
         self._metrics.write({"event": events.START, "step": step, **environment})
         device = self._world.device.type
         backend = self._attention_backend()
-        self._progress.say(announcement(config, device, data_root, kernels, backend))
+        root = saved_config["dataset"]["root"]
+        self._progress.say(announcement(config, device, root, kernels, backend))
 
-    def _environment(self, kernels: str) -> dict:
+    def _environment(self, saved_config: Mapping[str, Any]) -> dict:
         """What runs where, for whoever reads the metrics."""
         config = self._config
         meter = self._meter
         return {
-            "parameters": config.model.parameters(),
+            "parameters": saved_config["parameters"],
             "tokens_per_step": meter.tokens_per_step,
             "flops_per_token": meter.flops_per_token,
             "max_train_steps": config.options.max_train_steps,
@@ -82,7 +88,8 @@ class Reports:
             "zero_stage": config.zero_stage,
             "device": meter.device,
             "peak_flops": meter.peak_flops,
-            "kernels": kernels,
+            "kernels": saved_config["kernels"],
+            "command": shlex.join(sys.argv),
             "host": platform.node(),
             "versions": hardware.versions(),
         }
@@ -119,7 +126,7 @@ class Reports:
                     "lr": lr,
                     "grad_norm": grad_norm,
                     "loss_scale": self._engine.loss_scale,
-                    "tokens": step * meter.tokens_per_step,
+                    "tokens": meter.tokens_until(step),
                     **meter.costs(speed),
                 }
             )
@@ -129,8 +136,8 @@ class Reports:
             self._progress.report(step, loss, lr, speed, seconds_left)
             meter.begin_stretch(step)
 
-    def evaluation(self, scores: dict, split_tokens: int, seconds: float) -> None:
-        """scores: of gpt.evaluation.summary. split_tokens: all of the split's."""
+    def evaluation(self, scores: dict, of_tokens: int, seconds: float) -> None:
+        """scores: of gpt.evaluation.summary. of_tokens: those that the whole split would score."""
         options = self._config.options
         step = self._course.step
         split = options.eval_data_split
@@ -141,11 +148,12 @@ class Reports:
                 "split": split,
                 **self._meter.axes(step),
                 **scores,
+                "of_tokens": of_tokens,
                 "seconds": seconds,
             }
         )
         first_weights = "as given" if options.init_from else "untrained"
-        self._progress.say(evaluation_line(step, split, split_tokens, scores, first_weights))
+        self._progress.say(evaluation_line(step, split, of_tokens, scores, first_weights))
 
     def nothing_to_do(self) -> None:
         self._progress.close()
@@ -175,7 +183,12 @@ class Reports:
         self._progress.say(line)
 
 
-def is_due(step: int, every: int, last_step: int | None = None) -> bool:
-    """Whether something is done after `step`: at every `every`-th, and at the last; never where
-    `every` is 0 or less."""
-    return every > 0 and (step % every == 0 or step == last_step)
+def _who(saved_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells the run from others: the same in the events of its seeds, but for the seed."""
+    code = saved_config["code"]
+    return {
+        "identity": digest(saved_config),
+        "variant": saved_config["run"]["gpt"].get("variant"),
+        "seed": saved_config["run"]["gpt"]["seed"],
+        "code": {name: code[name] for name in ("hash", "commit", "dirty")},
+    }

@@ -43,7 +43,15 @@ def measure(preset: str, zero_stage: int, repeats: int, scratch: Path) -> Times:
     saves = []
     for number in range(repeats + 1):
         probe = tokens[0, :, :33]
-        saver.begin(number, probe, evaluated_step=None, left_out=[], losses=[], seconds=0.0)
+        saver.begin(
+            number,
+            probe,
+            evaluated_step=None,
+            evaluated_whole=False,
+            left_out=[],
+            losses=[],
+            seconds=0.0,
+        )
         saver.finish()
         saves.append(_seconds_to_save(saver.folder / committed(saver.folder)[-1], scratch))
     del saves[0], events[0]
