@@ -74,8 +74,16 @@ def train(args: argparse.Namespace, launch: "Launch", config: "Config", data: "R
     from gpt.training.trainer import Trainer
 
     def make_trainer() -> "Trainer":
-        dataset = data.open()
-        return Trainer(config, dataset, launch.rank, launch.size, args.resume, args.allow_change)
+        assert kernels is not None, "without them there is a mistake, which is told"
+        return Trainer(
+            config,
+            data.open(),
+            launch.rank,
+            launch.size,
+            kernels,
+            args.resume,
+            args.allow_change,
+        )
 
     if config.precision == "fp16" and not boundary.has_fp16():
         config = config.without_fp16(
@@ -97,7 +105,7 @@ def train(args: argparse.Namespace, launch: "Launch", config: "Config", data: "R
     if trainer is None:
         # the sample is there now: rank 0 has built it
         trainer = make_trainer()
-    trainer.train(boundary.Engine, world, kernels)
+    trainer.train(boundary.Engine, world)
     boundary.disconnect()
 
 

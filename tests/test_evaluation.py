@@ -309,7 +309,7 @@ def test_training_evaluates_in_calls_of_its_micro_batches(sample, tmp_path):
             gradient_accumulation_steps=None,
             gpt=gpt,
         )
-        trainer = Trainer(resolve(tree, "tiny", 2), Dataset(sample), 1, 2)
+        trainer = Trainer(resolve(tree, "tiny", 2), Dataset(sample), 1, 2, ("torch", ""))
         trainer.batches.close()
         assert trainer.evaluator.calls == calls
 

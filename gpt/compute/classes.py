@@ -6,8 +6,10 @@ reference device turns it into tokens, and its batch into optimiser steps.
 
 import copy
 import json
+from typing import NamedTuple
 
 from gpt.config.optimizer_keys import COSINE
+from gpt.config.shape import ModelConfig, load_presets
 from gpt.errors import UserError
 
 HOURS = (3, 6, 12, 24, 48, 96, 192, 384)
@@ -76,6 +78,8 @@ def shipped_tree(preset: str, train_batch_size: int) -> dict:
             "data_root": "data/books",
             "max_train_steps": 1000,
             "tokens_per_second": 1,
+            "reference_flops_per_token": 1,
+            "reference_precision": "fp16",
             "eval_every": 500,
             "final_eval": True,
             "log_terminal_every": 100,
@@ -86,10 +90,17 @@ def shipped_tree(preset: str, train_batch_size: int) -> dict:
     }
 
 
-def class_tree(
-    tree: dict, hours: float, tokens_per_second: float, micro_size: int, seq_len: int
-) -> dict:
-    """The run's JSON `tree` made into a class: micro batch, steps, decay and throughput are set.
+class Rate(NamedTuple):
+    """A throughput, and what it was measured for."""
+
+    tokens_per_second: float
+    flops_per_token: int  # of the model
+    precision: str  # fp32, fp16 or bf16
+
+
+def class_tree(tree: dict, hours: float, rate: Rate, micro_size: int, seq_len: int) -> dict:
+    """The run's JSON `tree` made into a class: micro batch, steps, decay, throughput and precision
+    are set.
 
     All else is kept. The micro batch is the largest that a GPU of this kind shall take; the
     accumulation is left to the number of GPUs.
@@ -111,11 +122,11 @@ def class_tree(
             f" class; the config's is {scheduler}"
         )
     tokens_per_step = batch * seq_len
-    steps = steps_of(hours, tokens_per_second, tokens_per_step)
+    steps = steps_of(hours, rate.tokens_per_second, tokens_per_step)
     if steps < 1:
         raise UserError(
             f"the class {name_of(hours)} is less than one step of {tokens_per_step:,} tokens at"
-            f" {tokens_per_second:,} tokens/s",
+            f" {rate.tokens_per_second:,} tokens/s",
             mend="give more --hours, or a smaller --train_batch_size",
         )
     tree = copy.deepcopy(tree)
@@ -123,7 +134,12 @@ def class_tree(
     tree = {"train_batch_size": batch, **tree, "train_micro_batch_size_per_gpu": micro_size}
     tree["scheduler"]["params"]["decay_steps"] = steps
     tree["gpt"]["max_train_steps"] = steps
-    tree["gpt"]["tokens_per_second"] = tokens_per_second
+    tree["gpt"]["tokens_per_second"] = rate.tokens_per_second
+    tree["gpt"]["reference_flops_per_token"] = rate.flops_per_token
+    tree["gpt"]["reference_precision"] = rate.precision
+    for half in ("fp16", "bf16"):
+        if half == rate.precision or half in tree:
+            tree[half] = {**tree.get(half, {}), "enabled": half == rate.precision}
     return tree
 
 
@@ -132,8 +148,11 @@ def reference_class(hours: float, gpu: str) -> dict:
     preset = SHIPPED[hours]
     tree = shipped_tree(preset, batch_of(hours))
     micro_size = tree["train_micro_batch_size_per_gpu"]
-    seq_len = tree["gpt"]["seq_len"]
-    return class_tree(tree, hours, REFERENCE[gpu][preset], micro_size, seq_len)
+    gpt = tree["gpt"]
+    shape = load_presets()[preset]
+    model = ModelConfig(**shape, vocab_size=gpt["vocab_size"], seq_len=gpt["seq_len"])
+    rate = Rate(REFERENCE[gpu][preset], model.matmul_flops_per_token(), "fp16")
+    return class_tree(tree, hours, rate, micro_size, gpt["seq_len"])
 
 
 def text_of(tree: dict) -> str:

@@ -73,6 +73,16 @@ class Draft:
             block[last] = value
             self.sources[path] = source
 
+    def remove(self, path: str) -> None:
+        """Take out a value."""
+        block = self.tree
+        *parents, last = path.split(".")
+        for name in parents:
+            block = block.get(name) if isinstance(block, dict) else None
+        if isinstance(block, dict):
+            block.pop(last, None)
+        self.sources.pop(path, None)
+
     def mistake(self, path: str, problem: str) -> None:
         """Note what is wrong with the value at a dotted path."""
         self.mistakes.append(about(path, problem))

@@ -61,6 +61,11 @@ class Options:
     run_dir: str | None = option(
         str, None, "where the run is kept; default runs/<name of the JSON file>"
     )
+    variant: str | None = option(
+        str,
+        None,
+        "free name of the method, such as rope or adamw, which tables and figures call the run by",
+    )
     comment: str = option(str, "", "free text kept in config.yaml and shown by the loggers")
     max_train_steps: int = option(int, REQUIRED, "optimiser steps of the whole run", minimum=0)
     eval_data_split: str = option(str, "test", "split that is evaluated during training")
@@ -145,6 +150,19 @@ class Options:
         "throughput of the compute class's reference device, for "
         "reference_hours in metrics.jsonl and for --dry_run",
         above=0,
+    )
+    reference_flops_per_token: int | None = option(
+        int,
+        None,
+        "FLOPs per token of the model that tokens_per_second was measured for; a model of others "
+        "has no reference hours. Default: the run's own",
+        minimum=1,
+    )
+    reference_precision: str | None = option(
+        str,
+        None,
+        "precision that tokens_per_second was measured in; default: the run's own",
+        choices=("fp32", "fp16", "bf16"),
     )
 
 

@@ -21,6 +21,7 @@ from gpt.config.draft import Draft, Mistake
 from gpt.config.keys import REQUIRED, Key, nearest
 from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
 from gpt.config.options import LAST_N
+from gpt.config.reference import settle_reference
 from gpt.config.run_config import Config
 from gpt.config.run_file import read_file
 from gpt.config.shape import PRESET_KEYS, SHAPE_KEYS, ModelConfig, load_presets
@@ -63,6 +64,7 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
     draft.mistakes += contradictions(draft)
     draft.model = _model(draft)
     draft.batch = _batch(draft)
+    settle_reference(draft)
     return draft
 
 

@@ -63,13 +63,25 @@ class Config:
         return Path(self.options.run_dir or f"runs/{self.name}")
 
     def without_fp16(self, reason: str) -> "Config":
-        """The same run in fp32, with a notice that says why."""
+        """The same run in fp32, with a notice that says why; a throughput that was measured in fp16
+        is not its own."""
         fp16 = {**self.deepspeed["fp16"], "enabled": False}
+        options = self.options
+        notices = [*self.notices, reason]
+        if options.tokens_per_second is not None and options.reference_precision == "fp16":
+            options = dataclasses.replace(
+                options,
+                tokens_per_second=None,
+                reference_flops_per_token=None,
+                reference_precision=None,
+            )
+            notices.append("no reference hours: tokens_per_second was measured in fp16")
         return dataclasses.replace(
             self,
+            options=options,
             deepspeed={**self.deepspeed, "fp16": fp16},
             sources={**self.sources, "fp16.enabled": f"derived: {reason}"},
-            notices=(*self.notices, reason),
+            notices=tuple(notices),
         )
 
     def tree(self) -> dict[str, Any]:

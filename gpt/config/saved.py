@@ -2,12 +2,19 @@
 
     name         the run's name
     precision    what it trains in: fp32, fp16 or bf16
+    kernels      triton or torch
     model        its shape
+    parameters   counted from the module
+    code         hashes of the code that makes its curve, and git's commit (gpt/config/code.py)
     batch        how a batch is shared out; `global_size` is train_batch_size
     run          all values as one JSON tree, which resolves to the same run again
     sources      {dotted path in `run`: where the value comes from}
-    dataset      root, fingerprint, and fingerprint of the tokenizer
+    dataset      root, fingerprint, fingerprint of the tokenizer; documents of train, and of the
+                 split that is scored
+    changes      settings that were changed on resuming, each with its step
     began_from   the origin of its first weights, where they were not drawn
+
+gpt/config/identity.py tells from it what the run is.
 
 For weights that came from elsewhere there is less of it, and `step` too.
 """
@@ -19,14 +26,13 @@ from typing import Any
 import yaml
 
 from gpt.config.batch import ACCUMULATION, MICRO
-from gpt.config.run_config import Config, leaves
+from gpt.config.identity import CHANGES, RUN
+from gpt.config.run_config import Config
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
 from gpt.errors import UserError
 from gpt.files import write_atomically
 
 CONFIG = "config.yaml"
-# the block that resolves to the run again
-RUN = "run"
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -43,13 +49,26 @@ def as_dict(config: Config) -> dict[str, Any]:
     }
 
 
-def saved_config(config: Config, root: Path, fingerprint: str, tokenizer: str) -> dict[str, Any]:
-    """config.yaml of a run: its configuration and the dataset that it trains on.
+def saved_config(
+    config: Config,
+    dataset: dict[str, Any],
+    code: dict[str, Any],
+    parameters: int,
+    kernels: str | None,
+) -> dict[str, Any]:
+    """config.yaml of a run: its configuration, and what else makes its curve.
 
-    root, fingerprint: of the dataset. tokenizer: fingerprint of its tokenizer.
+    dataset: of gpt.data.datasets.Dataset.facts. code: of gpt.config.code.code_of. parameters: the
+    module's. kernels: None where the device that they depend on is not known.
     """
-    dataset = {"root": str(root), "fingerprint": fingerprint, "tokenizer": tokenizer}
-    return {**as_dict(config), "dataset": dataset}
+    return {
+        **as_dict(config),
+        "kernels": kernels,
+        "parameters": parameters,
+        "code": code,
+        "dataset": dataset,
+        CHANGES: [],
+    }
 
 
 def foreign_config(name: str, step: int, shape: ModelConfig, tokenizer: str) -> dict[str, Any]:
@@ -169,34 +188,3 @@ def _value_at(config: dict[str, Any], path: str) -> Any:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-
-def curve_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Of a config.yaml, the settings that make a curve another curve: shape, data, batch, schedule,
-    precision, optimizer, seed, first weights."""
-    run = config[RUN]
-    gpt = run.get("gpt") or {}
-    return {
-        "model": config["model"],
-        "precision": config.get("precision"),
-        "scheduler": run.get("scheduler"),
-        "optimizer": run.get("optimizer"),
-        "gradient_clipping": run.get("gradient_clipping"),
-        "train_batch_size": run.get("train_batch_size"),
-        "seed": gpt.get("seed"),
-        "init_from": gpt.get("init_from"),
-        "dataset": (config.get("dataset") or {}).get("fingerprint"),
-    }
-
-
-def differences_of(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-    """{setting: sentence} of the settings by which the curves of two config.yaml differ."""
-    old_settings, new_settings = curve_settings(old), curve_settings(new)
-    differences = {}
-    for key in old_settings:
-        before = dict(leaves({key: old_settings[key]}))
-        after = dict(leaves({key: new_settings[key]}))
-        for path in {**before, **after}:
-            if before.get(path) != after.get(path):
-                differences[path] = f"{path} was {before.get(path)}, is {after.get(path)}"
-    return differences

@@ -4,10 +4,12 @@ gpt/data/manifests.py says which files a dataset has, gpt/data/streams.py what i
 training.
 """
 
+import hashlib
 import json
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,6 +98,33 @@ class Dataset:
         """sha256 of the manifest: two datasets with the same fingerprint hold the same documents in
         the same order."""
         return manifests.fingerprint(self.manifest)
+
+    def documents(self, split: str) -> str:
+        """A hash that tells which documents a split holds, and in which order."""
+        entry = self.manifest["splits"][split]
+        files = (manifests.NAMES, manifests.DOC_BYTES)
+        content = "".join(entry["files"][file].get("sha256", "") for file in files)
+        return f"sizes:{hashlib.sha256(content.encode()).hexdigest()}"
+
+    def facts(self, scored: str) -> dict[str, Any]:
+        """What config.yaml keeps of the dataset of a run. scored: the split that is evaluated."""
+        train, held_out = ({"split": split, **self._counts(split)} for split in ("train", scored))
+        return {
+            "root": str(self.root),
+            "fingerprint": self.fingerprint,
+            "tokenizer": self.vocab.fingerprint,
+            "train": train,
+            "scored": held_out,
+        }
+
+    def _counts(self, split: str) -> dict[str, Any]:
+        entry = self.manifest["splits"][split]
+        return {
+            "documents": self.documents(split),
+            "count": entry["documents"],
+            "tokens": entry["tokens"],
+            "bytes": entry["bytes"],
+        }
 
     @property
     def split_names(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from gpt.cluster.world import World
 from gpt.compute import hardware
+from gpt.config.identity import sequences_until
 from gpt.config.run_config import Config
 from gpt.metrics.events import AXES
 
@@ -93,10 +94,16 @@ class TimeSplit:
 
 
 class Meter:
-    """Measures one process's part of a run on `world`; `seconds` of training were spent before. It
-    stands until `start`."""
+    """Measures one process's part of a run on `world`. It stands until `start`.
 
-    def __init__(self, config: Config, world: World, seconds: float):
+    seconds: of training that were spent before. changes: what was changed on resuming, as in
+    config.yaml.
+    """
+
+    def __init__(
+        self, config: Config, world: World, seconds: float, changes: Sequence[Mapping] = ()
+    ):
+        self._changes = changes
         self._config = config
         self._world = world
         self.tokens_per_step = config.batch.train_batch_size * config.model.seq_len
@@ -140,9 +147,15 @@ class Meter:
         tokens = (step - first_step) * self.tokens_per_step
         return tokens / max(self.seconds - since, 1e-9)
 
+    def tokens_until(self, step: int) -> int:
+        """Training tokens of the steps up to `step`, each at the batch that it had."""
+        batch_size = self._config.batch.train_batch_size
+        sequences = sequences_until(step, batch_size, self._changes)
+        return sequences * self._config.model.seq_len
+
     def axes(self, step: int) -> dict:
         """How far the run is, in every unit that a curve may be drawn over."""
-        tokens = step * self.tokens_per_step
+        tokens = self.tokens_until(step)
         reference = self._config.options.tokens_per_second
         return {
             AXES["tokens"].key: tokens,

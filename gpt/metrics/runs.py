@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt.config.identity import changes_of, identity, sequences_until
 from gpt.config.saved import CONFIG, read_config, require_run_config
 from gpt.config.shape import ModelConfig, family
 from gpt.errors import UserError
@@ -53,6 +54,27 @@ class Run:
     @property
     def family(self) -> str:
         return family(self.config)
+
+    @property
+    def variant(self) -> str | None:
+        """The free name that its method was given."""
+        return self.options.get("variant")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """{path: value} of all that seeds of it have in common."""
+        return identity(self.config)
+
+    @property
+    def parameters(self) -> int:
+        """The module's, where config.yaml tells them; else those that the shape has."""
+        return self.config.get("parameters") or self.model.parameters()
+
+    def tokens_until(self, step: int) -> int:
+        """Training tokens of the steps up to `step`, each at the batch that it had."""
+        batch_size = self.config["batch"]["global_size"]
+        sequences = sequences_until(step, batch_size, changes_of(self.config))
+        return sequences * self.model.seq_len
 
     @property
     def tokens_per_step(self) -> int:
@@ -120,10 +142,10 @@ class Run:
         if all(key in event for event in curve):
             places = [event[key] for event in curve]
         elif axis == "tokens":
-            places = [step * self.tokens_per_step for step in steps]
+            places = [self.tokens_until(step) for step in steps]
         elif axis == "flops":
-            per_step = self.tokens_per_step * self.model.matmul_flops_per_token()
-            places = [step * per_step for step in steps]
+            flops_per_token = self.model.matmul_flops_per_token()
+            places = [self.tokens_until(step) * flops_per_token for step in steps]
         elif axis == "reference_hours":
             places = [self._reference_hours(step) for step in steps]
         else:
@@ -132,7 +154,7 @@ class Run:
 
     def _reference_hours(self, step: int) -> float | None:
         speed = self.options.get("tokens_per_second")
-        return step * self.tokens_per_step / speed / 3600 if speed else None
+        return self.tokens_until(step) / speed / 3600 if speed else None
 
 
 def missing_axis(axis: str, runs: Sequence[Run]) -> str:

@@ -9,20 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt.config.saved import curve_settings
+from gpt.config.identity import identity
 from gpt.errors import UserError
 from gpt.metrics.runs import Run, missing_axis, values
-
-# settings, beside those of the model and its training, that make two runs measure different things
-OF_A_CURVE = (
-    "max_train_steps",
-    "tokens_per_second",
-    "spike_policy",
-    "eval_data_split",
-    "max_eval_steps",
-    "eval_batch_size",
-    "last_n",
-)
 
 
 @dataclass
@@ -93,9 +82,7 @@ def group_by_seed(runs: Sequence[Run]) -> list[Group]:
 
 def _settings_without_seed(run: Run) -> str:
     """A text that is the same for runs that differ in their seeds alone."""
-    settings = {**curve_settings(run.config), "seed": None}
-    for name in OF_A_CURVE:
-        settings[name] = run.options.get(name)
+    settings = {**identity(run.config), "tokens_per_second": run.options.get("tokens_per_second")}
     return json.dumps(settings, sort_keys=True, default=str)
 
 

@@ -10,6 +10,7 @@ from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.saver import Saver
 from gpt.cluster.watchdog import Watchdog
 from gpt.cluster.world import World
+from gpt.config.identity import CHANGES
 from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, write_config
 from gpt.data.datasets import Dataset
@@ -40,6 +41,7 @@ class Prepared(Protocol):
     """What is known of a run before its ranks connect: a gpt.training.trainer.Trainer."""
 
     config: Config
+    kernels: tuple[str, str]  # which, and why
     saved_config: dict  # what config.yaml holds
     dataset: Dataset
     streams: Streams
@@ -63,7 +65,6 @@ class Loop:
         prepared: Prepared,
         make_engine: Callable[..., "Engine"],
         world: World,
-        kernels: tuple[str, str],
         watchdog: Watchdog,
         stop_request: StopRequest,
     ):
@@ -78,15 +79,14 @@ class Loop:
         self._batches = prepared.batches
         self._evaluator = prepared.evaluator
         self._final_evaluator = prepared.final_evaluator
-        self._data_root = prepared.dataset.root
         self._notices = prepared.notices
         self._world = world
-        self._kernels = kernels
+        self._kernels = prepared.kernels
         self._watchdog = watchdog
         self._stop_request = stop_request  # of this process
         self._stop_reason: str | None = None  # what the ranks agreed to stop for
 
-        model = build(config, kernels[0])
+        model = build(config, prepared.kernels[0])
         self._engine = make_engine(model, config, world, model.initial_weights(options.seed))
         metrics = Metrics(active=world.rank == 0)
         progress = Progress(options.max_train_steps, active=world.rank == 0)
@@ -106,7 +106,8 @@ class Loop:
             self._engine.adopt(warm_start.state(options.init_from), self._engine.loss_scale)
             self._notices.append(f"the first weights are those of {options.init_from}")
         progress.start(self._course.step)
-        self._meter = Meter(config, world, seconds)
+        changes = world.gather(prepared.saved_config[CHANGES])[0]
+        self._meter = Meter(config, world, seconds, changes)
         self._reports = Reports(config, self._course, self._engine, self._meter, metrics, progress)
         self._trouble = Trouble(
             config,
@@ -164,7 +165,8 @@ class Loop:
                 folders.go_back(self._saver.folder, self._start_tag)
         self._world.barrier()
         self._reports.open(self._saved_config)
-        self._reports.begin(self._notices, self._kernels, self._data_root, bool(self._start_tag))
+        resumes = bool(self._start_tag)
+        self._reports.begin(self._notices, self._kernels, self._saved_config, resumes)
 
     def _end(self) -> None:
         """Say how the run ended. Raises AgreedError where its last steps could not be saved."""
@@ -282,12 +284,6 @@ class Loop:
         course = self._course
         with self._meter.paused("checkpoint"):
             self._watchdog.progress(f"saving after step {course.step}")
-            self._saver.begin(
-                course.step,
-                self._probe,
-                course.evaluated_step,
-                course.evaluated_whole,
-                course.left_out,
-                course.spikes.losses,
-                self._meter.seconds,
-            )
+            seconds = self._meter.seconds
+            tokens = self._meter.tokens_until(course.step)
+            self._saver.begin(course.manifest(seconds, tokens), self._probe)

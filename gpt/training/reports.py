@@ -1,11 +1,14 @@
 """What a run tells of its way: events for its metrics, lines for a person."""
 
 import platform
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt.compute import hardware
+from gpt.config.identity import changes_of, digest
 from gpt.config.run_config import Config
 from gpt.kernels import attention
 from gpt.metrics import events
@@ -51,29 +54,32 @@ class Reports:
         self,
         notices: Sequence[str],
         kernels: tuple[str, str],
-        data_root: Path,
+        saved_config: Mapping[str, Any],
         resumes: bool,
     ) -> None:
-        """What is about to run. kernels: which, and why."""
+        """What is about to run. kernels: which, and why. saved_config: what config.yaml holds."""
         config = self._config
         step = self._course.step
         for notice in notices:
             self._progress.say(f"notice: {notice}")
         if resumes:
             self._progress.say(f"resuming {config.run_dir} after step {step}")
-            self._metrics.write({"event": events.RESUME, "step": step})
-        environment = self._environment(kernels[0])
+            changed = [entry for entry in changes_of(saved_config) if entry["step"] == step]
+            facts = {**_who(saved_config), "changed": changed}
+            self._metrics.write({"event": events.RESUME, "step": step, **facts})
+        environment = {**_who(saved_config), **self._environment(saved_config)}
         self._metrics.write({"event": events.START, "step": step, **environment})
         device = self._world.device.type
         backend = self._attention_backend()
-        self._progress.say(announcement(config, device, data_root, kernels, backend))
+        root = saved_config["dataset"]["root"]
+        self._progress.say(announcement(config, device, root, kernels, backend))
 
-    def _environment(self, kernels: str) -> dict:
+    def _environment(self, saved_config: Mapping[str, Any]) -> dict:
         """What runs where, for whoever reads the metrics."""
         config = self._config
         meter = self._meter
         return {
-            "parameters": config.model.parameters(),
+            "parameters": saved_config["parameters"],
             "tokens_per_step": meter.tokens_per_step,
             "flops_per_token": meter.flops_per_token,
             "max_train_steps": config.options.max_train_steps,
@@ -82,7 +88,8 @@ class Reports:
             "zero_stage": config.zero_stage,
             "device": meter.device,
             "peak_flops": meter.peak_flops,
-            "kernels": kernels,
+            "kernels": saved_config["kernels"],
+            "command": shlex.join(sys.argv),
             "host": platform.node(),
             "versions": hardware.versions(),
         }
@@ -119,7 +126,7 @@ class Reports:
                     "lr": lr,
                     "grad_norm": grad_norm,
                     "loss_scale": self._engine.loss_scale,
-                    "tokens": step * meter.tokens_per_step,
+                    "tokens": meter.tokens_until(step),
                     **meter.costs(speed),
                 }
             )
@@ -174,3 +181,14 @@ class Reports:
             launchers = f"launchers wait {LAUNCHER_SECONDS} s before they kill"
             line += f"; NOTE: that took {seconds:.0f} s, and {launchers}"
         self._progress.say(line)
+
+
+def _who(saved_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells the run from others: the same in the events of its seeds, but for the seed."""
+    code = saved_config["code"]
+    return {
+        "identity": digest(saved_config),
+        "variant": saved_config["run"]["gpt"].get("variant"),
+        "seed": saved_config["run"]["gpt"]["seed"],
+        "code": {name: code[name] for name in ("hash", "commit", "dirty")},
+    }

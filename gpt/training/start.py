@@ -1,16 +1,26 @@
 """How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for
 all."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.checkpoint.weights import expected_shapes
 from gpt.cluster.world import World
+from gpt.config.code import code_of
+from gpt.config.identity import (
+    change,
+    changes_of,
+    curve,
+    differences_of,
+    is_free,
+)
 from gpt.config.keys import nearest
-from gpt.config.run_config import Config, leaves
-from gpt.config.saved import curve_settings, differences_of, saved_config
+from gpt.config.run_config import Config
+from gpt.config.saved import saved_config
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
@@ -27,7 +37,16 @@ class Claim(NamedTuple):
 
     tag: str | None  # of the checkpoint to go on from; None: a run begins
     began_from: dict | None  # origin of the run's first weights; None: they were drawn
+    changes: list[dict]  # what was changed on resuming, now and before, as in config.yaml
     lock: FolderLock  # kept until the run's end
+
+
+def config_to_save(config: Config, dataset: Dataset, kernels: str | None) -> dict[str, Any]:
+    """config.yaml of a run that begins now. kernels: triton or torch; None where they are not
+    chosen yet."""
+    parameters = sum(map(math.prod, expected_shapes(config.model).values()))
+    facts = dataset.facts(config.options.eval_data_split)
+    return saved_config(config, facts, code_of(), parameters, kernels)
 
 
 def claim(
@@ -54,15 +73,19 @@ def claim(
         folders.clean_up(folder)
     tag = _tag_to_resume(run_dir, resume, notices)
     began_from = None
+    changes: list[dict] = []
     if tag is not None:
         checkpoint = Checkpoint.open(folder / tag)
         checkpoint.require_facts()
-        _compare(checkpoint.config, resolved, allowed, run_dir, notices)
+        changes = changes_of(checkpoint.config)
+        for path, values in _compare(checkpoint.config, resolved, allowed, run_dir).items():
+            changes.append(change(checkpoint.step, path, *values))
+            notices.append(f"changed on resuming: {_in_words(path, values)}")
         began_from = checkpoint.config.get("began_from")
     elif config.options.init_from:
         tokenizer = resolved["dataset"]["tokenizer"]
         began_from = warm_start.origin(config.options.init_from, config.model, tokenizer)
-    return Claim(tag, began_from, lock or _lock(run_dir))
+    return Claim(tag, began_from, changes, lock or _lock(run_dir))
 
 
 def _lock(run_dir: Path) -> FolderLock:
@@ -91,38 +114,59 @@ def _tag_to_resume(run_dir: Path, resume: str, notices: list):
     return None
 
 
-def _compare(old: dict, new: dict, allowed: Iterable[str], run_dir: Path, notices: list):
-    """Raise UserError where settings differ that are not allowed to, and note those that are.
+def _compare(
+    old: dict, new: dict, allowed: Iterable[str], run_dir: Path
+) -> dict[str, tuple[Any, Any]]:
+    """{setting: (value before, value now)} of what differs and may. Raises UserError where settings
+    differ that are not allowed to.
 
-    allowed may name what does not differ any more: the same command, given again, goes on.
+    allowed: settings, or blocks of them. It may name what does not differ any more: the same
+    command, given again, goes on.
     """
     differences = differences_of(old, new)
     _require_allowable(allowed, differences, old, new)
-    for key in dict.fromkeys(allowed):
-        if key in differences:
-            notices.append(f"changed on resuming: {differences.pop(key)}")
-    if differences:
+    refused = []
+    for path, values in differences.items():
+        if not is_free(path) and not _names(allowed, path):
+            refused.append(_in_words(path, values))
+    if refused:
         raise UserError(
-            f"{run_dir} holds a run with other settings ({'; '.join(differences.values())})",
+            f"{run_dir} holds a run with other settings ({'; '.join(refused)})",
             mend="name another --run_dir, give the settings that it began with, or allow a change"
             " on purpose with --allow_change KEY",
         )
+    return differences
 
 
-def _require_allowable(allowed: Iterable[str], differences: dict[str, str], old: dict, new: dict):
-    settings = {path for tree in (old, new) for path, _ in leaves(curve_settings(tree))}
+def _names(keys: Iterable[str], path: str) -> bool:
+    """Whether one of the keys is a path, or a block around it."""
+    return any(path == key or path.startswith(f"{key}.") for key in keys)
+
+
+def _in_words(path: str, values: tuple[Any, Any]) -> str:
+    before, now = values
+    return f"{path} was {before}, is {now}"
+
+
+def _require_allowable(
+    allowed: Iterable[str], differences: dict[str, tuple[Any, Any]], old: dict, new: dict
+) -> None:
+    settings = {**curve(old), **curve(new), **differences}
     for key in allowed:
-        if key not in settings:
+        below = [path for path in settings if _names([key], path)]
+        if not below:
             raise UserError(
                 f"--allow_change {key}: no setting that makes a curve is called"
                 f" so{nearest(key, settings)}; what differs from the checkpoint:"
                 f" {', '.join(differences) or 'nothing'}"
             )
-        if key in differences and key.startswith(SHAPING):
-            raise UserError(
-                f"--allow_change {key}: {differences[key]}, and that cannot change within a run",
-                mend="name another --run_dir",
-            )
+        for path in below:
+            if path in differences and path.startswith(SHAPING):
+                raise UserError(
+                    f"--allow_change {key}: {_in_words(path, differences[path])}, and that cannot"
+                    " change within a run",
+                    mend="name another --run_dir",
+                )
 
 
 def require_one_folder(run_dir: Path, token: str, world: World) -> None:
@@ -163,9 +207,9 @@ def reached(config: Config, dataset: Dataset) -> tuple[int, bool]:
         return 0, False
     if earlier.config is None:
         return 0, False
-    now = saved_config(config, dataset.root, dataset.fingerprint, dataset.vocab.fingerprint)
+    now = config_to_save(config, dataset, kernels=None)
     now["precision"] = earlier.config.get("precision")
-    _compare(earlier.config, now, allowed=(), run_dir=config.run_dir, notices=[])
+    _compare(earlier.config, now, allowed=(), run_dir=config.run_dir)
     return earlier.step, earlier.finished
 
 

@@ -169,11 +169,14 @@ def class_trees(tree: dict, report: dict[str, Any]) -> dict[float, dict]:
     """{hours: the JSON of a class at the measured throughput}, each checked as train.py will check
     it."""
     trees = {}
+    rate = classes.Rate(
+        rounded(report["tokens_per_second"]), report["flops_per_token"], report["precision"]
+    )
     for name, facts in report["classes"].items():
         class_tree = classes.class_tree(
             {**tree, BATCH: facts["train_batch_size"]},
             facts["hours"],
-            rounded(report["tokens_per_second"]),
+            rate,
             report["best_micro_batch"],
             report["seq_len"],
         )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from gpt.cluster.failures import Failures
 from gpt.cluster.watchdog import Watchdog
 from gpt.cluster.world import World
+from gpt.config.identity import CHANGES
 from gpt.config.run_config import Config
-from gpt.config.saved import saved_config
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Ahead, Streams
 from gpt.errors import AgreedError, AgreedUserError
@@ -16,7 +16,7 @@ from gpt.evaluation import Evaluator
 from gpt.training.course import Course
 from gpt.training.loop import Loop
 from gpt.training.signals import StopRequest
-from gpt.training.start import claim
+from gpt.training.start import claim, config_to_save
 
 if TYPE_CHECKING:  # it loads DeepSpeed
     from gpt.engine.boundary import Engine
@@ -30,6 +30,7 @@ class Trainer:
     but the run's folder with its lock. Rank 0 alone looks for a checkpoint, so that all go on from
     the same one. Raises UserError.
 
+    kernels: as gpt.kernels.choice.choose found them: which, and why.
     resume: auto, must, never or a checkpoint's tag. allowed: settings that may differ from the
     checkpoint's.
     """
@@ -40,6 +41,7 @@ class Trainer:
         dataset: Dataset,
         rank: int,
         world_size: int,
+        kernels: tuple[str, str],
         resume: str = "auto",
         allowed: Sequence[str] = (),
     ):
@@ -47,6 +49,7 @@ class Trainer:
         batch = config.batch
         seq_len = config.model.seq_len
         self.config = config
+        self.kernels = kernels
         self.dataset = dataset
         self.streams = Streams(dataset.split("train"), batch.train_batch_size, seq_len)
         self.batches = Ahead(self.streams, self.streams.rows_of(rank, world_size))
@@ -66,33 +69,29 @@ class Trainer:
         whole = -1 if options.final_eval else options.max_eval_steps
         self.final_evaluator = evaluator_of(max_batches=whole)
         self.course = Course()
-        self.saved_config = saved_config(
-            config, dataset.root, dataset.fingerprint, dataset.vocab.fingerprint
-        )
+        self.saved_config = config_to_save(config, dataset, kernels[0])
         self.notices = list(config.notices)
         self.start_tag = None
         self.lock = None
         if rank == 0:
-            self.start_tag, began_from, self.lock = claim(
+            self.start_tag, began_from, changes, self.lock = claim(
                 config, self.saved_config, resume, allowed, self.notices
             )
+            self.saved_config |= {CHANGES: changes}
             if began_from:
                 self.saved_config |= {"began_from": began_from}
 
-    def train(
-        self, make_engine: Callable[..., "Engine"], world: World, kernels: tuple[str, str]
-    ) -> None:
+    def train(self, make_engine: Callable[..., "Engine"], world: World) -> None:
         """Train, evaluate and save until the last step or a request to stop. All ranks call it
         together.
 
-        make_engine: gpt.engine.boundary.Engine. kernels: as gpt.kernels.choice.choose found them.
-        Raises AgreedError where the run cannot go on.
+        make_engine: gpt.engine.boundary.Engine. Raises AgreedError where the run cannot go on.
         """
         stop_request = StopRequest()
         watchdog = Watchdog(world, self.config.options.step_timeout)
         failures = Failures(world, watchdog)
         try:
-            Loop(self, make_engine, world, kernels, watchdog, stop_request).run()
+            Loop(self, make_engine, world, watchdog, stop_request).run()
         except (AgreedError, AgreedUserError):
             raise
         except Exception as error:

@@ -101,7 +101,7 @@ def test_what_cannot_change_is_told_before_a_device_is_taken(key, options, run, 
             f"--allow_change {key}: {key} was .*, is .*, and that cannot change within a run: name"
         ),
     ):
-        Trainer(config, Dataset(sample), 0, 1, allowed=[key])
+        Trainer(config, Dataset(sample), 0, 1, ("torch", ""), allowed=[key])
 
 
 @pytest.mark.parametrize(

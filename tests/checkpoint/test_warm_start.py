@@ -234,7 +234,7 @@ def test_weights_that_do_not_fit_are_refused_before_a_device_is_taken(damage, se
     }
     config = resolve(tiny_run(gpt=gpt), "tiny")
     with pytest.raises(UserError) as error:
-        Trainer(config, Dataset(here / "data"), 0, 1)
+        Trainer(config, Dataset(here / "data"), 0, 1, ("torch", ""))
     assert sentence.format(given=here / "given") in str(error.value) and "\n" not in str(
         error.value
     )

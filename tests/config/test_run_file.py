@@ -5,8 +5,9 @@ import yaml
 from conftest import tiny_run
 
 from gpt.compute.dry_run import report
+from gpt.config.identity import curve
 from gpt.config.resolve import load, resolve
-from gpt.config.saved import as_dict, curve_settings
+from gpt.config.saved import as_dict
 from gpt.errors import UserError
 
 
@@ -40,7 +41,7 @@ def test_a_runs_config_yaml_asks_again_for_what_was_asked(tmp_path):
         moved = load(saved(load(tmp_path / "config.yaml", ranks), tmp_path), ranks)
         assert (moved.batch.micro_size, moved.batch.accumulation) == expected
         assert moved.batch.micro_limit == 32
-        assert curve_settings(as_dict(moved)) == curve_settings(as_dict(first))
+        assert curve(as_dict(moved)) == curve(as_dict(first))
 
 
 def test_a_runs_config_yaml_tells_where_its_values_stand(tmp_path):
@@ -77,7 +78,7 @@ def test_checkpoints_do_not_depend_on_how_a_batch_was_shared_out():
     exact = resolve(tiny_run(gradient_accumulation_steps=4), "tiny", 2)
     at_most = resolve(limited(4), "tiny", 2)
     assert exact.batch.micro_size != at_most.batch.micro_size
-    assert curve_settings(as_dict(exact)) == curve_settings(as_dict(at_most))
+    assert curve(as_dict(exact)) == curve(as_dict(at_most))
 
 
 @pytest.mark.parametrize(

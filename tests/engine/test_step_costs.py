@@ -67,7 +67,9 @@ def test_a_step_waits_twice_for_the_device_however_many_micro_batches(
                 gpt={"data_root": str(sample), "run_dir": str(run_dir), "log_terminal_every": 0},
             )
             config = resolve(tree, "test", world.size)
-            run = trainer.Trainer(config, Dataset(sample), world.rank, world.size)
+            run = trainer.Trainer(
+                config, Dataset(sample), world.rank, world.size, ("torch", "as asked for")
+            )
             steps = steps_by_accumulation[accumulation] = []
 
             def counted(running):
@@ -77,7 +79,7 @@ def test_a_step_waits_twice_for_the_device_however_many_micro_batches(
                 return done
 
             loop.Loop._train_step = counted  # in this rank's process alone
-            run.train(boundary.Engine, world, ("torch", "as asked for"))
+            run.train(boundary.Engine, world)
         return steps_by_accumulation
 
     steps_by_accumulation = on_ranks(1, work, capfd)

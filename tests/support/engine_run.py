@@ -13,13 +13,14 @@ import torch
 from gpt.checkpoint import folders
 from gpt.checkpoint.manifest import Manifest
 from gpt.config.resolve import resolve
-from gpt.config.saved import CONFIG, saved_config, write_config
+from gpt.config.saved import CONFIG, write_config
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Streams
 from gpt.engine import boundary
 from gpt.engine.schedule import Schedule
 from gpt.errors import command
 from gpt.model import GPT
+from gpt.training.start import config_to_save
 
 
 def main(config_file, out, data, *flags):
@@ -82,9 +83,7 @@ def main(config_file, out, data, *flags):
         n: (p.detach() if stage0 else full(p)).clone() for n, p in run.module.named_parameters()
     }
     if world.rank == 0:
-        resolved = saved_config(
-            config, dataset.root, dataset.fingerprint, dataset.vocab.fingerprint
-        )
+        resolved = config_to_save(config, dataset, "torch")
         write_config(out / staged / CONFIG, resolved)
         (out / staged / "tokenizer.model").write_bytes(dataset.vocab.model)
         torch.save(result, out / "result.pt")

@@ -13,6 +13,7 @@ from gpt.engine.boundary import StepResult
 from gpt.training.trainer import Trainer
 
 WEIGHTS = "mp_rank_00_model_states.pt"
+KERNELS = "torch", "a test"
 
 
 class PlainEngine:
@@ -69,9 +70,9 @@ def train(run_dir, sample, allowed=(), engine=PlainEngine, **options):
     `conftest.tiny_run` takes them."""
     gpt = {"data_root": str(sample), "run_dir": str(run_dir), **options.pop("gpt", {})}
     config = resolve(tiny_run(gpt=gpt, **options), "tiny")
-    trainer = Trainer(config, Dataset(gpt["data_root"]), 0, 1, allowed=allowed)
+    trainer = Trainer(config, Dataset(gpt["data_root"]), 0, 1, KERNELS, allowed=allowed)
     try:
-        trainer.train(engine, World(0, 1, torch.device("cpu")), ("torch", "a test"))
+        trainer.train(engine, World(0, 1, torch.device("cpu")))
     finally:
         trainer.lock.release()
     return trainer

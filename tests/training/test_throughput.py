@@ -14,6 +14,8 @@ from gpt.errors import UserError
 
 THROUGHPUT = ROOT / "tools" / "throughput.py"
 
+RATE = classes.Rate(1000, 10**6, "fp16")
+
 
 def test_the_published_throughput_gives_the_shipped_files(tmp_path, run_command):
     command = [
@@ -48,7 +50,7 @@ def test_other_gpus_get_other_steps():
 
 @pytest.mark.parametrize("preset", ["nano", "mini", "small", "XL"])
 def test_a_class_of_any_preset_resolves(preset):
-    tree = classes.class_tree(classes.shipped_tree(preset, 128), 6, 1000, 16, 512)
+    tree = classes.class_tree(classes.shipped_tree(preset, 128), 6, RATE, 16, 512)
     config = resolve(json.loads(classes.text_of(tree)), "6h")
     assert (config.batch.micro_size, config.batch.accumulation) == (16, 8)
     assert list(tree)[:2] == ["train_batch_size", "train_micro_batch_size_per_gpu"]
@@ -80,7 +82,7 @@ def test_a_class_of_any_preset_resolves(preset):
 def test_what_cannot_be_a_class(changes, sentence):
     tree = tiny_run(**{key: value for key, value in changes.items() if key == "scheduler"})
     with pytest.raises(UserError) as caught:
-        classes.class_tree(tree, changes.get("hours", 6), 1000, changes.get("micro", 4), 32)
+        classes.class_tree(tree, changes.get("hours", 6), RATE, changes.get("micro", 4), 32)
     assert str(caught.value).startswith(sentence)
 
 

@@ -1,0 +1,173 @@
+"""What a run is: all that makes its curve, read from its config.yaml.
+
+Runs whose identities are equal are seeds of each other; where identities differ, runs differ by
+more than chance. What was changed on resuming is part of the identity, with its step.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gpt.config.run_config import leaves
+
+RUN = "run"  # the block of config.yaml that resolves to the run again
+CHANGES = "changes"
+BATCH_SETTING = "train_batch_size"
+SEED = "seed"
+# settings of "gpt" that make a curve, beside the shape
+OPTIONS = ("variant", SEED, "compile", "spike_policy", "spike_zscore", "rewind_batches")
+# settings of "gpt" that say how held-out text is scored
+SCORING = ("eval_data_split", "last_n", "max_eval_steps", "eval_batch_size", "final_eval")
+# what may differ on resuming without leave: it is told, and noted among the changes
+FREE = ("code", "parameters", "kernels", "compile", "fp16", "data_types", "spike", "rewind_batches")
+
+
+def curve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: value} of the settings in a config.yaml that make a curve another curve: code, shape,
+    data, batch, schedule, precision, optimizer, first weights, seed."""
+    run = config[RUN]
+    gpt = run.get("gpt") or {}
+    dataset = config.get("dataset") or {}
+    trained_on = dataset.get("train") or {}
+    scored = dataset.get("scored") or {}
+    settings: dict[str, Any] = {name: gpt.get(name) for name in OPTIONS}
+    settings |= {
+        "code": (config.get("code") or {}).get("parts"),
+        "model": config["model"],
+        "parameters": config.get("parameters"),
+        "precision": config.get("precision"),
+        "kernels": config.get("kernels"),
+        "scheduler": run.get("scheduler"),
+        "optimizer": run.get("optimizer"),
+        "gradient_clipping": run.get("gradient_clipping"),
+        "data_types": run.get("data_types"),
+        BATCH_SETTING: run.get(BATCH_SETTING),
+        "init_from": gpt.get("init_from"),
+        "dataset": {
+            "tokenizer": dataset.get("tokenizer"),
+            "train": trained_on.get("documents"),
+            "scored": scored.get("documents"),
+        },
+    }
+    if config.get("precision") == "fp16":
+        settings["fp16"] = run.get("fp16")
+    return {path: value for path, value in leaves(settings) if value is not None}
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: value} of everything that runs must have in common to be seeds of each other."""
+    gpt = config[RUN].get("gpt") or {}
+    settings = curve(config)
+    settings.pop(SEED, None)
+    began_from = config.get("began_from") or {}
+    if "sha256" in began_from:
+        settings["init_from"] = began_from["sha256"]
+    if "dataset.train" not in settings:
+        # a config.yaml that tells the dataset as a whole
+        settings["dataset"] = (config.get("dataset") or {}).get("fingerprint")
+    settings["max_train_steps"] = gpt.get("max_train_steps")
+    settings |= {name: gpt.get(name) or None for name in SCORING}
+    changes = [change_in_words(change) for change in changes_of(config)]
+    if changes:
+        settings[CHANGES] = "; ".join(changes)
+    return settings
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """12 characters that are the same for seeds of each other."""
+    text = json.dumps(identity(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def differing(identities: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The paths at which identities differ, in the order in which they are told."""
+    identities = list(identities)
+    paths = dict.fromkeys(path for settings in identities for path in settings)
+    differing_paths = []
+    for path in paths:
+        values = [json.dumps(settings.get(path), default=str) for settings in identities]
+        if len(set(values)) > 1:
+            differing_paths.append(path)
+    return differing_paths
+
+
+# ---- Resuming
+
+
+def differences_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{path: (value before, value now)} of the settings by which the curves of two config.yaml
+    differ. What one of them does not tell at all, as one of an earlier version, is no difference.
+    """
+    before, now = curve(old), curve(new)
+    known = _blocks_of(old) & _blocks_of(new)
+    differences = {}
+    for path in {**before, **now}:
+        block = path.partition(".")[0]
+        untold = block in TOLD_BY and TOLD_BY[block] not in known
+        if not untold and before.get(path) != now.get(path):
+            differences[path] = (before.get(path), now.get(path))
+    if "documents" not in known:
+        fingerprints = tuple((tree.get("dataset") or {}).get("fingerprint") for tree in (old, new))
+        if fingerprints[0] != fingerprints[1]:
+            differences["dataset"] = fingerprints
+    return differences
+
+
+# paths that a config.yaml of an earlier version lacks -> what it has where it tells them
+TOLD_BY = {
+    "code": "code",
+    "parameters": "parameters",
+    "kernels": "kernels",
+    "dataset": "documents",
+}
+
+
+def _blocks_of(config: Mapping[str, Any]) -> set[str]:
+    """Which of TOLD_BY a config.yaml tells."""
+    dataset = config.get("dataset") or {}
+    blocks = {block for block in ("code", "parameters", "kernels") if config.get(block)}
+    return blocks | ({"documents"} if dataset.get("train") else set())
+
+
+def is_free(path: str) -> bool:
+    """Whether a setting may change on resuming without leave."""
+    return path.startswith(FREE)
+
+
+def change(step: int, setting: str, was: Any, now: Any) -> dict[str, Any]:
+    """An entry of config.yaml's `changes`: from `step` on, a setting has another value."""
+    return {"step": step, "setting": setting, "was": was, "is": now}
+
+
+def changes_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What was changed on resuming, by rising step."""
+    changes = config.get(CHANGES)
+    return changes if isinstance(changes, list) else []
+
+
+def change_in_words(entry: Mapping[str, Any]) -> str:
+    return f"{entry['setting']} {entry['was']} -> {entry['is']} at step {entry['step']}"
+
+
+def sequences_until(step: int, batch_size: int, changes: Iterable[Mapping[str, Any]]) -> int:
+    """Sequences of training in the steps up to `step`, of a run whose batch was changed on the way.
+
+    batch_size: the present one, train_batch_size. changes: of config.yaml.
+    """
+    sequences = 0
+    begin = 0
+    for entry in changes:
+        if entry["setting"] == BATCH_SETTING and entry["step"] < step:
+            sequences += (entry["step"] - begin) * entry["was"]
+            begin = entry["step"]
+    size = _batch_size_at(step, batch_size, changes)
+    return sequences + (step - begin) * size
+
+
+def _batch_size_at(step: int, batch_size: int, changes: Iterable[Mapping[str, Any]]) -> int:
+    """Of the optimiser step that ends at `step`."""
+    for entry in changes:
+        if entry["setting"] == BATCH_SETTING and entry["step"] >= step:
+            return entry["was"]
+    return batch_size
