@@ -268,7 +268,7 @@ class Loop:
                 return
             sums = self._world.sum(self._world.tensor(tally.values())).tolist()
             scores = summary(Tally.from_values(sums))
-            of_tokens = max(0, len(evaluator.split.tokens) - 1)  # the first is no target
+            of_tokens = len(evaluator.split.tokens)
             self._reports.evaluation(scores, of_tokens, time.perf_counter() - began)
             course.evaluated_step = course.step
             course.evaluated_whole = scores["tokens"] == of_tokens
