@@ -284,12 +284,6 @@ class Loop:
         course = self._course
         with self._meter.paused("checkpoint"):
             self._watchdog.progress(f"saving after step {course.step}")
-            self._saver.begin(
-                course.step,
-                self._probe,
-                course.evaluated_step,
-                course.evaluated_whole,
-                course.left_out,
-                course.spikes.losses,
-                self._meter.seconds,
-            )
+            seconds = self._meter.seconds
+            tokens = self._meter.tokens_until(course.step)
+            self._saver.begin(course.manifest(seconds, tokens), self._probe)

@@ -13,6 +13,7 @@ from gpt.engine.boundary import StepResult
 from gpt.training.trainer import Trainer
 
 WEIGHTS = "mp_rank_00_model_states.pt"
+KERNELS = "torch", "a test"
 
 
 class PlainEngine:
@@ -69,8 +70,7 @@ def train(run_dir, sample, allowed=(), resume="auto", engine=PlainEngine, **opti
     `conftest.tiny_run` takes them."""
     gpt = {"data_root": str(sample), "run_dir": str(run_dir), **options.pop("gpt", {})}
     config = resolve(tiny_run(gpt=gpt, **options), "tiny")
-    kernels = ("torch", "a test")
-    trainer = Trainer(config, Dataset(gpt["data_root"]), 0, 1, kernels, resume, allowed)
+    trainer = Trainer(config, Dataset(gpt["data_root"]), 0, 1, KERNELS, resume, allowed)
     try:
         trainer.train(engine, World(0, 1, torch.device("cpu")))
     finally:
