@@ -39,6 +39,8 @@ DEFAULT_PORT = 29500
 RUNNER = "deepspeed"
 LAUNCH = "deepspeed.launcher.launch"
 TORCH = "torchrun"
+# what they raise themselves, and print, at a SIGINT (torchrun: and at a SIGTERM) of their own
+OWN_EXCEPTIONS = {RUNNER: "KeyboardInterrupt", TORCH: "SignalException"}
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,16 @@ def launchers() -> list[psutil.Process]:
     except psutil.Error:
         pass  # a process that may not be looked at
     return processes
+
+
+def own_exception(above: list[psutil.Process]) -> tuple[str, str] | None:
+    """(launcher, the exception that it prints itself when a signal ends it) of the launchers
+    `above` this process; None where they print none."""
+    for process in above:
+        kind = _kind(process)
+        if kind in OWN_EXCEPTIONS:
+            return kind, OWN_EXCEPTIONS[kind]
+    return None
 
 
 def over_ssh(above: list[psutil.Process]) -> psutil.Process | None:
