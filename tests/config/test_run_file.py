@@ -5,8 +5,8 @@ import yaml
 from conftest import tiny_run
 
 from gpt.compute.dry_run import report
-from gpt.config.resolve import load, resolve
 from gpt.config.identity import curve
+from gpt.config.resolve import load, resolve
 from gpt.config.saved import as_dict
 from gpt.errors import UserError
 
