@@ -66,6 +66,11 @@ class Run:
         return identity(self.config)
 
     @property
+    def code(self) -> str | None:
+        """The hash of the code that made its curve; None where it does not tell."""
+        return (self.config.get("code") or {}).get("hash")
+
+    @property
     def parameters(self) -> int:
         """The module's, where config.yaml tells them; else those that the shape has."""
         return self.config.get("parameters") or self.model.parameters()

@@ -88,7 +88,7 @@ def evaluation_line(
 ) -> str:
     """scores: of gpt.evaluation.summary. first_weights: what those of step 0 are."""
     weights = "" if step else f" ({first_weights})"
-    scored = f"{scores['tokens']:,} of {max(0, split_tokens - 1):,} tokens"
+    scored = f"{scores['tokens']:,} of {split_tokens:,} tokens"
     loss = f"loss {scores['loss']:.4f}"
     perplexity = f"normalised perplexity {scores['normalised_ppl']:.4f}"
     bits = f"bits per byte {scores['bits_per_byte']:.4f}"

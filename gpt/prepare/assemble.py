@@ -192,6 +192,7 @@ def _write_split(folder: Path, documents: Documents, selection: Selection) -> Sp
         names=[record.name for record in records],
         doc_tokens=[record.tokens for record in records],
         doc_bytes=[record.bytes for record in records],
+        doc_hashes=[bytes.fromhex(record.sha256) for record in records],
         left_out=selection.left_out,
         found=selection.found,
     )

@@ -76,10 +76,11 @@ def claim(
     if tag is not None:
         checkpoint = Checkpoint.open(folder / tag)
         checkpoint.require_facts()
-        changes = changes_of(checkpoint.config)
-        for path, values in _compare(checkpoint.config, resolved, allowed, run_dir).items():
-            changes.append(change(checkpoint.step, path, *values))
-            notices.append(f"changed on resuming: {_in_words(path, values)}")
+        changes = [*changes_of(checkpoint.config)]
+        differences = _compare(checkpoint.config, resolved, allowed, run_dir)
+        for setting, values in differences.items():
+            changes.append(change(checkpoint.step, setting, *values))
+            notices.append(f"changed on resuming: {_in_words(setting, values)}")
         began_from = checkpoint.config.get("began_from")
     elif config.options.init_from:
         tokenizer = resolved["dataset"]["tokenizer"]

@@ -103,6 +103,10 @@ def check_split(folder, split, texts):
     assert np.load(folder / split / "doc_bytes.npy").tolist() == [
         len(text.encode()) for text in texts.values()
     ]
+    hashes = [hashlib.sha256(text.encode()).digest()[:16] for text in texts.values()]
+    assert np.load(folder / split / "doc_hashes.npy").tolist() == [
+        list(digest) for digest in hashes
+    ]
     assert entry["documents"] == len(texts)
     assert entry["tokens"] == len(packed)
     assert entry["bytes"] == sum(len(text.encode()) for text in texts.values())
