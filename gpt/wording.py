@@ -21,13 +21,12 @@ def time_unit(hours: float) -> str:
     return "s"
 
 
-def timespan(hours: float) -> str:
-    """Three digits in the unit that suits: 6 h, 2.4 min, 18 s."""
+def timespan(hours: float, digits: int = 3) -> str:
+    """At least so many digits in the unit that suits: 6 h, 2.4 min, 18 s."""
     unit = time_unit(hours)
-    amount = f"{hours * TIME_UNITS[unit]:.3g}"
-    if "e" in amount:
-        amount = f"{hours * TIME_UNITS[unit]:,.0f}"
-    return f"{amount} {unit}"
+    amount = hours * TIME_UNITS[unit]
+    written = f"{amount:,.0f}" if amount >= 10**digits else f"{amount:.{digits}g}"
+    return f"{written} {unit}"
 
 
 def plural(count: int, noun: str) -> str:
