@@ -20,10 +20,13 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.compute import classes
 from gpt.config.command_line import parse_command_line
 from gpt.config.run_file import read_file
-from gpt.errors import Parser, UserError, command
 from gpt.files import require_place_for
 from gpt.training import throughput
 
