@@ -201,6 +201,8 @@ def measure(args, tree, name, own_batch) -> dict:
     """Measure, print as it goes, and write the results; returns {hours: a class's JSON}, empty
     without --write_config."""
     plan = throughput.plan(tree, name, args.sweep, args.micro_batch)
+    if args.write_config:
+        throughput.require_classes(plan, args.hours, own_batch)
     print_head(plan, args)
     limit = args.memory_limit * GIB if args.memory_limit else None
     results = []
