@@ -1,17 +1,19 @@
 """Held-out loss, exact and independent of how it is computed.
 
 A split is one token stream, documents in order. Window 0 scores all of its targets, every later
-window starts `last_n` tokens further and scores only its last `last_n` targets, so every token but
-the stream's first is scored exactly once, with at least seq_len - last_n tokens of context. Windows
-are shared out over ranks and batch rows; only sums are combined, so any number of processes finds
-the same result.
+window starts `last_n` tokens further and scores only its last `last_n` targets, with at least
+seq_len - last_n tokens of context. One more window has the stream's first token for its target, and
+for its context the end of a document, as at the beginning of every other document. So every token
+is scored exactly once, and the bytes of a split are those of its documents under any tokenizer.
+Windows are shared out over ranks and batch rows; only sums are combined, so any number of processes
+finds the same result.
 
 Two sets of sums are kept:
 - ours: all targets; bytes from the vocabulary's exact table. Bits per byte and normalised
   quantities leave out the targets that carry no bytes (ends of documents) from both sums.
-- `languini`, as the seed project prints them: the first window scores only its last `last_n`
-  targets too, targets equal to the padding id 0 are left out, and its "bytes" are the characters of
-  each window's decoded targets.
+- `languini`, as the seed project prints them: the stream's first token is left out, the first
+  window scores only its last `last_n` targets too, targets equal to the padding id 0 are left out,
+  and its "bytes" are the characters of each window's decoded targets.
 """
 
 import math
@@ -26,8 +28,9 @@ from gpt.cluster.world import to_device
 from gpt.data import windows
 from gpt.data.datasets import Split
 from gpt.data.vocab import Vocab
-from gpt.data.windows import Window
+from gpt.data.windows import FIRST_TOKEN, Window
 from gpt.kernels.linear_cross_entropy import TokenScores
+from gpt.quantities import quantities, ratio
 
 # Targets below this rank are hits of the top 10.
 TOP = 10
@@ -42,6 +45,7 @@ class Sums:
     nats: float = 0.0
     tokens: int = 0
     text_nats: float = 0.0  # over the targets that carry bytes
+    text_tokens: int = 0
     bytes: int = 0
     top1: int = 0
     top10: int = 0
@@ -73,7 +77,8 @@ class Evaluator:
     score(tokens, targets, scored): tokens, targets int64 (B, T); scored a pair (rows, columns) of
     int64 (N,), the positions that count, in row order -> their TokenScores. The host makes that
     index: it would have to wait for a device that searches a mask. batch_size: windows per batch
-    over all ranks. max_batches: -1 for the whole split, else as many batches from its beginning.
+    over all ranks. max_batches: -1 for the whole split, else as many batches from its beginning;
+    the window of the first token is not counted.
     rank, world_size: this process's share; every rank makes the same number of calls of `score`.
     micro_size: rows that a call may have in any case, since training has as many.
     """
@@ -98,10 +103,12 @@ class Evaluator:
         self.windows = windows.windows(len(self._tokens), seq_len, last_n)
         if max_batches >= 0:
             self.windows = min(self.windows, max_batches * batch_size)
+        has_first_token = len(self._tokens) > 0 and max_batches != 0
         self._rows = max(math.ceil(batch_size / world_size), micro_size)  # windows per call
-        self._own_windows = range(rank, self.windows, world_size)
+        # the first token's window, which is last here, makes the last call a row longer, not a call
+        self._own_windows = range(rank, self.windows + has_first_token, world_size)
         most_of_a_rank = math.ceil(self.windows / world_size)
-        self.calls = math.ceil(most_of_a_rank / self._rows)
+        self.calls = max(math.ceil(most_of_a_rank / self._rows), int(has_first_token))
 
     def run(
         self,
@@ -116,10 +123,7 @@ class Evaluator:
         """
         tally = Tally()
         for call in range(self.calls):
-            indices = self._own_windows[call * self._rows : (call + 1) * self._rows]
-            batch = [
-                windows.window(i, len(self._tokens), self.seq_len, self.last_n) for i in indices
-            ]
+            batch = self._windows_of(call)
             ids, scored = self._arrays(batch)
             tokens = to_device(ids, device)
             rows, columns = to_device(scored, device)
@@ -128,10 +132,28 @@ class Evaluator:
             if batch:
                 # one copy, for which the device is waited for; float64 holds ranks exactly
                 nats, rank = torch.stack([scores.nats.double(), scores.rank.double()]).cpu().numpy()
-                self._add(tally, batch, indices, nats, rank)
+                self._add(tally, batch, nats, rank)
             if not goes_on():
                 return None
         return tally
+
+    def _windows_of(self, call: int) -> list[Window]:
+        """This rank's windows of a call. The last takes all that are left."""
+        end = None if call == self.calls - 1 else (call + 1) * self._rows
+        batch = []
+        for index in self._own_windows[call * self._rows : end]:
+            window = FIRST_TOKEN
+            if index < self.windows:
+                window = windows.window(index, len(self._tokens), self.seq_len, self.last_n)
+            batch.append(window)
+        return batch
+
+    def _ids(self, window: Window) -> np.ndarray:
+        """Its inputs and its last target, int64 (length + 1,)."""
+        end = window.start + window.length + 1
+        if window is FIRST_TOKEN:
+            return np.array([self.vocab.eod_id, *self._tokens[:end]], np.int64)
+        return np.asarray(self._tokens[window.start : end], np.int64)
 
     def _arrays(self, batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:
         """(rows, T + 1) int64 ids, and rows and columns (2, N) of the scored targets.
@@ -143,36 +165,32 @@ class Evaluator:
         ids = np.zeros((max(1, len(batch)), length + 1), np.int64)
         mask = np.zeros((len(ids), length), bool)
         for row, window in enumerate(batch):
-            end = window.start + window.length + 1
-            ids[row, : window.length + 1] = self._tokens[window.start : end]
+            ids[row, : window.length + 1] = self._ids(window)
             mask[row, window.length - window.scored : window.length] = True
         self.split.check_ids(ids)
         if not batch:
             mask[0, 0] = True
         return ids, np.array(np.nonzero(mask))
 
-    def _add(
-        self,
-        tally: Tally,
-        batch: list[Window],
-        indices: range,
-        nats: np.ndarray,
-        rank: np.ndarray,
-    ) -> None:
-        """indices: which windows these are. nats, rank: (N,) float64, of their scored targets one
-        window after another."""
+    def _add(self, tally: Tally, batch: list[Window], nats: np.ndarray, rank: np.ndarray) -> None:
+        """nats, rank: (N,) float64, of the windows' scored targets one window after another."""
         first = 0
-        for window, index in zip(batch, indices):
+        for window in batch:
             part = slice(first, first + window.scored)
-            end = window.start + window.length + 1
-            targets = np.asarray(self._tokens[end - window.scored : end], np.int64)
+            targets = self._ids(window)[-window.scored :]
             self._add_ours(tally.ours, targets, nats[part], rank[part])
-            skipped = 0
-            if index == 0:
-                skipped = min(window.scored, max(0, self.seq_len - self.last_n))
+            skipped = self._left_out_by_languini(window)
             kept = slice(first + skipped, first + window.scored)
             self._add_languini(tally.languini, targets[skipped:], nats[kept], rank[kept])
             first += window.scored
+
+    def _left_out_by_languini(self, window: Window) -> int:
+        """How many of a window's scored targets, from their first on."""
+        if window is FIRST_TOKEN:
+            return window.scored
+        if window.start == 0:
+            return min(window.scored, self.seq_len - self.last_n)
+        return 0
 
     def _add_ours(
         self, sums: Sums, targets: np.ndarray, nats: np.ndarray, rank: np.ndarray
@@ -181,6 +199,7 @@ class Evaluator:
         sums.nats += float(nats.sum())
         sums.tokens += len(targets)
         sums.text_nats += float(nats[sizes > 0].sum())
+        sums.text_tokens += int((sizes > 0).sum())
         sums.bytes += int(sizes.sum())
         sums.top1 += int((rank < 1).sum())
         sums.top10 += int((rank < TOP).sum())
@@ -190,43 +209,28 @@ class Evaluator:
     ) -> None:
         kept = targets != 0
         total = float(nats[kept].sum())
+        count = int(kept.sum())
         sums.nats += total
-        sums.tokens += int(kept.sum())
+        sums.tokens += count
         sums.text_nats += total
+        sums.text_tokens += count
         sums.bytes += len(self.vocab.decode(targets[kept]))
         sums.top1 += int((rank[kept] < 1).sum())
         sums.top10 += int((rank[kept] < TOP).sum())
 
 
 def summary(tally: Tally) -> dict:
-    """The published quantities: nats per token, per byte, bits per byte, hit rates; `languini` as
-    the seed project's."""
-    ours = _quantities(tally.ours)
-    languini = _quantities(tally.languini)
-    del languini["bits_per_byte"], languini["total_loss"]
+    """The published quantities: nats per token, per byte, bits per byte, hit rates, and the sums
+    that they follow from; `languini` as the seed project's."""
+    ours = _figures(tally.ours)
+    languini = _figures(tally.languini)
+    for name in ("bits_per_byte", "total_loss", "text_nats", "text_tokens"):
+        del languini[name]
     return {**ours, "languini": languini}
 
 
-def _quantities(sums: Sums) -> dict:
-    loss = _ratio(sums.nats, sums.tokens)
-    normalised = _ratio(sums.text_nats, sums.bytes)
-    return {
-        "tokens": sums.tokens,
-        "bytes": sums.bytes,
-        "total_loss": sums.nats,
-        "loss": loss,
-        "ppl": _exp(loss),
-        "normalised_loss": normalised,
-        "normalised_ppl": _exp(normalised),
-        "bits_per_byte": normalised / math.log(2),
-        "top1": _ratio(sums.top1, sums.tokens),
-        "top10": _ratio(sums.top10, sums.tokens),
-    }
-
-
-def _ratio(total: float, count: int) -> float:
-    return total / count if count else math.nan
-
-
-def _exp(value: float) -> float:
-    return math.inf if value > 700 else math.exp(value)
+def _figures(sums: Sums) -> dict:
+    figures = quantities(sums.nats, sums.tokens, sums.text_nats, sums.text_tokens, sums.bytes)
+    figures["top1"] = ratio(sums.top1, sums.tokens)
+    figures["top10"] = ratio(sums.top10, sums.tokens)
+    return figures

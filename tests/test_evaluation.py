@@ -35,6 +35,8 @@ DOCUMENTS = [
     ENGLISH[2],
 ]
 SEQ_LEN = 32
+# of a document, in the streams of fake_evaluator
+END = 60000
 
 
 def split_of(tokens):
@@ -48,7 +50,7 @@ def fake_evaluator(tokens, seq_len, last_n, batch_size=1, **options):
     """Over the ids 0, 1, 2, …, so that a target's id is its position in the stream; each stands for
     one byte."""
     vocab = SimpleNamespace(
-        byte_lengths=np.ones(tokens, np.int64), decode=lambda ids: "x" * len(ids)
+        byte_lengths=np.ones(tokens, np.int64), decode=lambda ids: "x" * len(ids), eod_id=END
     )
     split = split_of(np.arange(tokens, dtype=np.uint16))
     return Evaluator(split, vocab, seq_len, last_n, batch_size, **options)
@@ -79,19 +81,22 @@ def lengths(seq_len):
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 7, 24, 64])
-def test_every_token_but_the_first_is_scored_once_with_enough_context(seq_len):
+def test_every_token_is_scored_once_with_enough_context(seq_len):
     for last_n, tokens in itertools.product(
-        lengths(seq_len), [*range(2, 30), 63, 64, 65, 66, 100, 129, 199, 200]
+        lengths(seq_len), [*range(1, 30), 63, 64, 65, 66, 100, 129, 199, 200]
     ):
         score = FakeScore()
         tally = fake_evaluator(tokens, seq_len, last_n, batch_size=5).run(score)
-        assert sorted(target for _, target in score.scored) == list(range(1, tokens))
+        assert sorted(target for _, target in score.scored) == list(range(tokens))
         for context, target in score.scored:
+            if target == 0:
+                assert context == [END]
+                continue
             assert context == list(range(target - len(context), target)) and len(context) <= seq_len
             assert len(context) >= min(target, seq_len - last_n)
             # window 0 scores all of its targets
             assert target > seq_len or len(context) == target
-        assert tally.ours.tokens == tally.ours.bytes == tokens - 1
+        assert tally.ours.tokens == tally.ours.text_tokens == tally.ours.bytes == tokens
         assert tally.ours.nats == tokens * (tokens - 1) / 2
 
 
@@ -107,7 +112,7 @@ def run_ranks(world_size, **options):
     return sums.tolist(), calls
 
 
-@pytest.mark.parametrize("tokens", [2, 9, 60, 151])
+@pytest.mark.parametrize("tokens", [1, 2, 9, 60, 151])
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 @pytest.mark.parametrize("max_batches", [-1, 1, 4])
 def test_any_number_of_ranks_finds_the_same_sums(tokens, batch_size, max_batches):
@@ -117,7 +122,7 @@ def test_any_number_of_ranks_finds_the_same_sums(tokens, batch_size, max_batches
     alone, _ = run_ranks(1, **options)
     windows = 1 + max(0, math.ceil((tokens - 1 - 16) / 6))
     chosen = windows if max_batches < 0 else min(windows, max_batches * batch_size)
-    assert Tally.from_values(alone).ours.tokens == min(tokens - 1, 16 + 6 * (chosen - 1))
+    assert Tally.from_values(alone).ours.tokens == min(tokens, 17 + 6 * (chosen - 1))
     for world_size, micro_size in itertools.product((1, 2, 3, 5, 16), (1, 2, 7, 100)):
         together, calls = run_ranks(world_size, micro_size=micro_size, **options)
         assert together == alone
@@ -153,6 +158,8 @@ def test_calls_are_no_smaller_than_training_micro_batches(ranks, micro_size, cal
         return TokenScores(scored[0].float(), scored[0])
 
     last.run(score)
+    first_token = ranks == 1  # the row of its window is rank 0's, in the last call
+    sizes[-1] -= first_token
     assert len(sizes) == calls and sum(sizes) == 8000 // ranks
     assert max(sizes) == min(8000 // ranks, max(math.ceil(16 / ranks), micro_size))
 
@@ -211,15 +218,19 @@ def quantities(scores, text_nats, size):
 
 
 def reference(trained, stream, seq_len, last_n):
-    """Target by target: each is predicted from the start of the first window that reaches it."""
+    """Target by target: each is predicted from the start of the first window that reaches it, and
+    the first from the end of a document."""
     vocab, _, model = trained
     pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
     scores = []
     text_nats = 0.0
+    text_tokens = 0
     size = 0
-    for position in range(1, len(stream)):
+    for position in range(len(stream)):
         start = max(0, math.ceil((position - seq_len) / last_n)) * last_n
         context = torch.from_numpy(stream[start:position].astype(np.int64))
+        if position == 0:
+            context = torch.tensor([pieces.piece_to_id("<D>")])
         target = int(stream[position])
         scores.append(nats_and_rank(model(context[None])[0, -1].numpy(), target))
         if pieces.is_byte(target):
@@ -229,11 +240,15 @@ def reference(trained, stream, seq_len, last_n):
         else:
             length = len(pieces.id_to_piece(target).replace("\u2581", " ").encode())
         size += length
-        text_nats += scores[-1][0] if length else 0.0
+        if length:
+            text_nats += scores[-1][0]
+            text_tokens += 1
     expected = quantities(scores, text_nats, size)
     return {
         **expected,
         "total_loss": sum(n for n, _ in scores),
+        "text_nats": text_nats,
+        "text_tokens": text_tokens,
         "bits_per_byte": text_nats / size / math.log(2),
     }
 
@@ -293,10 +308,22 @@ def test_languini_quantities_agree_with_brute_force(trained, seq_len, last_n, ch
 
 @pytest.mark.parametrize("seq_len, last_n", WINDOWS)
 def test_bytes_are_the_size_of_the_text(trained, seq_len, last_n):
+    figures = evaluate(trained, trained[1], seq_len, last_n)
+    assert figures["bytes"] == len("".join(DOCUMENTS).encode())
+    assert figures["tokens"] == len(trained[1])
+    assert figures["text_tokens"] == figures["tokens"] - len(DOCUMENTS)
+
+
+@pytest.mark.parametrize("max_batches", [1, 3])
+def test_a_part_of_a_split_begins_with_its_first_token(trained, max_batches):
+    """A part of 4 windows a batch ends after 4 x max_batches windows."""
     vocab, stream, _ = trained
-    first = vocab.decode([int(stream[0])])
-    size = len("".join(DOCUMENTS).encode()) - len(first.encode())
-    assert first.isascii() and evaluate(trained, stream, seq_len, last_n)["bytes"] == size
+    part = stream[: 1 + SEQ_LEN + 8 * (4 * max_batches - 1)]
+    figures = evaluate(trained, stream, SEQ_LEN, 8, max_batches=max_batches)
+    assert len(part) < len(stream) and figures["bytes"] == len(vocab.text_bytes(part))
+    languini = figures.pop("languini")
+    assert figures == pytest.approx(reference(trained, part, SEQ_LEN, 8), rel=1e-9)
+    assert languini["tokens"] == 8 * 4 * max_batches
 
 
 def test_training_evaluates_in_calls_of_its_micro_batches(sample, tmp_path):
@@ -342,7 +369,7 @@ def test_a_call_waits_for_the_device_once(trained, monkeypatch):
     evaluator = Evaluator(split_of(stream), vocab, SEQ_LEN, 8, 4)
     with Waits(monkeypatch) as waits:
         tally = evaluator.run(model)
-    assert tally.ours.tokens == len(stream) - 1 and evaluator.calls > 3
+    assert tally.ours.tokens == len(stream) and evaluator.calls > 3
     assert (waits.searches, waits.copies) == (0, evaluator.calls)
 
 
@@ -360,7 +387,7 @@ def test_ranks_agree_on_a_real_model(trained):
     assert together == pytest.approx(alone, rel=1e-12)
 
 
-@pytest.mark.parametrize("tokens", [2, 20, 26, SEQ_LEN, SEQ_LEN + 1])
+@pytest.mark.parametrize("tokens", [1, 2, 20, 26, SEQ_LEN, SEQ_LEN + 1])
 def test_split_of_one_window(trained, tokens):
     stream = trained[1][:tokens]
     got = evaluate(trained, stream, SEQ_LEN, 8)
@@ -374,10 +401,10 @@ def test_split_of_one_window(trained, tokens):
         )
 
 
-@pytest.mark.parametrize("tokens", [0, 1])
-def test_split_without_targets_has_no_numbers(tokens):
+@pytest.mark.parametrize("tokens, max_batches", [(0, -1), (60, 0)])
+def test_where_nothing_is_scored_there_are_no_numbers(tokens, max_batches):
     score = FakeScore()
-    result = summary(fake_evaluator(tokens, 16, 6).run(score))
+    result = summary(fake_evaluator(tokens, 16, 6, max_batches=max_batches).run(score))
     assert score.calls == [] and result["tokens"] == result["bytes"] == 0
     for name in (
         "loss",

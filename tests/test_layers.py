@@ -13,7 +13,7 @@ FLOORS = [
     {"gpt.errors", "gpt.files", "gpt.wording"},
     {"gpt.kernels", "gpt.cluster"},
     {"gpt.config", "gpt.data"},
-    {"gpt.model", "gpt.evaluation", "gpt.compute", "gpt.prepare"},
+    {"gpt.model", "gpt.evaluation", "gpt.quantities", "gpt.compute", "gpt.prepare"},
     {"gpt.metrics", "gpt.checkpoint"},
     {"gpt.engine", "gpt.convert", "gpt.results", "gpt.eval", "gpt.generate"},
     {"gpt.training"},
@@ -22,7 +22,13 @@ FLOORS = [
 FORBIDDEN = [("gpt.config", "gpt.data"), ("gpt.data", "gpt.config"), ("gpt.metrics", "gpt.engine")]
 BOUNDARY = "gpt.engine.boundary"
 # Read by commands that must answer at once, or that set what torch reads as it is imported.
-WITHOUT_TORCH = ("gpt.config", "gpt.data", "gpt.cluster.launch", "gpt.cluster.host_report")
+WITHOUT_TORCH = (
+    "gpt.config",
+    "gpt.data",
+    "gpt.quantities",
+    "gpt.cluster.launch",
+    "gpt.cluster.host_report",
+)
 
 
 @cache

@@ -175,6 +175,8 @@ def write_split(folder, doc_tokens, item_size):
     names = [f'"author {i % 9999}/book {i}.txt"\n' for i in range(DOCUMENTS)]
     np.save(folder / manifests.DOC_TOKENS, doc_tokens)
     np.save(folder / manifests.DOC_BYTES, doc_tokens * 4)
+    hashes = np.zeros((DOCUMENTS, manifests.HASH_BYTES), np.uint8)
+    np.save(folder / manifests.DOC_HASHES, hashes)
     (folder / manifests.NAMES).write_text("".join(names))
     with open(folder / manifests.TOKENS, "wb") as file:
         file.truncate(TOKENS * item_size)

@@ -18,9 +18,9 @@ from gpt.errors import Parser, command, explain_imports
 
 explain_imports()
 
-from gpt.config.command_line import DEEPSPEED_OPTIONS
 from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.keys import ANY, REQUIRED, Key
+from gpt.config.option_names import DEEPSPEED_OPTIONS
 from gpt.config.refused_keys import REFUSED
 
 TARGET = ROOT / "ds_configs" / "README.md"

@@ -108,9 +108,9 @@ def differences_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
         if not untold and before.get(path) != now.get(path):
             differences[path] = (before.get(path), now.get(path))
     if "documents" not in known:
-        fingerprints = tuple((tree.get("dataset") or {}).get("fingerprint") for tree in (old, new))
-        if fingerprints[0] != fingerprints[1]:
-            differences["dataset"] = fingerprints
+        was, now_is = ((tree.get("dataset") or {}).get("fingerprint") for tree in (old, new))
+        if was != now_is:
+            differences["dataset"] = (was, now_is)
     return differences
 
 

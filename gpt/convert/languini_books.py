@@ -9,6 +9,7 @@ each; ours does the same with the documents of a split (gpt/data/streams.py). So
 keeps every batch as it was.
 """
 
+import hashlib
 import os
 import sys
 import zipfile
@@ -195,14 +196,16 @@ def _write_split(
     names = [document.name for document in listed]
     doc_tokens = [document.tokens for document in listed]
     doc_bytes = []
+    doc_hashes = []
     inner_ends = 0
     with open(folder / manifests.TOKENS, "wb") as file:
         for name in _progress(names, folder.name, "doc"):
-            size, ends = _write_document(source / name, vocab, dtype, file)
-            doc_bytes.append(size)
-            inner_ends += ends
+            document = _write_document(source / name, vocab, dtype, file)
+            doc_bytes.append(document.size)
+            doc_hashes.append(document.sha256)
+            inner_ends += document.inner_ends
     entry = manifests.finish_split(
-        folder, names, doc_tokens, doc_bytes, end_of_document_ids_inside=inner_ends
+        folder, names, doc_tokens, doc_bytes, doc_hashes, end_of_document_ids_inside=inner_ends
     )
     size_of_split = manifests.size_of_split(folder.name, entry)
     if inner_ends:
@@ -213,11 +216,19 @@ def _write_split(
     return entry
 
 
-def _write_document(path: Path, vocab: Vocab, dtype: np.dtype, file: BinaryIO) -> tuple[int, int]:
-    """Append a document's ids and the end-of-document id to a split; returns (bytes of its text,
-    end-of-document ids inside it)."""
+class _Written(NamedTuple):
+    """What is known of a document when it is packed."""
+
+    size: int  # of its text, in bytes
+    sha256: bytes  # of its text
+    inner_ends: int  # end-of-document ids inside it
+
+
+def _write_document(path: Path, vocab: Vocab, dtype: np.dtype, file: BinaryIO) -> _Written:
+    """Append a document's ids and the end-of-document id to a split."""
     ids = _open(path, "its list")
     text_bytes = 0
+    digest = hashlib.sha256()
     inner_ends = 0
     for start in range(0, len(ids), CHUNK):
         chunk = ids[start : start + CHUNK]
@@ -226,13 +237,15 @@ def _write_document(path: Path, vocab: Vocab, dtype: np.dtype, file: BinaryIO) -
                 f"{path} holds the id {chunk.max()}, and {vocab.name} has {vocab.size}",
                 mend="give the tokenizer that the books were tokenised with",
             )
-        text_bytes += int(vocab.byte_lengths[chunk].sum())
+        text = vocab.text_bytes(chunk)
+        text_bytes += len(text)
+        digest.update(text)
         inner_ends += int((chunk == END_OF_DOCUMENT).sum())
         file.write(chunk.astype(dtype).tobytes())
     file.write(np.array([END_OF_DOCUMENT], dtype).tobytes())
     if not text_bytes:
         raise UserError(f"{path} holds no text, only special ids", mend="tokenise that book again")
-    return text_bytes, inner_ends
+    return _Written(text_bytes, digest.digest(), inner_ends)
 
 
 def _progress(items: Sized, what: str, unit: str):

@@ -4,9 +4,9 @@ gpt/data/manifests.py says which files a dataset has, gpt/data/streams.py what i
 training.
 """
 
-import hashlib
 import json
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,22 @@ class Split:
         lines = (self._path.parent / manifests.NAMES).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
+    @cached_property
+    def doc_hashes(self) -> np.ndarray | None:
+        """uint8 (documents, 16): the first bytes of the sha256 of each document's text; None in a
+        dataset that has none, of before format 3."""
+        path = self._path.parent / manifests.DOC_HASHES
+        if not path.exists():
+            return None
+        try:
+            hashes = np.load(path, allow_pickle=False)
+        except ValueError:
+            hashes = None
+        shape = (len(self.doc_tokens), manifests.HASH_BYTES)
+        if hashes is None or hashes.dtype != np.uint8 or hashes.shape != shape:
+            raise UserError(f"{path} is damaged", mend=MEND)
+        return hashes
+
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError where ids that were read from this split are none of the vocabulary's."""
         largest = ids.max(initial=0)
@@ -100,11 +116,11 @@ class Dataset:
         return manifests.fingerprint(self.manifest)
 
     def documents(self, split: str) -> str:
-        """A hash that tells which documents a split holds, and in which order."""
-        entry = self.manifest["splits"][split]
-        files = (manifests.NAMES, manifests.DOC_BYTES)
-        content = "".join(entry["files"][file].get("sha256", "") for file in files)
-        return f"sizes:{hashlib.sha256(content.encode()).hexdigest()}"
+        """`manifests.documents_of_split`: equal for two datasets whose splits hold the same
+        documents in the same order, whatever their tokenizers. Raises UserError where a split is
+        not there."""
+        self._entry(split)
+        return manifests.documents_of_split(self.manifest, split)
 
     def facts(self, scored: str) -> dict[str, Any]:
         """What config.yaml keeps of the dataset of a run. scored: the split that is evaluated."""
@@ -130,14 +146,17 @@ class Dataset:
     def split_names(self) -> list[str]:
         return list(self.manifest["splits"])
 
+    def _entry(self, split: str) -> SplitEntry:
+        if split not in self.manifest["splits"]:
+            names = ", ".join(self.split_names)
+            raise UserError(f"{self.root} has no split {split!r}: it has {names}")
+        return self.manifest["splits"][split]
+
     def split(self, name: str) -> Split:
         """Open a split. Raises UserError where it is not there, or not as the manifest says."""
-        if name not in self.manifest["splits"]:
-            names = ", ".join(self.split_names)
-            raise UserError(f"{self.root} has no split {name!r}: it has {names}")
-        entry = self.manifest["splits"][name]
+        entry = self._entry(name)
         folder = self.root / name
-        _require_sizes(folder, entry)
+        _require_sizes(folder, entry, manifests.files_of_split(self.manifest["format"]))
         split = Split(name, folder, self.manifest["dtype"], self.vocab.size)
         documents = len(split.doc_tokens)
         tokens_by_document = int(split.doc_tokens.sum()) + documents
@@ -152,10 +171,10 @@ class Dataset:
         return split
 
 
-def _require_sizes(folder: Path, entry: SplitEntry) -> None:
+def _require_sizes(folder: Path, entry: SplitEntry, files: Sequence[str]) -> None:
     """Raise UserError where a file of a split is missing, or has another size than its manifest
     says."""
-    for file in manifests.SPLIT_FILES:
+    for file in files:
         path = folder / file
         expected = entry["files"][file]["size"]
         size = path.stat().st_size if path.is_file() else None

@@ -5,6 +5,7 @@
     SPLIT/tokens.bin       token ids, each document followed by the end-of-document id
     SPLIT/doc_tokens.npy   int64 (documents,): tokens of each, its end-of-document id not counted
     SPLIT/doc_bytes.npy    int64 (documents,): UTF-8 bytes of each document
+    SPLIT/doc_hashes.npy   uint8 (documents, 16): beginning of the sha256 of each text, UTF-8
     SPLIT/names.txt        a document's name per line, as a JSON string
 
 A manifest stays the dict that the file holds, keys of other versions included: its hash is what
@@ -24,17 +25,21 @@ from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import hash_file
 
-# From 2 on a manifest holds its own hash; 1 is read too.
-FORMAT = 2
-FORMATS = (1, FORMAT)
+# From 2 on a manifest holds its own hash, from 3 on a split has DOC_HASHES; all are read.
+FORMAT = 3
+FORMATS = (1, 2, FORMAT)
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.model"
 TOKENS = "tokens.bin"
 DOC_TOKENS = "doc_tokens.npy"
 DOC_BYTES = "doc_bytes.npy"
+DOC_HASHES = "doc_hashes.npy"
 NAMES = "names.txt"
-SPLIT_FILES = (TOKENS, DOC_TOKENS, DOC_BYTES, NAMES)
+SPLIT_FILES = (TOKENS, DOC_TOKENS, DOC_BYTES, DOC_HASHES, NAMES)
+
+# Bytes of a document's hash.
+HASH_BYTES = 16
 
 # Storage types of token ids.
 DTYPES = ("<u2", "<u4")
@@ -61,7 +66,7 @@ class SplitCounts(TypedDict):
     bytes: int
     """of the documents' text, UTF-8"""
     files: dict[str, FileFacts]
-    """for each of SPLIT_FILES"""
+    """for each of `files_of_split`"""
 
 
 class SplitEntry(SplitCounts, total=False):
@@ -108,6 +113,13 @@ def token_dtype(vocab_size: int) -> str:
     return DTYPES[0] if vocab_size <= 1 << 16 else DTYPES[1]
 
 
+def files_of_split(version: int) -> tuple[str, ...]:
+    """The files that a split has in a dataset of this format."""
+    if version >= 3:
+        return SPLIT_FILES
+    return tuple(file for file in SPLIT_FILES if file != DOC_HASHES)
+
+
 def begin(folder: Path, vocab: Vocab, text: dict[str, Any], provenance: dict[str, Any]) -> Manifest:
     """Write a new dataset's tokenizer into its folder; returns its manifest, which has no split
     yet.
@@ -135,12 +147,18 @@ def finish_split(
     names: Sequence[str],
     doc_tokens: Sequence[int],
     doc_bytes: Sequence[int],
+    doc_hashes: Sequence[bytes],
     **facts: Any,
 ) -> SplitEntry:
     """Write a split's other files beside its tokens.bin; returns its entry in the manifest, `facts`
-    among it."""
-    _write_counts(folder / DOC_TOKENS, doc_tokens)
-    _write_counts(folder / DOC_BYTES, doc_bytes)
+    among it.
+
+    doc_hashes: sha256 of each document's text, of which the first HASH_BYTES are kept.
+    """
+    _write_array(folder / DOC_TOKENS, np.array(doc_tokens, np.int64))
+    _write_array(folder / DOC_BYTES, np.array(doc_bytes, np.int64))
+    hashes = b"".join(digest[:HASH_BYTES] for digest in doc_hashes)
+    _write_array(folder / DOC_HASHES, np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES))
     with open(folder / NAMES, "w", encoding="utf-8") as out:
         out.writelines(json.dumps(name) + "\n" for name in names)
     entry: dict[str, Any] = {
@@ -153,10 +171,10 @@ def finish_split(
     return cast(SplitEntry, entry)
 
 
-def _write_counts(path: Path, counts: Sequence[int]) -> None:
+def _write_array(path: Path, values: np.ndarray) -> None:
     # numpy's own way into a file does not tell that the disk is full
     content = io.BytesIO()
-    np.save(content, np.array(counts, np.int64))
+    np.save(content, values)
     path.write_bytes(content.getbuffer())
 
 
@@ -173,6 +191,17 @@ def fingerprint(manifest: Manifest) -> str:
     """sha256 of a manifest: two datasets with the same one hold the same documents in the same
     order."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def documents_of_split(manifest: Manifest, split: str) -> str:
+    """What tells the documents of a split, in their order, from others, whatever the tokenizer: the
+    sha256 of DOC_HASHES. Datasets of before have no hashes of texts: theirs begins with
+    "names+bytes:", and is of the documents' names and sizes."""
+    files = manifest["splits"][split]["files"]
+    if DOC_HASHES in files_of_split(manifest["format"]):
+        return files[DOC_HASHES]["sha256"]
+    both = files[NAMES]["sha256"] + files[DOC_BYTES]["sha256"]
+    return "names+bytes:" + hashlib.sha256(both.encode()).hexdigest()
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -233,17 +262,17 @@ def _structural_damage(manifest: dict) -> str | None:
     if not isinstance(splits, dict) or not splits:
         return "splits is missing"
     for name, entry in splits.items():
-        missing = _missing_field(entry)
+        missing = _missing_field(entry, manifest["format"])
         if missing is not None:
             return f"splits.{name}.{missing} is missing"
     return None
 
 
-def _missing_field(entry: Any) -> str | None:
+def _missing_field(entry: Any, version: int) -> str | None:
     """The first field of a split's entry that is missing or of another type."""
     if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
         return "files"
-    for file in SPLIT_FILES:
+    for file in files_of_split(version):
         facts = entry["files"].get(file)
         if not isinstance(facts, dict) or not isinstance(facts.get("size"), int):
             return f"files.{file}"

@@ -16,6 +16,9 @@ END_OF_DOCUMENT = "<D>"
 # SentencePiece writes a blank as this character.
 BLANK = "\u2581"
 
+# Fewer are joined one by one, for which numpy would take longer.
+FEW_TOKENS = 64
+
 
 class Vocab:
     """A SentencePiece model and what the trainer needs to know of it.
@@ -29,9 +32,11 @@ class Vocab:
     def __init__(self, model: bytes, name: str = "tokenizer.model"):
         self.model = model
         self.name = name
+        self.size = 0
         try:
-            self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.size = self._sp.vocab_size()
+            if model:  # of none SentencePiece would print complaints of its own
+                self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
+                self.size = self._sp.vocab_size()
             if self.size:
                 self.eod_id = self._find_eod()
                 self._bytes = [self._piece_bytes(i) for i in range(self.size)]
@@ -43,6 +48,9 @@ class Vocab:
                 mend="give the .model file of a trained one",
             )
         self.byte_lengths = np.array([len(piece) for piece in self._bytes], np.int64)
+        # all tokens' bytes on end, and where each token's begin
+        self._table = np.frombuffer(b"".join(self._bytes), np.uint8)
+        self._table_starts = np.cumsum(self.byte_lengths) - self.byte_lengths
         self._byte_ids = {self._byte_value(i): i for i in range(self.size) if self._sp.is_byte(i)}
         self._knows_all_bytes = len(self._byte_ids) == 256
         # A zero-width cut after the "<" keeps a literal "<D>" in a text from becoming the end of a
@@ -111,7 +119,13 @@ class Vocab:
 
     def text_bytes(self, ids: np.ndarray) -> bytes:
         """The bytes that tokens stand for."""
-        return b"".join([self._bytes[i] for i in ids.tolist()])
+        if len(ids) < FEW_TOKENS:
+            return b"".join([self._bytes[i] for i in ids.tolist()])
+        lengths = self.byte_lengths[ids]
+        ends = np.cumsum(lengths)
+        # for each byte, what to add to its place in the text for its place in the table
+        to_table = np.repeat(self._table_starts[ids] - (ends - lengths), lengths)
+        return self._table[to_table + np.arange(ends[-1])].tobytes()
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32, without the end-of-document id. A literal "<D>" or U+2581 in the

@@ -14,6 +14,11 @@ class Window:
     scored: int
 
 
+# The stream's first token after the end of a document, which is no token of the stream. It comes in
+# addition to the windows that `windows` counts.
+FIRST_TOKEN = Window(-1, 1, 1)
+
+
 def windows(tokens: int, seq_len: int, last_n: int) -> int:
     """Number of windows of a stream of `tokens` tokens."""
     if tokens <= 1:

@@ -66,6 +66,11 @@ class Run:
         return identity(self.config)
 
     @property
+    def code(self) -> str | None:
+        """The hash of the code that made its curve; None where it does not tell."""
+        return (self.config.get("code") or {}).get("hash")
+
+    @property
     def parameters(self) -> int:
         """The module's, where config.yaml tells them; else those that the shape has."""
         return self.config.get("parameters") or self.model.parameters()
@@ -88,14 +93,18 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the last of its steps is done, and evaluated where evaluation is on."""
+        """Whether the last of its steps is done, and evaluated where evaluation is on; on the whole
+        split where `final_eval` asks for that."""
         planned = self.options["max_train_steps"]
         if self.last_step < planned:
             return False
-        if self.options.get("eval_every", 0) <= 0:
+        if self.options.get("eval_every", 0) <= 0 and not self.options.get("final_eval"):
             return True
         last_evaluation = self.final()
-        return last_evaluation is not None and last_evaluation["step"] == planned
+        if last_evaluation is None or last_evaluation["step"] != planned:
+            return False
+        whole = last_evaluation.get("tokens") == last_evaluation.get("of_tokens")
+        return whole or not self.options.get("final_eval")
 
     @property
     def state(self) -> str:

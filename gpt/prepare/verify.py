@@ -13,6 +13,7 @@ from gpt.data.datasets import Dataset, Split
 from gpt.data.manifests import Manifest
 from gpt.data.vocab import Vocab
 from gpt.files import hash_file
+from gpt.prepare.cuts import cut
 from gpt.prepare.documents import Input, documents
 from gpt.prepare.texts import Document, NotUTF8, Reading
 
@@ -25,7 +26,7 @@ def damaged_files(root: Path, manifest: Manifest) -> list[str]:
     tokenizer = {"sha256": manifest["tokenizer"].get("sha256")}
     facts_of: dict[Path, Any] = {root / manifests.TOKENIZER: tokenizer}
     for split, entry in manifest["splits"].items():
-        for file in manifests.SPLIT_FILES:
+        for file in manifests.files_of_split(manifest["format"]):
             facts_of[root / split / file] = entry["files"][file]
     damages = []
     for path, facts in facts_of.items():
@@ -46,7 +47,7 @@ def damaged_files(root: Path, manifest: Manifest) -> list[str]:
 
 def miscounts(dataset: Dataset, name: str) -> list[str]:
     """A sentence for everything that does not add up in a split: its documents' tokens, ends, bytes
-    by the vocabulary's table, names. Reads all tokens once."""
+    by the vocabulary's table, texts by their hashes, names. Reads all tokens."""
     split = dataset.split(name)
     sizes, misplaced_ends = _recount(split, dataset.vocab)
     names = split.names()
@@ -62,6 +63,12 @@ def miscounts(dataset: Dataset, name: str) -> list[str]:
         )
     if misplaced_ends:
         mistakes.append(f"{name}: the ends of documents are not where doc_tokens.npy says")
+    other_texts = _other_texts(split, dataset.vocab)
+    if other_texts:
+        mistakes.append(
+            f"{name}: {len(other_texts):,} documents have another text than doc_hashes.npy says,"
+            f" the first is {names[other_texts[0]]!r}"
+        )
     if len(set(names)) != documents:
         mistakes.append(f"{name}: {len(set(names)):,} different names for {documents:,} documents")
     total = int(split.doc_bytes.sum())
@@ -94,6 +101,21 @@ def _recount(split: Split, vocab: Vocab) -> tuple[np.ndarray, int]:
     return sizes, misplaced_ends
 
 
+def _other_texts(split: Split, vocab: Vocab) -> list[int]:
+    """The documents whose tokens stand for another text than their hashes; none where a dataset has
+    no hashes."""
+    if split.doc_hashes is None:
+        return []
+    ends = np.cumsum(split.doc_tokens + 1)
+    other = []
+    for document, (end, tokens) in enumerate(zip(ends.tolist(), split.doc_tokens.tolist())):
+        ids = split.tokens[end - 1 - tokens : end - 1]
+        digest = _digest_of_tokens(vocab, ids)
+        if digest[: manifests.HASH_BYTES] != split.doc_hashes[document].tobytes():
+            other.append(document)
+    return other
+
+
 class _Place(NamedTuple):
     """Where a document's tokens are."""
 
@@ -110,7 +132,7 @@ def compare_with_source(dataset: Dataset, inputs: Sequence[Input], reading: Read
     by_folder = any(entry.split for entry in inputs)
     left_out = 0
     mistakes = []
-    for entry in inputs:
+    for entry in cut(inputs, reading.cut_documents):
         possible_splits = [entry.split] if by_folder else list(splits)
         for document in documents(entry, reading):
             place = _take(places, possible_splits, document.name)

@@ -5,21 +5,25 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from gpt.config.identity import identity
 from gpt.errors import UserError
 from gpt.metrics.runs import Run, missing_axis, values
+from gpt.results.methods import in_words, method_keys, method_names, settings_of
 
 
 @dataclass
 class Group:
     """Runs that differ in nothing but their seeds."""
 
-    name: str
+    name: str  # of its runs, as short as it is common to them
     runs: list[Run]
+    settings: dict[str, Any] = field(default_factory=dict)  # {path: value} that they share
+    # of what it compares, whatever the length of training; groups of one law and one colour
+    method: str = ""
 
     @property
     def seeds(self) -> list[int | None]:
@@ -32,6 +36,16 @@ class Group:
     @property
     def family(self) -> str:
         return self.runs[0].family
+
+    @property
+    def variant(self) -> str | None:
+        return self.runs[0].variant
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of the whole run."""
+        run = self.runs[0]
+        return run.tokens_until(run.options["max_train_steps"])
 
     def mean(
         self, axis: str, kind: str, quantity: str | Callable, split: str | None = None
@@ -67,23 +81,41 @@ class Group:
         return float(x[0]), values(events, quantity)
 
 
-def group_by_seed(runs: Sequence[Run]) -> list[Group]:
+def group_by_seed(runs: Sequence[Run], equal_code: frozenset[str] = frozenset()) -> list[Group]:
     """Groups, in the order of their first runs. A second run with the same seed is no second seed:
-    it begins a group."""
-    groups: dict[tuple[str, int], list[Run]] = {}
+    it begins a group.
+
+    equal_code: versions of the code that count as one, of `methods.same_code`.
+    """
+    groups: dict[tuple[str, int], Group] = {}
     for run in runs:
-        settings = _settings_without_seed(run)
+        settings = settings_of(run, equal_code)
+        # the same curve by the hours of another reference is of another class
+        key = json.dumps([settings, run.options.get("tokens_per_second")], default=str)
         repeat = 0
-        while run.options.get("seed") in _seeds(groups.get((settings, repeat), [])):
+        while (key, repeat) in groups and run.options.get("seed") in groups[key, repeat].seeds:
             repeat += 1
-        groups.setdefault((settings, repeat), []).append(run)
-    return [Group(_common_name([run.name for run in group]), group) for group in groups.values()]
+        group = groups.setdefault((key, repeat), Group("", [], settings))
+        group.runs.append(run)
+    for group in groups.values():
+        group.name = _common_name([run.name for run in group.runs])
+    name_methods(list(groups.values()))
+    return list(groups.values())
 
 
-def _settings_without_seed(run: Run) -> str:
-    """A text that is the same for runs that differ in their seeds alone."""
-    settings = {**identity(run.config), "tokens_per_second": run.options.get("tokens_per_second")}
-    return json.dumps(settings, sort_keys=True, default=str)
+def name_methods(groups: Sequence[Group]) -> None:
+    """Give each group the name of its method, by what tells it from those of the others."""
+    keys = method_keys([group.settings for group in groups], [group.tokens for group in groups])
+    first_of_method: dict[str, Group] = {}
+    for key, group in zip(keys, groups):
+        first_of_method.setdefault(key, group)
+    names = method_names(
+        [group.variant or group.family for group in first_of_method.values()],
+        [in_words(group.runs[0], group.settings) for group in first_of_method.values()],
+    )
+    name_of = dict(zip(first_of_method, names))
+    for key, group in zip(keys, groups):
+        group.method = name_of[key]
 
 
 def _seeds(runs: Sequence[Run]) -> list[int | None]:
@@ -113,7 +145,8 @@ def finished_only(groups: Sequence[Group], notices: list[str]) -> list[Group]:
             else:
                 notices.append(f"{run.name} is left out: {run.state}")
         if runs:
-            finished.append(Group(group.name if len(runs) > 1 else runs[0].name, runs))
+            name = group.name if len(runs) > 1 else runs[0].name
+            finished.append(replace(group, name=name, runs=runs))
     return finished
 
 
@@ -185,7 +218,7 @@ def mixed_references(runs: Sequence[Run]) -> list[str]:
 
 
 def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict[str, list[tuple]]:
-    """{family: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising
+    """{method: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising
     x.
 
     Runs that are not finished or trained no step, and losses that are not finite, are left out
@@ -209,5 +242,5 @@ def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict
             notices.append(f"{group.name} is left out: its final normalised loss is not finite")
             continue
         spread = losses.std(ddof=1) if len(losses) > 1 else None
-        points.setdefault(group.family, []).append((x, losses.mean(), spread))
-    return {family: sorted(of_it, key=lambda point: point[0]) for family, of_it in points.items()}
+        points.setdefault(group.method, []).append((x, losses.mean(), spread))
+    return {method: sorted(of_it, key=lambda point: point[0]) for method, of_it in points.items()}

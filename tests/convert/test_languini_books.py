@@ -1,5 +1,6 @@
 """The seed project's books, imported, against its loader written again."""
 
+import hashlib
 import io
 import json
 import os
@@ -68,6 +69,8 @@ def test_a_dataset_holds_all_splits_that_exist(books, vocab, tmp_path):
             == np.load(books / f"file_list_{seed_project.LISTS[name]}.npy")[:, 0].tolist()
         )
     assert dataset.split("test").doc_bytes.tolist() == [len(text.encode()) for text in TEXTS]
+    hashes = [list(hashlib.sha256(text.encode()).digest()[:16]) for text in TEXTS]
+    assert dataset.split("test").doc_hashes.tolist() == hashes
     facts = json.loads((tmp_path / "out/manifest.json").read_text())
     assert facts["provenance"]["file_lists"].keys() == {
         f"file_list_{seed_project.LISTS[name]}.npy" for name in facts["splits"]

@@ -1,8 +1,10 @@
 """Datasets on disk: what they hold, and what is said of every damage."""
 
+import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 import sentencepiece
 from packed_documents import EOD, pack
@@ -69,6 +71,57 @@ def test_dataset_tells_what_it_holds(small, vocab):
     assert len(split.tokens) == split.doc_tokens.sum() + 4
     with pytest.raises(UserError, match=r"small has no split 'wood': it has train, test$"):
         dataset.split("wood")
+    with pytest.raises(UserError, match="has no split 'wood'"):
+        dataset.documents("wood")
+
+
+def test_documents_are_known_by_their_texts_whatever_the_tokenizer(small, tmp_path):
+    dataset = Dataset(small)
+    other_tokenizer = Dataset(build(tmp_path / "bytes", 280))
+    other_names = Dataset(build(tmp_path / "names", 280, {"d": "one\n", **TEXTS, "a": "new"}))
+    assert dataset.vocab.size != other_tokenizer.vocab.size
+    for split in ("train", "test"):
+        assert dataset.documents(split) == other_tokenizer.documents(split)
+        hashes = np.load(small / split / "doc_hashes.npy")
+        assert dataset.split(split).doc_hashes.tolist() == hashes.tolist()
+    expected = [list(hashlib.sha256(text.encode()).digest()[:16]) for text in TEXTS.values()]
+    assert dataset.split("train").doc_hashes.tolist() == expected
+    assert dataset.documents("train") != dataset.documents("test")
+    assert dataset.documents("train") != other_names.documents("train")
+    assert dataset.documents("test") == other_names.documents("test")
+    file = (small / "train" / "doc_hashes.npy").read_bytes()
+    assert dataset.documents("train") == hashlib.sha256(file).hexdigest()
+
+
+def as_format_2(folder):
+    """Turn a dataset into one of before the hashes of texts."""
+    manifest = manifests.read(folder)
+    for split, entry in manifest["splits"].items():
+        (folder / split / "doc_hashes.npy").unlink()
+        del entry["files"]["doc_hashes.npy"]
+    manifests.write(folder, {**manifest, "format": 2})
+    return Dataset(folder)
+
+
+def test_documents_of_datasets_of_before_are_known_by_names_and_sizes(small, tmp_path):
+    new = Dataset(small).documents("train")
+    old = as_format_2(small)
+    assert old.split("train").doc_hashes is None
+    assert old.documents("train").startswith("names+bytes:") and new not in old.documents("train")
+    other_tokenizer = as_format_2(build(tmp_path / "bytes", 280))
+    assert old.documents("train") == other_tokenizer.documents("train")
+    longer = as_format_2(build(tmp_path / "longer", 280, {**TEXTS, "a": "one more\n"}))
+    assert old.documents("train") != longer.documents("train")
+    renamed = {name + "2": text for name, text in TEXTS.items()}
+    renamed = as_format_2(build(tmp_path / "renamed", 280, renamed))
+    assert old.documents("train") != renamed.documents("train")
+
+
+def test_damaged_hashes(small):
+    path = small / "train" / "doc_hashes.npy"
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(UserError, match="doc_hashes.npy is damaged: prepare the dataset again"):
+        assert Dataset(small).split("train").doc_hashes is None
 
 
 def test_fingerprint_changes_with_any_document(tmp_path, vocab):
@@ -136,7 +189,7 @@ def scribble(file):
 
 
 AGAIN = "prepare the dataset again"
-FILES = ("tokens.bin", "doc_tokens.npy", "doc_bytes.npy", "names.txt")
+FILES = ("tokens.bin", "doc_tokens.npy", "doc_bytes.npy", "doc_hashes.npy", "names.txt")
 DAMAGES = {
     "no folder": (shutil.rmtree, "small", "python tools/prepare_data.py --input FOLDER --out"),
     "no manifest": (
@@ -149,8 +202,8 @@ DAMAGES = {
     "manifest not UTF-8": (write("manifest.json", b"\xff\xfe"), "manifest.json", AGAIN),
     "manifest no object": (write("manifest.json", b"[]"), "manifest.json", AGAIN),
     "other format": (
-        edit("format", value=3),
-        "manifest.json has format 3, this program reads formats up to 2",
+        edit("format", value=4),
+        "manifest.json has format 4, this program reads formats up to 3",
         AGAIN,
     ),
     "a letter of the manifest": (
@@ -159,7 +212,7 @@ DAMAGES = {
         AGAIN,
     ),
     "a blank of the manifest": (
-        respell(": 2", ":\t2"),
+        respell(": 3", ":\t3"),
         "manifest.json is damaged (its own hash is another)",
         AGAIN,
     ),
@@ -191,6 +244,7 @@ DAMAGES = {
     "doc_bytes.npy truncated": (truncate("train/doc_bytes.npy"), "train/doc_bytes.npy", AGAIN),
     "doc_tokens.npy scribbled": (scribble("train/doc_tokens.npy"), "train", AGAIN),
     "doc_bytes.npy scribbled": (scribble("train/doc_bytes.npy"), "train", AGAIN),
+    "no doc_hashes.npy": (remove("train/doc_hashes.npy"), "train/doc_hashes.npy is missing", AGAIN),
     "no split folder": (lambda folder: shutil.rmtree(folder / "train"), "train/", AGAIN),
     "count of tokens": (edit("splits", "train", "tokens", value=5), "train", AGAIN),
     "count of documents": (edit("splits", "train", "documents", value=3), "train", AGAIN),

@@ -181,3 +181,19 @@ def test_fingerprint_depends_on_the_pieces_only(tmp_path):
         train(user_defined_symbols="<E>", eos_id=2),
     ]
     assert len({first.fingerprint, *(Vocab(other).fingerprint for other in others)}) == 4
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 5000])
+def test_text_of_many_tokens_is_that_of_each_on_end(vocabs, count):
+    for vocab in vocabs.values():
+        ids = np.random.default_rng(count).integers(0, vocab.size, count).astype(np.uint16)
+        assert vocab.text_bytes(ids) == b"".join(map(vocab.bytes_of, ids.tolist()))
+        special = np.full(count, vocab.eod_id)
+        assert vocab.text_bytes(special) == b""
+
+
+def test_an_empty_file_is_refused_without_a_word_of_sentencepieces(tmp_path, capfd):
+    (tmp_path / "empty.model").write_bytes(b"")
+    with pytest.raises(UserError, match="empty.model is not a SentencePiece model"):
+        Vocab.load(tmp_path / "empty.model")
+    assert capfd.readouterr() == ("", "")

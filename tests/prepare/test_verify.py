@@ -50,7 +50,7 @@ def test_the_file_of_any_flipped_byte_is_named(prepared):
     files = [
         path for path in sorted(out.rglob("*")) if path.is_file() and path.name != "manifest.json"
     ]
-    assert len(files) == 1 + 2 * 4
+    assert len(files) == 1 + 2 * 5
     for path in files:
         content = path.read_bytes()
         for place in (0, len(content) - 1, *rng.sample(range(len(content)), 10)):
@@ -143,6 +143,21 @@ def test_counts_that_do_not_add_up(prepared, monkeypatch, change, message, at_a_
     assert any(message in sentence for sentence in mistakes), mistakes
 
 
+@pytest.mark.parametrize("at_a_time", [7, 1 << 20])
+def test_a_text_of_another_hash_is_named(prepared, monkeypatch, at_a_time):
+    monkeypatch.setattr(verify, "AT_A_TIME", at_a_time)
+    path = prepared / "out" / "train" / "doc_hashes.npy"
+    hashes = np.load(path)
+    hashes[3, 15] ^= 1
+    np.save(path, hashes)
+    dataset = Dataset(prepared / "out")
+    name = dataset.split("train").names()[3]
+    assert verify.miscounts(dataset, "train") == [
+        f"train: 1 documents have another text than doc_hashes.npy says, the first is {name!r}"
+    ]
+    assert verify.miscounts(dataset, "test") == []
+
+
 CHANGES = {
     "another letter": (
         lambda folder: write_texts(folder, {"b/book 1.txt": BOOKS["b/book 1.txt"].swapcase()}),
@@ -181,8 +196,13 @@ def test_datasets_of_format_1_still_open(prepared):
     path = prepared / "out" / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest[manifests.SEAL], manifest["provenance"]
-    path.write_text(json.dumps({**manifest, "format": 1}))
+    for split, entry in manifest["splits"].items():
+        del entry["files"]["doc_hashes.npy"]
+        (prepared / "out" / split / "doc_hashes.npy").unlink()
+    manifest["format"] = 1
+    path.write_text(json.dumps(manifest))
     assert Dataset(prepared / "out").split("train").doc_tokens.sum() > 0
+    assert verify.miscounts(Dataset(prepared / "out"), "train") == []
     assert verify.damaged_files(prepared / "out", manifest) == []
 
 

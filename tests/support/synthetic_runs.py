@@ -51,7 +51,9 @@ def evaluation(step, loss, split="test", nats_per_byte=None, scored=1000, **more
     figures = {
         "tokens": scored // 4,
         "bytes": scored,
-        "total_loss": loss * scored / 4,
+        "total_loss": loss * (scored // 4),
+        "text_nats": nats * scored,
+        "text_tokens": scored // 4,
         "loss": loss,
         "ppl": math.exp(loss),
         "normalised_loss": nats,

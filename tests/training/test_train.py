@@ -45,7 +45,7 @@ def one_rank(tmp_path_factory, sample, run_command):
 def test_what_a_person_sees(one_rank):
     lines = (one_rank / "stdout").read_text().splitlines()
     assert any(
-        line.startswith("eval after step 0 (untrained) on test (528 of 108,605 tokens): loss 7.6")
+        line.startswith("eval after step 0 (untrained) on test (529 of 108,606 tokens): loss 7.6")
         for line in lines
     )
     assert any(
@@ -195,7 +195,7 @@ def test_the_evaluator_scores_the_whole_split_without_deepspeed(
     result = json.loads((tmp_path / "o.json").read_text())
     assert f"normalised perplexity     {result['normalised_ppl']:14.4f}" in done.stdout
     source = json.loads((sample / "manifest.json").read_text())["splits"]["test"]
-    assert result["tokens"] == source["tokens"] - 1
+    assert result["tokens"] == source["tokens"] and result["bytes"] == source["bytes"]
     assert list(result) == [
         "split",
         "checkpoint",
@@ -205,6 +205,8 @@ def test_the_evaluator_scores_the_whole_split_without_deepspeed(
         "tokens",
         "bytes",
         "total_loss",
+        "text_nats",
+        "text_tokens",
         "loss",
         "ppl",
         "normalised_loss",

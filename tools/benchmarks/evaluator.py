@@ -31,7 +31,7 @@ def measure(device: Device, shape: ModelConfig, work: Work) -> dict:
     tokens = np.random.default_rng(0).integers(shape.vocab_size, size=size)
     split = SimpleNamespace(tokens=tokens, check_ids=lambda ids: None)
     byte_lengths = np.ones(shape.vocab_size, np.int64)
-    vocab = SimpleNamespace(byte_lengths=byte_lengths, decode=lambda ids: "x" * len(ids))
+    vocab = SimpleNamespace(byte_lengths=byte_lengths, decode=lambda ids: "x" * len(ids), eod_id=0)
     kernels, _ = choose("auto", device.torch, shape, device.dtype)
     model = GPT(shape, kernels=kernels)
     plain = PlainGPT(model).to(device.torch, device.dtype)
@@ -46,7 +46,7 @@ def measure(device: Device, shape: ModelConfig, work: Work) -> dict:
         nats["obvious"], _, _ = _obvious(plain, tokens, shape.seq_len, last_n, device.torch)
 
     times, _ = device.in_turn({"ours": ours, "obvious": obvious}, work.rounds)
-    scored = len(tokens) - 1
+    scored = len(tokens)
     figures = {
         "last_n": last_n,
         "scored_tokens": scored,
@@ -71,14 +71,19 @@ def _obvious(plain, tokens, seq_len, last_n, device):
     nats = 0.0
     top1 = 0
     top10 = 0
+    rows = [np.array([0, tokens[0]])]  # of the first token, after an end of a document
+    scored = [1]
     for index in range(WINDOWS):
         place = window(index, len(tokens), seq_len, last_n)
-        ids = torch.from_numpy(tokens[place.start : place.start + place.length + 1]).to(device)
+        rows.append(tokens[place.start : place.start + place.length + 1])
+        scored.append(place.scored)
+    for row, count in zip(rows, scored):
+        ids = torch.from_numpy(row).to(device)
         targets = ids[1:, None]
         log_probabilities = plain.logits(ids[None, :-1]).float().log_softmax(-1)[0]
-        own = log_probabilities.gather(1, targets)[-place.scored :, 0]
+        own = log_probabilities.gather(1, targets)[-count:, 0]
         best = log_probabilities.topk(TOP).indices
-        hits = best[-place.scored :] == targets[-place.scored :]
+        hits = best[-count:] == targets[-count:]
         nats -= own.sum().item()
         top1 += int(hits[:, 0].sum())
         top10 += int(hits.any(1).sum())

@@ -1,0 +1,58 @@
+"""A throughput belongs to the model that it was measured for."""
+
+import pytest
+from conftest import ROOT, tiny_run
+
+from gpt.config.resolve import load, resolve
+
+CLASS = ROOT / "ds_configs" / "24h.json"
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"gpt.preset": "XL"}, "613,416,960 FLOPs per token, and this one takes 8,883,535,872"),
+        ({"gpt.seq_len": 1024}, "613,416,960 FLOPs per token, and this one takes 641,728,512"),
+        ({"gpt.vocab_size": 4096}, "613,416,960 FLOPs per token, and this one takes 556,793,856"),
+        ({"fp16.enabled": False}, "was measured in fp16, and this run is in fp32"),
+    ],
+)
+def test_another_model_than_the_classs_has_no_reference_hours(overrides, words):
+    config = load(CLASS, overrides=overrides)
+    assert config.options.tokens_per_second is None
+    assert [words in notice for notice in config.notices].count(True) == 1
+    notice = next(notice for notice in config.notices if words in notice)
+    assert notice.startswith("no reference hours: tokens_per_second 55,416")
+    assert "tools/throughput.py" in notice
+
+
+def test_the_classs_own_model_keeps_them():
+    config = load(CLASS, overrides={"gpt.seed": 3, "gpt.preset": "small", "gpt.h_dim": 768})
+    assert config.options.tokens_per_second == 55416 and not config.notices
+
+
+def test_a_throughput_on_the_command_line_belongs_to_the_run_as_it_is():
+    overrides = {"gpt.preset": "XL", "gpt.tokens_per_second": 900.0}
+    config = load(CLASS, overrides=overrides)
+    assert config.options.tokens_per_second == 900
+    assert config.options.reference_flops_per_token == config.model.matmul_flops_per_token()
+
+
+def test_a_file_that_does_not_say_is_taken_at_its_word_until_the_shape_is_changed():
+    tree = tiny_run(gpt={"tokens_per_second": 1000.0})
+    config = resolve(tree, "tiny")
+    assert config.options.tokens_per_second == 1000
+    # and from then on it is known
+    assert config.options.reference_flops_per_token == config.model.matmul_flops_per_token()
+    changed = resolve(tree, "tiny", overrides={"gpt.h_dim": 256})
+    assert changed.options.tokens_per_second is None
+    assert any("the command line changes h_dim" in notice for notice in changed.notices)
+    again = resolve(config.tree(), "again", overrides={"gpt.h_dim": 256})
+    assert again.options.tokens_per_second is None
+    assert any("FLOPs per token" in notice for notice in again.notices)
+
+
+def test_without_fp16_its_throughput_is_not_the_runs():
+    config = load(CLASS).without_fp16("no GPU here")
+    assert config.options.tokens_per_second is None
+    assert "no reference hours: tokens_per_second was measured in fp16" in config.notices

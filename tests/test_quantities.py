@@ -1,0 +1,59 @@
+"""Figures of evaluations held against their sums."""
+
+import json
+import math
+
+import pytest
+
+from gpt.metrics.events import finite
+from gpt.quantities import contradiction, quantities
+
+# 3 nats on 2 tokens, of which one carries 4 bytes and 2 nats
+FIGURES = {
+    "total_loss": 3.0,
+    "tokens": 2,
+    "text_nats": 2.0,
+    "text_tokens": 1,
+    "bytes": 4,
+    "loss": 1.5,
+    "ppl": 4.4816890703380645,
+    "normalised_loss": 0.5,
+    "normalised_ppl": 1.6487212707001282,
+    "bits_per_byte": 0.7213475204444817,
+}
+
+
+def test_figures_follow_from_their_sums():
+    assert quantities(3.0, 2, 2.0, 1, 4) == pytest.approx(FIGURES, rel=1e-15)
+    assert contradiction({**FIGURES, "split": "test", "top1": 0.5}) is None
+    assert contradiction(json.loads(json.dumps(quantities(31.7, 9, 29.1, 8, 23)))) is None
+
+
+@pytest.mark.parametrize("sums", [(0.0, 0, 0.0, 0, 0), (9e5, 2, 9e5, 2, 1), (2.0, 1, 0.0, 0, 0)])
+def test_what_json_has_no_number_for_is_no_contradiction(sums):
+    figures = quantities(*sums)
+    assert contradiction(figures) is None and contradiction(finite(figures)) is None
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"normalised_ppl": 1.5}, "normalised_ppl is 1.5, and its sums make it 1.648721271"),
+        ({"loss": 1.5 * (1 + 2e-9)}, "loss is 1.500000003, and its sums make it 1.5"),
+        ({"bits_per_byte": None}, "bits_per_byte is None, and its sums make it 0.7213475204"),
+        ({"ppl": math.inf}, "ppl is inf, and its sums make it 4.48168907"),
+        ({"normalised_loss": "0.5"}, "normalised_loss is 0.5, and its sums make it 0.5"),
+        ({"text_nats": None}, "text_nats is None, not a number"),
+        ({"tokens": True}, "tokens is True, not a number"),
+        ({"text_tokens": 3}, "text_tokens is 3 of 2 tokens"),
+        ({"bytes": 5}, "normalised_loss is 0.5, and its sums make it 0.4"),
+        ({"tokens": 0, "text_tokens": 0}, "loss is 1.5, and its sums make it nan"),
+    ],
+)
+def test_the_first_figure_that_contradicts_its_sums(change, sentence):
+    assert contradiction({**FIGURES, **change}) == sentence
+
+
+def test_a_sum_that_is_not_there_is_named():
+    del (figures := dict(FIGURES))["text_tokens"]
+    assert contradiction(figures) == "text_tokens is None, not a number"
