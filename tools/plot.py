@@ -19,7 +19,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, command
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.metrics.events import AXES
 from gpt.metrics.runs import missing_axis, read_runs
 from gpt.results.comparison import final_losses, group_by_seed
