@@ -8,8 +8,9 @@ measured hours, reference accelerator-hours); learning rate, gradient norm, loss
 throughput; and what the runs told about their weights and activations (--log_grads_every,
 --log_activations_every of train.py). Runs that differ only in their seeds become one line, their
 mean, with a band of one standard deviation. --scaling fits power laws to the final normalised
-losses of finished runs, one for each method, prints them with their uncertainty, and draws
-them with their crossings. The same command writes the same bytes.
+losses of finished runs, one for each method, prints them with their uncertainty, and draws them
+with their crossings. A method keeps its hue and dashes in every figure. The same command writes the
+same bytes.
 """
 
 import importlib.util
@@ -18,7 +19,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, command
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.metrics.events import AXES
 from gpt.metrics.runs import missing_axis, read_runs
 from gpt.results.comparison import final_losses, group_by_seed
@@ -35,6 +39,7 @@ def main():
     notices: list[str] = []
     runs = read_runs(args.runs, notices)
     groups = group_by_seed(runs, same_code(runs, args.same_code, notices))
+    relabel(groups, args.label)
     notices += texts_differ(runs)
     points, laws = {}, {}
     if args.scaling:
@@ -43,20 +48,23 @@ def main():
         raise UserError("no run has a line of training yet: there is nothing to draw")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    paths = figures.training(groups, out) + figures.inside(groups, out)
+    output = figures.Output(out, args.format, args.title)
+    paths = figures.training(groups, output) + figures.inside(groups, output)
     for axis in AXES:
         lacking = [run for run in runs if not has_axis(run, axis)]
         if lacking:
             notices.append(missing_axis(axis, lacking))
         for quantity in figures.QUANTITIES:
-            paths += figures.curves(groups, axis, quantity, out)
+            paths += figures.curves(groups, axis, quantity, output)
     if laws:
         split = groups[0].runs[0].options["eval_data_split"]
-        paths += figures.law_figure(laws, points, split, args.scaling, out)
+        classes = figures.class_names(groups, args.scaling)
+        paths += figures.law_figure(laws, points, classes, split, args.scaling, output)
         print("\n".join(power_law.describe(laws, figures.UNITS[args.scaling])))
     for notice in dict.fromkeys(notices):
         print(f"notice: {notice}")
-    print(f"{out}: {', '.join(path.stem for path in paths[::2])} (.png, .svg)")
+    names = ", ".join(dict.fromkeys(path.stem for path in paths))
+    print(f"{out}: {names} ({', '.join(f'.{name}' for name in args.format)})")
 
 
 def parse():
@@ -73,7 +81,45 @@ def parse():
         help="fit power laws over reference accelerator-hours (default) or FLOPs",
     )
     add_same_code(parser)
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        default=["png", "svg"],
+        choices=("png", "svg", "pdf"),
+        help="kinds of files (default: png svg)",
+    )
+    parser.add_argument("--title", metavar="TEXT", help="stands above every figure")
+    parser.add_argument(
+        "--label",
+        nargs="+",
+        default=[],
+        metavar="NAME=TEXT",
+        help="what the figures call a run, a group of seeds or a method instead of its name",
+    )
     return parser.parse_args()
+
+
+def relabel(groups, labels):
+    """Call groups and methods as --label says. Raises UserError where it names neither, or gives
+    two methods one name."""
+    methods = {group.method for group in groups}
+    known = methods | {group.name for group in groups}
+    texts = {}
+    for label in labels:
+        names = [name for name in known if label.startswith(f"{name}=")]
+        name = max(names, key=len, default=None)
+        if name is None:
+            listed = ", ".join(sorted(known))
+            raise UserError(
+                f"--label {label} names no run, group of seeds or method",
+                mend=f"give NAME=TEXT with one of {listed}",
+            )
+        texts[name] = label.removeprefix(f"{name}=")
+    for group in groups:
+        group.name = texts.get(group.name, group.name)
+        group.method = texts.get(group.method, group.method)
+    if len({group.method for group in groups}) < len(methods):
+        raise UserError("--label gives two methods one name", mend="give each its own")
 
 
 def require_packages():
