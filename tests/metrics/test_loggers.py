@@ -152,6 +152,7 @@ def test_the_environments_names_count_where_the_run_has_none(sample, tmp_path, m
         monkeypatch.setenv(f"WANDB_{name}", value)
     gpt = {"logger_type": "wandb", "max_train_steps": 1}
     train(tmp_path / "run", sample, gpt=gpt)
+    monkeypatch.delenv("WANDB_RUN_ID")
     train(tmp_path / "named", sample, gpt={**gpt, "wandb_project_name": "theirs"})
     ((_, _, run),) = runs_of_wandb(tmp_path / "run")
     assert run == {"id": "abcd1234", "project": "ours", "name": "mine", "notes": ""}
