@@ -198,10 +198,13 @@ def test_the_evaluator_scores_the_whole_split_without_deepspeed(
     assert result["tokens"] == source["tokens"] and result["bytes"] == source["bytes"]
     assert list(result) == [
         "split",
-        "checkpoint",
         "dataset",
+        "documents",
+        "checkpoint",
+        "step",
         "seq_len",
         "last_n",
+        "of_tokens",
         "tokens",
         "bytes",
         "total_loss",
