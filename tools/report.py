@@ -3,9 +3,11 @@
     python tools/report.py runs/24h --out report.html
     python tools/report.py runs/24h --out report.html --watch   again every 10 s while it trains
 
-Configuration with the source of every value, curves (drag to zoom, double click for the whole),
-what happened (checkpoints, overflows, spikes, skips, rewinds, resumes), evaluation per split, and
-environment. The page loads nothing from anywhere. With --watch an open page reloads itself and
+Curves (drag to zoom, double click for the whole; runs that differ only in their seeds are one line,
+their mean, with a band of one standard deviation), the leaderboard of compare.py, what each run is
+(code, dataset, changes on resuming, command), what happened (checkpoints, overflows, spikes, skips,
+rewinds, resumes), evaluation per split, environment, and the configuration with the source of every
+value. The page loads nothing from anywhere. With --watch an open page reloads itself and
 keeps its zoom; the tool ends when all runs are finished, or by Ctrl-C.
 """
 
@@ -18,6 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from gpt.errors import Parser, UserError, command
 from gpt.files import write_atomically
 from gpt.metrics.runs import read_runs
+from gpt.results.methods import add_same_code, same_code
 from gpt.results.page import page
 from gpt.wording import plural
 
@@ -29,7 +32,8 @@ def main():
     while True:
         runs = read_runs(args.runs)
         is_last = finished
-        write_atomically(out, page(runs, reload=None if is_last else args.watch))
+        equal_code = same_code(runs, args.same_code)
+        write_atomically(out, page(runs, None if is_last else args.watch, equal_code))
         if is_last:
             break
         # the last checkpoint comes after the last evaluation: look once more
@@ -55,6 +59,7 @@ def parse():
         metavar="SECONDS",
         help="write it again so often, and have open pages follow (default 10)",
     )
+    add_same_code(parser)
     args = parser.parse_args()
     out = Path(args.out)
     if out.is_dir() or not out.resolve().parent.is_dir() or out.suffix not in (".html", ".htm"):
