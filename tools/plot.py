@@ -23,6 +23,8 @@ from gpt.errors import Parser, UserError, command
 from gpt.metrics.events import AXES
 from gpt.metrics.runs import missing_axis, read_runs
 from gpt.results.comparison import final_losses, group_by_seed
+from gpt.results.methods import add_same_code, same_code
+from gpt.results.scores import texts_differ
 
 
 def main():
@@ -31,20 +33,14 @@ def main():
 
     from gpt.results import figures, power_law
 
-    runs = read_runs(args.runs)
-    groups = group_by_seed(runs)
+    notices: list[str] = []
+    runs = read_runs(args.runs, notices)
+    groups = group_by_seed(runs, same_code(runs, args.same_code, notices))
     relabel(groups, args.label)
-    notices = []
-    for run in runs:
-        notices += run.notices
-    if len({(run.fingerprint, run.options.get("eval_data_split")) for run in runs}) > 1:
-        notices.append(
-            "the runs are of different datasets or splits: their losses do not measure the same"
-        )
-    laws = None
-    if args.scaling:  # a mistake is told before a file is written
-        points = final_losses(groups, args.scaling, notices)
-        laws = fit_laws(points, notices)
+    notices += texts_differ(runs)
+    points, laws = {}, {}
+    if args.scaling:
+        points, laws = fit_laws(groups, args.scaling, notices)
     if not any(run.last_step for run in runs):
         raise UserError("no run has a line of training yet: there is nothing to draw")
     out = Path(args.out)
@@ -62,7 +58,7 @@ def main():
         classes = figures.class_names(groups, args.scaling)
         paths += figures.law_figure(laws, points, classes, split, args.scaling, output)
         print("\n".join(power_law.describe(laws, figures.UNITS[args.scaling])))
-    for notice in notices:
+    for notice in dict.fromkeys(notices):
         print(f"notice: {notice}")
     names = ", ".join(dict.fromkeys(path.stem for path in paths))
     print(f"{out}: {names} ({', '.join(f'.{name}' for name in args.format)})")
@@ -96,6 +92,7 @@ def parse():
         metavar="NAME=TEXT",
         help="what the figures call a run, a group of seeds or a method instead of its name",
     )
+    add_same_code(parser)
     return parser.parse_args()
 
 
@@ -138,25 +135,25 @@ def has_axis(run, axis):
     return run.over(axis, run.curve("train") + run.curve("eval")) is not None
 
 
-def fit_laws(points, notices):
-    """{family: Fit} of points, {family: [(compute, mean loss, spread)]}; families with too few
-    scales are left out with a notice."""
+def fit_laws(groups, axis, notices):
+    """({method: [(compute, mean loss, spread)]}, {method: Fit}) over an axis. What has no law gets
+    a notice: methods with too few scales, losses that do not measure the same."""
     from gpt.results import power_law
 
     laws = {}
-    refused = []
-    for family, points_of_family in points.items():
-        compute = [x for x, _, _ in points_of_family]
-        losses = [mean for _, mean, _ in points_of_family]
+    try:
+        points = final_losses(groups, axis, notices)
+    except UserError as reason:
+        notices.append(f"no power law: {reason}")
+        return {}, {}
+    for method, points_of_method in points.items():
+        compute = [x for x, _, _ in points_of_method]
+        losses = [mean for _, mean, _ in points_of_method]
         try:
-            laws[family] = power_law.fit(compute, losses)
-        except UserError as error:
-            refused.append(f"{family}: {error}")
-    if not laws:
-        reasons = "; ".join(refused) or "none of the runs is finished and evaluated"
-        raise UserError(f"--scaling: {reasons}")
-    notices += refused
-    return laws
+            laws[method] = power_law.fit(compute, losses)
+        except UserError as reason:
+            notices.append(f"no power law of {method}: {reason}")
+    return points, laws
 
 
 if __name__ == "__main__":

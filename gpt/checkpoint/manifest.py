@@ -56,6 +56,7 @@ class Manifest:
 
     step: int = 0  # optimizer steps that the weights have seen
     evaluated_step: int | None = None  # of the last evaluation; None before the first
+    evaluated_whole: bool = False  # whether that scored the whole split
     left_out: list = field(default_factory=list)  # indices of batches that were left out
     losses: list = field(default_factory=list)  # nats per token, which the next are judged by
     seconds: float = 0.0  # of training until then, without evaluations and checkpoints

@@ -71,44 +71,36 @@ class Saver:
         self._engine = engine
         self._world = world
         self.folder = folders.of_run(config.run_dir)
-        # of the latest checkpoint that this process committed or loaded: its step, and that of the
-        # last evaluation that it tells of
-        self.saved_step: int | None = None
-        self.saved_evaluation: int | None = None
+        # of the latest checkpoint that this process committed or loaded
+        self._saved: Manifest | None = None
+        # the last evaluation: its step, and whether it scored the whole split
+        self._evaluation: tuple[int, bool] | None = None
         self._pending: _Pending | None = None
         self._report = report
         self._say = say
+
+    @property
+    def saved_step(self) -> int | None:
+        """Step of the latest checkpoint that this process committed or loaded."""
+        return self._saved.step if self._saved else None
 
     @property
     def ready(self) -> bool:
         """Whether this rank's thread has done its part of the save that is under way."""
         return self._pending is not None and not self._pending.thread.is_alive()
 
-    def begin(
-        self,
-        step: int,
-        probe: np.ndarray,
-        evaluated_step: int | None,
-        left_out: list,
-        losses: list,
-        seconds: float,
-    ) -> None:
+    def begin(self, course: Manifest, probe: np.ndarray) -> None:
         """Write the files of a checkpoint, and start hashing them. Finishes an earlier save first.
 
-        probe: tokens whose loss is kept with it, int64 (rows, tokens + 1). The others as in
-        gpt.checkpoint.manifest.Manifest.
+        course: where the run is; what else a manifest has is filled in here. probe: tokens whose
+        loss is kept with it, int64 (rows, tokens + 1).
         """
         self.finish()
         began = time.perf_counter()
-        staged = self.folder / folders.staging_tag(step)
+        staged = self.folder / folders.staging_tag(course.step)
         config = self._config
-        manifest = Manifest(
-            step=step,
-            evaluated_step=evaluated_step,
-            left_out=left_out,
-            losses=losses,
-            seconds=seconds,
-            tokens=step * config.batch.train_batch_size * config.model.seq_len,
+        manifest = replace(
+            course,
             ranks=self._world.size,
             precision=config.precision,
             zero_stage=config.zero_stage,
@@ -116,10 +108,45 @@ class Saver:
             dataset=self._dataset.fingerprint,
             probe=Probe(probe.tolist(), self._engine.probe(probe)),
         )
-        failure = self._no_room() or self._engine.save(self.folder, staged.name, {"step": step})
+        failure = self._no_room() or self._engine.save(
+            self.folder, staged.name, {"step": course.step}
+        )
         pending = self._pending = _Pending(manifest, staged, began, failure)
         pending.run(lambda: self._hash(pending))
         pending.pause = time.perf_counter() - began
+
+    def note_evaluation(self, step: int, whole: bool) -> None:
+        """Have the checkpoint of `step`, where there is one, tell that its weights were evaluated.
+        Of one that stands checkpoint.json alone is written anew.
+
+        whole: whether the whole split was scored.
+        """
+        self._evaluation = step, whole
+        pending = self._pending
+        if pending is None:
+            self._record_evaluation()
+        elif pending.manifest.step == step and not pending.committing:
+            pending.manifest = _with_evaluation(pending.manifest, whole)
+        # else it is recorded once that save is committed
+
+    def _record_evaluation(self) -> None:
+        """The last evaluation, in the latest checkpoint, if that is the one of its step."""
+        saved = self._saved
+        if saved is None or self._evaluation is None:
+            return
+        step, whole = self._evaluation
+        evaluated = _with_evaluation(saved, whole)
+        if saved.step != step or saved == evaluated:
+            return
+        self._saved = evaluated
+        if self._world.rank == 0:
+            try:
+                evaluated.write(self.folder / folders.tag_of(step))
+            except OSError as error:  # a run that goes on from it evaluates once more
+                self._say(
+                    f"WARNING: the checkpoint of step {step} does not tell of its evaluation:"
+                    f" {in_brief(error)}"
+                )
 
     def finish(self) -> None:
         """Wait for a save that is under way."""
@@ -155,8 +182,8 @@ class Saver:
                 f"WARNING: an old checkpoint in {self.folder} could not be removed:"
                 f" {pending.not_removed}"
             )
-        self.saved_step = pending.manifest.step
-        self.saved_evaluation = pending.manifest.evaluated_step
+        self._saved = pending.manifest
+        self._record_evaluation()
         self._report(
             {
                 "event": events.CHECKPOINT,
@@ -249,8 +276,8 @@ class Saver:
             self._engine.adopt(read_state(checkpoint.path), manifest.loss_scale)
             notices.append(f"the checkpoint was written as {then}, and goes on as {now}")
         self._require_same_loss(checkpoint, probe)
-        self.saved_step = manifest.step
-        self.saved_evaluation = manifest.evaluated_step
+        self._saved = manifest
+        self._evaluation = None  # of a course that was left
         return manifest
 
     def _require_same_loss(self, checkpoint: Checkpoint, probe: np.ndarray):
@@ -267,6 +294,10 @@ class Saver:
                     f" probe batch{where}, where they gave {stored:.6f} when it was saved: nothing"
                     " was trained; go on from another checkpoint"
                 )
+
+
+def _with_evaluation(manifest: Manifest, whole: bool) -> Manifest:
+    return replace(manifest, evaluated_step=manifest.step, evaluated_whole=whole)
 
 
 @dataclass

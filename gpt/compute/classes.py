@@ -81,6 +81,7 @@ def shipped_tree(preset: str, train_batch_size: int) -> dict:
             "reference_flops_per_token": 1,
             "reference_precision": "fp16",
             "eval_every": 500,
+            "final_eval": True,
             "log_terminal_every": 100,
             "log_grads_every": 1000,
             "log_ckpt_every": 1000,

@@ -11,7 +11,7 @@ from gpt.config.run_config import Config
 from gpt.data.datasets import Dataset
 from gpt.data.windows import windows
 from gpt.files import free_space
-from gpt.wording import duration
+from gpt.wording import duration, plural
 
 
 def explain(config: Config) -> str:
@@ -159,27 +159,35 @@ def _time(config: Config) -> list[str]:
 
 def _evaluation(config: Config, dataset: Dataset | None) -> list[str]:
     options = config.options
-    seq_len = config.model.seq_len
-    if options.eval_every <= 0:
-        return []
-    # before the first step, and after the last
-    times = math.ceil(options.max_train_steps / options.eval_every) + 1
-    counts = []
-    if options.max_eval_steps >= 0:
-        counts.append(options.max_eval_steps * options.eval_batch_size)
+    whole = None  # windows of the split
     if dataset is not None:
         tokens = dataset.manifest["splits"][options.eval_data_split]["tokens"]
         assert options.last_n is not None, "a resolved configuration has it"
-        counts.append(windows(tokens, seq_len, options.last_n))
-    if not counts:
-        return [f"evaluation     {times} times over the whole split {options.eval_data_split!r}"]
-    count = min(counts)
+        whole = windows(tokens, config.model.seq_len, options.last_n)
+    count = whole
+    if options.max_eval_steps >= 0:
+        most = options.max_eval_steps * options.eval_batch_size
+        count = most if whole is None else min(most, whole)
+    rows = []
+    if options.eval_every > 0:
+        # before the first step, and after the last
+        times = math.ceil(options.max_train_steps / options.eval_every) + 1
+        rows.append(_cost_of_evaluations(config, times - options.final_eval, count))
+    if options.final_eval:
+        rows.append(_cost_of_evaluations(config, 1, whole))
+    heads = ["evaluation"] + [""] * len(rows)
+    return [f"{head:14} {row}" for head, row in zip(heads, rows)]
+
+
+def _cost_of_evaluations(config: Config, times: int, count: int | None) -> str:
+    """count: windows of each; None: the whole split, whose size is not known."""
+    often = plural(times, "time")
+    if count is None:
+        return f"{often} over the whole split {config.options.eval_data_split!r}"
+    seq_len = config.model.seq_len
     # a forward pass alone costs a third
     cost = times * count * seq_len / 3 / max(1, _tokens(config))
-    return [
-        f"evaluation     {times} times {count:,} windows of {seq_len} tokens: {cost:.1%} of the"
-        " training's FLOPs"
-    ]
+    return f"{often} {count:,} windows of {seq_len} tokens: {cost:.1%} of the training's FLOPs"
 
 
 def _host(config: Config) -> list[str]:

@@ -73,6 +73,9 @@ class Options:
     max_eval_steps: int = option(
         int, 500, "batches of one evaluation, -1: the whole split", minimum=-1
     )
+    final_eval: bool = option(
+        bool, False, "after the last step score the whole split, whatever max_eval_steps says"
+    )
     eval_batch_size: int = option(
         int,
         16,

@@ -66,10 +66,15 @@ class Progress:
 
 
 def announcement(
-    config: Config, device: str, data_root: Path, kernels: tuple[str, str], attention: str
+    config: Config,
+    parameters: int,
+    device: str,
+    data_root: Path | str,
+    kernels: tuple[str, str],
+    attention: str,
 ) -> str:
-    """What is about to run. device: cpu or cuda. kernels: which, and why. attention: its
-    backend."""
+    """What is about to run. parameters: the module's. device: cpu or cuda. kernels: which, and why.
+    attention: its backend."""
     model = config.model
     batch = config.batch
     which_kernels, why = kernels
@@ -78,17 +83,18 @@ def announcement(
     tokens = f"{batch.train_batch_size} x {model.seq_len} tokens a step ({micro}) from {data_root}"
     compiled = f"compile: {config.options.compile}"
     return (
-        f"{config.run_dir}: {model.parameters():,} parameters, {engine}; {tokens};"
+        f"{config.run_dir}: {parameters:,} parameters, {engine}; {tokens};"
         f" kernels: {which_kernels} ({why}), attention: {attention}, {compiled}"
     )
 
 
-def evaluation_line(
-    step: int, split: str, split_tokens: int, scores: dict, first_weights: str
-) -> str:
-    """scores: of gpt.evaluation.summary. first_weights: what those of step 0 are."""
+def evaluation_line(step: int, split: str, of_tokens: int, scores: dict, first_weights: str) -> str:
+    """of_tokens: those that the whole split would score. scores: of gpt.evaluation.summary.
+    first_weights: what those of step 0 are."""
     weights = "" if step else f" ({first_weights})"
-    scored = f"{scores['tokens']:,} of {split_tokens:,} tokens"
+    scored = f"{scores['tokens']:,} of {of_tokens:,} tokens"
+    if scores["tokens"] == of_tokens:
+        scored = f"all {of_tokens:,} tokens"
     loss = f"loss {scores['loss']:.4f}"
     perplexity = f"normalised perplexity {scores['normalised_ppl']:.4f}"
     bits = f"bits per byte {scores['bits_per_byte']:.4f}"

@@ -61,9 +61,9 @@ def add_same_code(parser: Parser) -> None:
     )
 
 
-def same_code(runs: Sequence[Run], beginnings: Sequence[str]) -> frozenset[str]:
-    """The hashes that --same_code names by their beginnings. Raises UserError where one names no
-    version of the runs, or several."""
+def same_code(runs: Sequence[Run], beginnings: Sequence[str], notices: list[str]) -> frozenset[str]:
+    """The hashes that --same_code names by their beginnings, of which a notice tells. Raises
+    UserError where one names no version of the runs, or several."""
     known = sorted({run.code for run in runs if run.code})
     hashes = set()
     for beginning in beginnings:
@@ -77,6 +77,9 @@ def same_code(runs: Sequence[Run], beginnings: Sequence[str]) -> frozenset[str]:
         hashes.add(versions[0])
     if beginnings and len(hashes) < 2:
         raise UserError("--same_code names one version", mend="give two at least")
+    if hashes:
+        names = " and ".join(version[:SHORT_HASH] for version in sorted(hashes))
+        notices.append(f"the versions {names} of the code count as one (--same_code)")
     return frozenset(hashes)
 
 
@@ -197,6 +200,30 @@ def telling(words: Sequence[Settings]) -> list[str]:
 def _kinds(words: Sequence[Settings], paths: Sequence[str]) -> int:
     """How many kinds of methods some settings tell apart."""
     return len({_text([settings.get(path) for path in paths]) for settings in words})
+
+
+# settings that a table shows in columns of their own, or that do not bear on a curve
+IN_TABLES = (MODEL, "variant", "parameters", STEPS, BATCH_SETTING, SCORED)
+# what a reader asks for first
+FIRST = (CHANGES, CODE, "dataset", "optimizer", "scheduler", "precision")
+
+
+def table_settings(words: Sequence[Settings]) -> list[str]:
+    """The settings in which the rows of a table differ, and changes on resuming in any case, the
+    weightiest first."""
+    beside = (*IN_TABLES, *(path for path in SCORING if path != "last_n"))
+    paths = [path for path in differing(words) if path not in beside]
+    if any(CHANGES in settings for settings in words) and CHANGES not in paths:
+        paths.append(CHANGES)
+    return sorted(paths, key=lambda path: _weight(path, words))
+
+
+def _weight(path: str, words: Sequence[Settings]) -> tuple:
+    """By its block, in which types come first, and last what only some of the rows have."""
+    block = path.partition(".")[0]
+    place = FIRST.index(block) if block in FIRST else len(FIRST)
+    is_everywhere = all(path in settings for settings in words)
+    return place, not path.endswith(".type"), not is_everywhere
 
 
 def _part(path: str, value: Any) -> str:

@@ -23,8 +23,8 @@ from gpt.metrics.meter import Meter
 from gpt.metrics.sinks import Metrics
 from gpt.metrics.terminal import Progress
 from gpt.model import build
-from gpt.training.course import Course
-from gpt.training.reports import Reports, is_due
+from gpt.training.course import Course, is_due
+from gpt.training.reports import Reports
 from gpt.training.signals import StopRequest
 from gpt.training.start import require_one_folder
 from gpt.training.trouble import Attempt, Trouble
@@ -47,6 +47,7 @@ class Prepared(Protocol):
     streams: Streams
     batches: Ahead
     evaluator: Evaluator
+    final_evaluator: Evaluator  # of the last step
     course: Course
     notices: list[str]
     start_tag: str | None  # of the checkpoint to go on from, on rank 0
@@ -77,6 +78,7 @@ class Loop:
         self._course = prepared.course
         self._batches = prepared.batches
         self._evaluator = prepared.evaluator
+        self._final_evaluator = prepared.final_evaluator
         self._notices = prepared.notices
         self._world = world
         self._kernels = prepared.kernels
@@ -131,24 +133,24 @@ class Loop:
         options = self._config.options
         course = self._course
         last_step = options.max_train_steps
-        if self._start_tag and course.step >= last_step and not self._owes_evaluation():
+        if self._start_tag and course.step >= last_step and not course.owes_evaluation(options):
             self._reports.nothing_to_do()
             return
         self._open()
         self._agree()
         self._meter.start(course.step)
-        if self._owes_evaluation():
+        if course.owes_evaluation(options):
             self._evaluate()
         while course.step < last_step and not self._stop_reason:
             if not self._train_step():
                 continue
-            if self._owes_evaluation():
-                self._evaluate()
-            if is_due(course.step, options.log_ckpt_every) and course.step < last_step:
+            # an evaluation may take long, and end badly: what was learnt is kept before
+            if is_due(course.step, options.log_ckpt_every) or course.step == last_step:
                 self._save()
+            if course.owes_evaluation(options):
+                self._evaluate()
         self._saver.finish()
-        saved = self._saver.saved_step, self._saver.saved_evaluation
-        if saved != (course.step, course.evaluated_step):
+        if self._saver.saved_step != course.step:
             self._save()
             self._saver.finish()
         self._end()
@@ -168,6 +170,7 @@ class Loop:
 
     def _end(self) -> None:
         """Say how the run ended. Raises AgreedError where its last steps could not be saved."""
+        options = self._config.options
         step = self._course.step
         saver = self._saver
         if saver.saved_step != step:
@@ -176,11 +179,15 @@ class Loop:
                 f"the last checkpoint could not be written to {saver.folder}: make room, and the"
                 f" same command goes on from step {saver.saved_step or 0}"
             )
-        if step >= self._config.options.max_train_steps and not self._owes_evaluation():
+        if step >= options.max_train_steps and not self._course.owes_evaluation(options):
             self._reports.done(saver.folder / folders.tag_of(step))
         else:
             assert self._stop_reason is not None, "nothing else ends a run early"
-            self._reports.stopped(self._stop_reason, self._stop_request.seconds_ago())
+            self._reports.stopped(
+                self._stop_reason,
+                self._stop_request.seconds_ago(),
+                self._stop_request.launchers_part(self._stop_reason),
+            )
 
     def _agree(self) -> None:
         """What the ranks tell each other after every step: whether any of them was asked to stop,
@@ -251,25 +258,25 @@ class Loop:
             self._watchdog.progress(f"computing step {self._course.step + 1}")
             self._watchdog.first_micro_batch_done()
 
-    def _owes_evaluation(self) -> bool:
-        options = self._config.options
-        step = self._course.step
-        due = is_due(step, options.eval_every, options.max_train_steps)
-        return due and self._course.evaluated_step != step
-
     def _evaluate(self) -> None:
         """Evaluate the present weights; a request to stop ends it, and it is made up for when the
         run goes on."""
+        course = self._course
+        evaluator = self._evaluator
+        if course.is_final_evaluation(self._config.options):
+            evaluator = self._final_evaluator
         with self._meter.paused("eval"):
             began = time.perf_counter()
-            tally = self._evaluator.run(self._engine.module, self._world.device, self._goes_on)
+            tally = evaluator.run(self._engine.module, self._world.device, self._goes_on)
             if tally is None:
                 return
             sums = self._world.sum(self._world.tensor(tally.values())).tolist()
             scores = summary(Tally.from_values(sums))
-            split_tokens = len(self._evaluator.split.tokens)
-            self._reports.evaluation(scores, split_tokens, time.perf_counter() - began)
-            self._course.evaluated_step = self._course.step
+            of_tokens = len(evaluator.split.tokens)
+            self._reports.evaluation(scores, of_tokens, time.perf_counter() - began)
+            course.evaluated_step = course.step
+            course.evaluated_whole = scores["tokens"] == of_tokens
+            self._saver.note_evaluation(course.step, course.evaluated_whole)
 
     def _goes_on(self) -> bool:
         """Between two batches of an evaluation: whether to go on."""
@@ -281,11 +288,6 @@ class Loop:
         course = self._course
         with self._meter.paused("checkpoint"):
             self._watchdog.progress(f"saving after step {course.step}")
-            self._saver.begin(
-                course.step,
-                self._probe,
-                course.evaluated_step,
-                course.left_out,
-                course.spikes.losses,
-                self._meter.seconds,
-            )
+            seconds = self._meter.seconds
+            tokens = self._meter.tokens_until(course.step)
+            self._saver.begin(course.manifest(seconds, tokens), self._probe)

@@ -15,7 +15,7 @@ from gpt.metrics import events
 from gpt.metrics.meter import Meter
 from gpt.metrics.sinks import Metrics
 from gpt.metrics.terminal import Progress, announcement, evaluation_line
-from gpt.training.course import Course
+from gpt.training.course import Course, is_due
 from gpt.training.signals import LAUNCHER_SECONDS
 
 if TYPE_CHECKING:  # it loads DeepSpeed
@@ -72,7 +72,8 @@ class Reports:
         device = self._world.device.type
         backend = self._attention_backend()
         root = saved_config["dataset"]["root"]
-        self._progress.say(announcement(config, device, root, kernels, backend))
+        parameters = saved_config["parameters"]
+        self._progress.say(announcement(config, parameters, device, root, kernels, backend))
 
     def _environment(self, saved_config: Mapping[str, Any]) -> dict:
         """What runs where, for whoever reads the metrics."""
@@ -136,8 +137,8 @@ class Reports:
             self._progress.report(step, loss, lr, speed, seconds_left)
             meter.begin_stretch(step)
 
-    def evaluation(self, scores: dict, split_tokens: int, seconds: float) -> None:
-        """scores: of gpt.evaluation.summary. split_tokens: all of the split's."""
+    def evaluation(self, scores: dict, of_tokens: int, seconds: float) -> None:
+        """scores: of gpt.evaluation.summary. of_tokens: those that the whole split would score."""
         options = self._config.options
         step = self._course.step
         split = options.eval_data_split
@@ -148,11 +149,12 @@ class Reports:
                 "split": split,
                 **self._meter.axes(step),
                 **scores,
+                "of_tokens": of_tokens,
                 "seconds": seconds,
             }
         )
         first_weights = "as given" if options.init_from else "untrained"
-        self._progress.say(evaluation_line(step, split, split_tokens, scores, first_weights))
+        self._progress.say(evaluation_line(step, split, of_tokens, scores, first_weights))
 
     def nothing_to_do(self) -> None:
         self._progress.close()
@@ -165,8 +167,9 @@ class Reports:
         self.close()
         self._progress.say(f"done: {self._course.step} steps, checkpoint {checkpoint}")
 
-    def stopped(self, reason: str, seconds: float | None) -> None:
-        """The run ends before its last step. seconds: since this process was asked to stop."""
+    def stopped(self, reason: str, seconds: float | None, launchers_part: str | None) -> None:
+        """The run ends before its last step. seconds: since this process was asked to stop.
+        launchers_part: what its launcher may add, in a sentence."""
         step = self._course.step
         self._progress.close()
         self._metrics.write(
@@ -180,6 +183,8 @@ class Reports:
             launchers = f"launchers wait {LAUNCHER_SECONDS} s before they kill"
             line += f"; NOTE: that took {seconds:.0f} s, and {launchers}"
         self._progress.say(line)
+        if launchers_part:
+            self._progress.say(f"notice: {launchers_part}")
 
 
 def _who(saved_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,9 +196,3 @@ def _who(saved_config: Mapping[str, Any]) -> dict[str, Any]:
         "seed": saved_config["run"]["gpt"]["seed"],
         "code": {name: code[name] for name in ("hash", "commit", "dirty")},
     }
-
-
-def is_due(step: int, every: int, last_step: int | None = None) -> bool:
-    """Whether something is done after `step`: at every `every`-th, and at the last; never where
-    `every` is 0 or less."""
-    return every > 0 and (step % every == 0 or step == last_step)

@@ -26,6 +26,7 @@ from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
 from gpt.metrics.events import METRICS
 from gpt.metrics.runs import read_run
+from gpt.training.course import Course
 
 # prefixes of the settings that a checkpoint's tensors and states have their shapes from
 SHAPING = ("model.", "optimizer.type", "scheduler.type")
@@ -219,9 +220,9 @@ def _reached(config: Config) -> Reached:
     last = config.options.max_train_steps
     if tag is not None:
         checkpoint = Checkpoint.open(folder / tag)
-        evaluated = checkpoint.manifest.evaluated_step == checkpoint.step
-        owes_evaluation = config.options.eval_every > 0 and not evaluated
-        finished = checkpoint.step >= last and not owes_evaluation
+        course = Course()
+        course.go_on_from(checkpoint.manifest)
+        finished = course.step >= last and not course.owes_evaluation(config.options)
         return Reached(checkpoint.step, finished, checkpoint.config)
     if (config.run_dir / METRICS).is_file():
         run = read_run(config.run_dir)

@@ -23,9 +23,11 @@ import psutil
 
 from gpt.compute import classes
 from gpt.config.batch import ACCUMULATION, BATCH, MICRO, divisors
-from gpt.config.resolve import replace_batch, resolve
+from gpt.config.draft import Draft
+from gpt.config.resolve import complete, replace_batch, resolve
 from gpt.config.run_config import Config
 from gpt.errors import RunError, UserError, command, in_words
+from gpt.training.run_data import take_vocabulary
 
 if TYPE_CHECKING:  # which import torch
     import numpy as np
@@ -66,9 +68,12 @@ def plan(tree: Any, name: str, sweep: bool, micro_batches: list[int] | None) -> 
     """
     if (sweep or micro_batches) and isinstance(tree, dict):
         tree = {key: value for key, value in tree.items() if key != ACCUMULATION}
-    config = resolve(tree, name)
+    draft = complete(Draft(tree, name))
+    take_vocabulary(draft)
+    config = draft.settle()
     batch = config.batch
-    tree = {**tree, BATCH: batch.train_batch_size}
+    gpt = {**tree["gpt"], "vocab_size": config.model.vocab_size}
+    tree = {**tree, BATCH: batch.train_batch_size, "gpt": gpt}
     if sweep:
         sizes = divisors(batch.train_batch_size)
     else:

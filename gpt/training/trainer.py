@@ -1,6 +1,7 @@
 """A run of training: what of it can be checked before the ranks connect, and how it ends."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gpt.cluster.failures import Failures
@@ -53,17 +54,20 @@ class Trainer:
         self.streams = Streams(dataset.split("train"), batch.train_batch_size, seq_len)
         self.batches = Ahead(self.streams, self.streams.rows_of(rank, world_size))
         assert options.last_n is not None, "derived from seq_len where it was not given"
-        self.evaluator = Evaluator(
+        evaluator_of = partial(
+            Evaluator,
             dataset.split(options.eval_data_split),
             dataset.vocab,
             seq_len,
             options.last_n,
             options.eval_batch_size,
-            options.max_eval_steps,
-            rank,
-            world_size,
-            batch.micro_size,
+            rank=rank,
+            world_size=world_size,
+            micro_size=batch.micro_size,
         )
+        self.evaluator = evaluator_of(max_batches=options.max_eval_steps)
+        whole = -1 if options.final_eval else options.max_eval_steps
+        self.final_evaluator = evaluator_of(max_batches=whole)
         self.course = Course()
         self.saved_config = config_to_save(config, dataset, kernels[0])
         self.notices = list(config.notices)

@@ -18,6 +18,7 @@ OF_A_RUN = {
     "format": 2,
     "step": 6,
     "evaluated_step": None,
+    "evaluated_whole": False,
     "left_out": [3],
     "losses": [7.5, 7.25],
     "seconds": 1.5,

@@ -12,6 +12,7 @@ from gpt.compute.dry_run import explain, report
 from gpt.compute.memory import checkpoint_bytes, memory
 from gpt.config.resolve import load, resolve
 from gpt.config.shape import ModelConfig
+from gpt.data.datasets import Dataset
 from gpt.kernels.linear_cross_entropy import CHUNK_ELEMENTS
 from gpt.model import GPT
 
@@ -255,7 +256,8 @@ def test_24h_is_told_without_torch_or_data(tmp_path, run_command):
         "4 checkpoint(s) of 1.55 GB",
         "ZeRO 1*",
         "200 steps of warm-up",
-        "evaluation     75 times 8,000 windows",
+        "evaluation     74 times 8,000 windows",
+        "               1 time over the whole split 'test'",
     ):
         assert words in done.stdout
     assert list(tmp_path.iterdir()) == []
@@ -270,8 +272,6 @@ def test_what_is_told_stands_in_one_column():
 
 
 def test_data_is_counted_where_it_is(sample):
-    from gpt.data.datasets import Dataset
-
     config = resolve(
         tiny_run(gpt={"max_train_steps": 13004, "eval_every": 13004, "max_eval_steps": -1}), "tiny"
     )
@@ -280,6 +280,15 @@ def test_data_is_counted_where_it_is(sample):
     # 1 + ceil((108,605 - 32) / 16) windows, twice, against 13,004 steps of 256 tokens at three
     # times the cost
     assert "2 times 6,787 windows of 32 tokens: 4.3% of the training's FLOPs" in text
+
+
+def test_the_last_evaluation_of_the_whole_split_is_counted_apart(sample):
+    gpt = {"max_train_steps": 13004, "eval_every": 13004, "final_eval": True}
+    text = report(resolve(tiny_run(gpt=gpt), "tiny"), Dataset(sample))
+    assert (
+        "evaluation     1 time 32 windows of 32 tokens: 0.0% of the training's FLOPs\n"
+        "               1 time 6,787 windows of 32 tokens: 2.2% of the training's FLOPs\n" in text
+    )
 
 
 def test_every_value_tells_its_source(tmp_path):

@@ -96,23 +96,39 @@ def in_process(monkeypatch, folder, *options):
     plot.main()
 
 
-REFUSED = {
+WITHOUT_A_LAW = {
     "two scales": (
-        ["runs", "--scaling"],
-        (
-            "--scaling: 2x32-mlp64-attn16: a power law needs final losses at 3 scales of compute "
-            "at least, and there are 2"
-        ),
+        "runs",
+        "reference_hours",
+        "no power law of 2x32-mlp64-attn16: a power law needs final losses at 3 scales of compute "
+        "at least, and there are 2",
     ),
     "no reference": (
-        ["plain", "--scaling"],
+        "plain",
+        "reference_hours",
         "no reference accelerator-hours for plain: config.yaml has no gpt.tokens_per_second",
     ),
-    "unfinished": (["begun", "--scaling"], "--scaling: none of the runs is finished and evaluated"),
+    "unfinished": ("begun", "reference_hours", "begun is left out: at step 1 of 10"),
     "other data": (
-        ["plain", "other", "--scaling", "flops"],
-        "final losses cannot be compared: plain and other were trained on different datasets",
+        "plain other",
+        "flops",
+        "no power law: these runs cannot be compared: plain and other were trained on different",
     ),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_A_LAW)
+def test_what_has_no_law_costs_a_notice_and_no_figure(case, folder_of_mistakes, monkeypatch):
+    names, axis, sentence = WITHOUT_A_LAW[case]
+    monkeypatch.chdir(folder_of_mistakes)
+    notices = []
+    groups = group_by_seed(read_runs(names.split()))
+    assert plot.fit_laws(groups, axis, notices)[1] == {}
+    (notice,) = notices
+    assert notice.startswith(sentence)
+
+
+REFUSED = {
     "nothing yet": (["empty"], "no run has a line of training yet: there is nothing to draw"),
     "no run": (["absent"], "absent does not exist: give the folder that training made (--run_dir)"),
     "another axis": (

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from gpt.checkpoint.folders import committed
+from gpt.checkpoint.manifest import Manifest
 from gpt.checkpoint.saver import Saver
 from gpt.checkpoint.zero_files import STAND_INS, load_weights_only
 from gpt.config import saved
@@ -43,7 +44,7 @@ def measure(preset: str, zero_stage: int, repeats: int, scratch: Path) -> Times:
     saves = []
     for number in range(repeats + 1):
         probe = tokens[0, :, :33]
-        saver.begin(number, probe, evaluated_step=None, left_out=[], losses=[], seconds=0.0)
+        saver.begin(Manifest(step=number), probe)
         saver.finish()
         saves.append(_seconds_to_save(saver.folder / committed(saver.folder)[-1], scratch))
     del saves[0], events[0]
