@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 # instead of gpt/, whose module names must shadow nobody's
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.checkpoint.weights import file_of_weights
-from gpt.errors import Parser, UserError, command
 from gpt.files import require_place_for
 
 if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command line

@@ -19,7 +19,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, command
+from gpt.errors import Parser, command, explain_imports
+
+explain_imports()
+
 from gpt.files import require_place_for
 from gpt.metrics.runs import read_runs
 from gpt.results.comparison import group_by_seed

@@ -19,7 +19,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, command
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.metrics.events import AXES
 from gpt.metrics.runs import missing_axis, read_runs
 from gpt.results.comparison import final_losses, group_by_seed
@@ -77,6 +80,7 @@ def parse():
         choices=("reference_hours", "flops"),
         help="fit power laws over reference accelerator-hours (default) or FLOPs",
     )
+    add_same_code(parser)
     parser.add_argument(
         "--format",
         nargs="+",
@@ -92,7 +96,6 @@ def parse():
         metavar="NAME=TEXT",
         help="what the figures call a run, a group of seeds or a method instead of its name",
     )
-    add_same_code(parser)
     return parser.parse_args()
 
 

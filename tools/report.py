@@ -17,7 +17,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, command
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.files import write_atomically
 from gpt.metrics.runs import read_runs
 from gpt.results.methods import add_same_code, same_code
@@ -30,18 +33,19 @@ def main():
     out = Path(args.out)
     finished = args.watch is None
     while True:
-        runs = read_runs(args.runs)
+        notices: list[str] = []
+        runs = read_runs(args.runs, notices)
+        equal_code = same_code(runs, args.same_code, notices)
         is_last = finished
-        equal_code = same_code(runs, args.same_code)
-        write_atomically(out, page(runs, None if is_last else args.watch, equal_code))
+        reload = None if is_last else args.watch
+        write_atomically(out, page(runs, notices, reload, equal_code))
         if is_last:
             break
         # the last checkpoint comes after the last evaluation: look once more
         finished = all(run.finished for run in runs)
         time.sleep(args.watch)
-    for run in runs:
-        for notice in run.notices:
-            print(f"notice: {notice}")
+    for notice in notices:
+        print(f"notice: {notice}")
     print(f"{out}: {plural(len(runs), 'run')}, {out.stat().st_size / 1e6:.2f} MB")
 
 

@@ -116,7 +116,7 @@ def assemble(
         _report(split, selection, say)
         if split == TRAIN and entry["documents"] < FEW_DOCUMENTS:
             say(
-                f"notice: a run needs as many documents as its train_batch_size, and train has"
+                "notice: a run needs as many documents as its train_batch_size, and train has"
                 f" {entry['documents']}; --cut_documents BYTES makes several of a large text file"
             )
     manifests.write(building, manifest)

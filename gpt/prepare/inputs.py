@@ -11,6 +11,7 @@ from typing import NoReturn
 from gpt.errors import UserError
 from gpt.prepare.documents import CONTAINERS, KINDS, Input, kind_of
 from gpt.prepare.splits import TRAIN, require_name
+from gpt.wording import plural
 
 # What to do about files that are no inputs.
 UNPACK = (
@@ -87,7 +88,7 @@ def endings_in_words(endings: dict[str, int]) -> str:
     shown = [f"{count:,} {ending}" for ending, count in list(endings.items())[:SHOWN]]
     if len(endings) > SHOWN:
         shown.append("others")
-    return f"{sum(endings.values()):,} files: {', '.join(shown)}"
+    return f"{plural(sum(endings.values()), 'file')}: {', '.join(shown)}"
 
 
 def _input(path: Path, name: str, split: str | None) -> Input:

@@ -22,7 +22,7 @@ from gpt.prepare.assemble import assemble
 from gpt.prepare.cuts import cut
 from gpt.prepare.documents import Input, holds_rows, kind_of
 from gpt.prepare.encode import Encoder
-from gpt.prepare.splits import Rule
+from gpt.prepare.splits import Rule, SameName
 from gpt.prepare.staging import MAKE_ROOM, NO_ROOM, PACKED, PLAN, Job, Plan, Staging, lock_of
 from gpt.prepare.texts import NotUTF8, Reading
 from gpt.prepare.units import Unit, UnitEncoder, place_of_unit, units_of
@@ -87,6 +87,9 @@ def prepare(
             return
         places = [place_of_unit(folder, number) for number, _ in own_units]
         _publish(places, folder / PACKED, out, vocab, job, say)
+    except SameName:
+        keep = False  # whatever mends it changes the plan
+        raise
     except BaseException:
         keep = bool(staging.done())  # for the next time
         raise

@@ -18,6 +18,19 @@ TEST = "test"
 VALID = "valid"
 
 
+class SameName(UserError):
+    """Two documents have the same name."""
+
+    def __init__(self, name: str, files: Sequence[Any]):
+        """files: those of the two documents that are rows."""
+        what = f"two documents are called {name!r}"
+        mend = "rename one"
+        if files:
+            what += f", rows of {' and '.join(sorted(set(files)))}"
+            mend = NO_NAMES
+        super().__init__(what, mend)
+
+
 @dataclass(frozen=True)
 class Rule:
     """How documents are shared out over splits; without any of these, folders have decided."""
@@ -80,7 +93,7 @@ class Rule:
             for first, second in itertools.pairwise(indices):
                 if hashes[first] == hashes[second]:
                     where = [files[i] for i in (first, second) if files and files[i]]
-                    raise _same_name(names[first], where)
+                    raise SameName(names[first], where)
         return splits
 
     def _by_folders(
@@ -144,14 +157,6 @@ class Rule:
     def from_facts(cls, facts: dict[str, Any]) -> "Rule":
         lists = tuple((split, tuple(names)) for split, names in facts["lists"])
         return cls(facts["test_every"], lists, facts["valid_every"])
-
-
-def _same_name(name: str, files: Sequence[Any]) -> UserError:
-    """files: those of the two documents that are rows."""
-    if not files:
-        return UserError(f"two documents are called {name!r}", mend="rename one")
-    where = " and ".join(sorted(set(files)))
-    return UserError(f"two documents are called {name!r}, rows of {where}", mend=NO_NAMES)
 
 
 def _require_training_documents(splits: Mapping[str, list[int]], documents: int) -> None:

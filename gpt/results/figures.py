@@ -280,13 +280,14 @@ def _draw_point(axes: Axes, x: float, mean: float, spread: float | None, look: d
 
 
 def class_names(groups: Sequence[Group], axis: str) -> dict[float, str]:
-    """{place of a group's last evaluation on an axis: its compute class}."""
+    """{place of a group's last step on an axis: its compute class}."""
     names = {}
     for group in groups:
         run = group.runs[0]
         hours = run.planned_reference_hours
-        if hours is not None and run.final():
-            names[group.final(axis, "normalised_loss")[0]] = timespan(hours)
+        place = run.planned(axis)
+        if hours is not None and place is not None:
+            names[place] = timespan(hours)
     return names
 
 

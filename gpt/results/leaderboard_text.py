@@ -5,13 +5,12 @@ from typing import Any
 
 from gpt.config.code import PARTS
 from gpt.results.methods import label, labels, shown
-from gpt.wording import TIME_UNITS, time_unit, timespan
+from gpt.wording import TIME_NAMES, TIME_UNITS, time_unit, timespan
 
 # columns of settings in a table; those beyond are named below it
 MOST_COLUMNS = 4
 # seeds from which on a mean and a standard deviation tell more than the values
 MANY_SEEDS = 3
-TIME_NAMES = {"h": "hours", "min": "minutes", "s": "seconds"}
 
 
 def markdown(tables: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,8 @@ from gpt.errors import UserError
 from gpt.metrics.events import EVAL, TRAIN
 from gpt.metrics.runs import Run, values
 from gpt.results.comparison import Group, group_by_seed
-from gpt.results.leaderboard import leaderboard, markdown
+from gpt.results.leaderboard import leaderboard
+from gpt.results.leaderboard_text import markdown
 from gpt.results.page_curves import data
 from gpt.results.page_sections import sections
 from gpt.results.page_tables import figure, table, text
@@ -39,10 +40,13 @@ SUMMARY = (
 
 
 def page(
-    runs: list[Run], reload: float | None = None, equal_code: frozenset[str] = frozenset()
+    runs: list[Run],
+    notices: Sequence[str] = (),
+    reload: float | None = None,
+    equal_code: frozenset[str] = frozenset(),
 ) -> str:
-    """The whole HTML text. reload: seconds after which an open page reloads itself. equal_code: of
-    gpt.results.methods.same_code."""
+    """The whole HTML text. notices: of read_runs. reload: seconds after which an open page reloads
+    itself. equal_code: of gpt.results.methods.same_code."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     # no other code runs
@@ -50,7 +54,6 @@ def page(
     title = text(listed([run.name for run in runs], SHOWN_NAMES))
     written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     again = f", again every {reload:g} s" if reload else ""
-    notices = [notice for run in runs for notice in run.notices]
     notices_html = "".join(f'<p class="bad">{text(notice)}</p>' for notice in notices)
     groups = group_by_seed(runs, equal_code)
     sections_html = "".join(sections(run, index) for index, run in enumerate(runs))

@@ -67,9 +67,10 @@ def test_files_that_are_passed_over_are_counted_and_kept_on_record(tmp_path, sam
     assert provenance["passed_over"][".txt.gz"] == 2
     assert sum(provenance["passed_over"].values()) == 13
     assert passed_over(write_texts(tmp_path / "only", BOOKS)) == {}
+    assert endings_in_words({".md": 1}) == "1 file: 1 .md"
     assert (
         endings_in_words({".md": 1200, "without ending": 1})
-        == "1,201 files: 1,200 .md, 1 without ending"
+        == "1201 files: 1,200 .md, 1 without ending"
     )
 
 

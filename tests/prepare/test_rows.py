@@ -217,8 +217,10 @@ def test_parquet_without_the_column_or_with_numbers(tmp_path, vocab):
 
 
 def test_ids_that_begin_anew_are_left_aside_by_a_field_that_no_row_has(tmp_path, vocab):
-    rows = json_lines([{"text": "sea", "id": 0}, {"text": "ship", "id": 0.5}])
+    rows = json_lines([{"text": "sea", "id": 0}, {"text": "ship", "id": 1}])
     folder = write_texts(tmp_path / "in", {"train/a.jsonl": rows, "train/b.jsonl": rows})
+    with pytest.raises(UserError, match="--id_field none"):
+        build(folder, tmp_path / "out", vocab)
     out = build(folder, tmp_path / "out", vocab, id_field="none")
     assert sorted(names_of(out, "train")) == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1", "b.jsonl:2"]
 
