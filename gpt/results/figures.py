@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from gpt.metrics.events import AXES, EVAL, TRAIN
 from gpt.results import drawing
 from gpt.results.comparison import Group
+from gpt.results.leaderboard_text import nominal
 from gpt.results.looks import places
 from gpt.results.panels import INSIDE, LOSS_SCALE, QUANTITIES, TRAINING, Panel, in_unit
 from gpt.results.power_law import LEVEL, Fit, crossings, pairs
@@ -284,10 +285,10 @@ def class_names(groups: Sequence[Group], axis: str) -> dict[float, str]:
     names = {}
     for group in groups:
         run = group.runs[0]
-        hours = run.planned_reference_hours
+        hours = run.planned("reference_hours")
         place = run.planned(axis)
         if hours is not None and place is not None:
-            names[place] = timespan(hours)
+            names[place] = f"{nominal(hours)} h"
     return names
 
 

@@ -35,15 +35,15 @@ def heading(over: str, compute: float) -> str:
         return f"{compute:,} training tokens"
     if over == "flops":
         return f"{compute:.4g} training FLOPs"
-    nominal = _nominal(compute)
-    exact = [] if float(nominal) == float(f"{compute:.3g}") else [f"{compute:.3g} h"]
+    name = nominal(compute)
+    exact = [] if float(name) == float(f"{compute:.3g}") else [f"{compute:.3g} h"]
     if compute < 1:
         exact.append(timespan(compute))
-    text = f"Class {nominal} h of the reference accelerator"
+    text = f"Class {name} h of the reference accelerator"
     return f"{text} ({', '.join(exact)})" if exact else text
 
 
-def _nominal(hours: float) -> str:
+def nominal(hours: float) -> str:
     """The fewest digits, up to three, that name a class: within 2% of its hours."""
     for digits in (1, 2):
         rounded = float(f"{hours:.{digits}g}")
