@@ -281,7 +281,7 @@ def class_names(groups: Sequence[Group], axis: str) -> dict[float, str]:
     names = {}
     for group in groups:
         run = group.runs[0]
-        hours = run.planned_reference_hours
+        hours = run.planned("reference_hours")
         place = run.planned(axis)
         if hours is not None and place is not None:
             names[place] = timespan(hours)
