@@ -11,22 +11,20 @@ from gpt.wording import TIME_NAMES, TIME_UNITS, time_unit, timespan
 MOST_COLUMNS = 4
 # seeds from which on a mean and a standard deviation tell more than the values
 MANY_SEEDS = 3
+SHORT = 12  # characters of a hash
 
 
 def markdown(tables: Mapping[str, Any]) -> list[str]:
     """The lines of what `leaderboard` returned."""
-    text = f"dataset {_short(tables['dataset'])}"
     if tables["dataset"] is None:
-        text = f"several datasets with one held-out text, {_short(tables['documents'])}"
+        text = f"several datasets with one held-out text, {tables['documents'][:SHORT]}"
+    else:
+        text = f"dataset {tables['dataset'][:SHORT]}"
     lines = [f"Final evaluation on `{tables['split']}`: {tables['scored']}; {text}."]
     for table in tables["classes"]:
         lines += ["", f"### {heading(tables['over'], table[tables['over']])}", ""]
         lines += _table(table)
     return lines
-
-
-def _short(hashed: str) -> str:
-    return hashed[:12]
 
 
 def heading(over: str, compute: float) -> str:
