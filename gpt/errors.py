@@ -8,7 +8,11 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
+
+# whose imports fail by a fault of their own
+OWN_PACKAGES = ("gpt", "tools", "__main__")
 
 
 class UserError(Exception):
@@ -73,14 +77,46 @@ def in_words(error: Exception) -> Exception:
         return UserError(
             f"{error.filename}: {error.strerror}; make the path usable or give another one"
         )
-    if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        package = error.name.split(".")[0]
-        if package != "gpt":
-            return UserError(
-                f"the package {error.name!r} is not installed here ({sys.executable})",
-                mend="run `pip install -e .` in the project's folder",
-            )
+    if isinstance(error, ImportError):
+        name = error.name or _where_raised(error)
+        if name.split(".")[0] not in OWN_PACKAGES:
+            return _failed_import(error, name)
     return error
+
+
+def _where_raised(error: ImportError) -> str:
+    """The module that raised an error which names none, as where a compiled part does not fit."""
+    module = OWN_PACKAGES[0]
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", module)
+    return module
+
+
+def _failed_import(error: ImportError, name: str) -> UserError:
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(
+            f"the package {name!r} is not installed here ({sys.executable})",
+            mend="run `pip install -e .` in the project's folder",
+        )
+    first_line = str(error).strip().partition("\n")[0]
+    return UserError(
+        f"the package {name!r} does not load here ({sys.executable}; {first_line})",
+        mend="run `pip install -e .` in the project's folder, in a new environment",
+    )
+
+
+def explain_imports() -> None:
+    """Have an import that fails before a command gets to `command` told as its mistakes are."""
+    hook_before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        explained = in_words(error) if isinstance(error, ImportError) else error
+        if not isinstance(explained, UserError):
+            return hook_before(kind, error, trace)
+        tell(explained)
+        sys.exit(2)
+
+    sys.excepthook = hook
 
 
 def in_brief(error: Exception, path: Path | str | None = None) -> str:

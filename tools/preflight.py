@@ -16,8 +16,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.config.options import SAMPLE
-from gpt.errors import Parser, UserError, command
 
 
 def main():

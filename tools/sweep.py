@@ -19,8 +19,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.errors import Parser, RunError, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.config.command_line import parse_command_line
-from gpt.errors import Parser, RunError, UserError, command
 from gpt.training import sweep
 
 
@@ -69,10 +72,13 @@ def parse():
     return parser.parse_known_args()
 
 
-def options_of_runs(train_args, own_options) -> dict:
+def options_of_runs(train_args, own_names) -> dict:
     """{dotted path: value} of the options of train.py. Raises UserError for those that are not for
-    a sweep. own_options: names of the sweep's."""
-    parsed = parse_command_line(["--ds_config", "", *train_args], own_options)
+    a sweep.
+
+    own_names: of the sweep's own options, one of which may be meant by an unknown one.
+    """
+    parsed = parse_command_line(["--ds_config", "", *train_args], tool_options=own_names)
     not_for_a_sweep = (
         {"gpt.run_dir", "gpt.seed"} & parsed.overrides.keys(),
         parsed.dry_run,

@@ -8,6 +8,7 @@ the documents.
 Names everything that is wrong. Exit code 0: all is as it was made; 1: something is not.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -56,16 +57,22 @@ def look_inside(root, args):
     from gpt.prepare.texts import Reading
 
     dataset = Dataset(root)
+    workers = len(os.sched_getaffinity(0))
     mistakes = []
     for name in dataset.split_names:
-        mistakes += verify.miscounts(dataset, name)
+        mistakes += verify.miscounts(dataset, name, workers)
     if args.source is None:
         return mistakes
     by_folder = dataset.manifest.get("provenance", {}).get("splits") == "folders"
-    bad_utf8 = dataset.manifest.get("text", {}).get("bad_utf8", "refuse")
+    treatment = dataset.manifest.get("text", {})
     listed = getattr(sys.stdin, "buffer", ()) if args.source == "-" else ()
     inputs = find_inputs(args.source, by_folder, listed)
-    reading = Reading(args.text_field, args.id_field, bad_utf8)
+    reading = Reading(
+        args.text_field,
+        args.id_field,
+        treatment.get("bad_utf8", "refuse"),
+        treatment.get("cut_documents"),
+    )
     return mistakes + verify.compare_with_source(dataset, inputs, reading)
 
 

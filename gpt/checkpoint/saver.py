@@ -89,33 +89,18 @@ class Saver:
         """Whether this rank's thread has done its part of the save that is under way."""
         return self._pending is not None and not self._pending.thread.is_alive()
 
-    def begin(
-        self,
-        step: int,
-        probe: np.ndarray,
-        evaluated_step: int | None,
-        evaluated_whole: bool,
-        left_out: list,
-        losses: list,
-        seconds: float,
-    ) -> None:
+    def begin(self, course: Manifest, probe: np.ndarray) -> None:
         """Write the files of a checkpoint, and start hashing them. Finishes an earlier save first.
 
-        probe: tokens whose loss is kept with it, int64 (rows, tokens + 1). The others as in
-        gpt.checkpoint.manifest.Manifest.
+        course: where the run is; what else a manifest has is filled in here. probe: tokens whose
+        loss is kept with it, int64 (rows, tokens + 1).
         """
         self.finish()
         began = time.perf_counter()
-        staged = self.folder / folders.staging_tag(step)
+        staged = self.folder / folders.staging_tag(course.step)
         config = self._config
-        manifest = Manifest(
-            step=step,
-            evaluated_step=evaluated_step,
-            evaluated_whole=evaluated_whole,
-            left_out=left_out,
-            losses=losses,
-            seconds=seconds,
-            tokens=step * config.batch.train_batch_size * config.model.seq_len,
+        manifest = replace(
+            course,
             ranks=self._world.size,
             precision=config.precision,
             zero_stage=config.zero_stage,
@@ -123,7 +108,9 @@ class Saver:
             dataset=self._dataset.fingerprint,
             probe=Probe(probe.tolist(), self._engine.probe(probe)),
         )
-        failure = self._no_room() or self._engine.save(self.folder, staged.name, {"step": step})
+        failure = self._no_room() or self._engine.save(
+            self.folder, staged.name, {"step": course.step}
+        )
         pending = self._pending = _Pending(manifest, staged, began, failure)
         pending.run(lambda: self._hash(pending))
         pending.pause = time.perf_counter() - began

@@ -38,6 +38,18 @@ class Course:
         # a new list: a checkpoint that is being written holds the one before
         self.left_out = sorted({*self.left_out, *batches})
 
+    def manifest(self, seconds: float, tokens: int) -> Manifest:
+        """What a checkpoint tells of this course, which took so many seconds and tokens."""
+        return Manifest(
+            step=self.step,
+            evaluated_step=self.evaluated_step,
+            evaluated_whole=self.evaluated_whole,
+            left_out=self.left_out,
+            losses=self.spikes.losses,
+            seconds=seconds,
+            tokens=tokens,
+        )
+
     def go_on_from(self, manifest: Manifest) -> None:
         """Take up the course of a checkpoint. What was left out since stays so."""
         self.step = manifest.step

@@ -164,8 +164,8 @@ class Loop:
             if self._start_tag:
                 folders.go_back(self._saver.folder, self._start_tag)
         self._world.barrier()
-        self._reports.open(self._saved_config)
         resumes = bool(self._start_tag)
+        self._reports.open(self._saved_config, resumes)
         self._reports.begin(self._notices, self._kernels, self._saved_config, resumes)
 
     def _end(self) -> None:
@@ -183,7 +183,11 @@ class Loop:
             self._reports.done(saver.folder / folders.tag_of(step))
         else:
             assert self._stop_reason is not None, "nothing else ends a run early"
-            self._reports.stopped(self._stop_reason, self._stop_request.seconds_ago())
+            self._reports.stopped(
+                self._stop_reason,
+                self._stop_request.seconds_ago(),
+                self._stop_request.launchers_part(self._stop_reason),
+            )
 
     def _agree(self) -> None:
         """What the ranks tell each other after every step: whether any of them was asked to stop,
@@ -284,12 +288,6 @@ class Loop:
         course = self._course
         with self._meter.paused("checkpoint"):
             self._watchdog.progress(f"saving after step {course.step}")
-            self._saver.begin(
-                course.step,
-                self._probe,
-                course.evaluated_step,
-                course.evaluated_whole,
-                course.left_out,
-                course.spikes.losses,
-                self._meter.seconds,
-            )
+            seconds = self._meter.seconds
+            tokens = self._meter.tokens_until(course.step)
+            self._saver.begin(course.manifest(seconds, tokens), self._probe)

@@ -40,6 +40,8 @@ POLL_SECONDS = 0.1
 MINIMUM_SECONDS = 3.0
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "MemoryError")
 MOST_OVERFLOWS = 100  # steps that fp16 may leave out
+# tokens/s that no device reaches, at which a class is never too short
+FASTEST = 1e12
 FREE_SHARE = 0.95  # of the free host memory that a measurement may take
 LAUNCHER_VARIABLES = (
     "RANK",
@@ -175,6 +177,20 @@ def classes_here(report: dict[str, Any], hours: list[float], own_batch: bool) ->
         steps = classes.steps_of(value, speed, batch * report["seq_len"])
         facts[classes.name_of(value)] = {"hours": value, "train_batch_size": batch, "steps": steps}
     return facts
+
+
+def require_classes(plan: Plan, hours: list[float], own_batch: bool) -> None:
+    """Raise UserError where no throughput makes classes of the run: before minutes of measuring."""
+    config = plan.config
+    report: dict[str, Any] = {
+        "tokens_per_second": FASTEST,
+        "flops_per_token": config.model.matmul_flops_per_token(),
+        "precision": config.precision,
+        "train_batch_size": config.batch.train_batch_size,
+        "seq_len": config.model.seq_len,
+        "best_micro_batch": min(plan.configs),
+    }
+    class_trees(plan.tree, {**report, "classes": classes_here(report, hours, own_batch)})
 
 
 def class_trees(tree: dict, report: dict[str, Any]) -> dict[float, dict]:

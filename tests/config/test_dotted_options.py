@@ -53,15 +53,15 @@ def test_every_key_of_the_json_is_an_option():
         (
             "--max_lr 1 --scheduler.params.max_lr 2",
             (
-                "command line: --max_lr and --scheduler.params.max_lr set the same value: give one"
-                " of them"
+                "command line: --max_lr and --scheduler.params.max_lr set the same value: give"
+                " one of them"
             ),
         ),
         (
             "--gradient_clipping 1 --grad_clip_norm 2",
             (
-                "command line: --grad_clip_norm and --gradient_clipping set the same value: give one"
-                " of them"
+                "command line: --grad_clip_norm and --gradient_clipping set the same value: give"
+                " one of them"
             ),
         ),
         (

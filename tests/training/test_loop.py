@@ -167,7 +167,7 @@ def test_a_record_that_cannot_be_written_costs_an_evaluation(sample, tmp_path, m
 def test_the_last_evaluation_may_score_the_whole_split(eval_every, sample, tmp_path, capsys):
     gpt = {**EVALUATING, "eval_every": eval_every, "final_eval": True, "eval_batch_size": 64}
     train(tmp_path / "run", sample, gpt=gpt)
-    tokens = len(Dataset(sample).split("test").tokens) - 1
+    tokens = len(Dataset(sample).split("test").tokens)
     evaluations = read_metrics(tmp_path / "run", "eval")
     assert {event["of_tokens"] for event in evaluations} == {tokens}
     scored = {event["step"]: event["tokens"] for event in evaluations}

@@ -1,6 +1,9 @@
 """What tools/bench_checkpoint.py measures: a checkpoint of a run, and a plain torch.save of what it
 holds."""
 
+if __name__ == "__main__":
+    raise SystemExit("error: this is a part of `python tools/bench_checkpoint.py`: run that")
+
 import statistics
 import time
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from gpt.checkpoint.folders import committed
+from gpt.checkpoint.manifest import Manifest
 from gpt.checkpoint.saver import Saver
 from gpt.checkpoint.zero_files import STAND_INS, load_weights_only
 from gpt.config import saved
@@ -43,15 +47,7 @@ def measure(preset: str, zero_stage: int, repeats: int, scratch: Path) -> Times:
     saves = []
     for number in range(repeats + 1):
         probe = tokens[0, :, :33]
-        saver.begin(
-            number,
-            probe,
-            evaluated_step=None,
-            evaluated_whole=False,
-            left_out=[],
-            losses=[],
-            seconds=0.0,
-        )
+        saver.begin(Manifest(step=number), probe)
         saver.finish()
         saves.append(_seconds_to_save(saver.folder / committed(saver.folder)[-1], scratch))
     del saves[0], events[0]
