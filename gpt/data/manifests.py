@@ -212,15 +212,31 @@ def write(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(unsealed.replace(UNSEALED, seal), encoding="utf-8")
 
 
+def _no_dataset(root: Path) -> UserError:
+    """What a place is that holds no manifest: a file, a folder of something else, or nothing."""
+    if root.is_file():
+        return UserError(
+            f"{root} is a file, not the folder of a dataset",
+            mend="tools/prepare_data.py makes one from a folder of .txt files",
+        )
+    source, out = "FOLDER", str(root)
+    if root.is_dir() and any(root.iterdir()):
+        source, out = str(root), f"{root}-dataset"
+    looked_for = ""
+    if not root.exists() and not root.is_absolute():
+        looked_for = f"; it was looked for in {Path.cwd()}"
+    return UserError(
+        f"{root} holds no dataset (no {MANIFEST})",
+        mend="make one from a folder of .txt files with "
+        f"`python tools/prepare_data.py --input {source} --out {out}`{looked_for}",
+    )
+
+
 def read(root: Path) -> Manifest:
     """A dataset's manifest, its structure and its own hash checked. Raises UserError."""
     path = root / MANIFEST
     if not path.is_file():
-        raise UserError(
-            f"{root} holds no dataset (no {MANIFEST})",
-            mend="make one from a folder of .txt files with "
-            f"`python tools/prepare_data.py --input FOLDER --out {root}`",
-        )
+        raise _no_dataset(root)
     prepare_again = "prepare the dataset again"
     try:
         text = path.read_bytes().decode()
