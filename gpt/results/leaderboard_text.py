@@ -5,29 +5,26 @@ from typing import Any
 
 from gpt.config.code import PARTS
 from gpt.results.methods import label, labels, shown
-from gpt.wording import TIME_UNITS, time_unit, timespan
+from gpt.wording import TIME_NAMES, TIME_UNITS, time_unit, timespan
 
 # columns of settings in a table; those beyond are named below it
 MOST_COLUMNS = 4
 # seeds from which on a mean and a standard deviation tell more than the values
 MANY_SEEDS = 3
-TIME_NAMES = {"h": "hours", "min": "minutes", "s": "seconds"}
+SHORT = 12  # characters of a hash
 
 
 def markdown(tables: Mapping[str, Any]) -> list[str]:
     """The lines of what `leaderboard` returned."""
-    text = f"dataset {_short(tables['dataset'])}"
     if tables["dataset"] is None:
-        text = f"several datasets with one held-out text, {_short(tables['documents'])}"
+        text = f"several datasets with one held-out text, {tables['documents'][:SHORT]}"
+    else:
+        text = f"dataset {tables['dataset'][:SHORT]}"
     lines = [f"Final evaluation on `{tables['split']}`: {tables['scored']}; {text}."]
     for table in tables["classes"]:
         lines += ["", f"### {heading(tables['over'], table[tables['over']])}", ""]
         lines += _table(table)
     return lines
-
-
-def _short(hashed: str) -> str:
-    return hashed[:12]
 
 
 def heading(over: str, compute: float) -> str:
@@ -36,15 +33,15 @@ def heading(over: str, compute: float) -> str:
         return f"{compute:,} training tokens"
     if over == "flops":
         return f"{compute:.4g} training FLOPs"
-    nominal = _nominal(compute)
-    exact = [] if float(nominal) == float(f"{compute:.3g}") else [f"{compute:.3g} h"]
+    name = nominal(compute)
+    exact = [] if float(name) == float(f"{compute:.3g}") else [f"{compute:.3g} h"]
     if compute < 1:
         exact.append(timespan(compute))
-    text = f"Class {nominal} h of the reference accelerator"
+    text = f"Class {name} h of the reference accelerator"
     return f"{text} ({', '.join(exact)})" if exact else text
 
 
-def _nominal(hours: float) -> str:
+def nominal(hours: float) -> str:
     """The fewest digits, up to three, that name a class: within 2% of its hours."""
     for digits in (1, 2):
         rounded = float(f"{hours:.{digits}g}")

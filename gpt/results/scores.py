@@ -13,6 +13,7 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.metrics.runs import Run, values
+from gpt.results import evaluations
 
 WHOLE = "score the whole split of each (final_eval, or gpt/eval.py --join)"
 
@@ -37,7 +38,11 @@ def whole_split(run: Run) -> tuple[dict | None, str | None]:
     final = run.final()
     if final and final["step"] == planned and is_whole(run, final):
         return final, None
-    return None, None
+    split = run.options.get("eval_data_split")
+    try:
+        return evaluations.read(run.path, run.config, str(split), planned), None
+    except UserError as problem:
+        return None, str(problem)
 
 
 def is_whole(run: Run, figures: Mapping[str, Any]) -> bool:
