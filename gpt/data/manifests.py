@@ -178,6 +178,14 @@ def _write_array(path: Path, values: np.ndarray) -> None:
     path.write_bytes(content.getbuffer())
 
 
+def is_split_name(name: str) -> bool:
+    """Whether a split may be called so: it becomes a folder of the dataset, and is named on command
+    lines, where "all" and commas have meanings."""
+    if not name or name.startswith(".") or Path(name).name != name:
+        return False
+    return name not in (MANIFEST, TOKENIZER, "all") and "," not in name
+
+
 def size_of_split(name: str, entry: SplitEntry) -> str:
     """An entry of the manifest in a line."""
     bytes_per_token = entry["bytes"] / entry["tokens"]
@@ -278,6 +286,8 @@ def _structural_damage(manifest: dict) -> str | None:
     if not isinstance(splits, dict) or not splits:
         return "splits is missing"
     for name, entry in splits.items():
+        if not is_split_name(name):
+            return f"a split is called {name!r}"
         missing = _missing_field(entry, manifest["format"])
         if missing is not None:
             return f"splits.{name}.{missing} is missing"
