@@ -167,16 +167,18 @@ def trusted_references(groups: Sequence[Group], notices: list[str]) -> list[Grou
     one method tell two.
     """
     trusted = []
+    lacking: list[Run] = []
     for group in groups:
-        speed = group.runs[0].reference_speed
-        if speed is None:
-            notices.append(missing_axis("reference_hours", group.runs))
+        if group.runs[0].reference_speed is None:
+            lacking += group.runs
             continue
         doubt = None if group.runs[0].tells_reference else _doubt(group, groups)
         if doubt:
             notices.append(f"{group.name} has no reference hours: {doubt}")
         else:
             trusted.append(group)
+    if lacking:
+        notices.append(missing_axis("reference_hours", lacking))
     return trusted
 
 
