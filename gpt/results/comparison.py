@@ -105,8 +105,10 @@ def group_by_seed(runs: Sequence[Run], equal_code: frozenset[str] = frozenset())
             repeat += 1
         group = groups.setdefault((key, repeat), Group("", [], settings))
         group.runs.append(run)
-    for group in groups.values():
-        group.name = _common_name([run.name for run in group.runs])
+    names = [_common_name([run.name for run in group.runs]) for group in groups.values()]
+    for group, name in zip(groups.values(), names):
+        is_shared = names.count(name) > 1 and len(group.runs) > 1
+        group.name = f"{group.runs[0].name} …" if is_shared else name
     name_methods(list(groups.values()))
     return list(groups.values())
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from gpt.metrics.events import AXES, EVAL, TRAIN
 from gpt.results import drawing
 from gpt.results.comparison import Group
+from gpt.results.leaderboard_text import nominal
 from gpt.results.looks import places
 from gpt.results.panels import INSIDE, LOSS_SCALE, QUANTITIES, TRAINING, Panel, in_unit
 from gpt.results.power_law import LEVEL, Fit, crossings, pairs
@@ -118,7 +119,8 @@ def _notes(splits: set[str], drawn: list[Curve], lines: list[tuple]) -> str:
 def _is_apart(curve: Curve) -> bool:
     """Whether the first evaluation came before training. A straight line from there to the next
     one, beside the bend of training, would read as a worse model."""
-    return curve.x[0] == 0 and len(curve.x) > 1
+    # hours have passed at step 0, if few
+    return len(curve.x) > 1 and curve.x[0] < 1e-4 * curve.x[-1]
 
 
 def _plot_held_out(axes: Axes, curve: Curve, look: dict) -> None:
@@ -171,6 +173,8 @@ def _stacked(groups: Sequence[Group], lines_of: dict, output: Output, name: str)
     figure, panels = drawing.new_figure(titles, len(lines_of), height=2.2, title=output.title)
     for axes, (panel, lines) in zip(panels, lines_of.items()):
         _draw_panel(axes, panel, lines)
+    if any(len(group.runs) > 1 for group in groups):
+        drawing.note(panels[0], "means over seeds")
     drawing.legend(panels[0], zip(titles, looks(groups)))
     low, high = panels[-1].get_xlim()
     drawing.set_up(panels[-1].xaxis, AXES["steps"].label, low, high, log=False)
@@ -284,7 +288,7 @@ def class_names(groups: Sequence[Group], axis: str) -> dict[float, str]:
         hours = run.planned("reference_hours")
         place = run.planned(axis)
         if hours is not None and place is not None:
-            names[place] = timespan(hours)
+            names[place] = f"{nominal(hours)} h"
     return names
 
 
