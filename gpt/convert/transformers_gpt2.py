@@ -10,16 +10,20 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sentencepiece
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from gpt.checkpoint.weights import expected_shapes
+from gpt.config.saved import foreign_config, model_config, write_config
 from gpt.config.shape import ModelConfig
+from gpt.data.manifests import TOKENIZER
 from gpt.data.vocab import BLANK, Vocab
 from gpt.errors import UserError
+from gpt.files import hash_file
 
 # of a GPT2LMHeadModel's folder, as save_pretrained names them
 CONFIG = "config.json"
@@ -49,8 +53,25 @@ _FIXED: dict[str, Any] = {  # what a GPT2Config must say to be one of ours
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
-# our own key in config.json: optimiser steps that the weights have seen
+# our own keys in config.json: optimiser steps that the weights have seen, and how they are scored
 STEPS = "trained_steps"
+LAST_N = "last_n"
+# the vocabulary where transformers has no tokenizer for it: of a tokenizer.model it would make one
+# that gives other ids
+VOCABULARY = "sentencepiece.model"
+# the run that trained the weights: {"weights": sha256 of WEIGHTS, "config": its config.yaml}
+RUN = "run.yaml"
+# a class that is not there, since of no files at all transformers makes a tokenizer without ids
+NO_TOKENIZER = {"tokenizer_class": "NoneButSentencePiece"}
+
+
+class Imported(NamedTuple):
+    """A GPT2LMHeadModel's folder as one of our models."""
+
+    shape: ModelConfig
+    weights: dict[str, torch.Tensor]  # fp32, by our names
+    step: int
+    last_n: int | None  # as its run was evaluated; None where that is not told
 
 
 def require_gpt2_shape(model: ModelConfig) -> None:
@@ -66,8 +87,22 @@ def require_gpt2_shape(model: ModelConfig) -> None:
         )
 
 
-def config_of(model: ModelConfig, eod_id: int, step: int) -> dict:
+def require_gpt2_names(model: ModelConfig) -> None:
+    """Raise UserError unless our model's code has exactly the parameters that GPT-2 has."""
+    ours = set(expected_shapes(model))
+    differing = sorted(ours ^ names_of(model).keys())
+    if differing:
+        state = "has" if differing[0] in ours else "lacks"
+        raise UserError(
+            f"the model of gpt/model.py {state} {differing[0]}, unlike transformers' GPT-2, which"
+            " is the baseline's model",
+            mend="a model whose code was changed cannot be exported; take the code of the baseline",
+        )
+
+
+def config_of(model: ModelConfig, eod_id: int, step: int, last_n: int | None) -> dict:
     """Arguments of transformers' GPT2Config."""
+    own = {STEPS: step} if last_n is None else {STEPS: step, LAST_N: last_n}
     return {
         "vocab_size": model.vocab_size,
         "n_positions": model.seq_len,
@@ -80,7 +115,7 @@ def config_of(model: ModelConfig, eod_id: int, step: int) -> dict:
         "attn_pdrop": 0.0,
         "bos_token_id": eod_id,
         "eos_token_id": eod_id,
-        STEPS: step,
+        **own,
         **{name: value for name, value in _FIXED.items() if name != "model_type"},
     }
 
@@ -111,9 +146,8 @@ def _transposed_if(transposed: bool, weight: torch.Tensor):
     return weight.t().contiguous() if transposed else weight
 
 
-def from_gpt2(folder: Path | str) -> tuple[ModelConfig, dict[str, torch.Tensor], int]:
-    """(ModelConfig, {our name: fp32 tensor}, steps) of a GPT2LMHeadModel's folder. Raises
-    UserError.
+def from_gpt2(folder: Path | str) -> Imported:
+    """A GPT2LMHeadModel's folder. Raises UserError.
 
     The embedding is divided by sqrt(h_dim) such that multiplying gives the same bits again wherever
     a float does so; the bits of the embedding itself come back where sqrt(h_dim) is a power of two,
@@ -138,7 +172,7 @@ def from_gpt2(folder: Path | str) -> tuple[ModelConfig, dict[str, torch.Tensor],
         weights[ours] = _transposed_if(transposed, weights[ours])
     embedding = weights["token_embedding.weight"]
     weights["token_embedding.weight"] = _divided(embedding, math.sqrt(width))
-    return model, weights, config[STEPS]
+    return Imported(model, weights, config[STEPS], config.get(LAST_N))
 
 
 def _read_weights(folder: Path, names: dict[str, tuple[str, bool]]):
@@ -230,7 +264,65 @@ def _least_sizes(config: dict):
     sizes[STEPS] = 0
     if config.get("n_inner") is not None:
         sizes["n_inner"] = 1
+    if LAST_N in config:
+        sizes[LAST_N] = 1
     return sizes
+
+
+def write_run(folder: Path, config: dict) -> None:
+    """Write which run trained the weights in a folder. config: its config.yaml."""
+    sha256 = hash_file(folder / WEIGHTS)["sha256"]
+    write_config(folder / RUN, {"weights": sha256, "config": config})
+
+
+def run_config_of(folder: Path, imported: Imported, vocab: Vocab, sha256: str) -> dict:
+    """config.yaml for imported weights: their run's, where they are as they were exported; else
+    what of it is known. sha256: of the folder's WEIGHTS."""
+    try:
+        run = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))
+        if run["weights"] == sha256 and model_config(run["config"], RUN) == imported.shape:
+            return {**run["config"], "step": imported.step}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, UserError):
+        pass  # no file, or none of ours
+    config = foreign_config(folder.name, imported.step, imported.shape, vocab.fingerprint)
+    if imported.last_n is not None:
+        config["run"]["gpt"][LAST_N] = imported.last_n
+    return config
+
+
+def save_without_tokenizer(vocab: Vocab, folder: Path) -> None:
+    """Write the vocabulary for the package sentencepiece alone, such that transformers opens no
+    tokenizer of this folder."""
+    for name in ("tokenizer.json", "special_tokens_map.json", TOKENIZER):
+        (folder / name).unlink(missing_ok=True)
+    (folder / VOCABULARY).write_bytes(vocab.model)
+    text = json.dumps(NO_TOKENIZER, indent=1) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def find_vocabulary(folder: Path) -> Path:
+    """The SentencePiece model in a GPT2LMHeadModel's folder. Raises UserError where there is
+    none."""
+    for name in (TOKENIZER, VOCABULARY):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"{folder} holds no {TOKENIZER}, which transformers does not take along",
+        mend="copy it from the folder that export_hf.py made, or give it by --tokenizer",
+    )
+
+
+def require_vocabulary(file: Path, vocab: Vocab, shape: ModelConfig) -> None:
+    """Raise UserError unless a model has as many ids as the vocabulary of `file`."""
+    if vocab.size == shape.vocab_size:
+        return
+    mend = "give the tokenizer that it was trained with (--tokenizer)"
+    if shape.vocab_size > vocab.size:
+        mend = (
+            f"where tokens were added, such as one for padding, call"
+            f" model.resize_token_embeddings({vocab.size}) and save it again; else {mend}"
+        )
+    raise UserError(f"{file} has {vocab.size} ids, and the model {shape.vocab_size}", mend=mend)
 
 
 def save_tokenizer(vocab: Vocab, seq_len: int, folder: Path | str) -> None:

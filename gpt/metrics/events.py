@@ -53,6 +53,10 @@ class Axis(NamedTuple):
     whole: str  # TensorBoard's axis, which is one of whole numbers
     per_unit: float  # of those, in one unit of this axis
 
+    def place(self, value: float) -> int:
+        """Where TensorBoard draws what lies at `value` of this axis."""
+        return round(value * self.per_unit)
+
 
 AXES = {
     "steps": Axis("step", "optimiser steps", False, "steps", 1),

@@ -164,8 +164,8 @@ class Loop:
             if self._start_tag:
                 folders.go_back(self._saver.folder, self._start_tag)
         self._world.barrier()
-        self._reports.open(self._saved_config)
         resumes = bool(self._start_tag)
+        self._reports.open(self._saved_config, resumes)
         self._reports.begin(self._notices, self._kernels, self._saved_config, resumes)
 
     def _end(self) -> None:

@@ -42,9 +42,11 @@ class Reports:
         self._metrics = metrics
         self._progress = progress
 
-    def open(self, saved_config: dict) -> None:
+    def open(self, saved_config: dict, resumes: bool) -> None:
         """From now on events are written. saved_config: what config.yaml holds."""
-        self._metrics.open(self._config.run_dir, self._config, saved_config)
+        step = self._course.step
+        kept = {"step": step, **self._meter.axes(step)} if resumes else None
+        self._metrics.open(self._config.run_dir, self._config, saved_config, kept)
 
     def close(self) -> None:
         self._progress.close()

@@ -13,6 +13,7 @@ from gpt.data.datasets import Dataset
 from gpt.data.streams import Ahead, Streams
 from gpt.errors import AgreedError, AgreedUserError
 from gpt.evaluation import Evaluator
+from gpt.metrics.sinks import require_loggers
 from gpt.training.course import Course
 from gpt.training.loop import Loop
 from gpt.training.signals import StopRequest
@@ -74,6 +75,7 @@ class Trainer:
         self.start_tag = None
         self.lock = None
         if rank == 0:
+            require_loggers(options)
             self.start_tag, began_from, changes, self.lock = claim(
                 config, self.saved_config, resume, allowed, self.notices
             )

@@ -196,6 +196,7 @@ class Trouble:
                 "documents": [self._streams.documents(index) for index in batches],
             }
         )
+        self._metrics.go_back({"step": course.step, **self._meter.axes(course.step)})
         self._progress.rewind(course.step)
         self._progress.say(
             f"SPIKE: the loss of step {attempt.number} is {attempt.loss:.4f} ({attempt.score:.1f}"

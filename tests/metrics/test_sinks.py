@@ -13,14 +13,16 @@ from gpt.errors import UserError
 from gpt.metrics.events import finite
 from gpt.metrics.sinks import Metrics, Wandb
 
-CONFIG = SimpleNamespace(options=SimpleNamespace(logger_type="none"))
+CONFIG = SimpleNamespace(
+    options=SimpleNamespace(logger_type="none", wandb_project_name="p", comment=""), sources={}
+)
 
 
 def test_lines_that_a_disk_does_not_take_are_written_later(tmp_path, capsys):
     file = tmp_path / "metrics.jsonl"
     file.write_text(json.dumps({"event": "train", "padding": "x" * 10**6}) + "\n{half a line")
     metrics = Metrics(active=True)
-    metrics.open(tmp_path, CONFIG, {})
+    metrics.open(tmp_path, CONFIG, {}, kept=None)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert len(file.read_text().splitlines()) == 1  # the half is gone
     # ends within the second line
@@ -88,4 +90,4 @@ def test_wandb_without_an_account_is_a_mistake(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match="wandb does not begin .*: `wandb login` first, or leave WANDB_MODE unset"
     ):
-        Wandb(tmp_path, "p", "n", "", {})
+        Wandb(tmp_path, CONFIG, {}, goes_on=False)

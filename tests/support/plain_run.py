@@ -4,10 +4,10 @@ torch. One rank, on the CPU."""
 from contextlib import nullcontext
 
 import torch
-from conftest import tiny_run
+from conftest import write_run
 
 from gpt.cluster.world import World
-from gpt.config.resolve import resolve
+from gpt.config.resolve import load
 from gpt.data.datasets import Dataset
 from gpt.engine.boundary import StepResult
 from gpt.training.trainer import Trainer
@@ -69,7 +69,7 @@ def train(run_dir, sample, allowed=(), resume="auto", engine=PlainEngine, **opti
     """Train a tiny run in this process, or go on with it, as the command does; `options` as
     `conftest.tiny_run` takes them."""
     gpt = {"data_root": str(sample), "run_dir": str(run_dir), **options.pop("gpt", {})}
-    config = resolve(tiny_run(gpt=gpt, **options), "tiny")
+    config = load(write_run(run_dir.parent, gpt=gpt, **options))
     trainer = Trainer(config, Dataset(gpt["data_root"]), 0, 1, KERNELS, resume, allowed)
     try:
         trainer.train(engine, World(0, 1, torch.device("cpu")))

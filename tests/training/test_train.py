@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import socket
-import struct
 import sys
 
 import numpy as np
@@ -219,86 +218,6 @@ def test_the_evaluator_scores_the_whole_split_without_deepspeed(
         "top10",
         "languini",
     ]
-
-
-def test_every_logger_writes(one_rank, tmp_path, run_command):
-    command = [
-        sys.executable,
-        TRAIN,
-        "--ds_config",
-        one_rank / "tiny.json",
-        "--logger_type",
-        "all",
-        "--max_train_steps",
-        2,
-        "--comment",
-        "a comment",
-        "--tokens_per_second",
-        1000,
-    ]
-    done = run_command(command, tmp_path, WANDB_MODE="offline")
-    assert done.returncode == 0, done.stdout + done.stderr
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator(str(tmp_path / "runs/tiny/tensorboard"))
-    board.Reload()
-    assert [event.step for event in board.Scalars("train/loss")] == [1, 2]
-    assert board.Scalars("eval/test/normalised_ppl")[0].value > 1
-    lines = read_metrics(tmp_path / "runs/tiny")
-    last = next(event for event in reversed(lines) if event["event"] == "eval")
-    for tag, value in (
-        ("train_tokens", 512),
-        ("gigaflops", round(last["flops"] / 1e9)),
-        ("reference_seconds", 1),
-    ):
-        scalar = board.Scalars(f"over_{tag}/eval/test/normalised_ppl")[-1]
-        assert (scalar.step, scalar.value) == (value, pytest.approx(last["normalised_ppl"]))
-    (run,) = (tmp_path / "runs/tiny/wandb").glob("offline-run-*/run-*.wandb")
-    axis_of, history = read_wandb(run)
-    assert axis_of["train/*"] == "step" and axis_of["eval/*"] == "reference_hours"
-    written = [event for event in lines if event["event"] in ("train", "eval")]
-    read = [item for item in history if "train/loss" in item or "eval/test/loss" in item]
-    assert len(read) == len(written) == 4
-    for item, event in zip(read, written):
-        for axis in ("step", "train_tokens", "flops", "hours", "reference_hours"):
-            assert item[axis] == pytest.approx(event[axis], rel=1e-12)
-        prefix = "eval/test" if event["event"] == "eval" else "train"
-        assert item[f"{prefix}/loss"] == event["loss"]
-    assert read[1]["train/seconds/backward"] == written[1]["seconds"]["backward"]
-
-
-def read_wandb(path):
-    """({metric pattern: its x-axis}, [history item]) of a .wandb file: a LevelDB log of wandb's own
-    protobuf records."""
-    from wandb.proto import wandb_internal_pb2
-
-    data = path.read_bytes()
-    at = 7
-    content = b""
-    axis_of = {}
-    history = []
-    assert data[:4] == b":W&B"
-    while at + 7 <= len(data):
-        if -at % 32768 < 7:  # no header fits into the rest of a block
-            at += -at % 32768
-            continue
-        _, size, kind = struct.unpack_from("<IHB", data, at)
-        content = content + data[at + 7 : at + 7 + size]
-        at = at + 7 + size
-        if kind not in (1, 4):  # the record goes on in the next block
-            continue
-        record = wandb_internal_pb2.Record.FromString(content)
-        content = b""
-        if record.WhichOneof("record_type") == "metric" and record.metric.step_metric:
-            axis_of[record.metric.glob_name or record.metric.name] = record.metric.step_metric
-        elif record.WhichOneof("record_type") == "history":
-            history.append(
-                {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                    for item in record.history.item
-                }
-            )
-    return axis_of, history
 
 
 def test_24h_on_a_laptop_asks_for_its_data_only(tmp_path, run_command):
