@@ -8,7 +8,11 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
+
+# whose imports fail by a fault of their own
+OWN_PACKAGES = ("gpt", "tools")
 
 
 class UserError(Exception):
@@ -73,14 +77,37 @@ def in_words(error: Exception) -> Exception:
         return UserError(
             f"{error.filename}: {error.strerror}; make the path usable or give another one"
         )
-    if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        package = error.name.split(".")[0]
-        if package != "gpt":
-            return UserError(
-                f"the package {error.name!r} is not installed here ({sys.executable})",
-                mend="run `pip install -e .` in the project's folder",
-            )
+    if isinstance(error, ImportError) and error.name is not None:
+        if error.name.split(".")[0] not in OWN_PACKAGES:
+            return _failed_import(error)
     return error
+
+
+def _failed_import(error: ImportError) -> UserError:
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(
+            f"the package {error.name!r} is not installed here ({sys.executable})",
+            mend="run `pip install -e .` in the project's folder",
+        )
+    first_line = str(error).strip().partition("\n")[0]
+    return UserError(
+        f"the package {error.name!r} does not load here ({sys.executable}; {first_line})",
+        mend="run `pip install -e .` in the project's folder, in a new environment",
+    )
+
+
+def explain_imports() -> None:
+    """Have an import that fails before a command gets to `command` told as its mistakes are."""
+    hook_before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        explained = in_words(error) if isinstance(error, ImportError) else error
+        if not isinstance(explained, UserError):
+            return hook_before(kind, error, trace)
+        tell(explained)
+        sys.exit(2)
+
+    sys.excepthook = hook
 
 
 def in_brief(error: Exception, path: Path | str | None = None) -> str:

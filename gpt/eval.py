@@ -1,64 +1,66 @@
-"""Evaluate consolidated weights on a held-out split: needs no DeepSpeed, no ZeRO files, no training
+"""Evaluate consolidated weights on held-out text: needs no DeepSpeed, no ZeRO files, no training
 run.
 
     python gpt/eval.py --checkpoint_file runs/24h/export/model.safetensors [--json out.json]
     python gpt/eval.py --checkpoint_file … --eval_data_split all [--markdown out.md]
+    python gpt/eval.py --checkpoint_file … --text letter.txt another.txt
+    python gpt/eval.py --checkpoint_file … --join runs/24h
+    python gpt/eval.py --checkpoints runs/24h
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 # instead of gpt/, whose module names must shadow nobody's
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.checkpoint.weights import file_of_weights
-from gpt.errors import Parser, UserError, command
 from gpt.files import require_place_for
 
 if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command line
+    from gpt.checkpoint.checkpoint import Checkpoint
     from gpt.data.datasets import Dataset
+    from gpt.data.vocab import Vocab
+    from gpt.evaluation import Stream
     from gpt.model import GPT
 
 # tokens of a batch, if --batch_size does not say how many windows
 BATCH_TOKENS = 8192
 
-# (name, name of the column, key of gpt.evaluation.summary, format)
-QUANTITIES = (
-    ("normalised perplexity", "normalised ppl", "normalised_ppl", ".4f"),
-    ("bits per byte", "bits per byte", "bits_per_byte", ".4f"),
-    ("loss (nats per token)", "loss", "loss", ".4f"),
-    ("perplexity per token", "ppl", "ppl", ".2f"),
-    ("top-1 accuracy", "top-1", "top1", ".4f"),
-    ("top-10 accuracy", "top-10", "top10", ".4f"),
-    ("tokens scored", "tokens", "tokens", ",d"),
-    ("bytes", "bytes", "bytes", ",d"),
-)
+
+class Source(NamedTuple):
+    """Weights to evaluate. name: what the result calls them. config_file: their config.yaml, which
+    is `config`. tokenizer: the file beside them. checkpoint: their folder, opened; None without a
+    manifest."""
+
+    name: str
+    config: dict
+    config_file: Path
+    tokenizer: Path
+    step: int | None
+    checkpoint: "Checkpoint | None"
+    load: Callable[[], "GPT"]
+
+
+class Target(NamedTuple):
+    """Text to score. facts: what the result tells of it, its "split" and "dataset" among them."""
+
+    facts: dict[str, Any]
+    stream: "Stream"
+    vocab: "Vocab"
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument(
-        "--checkpoint_file",
-        required=True,
-        type=file_of_weights,
-        help="model.safetensors, made by tools/zero_to_fp32.py",
-    )
-    parser.add_argument(
-        "--config_file", help="the run's config.yaml; default the one beside the weights"
-    )
-    parser.add_argument(
-        "--data_root", help="dataset folder; default the one that the model was trained on"
-    )
-    parser.add_argument(
-        "--eval_data_split",
-        default="test",
-        metavar="SPLIT[,SPLIT…]|all",
-        help="splits to evaluate (default test); all: every one but train",
-    )
+    add_inputs(parser)
     parser.add_argument(
         "--seq_len", type=int, help="tokens of context; default the model's, and at most that"
     )
@@ -74,53 +76,205 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--json",
         metavar="FILE",
-        help="write the result here as well; of several splits, a list of them",
+        help="write the result here as well; of several splits or checkpoints, a list of them",
     )
     parser.add_argument(
-        "--markdown", metavar="FILE", help="write a table here, a row for each split"
+        "--markdown", metavar="FILE", help="write a table here, a row for each result"
+    )
+    parser.add_argument(
+        "--join",
+        type=Path,
+        metavar="RUN",
+        help="keep the result in RUN/evaluations, as RUN's evaluation of the whole split",
     )
     args = parser.parse_args()
     for name in ("seq_len", "last_n", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}", mend="give a positive number")
+    require_compatible(args)
     return args
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """Options that name weights and texts."""
+    weights = parser.add_mutually_exclusive_group(required=True)
+    weights.add_argument(
+        "--checkpoint_file",
+        type=file_of_weights,
+        help="model.safetensors, made by tools/zero_to_fp32.py",
+    )
+    weights.add_argument(
+        "--checkpoints", type=Path, metavar="RUN", help="every checkpoint that a run has kept"
+    )
+    parser.add_argument(
+        "--config_file", help="the run's config.yaml; default the one beside the weights"
+    )
+    parser.add_argument(
+        "--data_root", help="dataset folder; default the one that the model was trained on"
+    )
+    parser.add_argument(
+        "--eval_data_split",
+        metavar="SPLIT[,SPLIT…]|all",
+        help="splits to evaluate (default test); all: every one but train",
+    )
+    parser.add_argument(
+        "--text", nargs="+", metavar="FILE", help="text files instead of a dataset, each a document"
+    )
+
+
+def require_compatible(args: argparse.Namespace) -> None:
+    """Raise UserError where one option leaves another without meaning."""
+    excluded = {
+        "text": ("data_root", "eval_data_split", "join"),
+        "checkpoints": ("config_file", "join"),
+    }
+    for name, others in excluded.items():
+        for other in others:
+            if getattr(args, name) is not None and getattr(args, other) is not None:
+                raise UserError(f"--{name} and --{other} exclude each other", mend="leave one out")
 
 
 def main() -> None:
     args = parse_args()
-    weights = args.checkpoint_file
     for name in ("json", "markdown"):
         file = getattr(args, name)
         if file:
             require_place_for(f"--{name}", file)
 
+    from gpt.results import evaluations, score_tables
+
+    sources = [source_of_file(args)] if args.checkpoint_file else sources_of_run(args.checkpoints)
+    targets = targets_of(args, sources[0])
+    joined = weights_to_join(args.join, sources[0]) if args.join else None
+    results = list(evaluate(args, sources, targets))
+    is_single = args.checkpoint_file and args.eval_data_split in (None, results[0]["split"])
+    print(score_tables.in_full(results[0]) if is_single else score_tables.as_table(results))
+    if joined:
+        for result in results:
+            print(f"joined: {evaluations.join(args.join, result, joined)}")
+    if args.json:
+        write_json(Path(args.json), results[0] if is_single else results)
+    if args.markdown:
+        Path(args.markdown).write_text(score_tables.as_markdown(results), encoding="utf-8")
+
+
+def weights_to_join(run: Path, source: Source) -> "Checkpoint":
+    """The folder of weights that are a run's. Raises UserError."""
+    from gpt.results.evaluations import require_of_run
+
+    if source.checkpoint is None:
+        raise UserError(
+            f"{source.tokenizer.parent} has no checkpoint.json, which tells what its weights were"
+            " made from",
+            mend="join the evaluation of what tools/zero_to_fp32.py made",
+        )
+    require_of_run(run, source.checkpoint)
+    return source.checkpoint
+
+
+def source_of_file(args: argparse.Namespace) -> Source:
+    """The weights of --checkpoint_file. Raises UserError where their folder is not whole."""
     from gpt.checkpoint.checkpoint import Checkpoint
     from gpt.checkpoint.manifest import MANIFEST
+    from gpt.checkpoint.weights import load_model, require_our_layout
     from gpt.config.saved import CONFIG, read_config
+    from gpt.data.manifests import TOKENIZER
 
-    config_file = Path(args.config_file) if args.config_file else weights.with_name(CONFIG)
+    weights = args.checkpoint_file
+    if not args.config_file:
+        require_our_layout(weights.parent)
+    config_file = Path(args.config_file or weights.with_name(CONFIG))
     config = read_config(config_file)
-    root = args.data_root or trained_on(config).get("root")
+    checkpoint = None
+    if weights.with_name(MANIFEST).is_file():
+        checkpoint = Checkpoint.open(weights.parent).verify()
+    return Source(
+        name=str(weights),
+        config=config,
+        config_file=config_file,
+        tokenizer=weights.with_name(TOKENIZER),
+        step=checkpoint.step if checkpoint else config.get("step"),
+        checkpoint=checkpoint,
+        load=lambda: load_model(weights, config, config_file),
+    )
+
+
+def sources_of_run(run: Path) -> list[Source]:
+    """The checkpoints of --checkpoints, oldest first; a damaged one is told of and left out. Raises
+    UserError where none is whole."""
+    from gpt.checkpoint import folders
+    from gpt.checkpoint.checkpoint import Checkpoint
+
+    folder = folders.of_run(run)
+    if not folder.is_dir():
+        raise UserError(
+            f"{run} holds no checkpoints", mend="give --checkpoints the folder of a run"
+        )
+    sources = []
+    for tag in folders.course(folder):
+        try:
+            checkpoint = Checkpoint.open(folder / tag).verify()
+            sources.append(source_of_checkpoint(checkpoint))
+        except UserError as error:
+            print(f"notice: left out: {error}", file=sys.stderr)
+    if not sources:
+        raise UserError(f"no checkpoint in {folder} is whole", mend="train first")
+    return sources
+
+
+def source_of_checkpoint(checkpoint: "Checkpoint") -> Source:
+    from gpt.checkpoint.weights import load_checkpoint
+    from gpt.config.saved import CONFIG
+    from gpt.data.manifests import TOKENIZER
+
+    def load() -> "GPT":
+        model, doubt = load_checkpoint(checkpoint)
+        if doubt:
+            print(f"notice: {checkpoint.path}: {doubt}", file=sys.stderr)
+        return model
+
+    return Source(
+        name=str(checkpoint.path),
+        config=checkpoint.config,
+        config_file=checkpoint.path / CONFIG,
+        tokenizer=checkpoint.path / TOKENIZER,
+        step=checkpoint.step,
+        checkpoint=checkpoint,
+        load=load,
+    )
+
+
+def targets_of(args: argparse.Namespace, source: Source) -> list[Target]:
+    """What is scored with each weights: splits, or the texts of --text. Raises UserError."""
+    if args.text:
+        from gpt.data.vocab import Vocab
+        from gpt.prepare.in_memory import split_of_files
+
+        vocab = Vocab.load(source.tokenizer)
+        require_own_tokenizer(vocab, source, str(source.tokenizer))
+        stream = split_of_files(args.text, vocab)
+        facts = {"split": "text", "dataset": ", ".join(args.text)}
+        return [Target(facts, stream, vocab)]
+    root = args.data_root or trained_on(source.config).get("root")
     if not root:
         raise UserError(
-            f"{config_file} does not tell which dataset the model was trained on",
+            f"{source.config_file} does not tell which dataset the model was trained on",
             mend="give --data_root",
         )
-    if weights.with_name(MANIFEST).is_file():
-        Checkpoint.open(weights.parent).verify()
-    dataset = open_dataset(root, config, weights)
-    names = splits_named(args.eval_data_split, dataset)
-    results = evaluate(args, names, weights, config, config_file, dataset)
-    single = args.eval_data_split == names[0]
-    if single:
-        show(results[0])
-    else:
-        show_table(results)
-    if args.json:
-        write_json(Path(args.json), results[0] if single else results)
-    if args.markdown:
-        Path(args.markdown).write_text(markdown(results), encoding="utf-8")
+    from gpt.data.datasets import Dataset
+
+    dataset = Dataset(root)
+    require_own_tokenizer(dataset.vocab, source, str(dataset.root))
+    targets = []
+    for name in splits_named(args.eval_data_split or "test", dataset):
+        facts = {
+            "split": name,
+            "dataset": str(dataset.root),
+            "documents": dataset.documents(name),
+        }
+        targets.append(Target(facts, dataset.split(name), dataset.vocab))
+    return targets
 
 
 def trained_on(config: dict) -> dict:
@@ -129,18 +283,22 @@ def trained_on(config: dict) -> dict:
     return block if isinstance(block, dict) else {}
 
 
-def open_dataset(root: str, config: dict, weights: Path) -> "Dataset":
-    from gpt.data.datasets import Dataset
-    from gpt.data.manifests import TOKENIZER
+def require_own_tokenizer(vocab: "Vocab", source: Source, where: str) -> None:
+    """Raise UserError where the text would get other ids than those that the model has learned.
+    where: the tokenizer's file, or the dataset that it made."""
+    from gpt.config.saved import model_config
 
-    dataset = Dataset(root)
-    tokenizer = trained_on(config).get("tokenizer")
-    if tokenizer not in (None, dataset.vocab.fingerprint):
+    mend = f"prepare the text with `--tokenizer {source.tokenizer}`"
+    if trained_on(source.config).get("tokenizer") not in (None, vocab.fingerprint):
         raise UserError(
-            f"{dataset.root} was made with another tokenizer than the model was trained with",
-            mend=f"prepare the text with `--tokenizer {weights.with_name(TOKENIZER)}`",
+            f"{where} has another tokenizer than the one that the model was trained with", mend=mend
         )
-    return dataset
+    size = model_config(source.config, source.config_file).vocab_size
+    if vocab.size != size:
+        raise UserError(
+            f"the tokenizer of {where} has {vocab.size} ids, but the model was trained with {size}",
+            mend=mend,
+        )
 
 
 def splits_named(text: str, dataset: "Dataset") -> list[str]:
@@ -159,52 +317,58 @@ def splits_named(text: str, dataset: "Dataset") -> list[str]:
 
 
 def evaluate(
-    args: argparse.Namespace,
-    names: list[str],
-    weights: Path,
-    config: dict,
-    config_file: Path,
-    dataset: "Dataset",
-) -> list[dict]:
-    """The content of `--json` for each split, by one and the same model."""
-    from tqdm import tqdm
-
-    from gpt.checkpoint.weights import load_model
+    args: argparse.Namespace, sources: list[Source], targets: list[Target]
+) -> Iterator[dict]:
+    """The content of `--json` for each of the weights on each of the texts."""
     from gpt.compute.hardware import keep_freed_memory, usable_device
-    from gpt.evaluation import Evaluator, summary
 
     device = usable_device(args.device)
     if device == "cpu":
         keep_freed_memory()
-    model = load_model(weights, config, config_file).to(device)
-    seq_len, last_n = window_of(args, config, model, dataset)
-    batch_size = args.batch_size or max(1, BATCH_TOKENS // seq_len)
-    results = []
-    for name in names:
-        evaluator = Evaluator(dataset.split(name), dataset.vocab, seq_len, last_n, batch_size)
-        hidden = not sys.stderr.isatty()
-        with tqdm(
-            total=evaluator.calls, unit="batch", desc=name, disable=hidden, leave=False
-        ) as bar:
-            tally = evaluator.run(model, device, lambda: bar.update() or True)
-        assert tally is not None
-        result = {
-            "split": name,
-            "checkpoint": str(weights),
-            "dataset": str(dataset.root),
-            "seq_len": seq_len,
-            "last_n": last_n,
-        }
-        results.append(result | summary(tally))
-    return results
+    for source in sources:
+        seq_len, last_n = window_of(args, source)
+        model = source.load().to(device)
+        for target in targets:
+            yield {
+                **target.facts,
+                "checkpoint": source.name,
+                "step": source.step,
+                "seq_len": seq_len,
+                "last_n": last_n,
+                "of_tokens": len(target.stream.tokens),
+                **scores_of(model, target, args.batch_size, seq_len, last_n, device),
+            }
 
 
-def window_of(
-    args: argparse.Namespace, config: dict, model: "GPT", dataset: "Dataset"
-) -> tuple[int, int]:
-    """(seq_len, last_n). Raises UserError where the model cannot score the dataset in such
-    windows."""
-    longest = model.config.seq_len
+def scores_of(
+    model: "GPT", target: Target, batch_size: int | None, seq_len: int, last_n: int, device: str
+) -> dict:
+    """What gpt.evaluation.summary finds, with a bar on a terminal meanwhile."""
+    from tqdm import tqdm
+
+    from gpt.evaluation import Evaluator, summary
+
+    batch_size = batch_size or max(1, BATCH_TOKENS // seq_len)
+    evaluator = Evaluator(target.stream, target.vocab, seq_len, last_n, batch_size)
+    hidden = not sys.stderr.isatty()
+    with tqdm(
+        total=evaluator.calls,
+        unit="batch",
+        desc=target.facts["split"],
+        disable=hidden,
+        leave=False,
+    ) as bar:
+        tally = evaluator.run(model, device, lambda: bar.update() or True)
+    assert tally is not None
+    return summary(tally)
+
+
+def window_of(args: argparse.Namespace, source: Source) -> tuple[int, int]:
+    """(seq_len, last_n). Raises UserError where the model cannot score such windows."""
+    from gpt.config.options import LAST_N
+    from gpt.config.saved import model_config
+
+    longest = model_config(source.config, source.config_file).seq_len
     seq_len = args.seq_len or longest
     if seq_len > longest:
         raise UserError(
@@ -212,23 +376,15 @@ def window_of(
             " with",
             mend=f"give at most {longest}",
         )
-    if dataset.vocab.size != model.config.vocab_size:
+    if args.last_n is None:
+        options = source.config["run"].get("gpt") or {}
+        return seq_len, min(options.get("last_n") or LAST_N, seq_len)
+    if args.last_n > seq_len:
         raise UserError(
-            f"the tokenizer of {dataset.root} has {dataset.vocab.size} ids, but the model was"
-            f" trained with {model.config.vocab_size}",
-            mend="give the --data_root that it was trained on",
+            f"--last_n {args.last_n} is more than the {seq_len} targets of a window",
+            mend=f"give at most {seq_len}",
         )
-    if args.last_n is not None:
-        if args.last_n > seq_len:
-            raise UserError(
-                f"--last_n {args.last_n} is more than the {seq_len} targets of a window",
-                mend=f"give at most {seq_len}",
-            )
-        return seq_len, args.last_n
-    from gpt.config.options import LAST_N
-
-    options = config["run"].get("gpt") or {}
-    return seq_len, min(options.get("last_n") or LAST_N, seq_len)
+    return seq_len, args.last_n
 
 
 def write_json(file: Path, content: dict | list[dict]) -> None:
@@ -236,57 +392,6 @@ def write_json(file: Path, content: dict | list[dict]) -> None:
 
     text = json.dumps(finite(content), indent=1, allow_nan=False)
     file.write_text(text + "\n", encoding="utf-8")
-
-
-def show(result: dict) -> None:
-    languini = result["languini"]
-    print(
-        f"{result['checkpoint']} on the split {result['split']!r} of {result['dataset']} "
-        f"(seq_len {result['seq_len']}, last_n {result['last_n']})"
-    )
-    print(f"{'':26s}{'exact':>14s}{'languini':>14s}")
-    for name, _, key, form in QUANTITIES:
-        exact = format(result[key], form)
-        as_languini = format(languini[key], form) if key in languini else ""
-        print(f"{name:26s}{exact:>14s}{as_languini:>14s}")
-
-
-def table(results: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """(names of the columns, rows of texts), a row for each split."""
-    head = ["split", *(column for _, column, _, _ in QUANTITIES), "languini"]
-    rows = []
-    for result in results:
-        exact = [format(result[key], form) for _, _, key, form in QUANTITIES]
-        languini = format(result["languini"]["normalised_ppl"], ".4f")
-        rows.append([result["split"], *exact, languini])
-    return head, rows
-
-
-def caption(result: dict) -> str:
-    return (
-        f"{result['checkpoint']} on {result['dataset']} (seq_len {result['seq_len']}, last_n"
-        f" {result['last_n']}; languini: normalised ppl as the seed project counts it)"
-    )
-
-
-def show_table(results: list[dict]) -> None:
-    head, rows = table(results)
-    widths = [max(len(cell) for cell in column) for column in zip(head, *rows)]
-    print(caption(results[0]))
-    for split, *cells in [head, *rows]:
-        padded = [f"{cell:>{width}s}" for cell, width in zip(cells, widths[1:])]
-        print("  ".join([f"{split:{widths[0]}s}", *padded]))
-
-
-def markdown(results: list[dict]) -> str:
-    head, rows = table(results)
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    lines = [_markdown_row(row) for row in [head, rule, *rows]]
-    return "\n".join([caption(results[0]), "", *lines]) + "\n"
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

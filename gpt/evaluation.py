@@ -19,6 +19,7 @@ Two sets of sums are kept:
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,7 +27,6 @@ from torch import Tensor
 
 from gpt.cluster.world import to_device
 from gpt.data import windows
-from gpt.data.datasets import Split
 from gpt.data.vocab import Vocab
 from gpt.data.windows import FIRST_TOKEN, Window
 from gpt.kernels.linear_cross_entropy import TokenScores
@@ -36,6 +36,17 @@ from gpt.quantities import quantities, ratio
 TOP = 10
 # (tokens, targets, scored) -> TokenScores, see Evaluator
 Score = Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], TokenScores]
+
+
+class Stream(Protocol):
+    """What is scored: gpt.data.datasets.Split, or one in memory. tokens: (n,) ids, an
+    end-of-document id after every document."""
+
+    @property
+    def tokens(self) -> np.ndarray: ...
+
+    def check_ids(self, ids: np.ndarray) -> None:
+        """Raise UserError where ids that were read from it are none of the vocabulary's."""
 
 
 @dataclass
@@ -85,7 +96,7 @@ class Evaluator:
 
     def __init__(
         self,
-        split: Split,
+        split: Stream,
         vocab: Vocab,
         seq_len: int,
         last_n: int,

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt.errors import UserError
@@ -141,6 +141,8 @@ class FolderLock:
         other: str = "another process is at work in",
         mend: str = "wait for it, or name another folder",
     ):
+        self._folder = folder
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / LOCK, "a+")
         try:
@@ -148,6 +150,7 @@ class FolderLock:
         except BlockingIOError as error:
             raise LockedError(f"{other} {folder}", mend) from error
         except OSError as error:  # Lustre as many clusters mount it
+            self.remove_unused()
             raise UserError(
                 f"{folder / LOCK} cannot be locked: {error.strerror}; name a folder on a disk that"
                 " has file locks (Lustre: mounted with -o flock)"
@@ -159,6 +162,7 @@ class FolderLock:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
+            self.remove_unused()
             raise UserError(
                 f"{folder / LOCK} cannot be written: {error.strerror}; make room, or name another"
                 " folder"
@@ -166,3 +170,11 @@ class FolderLock:
 
     def release(self) -> None:
         self._file.close()
+
+    def remove_unused(self) -> None:
+        """Remove the folders that were made for this lock, if nothing else was put into them."""
+        with suppress(OSError):
+            if self._made and os.listdir(self._folder) == [LOCK]:
+                (self._folder / LOCK).unlink()
+                for folder in self._made:
+                    folder.rmdir()

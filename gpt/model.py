@@ -22,6 +22,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+    from gpt.errors import explain_imports
+
+    explain_imports()
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint

@@ -3,7 +3,7 @@ needed."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 # what the figures of an evaluation are recomputed from
 SUMS = ("total_loss", "tokens", "text_nats", "text_tokens", "bytes")
@@ -52,7 +52,36 @@ def contradiction(figures: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _is_number(value: Any) -> bool:
+def contradiction_without_sums(figures: Mapping[str, Any]) -> str | None:
+    """The same of figures whose sums are not all numbers, as those of a run that diverged, or not
+    all told, as in a line of an earlier version: whether they follow from each other."""
+    loss = _number(figures.get("loss"))
+    normalised_loss = _number(figures.get("normalised_loss"))
+    expected = {
+        "ppl": _exp(loss),
+        "normalised_ppl": _exp(normalised_loss),
+        "bits_per_byte": normalised_loss / math.log(2),
+    }
+    total_loss = figures.get("total_loss")
+    tokens = figures.get("tokens")
+    if _is_number(total_loss) and isinstance(tokens, int):
+        expected["loss"] = ratio(total_loss, tokens)
+    for name, value in expected.items():
+        if name in figures and not _agree(figures[name], value):
+            return f"{name} is {_brief(figures[name])}, and the others make it {value:.10g}"
+    return None
+
+
+def has_sums(figures: Mapping[str, Any]) -> bool:
+    """Whether all that the figures follow from is told, and is finite."""
+    return all(_is_number(figures.get(name)) for name in SUMS)
+
+
+def _number(value: Any) -> float:
+    return value if _is_number(value) else math.nan
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -99,13 +99,17 @@ def train(args: argparse.Namespace, launch: "Launch", config: "Config", data: "R
         "configuration": config.fingerprint,
         "kernels": "{} ({})".format(*(kernels or ("none", mistake))),
     }
-    world = boundary.connect(args.verbose, launch, facts, config.options.step_timeout)
-    if mistake or kernels is None:
-        raise AgreedUserError(str(mistake))
-    if trainer is None:
-        # the sample is there now: rank 0 has built it
-        trainer = make_trainer()
-    trainer.train(boundary.Engine, world)
+    try:
+        world = boundary.connect(args.verbose, launch, facts, config.options.step_timeout)
+        if mistake or kernels is None:
+            raise AgreedUserError(str(mistake))
+        if trainer is None:
+            # the sample is there now: rank 0 has built it
+            trainer = make_trainer()
+        trainer.train(boundary.Engine, world)
+    finally:
+        if trainer is not None and trainer.lock is not None:
+            trainer.lock.remove_unused()
     boundary.disconnect()
 
 

@@ -9,6 +9,26 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
+# units of time that a person reads, greatest first: {unit: how many are in an hour}
+TIME_UNITS = {"h": 1, "min": 60, "s": 3600}
+
+
+def time_unit(hours: float) -> str:
+    """The greatest of TIME_UNITS of which these hours are at least one."""
+    for unit, per_hour in TIME_UNITS.items():
+        if hours * per_hour >= 1:
+            return unit
+    return "s"
+
+
+def timespan(hours: float, digits: int = 3) -> str:
+    """At least so many digits in the unit that suits: 6 h, 2.4 min, 18 s."""
+    unit = time_unit(hours)
+    amount = hours * TIME_UNITS[unit]
+    written = f"{amount:,.0f}" if amount >= 10**digits else f"{amount:.{digits}g}"
+    return f"{written} {unit}"
+
+
 def plural(count: int, noun: str) -> str:
     """1 file, 2 files."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,14 +1,24 @@
-"""Which splits eval.py takes, its tables, and the mistakes that it names."""
+"""Which splits and texts eval.py takes, its tables, and the mistakes that it names."""
 
+import json
+import shutil
+import sys
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
+import torch
 from conftest import load_command
+from safetensors.torch import save_file
 
-from gpt.checkpoint.weights import write_folder
+from gpt.checkpoint.weights import load_model, write_folder
 from gpt.config.saved import foreign_config, read_config, write_config
 from gpt.config.shape import ModelConfig
 from gpt.data.datasets import Dataset
 from gpt.errors import UserError
+from gpt.evaluation import Evaluator, summary
 from gpt.model import GPT
+from gpt.results import score_tables
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +59,7 @@ def result(split, value):
     return {
         "split": split,
         "checkpoint": "w",
+        "step": 7,
         "dataset": "d",
         "seq_len": 8,
         "last_n": 4,
@@ -59,14 +70,13 @@ def result(split, value):
     }
 
 
-def test_tables(evaluator, capsys):
+def test_tables():
     results = [result("test", 2.0), result("java", float("nan"))]
-    assert evaluator.markdown(results).splitlines()[4:] == [
+    assert score_tables.as_markdown(results).splitlines()[4:] == [
         "| test | 2.0000 | 2.0000 | 2.0000 | 2.00 | 2.0000 | 2.0000 | 1,234 | 5,678 | 3.0000 |",
         "| java | nan | nan | nan | nan | nan | nan | 1,234 | 5,678 | nan |",
     ]
-    evaluator.show_table(results)
-    head, first, second = capsys.readouterr().out.splitlines()[1:]
+    head, first, second = score_tables.as_table(results).splitlines()[1:]
     assert head.split()[:3] == ["split", "normalised", "ppl"] and first.split() == [
         "test",
         *["2.0000"] * 3,
@@ -80,6 +90,14 @@ def test_tables(evaluator, capsys):
     assert len(head) == len(first) == len(second)
 
 
+def test_a_table_of_checkpoints_has_their_steps():
+    results = [result("test", 2.0), result("test", 1.5) | {"checkpoint": "v", "step": 1234}]
+    caption, head, first, second = score_tables.as_table(results).splitlines()
+    assert caption.startswith("w … v on d (seq_len 8, last_n 4;")
+    assert head.split()[:2] == ["split", "step"]
+    assert (first.split()[1], second.split()[1]) == ("7", "1,234")
+
+
 @pytest.mark.parametrize("option", ["--json", "--markdown"])
 def test_files_that_cannot_be_written_are_told_first(option, tmp_path, load_tool):
     (tmp_path / "weights").touch()
@@ -91,7 +109,7 @@ def test_files_that_cannot_be_written_are_told_first(option, tmp_path, load_tool
 
 
 @pytest.fixture(scope="module")
-def weights(sample, tmp_path_factory):
+def weights(sample, vocab, tmp_path_factory):
     shape = ModelConfig(
         n_layers=1, h_dim=8, mlp_dim=8, n_heads=1, head_dim=8, vocab_size=2048, seq_len=16
     )
@@ -100,13 +118,86 @@ def weights(sample, tmp_path_factory):
         folder,
         GPT(shape).state_dict(),
         foreign_config("w", 0, shape, Dataset(sample).vocab.fingerprint),
-        b"",
+        vocab.model,
         {},
     )
     return folder / "model.safetensors"
 
 
+def evaluated(monkeypatch, evaluator, out, *options):
+    """The content of --json."""
+    monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, options), "--json", str(out)])
+    evaluator.main()
+    return json.loads(out.read_text())
+
+
+def test_plain_text_needs_no_dataset(weights, vocab, evaluator, tmp_path, monkeypatch):
+    """Files are documents of one stream, a byte order mark and CRLF apart; what is scored is what
+    prepare_data.py would make of them."""
+    texts = ["厨房七点开门。\n The bread\n", "Seven breads later, nobody asks.\n" * 4]
+    files = [tmp_path / "a.txt", tmp_path / "b.log", tmp_path / "empty.txt"]
+    files[0].write_bytes(b"\xef\xbb\xbf" + texts[0].replace("\n", "\r\n").encode())
+    files[1].write_text(texts[1])
+    files[2].touch()
+    figures = evaluated(
+        monkeypatch, evaluator, tmp_path / "o.json", "--checkpoint_file", weights, "--text", *files
+    )
+    stream = [id for text in texts for id in (*vocab.encode(text), vocab.eod_id)]
+    model = load_model(weights, read_config(weights.with_name("config.yaml")), "w")
+    split = SimpleNamespace(tokens=np.array(stream), check_ids=lambda ids: None)
+    expected = summary(Evaluator(split, vocab, 16, 16, 4).run(model))
+    assert figures["bytes"] == len("".join(texts).encode())
+    assert figures["tokens"] == figures["of_tokens"] == len(stream)
+    for name in ("bits_per_byte", "normalised_ppl", "loss"):
+        assert figures[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (b"abc\xffdef", "{file} is not UTF-8 at byte 3: convert it, for example with `iconv"),
+        (b"", "no text is in {file}: give other files"),
+        (None, "{file} is not a file: give text files, each a document"),
+    ],
+)
+def test_texts_that_cannot_be_scored(content, sentence, weights, tmp_path, load_tool):
+    file = tmp_path / "a.txt"
+    if content is not None:
+        file.write_bytes(content)
+    mistake = load_tool("eval", "gpt").mistake("--checkpoint_file", weights, "--text", file)
+    assert mistake.startswith(sentence.format(file=file)) and "\n" not in mistake
+
+
+def test_weights_in_another_layout(weights, tmp_path, load_tool):
+    """transformers' folder; other weights under ours' name; those of another model."""
+    tool = load_tool("eval", "gpt")
+    (tmp_path / "config.json").write_text("{}")
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(weights.read_bytes())
+    assert tool.mistake("--checkpoint_file", file).startswith(
+        f"{tmp_path} is a model in the layout of transformers (config.json): bring it into ours"
+        f" with `python tools/export_hf.py --back {tmp_path} OUT`, and give OUT"
+    )
+    folder = shutil.copytree(weights.parent, tmp_path / "w")
+    save_file({"lm_head.weight": torch.zeros(2)}, folder / "model.safetensors")
+    options = ["--checkpoint_file", folder / "model.safetensors", "--text", weights]
+    assert "is not as it was written (its size or sha256 differs): make the folder again, or" in (
+        tool.mistake(*options)
+    )
+    (folder / "checkpoint.json").unlink()
+    options[-1] = tmp_path / "config.json"
+    assert "does not fit its config.yaml: blocks.0.attn.c_proj.bias is missing: weights of" in (
+        tool.mistake(*options)
+    )
+
+
 MISTAKES = [
+    (["--text", "a.txt"], "--text and --data_root exclude each other: leave one out"),
+    (
+        ["--checkpoints", "runs"],
+        "command line: argument --checkpoints: not allowed with argument --checkpoint_file",
+    ),
+    (["--join", "nowhere"], "nowhere holds no run (no metrics.jsonl): give --join the folder that"),
     (["--batch_size", "0"], "--batch_size 0: give a positive number"),
     (
         ["--seq_len", "17"],
@@ -187,7 +278,7 @@ def test_another_tokenizer_is_a_mistake(weights, sample, evaluator, tmp_path, mo
     with pytest.raises(
         UserError,
         match=(
-            "was made with another tokenizer than the model was trained with: prepare the text with"
+            "has another tokenizer than the one that the model was trained with: prepare the text"
         ),
     ):
         evaluator.main()

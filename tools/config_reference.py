@@ -14,11 +14,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from gpt.config.command_line import DEEPSPEED_OPTIONS
+from gpt.errors import Parser, command, explain_imports
+
+explain_imports()
+
 from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.keys import ANY, REQUIRED, Key
+from gpt.config.option_names import DEEPSPEED_OPTIONS
 from gpt.config.refused_keys import REFUSED
-from gpt.errors import Parser, command
 
 TARGET = ROOT / "ds_configs" / "README.md"
 # what the types of keys are called

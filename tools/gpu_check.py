@@ -93,10 +93,10 @@ def _check(args, device):
 
 
 def _device(dry):
+    import torch  # where it is missing, that is told once, not by every stage
+
     if dry:
         return "a dry run on the CPU"
-    import torch
-
     if not torch.cuda.is_available():
         raise UserError(
             "there is no CUDA device here",

@@ -1,5 +1,8 @@
 """The kernels that tools/kernel_gates.py compiles, launched as a training run launches them."""
 
+if __name__ == "__main__":
+    raise SystemExit("error: this is a part of `python tools/kernel_gates.py`: run that")
+
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType

@@ -8,8 +8,9 @@ measured hours, reference accelerator-hours); learning rate, gradient norm, loss
 throughput; and what the runs told about their weights and activations (--log_grads_every,
 --log_activations_every of train.py). Runs that differ only in their seeds become one line, their
 mean, with a band of one standard deviation. --scaling fits power laws to the final normalised
-losses of finished runs, one for each model shape, prints them with their uncertainty, and draws
-them with their crossings. The same command writes the same bytes.
+losses of finished runs, one for each method, prints them with their uncertainty, and draws them
+with their crossings. A method keeps its hue and dashes in every figure. The same command writes the
+same bytes.
 """
 
 import importlib.util
@@ -18,10 +19,15 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, command
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.metrics.events import AXES
 from gpt.metrics.runs import missing_axis, read_runs
 from gpt.results.comparison import final_losses, group_by_seed
+from gpt.results.methods import add_same_code, same_code
+from gpt.results.scores import texts_differ
 
 
 def main():
@@ -30,37 +36,35 @@ def main():
 
     from gpt.results import figures, power_law
 
-    runs = read_runs(args.runs)
-    groups = group_by_seed(runs)
-    notices = []
-    for run in runs:
-        notices += run.notices
-    if len({(run.fingerprint, run.options.get("eval_data_split")) for run in runs}) > 1:
-        notices.append(
-            "the runs are of different datasets or splits: their losses do not measure the same"
-        )
-    laws = None
-    if args.scaling:  # a mistake is told before a file is written
-        points = final_losses(groups, args.scaling, notices)
-        laws = fit_laws(points, notices)
+    notices: list[str] = []
+    runs = read_runs(args.runs, notices)
+    groups = group_by_seed(runs, same_code(runs, args.same_code, notices))
+    relabel(groups, args.label)
+    notices += texts_differ(runs)
+    points, laws = {}, {}
+    if args.scaling:
+        points, laws = fit_laws(groups, args.scaling, notices)
     if not any(run.last_step for run in runs):
         raise UserError("no run has a line of training yet: there is nothing to draw")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    paths = figures.training(groups, out) + figures.inside(groups, out)
+    output = figures.Output(out, args.format, args.title)
+    paths = figures.training(groups, output) + figures.inside(groups, output)
     for axis in AXES:
         lacking = [run for run in runs if not has_axis(run, axis)]
         if lacking:
             notices.append(missing_axis(axis, lacking))
         for quantity in figures.QUANTITIES:
-            paths += figures.curves(groups, axis, quantity, out)
+            paths += figures.curves(groups, axis, quantity, output)
     if laws:
         split = groups[0].runs[0].options["eval_data_split"]
-        paths += figures.law_figure(laws, points, split, args.scaling, out)
+        classes = figures.class_names(groups, args.scaling)
+        paths += figures.law_figure(laws, points, classes, split, args.scaling, output)
         print("\n".join(power_law.describe(laws, figures.UNITS[args.scaling])))
-    for notice in notices:
+    for notice in dict.fromkeys(notices):
         print(f"notice: {notice}")
-    print(f"{out}: {', '.join(path.stem for path in paths[::2])} (.png, .svg)")
+    names = ", ".join(dict.fromkeys(path.stem for path in paths))
+    print(f"{out}: {names} ({', '.join(f'.{name}' for name in args.format)})")
 
 
 def parse():
@@ -76,7 +80,46 @@ def parse():
         choices=("reference_hours", "flops"),
         help="fit power laws over reference accelerator-hours (default) or FLOPs",
     )
+    add_same_code(parser)
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        default=["png", "svg"],
+        choices=("png", "svg", "pdf"),
+        help="kinds of files (default: png svg)",
+    )
+    parser.add_argument("--title", metavar="TEXT", help="stands above every figure")
+    parser.add_argument(
+        "--label",
+        nargs="+",
+        default=[],
+        metavar="NAME=TEXT",
+        help="what the figures call a run, a group of seeds or a method instead of its name",
+    )
     return parser.parse_args()
+
+
+def relabel(groups, labels):
+    """Call groups and methods as --label says. Raises UserError where it names neither, or gives
+    two methods one name."""
+    methods = {group.method for group in groups}
+    known = methods | {group.name for group in groups}
+    texts = {}
+    for label in labels:
+        names = [name for name in known if label.startswith(f"{name}=")]
+        name = max(names, key=len, default=None)
+        if name is None:
+            listed = ", ".join(sorted(known))
+            raise UserError(
+                f"--label {label} names no run, group of seeds or method",
+                mend=f"give NAME=TEXT with one of {listed}",
+            )
+        texts[name] = label.removeprefix(f"{name}=")
+    for group in groups:
+        group.name = texts.get(group.name, group.name)
+        group.method = texts.get(group.method, group.method)
+    if len({group.method for group in groups}) < len(methods):
+        raise UserError("--label gives two methods one name", mend="give each its own")
 
 
 def require_packages():
@@ -95,25 +138,25 @@ def has_axis(run, axis):
     return run.over(axis, run.curve("train") + run.curve("eval")) is not None
 
 
-def fit_laws(points, notices):
-    """{family: Fit} of points, {family: [(compute, mean loss, spread)]}; families with too few
-    scales are left out with a notice."""
+def fit_laws(groups, axis, notices):
+    """({method: [(compute, mean loss, spread)]}, {method: Fit}) over an axis. What has no law gets
+    a notice: methods with too few scales, losses that do not measure the same."""
     from gpt.results import power_law
 
     laws = {}
-    refused = []
-    for family, points_of_family in points.items():
-        compute = [x for x, _, _ in points_of_family]
-        losses = [mean for _, mean, _ in points_of_family]
+    try:
+        points = final_losses(groups, axis, notices)
+    except UserError as reason:
+        notices.append(f"no power law: {reason}")
+        return {}, {}
+    for method, points_of_method in points.items():
+        compute = [x for x, _, _ in points_of_method]
+        losses = [mean for _, mean, _ in points_of_method]
         try:
-            laws[family] = power_law.fit(compute, losses)
-        except UserError as error:
-            refused.append(f"{family}: {error}")
-    if not laws:
-        reasons = "; ".join(refused) or "none of the runs is finished and evaluated"
-        raise UserError(f"--scaling: {reasons}")
-    notices += refused
-    return laws
+            laws[method] = power_law.fit(compute, losses)
+        except UserError as reason:
+            notices.append(f"no power law of {method}: {reason}")
+    return points, laws
 
 
 if __name__ == "__main__":

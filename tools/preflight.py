@@ -16,8 +16,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.config.options import SAMPLE
-from gpt.errors import Parser, UserError, command
 
 
 def main():
@@ -75,14 +78,17 @@ def folders_of_run(args, ranks):
     if not args.ds_config:
         return args.data_root or SAMPLE, args.run_dir or "runs"
 
-    from gpt.config.resolve import load
+    from gpt.config.resolve import read
+    from gpt.training.run_data import take_vocabulary
 
     overrides = {}
     if args.data_root:
         overrides["gpt.data_root"] = args.data_root
     if args.run_dir:
         overrides["gpt.run_dir"] = args.run_dir
-    config = load(args.ds_config, ranks, overrides)
+    draft = read(args.ds_config, ranks, overrides)
+    take_vocabulary(draft)
+    config = draft.settle()
     return config.options.data_root, config.run_dir
 
 

@@ -8,10 +8,13 @@
         --out data/books
     python tools/prepare_data.py --input books/ --tokenizer books_16384.model --out data/books
 
-Without --test_every and --split_list each sub-folder of the input becomes the split of its name;
-`train` must be among them. The work is kept in OUT.preparing until it is whole: after a kill the
-same command goes on. One process encodes a compressed file: give large corpora in many. On many
-hosts:
+    python tools/prepare_data.py --input enwik8 --cut_documents 100000 --test_every 20 \\
+        --valid_every 20 --out data/enwik8
+
+Without --test_every, --valid_every and --split_list each sub-folder of the input becomes the split
+of its name; `train` must be among them. The work is kept in OUT.preparing until it is whole: after
+a kill the same command goes on. One process encodes a compressed file: give large corpora in many.
+On many hosts:
 
     python tools/prepare_data.py … --out data/books --shard 1/8   on the first, 2/8 on the second, …
     python tools/prepare_data.py --merge data/books.shard-*-of-8 --out data/books
@@ -38,8 +41,8 @@ def make_parser():
         "--input",
         metavar="PLACE",
         help=(
-            "a folder of .txt, .jsonl[.gz|.zst] and .parquet files, at any depth; "
-            "one such file; or - for a list of paths on the standard input"
+            "a folder of .txt, .jsonl[.gz|.zst] and .parquet files, at any depth; one file; or - "
+            "for a list of paths on the standard input; a named file of another ending is text"
         ),
     )
     parser.add_argument("--out", metavar="FOLDER", help="where the dataset goes, a new folder")
@@ -47,7 +50,13 @@ def make_parser():
         "--test_every",
         type=int,
         metavar="N",
-        help="hold out every N-th document as the split `test`",
+        help="hold out every N-th document, of those that no list names, as the split `test`",
+    )
+    parser.add_argument(
+        "--valid_every",
+        type=int,
+        metavar="N",
+        help="of the documents that are left then, hold out every N-th as the split `valid`",
     )
     parser.add_argument(
         "--split_list",
@@ -72,6 +81,15 @@ def make_parser():
 
 
 def add_options_of_reading(parser):
+    parser.add_argument(
+        "--cut_documents",
+        type=int,
+        metavar="BYTES",
+        help=(
+            "make documents FILE#1, FILE#2, … of about so many bytes of each larger text file, cut "
+            "behind paragraphs or lines"
+        ),
+    )
     parser.add_argument(
         "--text_field", metavar="NAME", help="field of a row that holds its text (default text)"
     )
@@ -145,7 +163,7 @@ def prepare_texts(args):
     from gpt.data.vocab import Vocab
     from gpt.files import require_new_folder
     from gpt.prepare import pipeline
-    from gpt.prepare.inputs import find_inputs
+    from gpt.prepare.inputs import endings_in_words, find_inputs, passed_over
     from gpt.prepare.splits import Rule, read_lists
     from gpt.prepare.staging import Job
 
@@ -154,14 +172,18 @@ def prepare_texts(args):
     if workers < 1:
         raise UserError(f"--workers {workers}", mend="give a positive number")
     require_new_folder(args.out)
-    rule = Rule(args.test_every, read_lists(args.split_list or ()))
+    rule = Rule(args.test_every, read_lists(args.split_list or ()), args.valid_every)
     listed = getattr(sys.stdin, "buffer", ()) if args.input == "-" else ()
     inputs = find_inputs(args.input, rule.by_folder, listed)
+    not_read = passed_over(args.input) if os.path.isdir(args.input) else {}
+    if not_read:
+        say(f"passed over {endings_in_words(not_read)}")
     if args.tokenizer is not None:
         tokenizer = Vocab.load(args.tokenizer)
     else:
         tokenizer = VOCAB_SIZE if args.vocab_size is None else args.vocab_size
-    job = Job(rule, reading_of(args), args.duplicates or "keep", provenance_of(args, rule))
+    provenance = provenance_of(args, rule, not_read)
+    job = Job(rule, reading_of(args), args.duplicates or "keep", provenance)
     shard = shard_of(args.shard)
     pipeline.prepare(inputs, args.out, job, tokenizer, workers, shard, say)
     if shard == (1, 1):
@@ -189,22 +211,21 @@ def reading_of(args):
     from gpt.prepare.texts import Reading
 
     options = {}
-    for name in ("text_field", "id_field", "bad_utf8"):
+    for name in ("text_field", "id_field", "bad_utf8", "cut_documents"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     return Reading(**options)
 
 
-def provenance_of(args, rule):
-    """What the dataset is made of, for its manifest."""
-    if rule.by_folder:
-        splits = "folders"
-    elif rule.lists:
-        splits = "lists"
-    else:
-        splits = f"every {args.test_every}-th document is test"
+def provenance_of(args, rule, not_read):
+    """What the dataset is made of, for its manifest. not_read: {ending: files passed over}."""
+    parts = ["lists"] if rule.lists else []
+    for split, n in (("test", args.test_every), ("valid", args.valid_every)):
+        if n is not None:
+            parts.append(f"every {n}-th document is {split}")
+    splits = ", then ".join(parts) or "folders"
     tokenizer = "trained on the split `train`" if args.tokenizer is None else "given"
-    return {"splits": splits, "tokenizer": tokenizer}
+    return {"splits": splits, "tokenizer": tokenizer, "passed_over": not_read}
 
 
 def shard_of(text):

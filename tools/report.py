@@ -15,7 +15,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, UserError, command
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.files import write_atomically
 from gpt.metrics.runs import read_runs
 from gpt.results.page import page

@@ -15,8 +15,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.checkpoint.weights import file_of_weights
-from gpt.errors import Parser, UserError, command
 
 
 def parse_args() -> argparse.Namespace:

@@ -19,8 +19,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.errors import Parser, RunError, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.config.command_line import parse_command_line
-from gpt.errors import Parser, RunError, UserError, command
 from gpt.training import sweep
 
 

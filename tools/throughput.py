@@ -20,10 +20,13 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
 from gpt.compute import classes
 from gpt.config.command_line import parse_command_line
 from gpt.config.run_file import read_file
-from gpt.errors import Parser, UserError, command
 from gpt.files import require_place_for
 from gpt.training import throughput
 
@@ -198,6 +201,8 @@ def measure(args, tree, name, own_batch) -> dict:
     """Measure, print as it goes, and write the results; returns {hours: a class's JSON}, empty
     without --write_config."""
     plan = throughput.plan(tree, name, args.sweep, args.micro_batch)
+    if args.write_config:
+        throughput.require_classes(plan, args.hours, own_batch)
     print_head(plan, args)
     limit = args.memory_limit * GIB if args.memory_limit else None
     results = []

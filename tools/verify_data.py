@@ -62,10 +62,15 @@ def look_inside(root, args):
     if args.source is None:
         return mistakes
     by_folder = dataset.manifest.get("provenance", {}).get("splits") == "folders"
-    bad_utf8 = dataset.manifest.get("text", {}).get("bad_utf8", "refuse")
+    treatment = dataset.manifest.get("text", {})
     listed = getattr(sys.stdin, "buffer", ()) if args.source == "-" else ()
     inputs = find_inputs(args.source, by_folder, listed)
-    reading = Reading(args.text_field, args.id_field, bad_utf8)
+    reading = Reading(
+        args.text_field,
+        args.id_field,
+        treatment.get("bad_utf8", "refuse"),
+        treatment.get("cut_documents"),
+    )
     return mistakes + verify.compare_with_source(dataset, inputs, reading)
 
 

@@ -2,6 +2,7 @@
 tokenizer.model, verified.
 
     python tools/zero_to_fp32.py runs/24h/checkpoints runs/24h/export [--tag global_step1000]
+    python tools/zero_to_fp32.py runs/24h/checkpoints runs/24h/mean --average 5
 """
 
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt.errors import Parser, command
+from gpt.errors import Parser, UserError, command
 
 
 def main():
@@ -19,21 +20,51 @@ def main():
     )
     parser.add_argument("output_dir", help="the folder to make")
     parser.add_argument("--tag", help="which checkpoint; default the one that `latest` names")
+    parser.add_argument(
+        "--average",
+        type=int,
+        metavar="N",
+        help="the mean of the weights of the last N checkpoints, up to that one",
+    )
     args = parser.parse_args()
+    if args.average is not None and args.average < 2:
+        raise UserError(f"--average {args.average}", mend="give a number from 2 on")
 
-    from gpt.checkpoint.weights import WEIGHTS, consolidate
+    from gpt.checkpoint.weights import WEIGHTS, consolidate, consolidate_mean
 
-    result = consolidate(args.checkpoint_dir, args.output_dir, args.tag)
+    if args.average:
+        result = consolidate_mean(args.checkpoint_dir, args.output_dir, args.average, args.tag)
+    else:
+        result = consolidate(args.checkpoint_dir, args.output_dir, args.tag)
     weights = Path(args.output_dir) / WEIGHTS
-    on_probe = ""
-    if result.probe_loss is not None:
-        on_probe = f", and the loss on the probe batch ({result.probe_loss:.6f})"
     print(
-        f"{weights}: {result.parameters:,} fp32 parameters after step {result.step}, from ZeRO"
-        f" stage {result.stage}; names, shapes and values verified{on_probe}"
+        f"{weights}: {result.parameters:,} fp32 parameters {steps_of(result)}, from ZeRO stage"
+        f" {result.stage}; {what_was_checked(result)}"
     )
     if result.doubt:
         print(f"notice: {result.doubt}", file=sys.stderr)
+
+
+def steps_of(result):
+    if len(result.steps) == 1:
+        return f"after step {result.steps[0]}"
+    return f"that are the mean of those after the steps {', '.join(map(str, result.steps))}"
+
+
+def what_was_checked(result):
+    if result.probe_loss is None:
+        return (
+            "names, shapes and values checked; no probe batch is kept with the checkpoint, so that"
+            " they give training's loss is not"
+        )
+    if len(result.steps) > 1:
+        return (
+            "names, shapes and values verified; the loss of averaged weights on the last probe"
+            f" batch is {result.probe_loss:.6f}"
+        )
+    return (
+        f"names, shapes, values and the loss on the probe batch ({result.probe_loss:.6f}) verified"
+    )
 
 
 if __name__ == "__main__":

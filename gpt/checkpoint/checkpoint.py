@@ -43,18 +43,25 @@ class Checkpoint:
 
     def verify(self) -> "Checkpoint":
         """Raise UserError, with the first that is not, unless every file is as it was written."""
+        mend = "use another checkpoint"
+        if self.manifest.made_from is not None:
+            mend = (
+                "make the folder again, or the mean of checkpoints with `tools/zero_to_fp32.py"
+                f" --average`; weights of your own go into a folder without {MANIFEST}, beside"
+                f" copies of {CONFIG} and tokenizer.model"
+            )
         for name, facts in self.manifest.files.items():
             path = self.path / name
             if not path.is_file():
-                raise UserError(f"{path} is missing", mend="use another checkpoint")
+                raise UserError(f"{path} is missing", mend=mend)
             try:
                 whole = path.stat().st_size == facts["size"] and hash_file(path) == facts
             except OSError as error:
-                raise UserError(in_brief(error, path), mend="use another checkpoint") from error
+                raise UserError(in_brief(error, path), mend=mend) from error
             if not whole:
                 raise UserError(
                     f"{path} is not as it was written (its size or sha256 differs)",
-                    mend="use another checkpoint",
+                    mend=mend,
                 )
         return self
 

@@ -139,6 +139,11 @@ def committed(folder: Path | str) -> list[str]:
     return sorted(tags, key=step_of)
 
 
+def course(folder: Path | str) -> list[str]:
+    """Tags of the checkpoints on the way to the latest one, oldest first."""
+    return _up_to(Path(folder), latest(folder))
+
+
 def go_back(folder: Path | str, tag: str) -> None:
     """Have a run that ends now go on from this checkpoint, whatever newer ones there are."""
     write_atomically(Path(folder) / LATEST, tag + "\n")

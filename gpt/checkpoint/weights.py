@@ -5,11 +5,14 @@ runs/24h/export/
     config.yaml          of the run that trained them, with their step
     tokenizer.model      of its dataset
     checkpoint.json      each file's size and sha256, and where the weights are from
+
+`made_from` in checkpoint.json is {"checkpoint", "sha256"}, or lists of both where the weights are
+the mean of several checkpoints'.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from safetensors.torch import load_file
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.manifest import PROBE_DOUBT, Manifest, same_loss
-from gpt.checkpoint.zero_files import read_state
+from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.config.saved import CONFIG, model_config, write_config
 from gpt.config.shape import ModelConfig
 from gpt.data.manifests import TOKENIZER
@@ -30,6 +33,8 @@ from gpt.files import built_aside, hash_file, require_new_folder
 from gpt.model import GPT
 
 WEIGHTS = "model.safetensors"
+# of a folder that transformers made
+HF_CONFIG = "config.json"
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple]:
@@ -42,8 +47,8 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple]:
 class Consolidated:
     """What `consolidate` wrote."""
 
-    step: int
-    stage: int  # of ZeRO, that the checkpoint was written at
+    steps: list[int]  # of the checkpoints, several where the weights are their mean
+    stage: int  # of ZeRO, that the last one was written at
     parameters: int
     probe_loss: float | None  # of the written weights, nats per token; None without a probe
     doubt: str | None  # a sentence on that loss
@@ -61,22 +66,121 @@ def consolidate(
     source = folders.find(checkpoint_dir, tag)
     require_new_folder(output_dir)
     checkpoint = Checkpoint.open(source).verify()
-    shapes = expected_shapes(checkpoint.shape)
-    state = read_state(source)
-    _check(state.weights, shapes, source)
-    tokenizer = source / TOKENIZER
-    if not tokenizer.is_file():
-        raise UserError(f"{tokenizer} is missing", mend="copy the dataset's tokenizer.model there")
+    state = _checked_state(checkpoint)
     probe_loss, doubt = write_folder(
         output_dir,
         state.weights,
         {**checkpoint.config, "step": state.step},
-        tokenizer.read_bytes(),
+        _tokenizer_of(source),
         {"checkpoint": checkpoint.tag, "sha256": checkpoint.manifest.sha256},
-        lambda weights_file: _probe(weights_file, checkpoint),
+        lambda weights_file: _probe(
+            load_model(weights_file, checkpoint.config, weights_file), checkpoint
+        ),
     )
-    parameters = sum(map(math.prod, shapes.values()))
-    return Consolidated(state.step, state.stage, parameters, probe_loss, doubt)
+    return Consolidated([state.step], state.stage, _parameters(checkpoint), probe_loss, doubt)
+
+
+def consolidate_mean(
+    checkpoint_dir: Path | str, output_dir: Path | str, count: int, tag: str | None = None
+) -> Consolidated:
+    """The same of the mean of the last `count` checkpoints' weights, up to `tag`, or the latest.
+
+    Raises UserError, too, where there are fewer, or one of them is damaged.
+    """
+    last = folders.find(checkpoint_dir, tag)
+    require_new_folder(output_dir)
+    tags = folders.committed(last.parent)
+    if last.name not in tags:
+        raise UserError(
+            f"{last} is no checkpoint among others", mend="give a run's checkpoints folder"
+        )
+    tags = tags[: tags.index(last.name) + 1]
+    if len(tags) < count:
+        raise UserError(
+            f"{last.parent} has {len(tags)} checkpoint(s) up to {last.name}, not {count}",
+            mend=f"give --average {len(tags)} at most; a run keeps as many as its keep_last says",
+        )
+    checkpoints = [Checkpoint.open(last.parent / other).verify() for other in tags[-count:]]
+    checkpoint = checkpoints[-1]
+    _require_one_shape(checkpoints)
+    states = [_checked_state(other) for other in checkpoints]
+    steps = [state.step for state in states]
+    mean = Mean([state.weights for state in states])
+    made_from = {
+        "checkpoint": [other.tag for other in checkpoints],
+        "sha256": [other.manifest.sha256 for other in checkpoints],
+    }
+    probe_loss = write_folder(
+        output_dir,
+        mean,
+        {**checkpoint.config, "step": steps[-1], "mean_of_steps": steps},
+        _tokenizer_of(last),
+        made_from,
+        lambda weights_file: _probe_loss(
+            load_model(weights_file, checkpoint.config, weights_file), checkpoint
+        ),
+    )
+    return Consolidated(steps, states[-1].stage, _parameters(checkpoint), probe_loss, None)
+
+
+def _parameters(checkpoint: Checkpoint) -> int:
+    return sum(map(math.prod, expected_shapes(checkpoint.shape).values()))
+
+
+class Mean(Mapping):
+    """{name: fp32 tensor}, the mean of equally named tensors, summed in float64 when it is asked
+    for."""
+
+    def __init__(self, weights: Sequence[Mapping[str, torch.Tensor]]):
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        total = self._weights[0][name].double()
+        for other in self._weights[1:]:
+            total = total + other[name]
+        return (total / len(self._weights)).float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights[0])
+
+    def __len__(self) -> int:
+        return len(self._weights[0])
+
+
+def _require_one_shape(checkpoints: Sequence[Checkpoint]) -> None:
+    """Raise UserError unless checkpoints are of one model."""
+    last = checkpoints[-1]
+    for checkpoint in checkpoints:
+        if checkpoint.shape != last.shape:
+            raise UserError(
+                f"{checkpoint.path} is of a model of another shape than {last.path}",
+                mend="average fewer of them",
+            )
+
+
+def _tokenizer_of(source: Path) -> bytes:
+    tokenizer = source / TOKENIZER
+    if not tokenizer.is_file():
+        raise UserError(f"{tokenizer} is missing", mend="copy the dataset's tokenizer.model there")
+    return tokenizer.read_bytes()
+
+
+def _checked_state(checkpoint: Checkpoint) -> FullState:
+    """A checkpoint's tensors; its weights are those that its config.yaml calls for."""
+    state = read_state(checkpoint.path)
+    _check(state.weights, expected_shapes(checkpoint.shape), checkpoint.path)
+    return state
+
+
+def load_checkpoint(checkpoint: Checkpoint) -> tuple[GPT, str | None]:
+    """(the model of a run's verified checkpoint, what is doubtful about its loss on the probe
+    batch). Raises UserError where that is not the loss that training had."""
+    state = _checked_state(checkpoint)
+    with torch.device("meta"):
+        model = GPT(checkpoint.shape, seed=None)
+    model.load_state_dict(dict(state.weights), assign=True)
+    _, doubt = _probe(model.eval(), checkpoint)
+    return model, doubt
 
 
 def write_folder(
@@ -107,6 +211,9 @@ def write_folder(
 def open_folder(folder: Path | str) -> Checkpoint:
     """A consolidated folder, each of whose files is as it was written. Raises UserError."""
     folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file", mend=f"give the folder {folder.parent}")
+    require_our_layout(folder)
     if not (folder / WEIGHTS).is_file():
         raise UserError(
             f"{folder} holds no {WEIGHTS}",
@@ -114,6 +221,16 @@ def open_folder(folder: Path | str) -> Checkpoint:
             " tools/import_languini.py make",
         )
     return Checkpoint.open(folder).verify()
+
+
+def require_our_layout(folder: Path) -> None:
+    """Raise UserError for a folder that transformers made."""
+    if (folder / HF_CONFIG).is_file() and not (folder / CONFIG).is_file():
+        raise UserError(
+            f"{folder} is a model in the layout of transformers ({HF_CONFIG})",
+            mend=f"bring it into ours with `python tools/export_hf.py --back {folder} OUT`, and"
+            " give OUT",
+        )
 
 
 def _write(path: Path, weights: Mapping[str, torch.Tensor], metadata: dict):
@@ -134,29 +251,35 @@ def _write(path: Path, weights: Mapping[str, torch.Tensor], metadata: dict):
             file.write(weight.contiguous().numpy().data.cast("B"))
 
 
-def _probe(weights_file: Path, checkpoint: Checkpoint):
-    """(loss of the written weights on the checkpoint's probe batch, what is doubtful about it);
-    None for either.
+def _probe_loss(model: GPT, checkpoint: Checkpoint) -> float | None:
+    """The model's loss on the checkpoint's probe batch, nats per token; None without one."""
+    tokens = torch.tensor(checkpoint.manifest.probe.tokens)
+    if not tokens.numel():
+        return None
+    with torch.no_grad():
+        return model(tokens[:, :-1], tokens[:, 1:]).item()
+
+
+def _probe(model: GPT, checkpoint: Checkpoint) -> tuple[float | None, str | None]:
+    """(the model's loss on the checkpoint's probe batch, what is doubtful about it); None for
+    either.
 
     Raises UserError where it is not the loss that training had. A model trained in 16 bits computed
     that loss with rounded weights, by a GPU's kernels: how far that takes it nobody knows for every
     model, so there is room for doubt.
     """
-    tokens = torch.tensor(checkpoint.manifest.probe.tokens)
     stored = checkpoint.manifest.probe.loss
     precision = checkpoint.manifest.precision
-    if not tokens.numel():
+    loss = _probe_loss(model, checkpoint)
+    if loss is None:
         return None, None
-    with torch.no_grad():
-        model = load_model(weights_file, checkpoint.config, weights_file)
-        loss = model(tokens[:, :-1], tokens[:, 1:]).item()
     if same_loss(loss, stored, precision):
         return loss, None
     if precision == "fp32" or not same_loss(loss, stored, precision, times=PROBE_DOUBT):
         raise UserError(
             f"{checkpoint.path}: the consolidated weights give the loss {loss:.6f} on the probe"
             f" batch, where training had {stored:.6f} when it saved them",
-            mend="use another checkpoint",
+            mend="use another checkpoint, or the code that trained it, if the model's has changed",
         )
     doubt = (
         f"training had {stored:.6f} there in {precision}, and rounding seldom takes it so far:"
@@ -169,11 +292,17 @@ def _check(weights: Mapping[str, torch.Tensor], shapes: dict[str, tuple], source
     """Exactly the model's parameters, each of its shape, fp32 and finite. Raises UserError."""
     missing = sorted(shapes.keys() - weights.keys())
     extra = sorted(weights.keys() - shapes.keys())
-    misfit = f"{source} does not fit its config.yaml"
+    misfit = None
     if missing:
-        raise UserError(f"{misfit}: {missing[0]} is missing")
-    if extra:
-        raise UserError(f"{misfit}: {extra[0]} is not a parameter of the model")
+        misfit = f"{missing[0]} is missing"
+    elif extra:
+        misfit = f"{extra[0]} is not a parameter of the model"
+    if misfit:
+        raise UserError(
+            f"{source} does not fit its config.yaml: {misfit}",
+            mend="weights of another program become ours by tools/import_languini.py or"
+            " `tools/export_hf.py --back`; those of a changed model need its code",
+        )
     for name, weight in weights.items():
         shape = tuple(weight.shape)
         if shape != shapes[name]:

@@ -39,6 +39,8 @@ DEFAULT_PORT = 29500
 RUNNER = "deepspeed"
 LAUNCH = "deepspeed.launcher.launch"
 TORCH = "torchrun"
+# what they raise themselves, and print, at a SIGINT (torchrun: and at a SIGTERM) of their own
+OWN_EXCEPTIONS = {RUNNER: "KeyboardInterrupt", TORCH: "SignalException"}
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,13 @@ def _variables() -> Variables | None:
     if OF_TORCH.rank in os.environ:
         return OF_TORCH
     for variables in (OF_OPEN_MPI, OF_MPICH, OF_SLURM):
-        if all(name in os.environ for name in variables):
+        if _announced(variables):
             return variables
     return None
+
+
+def _announced(variables: Variables) -> bool:
+    return all(name in os.environ for name in variables)
 
 
 def _single_process() -> Launch:
@@ -162,6 +168,23 @@ def _master_port(variables: Variables) -> int:
     return DEFAULT_PORT
 
 
+def another_port() -> str:
+    """What to do for another MASTER_PORT under the launcher that started this process, in words."""
+    port = int(os.environ["MASTER_PORT"]) + 1
+    above = launchers()
+    for kind, name in ((TORCH, "torchrun"), (LAUNCH, "deepspeed")):
+        if _first(kind, above):
+            return f"give {name} --master_port {port}, before gpt/train.py"
+    if _announced(OF_OPEN_MPI):
+        # mpirun's parent, which passes on no variable of its own
+        if any(_kind(process) == RUNNER for process in _parents()):
+            return f"write MASTER_PORT={port} into .deepspeed_env"
+        return f"give mpirun -x MASTER_PORT={port}"
+    if _announced(OF_MPICH):
+        return f"give mpirun -genv MASTER_PORT {port}"
+    return f"export MASTER_PORT={port} before the run is started"
+
+
 def first_node(nodes: str) -> str:
     """First host of a Slurm node list such as "gpu[07-09,12],login1": gpu07."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
@@ -223,14 +246,29 @@ def launchers() -> list[psutil.Process]:
     itself. A shell is no launcher: a run in the background outlives its shell.
     """
     processes = []
-    try:
-        for process in psutil.Process().parents():
-            if _kind(process) is None:
-                break
-            processes.append(process)
-    except psutil.Error:
-        pass  # a process that may not be looked at
+    for process in _parents():
+        if _kind(process) is None:
+            break
+        processes.append(process)
     return processes
+
+
+def _parents() -> list[psutil.Process]:
+    """Processes above this one that may be looked at, nearest first."""
+    try:
+        return psutil.Process().parents()
+    except psutil.Error:
+        return []
+
+
+def own_exception(above: list[psutil.Process]) -> tuple[str, str] | None:
+    """(launcher, the exception that it prints itself when a signal ends it) of the launchers
+    `above` this process; None where they print none."""
+    for process in above:
+        kind = _kind(process)
+        if kind in OWN_EXCEPTIONS:
+            return kind, OWN_EXCEPTIONS[kind]
+    return None
 
 
 def over_ssh(above: list[psutil.Process]) -> psutil.Process | None:
@@ -265,7 +303,10 @@ def _first(kind: str, processes: list[psutil.Process]) -> psutil.Process | None:
 def _kind(process: psutil.Process) -> str | None:
     """RUNNER, LAUNCH, TORCH, or None for a process that is no launcher. All of them are Python
     programs."""
-    interpreter, *words = process.cmdline() or [""]
+    try:
+        interpreter, *words = process.cmdline() or [""]
+    except psutil.Error:  # it has ended, or may not be looked at
+        return None
     if "python" not in os.path.basename(interpreter):
         return None
     while words and words[0].startswith("-"):

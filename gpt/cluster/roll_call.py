@@ -22,7 +22,7 @@ import torch
 import torch.distributed
 
 from gpt.cluster.host_report import interface_of, own_address, versions
-from gpt.cluster.launch import Launch
+from gpt.cluster.launch import Launch, another_port
 from gpt.errors import RunError, UserError
 from gpt.wording import listed
 
@@ -71,7 +71,8 @@ def roll_call(
     if board.add(f"claims of rank {launch.rank}", 1) > 1:
         raise RunError(
             f"two processes say that they are rank {launch.rank}, the second on {note['host']}:"
-            " give each host its own --node_rank, and each run its own --master_port"
+            f" give each host its own --node_rank, or, if the other is of another run,"
+            f" {another_port()}"
         )
     board.set(f"rank {launch.rank}", json.dumps(note))
     if launch.rank == 0:
@@ -104,8 +105,8 @@ def _join(launch: Launch, seconds: float) -> torch.distributed.Store:
         if kept_here:
             raise UserError(
                 f"rank 0 cannot listen at {_place()} on {socket.gethostname()}",
-                mend="another run may hold that port, give --master_port another one; or the"
-                f" address is not this host's ({error})",
+                mend=f"if another run holds that port, {another_port()}; else the address is not"
+                f" this host's ({error})",
             ) from error
         raise RunError(
             f"rank {launch.rank} on {socket.gethostname()} could not reach rank 0 at {_place()}"
@@ -198,8 +199,8 @@ def _without_remark(fact: str) -> str:
 def _other_size(rank: int, note: dict[str, Any], first: dict[str, Any]) -> str:
     return (
         f"rank {rank} on {note['host']} was started as one of {note['size']} ranks, rank 0 on"
-        f" {first['host']} as one of {first['size']}: start all hosts with the same hostfile, and"
-        " other runs with another --master_port"
+        f" {first['host']} as one of {first['size']}: start all hosts with the same hostfile, or,"
+        f" if the other is of another run, {another_port()}"
     )
 
 

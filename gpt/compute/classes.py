@@ -119,7 +119,8 @@ def class_tree(tree: dict, hours: float, rate: Rate, micro_size: int, seq_len: i
     if scheduler != COSINE:
         raise UserError(
             f"the class {name_of(hours)} needs the scheduler {COSINE}, whose decay_steps follow the"
-            f" class; the config's is {scheduler}"
+            f" class; the config's is {scheduler}",
+            mend=f"give a config with {COSINE}",
         )
     tokens_per_step = batch * seq_len
     steps = steps_of(hours, rate.tokens_per_second, tokens_per_step)

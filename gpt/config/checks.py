@@ -3,10 +3,11 @@ range."""
 
 from typing import Any
 
-from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.draft import Mistake, about
 from gpt.config.keys import REQUIRED, Key, nearest
+from gpt.config.option_names import homes
 from gpt.config.refused_keys import REFUSED
+from gpt.config.synonyms import hint_for_key
 
 
 def check(block: Any, keys: dict[str, Any], path: str = "") -> list[Mistake]:
@@ -38,31 +39,11 @@ def check(block: Any, keys: dict[str, Any], path: str = "") -> list[Mistake]:
 def _unknown(name: str, where: str, keys: dict[str, Any]) -> str:
     if where in REFUSED:
         return f"is not supported here: {REFUSED[where]}"
+    hint = hint_for_key(name, where)
+    if hint is not None:
+        return hint
     close = nearest(name, keys)
-    homes = [home for home in _homes(TOP_KEYS, name) if home != where]
-    if homes and not close:
-        return f"is not known there: it belongs in {' or '.join(homes)}"
+    others = [home for home in homes(name) if home != where]
+    if others and not close:
+        return f"is not known there: it belongs in {' or '.join(others)}"
     return f"is not a known key{close}"
-
-
-def _homes(keys: dict[str, Any], name: str, path: str = "") -> list[str]:
-    """Paths at which a key called `name` exists."""
-    homes = []
-    for key, value in keys.items():
-        where = f"{path}.{key}" if path else key
-        if key == name:
-            homes.append(where)
-        if not isinstance(value, dict):
-            continue
-        if key == "params":
-            if any(name in params for params in value.values()):
-                homes.append(f"{where}.{name}")
-        elif not _is_observer(key, value):
-            homes += _homes(value, name, where)
-    return homes
-
-
-def _is_observer(name: str, keys: dict[str, Any]) -> bool:
-    """Whether a block is one of DeepSpeed's observers, whose keys share names that nobody looks
-    for there."""
-    return isinstance(keys.get("enabled"), Key) and name not in ("fp16", "bf16")

@@ -3,28 +3,15 @@ vary."""
 
 import argparse
 import math
-from typing import Any
+from collections.abc import Iterable
 
-from gpt.config.deepspeed_keys import TOP_KEYS
+from gpt.config.dotted_options import merge, take_dotted
 from gpt.config.keys import REQUIRED, Key, nearest
-from gpt.config.optimizer_keys import COSINE
-from gpt.config.options import GPT_KEYS
+from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.shape import load_presets
+from gpt.config.synonyms import hint_for_option
 from gpt.errors import Parser, UserError
 
-# Command-line options that belong to DeepSpeed's keys. They carry the seed project's names.
-DEEPSPEED_OPTIONS = {
-    "train_batch_size": "train_batch_size",
-    "train_micro_batch_size_per_gpu": "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "grad_clip_norm": "gradient_clipping",
-    "max_lr": "scheduler.params.max_lr",
-    "min_lr": "scheduler.params.min_lr",
-    "warmup_steps": "scheduler.params.warmup_steps",
-    "decay_steps": "scheduler.params.decay_steps",
-}
-# option -> dotted path of the value that it overrides
-OVERRIDES = {**DEEPSPEED_OPTIONS, **{name: f"gpt.{name}" for name in GPT_KEYS}}
 # flags of train.py that are no values of a run
 OWN_FLAGS = (
     "ds_config",
@@ -39,30 +26,41 @@ OWN_FLAGS = (
 )
 
 
-def parse_command_line(argv: list[str]) -> argparse.Namespace:
+def parse_command_line(argv: list[str], tool_options: Iterable[str] = ()) -> argparse.Namespace:
     """Namespace of train.py's own flags, and `overrides`: {dotted path: value} of the run's options
-    among `argv`. Raises UserError."""
-    known, unknown = _parser().parse_known_args(argv)
+    among `argv`.
+
+    tool_options: names of the options of the tool that takes those of train.py beside its own.
+    Raises UserError.
+    """
+    rest, dotted = take_dotted(argv)
+    known, unknown = _parser().parse_known_args(rest)
     if unknown:
-        raise _unknown_option(unknown[0])
+        raise _unknown_option(unknown[0], tool_options)
     _check_own_flags(known)
     own = {name: getattr(known, name) for name in OWN_FLAGS}
-    overrides = {path: value for path, value in vars(known).items() if path not in own}
-    return argparse.Namespace(**own, overrides=overrides)
+    named = {path: value for path, value in vars(known).items() if path not in own}
+    return argparse.Namespace(**own, overrides=merge(named, dotted))
 
 
-def _unknown_option(argument: str) -> UserError:
+def _unknown_option(argument: str, tool_options: Iterable[str]) -> UserError:
     if not argument.startswith("--"):
         return UserError(f"command line: {argument!r} stands where an option --name was expected")
     option = argument.split("=")[0]
-    options = ["-h", *(f"--{name}" for name in ("help", *OWN_FLAGS, *OVERRIDES))]
-    return UserError(
-        f"command line: unknown option {option}{nearest(option, options)} (--help lists the"
-        " options)"
-    )
+    name = option.removeprefix("--")
+    hint = hint_for_option(name)
+    if hint is None:
+        hint = nearest(name, ["help", *tool_options, *OWN_FLAGS, *OVERRIDES], prefix="--")
+    return UserError(f"command line: unknown option {option}{hint} (--help lists the options)")
 
 
 def _check_own_flags(args: argparse.Namespace) -> None:
+    if args.ds_config is None:
+        raise UserError(
+            "command line: --ds_config is missing",
+            mend="give a run's JSON, such as --ds_config ds_configs/quickstart.json (--help lists"
+            " the options)",
+        )
     tag = args.resume.startswith("global_step")
     if not tag and args.resume not in ("auto", "must", "never"):
         raise UserError(
@@ -85,7 +83,9 @@ def _check_own_flags(args: argparse.Namespace) -> None:
 
 def _parser() -> Parser:
     parser = Parser(
-        "Train a GPT as a JSON file says; options override the file.",
+        "Train a GPT as a JSON file says; options override the file.\n\nEvery key of the JSON is an"
+        " option by its path too, such as --optimizer.params.betas 0.9 0.95\nor --fp16.enabled"
+        " false: ds_configs/README.md lists them.",
         prog="train.py",
         argument_default=argparse.SUPPRESS,
     )
@@ -98,7 +98,7 @@ def _parser() -> Parser:
 def _add_own_flags(parser: Parser) -> None:
     parser.add_argument(
         "--ds_config",
-        required=True,
+        default=None,
         metavar="FILE.json",
         help="the run's config, see ds_configs/, or a run's config.yaml, to run it again",
     )
@@ -159,7 +159,8 @@ def _add_own_flags(parser: Parser) -> None:
 
 def _add_override(parser: Parser, name: str, path: str) -> None:
     """Add the option --NAME, which sets the value at a dotted path."""
-    key = _key_of(path)
+    key = key_at(path)
+    assert isinstance(key, Key)
     meaning = key.doc
     choices = load_presets() if name == "preset" else key.choices
     if choices:
@@ -173,14 +174,6 @@ def _add_override(parser: Parser, name: str, path: str) -> None:
         metavar=key.kind.__name__.upper(),
         help=meaning.replace("%", "%%"),
     )
-
-
-def _key_of(path: str) -> Key:
-    *blocks, last = path.split(".")
-    keys: Any = TOP_KEYS
-    for name in blocks:
-        keys = keys[name][COSINE] if name == "params" else keys[name]
-    return keys[last]
 
 
 def _boolean(text: str) -> bool:

@@ -7,13 +7,20 @@ already is None there, and what it is part of is left alone.
 from collections.abc import Iterator
 
 from gpt.config.draft import Draft, Mistake, about
-from gpt.config.optimizer_keys import COSINE
+from gpt.config.optimizer_keys import COSINE, WARMUP_STEPS
 
 # type of a scheduler -> its parameter for the peak of the learning rate; "lr": the optimizer's
 PEAKS = {
     "WarmupCosineLR": "lr",
     "WarmupLR": "warmup_max_lr",
     "WarmupDecayLR": "warmup_max_lr",
+}
+# type of a scheduler -> pairs of its parameters, the smaller one first
+PARAMS_IN_ORDER = {
+    COSINE: (("min_lr", "max_lr"), ("warmup_steps", "decay_steps")),
+    "WarmupLR": (("warmup_min_lr", "warmup_max_lr"),),
+    "WarmupDecayLR": (("warmup_min_lr", "warmup_max_lr"),),
+    "OneCycle": (("cycle_min_lr", "cycle_max_lr"),),
 }
 
 
@@ -31,12 +38,14 @@ def _16_bits_without_zero(draft: Draft) -> Iterator[Mistake]:
     fp16, bf16 = draft.get("fp16.enabled"), draft.get("bf16.enabled")
     if fp16 and bf16:
         return
-    if (fp16 or bf16) and draft.get("zero_optimization.stage") == 0:
-        yield about(
-            "zero_optimization.stage",
-            "is 0 with 16-bit training, where DeepSpeed does not scale the loss rightly: use stage"
-            " 1, 2 or 3",
-        )
+    if not (fp16 or bf16) or draft.get("zero_optimization.stage") != 0:
+        return
+    reason = "where gradients that are not finite would reach the weights"
+    if fp16:
+        reason = "where DeepSpeed does not scale the loss rightly"
+    yield about(
+        "zero_optimization.stage", f"is 0 with 16-bit training, {reason}: use stage 1, 2 or 3"
+    )
 
 
 def _sums_in_another_type(draft: Draft) -> Iterator[Mistake]:
@@ -59,13 +68,75 @@ def _offload(draft: Draft) -> Iterator[Mistake]:
         device = draft.get(f"{path}.device")
         if device not in (None, "none") and stage is not None and stage < lowest:
             yield about(path, f"needs stage {lowest} or more, and the stage is {stage}")
-        if device == "nvme" and not draft.get(f"{path}.nvme_path"):
+        if device == "nvme" and draft.lacks(f"{path}.nvme_path"):
             yield about(f"{path}.nvme_path", "is missing: the folder on the NVMe disk")
+
+
+def _offload_in_part(draft: Draft) -> Iterator[Mistake]:
+    path = "zero_optimization.offload_optimizer.ratio"
+    ratio = draft.get(path)
+    stage = draft.get("zero_optimization.stage")
+    if ratio in (None, 1) or stage is None:
+        return
+    if stage != 3:
+        yield about(path, f"is {ratio}, which needs stage 3, and the stage is {stage}")
+    elif draft.get("optimizer.params.torch_adam") or draft.get("optimizer.type") == "SGD":
+        yield about(path, f"is {ratio}, which needs an Adam with optimizer.params.torch_adam false")
+
+
+def _amsgrad_of_deepspeed(draft: Draft) -> Iterator[Mistake]:
+    params = "optimizer.params"
+    if draft.get(f"{params}.amsgrad") and draft.get(f"{params}.torch_adam") is False:
+        yield about(
+            f"{params}.amsgrad", "is true, and DeepSpeed's Adam has none: leave torch_adam true"
+        )
+
+
+def _odd_bucket(draft: Draft) -> Iterator[Mistake]:
+    size = draft.get("zero_optimization.allgather_bucket_size")
+    if draft.get("zero_optimization.stage") in (1, 2) and size is not None and size % 2:
+        yield about("zero_optimization.allgather_bucket_size", f"is {size}, must be even")
+
+
+def _divided_before_the_sum(draft: Draft) -> Iterator[Mistake]:
+    """DeepSpeed's stages 2 and 3 have neither key beside reduce_scatter."""
+    stage = draft.get("zero_optimization.stage")
+    scatters = draft.get("zero_optimization.reduce_scatter") is not False
+    if stage not in (2, 3) or not scatters:
+        return
+    if draft.get("prescale_gradients"):
+        yield about(
+            "prescale_gradients",
+            f"is true, which stage {stage} has only with zero_optimization.reduce_scatter false",
+        )
+    factor = draft.get("gradient_predivide_factor")
+    if factor not in (None, 1):
+        yield about(
+            "gradient_predivide_factor",
+            f"is {factor}, which stage {stage} has only with"
+            " zero_optimization.reduce_scatter false",
+        )
+
+
+def _loading(draft: Draft) -> Iterator[Mistake]:
+    zero = "zero_optimization"
+    if draft.get(f"{zero}.load_from_fp32_weights") is False:
+        yield about(
+            f"{zero}.load_from_fp32_weights",
+            "is false, with which a run that goes on would be another: leave it out",
+        )
+    stage = draft.get(f"{zero}.stage")
+    if draft.get(f"{zero}.pipeline_loading_checkpoint") and stage not in (None, 3):
+        yield about(
+            f"{zero}.pipeline_loading_checkpoint",
+            f"is true, with which no run of stage {stage} can go on: leave it out",
+        )
 
 
 def _nesterov_without_momentum(draft: Draft) -> Iterator[Mistake]:
     params = "optimizer.params"
-    if draft.get(f"{params}.nesterov") and not draft.get(f"{params}.momentum"):
+    momentum = draft.get(f"{params}.momentum")
+    if draft.get(f"{params}.nesterov") and (momentum == 0 or draft.lacks(f"{params}.momentum")):
         yield about(f"{params}.nesterov", f"needs {params}.momentum above 0")
 
 
@@ -99,20 +170,22 @@ def _cycled_momentum(draft: Draft) -> Iterator[Mistake]:
 
 
 def _no_peak(draft: Draft) -> Iterator[Mistake]:
-    peak = PEAKS.get(draft.get("scheduler.type"))
-    if peak is None or draft.get("optimizer.params.lr") is not None:
+    kind = draft.get("scheduler.type")
+    peak = PEAKS.get(kind)
+    if peak is None:
         return
-    if draft.get(f"scheduler.params.{peak}") is None:
+    path = "optimizer.params.lr" if peak == "lr" else f"scheduler.params.{peak}"
+    # WarmupDecayLR takes its own default, 0.001, whatever the optimizer's is
+    is_given = kind != "WarmupDecayLR" and not draft.lacks("optimizer.params.lr")
+    if draft.lacks(path) and not is_given:
         yield about(
-            "optimizer.params.lr" if peak == "lr" else f"scheduler.params.{peak}",
+            path,
             "is missing: the peak of the learning rate, which DeepSpeed would choose by itself",
         )
 
 
 def _no_learning_rate(draft: Draft) -> Iterator[Mistake]:
-    params = draft.get("optimizer.params")
-    lr = draft.get("optimizer.params.lr")
-    if "scheduler" not in draft.tree and params is not None and lr is None:
+    if draft.lacks("scheduler") and draft.lacks("optimizer.params.lr"):
         yield about(
             "scheduler",
             "is missing, and so is the learning rate: give a scheduler, or optimizer.params.lr for"
@@ -120,13 +193,33 @@ def _no_learning_rate(draft: Draft) -> Iterator[Mistake]:
         )
 
 
+def _no_step_after_warmup(draft: Draft) -> Iterator[Mistake]:
+    total = draft.get("scheduler.params.total_num_steps")
+    path = "scheduler.params.warmup_num_steps"
+    warmup = draft.get(path)
+    if total is None:
+        return
+    if draft.lacks(path) and total <= WARMUP_STEPS:
+        yield about(
+            path,
+            f"is missing, and DeepSpeed's {WARMUP_STEPS} steps would leave none of"
+            f" total_num_steps {total} for the decay: give less",
+        )
+    if warmup is not None and total <= max(2, warmup):
+        yield about(
+            path, f"is {warmup}, which leaves no step of total_num_steps {total} for the decay"
+        )
+
+
 def _in_the_wrong_order(draft: Draft) -> Iterator[Mistake]:
     pairs = [("gpt.last_n", "gpt.seq_len")]
-    if draft.get("scheduler.type") == COSINE:
-        pairs.append(("scheduler.params.min_lr", "scheduler.params.max_lr"))
-        pairs.append(("scheduler.params.warmup_steps", "scheduler.params.decay_steps"))
+    for low, high in PARAMS_IN_ORDER.get(draft.get("scheduler.type"), ()):
+        pairs.append((f"scheduler.params.{low}", f"scheduler.params.{high}"))
     for low_path, high_path in pairs:
         low, high = draft.get(low_path), draft.get(high_path)
+        if high is None and high_path.endswith("warmup_max_lr"):
+            high_path = "optimizer.params.lr"
+            high = draft.get(high_path)
         if low is not None and high is not None and low > high:
             yield about(low_path, f"is {low}, more than {high_path} {high}")
 
@@ -137,11 +230,17 @@ RULES = (
     _16_bits_without_zero,
     _sums_in_another_type,
     _offload,
+    _offload_in_part,
+    _odd_bucket,
+    _divided_before_the_sum,
+    _loading,
     _nesterov_without_momentum,
+    _amsgrad_of_deepspeed,
     _evaluation_of_nothing,
     _two_learning_rates,
     _cycled_momentum,
     _no_peak,
     _no_learning_rate,
+    _no_step_after_warmup,
     _in_the_wrong_order,
 )

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from gpt.config.batch import BatchPlan
 from gpt.config.optimizer_keys import COSINE
 from gpt.config.options import OPTION_KEYS, Options
+from gpt.config.reference import settle_reference
 from gpt.config.run_config import Config
 from gpt.config.schedule import CosineSchedule
-from gpt.config.shape import ModelConfig
+from gpt.config.shape import SHAPE_KEYS, ModelConfig
 from gpt.errors import UserError
 
 
@@ -46,10 +47,9 @@ class Draft:
         self.file = file or name
         self.sources = {path: f"{self.file}:{line}" for path, line in (lines or {}).items()}
         self.mistakes: list[Mistake] = []
-        # sentences about what was decided otherwise than the file says
+        # what a user should know, though it is no mistake
         self.notices: list[str] = []
         # None: mistaken, or not yet known
-        self.model: ModelConfig | None = None
         self.batch: BatchPlan | None = None
 
     def get(self, path: str) -> Any:
@@ -73,15 +73,18 @@ class Draft:
             block[last] = value
             self.sources[path] = source
 
-    def remove(self, path: str) -> None:
-        """Take out a value."""
-        block = self.tree
-        *parents, last = path.split(".")
-        for name in parents:
-            block = block.get(name) if isinstance(block, dict) else None
+    def drop(self, path: str) -> None:
+        """Take out what stands at a dotted path."""
+        parent, _, last = path.rpartition(".")
+        block = self.get(parent) if parent else self.tree
         if isinstance(block, dict):
             block.pop(last, None)
         self.sources.pop(path, None)
+
+    def lacks(self, path: str) -> bool:
+        """Whether there is no value at a dotted path, not even a mistaken one."""
+        known = self.mistaken()
+        return self.get(path) is None and not any(block in known for block in _upwards(path))
 
     def mistake(self, path: str, problem: str) -> None:
         """Note what is wrong with the value at a dotted path."""
@@ -97,10 +100,19 @@ class Draft:
 
     def settle(self) -> Config:
         """The frozen configuration. Raises UserError with all mistakes in one report."""
+        # what is wrong with the dataset itself is told without a path
+        if self.lacks("gpt.vocab_size") and "" not in self.mistaken():
+            self.mistake(
+                "gpt.vocab_size",
+                f"is missing, and there is no dataset {self.get('gpt.data_root')} yet to take it"
+                " from: give --vocab_size",
+            )
         if self.mistakes:
             raise UserError(self._report())
         # None only where there are mistakes
-        assert self.model is not None and self.batch is not None
+        assert self.batch is not None
+        model = ModelConfig(**{name: self.get(f"gpt.{name}") for name in SHAPE_KEYS})
+        settle_reference(self, model.matmul_flops_per_token())
         self._derive_what_deepspeed_needs(self.batch)
         deepspeed = dict(self.tree)
         gpt = deepspeed.pop("gpt")
@@ -110,7 +122,7 @@ class Draft:
         return Config(
             name=self.name,
             options=Options(**{name: gpt[name] for name in OPTION_KEYS if name in gpt}),
-            model=self.model,
+            model=model,
             batch=self.batch,
             schedule=schedule,
             deepspeed=deepspeed,

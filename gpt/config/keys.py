@@ -98,7 +98,9 @@ def _reads_as_number(value: Any) -> bool:
     return True
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The words (did you mean …?) for the known name closest to `name`, or an empty text."""
-    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The words (did you mean …?) for the known name closest to `name`, or an empty text where none
+    is close. prefix: what stands before both."""
+    # at 0.6, difflib's own choice, lr is near min_lr and dropout near data_root
+    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.7)
+    return f" (did you mean '{prefix}{matches[0]}'?)" if matches else ""

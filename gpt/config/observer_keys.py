@@ -33,7 +33,10 @@ OBSERVER_KEYS = {
     },
     "comms_logger": {
         "enabled": Key(
-            bool, doc="no effect: the block alone, even with false, has every call wait for the GPU"
+            bool,
+            doc=(
+                "time the calls between ranks, each of which then waits for the GPU; default false"
+            ),
         ),
         "verbose": Key(
             ANY,
@@ -72,9 +75,6 @@ OBSERVER_KEYS = {
         "samples_log_interval": Key(ANY, doc="sequences between two values, default 100"),
         "project": Key(ANY, doc="Comet's project; default: of Comet's own settings"),
         "workspace": Key(ANY, doc="Comet's workspace; default: of Comet's own settings"),
-        "api_key": Key(
-            ANY, doc="Comet's key; better in its settings, for config.yaml would show it"
-        ),
         "experiment_name": Key(ANY, doc="name shown for the run; default: Comet chooses"),
         "experiment_key": Key(ANY, doc="Comet's id of the run, 32 to 50 letters and digits"),
         "online": Key(ANY, doc="false: keep the values on this machine; default: send them"),

@@ -4,6 +4,9 @@ from gpt.config.keys import REQUIRED, Key
 
 # the trainer's own schedule; all other schedulers are DeepSpeed's
 COSINE = "LanguiniCosineLR"
+# DeepSpeed's defaults: of warmup_num_steps, of cycle_first_step_size
+WARMUP_STEPS = 1000
+CYCLE_STEPS = 2000
 
 _COSINE = {
     "max_lr": Key(
@@ -18,7 +21,7 @@ _COSINE = {
 }
 _WARMUP = {
     "warmup_num_steps": Key(
-        int, doc="steps of warm-up, default 1000; 1 counts as 2, and DeepSpeed refuses 0", minimum=0
+        int, doc=f"steps of warm-up, default {WARMUP_STEPS}; 1 counts as 2", minimum=1
     ),
     "warmup_type": Key(
         str,
@@ -32,10 +35,10 @@ _WARMUP_LR = {
     "warmup_max_lr": Key(
         float,
         doc=(
-            "rate at which warm-up ends; default: optimizer.params.lr, but of WarmupDecayLR "
-            "0.001, whatever that is"
+            "rate at which warm-up ends; default: optimizer.params.lr. Of WarmupDecayLR it must be "
+            "given"
         ),
-        minimum=0,
+        above=0,
     ),
 }
 
@@ -83,9 +86,7 @@ SCHEDULERS = {
             minimum=0,
             when_missing="",
         ),
-        "cycle_max_lr": Key(
-            float, REQUIRED, "rate at the cycle's peak", minimum=0, when_missing=""
-        ),
+        "cycle_max_lr": Key(float, REQUIRED, "rate at the cycle's peak", above=0, when_missing=""),
         "decay_lr_rate": Key(
             float,
             doc=(
@@ -95,7 +96,7 @@ SCHEDULERS = {
             minimum=0,
         ),
         "cycle_first_step_size": Key(
-            int, doc="steps of the rise, default 2000; DeepSpeed refuses 0", minimum=0
+            int, doc=f"steps of the rise, default {CYCLE_STEPS}", minimum=1
         ),
         "cycle_second_step_size": Key(
             int, doc="steps of the fall; default: as many as of the rise", minimum=0
@@ -115,11 +116,11 @@ SCHEDULERS = {
         "decay_mom_rate": Key(float, doc="no effect without cycle_momentum", minimum=0),
     },
     "LRRangeTest": {
-        "lr_range_test_min_lr": Key(float, doc="rate at the start, default 0.001", minimum=0),
+        "lr_range_test_min_lr": Key(float, doc="rate at the start, default 0.001", above=0),
         "lr_range_test_step_size": Key(
             int,
-            doc="steps of a growth by step_rate times min_lr, default 2000; DeepSpeed refuses 0",
-            minimum=0,
+            doc="steps of a growth by step_rate times min_lr, default 2000",
+            minimum=1,
         ),
         "lr_range_test_step_rate": Key(
             float, doc="growth per step_size, in units of min_lr, default 1.0", minimum=0

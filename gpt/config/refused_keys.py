@@ -1,5 +1,5 @@
-"""Real keys of DeepSpeed that would make the run something else than what its JSON says, or do
-nothing."""
+"""Keys of DeepSpeed that would make the run something else than what its JSON says, or do nothing,
+and those that DeepSpeed itself has taken out."""
 
 # reasons that several keys share
 _BATCH_SIZE = "it changes the batch size: set train_batch_size"
@@ -12,15 +12,31 @@ _OWN_PROGRESS = 'progress is printed by "gpt": {"log_terminal_every"}, details b
 _FP32_COPY = "the weights must have an fp32 copy"
 _OFFLOAD = "use offload_optimizer or offload_param"
 _NOT_CONSOLIDATED = "checkpoints of it cannot be consolidated"
+_LEAVE_OUT = "leave it out"
 _ONE_TYPE = "all weights have one type: set fp16 or bf16"
 
+# dotted path of a key that DeepSpeed 0.19.8 has removed -> what to do
+REMOVED = {
+    "amp": "use fp16 or bf16",
+    "elasticity": "set train_batch_size",
+    "curriculum_learning": _PURE_BATCHES,
+    "progressive_layer_drop": _LEAVE_OUT,
+    "compression_training": _LEAVE_OUT,
+    "quantize_training": _LEAVE_OUT,
+    "sparse_attention": _LEAVE_OUT,
+    "eigenvalue": _LEAVE_OUT,
+    "graph_harvesting": _LEAVE_OUT,
+    "sparse_gradients": _DENSE_AVERAGE,
+    "nebula": _OWN_CHECKPOINTS,
+    "zero_optimization.mics_shard_size": "use ZeRO stage 3 without it",
+    "zero_optimization.mics_hierarchical_params_gather": "use ZeRO stage 3 without it",
+    "zero_optimization.zeropp_loco_param": _LEAVE_OUT,
+}
 # dotted path of the key -> why it has no place here
 REFUSED = {
+    **{path: f"DeepSpeed has removed it: {mend}" for path, mend in REMOVED.items()},
     "torch_autocast": "with fp16 it clips scaled gradients: use fp16 or bf16",
-    "amp": "it needs apex: use fp16 or bf16",
-    "elasticity": _BATCH_SIZE,
     "autotuning": _BATCH_SIZE,
-    "curriculum_learning": _PURE_BATCHES,
     "data_efficiency": _PURE_BATCHES,
     "dataloader_drop_last": _PURE_BATCHES,
     "managed_gradient_accumulation": _PURE_BATCHES,
@@ -30,23 +46,15 @@ REFUSED = {
     "use_data_before_expert_parallelism": _NOT_CUT,
     "seq_parallel_communication_data_type": _NOT_CUT,
     "hybrid_engine": _NOT_CUT,
-    "progressive_layer_drop": _OTHER_MODEL,
-    "compression_training": _OTHER_MODEL,
-    "quantize_training": _OTHER_MODEL,
     "weight_quantization": _OTHER_MODEL,
-    "sparse_attention": _OTHER_MODEL,
-    "eigenvalue": _OTHER_MODEL,
     "gradient_allreduce_op": _DENSE_AVERAGE,
-    "sparse_gradients": _DENSE_AVERAGE,
     "checkpoint": _OWN_CHECKPOINTS,
-    "nebula": _OWN_CHECKPOINTS,
     "datastates_ckpt": _OWN_CHECKPOINTS,
     "steps_per_print": _OWN_PROGRESS,
     "log_level": _OWN_PROGRESS,
     "activation_checkpointing": 'set "gpt": {"activation_checkpointing": true}',
     "vocabulary_size": 'set "gpt": {"vocab_size"}',
     "compile": 'set "gpt": {"compile": "default"}',
-    "graph_harvesting": "graphs of operations are not recorded",
     "fp16.fp16_master_weights_and_grads": _FP32_COPY,
     "bf16.bf16_master_weights_and_grads": _FP32_COPY,
     "bf16.bf16_optimizer_states": _FP32_COPY,
@@ -73,7 +81,14 @@ REFUSED = {
     "zero_optimization.compute_grad_norm": "norms of the gradient are always reported",
     "zero_optimization.leaf_module": "the model has no such modules",
     "optimizer.legacy_fusion": "it is fixed by optimizer.type",
+    "comet.api_key": "config.yaml would show it: set COMET_API_KEY in the environment",
     "data_types.param_dtype": _ONE_TYPE,
     "data_types.buffer_dtype": _ONE_TYPE,
     "data_types.keep_in_fp32_modules": _ONE_TYPE,
+}
+# of these it is false that changes something, and true is DeepSpeed's default
+HARMLESS_WHERE_TRUE = {
+    "bf16.check_grad_overflow",
+    "managed_gradient_accumulation",
+    "zero_optimization.compute_grad_norm",
 }

@@ -19,12 +19,14 @@ from gpt.config.contradictions import contradictions
 from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.draft import Draft, Mistake
 from gpt.config.keys import REQUIRED, Key, nearest
+from gpt.config.normal_form import normalise
+from gpt.config.notices import notices
 from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
+from gpt.config.option_names import option_of
 from gpt.config.options import LAST_N
-from gpt.config.reference import settle_reference
 from gpt.config.run_config import Config
 from gpt.config.run_file import read_file
-from gpt.config.shape import PRESET_KEYS, SHAPE_KEYS, ModelConfig, load_presets
+from gpt.config.shape import PRESET_KEYS, load_presets
 from gpt.errors import UserError
 
 
@@ -58,28 +60,52 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
         raise UserError(f"{draft.file}: the file is {draft.tree!r}, not a block {{…}}")
     _override(draft, overrides or {})
     _add_blocks(draft.tree)
+    normalise(draft)
     draft.mistakes += check(draft.tree, TOP_KEYS)
     _fill_in_defaults(draft)
     _derive_last_n(draft)
+    _fill_in_shape(draft)
     draft.mistakes += contradictions(draft)
-    draft.model = _model(draft)
     draft.batch = _batch(draft)
-    settle_reference(draft)
+    draft.notices += notices(draft)
     return draft
 
 
 def _override(draft: Draft, overrides: dict[str, Any]) -> None:
     replace_batch(draft.tree, overrides)
+    for block in ("optimizer", "scheduler"):
+        if f"{block}.type" in overrides:
+            _change_type(draft, block, overrides)
     for path, value in overrides.items():
         scheduler = draft.get("scheduler.type")
-        if path.startswith("scheduler.") and scheduler != COSINE:
+        is_of_cosine = path.startswith("scheduler.") and option_of(path) != f"--{path}"
+        if is_of_cosine and scheduler != COSINE:
             draft.mistake(
-                f"--{path.rpartition('.')[2]}",
-                f"sets a parameter of {COSINE}, but the file's scheduler is {scheduler}: set its"
-                " own parameters in the file",
+                option_of(path),
+                f"sets a parameter of {COSINE}, but the scheduler is {scheduler}: set its own"
+                " parameters, such as --scheduler.params.warmup_num_steps",
             )
         else:
             draft.put(path, value, "command line")
+
+
+def _change_type(draft: Draft, block: str, overrides: dict[str, Any]) -> None:
+    """Take the type of an optimizer or scheduler from the command line, and out of the file's
+    parameters those that this type does not have."""
+    kind = overrides[f"{block}.type"]
+    draft.put(f"{block}.type", kind, "command line")
+    keys = (OPTIMIZERS if block == "optimizer" else SCHEDULERS).get(kind)
+    params = draft.get(f"{block}.params")
+    if keys is None or not isinstance(params, dict):
+        return
+    foreign = [name for name in params if name not in keys]
+    for name in foreign:
+        draft.drop(f"{block}.params.{name}")
+    if foreign:
+        draft.notices.append(
+            f"{block}.params of the file that {kind} does not have are left out:"
+            f" {', '.join(foreign)}"
+        )
 
 
 def replace_batch(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
@@ -138,8 +164,8 @@ def _derive_last_n(draft: Draft) -> None:
         draft.put("gpt.last_n", min(LAST_N, seq_len), "derived: from gpt.seq_len")
 
 
-def _model(draft: Draft) -> ModelConfig | None:
-    """The shape: a preset's, and what the file sets itself. None where it is mistaken."""
+def _fill_in_shape(draft: Draft) -> None:
+    """Set what the file leaves of the shape to its preset."""
     presets = load_presets()
     preset = draft.get("gpt.preset")
     if preset is not None and preset not in presets:
@@ -147,23 +173,17 @@ def _model(draft: Draft) -> ModelConfig | None:
             "gpt.preset",
             f"is {preset!r}{nearest(preset, presets)}: the presets are {', '.join(presets)}",
         )
-        return None
-    shape = {name: draft.get(f"gpt.{name}") for name in SHAPE_KEYS}
-    mistaken = draft.mistaken()
+        return
     for name, value in presets.get(preset, {}).items():
-        if shape[name] is None:
-            shape[name] = value
-            if f"gpt.{name}" not in mistaken:
-                draft.sources[f"gpt.{name}"] = f"preset {preset}"
-    missing = [name for name in PRESET_KEYS if shape[name] is None]
-    known = mistaken & {"gpt", "gpt.preset", *(f"gpt.{name}" for name in PRESET_KEYS)}
-    if missing and not known:
+        if draft.lacks(f"gpt.{name}"):
+            draft.put(f"gpt.{name}", value, f"preset {preset}")
+    missing = [name for name in PRESET_KEYS if draft.lacks(f"gpt.{name}")]
+    if missing and not draft.mistaken() & {"gpt", "gpt.preset"}:
         draft.mistake(
             "gpt.preset",
             f"is missing, and so is {', '.join(missing)}: name a preset ({', '.join(presets)}) "
             "or give the whole shape",
         )
-    return None if None in shape.values() else ModelConfig(**shape)
 
 
 def _batch(draft: Draft) -> BatchPlan | None:

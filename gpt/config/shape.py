@@ -27,7 +27,7 @@ PRESET_KEYS = {
 SHAPE_KEYS = {
     **PRESET_KEYS,
     "vocab_size": Key(
-        int, 16384, "ids of the tokenizer; must be the dataset's", minimum=2, maximum=2**24
+        int, None, "ids of the tokenizer; where absent the dataset's", minimum=2, maximum=2**24
     ),
     "seq_len": Key(
         int, 512, "tokens of context, in training and evaluation", minimum=2, maximum=2**24

@@ -203,8 +203,8 @@ ZERO_KEYS = {
     "load_from_fp32_weights": Key(
         bool,
         doc=(
-            "resume from a checkpoint's fp32 weights, default true; false, at stages 1 and 2: from "
-            "the 16-bit ones, another curve. Stage 3 ignores it"
+            "resume from a checkpoint's fp32 weights: must be true, the default, for false would "
+            "make another curve"
         ),
     ),
     "ignore_unused_parameters": Key(
@@ -260,7 +260,7 @@ ZERO_KEYS = {
         bool,
         doc=(
             "stage 3: ranks of a host read a checkpoint one after another, which spares its "
-            "memory; default false. Below stage 3 no run can resume with it"
+            "memory; default false"
         ),
     ),
 }

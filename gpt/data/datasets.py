@@ -117,7 +117,9 @@ class Dataset:
 
     def documents(self, split: str) -> str:
         """`manifests.documents_of_split`: equal for two datasets whose splits hold the same
-        documents in the same order, whatever their tokenizers."""
+        documents in the same order, whatever their tokenizers. Raises UserError where a split is
+        not there."""
+        self._entry(split)
         return manifests.documents_of_split(self.manifest, split)
 
     def facts(self, scored: str) -> dict[str, Any]:
@@ -144,12 +146,15 @@ class Dataset:
     def split_names(self) -> list[str]:
         return list(self.manifest["splits"])
 
+    def _entry(self, split: str) -> SplitEntry:
+        if split not in self.manifest["splits"]:
+            names = ", ".join(self.split_names)
+            raise UserError(f"{self.root} has no split {split!r}: it has {names}")
+        return self.manifest["splits"][split]
+
     def split(self, name: str) -> Split:
         """Open a split. Raises UserError where it is not there, or not as the manifest says."""
-        if name not in self.manifest["splits"]:
-            names = ", ".join(self.split_names)
-            raise UserError(f"{self.root} has no split {name!r}: it has {names}")
-        entry = self.manifest["splits"][name]
+        entry = self._entry(name)
         folder = self.root / name
         _require_sizes(folder, entry, manifests.files_of_split(self.manifest["format"]))
         split = Split(name, folder, self.manifest["dtype"], self.vocab.size)

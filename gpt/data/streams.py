@@ -14,6 +14,7 @@ window of stream r.
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,8 +55,20 @@ def require_documents(split_name: str, documents: int, streams: int) -> None:
         raise UserError(
             f"the split {split_name!r} has {documents} documents, fewer than the {streams} streams"
             f" that train_batch_size {streams} needs",
-            mend=f"prepare more documents or lower train_batch_size to at most {documents}",
+            mend="prepare more documents (tools/prepare_data.py --cut_documents BYTES makes several"
+            f" of a large file) or lower train_batch_size to at most {documents}",
         )
+
+
+class Piece(NamedTuple):
+    """A part of a window that is read from one document."""
+
+    document: int
+    """its index in the split"""
+    first: int
+    """of its tokens, from 0"""
+    tokens: int
+    """the document's end included, where it is read"""
 
 
 class Streams:
@@ -70,9 +83,9 @@ class Streams:
         require_documents(split.name, len(split.doc_tokens), count)
         self.count = count
         self.seq_len = seq_len
-        self._split = split
+        self.split = split
         sizes = split.doc_tokens + 1
-        starts_in_file = np.cumsum(sizes) - sizes
+        self._starts = np.cumsum(sizes) - sizes  # of documents, in the packed file
         stream_of = assign_documents(split.doc_tokens, count)
         # The documents, stream by stream. Where these comments speak of an entry, it is one of this
         # order.
@@ -81,7 +94,7 @@ class Streams:
         # of its end, and what to add to a place in it for the position in the packed file.
         self._ends = np.cumsum(sizes[order])
         starts = self._ends - sizes[order]
-        self._to_file = starts_in_file[order] - starts
+        self._to_file = self._starts[order] - starts
         # Per stream, and one more for the end: its first entry and its first place.
         self._first_entries = np.searchsorted(stream_of[order], np.arange(count + 1))
         self._first_places = np.concatenate([[0], self._ends])[self._first_entries]
@@ -104,25 +117,36 @@ class Streams:
         in_one_document = (places + self.seq_len + 1 <= self._ends[entries]).tolist()
         for row, window in enumerate(batch):
             if in_one_document[row]:
-                window[:] = self._split.read(positions[row], len(window))
+                window[:] = self.split.read(positions[row], len(window))
                 continue
             filled = 0
             for _, position, tokens in self._pieces(streams[row], places[row], entries[row]):
-                window[filled : filled + tokens] = self._split.read(position, tokens)
+                window[filled : filled + tokens] = self.split.read(position, tokens)
                 filled += tokens
-        self._split.check_ids(batch)
+        self.split.check_ids(batch)
         return batch
 
     def documents(self, index: int) -> list[str]:
         """Names of the documents that batch `index` is made from, each once."""
-        names = self._split.names()
-        streams = np.arange(self.count)
+        names = self.split.names()
+        read: dict[int, None] = {}  # each once and in the order of reading
+        for pieces in self.pieces(index):
+            read.update(dict.fromkeys(piece.document for piece in pieces))
+        return [names[document] for document in read]
+
+    def pieces(self, index: int, rows: Sequence[int] | None = None) -> list[list[Piece]]:
+        """What each row of `batch(index, rows)` is read from, in order."""
+        streams = np.arange(self.count) if rows is None else np.asarray(rows)
         places, entries = self._windows(streams, index)
-        read: dict[int, None] = {}  # entries, each once and in the order of reading
+        pieces_of_rows = []
         for stream, place, first_entry in zip(streams.tolist(), places.tolist(), entries.tolist()):
-            for entry, _, _ in self._pieces(stream, place, first_entry):
-                read[entry] = None
-        return [names[self._order[entry]] for entry in read]
+            pieces = []
+            for entry, position, tokens in self._pieces(stream, place, first_entry):
+                document = int(self._order[entry])
+                first = position - int(self._starts[document])
+                pieces.append(Piece(document, first, tokens))
+            pieces_of_rows.append(pieces)
+        return pieces_of_rows
 
     def _windows(self, streams: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
         """(place, entry) that each stream's window of batch `index` begins with."""

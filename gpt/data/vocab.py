@@ -32,9 +32,11 @@ class Vocab:
     def __init__(self, model: bytes, name: str = "tokenizer.model"):
         self.model = model
         self.name = name
+        self.size = 0
         try:
-            self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.size = self._sp.vocab_size()
+            if model:  # of none SentencePiece would print complaints of its own
+                self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
+                self.size = self._sp.vocab_size()
             if self.size:
                 self.eod_id = self._find_eod()
                 self._bytes = [self._piece_bytes(i) for i in range(self.size)]

@@ -21,7 +21,11 @@ from gpt.config.shape import ModelConfig, family
 from gpt.errors import UserError
 from gpt.metrics import events
 from gpt.metrics.events import AXES, CURVES, METRICS
+from gpt.quantities import contradiction, contradiction_without_sums, has_sums
 from gpt.wording import first_of, listed
+
+# axes that follow exactly from a run's config.yaml
+COMPUTE = ("tokens", "flops", "reference_hours")
 
 
 @dataclass
@@ -66,6 +70,11 @@ class Run:
         return identity(self.config)
 
     @property
+    def code(self) -> str | None:
+        """The hash of the code that made its curve; None where it does not tell."""
+        return (self.config.get("code") or {}).get("hash")
+
+    @property
     def parameters(self) -> int:
         """The module's, where config.yaml tells them; else those that the shape has."""
         return self.config.get("parameters") or self.model.parameters()
@@ -108,10 +117,29 @@ class Run:
             return "finished" if self.final() else "finished, and never evaluated"
         return f"at step {self.last_step:,} of {self.options['max_train_steps']:,}"
 
+    def planned(self, axis: str) -> float | None:
+        """Its compute class: what the whole run takes, over "tokens", "flops" or
+        "reference_hours"; None where it has no hours of a reference accelerator."""
+        return self._compute(axis, self.options["max_train_steps"])
+
     @property
-    def planned_reference_hours(self) -> float | None:
-        """Its compute class: hours that the reference accelerator takes for the whole run."""
-        return self._reference_hours(self.options["max_train_steps"])
+    def reference_speed(self) -> float | None:
+        """Tokens per second of the reference accelerator with this model; None where the run tells
+        none, or one that was measured for another model or precision."""
+        flops = self.options.get("reference_flops_per_token")
+        precision = self.options.get("reference_precision")
+        if flops not in (None, self.model.matmul_flops_per_token()):
+            return None
+        if precision not in (None, self.config.get("precision")):
+            return None
+        return self.options.get("tokens_per_second")
+
+    @property
+    def tells_reference(self) -> bool:
+        """Whether its file says which model its throughput was measured for."""
+        sources = self.config.get("sources") or {}
+        source = str(sources.get("gpt.reference_flops_per_token", "derived"))
+        return not source.startswith("derived")
 
     def curve(self, kind: str, split: str | None = None) -> list:
         """Events of one of CURVES by rising step; those of `split` where they are evaluations."""
@@ -137,24 +165,27 @@ class Run:
         Lines of older runs hold no axes: all but the measured hours follow exactly from
         config.yaml.
         """
+        if axis == "reference_hours" and self.reference_speed is None:
+            return None
         key = AXES[axis].key
-        steps = [event["step"] for event in curve]
+        places: list[Any]
         if all(key in event for event in curve):
             places = [event[key] for event in curve]
-        elif axis == "tokens":
-            places = [self.tokens_until(step) for step in steps]
-        elif axis == "flops":
-            flops_per_token = self.model.matmul_flops_per_token()
-            places = [self.tokens_until(step) * flops_per_token for step in steps]
-        elif axis == "reference_hours":
-            places = [self._reference_hours(step) for step in steps]
+        elif axis in COMPUTE:
+            places = [self._compute(axis, event["step"]) for event in curve]
         else:
             return None
         return None if None in places else np.array([_number(place) for place in places])
 
-    def _reference_hours(self, step: int) -> float | None:
-        speed = self.options.get("tokens_per_second")
-        return self.tokens_until(step) / speed / 3600 if speed else None
+    def _compute(self, axis: str, step: int) -> float | None:
+        """What the steps up to `step` take, over one of COMPUTE."""
+        tokens = self.tokens_until(step)
+        if axis == "tokens":
+            return tokens
+        if axis == "flops":
+            return tokens * self.model.matmul_flops_per_token()
+        speed = self.reference_speed
+        return tokens / speed / 3600 if speed else None
 
 
 def missing_axis(axis: str, runs: Sequence[Run]) -> str:
@@ -162,8 +193,9 @@ def missing_axis(axis: str, runs: Sequence[Run]) -> str:
     names = listed([run.name for run in runs], shown=3)
     if axis == "reference_hours":
         return (
-            f"no reference accelerator-hours for {names}: config.yaml has no gpt.tokens_per_second,"
-            " the reference's throughput, which tools/throughput.py writes into a class's file"
+            f"no reference accelerator-hours for {names}: config.yaml has no gpt.tokens_per_second"
+            " that was measured for its model, which tools/throughput.py --write_config writes into"
+            " a class's file"
         )
     return f"no {AXES[axis].label} for {names}: {METRICS} does not hold them"
 
@@ -202,17 +234,46 @@ def _number(value: Any) -> float:
         return math.inf
 
 
-def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Runs in their order; a folder of runs stands for all in it, 6h before 12h. Raises UserError
-    where one holds no run."""
+NAME_A_RUN = "give the folder that training made (--run_dir)"
+
+
+def read_runs(paths: Iterable[str | Path], notices: list[str] | None = None) -> list[Run]:
+    """Runs in their order; a folder of runs stands for all in it, 6h before 12h.
+
+    notices: gets a sentence for each folder that holds no usable run, and for each damaged line of
+    one. Raises UserError where a path does not exist, where no run is usable, and, without notices,
+    where one is not.
+    """
+    places = [Path(path) for path in paths]
+    for path in places:
+        if not path.exists():
+            raise UserError(f"{path} does not exist", mend=NAME_A_RUN)
     folders = {}
-    for path in map(Path, paths):
-        for folder in _run_folders(path):
+    problems = []
+    for path in places:
+        inside = _run_folders(path)
+        if not inside:
+            reason = f"{path} holds no run (no {METRICS}), nor do the folders in it"
+            problems.append(UserError(reason, mend=NAME_A_RUN))
+        for folder in inside:
             folders[folder.resolve()] = folder
-    runs = [read_run(folder) for folder in folders.values()]
-    for run, name in zip(runs, _short_names(list(folders))):
+    runs = {}
+    for whole_path, folder in folders.items():
+        try:
+            runs[whole_path] = read_run(folder)
+        except UserError as problem:
+            problems.append(problem)
+    if problems and notices is None:
+        raise problems[0]
+    if not runs:
+        raise UserError(f"no run can be used; {'; '.join(map(str, problems))}")
+    for run, name in zip(runs.values(), _short_names(list(runs))):
         run.name = name
-    return runs
+    if notices is not None:
+        notices += [f"left out: {problem}" for problem in problems]
+        for run in runs.values():
+            notices += run.notices
+    return list(runs.values())
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -220,11 +281,6 @@ def _run_folders(path: Path) -> list[Path]:
     if (path / METRICS).is_file():
         return [path]
     inside = [file.parent for file in path.glob(f"*/{METRICS}")]
-    if not inside:
-        reason = "does not exist"
-        if path.exists():
-            reason = f"holds no run (no {METRICS}), nor do the folders in it"
-        raise UserError(f"{path} {reason}", mend="give the folder that training made (--run_dir)")
     return sorted(inside, key=lambda folder: _natural(folder.name))
 
 
@@ -256,6 +312,7 @@ def _read_metrics(run: Run) -> None:
     for number, line in enumerate(lines, 1):
         event = _parse(line)
         if event is not None:
+            _require_agreement(event, f"{run.path / METRICS}:{number}")
             _add(run.events, event)
         elif line.strip() and number != last:
             damaged.append(number)
@@ -275,6 +332,18 @@ def _parse(line: bytes) -> dict | None:
         return None
     whole = isinstance(event.get("event"), str) and type(event.get("step")) is int
     return event if whole else None
+
+
+def _require_agreement(event: dict, where: str) -> None:
+    """Raise UserError where the figures of an evaluation contradict themselves."""
+    if event["event"] != events.EVAL:
+        return
+    problem = contradiction(event) if has_sums(event) else contradiction_without_sums(event)
+    if problem:
+        raise UserError(
+            f"{where} contradicts itself: {problem}",
+            mend="bring back the line that training wrote",
+        )
 
 
 def _add(history: dict, event: dict) -> None:

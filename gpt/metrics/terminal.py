@@ -66,10 +66,15 @@ class Progress:
 
 
 def announcement(
-    config: Config, device: str, data_root: Path, kernels: tuple[str, str], attention: str
+    config: Config,
+    parameters: int,
+    device: str,
+    data_root: Path | str,
+    kernels: tuple[str, str],
+    attention: str,
 ) -> str:
-    """What is about to run. device: cpu or cuda. kernels: which, and why. attention: its
-    backend."""
+    """What is about to run. parameters: the module's. device: cpu or cuda. kernels: which, and why.
+    attention: its backend."""
     model = config.model
     batch = config.batch
     which_kernels, why = kernels
@@ -78,7 +83,7 @@ def announcement(
     tokens = f"{batch.train_batch_size} x {model.seq_len} tokens a step ({micro}) from {data_root}"
     compiled = f"compile: {config.options.compile}"
     return (
-        f"{config.run_dir}: {model.parameters():,} parameters, {engine}; {tokens};"
+        f"{config.run_dir}: {parameters:,} parameters, {engine}; {tokens};"
         f" kernels: {which_kernels} ({why}), attention: {attention}, {compiled}"
     )
 

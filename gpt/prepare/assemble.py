@@ -8,7 +8,7 @@ per document.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from gpt.wording import first_of
 
 # Names of documents in a message.
 SHOWN = 3
+
+# Of `train`: fewer than most runs have rows in a batch.
+FEW_DOCUMENTS = 32
 
 # Reasons for leaving a document out.
 REASONS = ("empty", "bad_utf8", "duplicate")
@@ -99,7 +102,8 @@ def assemble(
     documents = Documents(units, np.dtype(manifests.token_dtype(vocab.size)).itemsize)
     records = documents.records
     names = [record.name for record in records]
-    splits = job.rule.share_out(names, [record.split for record in records])
+    folders = [record.split for record in records]
+    splits = job.rule.share_out(names, folders, [record.file for record in records])
     held_out = _held_out(records, splits)
     building.mkdir()
     manifest = manifests.begin(building, vocab, _treatment(job), job.provenance)
@@ -110,17 +114,23 @@ def assemble(
         manifest["splits"][split] = entry
         say(manifests.size_of_split(split, entry))
         _report(split, selection, say)
+        if split == TRAIN and entry["documents"] < FEW_DOCUMENTS:
+            say(
+                "notice: a run needs as many documents as its train_batch_size, and train has"
+                f" {entry['documents']}; --cut_documents BYTES makes several of a large text file"
+            )
     manifests.write(building, manifest)
     sync_all(building)
 
 
-def _treatment(job: Job) -> dict[str, str]:
+def _treatment(job: Job) -> dict[str, Any]:
     """What was done to the documents, for the manifest."""
     return {
         "line_ends": "CRLF is read as LF",
         "order": "by sha256 of the document's name",
         "byte_order_mark": "left out at a document's beginning",
         "bad_utf8": job.reading.bad_utf8,
+        "cut_documents": job.reading.cut_documents,
         "duplicates": job.duplicates,
     }
 

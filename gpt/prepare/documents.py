@@ -26,7 +26,7 @@ class Input:
     changed: int = 0
     """When the file was changed last, in ns."""
     part: rows.Part | None = None
-    """Of a file of rows that is read in parts."""
+    """Of a file of rows that is read in parts, or of a text file that was cut into documents."""
 
 
 def kind_of(path: Path | str) -> str | None:
@@ -39,10 +39,17 @@ def holds_rows(entry: Input) -> bool:
     return isinstance(entry.source, Path) and kind_of(entry.source) in CONTAINERS
 
 
+def file_of_rows(entry: Input) -> str | None:
+    """The name of an input that holds rows, None of others."""
+    return entry.name if holds_rows(entry) else None
+
+
 def documents(entry: Input, reading: Reading) -> Iterator[Document]:
     """The documents of an input, in its own order. Raises UserError where it cannot be read."""
     if not holds_rows(entry):
-        yield Document(entry.name, entry.source, replace_bad_bytes=reading.replaces_bad_bytes)
+        span = None if entry.part is None else (entry.part.first, entry.part.end)
+        replaces = reading.replaces_bad_bytes
+        yield Document(entry.name, entry.source, replace_bad_bytes=replaces, span=span)
         return
     path = Path(entry.source)
     read_rows = rows.parquet_rows if kind_of(path) == ".parquet" else rows.json_rows

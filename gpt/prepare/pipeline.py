@@ -19,9 +19,10 @@ from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import free_space, require_new_folder, sync, when_full
 from gpt.prepare.assemble import assemble
+from gpt.prepare.cuts import cut
 from gpt.prepare.documents import Input, holds_rows, kind_of
 from gpt.prepare.encode import Encoder
-from gpt.prepare.splits import Rule
+from gpt.prepare.splits import Rule, SameName
 from gpt.prepare.staging import MAKE_ROOM, NO_ROOM, PACKED, PLAN, Job, Plan, Staging, lock_of
 from gpt.prepare.texts import NotUTF8, Reading
 from gpt.prepare.units import Unit, UnitEncoder, place_of_unit, units_of
@@ -59,6 +60,7 @@ def prepare(
     out = Path(out)
     part, parts = shard
     require_new_folder(out)
+    inputs = cut(inputs, job.reading.cut_documents)
     folder = _folder_of_work(out, shard)
     _require_splits(inputs, job.rule)
     vocab_size = tokenizer.size if isinstance(tokenizer, Vocab) else tokenizer
@@ -85,6 +87,9 @@ def prepare(
             return
         places = [place_of_unit(folder, number) for number, _ in own_units]
         _publish(places, folder / PACKED, out, vocab, job, say)
+    except SameName:
+        keep = False  # whatever mends it changes the plan
+        raise
     except BaseException:
         keep = bool(staging.done())  # for the next time
         raise
@@ -171,7 +176,7 @@ def _not_utf8(errors: Sequence[NotUTF8]) -> UserError:
     shown = "; ".join(error.document for error in others[:SHOWN])
     return UserError(
         first.what,
-        mend=f"{first.mend} ({len(errors):,} documents are not, the next: {shown})",
+        mend=f"{first.mend} ({len(errors):,} documents are alike, the next: {shown})",
     )
 
 
@@ -225,7 +230,10 @@ def _units_of_shards(plans: dict[Path, Plan]) -> list[Path]:
     folder_of = {plan.shard[0]: folder for folder, plan in plans.items()}
     for folder, plan in plans.items():
         part, parts_of_plan = plan.shard
-        differences = [name for name in plan.differences(first) if name not in ("shard", "state")]
+        differences = []
+        for name in plan.differences(first):
+            if name not in ("shard", "state", "provenance"):
+                differences.append(name)
         if parts_of_plan != parts:
             differences.append("number of shards")
         if differences:

@@ -3,7 +3,7 @@
 import gzip
 import importlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -13,9 +13,18 @@ from gpt.errors import UserError
 from gpt.prepare import texts
 from gpt.prepare.texts import Reading
 
+# Arrow's types of a column of texts.
+TEXT_KINDS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+
+# What to do where a field has no names for rows.
+NO_NAMES = (
+    "name another field with --id_field, or one that no row has (--id_field none), by which rows"
+    " are called FILE:ROW"
+)
+
 
 class Part(NamedTuple):
-    """A part of a file of rows, in bytes of .jsonl or row groups of .parquet."""
+    """A part of a file, in bytes of text or .jsonl, or in row groups of .parquet."""
 
     first: int
     end: int
@@ -102,6 +111,13 @@ def _json_row(line: bytes, number: int, where: str, reading: Reading) -> Row:
 def _text(row: dict[str, Any], where: str, reading: Reading) -> str:
     if reading.text_field not in row:
         fields = ", ".join(map(repr, row)) or "none"
+        outer, dot, _ = reading.text_field.partition(".")
+        if dot and outer in row:
+            raise UserError(
+                f"{where} has no field {reading.text_field!r}, and fields within {outer!r} are not"
+                " looked into",
+                mend="write the text into a field of its own",
+            )
         raise UserError(
             f"{where} has no field {reading.text_field!r}: it has {fields}; name the one that holds"
             " the text with --text_field"
@@ -120,9 +136,7 @@ def _name(value: Any, where: str) -> str | int | None:
         return value
     if isinstance(value, str) and value and not _holds_surrogates(value):
         return value
-    raise UserError(
-        f"{where} has an id that is no name ({value!r})", mend="name another field with --id_field"
-    )
+    raise UserError(f"{where} has an id that is no name ({value!r})", mend=NO_NAMES)
 
 
 def _holds_surrogates(text: str) -> bool:
@@ -157,19 +171,21 @@ def _lines(file: BinaryIO, size: int | None) -> Iterator[bytes]:
 def _need(package: str, path: Path) -> ModuleType:
     try:
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{path} needs the package `{package}`, which is not installed",
-            mend="run `pip install -e '.[data]'` in the project's folder",
-        ) from error
+    except ImportError as error:
+        state = "is not installed"
+        mend = "run `pip install -e '.[data]'` in the project's folder"
+        if not isinstance(error, ModuleNotFoundError):
+            state = f"cannot be imported ({str(error).splitlines()[0]})"
+            mend += ", or install versions of it and of numpy that belong together"
+        name = package.partition(".")[0]
+        raise UserError(f"{path} needs the package `{name}`, which {state}", mend) from error
 
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[Any]:
     """An open pyarrow.parquet.ParquetFile."""
     pyarrow = _need("pyarrow", path)
-    from pyarrow import parquet
-
+    parquet = _need("pyarrow.parquet", path)
     try:
         with parquet.ParquetFile(path) as file:
             yield file
@@ -193,7 +209,10 @@ def parquet_rows(path: Path, part: Part | None, reading: Reading) -> Iterator[Ro
         groups = range(part.first, part.end)
         number = part.rows_before
         for batch in file.iter_batches(batch_size=16, columns=columns, row_groups=groups):
-            texts = batch.column(reading.text_field).cast(pyarrow.large_binary())
+            texts = batch.column(reading.text_field)
+            if isinstance(texts, pyarrow.DictionaryArray):
+                texts = texts.dictionary_decode()
+            texts = texts.cast(pyarrow.large_binary())
             ids = [None] * len(texts)
             if has_ids:
                 ids = batch.column(reading.id_field).to_pylist()
@@ -203,16 +222,10 @@ def parquet_rows(path: Path, part: Part | None, reading: Reading) -> Iterator[Ro
 
 
 def _require_text_column(path: Path, file: Any, column: str) -> None:
-    from pyarrow import types
-
     kind = file.schema_arrow.field(column).type
-    text_kinds: list[Callable[[Any], bool]] = [
-        types.is_string,
-        types.is_large_string,
-        types.is_binary,
-        types.is_large_binary,
-    ]
-    if not any(is_text_kind(kind) for is_text_kind in text_kinds):
+    # pandas' categoricals are stored as a dictionary of texts
+    text_kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary<") else kind
+    if str(text_kind) not in TEXT_KINDS:
         raise UserError(
             f"{path}: the column {column!r} holds {kind}, not text",
             mend="name another with --text_field",

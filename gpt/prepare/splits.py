@@ -11,31 +11,48 @@ from typing import Any
 
 from gpt.data import manifests
 from gpt.errors import UserError
+from gpt.prepare.rows import NO_NAMES
 
 TRAIN = "train"
 TEST = "test"
+VALID = "valid"
+
+
+class SameName(UserError):
+    """Two documents have the same name."""
+
+    def __init__(self, name: str, files: Sequence[Any]):
+        """files: those of the two documents that are rows."""
+        what = f"two documents are called {name!r}"
+        mend = "rename one"
+        if files:
+            what += f", rows of {' and '.join(sorted(set(files)))}"
+            mend = NO_NAMES
+        super().__init__(what, mend)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How documents are shared out over splits; without either, folders have decided."""
+    """How documents are shared out over splits; without any of these, folders have decided."""
 
     test_every: int | None = None
-    """Every N-th document of the stable order is held out as `test`."""
+    """Of the documents that no list names, in their stable order, every N-th is `test`."""
     lists: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """(split, names) pairs: the documents of these names; all others are `train`."""
+    """(split, names) pairs: the documents of these names."""
+    valid_every: int | None = None
+    """Of the documents that are left then, every N-th is `valid`; all others are `train`."""
 
     def __post_init__(self) -> None:
-        if self.test_every is not None and self.test_every < 2:
-            raise UserError(
-                f"--test_every {self.test_every} would leave nothing to train on",
-                mend="give 2 or more",
-            )
-        if self.test_every is not None and self.lists:
-            raise UserError(
-                "--test_every and --split_list are two ways to choose what is held out",
-                mend="give one of them",
-            )
+        for split, n in self._every.items():
+            if n < 2:
+                raise UserError(
+                    f"--{split}_every {n} would leave nothing to train on", mend="give 2 or more"
+                )
+            if split in dict(self.lists):
+                raise UserError(
+                    f"--{split}_every and --split_list {split}=… both make the split {split!r}",
+                    mend="give one of them, or call the listed one otherwise",
+                )
         if TRAIN in dict(self.lists):
             raise UserError(
                 "--split_list train=…: `train` is all that no list names",
@@ -44,13 +61,22 @@ class Rule:
 
     @property
     def by_folder(self) -> bool:
-        return self.test_every is None and not self.lists
+        return not self._every and not self.lists
+
+    @property
+    def _every(self) -> dict[str, int]:
+        """{split: N} of the splits that get every N-th document, in the order of choosing."""
+        every = {TEST: self.test_every, VALID: self.valid_every}
+        return {split: n for split, n in every.items() if n is not None}
 
     def share_out(
-        self, names: Sequence[str], folders: Sequence[str | None]
+        self,
+        names: Sequence[str],
+        folders: Sequence[str | None],
+        files: Sequence[str | None] = (),
     ) -> dict[str, list[int]]:
         """{split: indices of its documents in their stable order}. folders: the documents' splits
-        where folders decide.
+        where folders decide. files: of rows, the file that holds each, for a message.
 
         The order is that of the sha256 of names: a shuffle that needs no seed, and in which a new
         document moves no other. Neighbours on disk (one author's books, one year's speeches) so end
@@ -58,32 +84,16 @@ class Rule:
         """
         hashes = [hashlib.sha256(os.fsencode(name)).digest() for name in names]
         order = sorted(range(len(names)), key=hashes.__getitem__)
-        if self.test_every is not None:
-            splits = self._every_nth(order, self.test_every)
-        elif self.lists:
-            splits = self._by_lists(order, names)
-        else:
+        if self.by_folder:
             splits = self._by_folders(order, folders)
+        else:
+            splits = self._by_rule(order, names)
         # a folder's names are its own
         for indices in splits.values() if self.by_folder else [order]:
             for first, second in itertools.pairwise(indices):
                 if hashes[first] == hashes[second]:
-                    raise UserError(
-                        f"two documents are called {names[first]!r}",
-                        mend="rename one, or, if that is an id in the files, name another field"
-                        " with --id_field",
-                    )
-        return splits
-
-    def _every_nth(self, order: Sequence[int], n: int) -> dict[str, list[int]]:
-        splits: dict[str, list[int]] = {TRAIN: [], TEST: []}
-        for rank, document in enumerate(order, 1):
-            splits[TEST if rank % n == 0 else TRAIN].append(document)
-        if not splits[TEST]:
-            raise UserError(
-                f"--test_every {n} leaves no test document out of {len(order)}",
-                mend="lower it or add documents",
-            )
+                    where = [files[i] for i in (first, second) if files and files[i]]
+                    raise SameName(names[first], where)
         return splits
 
     def _by_folders(
@@ -95,10 +105,19 @@ class Rule:
         _require_training_documents(splits, len(order))
         return splits
 
-    def _by_lists(self, order: Sequence[int], names: Sequence[str]) -> dict[str, list[int]]:
+    def _by_rule(self, order: Sequence[int], names: Sequence[str]) -> dict[str, list[int]]:
         split_of = self._listed(names)
+        for split, n in self._every.items():
+            not_held_out = [document for document in order if document not in split_of]
+            if len(not_held_out) < n:
+                raise UserError(
+                    f"--{split}_every {n} leaves no {split} document out of {len(not_held_out)}",
+                    mend="lower it or add documents; --cut_documents BYTES makes several of a large"
+                    " text file",
+                )
+            split_of.update(dict.fromkeys(not_held_out[n - 1 :: n], split))
         splits: dict[str, list[int]] = {TRAIN: []}
-        for split, _ in self.lists:
+        for split in [*self._every, *dict(self.lists)]:
             splits[split] = []
         for document in order:
             splits[split_of.get(document, TRAIN)].append(document)
@@ -130,13 +149,14 @@ class Rule:
         """For the record: what to compare, and to read back with `from_facts`."""
         return {
             "test_every": self.test_every,
+            "valid_every": self.valid_every,
             "lists": [[split, list(names)] for split, names in self.lists],
         }
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> "Rule":
         lists = tuple((split, tuple(names)) for split, names in facts["lists"])
-        return cls(facts["test_every"], lists)
+        return cls(facts["test_every"], lists, facts["valid_every"])
 
 
 def _require_training_documents(splits: Mapping[str, list[int]], documents: int) -> None:

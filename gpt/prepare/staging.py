@@ -193,7 +193,9 @@ WORDS = {
 
 def _require_same(folder: Path, old: Plan, new: Plan) -> None:
     """Raise UserError where a folder was begun for another plan. As long as bad UTF-8 was refused,
-    none was met in what is done, so the other ways to take it may follow."""
+    none was met in what is done, so the other ways to take it may follow. Files that are passed
+    over may come and go."""
+    old = replace(old, provenance=new.provenance)
     if old.reading["bad_utf8"] == "refuse":
         old = replace(old, reading={**old.reading, "bad_utf8": new.reading["bad_utf8"]})
     differences = new.differences(old)

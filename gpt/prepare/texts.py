@@ -6,6 +6,7 @@ for the document to be skipped. NULs stay.
 """
 
 import codecs
+import sys
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ class Reading:
     """The field that names a row; rows without it are named FILE:ROW, from 1."""
     bad_utf8: str = "refuse"
     """refuse, replace or skip."""
+    cut_documents: int | None = None
+    """Bytes of the documents that larger text files are cut into; None leaves them whole."""
 
     @property
     def replaces_bad_bytes(self) -> bool:
@@ -38,19 +41,22 @@ class Reading:
 
 
 class NotUTF8(UserError):
-    """A document's bytes are not UTF-8. document: how a mistake names it."""
+    """A document has no UTF-8. document: how a mistake names it. escaped: it was JSON, whose bytes
+    are UTF-8, and holds an escape such as \\ud83d without the other half of its pair."""
 
-    def __init__(self, document: str, byte: int):
-        super().__init__(
-            f"{document} is not UTF-8 at byte {byte}",
-            mend="convert it, for example with `iconv -t UTF-8`, take it out, or give --bad_utf8"
-            " replace or skip",
-        )
+    def __init__(self, document: str, byte: int, escaped: bool = False):
+        what = f"{document} is not UTF-8 at byte {byte}"
+        mend = "convert it, for example with `iconv -t UTF-8`, take it out"
+        if escaped:
+            what = f"{document} has the escape of half a surrogate pair at byte {byte} of its text"
+            mend = "write the character whole, for example as \\ud83d\\ude00, take the row out"
+        super().__init__(what, f"{mend}, or give --bad_utf8 replace or skip")
         self.document = document
         self.byte = byte
+        self.escaped = escaped
 
     def __reduce__(self):
-        return type(self), (self.document, self.byte)
+        return type(self), (self.document, self.byte, self.escaped)
 
 
 class Document:
@@ -58,7 +64,8 @@ class Document:
     of ODDITIES.
 
     source: a file, or the text itself, as str or bytes. where: how a mistake names it.
-    replace_bad_bytes: with U+FFFD. oddities: those found on the way to the text.
+    replace_bad_bytes: with U+FFFD. oddities: those found on the way to the text. span: of a file,
+    the document's first byte and the one behind its last; all of it by default.
     """
 
     def __init__(
@@ -68,12 +75,14 @@ class Document:
         where: str | None = None,
         replace_bad_bytes: bool = False,
         oddities: Collection[str] = (),
+        span: tuple[int, int] | None = None,
     ):
         self.name = name
         self.oddities: set[str] = set()
         self.source = source
         self._replace_bad_bytes = replace_bad_bytes
         self._known_oddities = oddities
+        self._span = span
         self._where = where or str(source if isinstance(source, Path) else name)
 
     def read(self) -> str:
@@ -105,7 +114,7 @@ class Document:
 
     def _decoded(self) -> Iterator[str]:
         undecoded = b""  # the beginning of a character that the next block ends
-        position = 0
+        position = self._span[0] if self._span else 0
         for block in self._raw():
             at_end = block is None
             content = undecoded + (block or b"")
@@ -113,7 +122,8 @@ class Document:
                 text, used = codecs.utf_8_decode(content, "strict", at_end)
             except UnicodeDecodeError as error:
                 if not self._replace_bad_bytes:
-                    raise NotUTF8(self._where, position + error.start) from error
+                    escaped = isinstance(self.source, str)
+                    raise NotUTF8(self._where, position + error.start, escaped) from error
                 self.oddities.add("bad_utf8")
                 text, used = codecs.utf_8_decode(content, "replace", at_end)
             if text:
@@ -124,8 +134,10 @@ class Document:
     def _raw(self) -> Iterator[bytes | None]:
         """Blocks of bytes; None after the last one."""
         if isinstance(self.source, Path):
+            first, end = self._span or (0, sys.maxsize)
             with readable(self.source), open(self.source, "rb") as file:
-                while block := file.read(BLOCK):
+                file.seek(first)
+                while block := file.read(min(BLOCK, end - file.tell())):
                     yield block
         elif isinstance(self.source, bytes):
             yield self.source

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ import numpy as np
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import sync, when_full, write_atomically
-from gpt.prepare.documents import Input, divide, documents
+from gpt.prepare.documents import Input, divide, documents, file_of_rows
 from gpt.prepare.encode import Encoder, Lossy
 from gpt.prepare.staging import MAKE_ROOM, NO_ROOM
 from gpt.prepare.texts import Document, NotUTF8, Reading
@@ -45,12 +46,20 @@ class Record(NamedTuple):
     """Why: empty, bad_utf8, duplicate."""
     oddities: list[str]
     """Of gpt.prepare.texts.ODDITIES."""
+    file: str | None
+    """Of a row: the file that holds it."""
 
 
 def read_records(unit: Path) -> list[Record]:
     """The records of an encoded unit, whose path bears no ending."""
     lines = unit.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
-    return [Record(*json.loads(line)) for line in lines]
+    records = []
+    for line in lines:
+        record = Record(*json.loads(line))
+        if record.file:  # which many rows share
+            record = record._replace(file=sys.intern(record.file))
+        records.append(record)
+    return records
 
 
 def place_of_unit(folder: Path, number: int) -> Path:
@@ -98,12 +107,12 @@ class UnitEncoder:
             with open(aside, "wb") as out:
                 for entry, document in _documents_of_all(inputs, self.reading):
                     try:
-                        record = _encode(document, entry.split, encoder, out, report)
+                        record = _encode(document, entry, encoder, out, report)
                     except NotUTF8 as error:
-                        record = Record(document.name, entry.split, 0, 0, "", "bad_utf8", [])
+                        record = _record(document, entry, 0, 0, "", "bad_utf8")
                         if self.reading.bad_utf8 == "refuse":
                             # a new one: what was caught keeps the document's bytes
-                            bad.append(NotUTF8(error.document, error.byte))
+                            bad.append(NotUTF8(error.document, error.byte, error.escaped))
                     records.append(record)
             if not bad:
                 sync(aside)
@@ -125,7 +134,7 @@ def _documents_of_all(
 
 def _encode(
     document: Document,
-    split: str | None,
+    entry: Input,
     encoder: Encoder,
     out: BinaryIO,
     report: Callable[[int], object],
@@ -155,8 +164,15 @@ def _encode(
     if size:
         out.write(encoder.end)
     left_out = None if size else "empty"
-    oddities = sorted(document.oddities)
-    return Record(document.name, split, tokens, size, digest.hexdigest(), left_out, oddities)
+    return _record(document, entry, tokens, size, digest.hexdigest(), left_out)
+
+
+def _record(
+    document: Document, entry: Input, tokens: int, size: int, sha256: str, left_out: str | None
+) -> Record:
+    oddities = [] if left_out == "bad_utf8" else sorted(document.oddities)
+    file = file_of_rows(entry)
+    return Record(document.name, entry.split, tokens, size, sha256, left_out, oddities, file)
 
 
 @lru_cache(1)

@@ -13,6 +13,7 @@ from gpt.data.datasets import Dataset, Split
 from gpt.data.manifests import Manifest
 from gpt.data.vocab import Vocab
 from gpt.files import hash_file
+from gpt.prepare.cuts import cut
 from gpt.prepare.documents import Input, documents
 from gpt.prepare.texts import Document, NotUTF8, Reading
 
@@ -131,7 +132,7 @@ def compare_with_source(dataset: Dataset, inputs: Sequence[Input], reading: Read
     by_folder = any(entry.split for entry in inputs)
     left_out = 0
     mistakes = []
-    for entry in inputs:
+    for entry in cut(inputs, reading.cut_documents):
         possible_splits = [entry.split] if by_folder else list(splits)
         for document in documents(entry, reading):
             place = _take(places, possible_splits, document.name)

@@ -10,7 +10,7 @@ import sentencepiece
 
 from gpt.data.vocab import END_OF_DOCUMENT, Vocab
 from gpt.errors import UserError
-from gpt.prepare.documents import Input, documents, holds_rows
+from gpt.prepare.documents import Input, documents, file_of_rows, holds_rows
 from gpt.prepare.splits import TRAIN, Rule
 from gpt.prepare.texts import Document, NotUTF8, Reading
 
@@ -61,18 +61,20 @@ def training_documents(
         )
     names = []
     folders = []
+    files = []
     sizes = []
     input_of = []  # each document's, as an index
     for index, entry in enumerate(inputs):
         for document in documents(entry, reading):
             names.append(document.name)
             folders.append(entry.split)
+            files.append(file_of_rows(entry))
             input_of.append(index)
             if isinstance(document.source, Path):
                 sizes.append(entry.size)
             else:
                 sizes.append(len(document.source))
-    train = rule.share_out(names, folders)[TRAIN]
+    train = rule.share_out(names, folders, files)[TRAIN]
     size = 0
     chosen_names: dict[int, set[str]] = {}  # by their input
     for count, index in enumerate(train, 1):

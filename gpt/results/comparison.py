@@ -1,25 +1,30 @@
-"""Runs side by side: those that differ in their seeds alone, and whether final evaluations measure
-the same."""
+"""Runs side by side: those that differ in their seeds alone, their methods, and whose hours of a
+reference accelerator can be believed."""
 
 import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from gpt.config.identity import identity
-from gpt.errors import UserError
 from gpt.metrics.runs import Run, missing_axis, values
+from gpt.results.methods import in_words, method_keys, method_names, settings_of
+from gpt.results.scores import final_scores, is_scored
+from gpt.wording import listed
 
 
 @dataclass
 class Group:
     """Runs that differ in nothing but their seeds."""
 
-    name: str
+    name: str  # of its runs, as short as it is common to them
     runs: list[Run]
+    settings: dict[str, Any] = field(default_factory=dict)  # {path: value} that they share
+    # of what it compares, whatever the length of training; groups of one law and one colour
+    method: str = ""
 
     @property
     def seeds(self) -> list[int | None]:
@@ -32,6 +37,23 @@ class Group:
     @property
     def family(self) -> str:
         return self.runs[0].family
+
+    @property
+    def variant(self) -> str | None:
+        return self.runs[0].variant
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of the whole run."""
+        run = self.runs[0]
+        return run.tokens_until(run.options["max_train_steps"])
+
+    @property
+    def passes(self) -> float | None:
+        """How often the training text was read; None where its length is not told."""
+        trained_on = (self.runs[0].config.get("dataset") or {}).get("train") or {}
+        tokens = trained_on.get("tokens")
+        return self.tokens / tokens if tokens else None
 
     def mean(
         self, axis: str, kind: str, quantity: str | Callable, split: str | None = None
@@ -57,33 +79,42 @@ class Group:
         spread = y.std(axis=0, ddof=1) if len(tables) > 1 else None
         return x.mean(axis=0), y.mean(axis=0), spread
 
-    def final(self, axis: str, quantity: str) -> tuple[float, np.ndarray]:
-        """(x, values) of the last evaluations, one value a run. Raises UserError where the axis is
-        not to be had."""
-        events = [run.final() or {} for run in self.runs]
-        x = self.runs[0].over(axis, events[:1])
-        if x is None:
-            raise UserError(missing_axis(axis, self.runs))
-        return float(x[0]), values(events, quantity)
 
-
-def group_by_seed(runs: Sequence[Run]) -> list[Group]:
+def group_by_seed(runs: Sequence[Run], equal_code: frozenset[str] = frozenset()) -> list[Group]:
     """Groups, in the order of their first runs. A second run with the same seed is no second seed:
-    it begins a group."""
-    groups: dict[tuple[str, int], list[Run]] = {}
+    it begins a group.
+
+    equal_code: versions of the code that count as one, of `methods.same_code`.
+    """
+    groups: dict[tuple[str, int], Group] = {}
     for run in runs:
-        settings = _settings_without_seed(run)
+        settings = settings_of(run, equal_code)
+        # the same curve by the hours of another reference is of another class
+        key = json.dumps([settings, run.options.get("tokens_per_second")], default=str)
         repeat = 0
-        while run.options.get("seed") in _seeds(groups.get((settings, repeat), [])):
+        while (key, repeat) in groups and run.options.get("seed") in groups[key, repeat].seeds:
             repeat += 1
-        groups.setdefault((settings, repeat), []).append(run)
-    return [Group(_common_name([run.name for run in group]), group) for group in groups.values()]
+        group = groups.setdefault((key, repeat), Group("", [], settings))
+        group.runs.append(run)
+    for group in groups.values():
+        group.name = _common_name([run.name for run in group.runs])
+    name_methods(list(groups.values()))
+    return list(groups.values())
 
 
-def _settings_without_seed(run: Run) -> str:
-    """A text that is the same for runs that differ in their seeds alone."""
-    settings = {**identity(run.config), "tokens_per_second": run.options.get("tokens_per_second")}
-    return json.dumps(settings, sort_keys=True, default=str)
+def name_methods(groups: Sequence[Group]) -> None:
+    """Give each group the name of its method, by what tells it from those of the others."""
+    keys = method_keys([group.settings for group in groups], [group.tokens for group in groups])
+    first_of_method: dict[str, Group] = {}
+    for key, group in zip(keys, groups):
+        first_of_method.setdefault(key, group)
+    names = method_names(
+        [group.variant or group.family for group in first_of_method.values()],
+        [in_words(group.runs[0], group.settings) for group in first_of_method.values()],
+    )
+    name_of = dict(zip(first_of_method, names))
+    for key, group in zip(keys, groups):
+        group.method = name_of[key]
 
 
 def _seeds(runs: Sequence[Run]) -> list[int | None]:
@@ -108,106 +139,118 @@ def finished_only(groups: Sequence[Group], notices: list[str]) -> list[Group]:
     for group in groups:
         runs = []
         for run in group.runs:
-            if run.finished and run.final():
+            if run.finished and is_scored(run):
                 runs.append(run)
             else:
                 notices.append(f"{run.name} is left out: {run.state}")
         if runs:
-            finished.append(Group(group.name if len(runs) > 1 else runs[0].name, runs))
+            name = group.name if len(runs) > 1 else runs[0].name
+            finished.append(replace(group, name=name, runs=runs))
     return finished
 
 
-def scored_bytes(run: Run) -> int | None:
-    """Of the text that its final evaluation scored; None where it does not tell."""
-    final = run.final()
-    return final.get("bytes") if final else None
+def trusted_references(groups: Sequence[Group], notices: list[str]) -> list[Group]:
+    """The groups whose hours of a reference accelerator can be believed; notices say of the others
+    why not.
+
+    A throughput belongs to the model that it was measured for. Where a run's file does not say
+    which that was, it is not believed if it is told for models of other FLOPs, too, or if runs of
+    one method tell two.
+    """
+    trusted = []
+    for group in groups:
+        speed = group.runs[0].reference_speed
+        if speed is None:
+            notices.append(missing_axis("reference_hours", group.runs))
+            continue
+        doubt = None if group.runs[0].tells_reference else _doubt(group, groups)
+        if doubt:
+            notices.append(f"{group.name} has no reference hours: {doubt}")
+        else:
+            trusted.append(group)
+    return trusted
 
 
-def incomparable(runs: Sequence[Run]) -> str | None:
-    """Why the final evaluations of runs do not measure the same, or None: dataset, split, last_n
-    and bytes scored must agree."""
-    for run in runs:
-        if run.fingerprint is None:
-            return f"{run.name} does not tell its dataset's fingerprint"
-        if not isinstance(scored_bytes(run), int):
-            return f"{run.name} does not tell how many bytes its evaluations scored"
-    for first, second in zip(runs, runs[1:]):
-        difference = _difference(first, second)
-        if difference:
-            return f"{first.name} and {second.name} {difference}"
+def _doubt(group: Group, groups: Sequence[Group]) -> str | None:
+    """Why the throughput that a group tells is not its model's, as the rest of a sentence."""
+    speed = group.runs[0].reference_speed
+    flops = group.runs[0].model.matmul_flops_per_token()
+    for other in groups:
+        other_speed = other.runs[0].reference_speed
+        other_flops = other.runs[0].model.matmul_flops_per_token()
+        if other_speed == speed and other_flops != flops:
+            return (
+                f"its {speed:,.6g} tokens/s are also those of {other.name}, whose model takes"
+                f" {other_flops:,} FLOPs per token and not {flops:,}; measure each with"
+                " tools/throughput.py"
+            )
+        if other.method == group.method and other_speed not in (None, speed):
+            return (
+                f"it is said to train at {speed:,.6g} reference tokens/s, and {other.name} at"
+                f" {other_speed:,.6g}, which is the same model; measure it with tools/throughput.py"
+            )
     return None
 
 
-def _difference(first: Run, second: Run) -> str | None:
-    """In what the final evaluations of two runs differ, as the rest of a sentence about them."""
-    if first.fingerprint != second.fingerprint:
-        fingerprints = f"{str(first.fingerprint)[:12]} and {str(second.fingerprint)[:12]}"
-        return f"were trained on different datasets (fingerprints {fingerprints})"
-    split, other_split = (run.options.get("eval_data_split") for run in (first, second))
-    if split != other_split:
-        return f"were evaluated on different splits ({split} and {other_split})"
-    last_n, other_last_n = (run.options.get("last_n") for run in (first, second))
-    if last_n != other_last_n:
-        return (
-            f"gave the scored tokens different context (last_n {last_n} and {other_last_n}):"
-            " evaluate them with the same last_n"
-        )
-    scored, other_scored = (scored_bytes(run) for run in (first, second))
-    if scored != other_scored:
-        return (
-            f"scored different parts of the split {split!r} ({scored:,} and {other_scored:,}"
-            " bytes): evaluate them with the same seq_len, last_n, eval_batch_size and"
-            " max_eval_steps"
-        )
-    return None
-
-
-def mixed_references(runs: Sequence[Run]) -> list[str]:
-    """Sentences on families whose runs tell several throughputs of the reference accelerator.
+def mixed_references(groups: Sequence[Group]) -> list[str]:
+    """Sentences on models that the runs tell to train at several throughputs of the reference.
 
     Another kernel or precision explains that, but so does another accelerator, whose hours are not
     the same compute.
     """
-    speeds_of: dict[str, set] = {}
-    for run in runs:
-        speeds = speeds_of.setdefault(run.family, set())
-        if run.options.get("tokens_per_second") is not None:
-            speeds.add(run.options["tokens_per_second"])
+    speeds_of: dict[tuple, set] = {}
+    for run in (group.runs[0] for group in groups):
+        model = run.family, run.model.matmul_flops_per_token()
+        speeds = speeds_of.setdefault(model, set())
+        if run.reference_speed is not None:
+            speeds.add(run.reference_speed)
     notices = []
-    for family, speeds in speeds_of.items():
+    for (family, _), speeds in speeds_of.items():
         if len(speeds) > 1:
-            listed = " and at ".join(f"{speed:,}" for speed in sorted(speeds))
+            in_words = " and at ".join(f"{speed:,}" for speed in sorted(speeds))
             notices.append(
-                f"{family} is said to train at {listed} reference tokens/s: that is equal compute"
+                f"{family} is said to train at {in_words} reference tokens/s: that is equal compute"
                 " only if one accelerator does both"
             )
     return notices
 
 
+def untold_code(groups: Sequence[Group]) -> list[str]:
+    """A sentence on runs that are taken for seeds of each other, and do not tell their code."""
+    names = []
+    for group in groups:
+        if len(group.runs) > 1 and group.runs[0].code is None:
+            names += [run.name for run in group.runs]
+    if not names:
+        return []
+    return [
+        f"{listed(names, shown=3)} do not tell their code (an earlier version trained them): they"
+        " are taken for seeds of each other by their settings alone"
+    ]
+
+
 def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict[str, list[tuple]]:
-    """{family: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising
+    """{method: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising
     x.
 
-    Runs that are not finished or trained no step, and losses that are not finite, are left out
-    with a notice. Raises UserError where losses do not measure the same, or the axis is not to be
-    had.
+    Runs that are not finished, trained no step or have no place on the axis, and losses that are
+    not finite, are left out with a notice. Raises UserError where losses do not measure the same.
     """
     finished = finished_only(groups, notices)
-    runs = [run for group in finished for run in group.runs]
-    reason = incomparable(runs)
-    if reason:
-        raise UserError(f"final losses cannot be compared: {reason}")
     if axis == "reference_hours":
-        notices += mixed_references(runs)
+        finished = trusted_references(finished, notices)
+        notices += mixed_references(finished)
+    scores = final_scores([run for group in finished for run in group.runs], notices)
     points: dict[str, list[tuple]] = {}
     for group in finished:
-        x, losses = group.final(axis, "normalised_loss")
-        if not x > 0:
+        x = group.runs[0].planned(axis)
+        losses = scores.of(group.runs, "normalised_loss")
+        if not x:
             notices.append(f"{group.name} is left out: it took no step of training")
             continue
         if not (np.isfinite(losses) & (losses > 0)).all():
             notices.append(f"{group.name} is left out: its final normalised loss is not finite")
             continue
         spread = losses.std(ddof=1) if len(losses) > 1 else None
-        points.setdefault(group.family, []).append((x, losses.mean(), spread))
-    return {family: sorted(of_it, key=lambda point: point[0]) for family, of_it in points.items()}
+        points.setdefault(group.method, []).append((x, losses.mean(), spread))
+    return {method: sorted(of_it, key=lambda point: point[0]) for method, of_it in points.items()}

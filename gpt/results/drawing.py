@@ -6,7 +6,7 @@ Needs matplotlib (extra `plot`).
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
+
+from gpt.results.looks import Place
+from gpt.results.panels import with_scale
 
 # inches; text of 9 points is then as large as a paper's captions
 WIDTH = 6.6
 HEIGHT = 3.7
-# Okabe and Ito: for all eyes
-COLORS = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-DASHES = ("-", (0, (5, 2)), (0, (1.2, 1.2)), (0, (7, 2, 1.5, 2)), (0, (3, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", ">", "p", "h")
 SETTINGS: Any = {
     "font.family": "DejaVu Sans",
@@ -45,39 +46,52 @@ SETTINGS: Any = {
     "svg.fonttype": "path",
     "savefig.dpi": 200,
 }
-# from a name to the end of its line
-ARROW = {
+GREY = "#444444"
+# from a name to the end of its line: no curve looks like that
+LEADER = {
     "arrowstyle": "-",
-    "linewidth": 0.5,
-    "alpha": 0.5,
+    "linewidth": 0.7,
+    "linestyle": (0, (1, 3)),
+    "color": "#8a8a8a",
     "shrinkA": 1,
     "shrinkB": 3,
     "relpos": (0, 0.5),
 }
+# where pieces of lines stand beside names, in inches from the axes' right end
+SAMPLE_FROM = 0.16
+SAMPLE_TO = 0.44
+NAME_FROM = 0.5
+LEFT = 0.8  # inches to the axes
+TITLE = 10.5  # points
 SMALL = 8.5  # points: names beside lines
 LABEL_GAP = 1.25  # distance of two labels, in heights of a line of text
 TEXT_HEIGHT = 9 / 72  # inches
+LETTERS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+# kinds of files, and what takes the date and the version out of them
+FORMATS: dict[str, Any] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 LONGEST_NAME = 36  # characters that are shown whole
 
 
-def style(index: int, member: int | None = None) -> dict[str, Any]:
-    """Colour, dashes and marker of the index-th line, so that lines can be told apart without
-    colour, too. member: its number among lines of one kind, which share colour and dashes."""
-    marker = index if member is None else member
+def style(place: Place) -> dict[str, Any]:
+    """Colour, dashes and marker of a line, so that lines can be told apart without colour, too."""
     return {
-        "color": COLORS[index % len(COLORS)],
-        "linestyle": DASHES[index % len(DASHES)],
-        "marker": MARKERS[marker % len(MARKERS)],
+        "color": place.color,
+        "linestyle": (0, place.dashes) if place.dashes else "-",
+        "marker": MARKERS[place.marker],
     }
 
 
 def new_figure(
-    names: Iterable[str], panels: int = 1, height: float = HEIGHT, sample: float = 0.0
+    names: Iterable[str], panels: int = 1, height: float = HEIGHT, title: str | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes from top to bottom, with room at the right for these names. height: of
-    a panel, in inches. sample: inches of line before each name."""
+    """A figure and its axes from top to bottom, with room at the right for these names and a piece
+    of line before each. height: of a panel, in inches. title: stands above all."""
     names = list(names)
-    lines = sum(name.count("\n") + 1 for name in names)
+    lines = sum(1.5 * name.count("\n") + 1 for name in names)
     height = max(height, 0.17 * lines / panels + 0.8)
     figure = Figure(figsize=(WIDTH, height * panels))
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -86,14 +100,19 @@ def new_figure(
     for name in names:
         text = Text(0, 0, short(name), fontsize=SMALL, parse_math="\n" in name, figure=figure)
         widths.append(text.get_window_extent(renderer).width)
-    room = max(widths, default=0) / figure.dpi + sample + 0.3
+    room = max(widths, default=0) / figure.dpi + NAME_FROM + 0.1
+    whole = height * panels
     figure.subplots_adjust(
-        left=0.125,
+        left=LEFT / WIDTH,
         right=1 - room / WIDTH,
-        bottom=0.5 / (height * panels),
-        top=1 - 0.3 / (height * panels),
+        bottom=0.5 / whole,
+        top=1 - (0.55 if title else 0.3) / whole,
         hspace=0.12,
     )
+    if title:
+        figure.text(
+            LEFT / WIDTH, 1 - 0.1 / whole, title, va="top", fontsize=TITLE, parse_math=False
+        )
     return figure, list(axes)
 
 
@@ -117,19 +136,30 @@ def in_style(draw: Callable) -> Callable:
     return wrapped
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write stem.png and stem.svg; returns their paths. Neither holds a date or a version."""
-    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg")]
-    figure.savefig(paths[0], metadata={"Software": None})
-    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
+    """Write stem.png and so on, for each of FORMATS; returns their paths. None holds a date or a
+    version."""
+    paths = []
+    for name in formats:
+        path = stem.with_name(f"{stem.name}.{name}")
+        figure.savefig(path, metadata=FORMATS[name])
+        paths.append(path)
     return paths
 
 
-def number(value: float) -> str:
-    """A tick: 12k, 2B, 0.001."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= max(size, 1e4):
-            return f"{value / size:.4g}{letter}"
+def number(value: float, largest: float) -> str:
+    """A tick of an axis that ends at `largest`: 8k beside 12k, 0.5B beside 2B, 0.001."""
+    for size, letter in LETTERS:
+        if largest >= max(size, 1e4):
+            return f"{value / size:.5g}{letter}" if value else "0"
+    return f"{value:.5g}"
+
+
+def number_on_log(value: float, largest: float) -> str:
+    """The same on a logarithmic axis, where each tick has its own size: 500, 5k, 50k, 5M."""
+    for size, letter in LETTERS:
+        if largest >= 1e4 and value >= size:
+            return f"{value / size:.5g}{letter}"
     return f"{value:.5g}"
 
 
@@ -142,10 +172,14 @@ def power_of_ten(value: float) -> str:
     return rf"${factor:.3g}\times10^{{{exponent}}}$"
 
 
-def axis_scale(axis: XAxis | YAxis, low: float, high: float, log: bool, plain: bool = True) -> None:
-    """Set an axis up for values from low to high, with ticks that can be read off on a log axis,
-    too. plain: numbers are written out where they are neither tiny nor huge."""
-    if log and low > 0:
+def set_up(
+    axis: XAxis | YAxis, label: str, low: float, high: float, log: bool, plain: bool = True
+) -> None:
+    """Set an axis up for values from low to high: its name, which says so where it is logarithmic,
+    and ticks that can be read off there, too. plain: numbers are written out where they are neither
+    tiny nor huge."""
+    log = log and low > 0
+    if log:
         set_scale = getattr(axis.axes, f"set_{axis.axis_name}scale")
         set_scale("log")
         axis.set_major_locator(ticker.FixedLocator(_log_ticks(low, high)))
@@ -155,11 +189,13 @@ def axis_scale(axis: XAxis | YAxis, low: float, high: float, log: bool, plain: b
     is_tiny = low < 3e-4 if log else high < 1e-3
     is_huge = high >= 1e14
     plain = plain and not is_tiny and not is_huge
+    written_out = number_on_log if log else number
 
     def tick(value: float, _: int) -> str:
-        return number(value) if plain or not value else power_of_ten(value)
+        return written_out(value, high) if plain or not value else power_of_ten(value)
 
     axis.set_major_formatter(ticker.FuncFormatter(tick))
+    axis.set_label_text(with_scale(label, log), parse_math=False)
 
 
 def _linear_ticks() -> ticker.Locator:
@@ -188,11 +224,16 @@ def _between(low: float, high: float, ticks: Iterable[float]) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
+def note(axes: Axes, text: str) -> None:
+    """What the lines are, above the axes."""
+    axes.set_title(text, fontsize=8, color=GREY, parse_math=False)
+
+
 def label_ends(axes: Axes, ends: list[tuple], lines: int = 1) -> None:
-    """Write each line's name beside its end, right of the axes, none over another. ends: (x, y,
-    name, style); names of more lines than one may hold formulas."""
+    """Write each line's name with a piece of the line, right of the axes at the height of its end,
+    none over another. ends: (x, y, name, style); names of more lines than one may hold formulas."""
     axes.figure.canvas.draw()  # positions hold from here on
-    gap = TEXT_HEIGHT * axes.figure.dpi * LABEL_GAP * lines
+    gap = TEXT_HEIGHT * axes.figure.dpi * LABEL_GAP * (lines if lines == 1 else lines + 0.5)
     bottom = axes.get_window_extent().y0
     top = axes.get_window_extent().y1
 
@@ -205,19 +246,17 @@ def label_ends(axes: Axes, ends: list[tuple], lines: int = 1) -> None:
     # none beyond the axes' ends
     places = np.minimum(np.maximum(spread(heights, gap), bottom + rank), top - rank[::-1])
     for (x, y, name, look), place in zip(ends, places):
+        height = (place - bottom) / (top - bottom)
+        _name_beside(axes, height, name, look, has_formula=lines > 1)
         axes.annotate(
-            short(name),
+            "",
             (x, y),
-            (1.035, (place - bottom) / (top - bottom)),
+            (_right_of(axes, SAMPLE_FROM), height),
             xycoords="data",
             textcoords="axes fraction",
-            va="center",
-            fontsize=SMALL,
-            color=look["color"],
             annotation_clip=False,
-            linespacing=1.3,
-            parse_math=lines > 1,
-            arrowprops={**ARROW, "color": look["color"]},
+            arrowprops=LEADER,
+            zorder=1,
         )
 
 
@@ -226,26 +265,39 @@ def legend(axes: Axes, names_and_styles: Iterable[tuple[str, dict]]) -> None:
     one place."""
     height = axes.get_window_extent().height / axes.figure.dpi
     for index, (name, look) in enumerate(names_and_styles):
-        y = 1 - (index + 0.5) * LABEL_GAP * TEXT_HEIGHT / height
-        axes.plot(
-            [1.01, 1.04, 1.07],
-            [y, y, y],
-            transform=axes.transAxes,
-            clip_on=False,
-            **look,
-            markevery=[1],
-            markerfacecolor="white",
-        )
-        axes.text(
-            1.085,
-            y,
-            short(name),
-            transform=axes.transAxes,
-            va="center",
-            fontsize=SMALL,
-            color=look["color"],
-            parse_math=False,
-        )
+        _name_beside(axes, 1 - (index + 0.5) * LABEL_GAP * TEXT_HEIGHT / height, name, look)
+
+
+def _name_beside(
+    axes: Axes, height: float, name: str, look: dict, has_formula: bool = False
+) -> None:
+    """A name with a piece of its line right of the axes, at a height in shares of theirs."""
+    first = _right_of(axes, SAMPLE_FROM)
+    last = _right_of(axes, SAMPLE_TO)
+    sample = Line2D(
+        [first, (first + last) / 2, last],
+        [height, height, height],
+        transform=axes.transAxes,
+        **look,
+        markevery=[1],
+        markerfacecolor="white",
+    )
+    axes.figure.add_artist(sample)
+    axes.text(
+        _right_of(axes, NAME_FROM),
+        height,
+        short(name),
+        transform=axes.transAxes,
+        va="center",
+        fontsize=SMALL,
+        linespacing=1.3,
+        parse_math=has_formula,
+    )
+
+
+def _right_of(axes: Axes, inches: float) -> float:
+    """A place right of the axes, in shares of their width."""
+    return 1 + inches * axes.figure.dpi / axes.get_window_extent().width
 
 
 def spread(places: Iterable[float], gap: float) -> list[float]:

@@ -1,100 +1,155 @@
 """Runs at equal compute, best first: a table for every compute class."""
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.metrics.runs import missing_axis, values
+from gpt.metrics.runs import values
 from gpt.results.comparison import (
     Group,
     finished_only,
-    incomparable,
     mixed_references,
-    scored_bytes,
+    trusted_references,
+    untold_code,
 )
+from gpt.results.methods import code_parts, in_words, table_settings
+from gpt.results.scores import Scores, final_scores, how_much, split_of
 
-# ratio of hours up to which runs are of one class: a step more or less is no other class
+HOURS = "reference_hours"
+# what equal compute can be measured by; --over
+COMPUTE = (HOURS, "tokens", "flops")
+# ratio of compute up to which runs are of one class: a step more or less is no other class
 SAME_CLASS = 1.02
-# {quantity: format} of the final evaluation, as they stand in a table
-FIGURES = {"normalised_ppl": ".4f", "bits_per_byte": ".4f", "loss": ".4f", "hours": ".3g"}
-HEAD = (
-    "| | run | model | parameters | steps x tokens | seeds | normalised perplexity |"
-    " bits per byte | loss | measured hours |"
+FIGURES = ("normalised_ppl", "bits_per_byte", "loss")
+WITHOUT_A_CLASS = (
+    "no run has hours of a reference accelerator, so training tokens stand for compute; a class is"
+    " made with `python tools/throughput.py --ds_config FILE --sweep --write_config FOLDER`"
 )
-RULE = "|-:|-|-|-:|-:|-:|-:|-:|-:|-:|"
 
 
-def leaderboard(groups: list[Group], notices: list[str]) -> dict:
-    """The tables as plain values. Raises UserError where runs cannot be compared; notices get what
-    was left out."""
-    groups = finished_only(groups, notices)
-    runs = [run for group in groups for run in group.runs]
-    if not runs:
+class Place(NamedTuple):
+    """A group on the axis that stands for compute."""
+
+    group: Group
+    compute: float
+    half_step: float  # steps are whole numbers, so compute is known to half a step
+
+
+def leaderboard(groups: Sequence[Group], notices: list[str], over: str = HOURS) -> dict[str, Any]:
+    """The tables as plain values. over: one of COMPUTE, by which compute is equal.
+
+    Raises UserError where runs cannot be compared; notices get what was left out.
+    """
+    finished = finished_only(groups, notices)
+    if not finished:
         raise UserError("; ".join(["none of the runs is finished and evaluated", *notices]))
-    if reason := incomparable(runs):
-        raise UserError(f"these runs cannot be compared: {reason}")
-    classless = [run for run in runs if run.planned_reference_hours is None]
-    if classless:
-        raise UserError(f"no compute class: {missing_axis('reference_hours', classless)}")
-    notices += mixed_references(runs)
+    over, comparable = _over(finished, notices, over)
+    runs = [run for group in comparable for run in group.runs]
+    scores = final_scores(runs, notices)
+    notices += untold_code(comparable)
     first = runs[0]
-    classes = by_class([(_row(group), _half_a_step(group)) for group in groups])
     return {
-        "dataset": first.fingerprint,
+        "dataset": first.fingerprint if len({run.fingerprint for run in runs}) == 1 else None,
         "split": first.options["eval_data_split"],
-        "bytes": scored_bytes(first),
+        "documents": split_of(first).get("documents"),
+        "bytes": scores.figures[first.name]["bytes"],
+        "scored": how_much(runs, scores),
+        "whole_split": scores.whole,
+        "over": over,
         "classes": [
-            {"reference_hours": rows[0]["reference_hours"], "rows": sorted(rows, key=_rank)}
-            for rows in classes
+            _class_table(places, over, scores)
+            for places in by_class([_place(group, over) for group in comparable])
         ],
     }
 
 
-def by_class(rows: list[tuple[dict, float]]) -> list[list[dict]]:
-    """Rows by compute class, rising, from (row, half a step of its run in reference hours): steps
-    are whole numbers, so hours are known to half a step."""
-    classes: list[list[dict]] = []
-    # of the present class's first row
-    class_hours = 0.0
-    class_half_step = 0.0
-    for row, half_step in sorted(rows, key=lambda pair: pair[0]["reference_hours"]):
-        hours = row["reference_hours"]
-        limit = max(class_hours * SAME_CLASS, class_hours + class_half_step + half_step)
-        if not classes or hours > limit:
-            classes.append([])
-            class_hours = hours
-            class_half_step = half_step
-        classes[-1].append(row)
+def _over(finished: Sequence[Group], notices: list[str], over: str) -> tuple[str, Sequence[Group]]:
+    """(what compute is measured by, the groups that have it): tokens where no run has hours."""
+    if over != HOURS:
+        return over, finished
+    reasons: list[str] = []
+    trusted = trusted_references(finished, reasons)
+    notices += reasons
+    if not trusted:
+        notices.append(WITHOUT_A_CLASS)
+        return "tokens", finished
+    if len(trusted) < len(finished):
+        notices.append("runs without a class are shown by --over tokens, or --over flops")
+    notices += mixed_references(trusted)
+    return over, trusted
+
+
+def _place(group: Group, over: str) -> Place:
+    run = group.runs[0]
+    compute = run.planned(over)
+    assert compute is not None, "of a group that is not to be left out"
+    return Place(group, compute, compute / max(1, run.options["max_train_steps"]) / 2)
+
+
+def by_class(places: Sequence[Place]) -> list[list[Place]]:
+    """Groups by compute class, rising."""
+    classes: list[list[Place]] = []
+    for place in sorted(places, key=lambda place: place.compute):
+        if classes:
+            smallest = classes[-1][0]
+            tolerance = smallest.half_step + place.half_step
+            limit = max(smallest.compute * SAME_CLASS, smallest.compute + tolerance)
+            if place.compute <= limit:
+                classes[-1].append(place)
+                continue
+        classes.append([place])
     return classes
 
 
-def _row(group: Group) -> dict:
+def _class_table(places: Sequence[Place], over: str, scores: Scores) -> dict[str, Any]:
+    """A class, as plain values: its rows, best first, and the settings in which they differ."""
+    groups = [place.group for place in places]
+    words = [in_words(group.runs[0], group.settings) for group in groups]
+    paths = table_settings(words)
+    rows = []
+    for place, settings in zip(places, words):
+        row = _row(place.group, scores)
+        row["settings"] = {path: settings.get(path) for path in paths}
+        rows.append(row)
+    return {
+        over: places[0].compute,
+        "settings": paths,
+        "code_parts": code_parts([group.settings for group in groups]),
+        "rows": sorted(rows, key=_rank),
+    }
+
+
+def _row(group: Group, scores: Scores) -> dict[str, Any]:
     """A row of a table, as plain values."""
     first = group.runs[0]
-    events = [run.final() or {} for run in group.runs]
     row = {
         "name": group.name,
+        "method": group.method,
+        "variant": group.variant,
         "model": group.family,
-        "parameters": first.model.parameters(),
+        "parameters": first.parameters,
         "steps": first.options["max_train_steps"],
         "tokens_per_step": first.tokens_per_step,
-        "reference_hours": first.planned_reference_hours,
+        "tokens": group.tokens,
+        "flops": first.planned("flops"),
+        HOURS: first.planned(HOURS),
+        "passes": group.passes,
         "seeds": group.seeds,
         "run_dirs": [str(run.path) for run in group.runs],
     }
     for name in FIGURES:
-        row[name] = _statistics(values(events, name))
+        row[name] = _statistics(scores.of(group.runs, name))
+    if not scores.one_tokenizer:
+        row["loss"] = None
+    last_events = [run.final() or {} for run in group.runs]
+    row["hours"] = _statistics(values(last_events, "hours"))
     return row
 
 
-def _half_a_step(group: Group) -> float:
-    """In reference hours."""
-    run = group.runs[0]
-    return run.planned_reference_hours / max(1, run.options["max_train_steps"]) / 2
-
-
-def _statistics(numbers: np.ndarray) -> dict | None:
+def _statistics(numbers: np.ndarray) -> dict[str, Any] | None:
     """Mean, sample standard deviation (null for one run) and values; null where a value is absent
     or not finite."""
     if not np.isfinite(numbers).all():
@@ -106,42 +161,5 @@ def _statistics(numbers: np.ndarray) -> dict | None:
     }
 
 
-def _rank(row: dict) -> float:
+def _rank(row: Mapping[str, Any]) -> float:
     return row["normalised_ppl"]["mean"] if row["normalised_ppl"] else math.inf
-
-
-def markdown(tables: dict) -> list[str]:
-    """The lines of what `leaderboard` returned."""
-    lines = [
-        f"Final evaluation on `{tables['split']}`, {tables['bytes']:,} bytes,"
-        f" dataset {tables['dataset'][:12]}."
-    ]
-    for table in tables["classes"]:
-        title = f"### {table['reference_hours']:.3g} reference accelerator-hours"
-        lines += ["", title, "", HEAD, RULE]
-        lines += [_line(place, row) for place, row in enumerate(table["rows"], 1)]
-    return lines
-
-
-def _line(place: int, row: dict) -> str:
-    cells = [
-        str(place),
-        _cell(row["name"]),
-        row["model"],
-        f"{row['parameters'] / 1e6:,.4g} M",
-        f"{row['steps']:,} x {row['tokens_per_step']:,}",
-        str(len(row["seeds"])),
-    ]
-    cells += [_mean(row[name], digits) for name, digits in FIGURES.items()]
-    return f"| {' | '.join(cells)} |"
-
-
-def _mean(figure: dict | None, digits: str) -> str:
-    if figure is None:
-        return "-"
-    mean = f"{figure['mean']:{digits}}"
-    return mean if figure["std"] is None else f"{mean} ± {figure['std']:{digits}}"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())

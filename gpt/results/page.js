@@ -3,6 +3,7 @@
 // that it survives the page's reloading and can be handed on.
 const data = JSON.parse(document.getElementById("data").textContent);
 const charts = document.getElementById("charts");
+// hidden: names of groups of seeds
 const state = { axis: data.axes[0].key, logx: null, logy: {}, zoom: null, hidden: [], open: [] };
 try { Object.assign(state, JSON.parse(decodeURIComponent(location.hash.slice(1)))); } catch { /* no state, or not ours */ }
 if (!data.axes.some((axis) => axis.key === state.axis)) state.axis = data.axes[0].key;
@@ -11,9 +12,15 @@ if (!(Array.isArray(state.zoom) && state.zoom.length === 2 && state.zoom.every(N
 if (typeof state.logy !== "object" || state.logy === null) state.logy = {};
 let dragging = false;
 
-const DASHES = ["", "7 3", "2 2", "9 3 2 3", "4 2"];
-const LEFT = 58, RIGHT = 10, TOP = 8, BOTTOM = 26, HEIGHT = 250;
-const color = (run) => `var(--c${run % 7})`;
+const LEFT = 58, RIGHT = 10, TOP = 8, BOTTOM = 42, HEIGHT = 266;
+// of a group: its method's hue, paler for all but the last of the method's lines
+const color = (group) => { const { hue, paleness } = data.groups[group].look;
+  return paleness ? `color-mix(in srgb, var(--c${hue}) ${100 * (1 - paleness)}%, var(--paper))` : `var(--c${hue})`; };
+const dashes = (group) => data.groups[group].look.dashes.map((length) => 1.6 * length).join(" ");
+// corners of markers, on a circle of radius 1; none: a circle
+const polygon = (corners, turn) => Array.from({ length: corners }, (_, i) => {
+  const angle = 2 * Math.PI * (i / corners + turn); return [Math.sin(angle), -Math.cos(angle)]; });
+const MARKERS = [null, polygon(4, 1 / 8), polygon(3, 0), polygon(4, 0), polygon(3, 1 / 2), polygon(3, 1 / 4), polygon(5, 0), polygon(6, 0)];
 const axis = () => data.axes.find((axis) => axis.key === state.axis);
 const logx = () => state.logx ?? axis().log;
 const logy = (chart) => state.logy[chart.key] ?? chart.log;
@@ -27,16 +34,24 @@ function element(name, attributes, parent, text) {
   return made;
 }
 
+function marker(group, x, y, size, parent) {
+  const corners = MARKERS[data.groups[group].look.marker];
+  if (!corners || size < 2) return element("circle", { cx: x, cy: y, r: size, fill: color(group) }, parent);
+  const points = corners.map(([right, down]) => `${(x + 1.35 * size * right).toFixed(1)},${(y + 1.35 * size * down).toFixed(1)}`);
+  return element("polygon", { points: points.join(" "), fill: color(group) }, parent);
+}
+
 function keep() {
   history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(state)));
 }
 
-function short(value) {
+// A number; a tick of an axis that ends at `largest`: 8k beside 12k, but 500 beside 5k and 50k where it is logarithmic.
+function short(value, largest = Math.abs(value), log = false) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 1e15 || size < 1e-3) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
   for (const [unit, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]])
-    if (size >= unit && size >= 1e4) return +(value / unit).toPrecision(4) + letter;
+    if (largest >= 1e4 && (log ? size : largest) >= unit) return +(value / unit).toPrecision(4) + letter;
   return String(+value.toPrecision(5));
 }
 
@@ -57,17 +72,17 @@ function ticks(low, high, log) {
   return found;
 }
 
-// [{run, name, x, y, marked}] of a chart: the runs that are shown, where both numbers are and the axes can show them
+// [{group, name, x, y, spread, marked}] of a chart: the groups that are shown, where both numbers are and the axes can show them
 function series(chart) {
   const found = [];
-  data.runs.forEach((run, index) => {
-    if (state.hidden.includes(run.name)) return;
-    for (const curve of run.curves) {
-      const ys = curve.columns[chart.key], xs = curve.columns[state.axis];
+  data.groups.forEach((group, index) => {
+    if (state.hidden.includes(group.name)) return;
+    for (const curve of group.curves) {
+      const ys = curve.columns[chart.key], xs = curve.columns[state.axis], spread = curve.spread[chart.key];
       if (!ys || !xs) continue;
       const kept = xs.map((_, i) => i).filter((i) => xs[i] !== null && ys[i] !== null && !(logx() && xs[i] <= 0) && !(logy(chart) && ys[i] <= 0));
-      if (kept.length) found.push({ run: index, name: run.name + (curve.split === null ? "" : ", " + curve.split), x: kept.map((i) => xs[i]),
-        y: kept.map((i) => ys[i]), marked: curve.split !== null, steps: kept.map((i) => curve.columns.step[i]) });
+      if (kept.length) found.push({ group: index, name: group.name + (curve.split === null ? "" : ", " + curve.split), x: kept.map((i) => xs[i]),
+        y: kept.map((i) => ys[i]), spread: spread && kept.map((i) => spread[i] ?? 0), marked: curve.split !== null, steps: kept.map((i) => curve.columns.step[i]) });
     }
   });
   return found;
@@ -108,40 +123,54 @@ function draw(chart) {
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   for (const tick of ticks(bottom, top, logy(chart))) {
     element("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(tick), y2: y(tick) }, svg);
-    element("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, svg, short(tick));
+    element("text", { x: LEFT - 6, y: y(tick) + 4, "text-anchor": "end" }, svg, short(tick, top, logy(chart)));
   }
   let free = 0;
   for (const tick of ticks(low, high, logx())) {
-    const label = short(tick), half = label.length * 3.3, place = Math.min(Math.max(x(tick), LEFT - 4), width - RIGHT);
+    const label = short(tick, high, logx()), half = label.length * 3.3, place = Math.min(Math.max(x(tick), LEFT - 4), width - RIGHT);
     element("line", { class: "grid", x1: x(tick), x2: x(tick), y1: TOP, y2: HEIGHT - BOTTOM }, svg);
     if (place - half < free || place + half > width) continue;
-    element("text", { x: place, y: HEIGHT - 9, "text-anchor": "middle" }, svg, label);
+    element("text", { x: place, y: HEIGHT - 25, "text-anchor": "middle", class: "tick" }, svg, label);
     free = place + half + 6;
   }
+  element("text", { x: (LEFT + width - RIGHT) / 2, y: HEIGHT - 7, "text-anchor": "middle", class: "name" }, svg, axis().label + (logx() ? " (log scale)" : ""));
+  // wider than the axes by half a marker
   const clip = `clip-${chart.key}`;
-  element("rect", { x: LEFT, y: TOP - 4, width: width - LEFT - RIGHT, height: HEIGHT - TOP - BOTTOM + 8 }, element("clipPath", { id: clip }, svg));
+  element("rect", { x: LEFT - 5, y: TOP - 5, width: width - LEFT - RIGHT + 10, height: HEIGHT - TOP - BOTTOM + 10 }, element("clipPath", { id: clip }, svg));
   const inside = element("g", { "clip-path": `url(#${clip})` }, svg);
   for (const line of lines) {
-    const path = line.x.map((value, i) => `${i ? "L" : "M"}${x(value).toFixed(1)} ${y(line.y[i]).toFixed(1)}`).join("");
-    const paired = !line.marked && lines.some((other) => other.marked && other.run === line.run);
-    element("path", { d: path, fill: "none", stroke: color(line.run), "stroke-width": paired ? 0.8 : 1.7, "stroke-opacity": paired ? 0.6 : 1,
-      "stroke-dasharray": paired ? "" : DASHES[line.run % DASHES.length], "data-name": line.name }, inside);
+    // the evaluation before training stands apart: a straight line from it, beside the bend of training, would read as a worse model
+    const start = line.marked && line.steps[0] === 0 && line.x.length > 1 ? 1 : 0;
+    const at = (i, value) => `${x(line.x[i]).toFixed(1)} ${y(value).toFixed(1)}`;
+    if (line.spread) band(line, start, at, chart, inside);
+    const path = line.x.map((_, i) => `${i > start ? "L" : "M"}${at(i, line.y[i])}`).join("");
+    const paired = !line.marked && lines.some((other) => other.marked && other.group === line.group);
+    element("path", { d: path, fill: "none", stroke: color(line.group), "stroke-width": paired ? 0.8 : 1.7, "stroke-opacity": paired ? 0.6 : 1,
+      "stroke-dasharray": paired ? "" : dashes(line.group), "data-name": line.name }, inside);
     if (line.marked || line.x.length === 1)
-      line.x.forEach((value, i) => element("circle", { cx: x(value), cy: y(line.y[i]), r: line.x.length > 60 ? 1.4 : 2.6, fill: color(line.run) }, inside));
+      line.x.forEach((value, i) => marker(line.group, x(value), y(line.y[i]), line.x.length > 60 ? 1.4 : 2.6, inside));
   }
   if (chart.key === "loss") events(inside, x);
 }
 
+// One standard deviation over seeds on both sides of a line
+function band(line, start, at, chart, parent) {
+  const low = (i) => { const value = line.y[i] - line.spread[i]; return logy(chart) && value <= 0 ? line.y[i] : value; };
+  const numbers = line.x.map((_, i) => i).slice(start);
+  const edge = [...numbers.map((i) => at(i, line.y[i] + line.spread[i])), ...numbers.reverse().map((i) => at(i, low(i)))];
+  element("path", { d: `M${edge.join("L")}Z`, fill: color(line.group), class: "band" }, parent);
+}
+
 // What happened to the runs that are shown, as marks at the foot of a chart
 function events(parent, x) {
-  data.runs.forEach((run, index) => {
-    if (state.hidden.includes(run.name)) return;
-    for (const event of run.events) {
+  data.groups.forEach((group, index) => {
+    if (state.hidden.includes(group.name)) return;
+    for (const event of group.events) {
       const at = event.at[state.axis];
       if (at === undefined || at === null || (logx() && at <= 0)) continue;
       const place = x(at), foot = HEIGHT - BOTTOM;
       const mark = event.alarm ? `M${place} ${foot - 9}l4 8h-8z` : `M${place - 1} ${foot - 5}h2v5h-2z`;
-      element("title", {}, element("path", { d: mark, class: event.alarm ? "event alarm" : "event", "data-run": index }, parent), `${run.name}: ${event.text}`);
+      element("title", {}, element("path", { d: mark, class: event.alarm ? "event alarm" : "event", "data-group": index }, parent), event.text);
     }
   });
 }
@@ -163,9 +192,9 @@ function hover(chart, place) {
   element("div", { class: "faint" }, chart.tip, `${axis().label}: ${short(value)}`);
   for (const { line, i } of found.slice(0, 14)) {
     const row = element("div", {}, chart.tip);
-    element("span", {}, row, "● ").style.color = color(line.run);
+    element("span", {}, row, "● ").style.color = color(line.group);
     row.append(`${line.name}: ${+line.y[i].toPrecision(6)} (step ${line.steps[i].toLocaleString("en")})`);
-    element("circle", { class: "dot", cx: chart.x(line.x[i]), cy: chart.y(line.y[i]), r: 4, fill: "none", stroke: color(line.run) }, chart.svg);
+    element("circle", { class: "dot", cx: chart.x(line.x[i]), cy: chart.y(line.y[i]), r: 4, fill: "none", stroke: color(line.group) }, chart.svg);
   }
   chart.tip.hidden = false;
   const room = chart.svg.clientWidth - chart.tip.offsetWidth;
@@ -219,14 +248,15 @@ document.getElementById("logx").addEventListener("change", (event) => { state.lo
 document.getElementById("in").addEventListener("click", () => zoomBy(0.5));
 document.getElementById("out").addEventListener("click", () => zoomBy(2));
 document.getElementById("whole").addEventListener("click", () => zoom(null));
-data.runs.forEach((run, index) => {
+data.groups.forEach((group, index) => {
   const label = document.createElement("label"), box = document.createElement("input");
   box.type = "checkbox";
-  box.checked = !state.hidden.includes(run.name);
-  box.addEventListener("change", () => { state.hidden = state.hidden.filter((name) => name !== run.name); if (!box.checked) state.hidden.push(run.name); show(); });
-  const sample = element("svg", { width: 26, height: 8 });
-  element("line", { x1: 0, x2: 26, y1: 4, y2: 4, stroke: color(index), "stroke-width": 2, "stroke-dasharray": DASHES[index % DASHES.length] }, sample);
-  label.append(box, sample, run.name);
+  box.checked = !state.hidden.includes(group.name);
+  box.addEventListener("change", () => { state.hidden = state.hidden.filter((name) => name !== group.name); if (!box.checked) state.hidden.push(group.name); show(); });
+  const sample = element("svg", { width: 34, height: 10 });
+  element("line", { x1: 0, x2: 34, y1: 5, y2: 5, stroke: color(index), "stroke-width": 2, "stroke-dasharray": dashes(index) }, sample);
+  marker(index, 17, 5, 2.6, sample);
+  label.append(box, sample, group.name);
   document.getElementById("runs").append(label);
 });
 for (const chart of data.charts) {

@@ -198,7 +198,7 @@ class Crossing:
     at: float
     low: float | None
     high: float | None
-    measured: bool  # whether both families were measured on both sides of it
+    measured: bool  # whether both methods were measured on both sides of it
 
 
 # crossings are looked for up to so many times the most compute that was measured, and the least
@@ -263,11 +263,11 @@ def pairs(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def describe(laws: dict[str, Fit], unit: str) -> list[str]:
-    """Lines that tell the laws of families, {family: Fit}, their uncertainty and where they
+    """Lines that tell the laws of methods, {method: Fit}, their uncertainty and where they
     cross."""
     lines = []
-    for family, law in laws.items():
-        lines.append(f"{family}: L(C) = {law.formula(unit)}")
+    for method, law in laws.items():
+        lines.append(f"{method}: L(C) = {law.formula(unit)}")
         lines.append(f"  {_uncertainty(law)}")
         lines.append(f"  {_evidence(law)}")
     for first, second in pairs(laws):
@@ -298,7 +298,8 @@ def _uncertainty(law: Fit) -> str:
 
 def _evidence(law: Fit) -> str:
     """What the law rests on, and whether the data carry an offset."""
-    points = f"{len(law.compute)} points, relative residuals {law.residual:.2%}"
+    count = f"{len(law.compute)} points at {len(scales(law.compute))} scales"
+    points = f"{count}, relative residuals {law.residual:.2%}"
     if law.offset_p is None:
         return f"{points}; an offset needs 4 scales"
     carried = "carried" if law.offset else "not carried"

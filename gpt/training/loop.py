@@ -183,7 +183,11 @@ class Loop:
             self._reports.done(saver.folder / folders.tag_of(step))
         else:
             assert self._stop_reason is not None, "nothing else ends a run early"
-            self._reports.stopped(self._stop_reason, self._stop_request.seconds_ago())
+            self._reports.stopped(
+                self._stop_reason,
+                self._stop_request.seconds_ago(),
+                self._stop_request.launchers_part(self._stop_reason),
+            )
 
     def _agree(self) -> None:
         """What the ranks tell each other after every step: whether any of them was asked to stop,

@@ -74,7 +74,8 @@ class Reports:
         device = self._world.device.type
         backend = self._attention_backend()
         root = saved_config["dataset"]["root"]
-        self._progress.say(announcement(config, device, root, kernels, backend))
+        parameters = saved_config["parameters"]
+        self._progress.say(announcement(config, parameters, device, root, kernels, backend))
 
     def _environment(self, saved_config: Mapping[str, Any]) -> dict:
         """What runs where, for whoever reads the metrics."""
@@ -168,8 +169,9 @@ class Reports:
         self.close()
         self._progress.say(f"done: {self._course.step} steps, checkpoint {checkpoint}")
 
-    def stopped(self, reason: str, seconds: float | None) -> None:
-        """The run ends before its last step. seconds: since this process was asked to stop."""
+    def stopped(self, reason: str, seconds: float | None, launchers_part: str | None) -> None:
+        """The run ends before its last step. seconds: since this process was asked to stop.
+        launchers_part: what its launcher may add, in a sentence."""
         step = self._course.step
         self._progress.close()
         self._metrics.write(
@@ -183,6 +185,8 @@ class Reports:
             launchers = f"launchers wait {LAUNCHER_SECONDS} s before they kill"
             line += f"; NOTE: that took {seconds:.0f} s, and {launchers}"
         self._progress.say(line)
+        if launchers_part:
+            self._progress.say(f"notice: {launchers_part}")
 
 
 def _who(saved_config: Mapping[str, Any]) -> dict[str, Any]:

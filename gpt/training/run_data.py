@@ -1,5 +1,6 @@
 """The dataset of a run, looked at while its configuration is checked."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from gpt.config.batch import BATCH
@@ -9,9 +10,21 @@ from gpt.data.datasets import Dataset
 from gpt.data.streams import require_documents
 from gpt.errors import UserError
 
+# source of a vocabulary size that was not given
+FROM_DATASET = "derived: from the dataset"
+
+
+def take_vocabulary(draft: Draft) -> None:
+    """Set a vocabulary size that the draft lacks to that of its dataset, where that is there."""
+    root = draft.get("gpt.data_root")
+    if root is not None and draft.lacks("gpt.vocab_size") and Path(root).exists():
+        with suppress(UserError):
+            draft.put("gpt.vocab_size", Dataset(root).vocab.size, FROM_DATASET)
+
 
 class RunData:
-    """The dataset that a draft of a configuration names. Its mistakes are for the draft's report.
+    """The dataset that a draft of a configuration names. Its mistakes are for the draft's report,
+    and a vocabulary size that the draft lacks is set to the dataset's.
 
     may_be_absent: whether the configuration is only looked at, with nothing trained.
     """
@@ -20,6 +33,7 @@ class RunData:
         # None: absent, not looked at, or no dataset
         self.dataset: Dataset | None = None
         self._may_be_absent = may_be_absent
+        self._draft = draft
         # None stands for a mistaken value
         self._root: str | None = draft.get("gpt.data_root")
         self._vocab_size: int | None = draft.get("gpt.vocab_size")
@@ -33,7 +47,12 @@ class RunData:
 
     def mistakes(self) -> list[str]:
         """What is wrong with the dataset for this run, as sentences."""
-        if self._root is None or self.awaits_sample:
+        if self._root is None:
+            return []
+        if self.awaits_sample:
+            from gpt.prepare.sample import VOCAB_SIZE
+
+            self._take_vocabulary(VOCAB_SIZE)
             return []
         if self._may_be_absent and not Path(self._root).exists():
             return []
@@ -57,16 +76,21 @@ class RunData:
             return [str(error)]
         mistakes = []
         size = self.dataset.vocab.size
+        self._take_vocabulary(size)
         if self._vocab_size not in (None, size):
             mistakes.append(
                 f"gpt.vocab_size is {self._vocab_size}, but the tokenizer of {root} has"
-                f" {size} ids: set --vocab_size {size}, or choose another dataset"
+                f" {size} ids: set --vocab_size {size}, leave it out, or choose another dataset"
             )
         try:
             self._require_splits(self.dataset)
         except UserError as error:
             mistakes.append(str(error))
         return mistakes
+
+    def _take_vocabulary(self, size: int) -> None:
+        if self._draft.lacks("gpt.vocab_size"):
+            self._draft.put("gpt.vocab_size", size, FROM_DATASET)
 
     def _require_splits(self, dataset: Dataset) -> None:
         documents = len(dataset.split("train").doc_tokens)

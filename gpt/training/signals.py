@@ -10,7 +10,7 @@ from types import FrameType
 
 import psutil
 
-from gpt.cluster.launch import launchers, over_ssh
+from gpt.cluster.launch import launchers, over_ssh, own_exception
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # DeepSpeed's launcher kills what still runs so long after it was told to end
@@ -36,6 +36,8 @@ class StopRequest:
     def __init__(self):
         self.reason: str | None = None
         self._requested_at: float | None = None
+        # looked for now: at Ctrl-C it may be gone before this process has saved
+        self._launcher = own_exception(launchers())
         self._interrupted = False  # by a SIGINT
         self._closed = threading.Event()
         self._heeded = threading.Event()
@@ -90,6 +92,17 @@ class StopRequest:
         if self._requested_at is None:
             return None
         return time.monotonic() - self._requested_at
+
+    def launchers_part(self, reason: str) -> str | None:
+        """What this process's launcher may add to the run's last line, in a sentence, after a stop
+        for `reason`; None where it adds nothing."""
+        if self._launcher is None or reason not in (signal.SIGINT.name, signal.SIGTERM.name):
+            return None
+        name, exception = self._launcher
+        return (
+            f"{name} may still print its own {exception}, and end with an exit code other than 0:"
+            " the run is saved"
+        )
 
     def _watch(self, parents: list[tuple[int, int]], remote: psutil.Process | None) -> None:
         while _all_live(parents, remote):

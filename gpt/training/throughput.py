@@ -23,9 +23,11 @@ import psutil
 
 from gpt.compute import classes
 from gpt.config.batch import ACCUMULATION, BATCH, MICRO, divisors
-from gpt.config.resolve import replace_batch, resolve
+from gpt.config.draft import Draft
+from gpt.config.resolve import complete, replace_batch, resolve
 from gpt.config.run_config import Config
 from gpt.errors import RunError, UserError, command, in_words
+from gpt.training.run_data import take_vocabulary
 
 if TYPE_CHECKING:  # which import torch
     import numpy as np
@@ -38,6 +40,8 @@ POLL_SECONDS = 0.1
 MINIMUM_SECONDS = 3.0
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "MemoryError")
 MOST_OVERFLOWS = 100  # steps that fp16 may leave out
+# tokens/s that no device reaches, at which a class is never too short
+FASTEST = 1e12
 FREE_SHARE = 0.95  # of the free host memory that a measurement may take
 LAUNCHER_VARIABLES = (
     "RANK",
@@ -66,9 +70,12 @@ def plan(tree: Any, name: str, sweep: bool, micro_batches: list[int] | None) -> 
     """
     if (sweep or micro_batches) and isinstance(tree, dict):
         tree = {key: value for key, value in tree.items() if key != ACCUMULATION}
-    config = resolve(tree, name)
+    draft = complete(Draft(tree, name))
+    take_vocabulary(draft)
+    config = draft.settle()
     batch = config.batch
-    tree = {**tree, BATCH: batch.train_batch_size}
+    gpt = {**tree["gpt"], "vocab_size": config.model.vocab_size}
+    tree = {**tree, BATCH: batch.train_batch_size, "gpt": gpt}
     if sweep:
         sizes = divisors(batch.train_batch_size)
     else:
@@ -163,6 +170,20 @@ def classes_here(report: dict[str, Any], hours: list[float], own_batch: bool) ->
         steps = classes.steps_of(value, speed, batch * report["seq_len"])
         facts[classes.name_of(value)] = {"hours": value, "train_batch_size": batch, "steps": steps}
     return facts
+
+
+def require_classes(plan: Plan, hours: list[float], own_batch: bool) -> None:
+    """Raise UserError where no throughput makes classes of the run: before minutes of measuring."""
+    config = plan.config
+    report: dict[str, Any] = {
+        "tokens_per_second": FASTEST,
+        "flops_per_token": config.model.matmul_flops_per_token(),
+        "precision": config.precision,
+        "train_batch_size": config.batch.train_batch_size,
+        "seq_len": config.model.seq_len,
+        "best_micro_batch": min(plan.configs),
+    }
+    class_trees(plan.tree, {**report, "classes": classes_here(report, hours, own_batch)})
 
 
 def class_trees(tree: dict, report: dict[str, Any]) -> dict[float, dict]:

@@ -5,12 +5,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, write_run
 from finished_run import damage
+from safetensors.torch import load_file
 
 from gpt.checkpoint.manifest import read_content, write_content
-from gpt.checkpoint.weights import consolidate
+from gpt.checkpoint.weights import consolidate, consolidate_mean, open_folder
 from gpt.errors import UserError
 
 TRAIN = ROOT / "gpt" / "train.py"
@@ -89,6 +91,62 @@ def test_consolidated_weights_are_verified_too(run, run_command):
     assert done.returncode == 1 and "out/model.safetensors is not as it was written" in done.stdout
     done = run_command(evaluate, run)
     assert done.returncode == 2 and "out/model.safetensors is not as it was written" in done.stderr
+
+
+def test_the_mean_of_the_last_checkpoints(run, run_command):
+    checkpoints = run / "runs/tiny/checkpoints"
+    command = [sys.executable, ROOT / "tools/zero_to_fp32.py", checkpoints, "mean", "--average", 3]
+    done = run_command(command, run)
+    assert done.returncode == 0, done.stderr
+    assert "parameters that are the mean of those after the steps 4, 5, 6, from" in done.stdout
+    assert "the loss of averaged weights on the last probe batch is 7." in done.stdout
+    assert "verified; the loss" in done.stdout
+    parts = []
+    for step in (4, 5, 6):
+        consolidate(checkpoints, run / f"out{step}", f"global_step{step}")
+        parts.append(load_file(run / f"out{step}/model.safetensors"))
+    mean = load_file(run / "mean/model.safetensors")
+    assert mean.keys() == parts[0].keys()
+    for name, weight in mean.items():
+        exact = np.mean([part[name].numpy().astype(np.float64) for part in parts], axis=0)
+        assert np.array_equal(weight.numpy(), exact.astype(np.float32)), name
+    folder = open_folder(run / "mean")
+    assert folder.manifest.made_from["checkpoint"] == [
+        "global_step4",
+        "global_step5",
+        "global_step6",
+    ]
+    assert folder.config["mean_of_steps"] == [4, 5, 6] and folder.step == 6
+    consolidate_mean(checkpoints, run / "two", 2, "global_step5")
+    assert open_folder(run / "two").config["mean_of_steps"] == [4, 5]
+
+
+def test_means_that_cannot_be_had(run, load_tool):
+    checkpoints = run / "runs/tiny/checkpoints"
+    tool = load_tool("zero_to_fp32")
+    assert tool.mistake(checkpoints, run / "out", "--average", 4) == (
+        f"{checkpoints} has 3 checkpoint(s) up to global_step6, not 4: give --average 3 at most;"
+        " a run keeps as many as its keep_last says"
+    )
+    assert tool.mistake(checkpoints, run / "out", "--average", 1) == (
+        "--average 1: give a number from 2 on"
+    )
+    file = next((checkpoints / "global_step5").glob("*_optim_states.pt"))
+    damage(file, "flipped")
+    assert "is not as it was written" in tool.mistake(checkpoints, run / "out", "--average", 2)
+    assert not (run / "out").exists()
+
+
+def test_without_a_probe_no_loss_is_called_verified(run, load_tool, monkeypatch, capsys):
+    folder = run / "runs/tiny/checkpoints/global_step6"
+    manifest = read_content(folder)
+    write_content(folder, {**manifest, "probe": {"tokens": [], "loss": 0.0}})
+    tool = load_tool("zero_to_fp32")
+    monkeypatch.setattr(sys, "argv", ["zero_to_fp32.py", str(folder), str(run / "out")])
+    tool.main()
+    said = capsys.readouterr().out
+    assert "verified" not in said
+    assert "names, shapes and values checked; no probe batch is kept with the checkpoint" in said
 
 
 def test_consolidated_weights_must_give_the_probes_loss(run):

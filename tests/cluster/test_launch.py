@@ -255,6 +255,37 @@ def test_a_launcher_is_known_by_the_program_that_it_is(words, kind):
     assert launch._kind(Process(*words)) == kind
 
 
+DEEPSPEED = ["python", "/venv/bin/deepspeed", "train.py"]
+MPIRUN = ["mpirun", "-np", "2", "python", "train.py"]
+
+
+@pytest.mark.parametrize(
+    "variables, above, words",
+    [
+        (
+            TORCH,
+            [["python", "-m", "deepspeed.launcher.launch", "train.py"], DEEPSPEED],
+            "give deepspeed --master_port 29501, before gpt/train.py",
+        ),
+        (
+            TORCH,
+            [["python", "/venv/bin/torchrun", "train.py"], ["bash"]],
+            "give torchrun --master_port 29501, before gpt/train.py",
+        ),
+        (OPEN_MPI, [MPIRUN, ["bash"]], "give mpirun -x MASTER_PORT=29501"),
+        # deepspeed --launcher openmpi
+        (OPEN_MPI, [MPIRUN, DEEPSPEED], "write MASTER_PORT=29501 into .deepspeed_env"),
+        (MPICH, [["hydra_pmi_proxy"], MPIRUN], "give mpirun -genv MASTER_PORT 29501"),
+        (SLURM, [["slurmstepd"]], "export MASTER_PORT=29501 before the run is started"),
+        (TORCH, [["bash"]], "export MASTER_PORT=29501 before the run is started"),
+    ],
+)
+def test_where_another_port_goes(variables, above, words, environment, monkeypatch):
+    environment({**variables, "MASTER_PORT": "29500"})
+    monkeypatch.setattr(launch, "_parents", lambda: [Process(*command) for command in above])
+    assert launch.another_port() == words
+
+
 def test_one_process_in_a_job_of_several_tasks_is_refused(environment):
     # as in a batch script, without srun
     environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"})

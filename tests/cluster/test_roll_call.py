@@ -72,6 +72,7 @@ def test_a_port_in_use():
     with socket.create_server(("127.0.0.1", 29846)):
         ((code, error),) = roll_calls(29846, (0, 2, "a"))
     assert code == 2 and "error: rank 0 cannot listen at 127.0.0.1:29846 on " in error
+    assert ": if another run holds that port, export MASTER_PORT=29847 before " in error
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from conftest import ROOT
 from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.keys import REQUIRED
 from gpt.config.optimizer_keys import COSINE, SCHEDULERS
-from gpt.config.refused_keys import REFUSED
+from gpt.config.refused_keys import REFUSED, REMOVED
 from gpt.config.resolve import load
 
 PYDANTIC = {  # block -> keys that DeepSpeed's own model of it has; aliases are what users write
@@ -28,11 +28,6 @@ PYDANTIC = {  # block -> keys that DeepSpeed's own model of it has; aliases are 
     "csv_monitor": "deepspeed.monitor.config.CSVConfig",
     "wandb": "deepspeed.monitor.config.WandbConfig",
     "comet": "deepspeed.monitor.config.CometConfig",
-}
-REMOVED = {
-    "zero_optimization.mics_shard_size",
-    "zero_optimization.mics_hierarchical_params_gather",
-    "zero_optimization.zeropp_loco_param",
 }
 
 
@@ -127,7 +122,23 @@ def test_keys_of_a_block_are_those_of_deepspeeds_model(block):
     module, _, name = PYDANTIC[block].rpartition(".")
     model = getattr(importlib.import_module(module), name)
     real = {field.alias or key for key, field in model.model_fields.items()}
-    assert keys_below(block) == real
+    removed = {path.rpartition(".")[2] for path in REMOVED if path.startswith(f"{block}.")}
+    assert keys_below(block) - removed == real
+
+
+def test_removed_keys_are_those_that_deepspeed_removed():
+    from deepspeed.runtime import config
+
+    removed = set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    removed |= {f"zero_optimization.{key}" for key in config._REMOVED_ZERO_CONFIG_KEYS}
+    assert set(REMOVED) == removed
+
+
+def test_refused_keys_are_known_to_deepspeed_or_removed():
+    """Those of the top level and of pydantic's blocks are compared above."""
+    compared = {"", *PYDANTIC, "data_types"}
+    others = {path for path in REFUSED if path.rpartition(".")[0] not in compared}
+    assert others == {"optimizer.legacy_fusion"}
 
 
 @pytest.mark.parametrize("kind", [name for name in SCHEDULERS if name != COSINE])

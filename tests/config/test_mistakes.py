@@ -175,7 +175,7 @@ BAD = [
     ("optimizer", "Adam", "optimizer is 'Adam', not a block {…}"),
     (
         "scheduler",
-        {"type": "WarmupCosineLR", "params": {"total_num_steps": 10}},
+        {"type": "WarmupCosineLR", "params": {"total_num_steps": 10, "warmup_num_steps": 5}},
         (
             "optimizer.params.lr is missing: the peak "
             "of the learning rate, which DeepSpeed would choose by itself"
@@ -241,8 +241,8 @@ BAD = [
     ),
     (
         "zero_optimization.reduce_bucket_size",
-        5e8,
-        "zero_optimization.reduce_bucket_size is 500000000.0, not a whole number",
+        5.5,
+        "zero_optimization.reduce_bucket_size is 5.5, not a whole number",
     ),
     ("zero_optimization", [1], "zero_optimization is [1], not a block {…}"),
     ("tensorboard", {"enabled": "x"}, "tensorboard.enabled is 'x', not true or false"),
@@ -279,11 +279,11 @@ BAD = [
     (
         "elasticity",
         {},
-        "elasticity is not supported here: it changes the batch size: set train_batch_size",
+        "elasticity is not supported here: DeepSpeed has removed it: set train_batch_size",
     ),
     (
         "steps_per_print",
-        10,
+        "ten",
         (
             'steps_per_print is not supported here: progress is printed by "gpt":'
             ' {"log_terminal_every"}, details by --verbose'
@@ -299,7 +299,11 @@ BAD = [
     ),
     ("seed", 3, "seed is not known there: it belongs in gpt.seed"),
     ("max_lr", 3, "max_lr is not known there: it belongs in scheduler.params.max_lr"),
-    ("lr", 3, "lr is not known there: it belongs in optimizer.params.lr"),
+    (
+        "lr",
+        3,
+        "lr is not known there: it is scheduler.params.max_lr or optimizer.params.lr",
+    ),
     ("gpt", 3, "gpt is 3, not a block {…}"),
     ("gpt.seed", -1, "gpt.seed is -1, must be at least 0"),
     ("gpt.seed", 10**30, "gpt.seed is beyond 9007199254740992, too large to be meant"),
@@ -316,7 +320,7 @@ BAD = [
     ("gpt.max_eval_steps", -2, "gpt.max_eval_steps is -2, must be at least -1"),
     ("gpt.activation_checkpointing", 1, "gpt.activation_checkpointing is 1, not true or false"),
     ("gpt.n_heads", 0, "gpt.n_heads is 0, must be at least 1"),
-    ("gpt.n_layers", 2.0, "gpt.n_layers is 2.0, not a whole number"),
+    ("gpt.n_layers", 2.1, "gpt.n_layers is 2.1, not a whole number"),
     (
         "train_micro_batch_size_per_gpu",
         3,

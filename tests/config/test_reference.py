@@ -46,9 +46,10 @@ def test_a_file_that_does_not_say_is_taken_at_its_word_until_the_shape_is_change
     assert config.options.reference_flops_per_token == config.model.matmul_flops_per_token()
     changed = resolve(tree, "tiny", overrides={"gpt.h_dim": 256})
     assert changed.options.tokens_per_second is None
-    assert "the command line changes h_dim" in changed.notices[0]
+    assert any("the command line changes h_dim" in notice for notice in changed.notices)
     again = resolve(config.tree(), "again", overrides={"gpt.h_dim": 256})
-    assert again.options.tokens_per_second is None and "FLOPs per token" in again.notices[0]
+    assert again.options.tokens_per_second is None
+    assert any("FLOPs per token" in notice for notice in again.notices)
 
 
 def test_without_fp16_its_throughput_is_not_the_runs():

@@ -96,6 +96,6 @@ def test_an_option_of_our_schedule_needs_our_schedule(tmp_path):
     assert resolve(tree, "tiny").schedule is None
     with pytest.raises(
         UserError,
-        match="--max_lr sets a parameter of LanguiniCosineLR, but the file's scheduler is WarmupLR",
+        match="--max_lr sets a parameter of LanguiniCosineLR, but the scheduler is WarmupLR",
     ):
         resolve(tree, "tiny", 1, {"scheduler.params.max_lr": 1.0})

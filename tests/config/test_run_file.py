@@ -12,7 +12,9 @@ from gpt.errors import UserError
 
 
 def limited(limit, batch=8, **options):
+    # heads as wide as the stream together, so that no notice tells of them
     return tiny_run(
+        gpt={"head_dim": 16},
         train_batch_size=batch,
         train_micro_batch_size_per_gpu=limit,
         gradient_accumulation_steps=None,
@@ -75,7 +77,7 @@ def test_a_runs_config_yaml_keeps_an_accumulation_that_was_asked_for(tmp_path):
 
 def test_checkpoints_do_not_depend_on_how_a_batch_was_shared_out():
     """A run that began with a fixed accumulation goes on with a limit."""
-    exact = resolve(tiny_run(gradient_accumulation_steps=4), "tiny", 2)
+    exact = resolve(tiny_run(gpt={"head_dim": 16}, gradient_accumulation_steps=4), "tiny", 2)
     at_most = resolve(limited(4), "tiny", 2)
     assert exact.batch.micro_size != at_most.batch.micro_size
     assert curve(as_dict(exact)) == curve(as_dict(at_most))

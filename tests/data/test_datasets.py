@@ -71,6 +71,8 @@ def test_dataset_tells_what_it_holds(small, vocab):
     assert len(split.tokens) == split.doc_tokens.sum() + 4
     with pytest.raises(UserError, match=r"small has no split 'wood': it has train, test$"):
         dataset.split("wood")
+    with pytest.raises(UserError, match="has no split 'wood'"):
+        dataset.documents("wood")
 
 
 def test_documents_are_known_by_their_texts_whatever_the_tokenizer(small, tmp_path):

@@ -123,7 +123,8 @@ def test_fewer_documents_than_streams(tmp_path):
     assert (
         str(error.value)
         == "the split 'train' has 4 documents, fewer than the 5 streams that train_batch_size 5"
-        " needs: prepare more documents or lower train_batch_size to at most 4"
+        " needs: prepare more documents (tools/prepare_data.py --cut_documents BYTES makes several"
+        " of a large file) or lower train_batch_size to at most 4"
     )
 
 

@@ -190,3 +190,10 @@ def test_text_of_many_tokens_is_that_of_each_on_end(vocabs, count):
         assert vocab.text_bytes(ids) == b"".join(map(vocab.bytes_of, ids.tolist()))
         special = np.full(count, vocab.eod_id)
         assert vocab.text_bytes(special) == b""
+
+
+def test_an_empty_file_is_refused_without_a_word_of_sentencepieces(tmp_path, capfd):
+    (tmp_path / "empty.model").write_bytes(b"")
+    with pytest.raises(UserError, match="empty.model is not a SentencePiece model"):
+        Vocab.load(tmp_path / "empty.model")
+    assert capfd.readouterr() == ("", "")

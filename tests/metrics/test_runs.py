@@ -1,6 +1,7 @@
 """Runs read back from their folders."""
 
 import json
+import math
 import sys
 
 import numpy as np
@@ -298,6 +299,70 @@ def test_mistakes(case, tmp_path):
     with pytest.raises(UserError) as error:
         read_runs([tmp_path / "none" if case == "absent" else run])
     assert str(error.value).startswith(sentence.format(root=tmp_path, run=run))
+
+
+FORGED = {
+    "a figure": (
+        {"normalised_ppl": 1.5},
+        "normalised_ppl is 1.5, and its sums make it 2.117000017",
+    ),
+    "a sum": ({"total_loss": 1.0}, "loss is 3, and its sums make it 0.004"),
+    "all derived ones": (
+        {"loss": 1.0, "ppl": math.e},
+        "loss is 1, and its sums make it 3",
+    ),
+    "of a line without all sums": (
+        {"text_nats": None, "bits_per_byte": 1.0},
+        "bits_per_byte is 1, and the others make it 1.082021281",
+    ),
+    "of a run that diverged": (
+        {"total_loss": None, "loss": None, "ppl": 2.0},
+        "ppl is 2, and the others make it nan",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_an_evaluation_that_contradicts_itself_is_refused(case, tmp_path):
+    figures, problem = FORGED[case]
+    run = synthetic_run(tmp_path / "run", 5)
+    write_lines(run, [train(5, 3.0), {**evaluation(5, 3.0), **figures}])
+    with pytest.raises(UserError) as error:
+        read_runs([run])
+    assert str(error.value) == (
+        f"{run}/metrics.jsonl:2 contradicts itself: {problem}: bring back the line that training"
+        " wrote"
+    )
+
+
+def test_lines_of_earlier_versions_and_of_runs_that_diverged_are_read(tmp_path):
+    earlier = evaluation(5, 3.0)
+    for name in ("text_nats", "text_tokens"):
+        del earlier[name]
+    figures = ("total_loss", "loss", "ppl", "normalised_loss", "normalised_ppl", "bits_per_byte")
+    for name, line in {
+        "earlier": earlier,
+        "diverged": {**evaluation(5, 3.0), **dict.fromkeys((*figures, "text_nats"))},
+    }.items():
+        write_lines(synthetic_run(tmp_path / name, 5), [train(5, 3.0), line])
+    assert len(read_runs([tmp_path])) == 2
+
+
+def test_what_cannot_be_used_costs_a_notice_where_notices_are_taken(tmp_path):
+    synthetic_run(tmp_path / "good", 5)
+    (tmp_path / "empty").mkdir()
+    notices = []
+    (run,) = read_runs([tmp_path / "empty", tmp_path / "good"], notices)
+    reason = (
+        f"{tmp_path}/empty holds no run (no metrics.jsonl), nor do the folders in it: give the"
+        " folder that training made (--run_dir)"
+    )
+    assert run.name == "good" and notices == [f"left out: {reason}"]
+    with pytest.raises(UserError) as error:
+        read_runs([tmp_path / "empty"], [])
+    assert str(error.value) == f"no run can be used; {reason}"
+    with pytest.raises(UserError, match="typo does not exist"):
+        read_runs([tmp_path / "good", tmp_path / "typo"], [])
 
 
 def test_a_folder_of_runs_is_read_by_rising_numbers(tmp_path):

@@ -1,6 +1,7 @@
 """The files that a user names: folders, lists, and what is said of bad ones."""
 
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from small_corpora import BOOKS, build, check_split, every, write_texts
 
 from gpt.errors import UserError
-from gpt.prepare.inputs import find_inputs
+from gpt.prepare.inputs import endings_in_words, find_inputs, passed_over
 
 COMMAND = [sys.executable, Path(__file__).resolve().parents[2] / "tools" / "prepare_data.py"]
 
@@ -47,6 +48,44 @@ def test_nothing_in_a_folder_is_passed_over(tmp_path, make, message):
     assert f"{tmp_path}/in/train/deep/b.txt" in str(error.value) and message in str(error.value)
 
 
+NO_TEXTS = (
+    "a.txt.gz b.txt.gz sub/B.TXT c.json d.arrow e.md f.csv g.ndjson i.jsonl.bz2 j.jsonl.xz"
+    " k.parquet.gz l.jsonlines noext .hidden .git/config"
+)
+
+
+def test_files_that_are_passed_over_are_counted_and_kept_on_record(tmp_path, sample, run_command):
+    write_texts(tmp_path / "in", {**BOOKS, **dict.fromkeys(NO_TEXTS.split(), "text")})
+    options = "--input in --test_every 4 --out out --tokenizer"
+    done = run_command([*COMMAND, *options.split(), sample / "tokenizer.model"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == (
+        "passed over 13 files: 2 .txt.gz, 1 .TXT, 1 .arrow, 1 .csv, 1 .json, 1 .jsonl.bz2,"
+        " 1 .jsonl.xz, 1 .jsonlines, others"
+    )
+    provenance = json.loads((tmp_path / "out" / "manifest.json").read_text())["provenance"]
+    assert provenance["passed_over"][".txt.gz"] == 2
+    assert sum(provenance["passed_over"].values()) == 13
+    assert passed_over(write_texts(tmp_path / "only", BOOKS)) == {}
+    assert endings_in_words({".md": 1}) == "1 file: 1 .md"
+    assert (
+        endings_in_words({".md": 1200, "without ending": 1})
+        == "1201 files: 1,200 .md, 1 without ending"
+    )
+
+
+def test_a_named_file_of_another_ending_is_text(tmp_path):
+    folder = write_texts(tmp_path, {"enwik8": "the sea", "a.txt.gz": "x", "d.arrow": "x"})
+    (entry,) = find_inputs(folder / "enwik8", False)
+    assert (entry.name, entry.size) == ("enwik8", 7)
+    for file in ("a.txt.gz", "d.arrow"):
+        message = f"{file} is neither text nor any of .txt, .* unpack what is compressed"
+        with pytest.raises(UserError, match=message):
+            find_inputs(folder / file, False)
+        with pytest.raises(UserError, match=message):
+            find_inputs("-", False, [f"{folder}/{file}\n"])
+
+
 def test_names_that_are_not_utf8(tmp_path, vocab, run_command):
     (tmp_path / "in").mkdir()
     for i in range(4):
@@ -62,7 +101,20 @@ def test_names_that_are_not_utf8(tmp_path, vocab, run_command):
 
 
 BAD_FOLDERS = {
-    "empty folder": ({"x.md": "no text"}, {"test_every": 2}, "in holds no .txt file, at any depth"),
+    "empty folder": ({}, {"test_every": 2}, "in (holds no .txt file|is not a folder)"),
+    "no texts": (
+        {"x.arrow": "x", "y.txt.gz": "y"},
+        {"test_every": 2},
+        "in holds no .txt file, at any depth, nor .*, but 2 files: 1 .arrow, 1 .txt.gz: unpack what"
+        " is compressed, rename or convert the others .Dataset.to_parquet",
+    ),
+    "the hub's layout": (
+        {"train-00000-of-00001.parquet": "a", "test-00000-of-00001.parquet": "b", "README.md": "c"},
+        {},
+        "in holds test-00000-of-00001.parquet beside no rule to hold some documents out for"
+        r" testing: make a sub-folder per split: `mkdir test train && mv test\[-.\]\* test/ && mv"
+        r" train\[-.\]\* train/`",
+    ),
     "no train": ({"test/a.txt": "a", "wood/b.txt": "b"}, {}, "no sub-folder `train`"),
     "texts beside train": ({"train/a.txt": "a", "b.txt": "b"}, {}, "--test_every N"),
     "an empty split": (

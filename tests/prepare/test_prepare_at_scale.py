@@ -250,6 +250,7 @@ def test_refused_bytes_may_be_skipped_without_doing_the_rest_again(place, tmp_pa
     (folder / "in" / "2" / "bad.txt").write_bytes(b"sea \xff")
     done = command(folder, "none", "out", "--workers", 1)
     assert done.returncode == 2 and "in/2/bad.txt is not UTF-8 at byte 4" in done.stderr
+    (folder / "in" / "notes.md").write_text("passed over")
     done = command(folder, "none", "out", "--workers", 1, "--bad_utf8", "skip")
     assert done.returncode == 0 and "going on with out.preparing" in done.stdout
     assert "train: left out 1 not UTF-8" in done.stdout

@@ -14,11 +14,13 @@ from small_corpora import (
     every,
     files_of,
     in_order,
+    names_of,
     write_texts,
 )
 
 from gpt.errors import UserError
 from gpt.prepare import documents, units
+from gpt.prepare import rows as rows_module
 from gpt.prepare.documents import Input
 from gpt.prepare.inputs import find_inputs
 from gpt.prepare.texts import Reading
@@ -134,7 +136,23 @@ BAD_INPUTS = {
     "twice the same id": (
         {"a.jsonl": json_lines([{"text": "a", "id": "x"}] * 2)},
         {},
-        "two documents are called 'x': rename one, or, .*--id_field",
+        "two documents are called 'x', rows of a.jsonl: name another field with --id_field, or one"
+        r" that no row has \(--id_field none\), by which rows are called FILE:ROW",
+    ),
+    "ids that begin anew": (
+        {"a.jsonl": json_lines([{"text": "a", "id": 0}]), "b/b.jsonl": b'{"text": "b", "id": 0}'},
+        {},
+        "two documents are called '0', rows of a.jsonl and b/b.jsonl: name another field",
+    ),
+    "an id that is a file's name": (
+        {"a.jsonl": json_lines([{"text": "a", "id": "b.txt"}]), "b.txt": "b"},
+        {},
+        "two documents are called 'b.txt', rows of a.jsonl: name another field",
+    ),
+    "a field within a field": (
+        {"a.jsonl": b'{"doc": {"text": "a"}}'},
+        {"text_field": "doc.text"},
+        "a.jsonl:1 has no field 'doc.text', and fields within 'doc' are not looked into: write the",
     ),
     "gzip cut off": (
         {"a.jsonl.gz": gzip.compress(json_lines(BOOKS.items()))[:-9]},
@@ -190,6 +208,81 @@ def test_parquet_without_the_column_or_with_numbers(tmp_path, vocab):
         match="a.parquet: the column 'n' holds int64, not text: name another with --text_field",
     ):
         build(path, tmp_path / "out", vocab, test_every=2, text_field="n")
+    nested = pyarrow.array([{"text": "a"}])
+    parquet.write_table(pyarrow.table({"doc": nested}), path)
+    with pytest.raises(UserError, match="the column 'doc' holds struct<text: string>, not text"):
+        build(path, tmp_path / "out", vocab, test_every=2, text_field="doc")
+    with pytest.raises(UserError, match="has no field 'doc.text', and fields within 'doc' are not"):
+        build(path, tmp_path / "out", vocab, test_every=2, text_field="doc.text")
+
+
+def test_ids_that_begin_anew_are_left_aside_by_a_field_that_no_row_has(tmp_path, vocab):
+    rows = json_lines([{"text": "sea", "id": 0}, {"text": "ship", "id": 1}])
+    folder = write_texts(tmp_path / "in", {"train/a.jsonl": rows, "train/b.jsonl": rows})
+    with pytest.raises(UserError, match="--id_field none"):
+        build(folder, tmp_path / "out", vocab)
+    out = build(folder, tmp_path / "out", vocab, id_field="none")
+    assert sorted(names_of(out, "train")) == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1", "b.jsonl:2"]
+
+
+def test_an_escape_of_half_a_surrogate_pair(tmp_path, vocab):
+    rows = b'{"text": "hello \\ud83d world"}\n{"text": "whole \\ud83d\\ude00"}\n'
+    folder = write_texts(tmp_path / "in", {"train/a.jsonl": rows})
+    with pytest.raises(UserError) as error:
+        build(folder, tmp_path / "out", vocab)
+    assert str(error.value) == (
+        f"{folder}/train/a.jsonl:1 has the escape of half a surrogate pair at byte 6 of its"
+        " text: write the character whole, for example as \\ud83d\\ude00, take the row out, or give"
+        " --bad_utf8 replace or skip"
+    )
+    out = build(folder, tmp_path / "replaced", vocab, bad_utf8="replace")
+    texts = {"a.jsonl:1": "hello \ufffd\ufffd\ufffd world", "a.jsonl:2": "whole \U0001f600"}
+    check_split(out, "train", in_order(texts))
+
+
+TEXT_COLUMNS = {
+    "categories": lambda texts: pyarrow.array(texts).dictionary_encode(),
+    "categories of large texts": lambda texts: pyarrow.array(
+        texts, pyarrow.large_string()
+    ).dictionary_encode(),
+    "views": lambda texts: pyarrow.array(texts, pyarrow.string_view()),
+    "large texts": lambda texts: pyarrow.array(texts, pyarrow.large_string()),
+    "bytes": lambda texts: pyarrow.array([text.encode() for text in texts]),
+}
+
+
+@pytest.mark.parametrize("column", TEXT_COLUMNS.values(), ids=TEXT_COLUMNS.keys())
+def test_parquet_columns_of_all_types_of_text(tmp_path, vocab, column):
+    texts = ["the whale", "sea\r\n", "the whale", "Ünder"]
+    ids = pyarrow.array(["d", "c", "b", "a"]).dictionary_encode()
+    path = tmp_path / "in" / "train" / "a.parquet"
+    path.parent.mkdir(parents=True)
+    parquet.write_table(pyarrow.table({"text": column(texts), "id": ids}), path)
+    out = build(tmp_path / "in", tmp_path / "out", vocab)
+    expected = dict(zip("dcba", ["the whale", "sea\n", "the whale", "Ünder"]))
+    check_split(out, "train", in_order(expected))
+
+
+def test_a_package_that_cannot_be_imported(tmp_path, vocab, monkeypatch):
+    path = write_rows(tmp_path / "a.parquet", ROW)
+    reasons = {
+        ModuleNotFoundError(
+            "No module named 'pyarrow'"
+        ): "which is not installed: run `pip install",
+        ImportError("numpy.core failed\nmore"): (
+            r"which cannot be imported \(numpy.core failed\): run `pip install .*, or install"
+            " versions of it and of numpy that belong together"
+        ),
+    }
+    for reason, message in reasons.items():
+
+        def fail(name, reason=reason):
+            raise reason
+
+        monkeypatch.setattr(rows_module.importlib, "import_module", fail)
+        with pytest.raises(UserError, match=f"a.parquet needs the package `pyarrow`, {message}"):
+            build(path, tmp_path / "out", vocab, test_every=2)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("file", ["a.jsonl", "a.parquet"])

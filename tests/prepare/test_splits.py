@@ -1,8 +1,9 @@
 """Which split a document belongs to: by a rule, by lists."""
 
 import pytest
-from small_corpora import BOOKS, build, check_split, in_order, write_texts
+from small_corpora import BOOKS, build, check_split, in_order, names_of, write_texts
 
+from gpt.data.datasets import Dataset
 from gpt.errors import UserError
 from gpt.prepare.splits import Rule, read_lists
 
@@ -69,10 +70,40 @@ def test_a_name_twice_where_one_would_be_held_out_and_one_trained_on(rule):
         rule.share_out(["a", "x", "b", "x", "c"], [None] * 5)
 
 
-def test_a_name_in_two_lists_and_lists_beside_a_rule():
+def test_two_splits_by_rule_beside_a_list(books_lists, tmp_path, vocab):
+    folder, (test_list, wood_list), _ = books_lists
+    out = build(folder, tmp_path / "a", vocab, 4, read_lists([wood_list]), valid_every=3)
+    listed = list(BOOKS)[5]
+    texts = in_order(BOOKS)
+    del texts[listed]
+    test = list(texts)[3::4]
+    valid = [name for name in texts if name not in test][2::3]
+    train = [name for name in texts if name not in [*test, *valid]]
+    expected = {"train": train, "test": test, "valid": valid, "wood": [listed]}
+    for split, names in expected.items():
+        check_split(out, split, {name: BOOKS[name] for name in names})
+    assert Dataset(out).split_names == list(expected)
+    # a second split that is held out changes nothing about the first
+    without = build(folder, tmp_path / "b", vocab, 4, read_lists([wood_list]))
+    assert names_of(without, "test") == test
+    only_valid = build(folder, tmp_path / "c", vocab, valid_every=7)
+    assert Dataset(only_valid).split_names == ["train", "valid"]
+
+
+def test_bad_rules():
+    with pytest.raises(UserError, match="--valid_every 1 would leave nothing to train on: give 2"):
+        Rule(5, valid_every=1)
+    names = [f"{number}" for number in range(6)]
+    message = "--valid_every 5 leaves no valid document out of 4: lower it or add documents"
+    with pytest.raises(UserError, match=message):
+        Rule(3, valid_every=5).share_out(names, [None] * 6)
+
+
+def test_a_name_in_two_lists_and_a_split_of_a_list_and_a_rule():
     with pytest.raises(
         UserError, match="'a' is listed for the splits 'test' and 'wood': take it out of one list"
     ):
         Rule(lists=(("test", ("a",)), ("wood", ("a",)))).share_out(["a", "b"], [None, None])
-    with pytest.raises(UserError, match="two ways to choose what is held out: give one of them"):
+    message = "--test_every and --split_list test=… both make the split 'test': give one of them"
+    with pytest.raises(UserError, match=message):
         Rule(3, (("test", ("a",)),))

@@ -22,7 +22,7 @@ def test_bytes_that_are_not_utf8(tmp_path, vocab):
     assert (
         str(error.value)
         == f"{folder}/train/bad.txt is not UTF-8 at byte 4: convert it, for example with `iconv -t"
-        " UTF-8`, take it out, or give --bad_utf8 replace or skip (2 documents are not, the"
+        " UTF-8`, take it out, or give --bad_utf8 replace or skip (2 documents are alike, the"
         f" next: {folder}/train/c.txt)"
     )
     assert not (tmp_path / "out").exists()

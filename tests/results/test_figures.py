@@ -1,10 +1,13 @@
 """Figures of runs, as a reader sees them."""
 
+import re
 import sys
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, load_command
 from matplotlib import image
 from matplotlib.text import Text
@@ -13,8 +16,10 @@ from synthetic_runs import evaluation, synthetic_run, train, write_lines
 
 from gpt.errors import UserError
 from gpt.metrics.runs import read_runs
-from gpt.results import drawing, figures
-from gpt.results.comparison import group_by_seed
+from gpt.results import drawing, figures, power_law
+from gpt.results.comparison import final_losses, group_by_seed
+from gpt.results.figures import Output
+from gpt.results.looks import COLORS, Place, places
 
 plot = load_command("plot")
 NAMES = {
@@ -61,7 +66,7 @@ def test_the_whole_command(tmp_path, run_command):
     assert lines[6].endswith("; an extrapolation")
     pixels = image.imread(tmp_path / "one/scaling.png")
     # neither blank nor black
-    assert pixels.shape[:2] == (800, 1320) and 0.5 < pixels[..., :3].mean() < 0.99
+    assert pixels.shape[:2] == (840, 1320) and 0.5 < pixels[..., :3].mean() < 0.99
 
 
 def test_older_runs_have_no_figure_over_measured_hours(tmp_path, monkeypatch, capsys):
@@ -91,23 +96,39 @@ def in_process(monkeypatch, folder, *options):
     plot.main()
 
 
-REFUSED = {
+WITHOUT_A_LAW = {
     "two scales": (
-        ["runs", "--scaling"],
-        (
-            "--scaling: 2x32-mlp64-attn16: a power law needs final losses at 3 scales of compute "
-            "at least, and there are 2"
-        ),
+        "runs",
+        "reference_hours",
+        "no power law of 2x32-mlp64-attn16: a power law needs final losses at 3 scales of compute "
+        "at least, and there are 2",
     ),
     "no reference": (
-        ["plain", "--scaling"],
+        "plain",
+        "reference_hours",
         "no reference accelerator-hours for plain: config.yaml has no gpt.tokens_per_second",
     ),
-    "unfinished": (["begun", "--scaling"], "--scaling: none of the runs is finished and evaluated"),
+    "unfinished": ("begun", "reference_hours", "begun is left out: at step 1 of 10"),
     "other data": (
-        ["plain", "other", "--scaling", "flops"],
-        "final losses cannot be compared: plain and other were trained on different datasets",
+        "plain other",
+        "flops",
+        "no power law: these runs cannot be compared: plain and other were trained on different",
     ),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_A_LAW)
+def test_what_has_no_law_costs_a_notice_and_no_figure(case, folder_of_mistakes, monkeypatch):
+    names, axis, sentence = WITHOUT_A_LAW[case]
+    monkeypatch.chdir(folder_of_mistakes)
+    notices = []
+    groups = group_by_seed(read_runs(names.split()))
+    assert plot.fit_laws(groups, axis, notices)[1] == {}
+    (notice,) = notices
+    assert notice.startswith(sentence)
+
+
+REFUSED = {
     "nothing yet": (["empty"], "no run has a line of training yet: there is nothing to draw"),
     "no run": (["absent"], "absent does not exist: give the folder that training made (--run_dir)"),
     "another axis": (
@@ -144,7 +165,7 @@ def test_mistakes(case, folder_of_mistakes, monkeypatch):
 def drawn(monkeypatch, draw):
     """The matplotlib figure that a function of gpt.results.figures draws and would save."""
     made = []
-    monkeypatch.setattr(drawing, "save", lambda figure, stem: made.append(figure) or [])
+    monkeypatch.setattr(drawing, "save", lambda figure, stem, formats: made.append(figure) or [])
     draw()
     return made[0]
 
@@ -152,8 +173,8 @@ def drawn(monkeypatch, draw):
 def names_in(figure):
     """{name: box in pixels} of the texts right of the axes."""
     figure.canvas.draw()
-    # without their arrows
-    boxes = {text.get_text(): Text.get_window_extent(text) for text in figure.axes[0].texts}
+    texts = [text for text in figure.axes[0].texts if text.get_text()]
+    boxes = {text.get_text(): Text.get_window_extent(text) for text in texts}
     return {
         name: box for name, box in boxes.items() if box.x0 > figure.axes[0].get_window_extent().x1
     }
@@ -170,7 +191,7 @@ def test_names_stand_apart_within_the_figure(count, tmp_path, monkeypatch):
             max_eval_steps=1 + index,
         )
     groups = group_by_seed(read_runs([tmp_path]))
-    figure = drawn(monkeypatch, lambda: figures.curves(groups, "steps", "loss", tmp_path))
+    figure = drawn(monkeypatch, lambda: figures.curves(groups, "steps", "loss", Output(tmp_path)))
     boxes = names_in(figure)
     assert sorted(boxes) == sorted(names)  # not taken for formulas
     for one, other in combinations(boxes.values(), 2):
@@ -184,17 +205,19 @@ def test_a_figure_shows_the_numbers_of_its_runs(tmp_path, monkeypatch):
     for seed, curve in enumerate(curves):
         synthetic_run(tmp_path / f"r-seed{seed}", 30, curve, seed=seed)
     groups = group_by_seed(read_runs([tmp_path]))
-    figure = drawn(monkeypatch, lambda: figures.curves(groups, "tokens", "loss", tmp_path))
-    training, held_out = (line.get_xydata() for line in figure.axes[0].lines)
+    figure = drawn(monkeypatch, lambda: figures.curves(groups, "tokens", "loss", Output(tmp_path)))
+    training, before, held_out = (line.get_xydata() for line in figure.axes[0].lines)
     steps = np.arange(1, 31)
     assert training == pytest.approx(np.stack([steps * 256, 8.02 - 0.1 * steps], 1), rel=1e-12)
+    # what was scored before training is a point of its own, joined to nothing
+    assert before == pytest.approx(np.array([[0, 8.02]]), rel=1e-12)
     assert held_out == pytest.approx(
-        np.stack([np.arange(0, 31, 10) * 256, 8.02 - np.arange(4.0)], 1), rel=1e-12
+        np.stack([np.arange(10, 31, 10) * 256, 7.02 - np.arange(3.0)], 1), rel=1e-12
     )
     (band,) = figure.axes[0].collections
     assert np.ptp(band.get_paths()[0].vertices[1:4, 0]) < 30 * 256
     # one standard deviation up
-    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(8.02 + 0.02, rel=1e-9)
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(7.02 + 0.02, rel=1e-9)
     assert names_in(figure).keys() == {"r (3 seeds)"}
 
 
@@ -221,7 +244,7 @@ def test_what_a_run_told_of_its_inside_is_drawn(tmp_path, monkeypatch):
     ]
     write_lines(tmp_path / "run", [train(step, 3.0) for step in (1, 2, 3)] + told)
     groups = group_by_seed(read_runs([tmp_path]))
-    figure = drawn(monkeypatch, lambda: figures.inside(groups, tmp_path))
+    figure = drawn(monkeypatch, lambda: figures.inside(groups, Output(tmp_path)))
     lines = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
     assert lines == [
         [[1, 5], [2, 10], [3, 15]],
@@ -229,30 +252,147 @@ def test_what_a_run_told_of_its_inside_is_drawn(tmp_path, monkeypatch):
         [[1, 3], [2, 4], [3, 5]],
         [[1, 70], [2, 70]],
     ]  # a largest one that is not finite is not drawn
-    assert (
-        figures.inside(group_by_seed(read_runs([synthetic_run(tmp_path / "mute", 3)])), tmp_path)
-        == []
-    )
+    mute = group_by_seed(read_runs([synthetic_run(tmp_path / "mute", 3)]))
+    assert figures.inside(mute, Output(tmp_path)) == []
 
 
 def test_lines_can_be_told_apart_without_colour():
-    styles = [drawing.style(index) for index in range(40)]
+    styles = [drawing.style(place) for place in places(range(40))]
     assert len({(str(style["linestyle"]), style["marker"]) for style in styles}) == 40
+    one_method = [drawing.style(place) for place in places(["gpt"] * 8)]
+    assert len({style["marker"] for style in one_method}) == 8
 
 
-def test_a_family_keeps_its_look(tmp_path):
-    runs = read_runs([ladder(tmp_path, seeds=1)])
-    styles = {
-        group.name: look
-        for group, look in zip(group_by_seed(runs), figures.looks(group_by_seed(runs)))
+def test_a_method_keeps_its_look(tmp_path):
+    """Variants of one shape never share a look; the classes of one are shades of its hue."""
+    for variant in (None, "rope", "sparse"):
+        for steps in (10, 20, 40):
+            for seed in (0, 1):
+                folder = tmp_path / f"{variant}-{steps}-seed{seed}"
+                synthetic_run(folder, steps, seed=seed, variant=variant)
+    groups = group_by_seed(read_runs([tmp_path]))
+    assert len(groups) == 9
+    looks = dict(zip([group.name for group in groups], figures.looks(groups)))
+    for variant in (None, "rope", "sparse"):
+        mine = [look for name, look in looks.items() if name.startswith(f"{variant}-")]
+        assert len({str(look["linestyle"]) for look in mine}) == 1
+        assert len({look["marker"] for look in mine}) == 3
+        assert mine[-1]["color"] in COLORS
+    assert len({look["color"] for look in looks.values()}) == 9
+    assert len({str(look["linestyle"]) for look in looks.values()}) == 3
+    (alone,) = figures.looks(groups[:1])
+    assert alone == drawing.style(Place(0, 0, 1))
+
+
+def lightness_and_chroma(color):
+    """CIE L*a*b* of #rrggbb (D65), IEC 61966-2-1 and ISO 11664-4."""
+    srgb = np.array([int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    matrix = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    x, y, z = np.cbrt(np.maximum(matrix @ linear / [0.9505, 1, 1.089], 1e-9))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_no_two_hues_are_alike():
+    """A difference of 2.3 can just be seen in large fields; thin lines need ten times as much."""
+    assert len(COLORS) == 9
+    for one, other in combinations(COLORS, 2):
+        distance = np.linalg.norm(lightness_and_chroma(one) - lightness_and_chroma(other))
+        assert distance > 30, (one, other)
+
+
+def texts_of(figure):
+    """All that is written in a figure."""
+    figure.canvas.draw()
+    return {text.get_text() for text in figure.findobj(Text) if text.get_text()}
+
+
+def test_axes_say_their_scale_and_suit_the_time(tmp_path, monkeypatch):
+    synthetic_run(tmp_path / "run", 20, tokens_per_second=20 * 256 / 90)  # a class of 90 s
+    groups = group_by_seed(read_runs([tmp_path]))
+    draw = lambda axis: drawn(  # noqa: E731
+        monkeypatch, lambda: figures.curves(groups, axis, "loss", Output(tmp_path))
+    )
+    over_hours = draw("reference_hours")
+    assert over_hours.axes[0].get_xlabel() == "reference accelerator-minutes (log scale)"
+    assert over_hours.axes[0].get_ylabel() == "loss (nats per token, log scale)"
+    assert over_hours.axes[0].lines[-1].get_xydata()[-1, 0] == pytest.approx(1.5)
+    assert draw("steps").axes[0].get_xlabel() == "optimiser steps"
+
+
+@pytest.mark.parametrize(
+    "ticks, log, words",
+    [
+        ([0, 8000, 10_000], False, ["0", "8k", "10k"]),
+        ([5000, 20_000], False, ["5k", "20k"]),
+        ([0, 500, 2500], False, ["0", "500", "2500"]),
+        ([5e8, 2e9], False, ["0.5B", "2B"]),
+        ([500, 5000, 50_000, 5e6], True, ["500", "5k", "50k", "5M"]),
+        ([0.01, 1, 100], True, ["0.01", "1", "100"]),
+    ],
+)
+def test_ticks_of_an_axis_have_one_style(ticks, log, words):
+    write = drawing.number_on_log if log else drawing.number
+    assert [write(tick, ticks[-1]) for tick in ticks] == words
+
+
+def test_a_law_is_told_with_its_interval_its_points_and_their_classes(tmp_path, monkeypatch):
+    groups = group_by_seed(read_runs([ladder(tmp_path / "runs", seeds=2, scales=(10, 20, 40))]))
+    points = final_losses(groups, "reference_hours", [])
+    laws = {
+        method: power_law.fit(*np.array([point[:2] for point in of_it]).T)
+        for method, of_it in points.items()
     }
-    for layers in (2, 3):
-        mine = [look for name, look in styles.items() if name.startswith(f"{layers}l")]
-        assert len({(look["color"], str(look["linestyle"])) for look in mine}) == 1
-        assert len({look["marker"] for look in mine}) == 4
-    assert styles["2l-10h-seed0"]["color"] != styles["3l-10h-seed0"]["color"]
-    (alone,) = figures.looks(group_by_seed(runs)[:1])
-    assert alone == drawing.style(0)
+    classes = figures.class_names(groups, "reference_hours")
+    figure = drawn(
+        monkeypatch,
+        lambda: figures.law_figure(
+            laws, points, classes, "test", "reference_hours", Output(tmp_path, title="$Two$ laws")
+        ),
+    )
+    texts = texts_of(figure)
+    assert {"10 h", "20 h", "40 h", "$Two$ laws"} <= texts
+    assert any("\\pm" in text and "95% interval, 3 points" in text for text in texts)
+    assert any("bars: 1 s.d. over seeds" in text for text in texts)
+    assert "final normalised loss on test (nats per byte, log scale)" in texts
+
+
+def test_figures_can_be_named_and_made_for_print(tmp_path, monkeypatch):
+    for name, variant in (("0.008h-seed0", None), ("b", "rope")):
+        synthetic_run(tmp_path / name, 10, variant=variant)
+    labels = ["0.008h-seed0=AdamW, lr=1e-3", "rope=RoPE"]
+    options = ["--format", "pdf", "--label", *labels, "--title", "Two runs", "--out"]
+    in_process(monkeypatch, tmp_path, "0.008h-seed0", "b", *options, "one")
+    in_process(monkeypatch, tmp_path, "0.008h-seed0", "b", *options, "two")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert {Path(name).suffix for name in files} == {".pdf"}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
+    groups = group_by_seed(read_runs([tmp_path / "0.008h-seed0", tmp_path / "b"]))
+    plot.relabel(groups, labels)
+    assert [group.title for group in groups] == ["AdamW, lr=1e-3", "b"]
+    assert groups[1].method == "RoPE"
+    for wrong, sentence in (
+        (["c=d"], "--label c=d names no run, group of seeds or method: give NAME=TEXT with one of"),
+        ([f"{groups[0].method}=x", "RoPE=x"], "--label gives two methods one name"),
+    ):
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            plot.relabel(groups, wrong)
+
+
+def test_a_batch_that_was_changed_on_resuming_counts_as_it_was(tmp_path, monkeypatch):
+    """Over tokens a curve has neither a jump nor a hole where the batch doubles."""
+    run = synthetic_run(tmp_path / "run", 20, measured=False)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["batch"]["global_size"] = config["run"]["train_batch_size"] = 16
+    config["changes"] = [{"step": 10, "setting": "train_batch_size", "was": 8, "is": 16}]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    groups = group_by_seed(read_runs([tmp_path]))
+    figure = drawn(monkeypatch, lambda: figures.curves(groups, "tokens", "loss", Output(tmp_path)))
+    tokens = figure.axes[0].lines[0].get_xdata()
+    per_step = [8 * 32] * 10 + [16 * 32] * 10
+    assert tokens == pytest.approx(np.cumsum(per_step))
 
 
 def test_names_move_as_little_as_they_can():

@@ -11,12 +11,16 @@ import sys
 import time
 
 import pytest
+import yaml
 from conftest import ROOT, load_command
 from synthetic_runs import config_yaml, evaluation, synthetic_run, train, write_lines
 
 from gpt.errors import UserError
 from gpt.metrics.runs import read_runs
-from gpt.results.page import page, payload
+from gpt.results.comparison import group_by_seed
+from gpt.results.looks import COLORS, Place
+from gpt.results.page import page
+from gpt.results.page_curves import data, payload
 
 report = load_command("report")
 BROWSER = shutil.which("chromium")
@@ -134,9 +138,11 @@ def test_the_page_shows_what_the_run_holds(tmp_path):
     assert "time: forward" in cells and "3.0 s (75.0%)" in cells
     lines = re.findall(r'<path d="([^"]*)"[^>]*data-name="([^"]*)"', dom)
     # of the first chart, loss over steps
-    counts = {name: d.count("L") + 1 for d, name in lines[:5]}
+    counts = {name: len(re.findall("[ML]", d)) for d, name in lines[:5]}
     assert counts == {"one": 40, "one, test": 2, "one, java": 1, "two": 20, "two, test": 3}
-    marks = re.findall(r'<path d="[^"]*" class="(event[^"]*)" data-run="0"><title>([^<]*)', dom)
+    # what was scored before training stands apart
+    assert [d.count("M") for d, name in lines[:5] if name == "two, test"] == [2]
+    marks = re.findall(r'<path d="[^"]*" class="(event[^"]*)" data-group="0"><title>([^<]*)', dom)
     assert marks == [
         ("event", "one: start at step 0"),
         ("event alarm", "one: overflow at step 2"),
@@ -155,7 +161,7 @@ document.getElementById("page").onload = async () => {{
   const box = svg.getBoundingClientRect(), found = {{}};
   const point = (kind, x) => svg.dispatchEvent(new page.contentWindow.PointerEvent(kind,
     {{bubbles: true, clientX: box.left + x, clientY: box.top + 90}}));
-  const texts = (svg) => [...svg.querySelectorAll("text[text-anchor=middle]")];
+  const texts = (svg) => [...svg.querySelectorAll("text.tick")];
   const ticksOf = (svg) => texts(svg).map((tick) => tick.textContent);
   const ticks = () => ticksOf(svg);
   point("pointermove", 58 + (box.width - 68) / 2);
@@ -234,6 +240,119 @@ def test_what_a_run_is_called_is_never_code(tmp_path):
     )
 
 
+def cells_of(text):
+    """The texts of a page, without its style and script, in order."""
+    body = re.sub(r"<(script|style).*?</\1>", "", text, flags=re.S)
+    cells = html.unescape(re.sub(r"<[^>]+>", "\t", body)).split("\t")
+    return [cell.strip() for cell in cells if cell.strip()]
+
+
+def test_seeds_are_one_line_with_a_band(tmp_path):
+    for seed in (0, 1):
+        synthetic_run(
+            tmp_path / f"r-seed{seed}",
+            20,
+            lambda step, seed=seed: 8 - 0.1 * step + 0.02 * seed,
+            seed=seed,
+            tokens_per_second=20 * 256 / 90,  # a class of 90 s
+        )
+    drawn = data(group_by_seed(read_runs([tmp_path])), None)
+    (group,) = drawn["groups"]
+    assert group["name"] == "r (2 seeds)"
+    training, held_out = group["curves"]
+    assert training["columns"]["loss"] == pytest.approx(
+        [8.01 - 0.1 * step for step in range(1, 21)]
+    )
+    assert held_out["columns"]["loss"] == pytest.approx([8.01, 7.01, 6.01])
+    assert held_out["spread"]["loss"] == pytest.approx([0.02 / math.sqrt(2)] * 3, rel=1e-4)
+    axes = {axis["key"]: axis["label"] for axis in drawn["axes"]}
+    assert axes["reference_hours"] == "reference accelerator-minutes"
+    assert held_out["columns"]["reference_hours"] == pytest.approx([0, 0.75, 1.5])
+
+
+def test_the_page_says_what_a_run_is(tmp_path):
+    run = a_run(tmp_path / "one", variant="rope")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config |= {
+        "parameters": 1234567,
+        "kernels": "torch",
+        "code": {
+            "hash": "c0de" * 3,
+            "commit": "beef" * 3,
+            "dirty": True,
+            "parts": {"model": "0123456789ab", "data": "ba9876543210"},
+        },
+        "changes": [{"step": 4, "setting": "train_batch_size", "was": 8, "is": 16}],
+    }
+    counts = {"documents": "d0c5", "tokens": 1000, "bytes": 4321}
+    config["dataset"] |= {
+        "train": {"split": "train", **counts},
+        "scored": {"split": "test", **counts},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with (run / "metrics.jsonl").open("a") as metrics:
+        for command in ("train.py --seed 1", "train.py --seed 1", "train.py <again>"):
+            metrics.write(json.dumps({"event": "start", "step": 40, "command": command}) + "\n")
+        changed = config["changes"]
+        metrics.write(json.dumps({"event": "resume", "step": 4, "changed": changed}) + "\n")
+    cells = cells_of(page(read_runs([run])))
+    for name, value in (
+        ("variant", "rope"),
+        ("parameters", "1,234,567"),
+        ("code", "c0dec0dec0de"),
+        ("of its parts", "data ba9876543210, model 0123456789ab"),
+        ("git commit", "beefbeefbeef, with changes that are not committed"),
+        ("kernels", "torch"),
+        ("scored", "test: 1,000 tokens, 4,321 bytes, documents d0c5"),
+        ("changed on resuming", "train_batch_size 8 -> 16 at step 4"),
+        ("resume", "train_batch_size 8 -> 16 at step 4"),
+    ):
+        assert any(cells[at : at + 2] == [name, value] for at in range(len(cells))), name
+    assert cells.count("train.py --seed 1") == 1 and "train.py <again>" in cells
+    assert "loss (nats per token)" in cells and "normalised loss (nats per byte)" in cells
+
+
+def test_the_page_ranks_what_can_be_compared_and_says_why_not(tmp_path):
+    for name, variant, loss in (("a-seed0", None, 1.3), ("b-seed0", "rope", 1.2)):
+        synthetic_run(tmp_path / name, 20, final=loss, variant=variant, tokens_per_second=64.0)
+    cells = cells_of(page(read_runs([tmp_path])))
+    begin = cells.index("At equal compute")
+    end = cells.index("Where the runs differ")
+    assert cells[begin:end].index("b-seed0") < cells[begin:end].index("a-seed0")
+    assert f"{math.exp(1.2):.4f}" in cells[begin:end]
+    synthetic_run(tmp_path / "c-seed0", 20, fingerprint="e" * 64, tokens_per_second=64.0)
+    text = "\n".join(cells_of(page(read_runs([tmp_path]))))
+    assert "were trained on different datasets" in text
+    assert "At equal compute" not in cells_of(page(read_runs([tmp_path / "a-seed0"])))
+
+
+def test_page_and_figures_have_one_palette():
+    style = (ROOT / "gpt/results/page.css").read_text().partition("@media")[0]
+    assert tuple(re.findall(r"--c\d: (#\w{6});", style)) == COLORS
+
+
+@in_browser
+def test_what_is_drawn_has_names_and_room(tmp_path):
+    for index in range(9):
+        run = synthetic_run(tmp_path / f"run{index}", 20, variant=f"v{index}")
+        told = {"weight": {"a": 3.0, "b": 4.0}, "gradient": {"a": 1.0}, "update": {"a": 0.1}}
+        with (run / "metrics.jsonl").open("a") as metrics:
+            metrics.write(json.dumps({"event": "norms", "step": 20, **told}) + "\n")
+    dom, console = browse(write_page(tmp_path, [tmp_path]), tmp_path)
+    assert console == []
+    names = re.findall(r'<text[^>]*class="name"[^>]*>([^<]*)', dom)
+    assert names and set(names) == {"optimiser steps"}
+    strokes = re.findall(r'stroke="(var\(--c\d\))"[^>]*data-name="run\d, test"', dom)
+    assert len(strokes) == 18 and len(set(strokes)) == 9  # two charts hold what is held out
+    assert 'id="chart-weights"' in dom and re.search(
+        r'id="chart-weights"[^>]*>.*?data-name="run0"', dom
+    )
+    clip = re.search(r'<clipPath id="clip-loss"><rect x="(\S+)"[^>]*width="(\S+)"', dom)
+    right = float(clip[1]) + float(clip[2])
+    last = max(float(x) for x in re.findall(r'<circle cx="([^"]+)"', dom))
+    assert last + 3 <= right
+
+
 def test_the_page_loads_nothing(tmp_path):
     text = page(read_runs([a_run(tmp_path / "one")]))
     assert re.search(
@@ -252,7 +371,8 @@ def test_long_curves_keep_their_peaks(tmp_path):
         for step in range(1, 9001)
     ]
     write_lines(tmp_path / "long", lines)
-    columns = payload(read_runs([tmp_path / "long"])[0])["curves"][0]["columns"]
+    (group,) = group_by_seed(read_runs([tmp_path / "long"]))
+    columns = payload(group, Place(0, 0, 1))["curves"][0]["columns"]
     assert (
         len(columns["step"]) < 9000 / 3 and columns["step"][0] == 1 and columns["step"][-1] == 9000
     )

@@ -65,12 +65,12 @@ class PlainEngine:
         self.module.load_state_dict(state)
 
 
-def train(run_dir, sample, allowed=(), engine=PlainEngine, **options):
+def train(run_dir, sample, allowed=(), resume="auto", engine=PlainEngine, **options):
     """Train a tiny run in this process, or go on with it, as the command does; `options` as
     `conftest.tiny_run` takes them."""
     gpt = {"data_root": str(sample), "run_dir": str(run_dir), **options.pop("gpt", {})}
     config = load(write_run(run_dir.parent, gpt=gpt, **options))
-    trainer = Trainer(config, Dataset(gpt["data_root"]), 0, 1, KERNELS, allowed=allowed)
+    trainer = Trainer(config, Dataset(gpt["data_root"]), 0, 1, KERNELS, resume, allowed)
     try:
         trainer.train(engine, World(0, 1, torch.device("cpu")))
     finally:

@@ -55,12 +55,13 @@ def build(
     vocab=300,
     test_every=None,
     lists=(),
+    valid_every=None,
     duplicates="keep",
     say=lambda text: None,
     **reading,
 ):
     """Prepare the dataset `out` of a folder of texts, as tools/prepare_data.py does."""
-    rule = Rule(test_every, lists)
+    rule = Rule(test_every, lists, valid_every)
     job = staging.Job(rule, Reading(**reading), duplicates)
     pipeline.prepare(find_inputs(folder, rule.by_folder), out, job, vocab, say=say)
     return out

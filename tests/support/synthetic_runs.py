@@ -25,9 +25,26 @@ def config_yaml(folder, fingerprint="f" * 64, **options):
     lines = {"scheduler.params.max_lr": 7}
     draft = complete(Draft(tree, folder.name, file="tiny.json", lines=lines))
     config = saved.as_dict(draft.settle())
+    if options.get("tokens_per_second"):
+        config["sources"]["gpt.reference_flops_per_token"] = "tiny.json"
     config["dataset"] = {"root": "data/sample", "fingerprint": fingerprint, "tokenizer": "t" * 64}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return config
+
+
+def amend(folder, changes):
+    """Set values of a run's config.yaml, {"block/name": value}."""
+    path = Path(folder) / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for where, value in changes.items():
+        *blocks, name = where.split("/")
+        block = config
+        for part in blocks:
+            if block.get(part) is None:
+                block[part] = {}
+            block = block[part]
+        block[name] = value
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
 
 
 def train(step, loss, **more):
@@ -122,4 +139,20 @@ def synthetic_run(
                 )
             )
     write_lines(folder, events)
+    return Path(folder)
+
+
+CODE = {"hash": "aaaaaaaaaaaa", "parts": {"model": "111111111111", "engine": "111111111111"}}
+
+
+def identified_run(folder, steps=12, **options):
+    """The same, with a config.yaml that tells its code and its documents: 2,000 tokens of training
+    text, and a held-out split of 5,000 tokens and 20,000 bytes."""
+    synthetic_run(folder, steps, **options)
+    held_out = {"split": "test", "documents": "2" * 64, "tokens": 5000, "bytes": 20000}
+    documents = {"train": {"documents": "1" * 64, "tokens": 2000}, "scored": held_out}
+    facts = {"code": CODE, "kernels": "torch", "run/scheduler/params/decay_steps": steps}
+    amend(folder, facts)
+    for name, block in documents.items():
+        amend(folder, {f"dataset/{name}": block})
     return Path(folder)

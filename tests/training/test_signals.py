@@ -15,6 +15,8 @@ import pytest
 from conftest import ROOT, read_metrics, write_run
 
 from gpt.checkpoint import folders
+from gpt.cluster import launch
+from gpt.cluster.launch import LAUNCH, RUNNER, TORCH
 from gpt.training import signals
 from gpt.training.signals import StopRequest
 
@@ -26,6 +28,7 @@ SLOW = [
     for name in ("TERM", "INT", "KILL", "USR1")
     if (who, name) not in QUICK
 ]
+SLOW.append(("everyone", "INT"))  # as Ctrl-C in a terminal
 
 
 def wait_for(condition, seconds, what):
@@ -89,7 +92,10 @@ def check(who, name, port, sample, folder, run_command):
         processes = tree(started)
         everyone = sum(processes.values(), [])
         assert len(processes["rank"]) == 2
-        processes[who][0].send_signal(getattr(signal, f"SIG{name}"))
+        if who == "everyone":
+            os.killpg(started.pid, signal.SIGINT)
+        else:
+            processes[who][0].send_signal(getattr(signal, f"SIG{name}"))
         started.wait(60)
         wait_for(
             lambda: (
@@ -117,6 +123,9 @@ def check(who, name, port, sample, folder, run_command):
             f"saved after step {saved} of 100000: the same command goes on"
             in (folder / "out").read_text()
         )
+    if who == "everyone":
+        assert started.returncode == -signal.SIGINT
+        assert (folder / "out").read_text().count("notice: deepspeed may still print") == 1
     again = run_command(
         [*command, "--max_train_steps", str(saved + 2)], folder, OMP_NUM_THREADS="1"
     )
@@ -212,6 +221,33 @@ def test_handlers_and_wakeup_descriptor_are_given_back():
         signal.set_wakeup_fd(before)
         receiver.close()
         sender.close()
+
+
+@pytest.mark.parametrize(
+    "kind, reason, words",
+    [
+        (RUNNER, "SIGINT", "deepspeed may still print its own KeyboardInterrupt,"),
+        # Ctrl-C, of which deepspeed.launcher.launch makes a SIGTERM
+        (RUNNER, "SIGTERM", "deepspeed may still print its own KeyboardInterrupt,"),
+        (TORCH, "SIGINT", "torchrun may still print its own SignalException,"),
+        (TORCH, "SIGTERM", "torchrun may still print its own SignalException,"),
+        (TORCH, "SIGUSR1", None),
+        (RUNNER, "the launcher is gone", None),
+        (None, "SIGINT", None),  # one process, or mpirun
+    ],
+)
+def test_what_a_launcher_prints_after_the_run_is_told_before(kind, reason, words, monkeypatch):
+    above = [LAUNCH, kind] if kind == RUNNER else [kind]
+    monkeypatch.setattr(launch, "_kind", lambda process: process)
+    monkeypatch.setattr(signals, "launchers", lambda: above if kind else [])
+    monkeypatch.setattr(signals, "_watched", lambda: ([], None))
+    stop = StopRequest()
+    part = stop.launchers_part(reason)
+    stop.close()
+    if words is None:
+        assert part is None
+    else:
+        assert part == f"{words} and end with an exit code other than 0: the run is saved"
 
 
 @pytest.mark.parametrize("heeded", [True, False])

@@ -22,7 +22,8 @@ MISTAKES = [
         ["--train_batch_size", "512"],
         (
             "the split 'train' has 240 documents, fewer than the 512 streams that train_batch_size "
-            "512 needs: prepare more documents or lower train_batch_size to at most 240"
+            "512 needs: prepare more documents (tools/prepare_data.py --cut_documents BYTES makes "
+            "several of a large file) or lower train_batch_size to at most 240"
         ),
     ),
     (["--eval_data_split", "java"], "{data} has no split 'java': it has train, test, python"),

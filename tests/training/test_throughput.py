@@ -223,6 +223,11 @@ BAD = [
         ["--ds_config", "tiny.json", "--write_config", "flat.json"],
         "--write_config flat.json is a file: name a folder",
     ),
+    (
+        ["--ds_config", "linear.json", "--write_config", "classes"],
+        "the class 3h needs the scheduler LanguiniCosineLR, whose decay_steps follow the class; the"
+        " config's is WarmupDecayLR: give a config with LanguiniCosineLR",
+    ),
     (["--from_reference", "5090"], "invalid choice: '5090'"),
     (
         ["--from_reference", "--preset", "small"],
@@ -236,9 +241,13 @@ BAD = [
 )
 def test_a_mistake_ends_before_anything_is_measured(options, sentence, tmp_path, run_command):
     write_run(tmp_path), write_run(tmp_path, "6h")
+    warmup = {"warmup_max_lr": 1e-3, "warmup_num_steps": 2, "total_num_steps": 6}
+    scheduler = {"type": "WarmupDecayLR", "params": warmup}
+    write_run(tmp_path, "linear", scheduler=scheduler)
     flat = {"gpt": 5, "optimizer": {"type": "Adam", "params": {"lr": 0.1}}, "train_batch_size": 8}
     (tmp_path / "flat.json").write_text(json.dumps(flat))
     done = run_command([sys.executable, THROUGHPUT, *options], tmp_path)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert sentence in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["6h.json", "flat.json", "tiny.json"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["6h.json", "flat.json", "linear.json", "tiny.json"]

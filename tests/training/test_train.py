@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 import sys
 
 import numpy as np
@@ -196,10 +197,13 @@ def test_the_evaluator_scores_the_whole_split_without_deepspeed(
     assert result["tokens"] == source["tokens"] and result["bytes"] == source["bytes"]
     assert list(result) == [
         "split",
-        "checkpoint",
         "dataset",
+        "documents",
+        "checkpoint",
+        "step",
         "seq_len",
         "last_n",
+        "of_tokens",
         "tokens",
         "bytes",
         "total_loss",
@@ -262,6 +266,33 @@ def test_a_disk_without_locks_is_a_mistake(tmp_path, monkeypatch):
         ),
     ):
         FolderLock(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_did_not_begin_leaves_no_folder(sample, tmp_path, run_command):
+    """Its rank cannot listen at the port, which is found out after the folder was taken."""
+    config = write_run(tmp_path, gpt={"data_root": str(sample)})
+    command = [sys.executable, TRAIN, "--ds_config", config, "--run_dir", "runs/deep/tiny"]
+    variables = dict(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = run_command(command, tmp_path, MASTER_PORT=port, **variables)
+    assert done.returncode == 2 and "rank 0 cannot listen at" in done.stderr
+    assert list(tmp_path.iterdir()) == [config]
+
+
+def test_only_what_a_lock_made_goes_with_it(tmp_path):
+    FolderLock(tmp_path / "a/b/c").remove_unused()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    FolderLock(tmp_path / "a/b").remove_unused()
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+    FolderLock(tmp_path / "a").remove_unused()
+    assert (tmp_path / "a").is_dir()
+    lock = FolderLock(tmp_path / "used")
+    (tmp_path / "used/file").touch()
+    lock.remove_unused()
+    assert (tmp_path / "used/file").exists()
 
 
 def test_pickles_with_code_are_never_run(one_rank, tmp_path, run_command):

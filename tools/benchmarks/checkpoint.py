@@ -1,6 +1,9 @@
 """What tools/bench_checkpoint.py measures: a checkpoint of a run, and a plain torch.save of what it
 holds."""
 
+if __name__ == "__main__":
+    raise SystemExit("error: this is a part of `python tools/bench_checkpoint.py`: run that")
+
 import statistics
 import time
 from pathlib import Path

@@ -1,5 +1,8 @@
 """The device that tools/bench.py measures, its clock, and what it can do at its best."""
 
+if __name__ == "__main__":
+    raise SystemExit("error: this is a part of `python tools/bench.py`: run that")
+
 import platform
 import statistics
 import time

@@ -4,6 +4,9 @@ The loop feeds one window at a time through the plain model and its full output 
 loss and the hits of each window's last `last_n` targets from log-softmax and top-k.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: this is a part of `python tools/bench.py eval`: run that")
+
 import statistics
 from types import SimpleNamespace
 

@@ -6,6 +6,9 @@ its FLOPs at the device's matmul rate (Williams, Waterman, Patterson, Communicat
 written once. `share` is that least time over the time taken.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: this is a part of `python tools/bench.py kernels`: run that")
+
 import math
 import statistics
 from collections.abc import Callable, Iterator

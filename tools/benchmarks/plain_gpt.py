@@ -3,6 +3,9 @@ with: attention by two matrix products with a softmax between them, all logits o
 torch's own LayerNorm, GELU and cross-entropy.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: this is a part of `python tools/bench.py step`: run that")
+
 import math
 
 import torch

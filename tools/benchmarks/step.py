@@ -1,5 +1,8 @@
 """The part `step` of tools/bench.py: training steps of whole models, in turn."""
 
+if __name__ == "__main__":
+    raise SystemExit("error: this is a part of `python tools/bench.py step`: run that")
+
 import dataclasses
 import gc
 import multiprocessing

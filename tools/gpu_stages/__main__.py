@@ -20,4 +20,6 @@ def main(name, out, dry=""):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        raise SystemExit("error: parts of `python tools/gpu_check.py --only STAGE`: run that")
     main(*sys.argv[1:])

@@ -95,6 +95,12 @@ def _verdicts(findings):
         f"## What is right\n\n{right} right, {len(wrong)} wrong, {len(failed)} stage(s) failed, "
         f"{len(unmeasured)} figure(s) not measured."
     )
+    if not any("verdict" in finding for finding in findings):
+        ended = [finding["stage"] for finding in findings if finding.get("event") == "ended"]
+        yield (
+            f"**Nothing was checked**: the stages that ended ({', '.join(ended) or 'none'}) take"
+            " times alone, or came to no check."
+        )
     if wrong or failed or unmeasured:
         yield "\n".join([*wrong, *failed, *unmeasured])
     head = ["| check | | fp32 | bf16 | fp16 | found |", "|---|---|---|---|---|---|"]

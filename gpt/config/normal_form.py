@@ -1,0 +1,59 @@
+"""Values of a run's JSON brought to one form before they are checked: whole numbers, and keys that
+are switched off."""
+
+from typing import Any
+
+from gpt.config.deepspeed_keys import TOP_KEYS
+from gpt.config.draft import Draft
+from gpt.config.keys import LARGEST, Key
+from gpt.config.optimizer_keys import OPTIMIZERS, SCHEDULERS
+from gpt.config.refused_keys import HARMLESS_WHERE_TRUE, REFUSED
+
+# DeepSpeed's key for how often it prints, which most public files have and nothing depends on
+STEPS_PER_PRINT = "steps_per_print"
+
+
+def normalise(draft: Draft) -> None:
+    """Bring a draft's tree to one form: 5e8 is a whole number, what is refused is allowed where it
+    is switched off, and observers that are switched off are left out."""
+    _make_whole(draft.tree, TOP_KEYS)
+    for path in REFUSED:
+        value = draft.get(path)
+        is_harmless = value is True if path in HARMLESS_WHERE_TRUE else _is_off(value)
+        if is_harmless:
+            draft.drop(path)
+    # for DeepSpeed the block alone switches it on
+    logger = draft.get("comms_logger")
+    if isinstance(logger, dict) and logger.get("enabled", False) is False:
+        if all(name in TOP_KEYS["comms_logger"] for name in logger):
+            draft.drop("comms_logger")
+    if isinstance(draft.get(STEPS_PER_PRINT), int):
+        draft.drop(STEPS_PER_PRINT)
+        draft.notices.append(f"{STEPS_PER_PRINT} is left out: {REFUSED[STEPS_PER_PRINT]}")
+
+
+def _is_off(value: Any) -> bool:
+    """false, a block that says so by "enabled", or one in which all is off."""
+    if isinstance(value, dict):
+        is_disabled = value.get("enabled") is False
+        return is_disabled or (bool(value) and all(_is_off(inner) for inner in value.values()))
+    return value is False
+
+
+def _make_whole(block: Any, keys: dict[str, Any]) -> None:
+    """Turn floats that are whole into integers, where the table of keys asks for those."""
+    if not isinstance(block, dict):
+        return
+    for name, value in block.items():
+        key = keys.get(name)
+        if isinstance(key, dict):
+            if key is OPTIMIZERS or key is SCHEDULERS:
+                kind = block.get("type")
+                key = key.get(kind, {}) if isinstance(kind, str) else {}
+            _make_whole(value, key)
+        elif isinstance(key, Key) and key.kind is int and _is_whole(value):
+            block[name] = int(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST

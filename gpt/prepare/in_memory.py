@@ -1,0 +1,70 @@
+"""Texts as a split in memory: the tokens that prepare_data.py would write of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt.data.vocab import Vocab
+from gpt.errors import UserError
+from gpt.prepare.documents import Input, documents
+from gpt.prepare.encode import Encoder, Lossy
+from gpt.prepare.texts import Document, NotUTF8, Reading
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """What gpt.evaluation.Evaluator needs of a split. tokens: (n,) ids, an end-of-document id after
+    every document; bytes: those of the texts."""
+
+    tokens: np.ndarray
+    documents: int
+    bytes: int
+
+    def check_ids(self, ids: np.ndarray) -> None:
+        """They are the vocabulary's, which has just made them."""
+
+
+def split_of_files(paths: Iterable[Path | str], vocab: Vocab) -> TextSplit:
+    """The documents of files in their order: a text file is one, a file of rows holds many; an
+    empty one is left out. Raises UserError where a file cannot be read, or there is no text at
+    all."""
+    files = [Path(path) for path in paths]
+    encoder = Encoder(vocab)
+    parts: list[bytes] = []
+    count = 0
+    size = 0
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path} is not a file", mend="give text files, each a document")
+        for document in documents(Input(str(path), path), Reading()):
+            tokens, document_size = _encoded(document, encoder)
+            if document_size:
+                parts += [*tokens, encoder.end]
+                count += 1
+                size += document_size
+    if not count:
+        names = ", ".join(map(str, files))
+        raise UserError(f"no text is in {names}", mend="give other files")
+    return TextSplit(np.frombuffer(b"".join(parts), encoder.dtype), count, size)
+
+
+def _encoded(document: Document, encoder: Encoder) -> tuple[list[bytes], int]:
+    """(stored ids of a document in pieces, its bytes)"""
+    pieces = []
+    size = 0
+    try:
+        for chunk in encoder.chunks(document.blocks()):
+            pieces.append(encoder.encode(chunk))
+            size += len(chunk.encode())
+    except NotUTF8 as error:
+        raise UserError(
+            error.what, mend="convert it, for example with `iconv -t UTF-8`, or take it out"
+        ) from error
+    except Lossy as error:
+        raise UserError(
+            f"the model's tokenizer does not encode {document.name} without loss",
+            mend="its bits per byte would not be those of the text; take it out",
+        ) from error
+    return pieces, size

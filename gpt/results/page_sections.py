@@ -1,0 +1,236 @@
+"""What the report's page tells of one run below the curves, in tables."""
+
+import json
+import statistics
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from gpt.config.identity import CHANGES, change_in_words, changes_of
+from gpt.config.run_config import leaves
+from gpt.metrics.events import CHECKPOINT, EVAL, RESUME, START, TRAIN
+from gpt.metrics.runs import Run, values
+from gpt.results.page_curves import SHOWN_EVENTS, happenings
+from gpt.results.page_tables import figure, table, text
+from gpt.wording import first_of, plural
+
+# figures of an evaluation, with their units
+EVALUATION = {
+    "tokens": "tokens scored",
+    "of_tokens": "of the split's tokens",
+    "bytes": "bytes scored",
+    "loss": "loss (nats per token)",
+    "ppl": "perplexity (per token)",
+    "normalised_loss": "normalised loss (nats per byte)",
+    "normalised_ppl": "normalised perplexity (per byte)",
+    "bits_per_byte": "bits per byte",
+    "top1": "top 1 (share of tokens)",
+    "top10": "top 10 (share of tokens)",
+}
+LANGUINI = "normalised perplexity as the Languini Kitchen counts"
+SHOWN_DOCUMENTS = 4  # of an event
+LONG_TEXT = 600  # characters of an event's details that are shown
+# of events, told elsewhere on the page
+ELSEWHERE = ("event", "step", "time", "documents", "identity", "variant", "seed", "code")
+
+
+def sections(run: Run, index: int) -> str:
+    """Of the index-th run; of the first, most stand open."""
+    parts = [
+        ("identity", "What it is", _identity(run)),
+        ("evaluation", "Evaluation per split", _evaluation(run)),
+        ("events", "What happened", _events(run)),
+        ("environment", "Environment and time", _environment(run)),
+        ("config", "Configuration", _configuration(run)),
+    ]
+    html = []
+    for name, label, content in parts:
+        opened = " open" if index == 0 and name in ("identity", "evaluation", "events") else ""
+        html.append(
+            f'<details id="{name}-{index}"{opened}><summary>{label}</summary>{content}</details>'
+        )
+    return f"<h2>{text(run.name)}</h2>\n" + "\n".join(html)
+
+
+def _identity(run: Run) -> str:
+    """All by which runs are told apart, and the commands that made it."""
+    code = _block(run.config, "code")
+    parts = ", ".join(f"{part} {digest}" for part, digest in _block(code, "parts").items())
+    rows = [
+        ["variant", run.variant],
+        ["model", run.family],
+        ["parameters", f"{run.parameters:,}"],
+        ["seed", run.options.get("seed")],
+        ["code", code.get("hash")],
+        ["of its parts", parts or None],
+        ["git commit", _commit(code)],
+        ["kernels", run.config.get("kernels")],
+        *_dataset(_block(run.config, "dataset")),
+    ]
+    changes = changes_of(run.config)
+    rows += [["changed on resuming", change_in_words(entry)] for entry in changes]
+    if not changes:
+        rows.append(["changed on resuming", "nothing that was noted"])
+    commands = [event.get("command") for event in run.events.get(START, [])]
+    rows += [["command", command] for command in dict.fromkeys(commands) if command]
+    return table(["", ""], rows)
+
+
+def _block(tree: dict, name: str) -> dict[str, Any]:
+    """A block of config.yaml, empty where there is none."""
+    block = tree.get(name)
+    return block if isinstance(block, dict) else {}
+
+
+def _commit(code: dict) -> str | None:
+    commit = code.get("commit")
+    if not commit:
+        return None
+    if code.get("dirty"):
+        return f"{commit}, with changes that are not committed"
+    return str(commit)
+
+
+def _dataset(dataset: dict) -> list[list]:
+    rows = [
+        ["dataset", dataset.get("root")],
+        ["dataset's fingerprint", dataset.get("fingerprint")],
+        ["tokenizer", dataset.get("tokenizer")],
+    ]
+    for name, label in (("train", "trained on"), ("scored", "scored")):
+        split = _block(dataset, name)
+        if split:
+            counts = [f"{figure(split.get(key))} {key}" for key in ("tokens", "bytes")]
+            documents = f"documents {split.get('documents')}"
+            rows.append([label, f"{split.get('split')}: {', '.join([*counts, documents])}"])
+    return rows
+
+
+def _configuration(run: Run) -> str:
+    sources = _block(run.config, "sources")
+    rows = [
+        [path, value, sources.get(path, "default")] for path, value in leaves(run.config["run"])
+    ]
+    return table(["setting", "value", "from"], rows)
+
+
+def _evaluation(run: Run) -> str:
+    head = ["split", "step", *EVALUATION.values(), LANGUINI]
+    rows = []
+    for split in run.splits():
+        event = run.curve(EVAL, split)[-1]
+        row = [split, f"{event['step']:,}"]
+        row += [figure(event.get(name)) for name in EVALUATION]
+        row.append(figure((event.get("languini") or {}).get("normalised_ppl")))
+        rows.append(row)
+    if not rows:
+        return "<p>no evaluation yet</p>"
+    return table(head, rows, numbers=range(1, len(head)))
+
+
+def _events(run: Run) -> str:
+    events = happenings(run)
+    if not events:
+        return "<p>nothing but training</p>"
+    shown = events[-SHOWN_EVENTS:]
+    rows = [
+        [_clock(event), f"{event['step']:,}", event["event"], _details(event)] for event in shown
+    ]
+    html = table(["time (UTC)", "step", "event", ""], rows, numbers=[1])
+    earlier = len(events) - len(shown)
+    return f"<p>{earlier:,} earlier ones are left out.</p>{html}" if earlier else html
+
+
+def _clock(event: dict) -> str:
+    seconds = values([event], "time")[0]
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return "-"
+
+
+def _details(event: dict) -> str:
+    """What an event tells, in words; of a start what its environment's table does not repeat, of
+    documents the first."""
+    texts = []
+    for key, value in event.items():
+        repeated = event["event"] == START and key not in ("device", "ranks", "precision")
+        if value is None or repeated or key in ELSEWHERE:
+            continue
+        if event["event"] == RESUME and key == "changed":
+            texts += _changes(value)
+        else:
+            texts.append(f"{key.replace('_', ' ')} {_shown(value)}")
+    names = list(dict.fromkeys(_names(event.get("documents"))))
+    if names:
+        texts.append(f"{plural(len(names), 'document')}: {first_of(names, SHOWN_DOCUMENTS)}")
+    details = ", ".join(texts)
+    return details if len(details) <= LONG_TEXT else details[:LONG_TEXT] + " …"
+
+
+def _changes(entries: Any) -> list[str]:
+    """Of a resume, in words."""
+    return [change_in_words(entry) for entry in changes_of({CHANGES: entries})]
+
+
+def _shown(value: Any) -> str:
+    """A value of an event."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _names(documents: Any) -> Iterator[str]:
+    """The texts in a list, or in lists of lists."""
+    for item in documents if isinstance(documents, list) else []:
+        if isinstance(item, list):
+            yield from _names(item)
+        else:
+            yield str(item)
+
+
+def _environment(run: Run) -> str:
+    batch = run.config["batch"]
+    micro_batch = f"{batch.get('micro_size', '-')} x {batch.get('accumulation', '-')}"
+    zero = run.config["run"].get("zero_optimization") or {}
+    rows = [
+        ["precision", run.config.get("precision", "-")],
+        ["ranks", batch.get("world_size", "-")],
+        ["micro batch x accumulation", micro_batch],
+        ["ZeRO stage", zero.get("stage", "-")],
+    ]
+    start: dict[str, Any] = next(reversed(run.events.get(START, [])), {})
+    for key in ("device", "host", "peak_flops"):
+        if start.get(key):
+            rows.append([key.replace("_", " "), start[key]])
+    for package, version in (start.get("versions") or {}).items():
+        rows.append([package, version])
+    rows += _times(run.curve(TRAIN))
+    pauses = values(run.events.get(CHECKPOINT, []), "seconds")
+    if len(pauses):
+        pause = f"training waited {statistics.median(pauses):.3g} s for one (median)"
+        rows.append(["checkpoints", f"{len(pauses)}, {pause}"])
+    return table(["", ""], rows)
+
+
+def _times(train: list[dict]) -> list[list]:
+    """Rows: where the time of training went, by the parts that its first line with them names."""
+    parts = []
+    for event in train:
+        if isinstance(event.get("seconds"), dict):
+            parts = list(event["seconds"])
+            break
+    seconds = {part: float(np.nansum(values(train, f"seconds/{part}"))) for part in parts}
+    whole = sum(seconds.values())
+    if not whole > 0:
+        return []
+    return [
+        [f"time: {part}", f"{spent:,.1f} s ({spent / whole:.1%})"]
+        for part, spent in seconds.items()
+    ]

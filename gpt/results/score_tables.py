@@ -1,0 +1,82 @@
+"""Evaluations as a person reads them: one in full, several as a table."""
+
+from collections.abc import Iterable, Sequence
+
+# (name, name of the column, key of gpt.evaluation.summary, format)
+QUANTITIES = (
+    ("normalised perplexity", "normalised ppl", "normalised_ppl", ".4f"),
+    ("bits per byte", "bits per byte", "bits_per_byte", ".4f"),
+    ("loss (nats per token)", "loss (nats/token)", "loss", ".4f"),
+    ("perplexity per token", "ppl", "ppl", ".2f"),
+    ("top-1 accuracy", "top-1", "top1", ".4f"),
+    ("top-10 accuracy", "top-10", "top10", ".4f"),
+    ("tokens scored", "tokens", "tokens", ",d"),
+    ("bytes", "bytes", "bytes", ",d"),
+)
+
+
+def in_full(result: dict) -> str:
+    """One evaluation, a line for each quantity."""
+    languini = result["languini"]
+    lines = [
+        f"{result['checkpoint']} on the split {result['split']!r} of {result['dataset']} "
+        f"(seq_len {result['seq_len']}, last_n {result['last_n']})",
+        f"{'':26s}{'exact':>14s}{'languini':>14s}",
+    ]
+    for name, _, key, form in QUANTITIES:
+        exact = format(result[key], form)
+        as_languini = format(languini[key], form) if key in languini else ""
+        lines.append(f"{name:26s}{exact:>14s}{as_languini:>14s}")
+    return "\n".join(lines)
+
+
+def as_table(results: Sequence[dict]) -> str:
+    """A caption and a row for each evaluation."""
+    head, rows = _table(results)
+    widths = [max(len(cell) for cell in column) for column in zip(head, *rows)]
+    lines = [_caption(results)]
+    for first, *cells in [head, *rows]:
+        padded = [f"{cell:>{width}s}" for cell, width in zip(cells, widths[1:])]
+        lines.append("  ".join([f"{first:{widths[0]}s}", *padded]))
+    return "\n".join(lines)
+
+
+def as_markdown(results: Sequence[dict]) -> str:
+    head, rows = _table(results)
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    lines = [_markdown_row(row) for row in [head, rule, *rows]]
+    return "\n".join([_caption(results), "", *lines]) + "\n"
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _table(results: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
+    """(names of the columns, rows of texts). Where there are several checkpoints their steps are a
+    column."""
+    has_steps = _has_steps(results)
+    head = ["split", *(["step"] if has_steps else [])]
+    head += [*(column for _, column, _, _ in QUANTITIES), "languini"]
+    rows = []
+    for result in results:
+        step = [f"{result['step']:,}"] if has_steps else []
+        exact = [format(result[key], form) for _, _, key, form in QUANTITIES]
+        languini = format(result["languini"]["normalised_ppl"], ".4f")
+        rows.append([result["split"], *step, *exact, languini])
+    return head, rows
+
+
+def _has_steps(results: Sequence[dict]) -> bool:
+    return len({result["checkpoint"] for result in results}) > 1
+
+
+def _caption(results: Sequence[dict]) -> str:
+    first = results[0]
+    weights = first["checkpoint"]
+    if _has_steps(results):
+        weights += f" … {results[-1]['checkpoint']}"
+    return (
+        f"{weights} on {first['dataset']} (seq_len {first['seq_len']}, last_n {first['last_n']};"
+        " languini: normalised ppl as the seed project counts it)"
+    )

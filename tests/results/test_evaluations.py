@@ -1,0 +1,116 @@
+"""Evaluations of a run's checkpoints: one that is joined to the run, and all of them."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from conftest import load_command
+from finished_run import damage
+
+from gpt.checkpoint.weights import consolidate, consolidate_mean
+from gpt.config.saved import read_config, write_config
+from gpt.errors import UserError
+from gpt.quantities import contradiction
+from gpt.results import evaluations
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def joined(finished):
+    """A run's folder with an evaluation of its last weights joined to it, and its file."""
+    run = finished / "runs/tiny"
+    consolidate(run / "checkpoints", finished / "export")
+    weights = finished / "export/model.safetensors"
+    evaluate("--checkpoint_file", weights, "--join", run, "--last_n", 32)
+    return run, run / "evaluations/test-step6.json"
+
+
+def evaluate(*options):
+    argv = sys.argv
+    sys.argv = ["eval.py", *map(str, options)]
+    try:
+        load_command("eval", "gpt").main()
+    finally:
+        sys.argv = argv
+
+
+def test_a_joined_evaluation_is_read_as_the_runs(joined, sample):
+    run, file = joined
+    config = read_config(run / "config.yaml")
+    result = evaluations.read(run, config, "test", 6)
+    source = json.loads((sample / "manifest.json").read_text())["splits"]["test"]
+    assert (result["tokens"], result["bytes"]) == (source["tokens"], source["bytes"])
+    assert contradiction(result) is None and result["step"] == 6
+    assert (result["run"]["name"], result["run"]["checkpoint"]) == ("tiny", "global_step6")
+    assert evaluations.read(run, config, "python", 6) is None
+    assert evaluations.read(run, config, "test", 5) is None
+    assert [path.name for path in file.parent.iterdir()] == ["test-step6.json"]
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"normalised_ppl": 1.5}, "contradicts itself: normalised_ppl is 1.5, and its sums make"),
+        ({"split": "python"}, "is of another split or step than its name says"),
+        ({"step": 5}, "is of another split or step than its name says"),
+        ({"of_tokens": 10**9}, "is not of the whole split"),
+        ({"documents": "x"}, "is of other documents than the run's own evaluations"),
+        ({"run": {"curve": "x"}}, "is of another run, or of other settings"),
+        ({"run": None}, "is not what eval.py --join writes"),
+    ],
+)
+def test_files_that_are_not_the_runs_evaluation(change, sentence, joined, tmp_path):
+    run, file = joined
+    config = read_config(run / "config.yaml")
+    copy = evaluations.file_of(tmp_path, "test", 6)
+    copy.parent.mkdir()
+    copy.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError) as error:
+        evaluations.read(tmp_path, config, "test", 6)
+    assert str(error.value).startswith(f"{copy} {sentence}")
+    assert str(error.value).endswith(": remove it, or evaluate again with --join")
+    copy.write_text(file.read_text())
+    config["run"]["gpt"]["seed"] += 1
+    with pytest.raises(UserError, match="is of another run, or of other settings"):
+        evaluations.read(tmp_path, config, "test", 6)
+
+
+def test_weights_that_are_not_the_runs_are_not_joined(joined, tmp_path):
+    run, _ = joined
+    weights = run.parents[1] / "export/model.safetensors"
+    other = shutil.copytree(run, tmp_path / "other")
+    config = read_config(other / "config.yaml")
+    config["run"]["gpt"]["seed"] = 5
+    write_config(other / "config.yaml", config)
+    with pytest.raises(UserError, match="was not trained by .*: seed is 5 in the run, and 0 in"):
+        evaluate("--checkpoint_file", weights, "--join", other)
+    shutil.copy(run / "config.yaml", other / "config.yaml")
+    again = other / "checkpoints/global_step6"
+    shutil.rmtree(again)
+    shutil.copytree(other / "checkpoints/global_step5", again)
+    with pytest.raises(UserError, match="is made from another global_step6 than"):
+        evaluate("--checkpoint_file", weights, "--join", other)
+    consolidate_mean(run / "checkpoints", tmp_path / "mean", 2)
+    with pytest.raises(UserError, match="is not made from one checkpoint of a run: join the"):
+        evaluate("--checkpoint_file", tmp_path / "mean/model.safetensors", "--join", run)
+
+
+def test_every_checkpoint_of_a_run(joined, tmp_path, capsys):
+    run, file = joined
+    copy = shutil.copytree(run, tmp_path / "run")
+    damage(next((copy / "checkpoints/global_step5").glob("*_optim_states.pt")), "flipped")
+    evaluate("--checkpoints", copy, "--last_n", 32, "--json", tmp_path / "curve.json")
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert [result["step"] for result in curve] == [4, 6]
+    # the same as of the file that was made of the checkpoint
+    names = ("total_loss", "text_nats", "tokens", "bytes", "top1")
+    alone = json.loads(file.read_text())
+    assert {name: curve[1][name] for name in names} == {name: alone[name] for name in names}
+    said = capsys.readouterr()
+    assert "notice: left out: " in said.err and "global_step5" in said.err
+    steps = [line.split()[1] for line in said.out.splitlines() if line.startswith("test ")]
+    assert steps == ["4", "6"]
+    with pytest.raises(UserError, match="holds no checkpoints: give --checkpoints the folder of"):
+        evaluate("--checkpoints", tmp_path)

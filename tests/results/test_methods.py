@@ -1,0 +1,166 @@
+"""What makes runs seeds of each other, what makes methods, and what tells them apart."""
+
+import pytest
+from synthetic_runs import CODE, amend, identified_run
+
+from gpt.errors import UserError
+from gpt.metrics.runs import read_runs
+from gpt.results.comparison import final_losses, group_by_seed
+from gpt.results.methods import labels, method_names, same_code, telling
+
+HOUR = 256 / 3600  # tokens per second of a reference that takes an hour for a step
+ROPE = {"hash": "bbbbbbbbbbbb", "parts": {**CODE["parts"], "model": "222222222222"}}
+ADAMW = {"type": "AdamW", "params": {"betas": [0.9, 0.95], "weight_decay": 3}}
+
+
+def groups_of(folder, *beginnings):
+    runs = read_runs([folder])
+    return group_by_seed(runs, same_code(runs, beginnings, []))
+
+
+def test_changed_code_is_no_seed_of_the_baseline(tmp_path):
+    for seed in range(2):
+        identified_run(tmp_path / f"base-seed{seed}", seed=seed)
+    amend(identified_run(tmp_path / "rope-seed2", seed=2), {"code": ROPE})
+    groups = groups_of(tmp_path)
+    assert [(group.seeds, group.method) for group in groups] == [
+        ([0, 1], "2x32-mlp64-attn16, code aaaaaaa"),
+        ([2], "2x32-mlp64-attn16, code bbbbbbb"),
+    ]
+    (group,) = groups_of(tmp_path, "aaaa", "bbbb")  # on purpose
+    assert group.seeds == [0, 1, 2] and group.method == "2x32-mlp64-attn16"
+
+
+@pytest.mark.parametrize(
+    "beginnings, sentence",
+    [
+        (
+            ["aaaa", "cc"],
+            "--same_code cc names no version of the code of these runs: give some of aaaaaaaaaaaa,"
+            " bbbbbbbbbbbb",
+        ),
+        (["aaaa"], "--same_code names one version: give two at least"),
+        (
+            ["", "aa"],
+            "--same_code  names 2 versions of the code of these runs: give some of aaaaaaaaaaaa,"
+            " bbbbbbbbbbbb",
+        ),
+    ],
+)
+def test_mistakes_about_the_same_code(beginnings, sentence, tmp_path):
+    identified_run(tmp_path / "base")
+    amend(identified_run(tmp_path / "rope"), {"code": ROPE})
+    with pytest.raises(UserError) as error:
+        groups_of(tmp_path, *beginnings)
+    assert str(error.value) == sentence
+
+
+def test_a_name_that_was_given_is_the_methods_name(tmp_path):
+    identified_run(tmp_path / "base")
+    amend(identified_run(tmp_path / "rope"), {"code": ROPE, "run/gpt/variant": "rope"})
+    assert [group.method for group in groups_of(tmp_path)] == ["2x32-mlp64-attn16", "rope"]
+
+
+CHANGES = {
+    "batch": {"step": 5, "setting": "train_batch_size", "was": 4, "is": 8},
+    "schedule": {"step": 5, "setting": "scheduler.params.decay_steps", "was": 10, "is": 12},
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_what_was_changed_on_resuming_is_no_seed_of_an_undisturbed_run(case, tmp_path):
+    identified_run(tmp_path / "a-seed0")
+    amend(identified_run(tmp_path / "a-seed1", seed=1), {"changes": [CHANGES[case]]})
+    undisturbed, changed = groups_of(tmp_path)
+    assert (undisturbed.seeds, changed.seeds) == ([0], [1])
+    assert changed.method.startswith("2x32-mlp64-attn16, changed ")
+    assert changed.method.endswith(" at step 5")
+
+
+DIFFERENT = {
+    "other kernels": {"kernels": "triton"},
+    "other precision": {"precision": "bf16"},
+    "other text": {"dataset/train/documents": "3" * 64},
+    "other weight decay": {"run/optimizer/params/weight_decay": 0.1},
+    "other rate": {"run/scheduler/params/max_lr": 0.5},
+    "compiled": {"run/gpt/compile": True},
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_whatever_makes_another_curve_makes_another_method(case, tmp_path):
+    identified_run(tmp_path / "a-seed0")
+    amend(identified_run(tmp_path / "a-seed1", seed=1), DIFFERENT[case])
+    first, second = groups_of(tmp_path)
+    assert first.method != second.method
+
+
+def ladder(folder, name, changes, **options):
+    for steps in (10, 20, 40):
+        for seed in range(2):
+            run = identified_run(
+                folder / f"{name}{steps}-seed{seed}",
+                steps,
+                final=1.4 - steps / 100,
+                seed=seed,
+                tokens_per_second=HOUR,
+                **options,
+            )
+            amend(run, changes)
+
+
+def test_three_methods_have_three_laws(tmp_path):
+    ladder(tmp_path, "adam", {})
+    ladder(tmp_path, "adamw", {"run/optimizer": ADAMW})
+    ladder(tmp_path, "rope", {"code": ROPE, "run/gpt/variant": "rope"})
+    notices = []
+    points = final_losses(groups_of(tmp_path), "reference_hours", notices)
+    assert {method: len(of_it) for method, of_it in points.items()} == {
+        "2x32-mlp64-attn16, optimizer Adam": 3,
+        "2x32-mlp64-attn16, optimizer AdamW": 3,
+        "rope": 3,
+    }
+    assert [point[0] for point in points["rope"]] == pytest.approx([10, 20, 40])
+    assert notices == []
+
+
+def test_a_batch_that_grows_along_a_ladder_makes_no_other_method(tmp_path):
+    for steps, batch in ((10, 8), (20, 8), (20, 16)):
+        run = identified_run(tmp_path / f"{steps}x{batch}", steps)
+        amend(run, {"run/train_batch_size": batch, "batch/global_size": batch})
+    assert {group.method for group in groups_of(tmp_path)} == {"2x32-mlp64-attn16"}
+    # twice 2,560 tokens, in two batches
+    amend(identified_run(tmp_path / "5x16", 5), {"run/train_batch_size": 16})
+    amend(tmp_path / "5x16", {"batch/global_size": 16})
+    assert {group.name: group.method for group in groups_of(tmp_path)} == {
+        "5x16": "2x32-mlp64-attn16, train_batch_size 16",
+        "10x8": "2x32-mlp64-attn16, train_batch_size 8",
+        "20x8": "2x32-mlp64-attn16, train_batch_size 8",
+        "20x16": "2x32-mlp64-attn16, train_batch_size 16",
+    }
+
+
+def test_a_schedule_that_ends_elsewhere_is_another_method(tmp_path):
+    for name, decay_steps in (("to-the-end", 10), ("further", 50)):
+        run = identified_run(tmp_path / name, 10)
+        amend(run, {"run/scheduler/params/decay_steps": decay_steps})
+    assert len({group.method for group in groups_of(tmp_path)}) == 2
+
+
+def test_names_of_methods_are_short_and_no_two_alike():
+    words = [
+        {"model": "nano", "compile": compiled, "precision": precision, "a": number, "b": number}
+        for compiled in (True, False)
+        for precision in ("fp32", "bf16")
+        for number in (1, 2)
+    ]
+    paths = telling(words)
+    assert len(paths) == 3 and {"compile", "precision"} < set(paths)
+    names = method_names(["nano"] * 8, words)
+    assert len(set(names)) == 8 and names[0] == "nano, compile True, precision fp32, a 1"
+    assert method_names(["a", "a"], [{}, {}]) == ["a", "a (2)"]
+    assert labels(["optimizer.params.lr", "scheduler.params.lr", "optimizer.type"]) == {
+        "optimizer.params.lr": "optimizer.params.lr",
+        "scheduler.params.lr": "scheduler.params.lr",
+        "optimizer.type": "optimizer",
+    }

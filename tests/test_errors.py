@@ -1,0 +1,73 @@
+"""Commands that cannot start: an interpreter without packages, packages that do not load, parts
+that are no commands."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from gpt.errors import UserError, in_words
+
+COMMANDS = [
+    *sorted((ROOT / "tools").glob("*.py")),
+    *(ROOT / "gpt" / f"{name}.py" for name in ("train", "eval", "model")),
+]
+PARTS = [*sorted((ROOT / "tools/benchmarks").glob("[a-z]*.py")), ROOT / "tools/gpu_stages"]
+
+
+def start(*words):
+    """Of an interpreter that has the standard library alone."""
+    command = [sys.executable, "-I", "-S", *map(str, words)]
+    return subprocess.run(command, text=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
+def test_every_command_says_which_package_is_missing(path):
+    done = start(path, "--help")
+    if done.returncode == 0:
+        assert done.stdout
+        return
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    if path.name != "kernel_cases.py":
+        assert done.returncode == 2
+        assert done.stderr.endswith(
+            f" is not installed here ({sys.executable}): run `pip install -e .` in the project's"
+            " folder\n"
+        )
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: path.name)
+def test_a_part_of_a_command_names_the_command(path):
+    done = start(path)
+    assert done.returncode == 1
+    words = done.stderr.split("`")
+    assert words[0].startswith("error: ") and words[2] == ": run that\n"
+    assert (ROOT / words[1].split()[1]).is_file()
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (
+            ModuleNotFoundError("No module named 'yaml'", name="yaml"),
+            f"the package 'yaml' is not installed here ({sys.executable}): run `pip install -e .`"
+            " in the project's folder",
+        ),
+        (
+            ImportError("numpy.core.multiarray failed to import\nmore", name="pyarrow.lib"),
+            f"the package 'pyarrow.lib' does not load here ({sys.executable};"
+            " numpy.core.multiarray failed to import): run `pip install -e .` in the project's"
+            " folder, in a new environment",
+        ),
+    ],
+)
+def test_a_package_that_does_not_load_is_a_mistake_in_words(error, message):
+    explained = in_words(error)
+    assert isinstance(explained, UserError) and str(explained) == message
+
+
+@pytest.mark.parametrize("name", ["gpt.wordings", "tools", None])
+def test_a_name_of_our_own_that_is_missing_is_no_mistake_of_the_user(name):
+    error = ImportError("cannot import name 'x'", name=name)
+    assert in_words(error) is error

@@ -1,0 +1,97 @@
+"""What a run writes of what it is, and of what was changed on its way."""
+
+import copy
+
+import plain_run
+import pytest
+import yaml
+from conftest import read_metrics
+
+from gpt.config.code import code_of
+from gpt.config.identity import digest
+from gpt.errors import UserError
+from gpt.metrics.runs import read_run
+from gpt.training import start
+
+
+def saved(run_dir):
+    return yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+
+
+def options(steps, batch=8, **gpt):
+    """Of a run that evaluates nothing; its schedule is as long whatever the steps."""
+    return {
+        "train_batch_size": batch,
+        "gpt": {"max_train_steps": steps, "eval_every": 0, "log_ckpt_every": 2, **gpt},
+    }
+
+
+def test_config_yaml_and_events_tell_what_the_run_is(sample, tmp_path):
+    run_dir = tmp_path / "run"
+    trainer = plain_run.train(run_dir, sample, **options(2, variant="rope"))
+    config = saved(run_dir)
+    assert config["code"] == code_of()
+    assert config["kernels"] == "torch" and config["changes"] == []
+    assert config["parameters"] == trainer.config.model.parameters()
+    assert config["dataset"]["train"]["documents"] != config["dataset"]["scored"]["documents"]
+    (event,) = read_metrics(run_dir, "start")
+    assert event["identity"] == digest(config)
+    assert (event["variant"], event["seed"]) == ("rope", 0)
+    assert event["code"]["hash"] == config["code"]["hash"]
+    assert event["command"]
+    in_checkpoint = saved(run_dir / "checkpoints" / "global_step2")
+    assert digest(in_checkpoint) == digest(config)
+
+
+def test_a_seed_is_the_same_run_and_another_batch_is_not(sample, tmp_path):
+    for name, changes in (("a", {}), ("b", {"seed": 5}), ("c", {"batch": 4})):
+        plain_run.train(tmp_path / name, sample, **options(1, **changes))
+    first, second, third = (digest(saved(tmp_path / name)) for name in "abc")
+    assert first == second != third
+
+
+def test_tokens_of_a_run_whose_batch_was_changed_are_those_that_it_saw(sample, tmp_path):
+    run_dir = tmp_path / "run"
+    seq_len = plain_run.train(run_dir, sample, **options(4)).config.model.seq_len
+    plain_run.train(run_dir, sample, allowed=["train_batch_size"], **options(6, batch=16))
+    tokens = [event["train_tokens"] for event in read_metrics(run_dir, "train")]
+    assert tokens == [sequences * seq_len for sequences in (8, 16, 24, 32, 48, 64)]
+    (resume,) = read_metrics(run_dir, "resume")
+    entry = {"step": 4, "setting": "train_batch_size", "was": 8, "is": 16}
+    assert resume["changed"] == [entry] == saved(run_dir)["changes"]
+    run = read_run(run_dir)
+    assert run.tokens_until(6) == 64 * seq_len
+    # and it stays so when the run goes on as it is
+    plain_run.train(run_dir, sample, allowed=["train_batch_size"], **options(7, batch=16))
+    assert read_metrics(run_dir, "train")[-1]["train_tokens"] == 80 * seq_len
+    assert saved(run_dir)["changes"] == [entry]
+    assert read_metrics(run_dir, "resume")[-1]["changed"] == []
+
+
+def test_going_back_before_a_change_undoes_it(sample, tmp_path):
+    run_dir = tmp_path / "run"
+    plain_run.train(run_dir, sample, **options(4))
+    plain_run.train(run_dir, sample, allowed=["train_batch_size"], **options(6, batch=16))
+    plain_run.train(run_dir, sample, resume="global_step2", **options(3))
+    assert saved(run_dir)["changes"] == []
+
+
+def test_other_code_goes_on_and_is_told(sample, tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    plain_run.train(run_dir, sample, **options(2))
+    code = copy.deepcopy(code_of())
+    was = code["parts"]["model"]
+    code["parts"]["model"] = "abc"
+    monkeypatch.setattr(start, "code_of", lambda: code)
+    plain_run.train(run_dir, sample, **options(3))
+    assert f"notice: changed on resuming: code.model was {was}, is abc" in capsys.readouterr().out
+    (entry,) = saved(run_dir)["changes"]
+    assert (entry["step"], entry["setting"]) == (2, "code.model")
+
+
+def test_another_method_is_refused_in_one_sentence(sample, tmp_path):
+    run_dir = tmp_path / "run"
+    plain_run.train(run_dir, sample, **options(2))
+    with pytest.raises(UserError, match="other settings .variant was None, is rope.: name another"):
+        plain_run.train(run_dir, sample, **options(3, variant="rope"))
+    assert read_metrics(run_dir)[-1]["step"] == 2
