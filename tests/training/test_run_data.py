@@ -69,9 +69,9 @@ def test_a_place_that_is_no_dataset_gets_advice_that_does_no_harm(tmp_path, monk
         return RunData(drafted(gpt={"data_root": root}), may_be_absent=False).mistakes()[0]
 
     # not into the folder of the texts
-    assert mistake("texts").endswith("prepare_data.py --input texts --out texts-dataset`")
-    assert mistake("boks").endswith(f"--out boks`; it was looked for in {tmp_path}")
-    assert mistake("texts/a.txt").startswith("texts/a.txt is a file, not the folder of a dataset")
+    assert mistake("texts").endswith("prepare_data.py --input texts --out FOLDER`")
+    assert mistake("boks").endswith(f"; or name one as it is seen from {tmp_path}")
+    assert mistake("texts/a.txt").startswith("texts/a.txt is a file, and a dataset is a folder")
 
 
 @pytest.mark.parametrize("only_looked_at", [True, False])
