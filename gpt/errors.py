@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 # whose imports fail by a fault of their own
-OWN_PACKAGES = ("gpt", "tools")
+OWN_PACKAGES = ("gpt", "tools", "__main__")
 
 
 class UserError(Exception):
@@ -77,21 +77,30 @@ def in_words(error: Exception) -> Exception:
         return UserError(
             f"{error.filename}: {error.strerror}; make the path usable or give another one"
         )
-    if isinstance(error, ImportError) and error.name is not None:
-        if error.name.split(".")[0] not in OWN_PACKAGES:
-            return _failed_import(error)
+    if isinstance(error, ImportError):
+        name = error.name or _where_raised(error)
+        if name.split(".")[0] not in OWN_PACKAGES:
+            return _failed_import(error, name)
     return error
 
 
-def _failed_import(error: ImportError) -> UserError:
+def _where_raised(error: ImportError) -> str:
+    """The module that raised an error which names none, as where a compiled part does not fit."""
+    module = OWN_PACKAGES[0]
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", module)
+    return module
+
+
+def _failed_import(error: ImportError, name: str) -> UserError:
     if isinstance(error, ModuleNotFoundError):
         return UserError(
-            f"the package {error.name!r} is not installed here ({sys.executable})",
+            f"the package {name!r} is not installed here ({sys.executable})",
             mend="run `pip install -e .` in the project's folder",
         )
     first_line = str(error).strip().partition("\n")[0]
     return UserError(
-        f"the package {error.name!r} does not load here ({sys.executable}; {first_line})",
+        f"the package {name!r} does not load here ({sys.executable}; {first_line})",
         mend="run `pip install -e .` in the project's folder, in a new environment",
     )
 

@@ -4,6 +4,7 @@ The model is a gpt.model.GPT as it is: the pass with a cache goes through its em
 head, and brings an attention of its own.
 """
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 
@@ -12,10 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gpt.errors import UserError, in_brief
 from gpt.model import GPT
 
 # Not cuDNN's, which makes a plan for each shape: the keys are one more with every token.
 BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+# tokens by which the pass with a cache is held against the model, and how far logits may differ,
+# relative to the largest
+CHECKED_TOKENS = 32
+TOLERANCE = 1e-4
 
 
 class Context:
@@ -75,6 +83,45 @@ class Context:
         values[:, :, start:] = v
         y = F.scaled_dot_product_attention(q, keys, values, is_causal=start == 0)
         return y.transpose(1, 2).reshape(1, end - start, -1)
+
+
+def require_same_function(model: GPT) -> None:
+    """Raise UserError unless the pass with a cache computes what model(tokens) does, as it does not
+    where the model's code was changed."""
+    length = min(model.config.seq_len, CHECKED_TOKENS)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (length,), generator=generator).tolist()
+    try:
+        difference = _difference(model, tokens)
+        if not difference <= TOLERANCE:
+            # weights can be such that fp32 carries few digits
+            difference = _difference(copy.deepcopy(model).double(), tokens)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, ValueError, RuntimeError, LookupError) as error:
+        raise UserError(
+            f"text cannot be drawn from this model, whose code (gpt/model.py) is not the one that"
+            f" gpt/generate.py goes through ({in_brief(error)})",
+            mend="change the pass with a cache there alike",
+        ) from error
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the pass with a cache of gpt/generate.py gives other logits than the model's own code"
+            f" (gpt/model.py), by {difference:.1e} of the largest",
+            mend="change it there alike: text would be drawn from another model",
+        )
+
+
+@torch.no_grad()
+def _difference(model: GPT, tokens: list[int]) -> float:
+    """Largest difference of the last token's logits, relative to the largest logit."""
+    ids = torch.tensor(tokens, device=model.head.weight.device)
+    expected = model(ids[None])[0, -1].float().cpu()
+    context = Context(model)
+    logits = context.append(tokens[:-2] or tokens)
+    for token in tokens[len(context.tokens) :]:
+        logits = context.append([token])
+    return float((logits - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
 def choose(

@@ -11,6 +11,7 @@ def duration(seconds: float) -> str:
 
 # units of time that a person reads, greatest first: {unit: how many are in an hour}
 TIME_UNITS = {"h": 1, "min": 60, "s": 3600}
+TIME_NAMES = {"h": "hours", "min": "minutes", "s": "seconds"}
 
 
 def time_unit(hours: float) -> str:

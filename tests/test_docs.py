@@ -4,6 +4,7 @@ quotes."""
 import ast
 import re
 import shlex
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from functools import cache
@@ -53,6 +54,28 @@ def shell_commands(page):
                 if words:
                     commands.append(words)
     return commands
+
+
+# options whose value is what a command writes
+WRITES = ("--out", "--json", "--csv", "--markdown", "--png", "--write_config", "--run_dir")
+
+
+@pages
+def test_what_an_example_writes_is_left_out_of_git(page):
+    paths = []
+    for words in shell_commands(page):
+        for option, value in zip(words, words[1:]):
+            is_of_the_project = not value.startswith(("-", "/", "~")) and not value.isupper()
+            if option in WRITES and is_of_the_project:
+                paths.append(value)
+    if not paths:
+        return
+    command = ["git", "check-ignore", "--no-index", *{f"{path}/x" for path in paths}, *paths]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    if done.returncode > 1:
+        pytest.skip(f"git does not look at this folder: {done.stderr}")
+    ignored = set(done.stdout.split())
+    assert [path for path in paths if not {path, f"{path}/x"} & ignored] == []
 
 
 def anchors(page):
@@ -182,7 +205,7 @@ def is_key_of_a_run(word):
 def commands_of_tools():
     """tools/… that can be called."""
     tools = sorted((ROOT / "tools").glob("*.py"))
-    return [f"tools/{tool.name}" for tool in tools if "__main__" in text_of(tool)]
+    return [f"tools/{tool.name}" for tool in tools if "command(main)" in text_of(tool)]
 
 
 def test_every_option_in_passing_is_known_to_some_command():

@@ -1,6 +1,7 @@
 """Commands that cannot start: an interpreter without packages, packages that do not load, parts
 that are no commands."""
 
+import importlib
 import subprocess
 import sys
 
@@ -65,6 +66,18 @@ def test_a_part_of_a_command_names_the_command(path):
 def test_a_package_that_does_not_load_is_a_mistake_in_words(error, message):
     explained = in_words(error)
     assert isinstance(explained, UserError) and str(explained) == message
+
+
+def test_a_package_that_does_not_say_its_name_is_known_by_where_it_fails(tmp_path, monkeypatch):
+    (tmp_path / "unfit").mkdir()
+    (tmp_path / "unfit/__init__.py").write_text("raise ImportError('\\n\\nOf another ABI\\nmore')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError) as caught:
+        importlib.import_module("unfit")
+    message = str(in_words(caught.value))
+    assert message.startswith(
+        f"the package 'unfit' does not load here ({sys.executable}; Of another ABI): run "
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt.wordings", "tools", None])

@@ -13,7 +13,9 @@ from gpt.checkpoint.weights import write_folder
 from gpt.config.saved import foreign_config
 from gpt.config.shape import ModelConfig
 from gpt.data.vocab import Vocab
-from gpt.generate import Context, choose, generate
+from gpt.errors import UserError
+from gpt.generate import Context, choose, generate, require_same_function
+from gpt.kernels import attention
 from gpt.model import GPT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,6 +95,38 @@ def test_no_token_waits_for_a_plan_of_cudnns(model, monkeypatch):
         each == [False, True, True, True] for each in allowed
     )
     assert [enabled() for enabled in backends] == before and before[0]
+
+
+def test_the_pass_with_a_cache_is_held_against_the_model(model):
+    require_same_function(model)
+    require_same_function(GPT(SHAPE, seed=1))
+    require_same_function(GPT(dataclasses.replace(SHAPE, seq_len=1), seed=1))
+    with torch.no_grad():
+        amplifying = GPT(SHAPE, seed=1)
+        for parameter in amplifying.parameters():
+            parameter *= 30
+    require_same_function(amplifying)
+
+
+def test_a_model_of_changed_code_is_not_sampled_from(model, monkeypatch):
+    def sharper(self, x, attend=None):
+        q, k, v = attention.split_heads(self.qkv(x), self.n_heads)
+        attend = attend or (lambda *qkv: attention.causal_attention(qkv[0] * 5, *qkv[1:]))
+        return self.c_proj(attend(q, k, v))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt.model.Attention.forward", sharper)
+        with pytest.raises(
+            UserError,
+            match=r"the pass with a cache of gpt/generate.py gives other logits than the model's"
+            r" own code \(gpt/model.py\), by \d.*: change it there alike: text would be drawn from",
+        ):
+            require_same_function(model)
+    monkeypatch.delattr(GPT, "embed")
+    with pytest.raises(
+        UserError, match=r"text cannot be drawn from this model, whose code .*AttributeError: 'GPT'"
+    ):
+        require_same_function(model)
 
 
 def test_the_end_of_a_document_ends_the_text(model):

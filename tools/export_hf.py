@@ -39,20 +39,29 @@ def main():
     parser.add_argument(
         "--back", action="store_true", help="from transformers' layout to consolidated weights"
     )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="with --back: the tokenizer.model that the model was trained with; default the one in"
+        " the folder",
+    )
     args = parser.parse_args()
+    if args.tokenizer and not args.back:
+        raise UserError("--tokenizer goes with --back", mend="leave it out")
 
     from gpt.files import require_new_folder
 
     require_new_folder(args.out)
     if args.back:
-        back(Path(args.folder), args.out)
+        back(Path(args.folder), args.out, args.tokenizer)
     else:
         export(Path(args.folder), args.out)
 
 
 def export(folder, out):
     from gpt.checkpoint.weights import WEIGHTS, load_model, open_folder
-    from gpt.convert import transformers_gpt2
+    from gpt.convert import transformers_gpt2, transformers_tokenizer
     from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.files import built_aside
@@ -60,22 +69,24 @@ def export(folder, out):
     checkpoint = open_folder(folder)
     shape = checkpoint.shape
     transformers_gpt2.require_gpt2_shape(shape)
+    transformers_gpt2.require_gpt2_names(shape)
     transformers = import_transformers()
     vocab = Vocab.load(folder / TOKENIZER)
     ours = load_model(folder / WEIGHTS, checkpoint.config, folder)
     with built_aside(out) as building:
-        arguments = transformers_gpt2.config_of(shape, vocab.eod_id, checkpoint.step)
+        last_n = (checkpoint.config["run"].get("gpt") or {}).get("last_n")
+        arguments = transformers_gpt2.config_of(shape, vocab, checkpoint.step, last_n)
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**arguments))
         theirs.load_state_dict(transformers_gpt2.to_gpt2(ours.state_dict(), shape))
         theirs.save_pretrained(building, max_shard_size="1TB")
         (building / transformers_gpt2.WEIGHTS).chmod(0o644)
+        transformers_gpt2.write_run(building, checkpoint.config)
         (building / TOKENIZER).write_bytes(vocab.model)
-        transformers_gpt2.save_tokenizer(vocab, shape.seq_len, building)
+        transformers_tokenizer.save_tokenizer(vocab, shape.seq_len, building)
         difference = compare_logits(building, ours, vocab, transformers)
         wrong_on = compare_ids(building, vocab, transformers)
         if wrong_on:
-            for name in ("tokenizer.json", "tokenizer_config.json"):
-                (building / name).unlink()
+            transformers_tokenizer.save_without_tokenizer(vocab, building)
     print(
         f"{out}: GPT2LMHeadModel, {shape.parameters():,} parameters after step {checkpoint.step};"
         f" logits within {difference:.1e} of ours (fp32)"
@@ -84,7 +95,7 @@ def export(folder, out):
         print(
             "NOTE: no tokenizer for transformers: its byte-pair encoding gives other ids than"
             f" SentencePiece, first on {wrong_on!r}; encode with the package sentencepiece and"
-            f" {Path(out) / TOKENIZER}"
+            f" {Path(out) / transformers_tokenizer.VOCABULARY}"
         )
     else:
         print(
@@ -133,8 +144,9 @@ def compare_logits(folder, ours, vocab, transformers) -> float:
     if not worst <= max(TOLERANCE, 4 * rounding):
         raise UserError(
             f"nothing was written: the exported model's logits are off by {worst:.1e}, more than"
-            f" {TOLERANCE:g}; this version of transformers ({transformers.__version__}) computes"
-            " GPT-2 otherwise than expected"
+            f" {TOLERANCE:g}; either gpt/model.py was changed, and transformers' GPT-2 computes the"
+            f" baseline's model only, or transformers {transformers.__version__} computes GPT-2"
+            " otherwise than expected"
         )
     if rounding:
         print(f"NOTE: with these weights fp32 itself is off by {rounding:.1e} of the largest logit")
@@ -168,26 +180,26 @@ def compare_ids(folder, vocab, transformers) -> str | None:
     return None
 
 
-def back(folder, out):
+def back(folder, out, tokenizer=None):
     from gpt.checkpoint.weights import WEIGHTS, write_folder
-    from gpt.config.saved import foreign_config
-    from gpt.convert import transformers_gpt2
-    from gpt.data.manifests import TOKENIZER
+    from gpt.convert import transformers_gpt2, transformers_tokenizer
     from gpt.data.vocab import Vocab
     from gpt.files import hash_file
 
-    shape, weights, step = transformers_gpt2.from_gpt2(folder)
-    vocab = Vocab.load(folder / TOKENIZER)
-    if vocab.size != shape.vocab_size:
-        raise UserError(
-            f"{folder / TOKENIZER} has {vocab.size} ids, and the model {shape.vocab_size}",
-            mend="put the tokenizer that it was trained with there",
-        )
-    config = foreign_config(folder.name, step, shape, vocab.fingerprint)
+    imported = transformers_gpt2.from_gpt2(folder)
+    file = tokenizer or transformers_tokenizer.find_vocabulary(folder)
+    vocab = Vocab.load(file)
+    transformers_tokenizer.require_vocabulary(
+        file, vocab, imported.shape.vocab_size, imported.tokenizer
+    )
     sha256 = hash_file(folder / transformers_gpt2.WEIGHTS)["sha256"]
+    config = transformers_gpt2.run_config_of(folder, imported, vocab, sha256)
     made_from = {"folder": folder.name, "sha256": sha256}
-    write_folder(out, weights, config, vocab.model, made_from)
-    print(f"{Path(out) / WEIGHTS}: {shape.parameters():,} fp32 parameters after step {step}")
+    write_folder(out, imported.weights, config, vocab.model, made_from)
+    print(
+        f"{Path(out) / WEIGHTS}: {imported.shape.parameters():,} fp32 parameters after step"
+        f" {imported.step}"
+    )
 
 
 if __name__ == "__main__":

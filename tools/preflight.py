@@ -79,7 +79,7 @@ def folders_of_run(args, ranks):
         return args.data_root or SAMPLE, args.run_dir or "runs"
 
     from gpt.config.resolve import read
-    from gpt.training.run_data import take_vocabulary
+    from gpt.training.run_data import look_up_vocabulary
 
     overrides = {}
     if args.data_root:
@@ -87,7 +87,7 @@ def folders_of_run(args, ranks):
     if args.run_dir:
         overrides["gpt.run_dir"] = args.run_dir
     draft = read(args.ds_config, ranks, overrides)
-    take_vocabulary(draft)
+    look_up_vocabulary(draft)
     config = draft.settle()
     return config.options.data_root, config.run_dir
 

@@ -3,9 +3,11 @@
     python tools/report.py runs/24h --out report.html
     python tools/report.py runs/24h --out report.html --watch   again every 10 s while it trains
 
-Configuration with the source of every value, curves (drag to zoom, double click for the whole),
-what happened (checkpoints, overflows, spikes, skips, rewinds, resumes), evaluation per split, and
-environment. The page loads nothing from anywhere. With --watch an open page reloads itself and
+Curves (drag to zoom, double click for the whole; runs that differ only in their seeds are one line,
+their mean, with a band of one standard deviation), the leaderboard of compare.py, what each run is
+(code, dataset, changes on resuming, command), what happened (checkpoints, overflows, spikes, skips,
+rewinds, resumes), evaluation per split, environment, and the configuration with the source of every
+value. The page loads nothing from anywhere. With --watch an open page reloads itself and
 keeps its zoom; the tool ends when all runs are finished, or by Ctrl-C.
 """
 
@@ -21,6 +23,7 @@ explain_imports()
 
 from gpt.files import write_atomically
 from gpt.metrics.runs import read_runs
+from gpt.results.methods import add_same_code, same_code
 from gpt.results.page import page
 from gpt.wording import plural
 
@@ -30,17 +33,19 @@ def main():
     out = Path(args.out)
     finished = args.watch is None
     while True:
-        runs = read_runs(args.runs)
+        notices: list[str] = []
+        runs = read_runs(args.runs, notices)
+        equal_code = same_code(runs, args.same_code, notices)
         is_last = finished
-        write_atomically(out, page(runs, reload=None if is_last else args.watch))
+        reload = None if is_last else args.watch
+        write_atomically(out, page(runs, notices, reload, equal_code))
         if is_last:
             break
         # the last checkpoint comes after the last evaluation: look once more
         finished = all(run.finished for run in runs)
         time.sleep(args.watch)
-    for run in runs:
-        for notice in run.notices:
-            print(f"notice: {notice}")
+    for notice in notices:
+        print(f"notice: {notice}")
     print(f"{out}: {plural(len(runs), 'run')}, {out.stat().st_size / 1e6:.2f} MB")
 
 
@@ -58,6 +63,7 @@ def parse():
         metavar="SECONDS",
         help="write it again so often, and have open pages follow (default 10)",
     )
+    add_same_code(parser)
     args = parser.parse_args()
     out = Path(args.out)
     if out.is_dir() or not out.resolve().parent.is_dir() or out.suffix not in (".html", ".htm"):

@@ -84,11 +84,12 @@ def main() -> None:
     from gpt.compute.hardware import usable_device
     from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
-    from gpt.generate import Context, generate
+    from gpt.generate import Context, generate, require_same_function
 
     config = open_folder(weights.parent).config
     vocab = Vocab.load(weights.with_name(TOKENIZER))
     model = load_model(weights, config, weights.parent).to(usable_device(args.device))
+    require_same_function(model)
     context = Context(model)
     prompt = [vocab.eod_id, *vocab.encode(args.prompt).tolist()]
     print(args.prompt, end="", flush=True)

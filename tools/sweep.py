@@ -29,7 +29,7 @@ from gpt.training import sweep
 
 def main():
     args, train_args = parse()
-    overrides = options_of_runs(train_args)
+    overrides = options_of_runs(train_args, vars(args))
     launcher = launcher_command(args.launcher)
     out = Path(args.out)
     runs = sweep.plan(args.classes, args.seeds, out, overrides)
@@ -72,10 +72,13 @@ def parse():
     return parser.parse_known_args()
 
 
-def options_of_runs(train_args) -> dict:
+def options_of_runs(train_args, own_names) -> dict:
     """{dotted path: value} of the options of train.py. Raises UserError for those that are not for
-    a sweep."""
-    parsed = parse_command_line(["--ds_config", "", *train_args])
+    a sweep.
+
+    own_names: of the sweep's own options, one of which may be meant by an unknown one.
+    """
+    parsed = parse_command_line(["--ds_config", "", *train_args], tool_options=own_names)
     not_for_a_sweep = (
         {"gpt.run_dir", "gpt.seed"} & parsed.overrides.keys(),
         parsed.dry_run,

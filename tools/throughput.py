@@ -46,7 +46,8 @@ COLUMNS = (
 
 def main():
     args, train_args = parse()
-    train_options = parse_command_line(["--ds_config", str(args.ds_config), *train_args])
+    of_train = ["--ds_config", str(args.ds_config), *train_args]
+    train_options = parse_command_line(of_train, tool_options=vars(args))
     overrides = train_options.overrides
     check(args, train_args, train_options)
     tree, name = (None, None) if args.from_reference else read_run(args, overrides)

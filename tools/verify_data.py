@@ -8,6 +8,7 @@ the documents.
 Names everything that is wrong. Exit code 0: all is as it was made; 1: something is not.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -56,9 +57,10 @@ def look_inside(root, args):
     from gpt.prepare.texts import Reading
 
     dataset = Dataset(root)
+    workers = len(os.sched_getaffinity(0))
     mistakes = []
     for name in dataset.split_names:
-        mistakes += verify.miscounts(dataset, name)
+        mistakes += verify.miscounts(dataset, name, workers)
     if args.source is None:
         return mistakes
     by_folder = dataset.manifest.get("provenance", {}).get("splits") == "folders"

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from gpt.config.batch import BatchPlan
 from gpt.config.optimizer_keys import COSINE
 from gpt.config.options import OPTION_KEYS, Options
-from gpt.config.reference import settle_reference
 from gpt.config.run_config import Config
 from gpt.config.schedule import CosineSchedule
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
@@ -73,10 +72,12 @@ class Draft:
             block[last] = value
             self.sources[path] = source
 
-    def drop(self, path: str) -> None:
-        """Take out what stands at a dotted path."""
-        parent, _, last = path.rpartition(".")
-        block = self.get(parent) if parent else self.tree
+    def remove(self, path: str) -> None:
+        """Take out a value."""
+        block = self.tree
+        *parents, last = path.split(".")
+        for name in parents:
+            block = block.get(name) if isinstance(block, dict) else None
         if isinstance(block, dict):
             block.pop(last, None)
         self.sources.pop(path, None)
@@ -85,6 +86,12 @@ class Draft:
         """Whether there is no value at a dotted path, not even a mistaken one."""
         known = self.mistaken()
         return self.get(path) is None and not any(block in known for block in _upwards(path))
+
+    @property
+    def model(self) -> ModelConfig | None:
+        """The shape; None where it is mistaken, or lacks its vocabulary size."""
+        shape = {name: self.get(f"gpt.{name}") for name in SHAPE_KEYS}
+        return None if None in shape.values() else ModelConfig(**shape)
 
     def mistake(self, path: str, problem: str) -> None:
         """Note what is wrong with the value at a dotted path."""
@@ -109,10 +116,9 @@ class Draft:
             )
         if self.mistakes:
             raise UserError(self._report())
+        model = self.model
         # None only where there are mistakes
-        assert self.batch is not None
-        model = ModelConfig(**{name: self.get(f"gpt.{name}") for name in SHAPE_KEYS})
-        settle_reference(self, model.matmul_flops_per_token())
+        assert model is not None and self.batch is not None
         self._derive_what_deepspeed_needs(self.batch)
         deepspeed = dict(self.tree)
         gpt = deepspeed.pop("gpt")

@@ -13,6 +13,7 @@ from gpt.config.run_config import leaves
 
 RUN = "run"  # the block of config.yaml that resolves to the run again
 CHANGES = "changes"
+CODE = "code"
 BATCH_SETTING = "train_batch_size"
 SEED = "seed"
 # settings of "gpt" that make a curve, beside the shape
@@ -20,7 +21,7 @@ OPTIONS = ("variant", SEED, "compile", "spike_policy", "spike_zscore", "rewind_b
 # settings of "gpt" that say how held-out text is scored
 SCORING = ("eval_data_split", "last_n", "max_eval_steps", "eval_batch_size", "final_eval")
 # what may differ on resuming without leave: it is told, and noted among the changes
-FREE = ("code", "parameters", "kernels", "compile", "fp16", "data_types", "spike", "rewind_batches")
+FREE = (CODE, "parameters", "kernels", "compile", "fp16", "data_types", "spike", "rewind_batches")
 
 
 def curve(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
     scored = dataset.get("scored") or {}
     settings: dict[str, Any] = {name: gpt.get(name) for name in OPTIONS}
     settings |= {
-        "code": (config.get("code") or {}).get("parts"),
+        CODE: (config.get(CODE) or {}).get("parts"),
         "model": config["model"],
         "parameters": config.get("parameters"),
         "precision": config.get("precision"),
@@ -55,8 +56,11 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
     return {path: value for path, value in leaves(settings) if value is not None}
 
 
-def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{path: value} of everything that runs must have in common to be seeds of each other."""
+def identity(config: Mapping[str, Any], equal_code: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """{path: value} of everything that runs must have in common to be seeds of each other.
+
+    equal_code: hashes of versions of the code that count as one, by whoever compares.
+    """
     gpt = config[RUN].get("gpt") or {}
     settings = curve(config)
     settings.pop(SEED, None)
@@ -68,10 +72,22 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         settings["dataset"] = (config.get("dataset") or {}).get("fingerprint")
     settings["max_train_steps"] = gpt.get("max_train_steps")
     settings |= {name: gpt.get(name) or None for name in SCORING}
-    changes = [change_in_words(change) for change in changes_of(config)]
+    if (config.get(CODE) or {}).get("hash") in equal_code:
+        settings = {path: value for path, value in settings.items() if not is_code(path)}
+        settings[CODE] = min(equal_code)
+    changes = []
+    for entry in changes_of(config):
+        is_equal = entry["setting"] == CODE and {entry["was"], entry["is"]} <= equal_code
+        if not is_equal:
+            changes.append(change_in_words(entry))
     if changes:
         settings[CHANGES] = "; ".join(changes)
     return settings
+
+
+def is_code(path: str) -> bool:
+    """Whether a setting is the code, or a part of it."""
+    return path == CODE or path.startswith(f"{CODE}.")
 
 
 def digest(config: Mapping[str, Any]) -> str:
@@ -100,23 +116,25 @@ def differences_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
     differ. What one of them does not tell at all, as one of an earlier version, is no difference.
     """
     before, now = curve(old), curve(new)
-    known = _blocks_of(old) & _blocks_of(new)
+    told = _blocks_of(old) & _blocks_of(new)
     differences = {}
     for path in {**before, **now}:
-        block = path.partition(".")[0]
-        untold = block in TOLD_BY and TOLD_BY[block] not in known
-        if not untold and before.get(path) != now.get(path):
+        telling = TOLD_BY.get(path.partition(".")[0])
+        is_told = telling is None or telling in told
+        if is_told and not is_code(path) and before.get(path) != now.get(path):
             differences[path] = (before.get(path), now.get(path))
-    if "documents" not in known:
-        was, now_is = ((tree.get("dataset") or {}).get("fingerprint") for tree in (old, new))
-        if was != now_is:
-            differences["dataset"] = (was, now_is)
-    return differences
+    pairs = {}
+    if CODE in told:
+        pairs[CODE] = (old[CODE]["hash"], new[CODE]["hash"])
+    if "documents" not in told:
+        fingerprints = [(tree.get("dataset") or {}).get("fingerprint") for tree in (old, new)]
+        pairs["dataset"] = (fingerprints[0], fingerprints[1])
+    return differences | {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
 
 
 # paths that a config.yaml of an earlier version lacks -> what it has where it tells them
 TOLD_BY = {
-    "code": "code",
+    CODE: CODE,
     "parameters": "parameters",
     "kernels": "kernels",
     "dataset": "documents",
@@ -126,7 +144,7 @@ TOLD_BY = {
 def _blocks_of(config: Mapping[str, Any]) -> set[str]:
     """Which of TOLD_BY a config.yaml tells."""
     dataset = config.get("dataset") or {}
-    blocks = {block for block in ("code", "parameters", "kernels") if config.get(block)}
+    blocks = {block for block in (CODE, "parameters", "kernels") if config.get(block)}
     return blocks | ({"documents"} if dataset.get("train") else set())
 
 

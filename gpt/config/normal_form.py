@@ -21,14 +21,14 @@ def normalise(draft: Draft) -> None:
         value = draft.get(path)
         is_harmless = value is True if path in HARMLESS_WHERE_TRUE else _is_off(value)
         if is_harmless:
-            draft.drop(path)
+            draft.remove(path)
     # for DeepSpeed the block alone switches it on
     logger = draft.get("comms_logger")
     if isinstance(logger, dict) and logger.get("enabled", False) is False:
         if all(name in TOP_KEYS["comms_logger"] for name in logger):
-            draft.drop("comms_logger")
+            draft.remove("comms_logger")
     if isinstance(draft.get(STEPS_PER_PRINT), int):
-        draft.drop(STEPS_PER_PRINT)
+        draft.remove(STEPS_PER_PRINT)
         draft.notices.append(f"{STEPS_PER_PRINT} is left out: {REFUSED[STEPS_PER_PRINT]}")
 
 

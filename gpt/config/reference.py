@@ -1,8 +1,7 @@
 """A throughput belongs to the model that it was measured for: to its FLOPs per token, which follow
 from shape, vocabulary and context, and to its precision."""
 
-from typing import Any, Protocol
-
+from gpt.config.draft import Draft
 from gpt.config.shape import SHAPE_KEYS
 
 SPEED = "gpt.tokens_per_second"
@@ -12,37 +11,25 @@ PRECISION = "gpt.reference_precision"
 SHAPING = ("gpt.preset", *(f"gpt.{name}" for name in SHAPE_KEYS))
 
 
-class Values(Protocol):
-    """What is asked of a gpt.config.draft.Draft, which settles its reference here."""
-
-    sources: dict[str, str]
-    notices: list[str]
-
-    def get(self, path: str) -> Any: ...
-
-    def put(self, path: str, value: Any, source: str) -> None: ...
-
-    def drop(self, path: str) -> None: ...
-
-
-def settle_reference(draft: Values, flops: int) -> None:
+def settle_reference(draft: Draft) -> None:
     """Note what a draft's throughput was measured for, or take it out where that is another model.
 
     A throughput that does not say what it was measured for belongs to the run as its file has it,
-    and one from the command line to the run as it is. flops: of the run's model, per token.
+    and one from the command line to the run as it is.
     """
     speed = draft.get(SPEED)
-    if speed is None:
+    if speed is None or draft.model is None:
         return
+    flops = draft.model.matmul_flops_per_token()
     precision = precision_of(draft)
     if draft.sources.get(SPEED) == "command line":
         for path in (FLOPS, PRECISION):
             if draft.sources.get(path) != "command line":
-                draft.drop(path)
+                draft.remove(path)
     reason = _stranger(draft, flops, precision)
     if reason is not None:
         for path in (SPEED, FLOPS, PRECISION):
-            draft.drop(path)
+            draft.remove(path)
         draft.notices.append(
             f"no reference hours: tokens_per_second {speed:,} {reason}; measure this model's with"
             " tools/throughput.py"
@@ -53,7 +40,7 @@ def settle_reference(draft: Values, flops: int) -> None:
             draft.put(path, value, "derived: the run's own, as the file does not say")
 
 
-def _stranger(draft: Values, flops: int, precision: str) -> str | None:
+def _stranger(draft: Draft, flops: int, precision: str) -> str | None:
     """How the model that the throughput was measured for differs from the run's; None where it does
     not."""
     measured_flops = draft.get(FLOPS)
@@ -73,7 +60,7 @@ def _stranger(draft: Values, flops: int, precision: str) -> str | None:
     return None
 
 
-def precision_of(draft: Values) -> str:
+def precision_of(draft: Draft) -> str:
     """fp32, fp16 or bf16."""
     for name in ("fp16", "bf16"):
         if draft.get(f"{name}.enabled"):

@@ -24,6 +24,7 @@ from gpt.config.notices import notices
 from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
 from gpt.config.option_names import option_of
 from gpt.config.options import LAST_N
+from gpt.config.reference import settle_reference
 from gpt.config.run_config import Config
 from gpt.config.run_file import read_file
 from gpt.config.shape import PRESET_KEYS, load_presets
@@ -58,6 +59,7 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
     is noted in it. Raises UserError where its tree is no block."""
     if not isinstance(draft.tree, dict):
         raise UserError(f"{draft.file}: the file is {draft.tree!r}, not a block {{…}}")
+    draft.tree.setdefault("optimizer", {"type": "Adam"})
     _override(draft, overrides or {})
     _add_blocks(draft.tree)
     normalise(draft)
@@ -68,7 +70,15 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
     draft.mistakes += contradictions(draft)
     draft.batch = _batch(draft)
     draft.notices += notices(draft)
+    settle_reference(draft)
     return draft
+
+
+def take_vocabulary(draft: Draft, size: int) -> None:
+    """Set the vocabulary size, where the draft lacks it, to that of its dataset."""
+    if draft.lacks("gpt.vocab_size"):
+        draft.put("gpt.vocab_size", size, "derived: from the dataset")
+        settle_reference(draft)
 
 
 def _override(draft: Draft, overrides: dict[str, Any]) -> None:
@@ -100,7 +110,7 @@ def _change_type(draft: Draft, block: str, overrides: dict[str, Any]) -> None:
         return
     foreign = [name for name in params if name not in keys]
     for name in foreign:
-        draft.drop(f"{block}.params.{name}")
+        draft.remove(f"{block}.params.{name}")
     if foreign:
         draft.notices.append(
             f"{block}.params of the file that {kind} does not have are left out:"
@@ -127,7 +137,6 @@ def replace_batch(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
 def _add_blocks(tree: dict[str, Any]) -> None:
     """Add the blocks that a file may leave out."""
     tree.setdefault("gpt", {})
-    tree.setdefault("optimizer", {"type": "Adam"})
     for block in ("fp16", "bf16", "zero_optimization"):
         tree.setdefault(block, {})
     for block in ("optimizer", "scheduler"):

@@ -1,5 +1,5 @@
-"""Our weights and tokenizer as those of transformers' GPT-2, and back. Nothing here needs
-transformers or tokenizers but `save_tokenizer`.
+"""Our weights as those of transformers' GPT-2, and back. Nothing here needs transformers; the
+tokenizer is gpt/convert/transformers_tokenizer.py's.
 
 GPT-2 is the same function under three changes: its embedding carries our factor sqrt(h_dim),
 multiplied in as the model does it, so that the stream begins with the same bits; its matrices are
@@ -10,16 +10,18 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import sentencepiece
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from gpt.checkpoint.weights import expected_shapes
+from gpt.config.saved import foreign_config, model_config, write_config
 from gpt.config.shape import ModelConfig
-from gpt.data.vocab import BLANK, Vocab
+from gpt.data.vocab import Vocab
 from gpt.errors import UserError
+from gpt.files import hash_file
 
 # of a GPT2LMHeadModel's folder, as save_pretrained names them
 CONFIG = "config.json"
@@ -49,8 +51,23 @@ _FIXED: dict[str, Any] = {  # what a GPT2Config must say to be one of ours
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
-# our own key in config.json: optimiser steps that the weights have seen
+# our own keys in config.json, which transformers takes along: optimiser steps that the weights have
+# seen, how they are scored, and the vocabulary's fingerprint
 STEPS = "trained_steps"
+LAST_N = "last_n"
+FINGERPRINT = "tokenizer_fingerprint"
+# the run that trained the weights: {"weights": sha256 of WEIGHTS, "config": its config.yaml}
+RUN = "run.yaml"
+
+
+class Imported(NamedTuple):
+    """A GPT2LMHeadModel's folder as one of our models."""
+
+    shape: ModelConfig
+    weights: dict[str, torch.Tensor]  # fp32, by our names
+    step: int
+    last_n: int | None  # as its run was evaluated; None where that is not told
+    tokenizer: str | None  # fingerprint of the vocabulary; likewise
 
 
 def require_gpt2_shape(model: ModelConfig) -> None:
@@ -66,8 +83,24 @@ def require_gpt2_shape(model: ModelConfig) -> None:
         )
 
 
-def config_of(model: ModelConfig, eod_id: int, step: int) -> dict:
+def require_gpt2_names(model: ModelConfig) -> None:
+    """Raise UserError unless our model's code has exactly the parameters that GPT-2 has."""
+    ours = set(expected_shapes(model))
+    differing = sorted(ours ^ names_of(model).keys())
+    if differing:
+        state = "has" if differing[0] in ours else "lacks"
+        raise UserError(
+            f"the model of gpt/model.py {state} {differing[0]}, unlike transformers' GPT-2, which"
+            " is the baseline's model",
+            mend="a model whose code was changed cannot be exported; take the code of the baseline",
+        )
+
+
+def config_of(model: ModelConfig, vocab: Vocab, step: int, last_n: int | None) -> dict:
     """Arguments of transformers' GPT2Config."""
+    own = {STEPS: step, FINGERPRINT: vocab.fingerprint}
+    if last_n is not None:
+        own[LAST_N] = last_n
     return {
         "vocab_size": model.vocab_size,
         "n_positions": model.seq_len,
@@ -78,9 +111,9 @@ def config_of(model: ModelConfig, eod_id: int, step: int) -> dict:
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
-        "bos_token_id": eod_id,
-        "eos_token_id": eod_id,
-        STEPS: step,
+        "bos_token_id": vocab.eod_id,
+        "eos_token_id": vocab.eod_id,
+        **own,
         **{name: value for name, value in _FIXED.items() if name != "model_type"},
     }
 
@@ -111,9 +144,8 @@ def _transposed_if(transposed: bool, weight: torch.Tensor):
     return weight.t().contiguous() if transposed else weight
 
 
-def from_gpt2(folder: Path | str) -> tuple[ModelConfig, dict[str, torch.Tensor], int]:
-    """(ModelConfig, {our name: fp32 tensor}, steps) of a GPT2LMHeadModel's folder. Raises
-    UserError.
+def from_gpt2(folder: Path | str) -> Imported:
+    """A GPT2LMHeadModel's folder. Raises UserError.
 
     The embedding is divided by sqrt(h_dim) such that multiplying gives the same bits again wherever
     a float does so; the bits of the embedding itself come back where sqrt(h_dim) is a power of two,
@@ -138,7 +170,7 @@ def from_gpt2(folder: Path | str) -> tuple[ModelConfig, dict[str, torch.Tensor],
         weights[ours] = _transposed_if(transposed, weights[ours])
     embedding = weights["token_embedding.weight"]
     weights["token_embedding.weight"] = _divided(embedding, math.sqrt(width))
-    return model, weights, config[STEPS]
+    return Imported(model, weights, config[STEPS], config.get(LAST_N), config.get(FINGERPRINT))
 
 
 def _read_weights(folder: Path, names: dict[str, tuple[str, bool]]):
@@ -230,55 +262,27 @@ def _least_sizes(config: dict):
     sizes[STEPS] = 0
     if config.get("n_inner") is not None:
         sizes["n_inner"] = 1
+    if LAST_N in config:
+        sizes[LAST_N] = 1
     return sizes
 
 
-def save_tokenizer(vocab: Vocab, seq_len: int, folder: Path | str) -> None:
-    """Write the SentencePiece BPE vocabulary as a PreTrainedTokenizerFast, with the end of a
-    document for bos and eos.
-
-    Hold its ids against SentencePiece's before use: a vocabulary of another kind than BPE with byte
-    fallback, the identity normalisation and no dummy prefix, as ours and the seed project's are,
-    gives others.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
-    ids = {pieces.id_to_piece(i): i for i in range(vocab.size)}
-    merges = _merges(pieces, ids, vocab.eod_id)
-    unknown = pieces.id_to_piece(pieces.unk_id()) if pieces.unk_id() >= 0 else None
-    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=unknown, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", BLANK)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    end = AddedToken(pieces.id_to_piece(vocab.eod_id), special=True, normalized=False)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=end,
-        eos_token=end,
-        model_max_length=seq_len,
-        clean_up_tokenization_spaces=False,
-    )
-    fast.save_pretrained(folder)
-    # transformers 5 writes a name that 4 does not know
-    path = Path(folder) / "tokenizer_config.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    portable = {**saved, "tokenizer_class": "PreTrainedTokenizerFast"}
-    path.write_text(json.dumps(portable, indent=1) + "\n", encoding="utf-8")
+def write_run(folder: Path, config: dict) -> None:
+    """Write which run trained the weights in a folder. config: its config.yaml."""
+    sha256 = hash_file(folder / WEIGHTS)["sha256"]
+    write_config(folder / RUN, {"weights": sha256, "config": config})
 
 
-def _merges(pieces: sentencepiece.SentencePieceProcessor, ids: dict[str, int], eod_id: int):
-    """Pairs of pieces that merge into a piece, the one whose result SentencePiece scores highest
-    first."""
-    scored = []
-    for piece, i in ids.items():
-        special = pieces.is_byte(i) or pieces.is_control(i) or pieces.is_unknown(i)
-        if special or pieces.is_unused(i) or i == eod_id:
-            continue
-        for cut in range(1, len(piece)):
-            pair = piece[:cut], piece[cut:]
-            if pair[0] in ids and pair[1] in ids:
-                scored.append((-pieces.get_score(i), i, pair))
-    return [pair for _, _, pair in sorted(scored)]
+def run_config_of(folder: Path, imported: Imported, vocab: Vocab, sha256: str) -> dict:
+    """config.yaml for imported weights: their run's, where they are as they were exported; else
+    what of it is known. sha256: of the folder's WEIGHTS."""
+    try:
+        run = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))
+        if run["weights"] == sha256 and model_config(run["config"], RUN) == imported.shape:
+            return {**run["config"], "step": imported.step}
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, UserError):
+        pass  # no file, or none of ours
+    config = foreign_config(folder.name, imported.step, imported.shape, vocab.fingerprint)
+    if imported.last_n is not None:
+        config["run"]["gpt"][LAST_N] = imported.last_n
+    return config

@@ -2,7 +2,9 @@
 every byte."""
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +18,13 @@ from gpt.files import hash_file
 from gpt.prepare.cuts import cut
 from gpt.prepare.documents import Input, documents
 from gpt.prepare.texts import Document, NotUTF8, Reading
+from gpt.prepare.workers import spread
 
 # Tokens that are read at a time.
 AT_A_TIME = 1 << 20
+
+# Tokens whose text a process looks at in one go.
+TOKENS_OF_A_TASK = 1 << 24
 
 
 def damaged_files(root: Path, manifest: Manifest) -> list[str]:
@@ -45,9 +51,10 @@ def damaged_files(root: Path, manifest: Manifest) -> list[str]:
     return damages
 
 
-def miscounts(dataset: Dataset, name: str) -> list[str]:
+def miscounts(dataset: Dataset, name: str, workers: int = 1) -> list[str]:
     """A sentence for everything that does not add up in a split: its documents' tokens, ends, bytes
-    by the vocabulary's table, texts by their hashes, names. Reads all tokens."""
+    by the vocabulary's table, texts by their hashes, names. Reads
+    all tokens, the texts on `workers` processes."""
     split = dataset.split(name)
     sizes, misplaced_ends = _recount(split, dataset.vocab)
     names = split.names()
@@ -63,7 +70,7 @@ def miscounts(dataset: Dataset, name: str) -> list[str]:
         )
     if misplaced_ends:
         mistakes.append(f"{name}: the ends of documents are not where doc_tokens.npy says")
-    other_texts = _other_texts(split, dataset.vocab)
+    other_texts = _other_texts(dataset, split, workers)
     if other_texts:
         mistakes.append(
             f"{name}: {len(other_texts):,} documents have another text than doc_hashes.npy says,"
@@ -101,19 +108,43 @@ def _recount(split: Split, vocab: Vocab) -> tuple[np.ndarray, int]:
     return sizes, misplaced_ends
 
 
-def _other_texts(split: Split, vocab: Vocab) -> list[int]:
-    """The documents whose tokens stand for another text than their hashes; none where a dataset has
-    no hashes."""
+@dataclass(frozen=True)
+class _OtherTexts:
+    """Looks for documents whose tokens stand for another text than their hashes say; called in
+    worker processes."""
+
+    root: Path
+    split: str
+
+    def __call__(self, documents: range, report: Callable[[int], object]) -> list[int]:
+        dataset = Dataset(self.root)
+        split = dataset.split(self.split)
+        assert split.doc_hashes is not None, "a dataset without hashes is not looked through"
+        ends = np.cumsum(split.doc_tokens + 1) - 1
+        mistakes = []
+        for document in documents:
+            end = ends[document]
+            ids = split.tokens[end - split.doc_tokens[document] : end]
+            digest = _digest_of_tokens(dataset.vocab, ids)
+            if digest[: manifests.HASH_BYTES] != split.doc_hashes[document].tobytes():
+                mistakes.append(document)
+        return mistakes
+
+
+def _other_texts(dataset: Dataset, split: Split, workers: int) -> list[int]:
+    """The documents whose tokens stand for another text than their hashes say; none where a dataset
+    has no hashes."""
     if split.doc_hashes is None:
         return []
-    ends = np.cumsum(split.doc_tokens + 1)
-    other = []
-    for document, (end, tokens) in enumerate(zip(ends.tolist(), split.doc_tokens.tolist())):
-        ids = split.tokens[end - 1 - tokens : end - 1]
-        digest = _digest_of_tokens(vocab, ids)
-        if digest[: manifests.HASH_BYTES] != split.doc_hashes[document].tobytes():
-            other.append(document)
-    return other
+    # neighbours of about so many tokens together
+    task_of = np.cumsum(split.doc_tokens) // TOKENS_OF_A_TASK
+    firsts = [0, *(np.flatnonzero(np.diff(task_of)) + 1).tolist(), len(task_of)]
+    tasks = [range(first, end) for first, end in itertools.pairwise(firsts)]
+    work = _OtherTexts(dataset.root, split.name)
+    mistakes = []
+    for mistakes_of_task in spread(work, tasks, min(workers, len(tasks)), lambda number: None):
+        mistakes += mistakes_of_task
+    return sorted(mistakes)
 
 
 class _Place(NamedTuple):

@@ -5,14 +5,13 @@ from typing import Any
 
 from gpt.config.code import PARTS
 from gpt.results.methods import label, labels, shown
-from gpt.wording import TIME_UNITS, time_unit, timespan
+from gpt.wording import TIME_NAMES, TIME_UNITS, time_unit, timespan
 
 # columns of settings in a table; those beyond are named below it
 MOST_COLUMNS = 4
 # seeds from which on a mean and a standard deviation tell more than the values
 MANY_SEEDS = 3
 SHORT = 12  # characters of a hash
-TIME_NAMES = {"h": "hours", "min": "minutes", "s": "seconds"}
 
 
 def markdown(tables: Mapping[str, Any]) -> list[str]:
@@ -34,15 +33,15 @@ def heading(over: str, compute: float) -> str:
         return f"{compute:,} training tokens"
     if over == "flops":
         return f"{compute:.4g} training FLOPs"
-    nominal = _nominal(compute)
-    exact = [] if float(nominal) == float(f"{compute:.3g}") else [f"{compute:.3g} h"]
+    name = nominal(compute)
+    exact = [] if float(name) == float(f"{compute:.3g}") else [f"{compute:.3g} h"]
     if compute < 1:
         exact.append(timespan(compute))
-    text = f"Class {nominal} h of the reference accelerator"
+    text = f"Class {name} h of the reference accelerator"
     return f"{text} ({', '.join(exact)})" if exact else text
 
 
-def _nominal(hours: float) -> str:
+def nominal(hours: float) -> str:
     """The fewest digits, up to three, that name a class: within 2% of its hours."""
     for digits in (1, 2):
         rounded = float(f"{hours:.{digits}g}")

@@ -8,7 +8,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gpt.config.identity import BATCH_SETTING, CHANGES, SCORING, differing
+from gpt.config.identity import (
+    BATCH_SETTING,
+    CHANGES,
+    CODE,
+    SCORING,
+    differing,
+    identity,
+    is_code,
+)
 from gpt.config.shape import PRESET_KEYS
 from gpt.errors import Parser, UserError
 from gpt.metrics.runs import Run
@@ -31,7 +39,6 @@ GROWING = (
     f"{SCHEDULE}lr_range_test_step_size",
 )
 SCORED = "dataset.scored"
-CODE = "code"
 MODEL = "model"
 SAME_LENGTH = 1.02  # ratio of training tokens up to which two runs are of one length
 SHOWN_SETTINGS = 3  # in a method's name
@@ -86,15 +93,7 @@ def same_code(runs: Sequence[Run], beginnings: Sequence[str], notices: list[str]
 def settings_of(run: Run, equal_code: frozenset[str] = frozenset()) -> dict[str, Any]:
     """{path: value} of all that seeds of a run have in common. equal_code: versions of the code
     that count as one, of `same_code`."""
-    settings = run.identity
-    if run.code in equal_code:
-        settings = {path: value for path, value in settings.items() if not _is_code(path)}
-        settings[CODE] = min(equal_code)
-    return settings
-
-
-def _is_code(path: str) -> bool:
-    return path == CODE or path.startswith(f"{CODE}.")
+    return identity(run.config, equal_code)
 
 
 # ---- Methods
@@ -154,7 +153,7 @@ def in_words(run: Run, settings: Settings) -> dict[str, Any]:
     that ends with the run by no number."""
     words: dict[str, Any] = {MODEL: run.family}
     for path, value in settings.items():
-        if _is_code(path):
+        if is_code(path):
             words[CODE] = settings.get(CODE, run.code)
         elif path.removeprefix(f"{MODEL}.") not in PRESET_KEYS:
             words[path] = value

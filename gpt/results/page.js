@@ -193,7 +193,8 @@ function hover(chart, place) {
   for (const { line, i } of found.slice(0, 14)) {
     const row = element("div", {}, chart.tip);
     element("span", {}, row, "● ").style.color = color(line.group);
-    row.append(`${line.name}: ${+line.y[i].toPrecision(6)} (step ${line.steps[i].toLocaleString("en")})`);
+    const spread = line.spread?.[i] ? ` ± ${line.spread[i].toPrecision(2)}` : "";
+    row.append(`${line.name}: ${+line.y[i].toPrecision(6)}${spread} (step ${line.steps[i].toLocaleString("en")})`);
     element("circle", { class: "dot", cx: chart.x(line.x[i]), cy: chart.y(line.y[i]), r: 4, fill: "none", stroke: color(line.group) }, chart.svg);
   }
   chart.tip.hidden = false;

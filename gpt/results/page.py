@@ -39,8 +39,14 @@ SUMMARY = (
 )
 
 
-def page(runs: list[Run], reload: float | None = None) -> str:
-    """The whole HTML text. reload: seconds after which an open page reloads itself."""
+def page(
+    runs: list[Run],
+    notices: Sequence[str] = (),
+    reload: float | None = None,
+    equal_code: frozenset[str] = frozenset(),
+) -> str:
+    """The whole HTML text. notices: of read_runs. reload: seconds after which an open page reloads
+    itself. equal_code: of gpt.results.methods.same_code."""
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     # no other code runs
@@ -48,9 +54,8 @@ def page(runs: list[Run], reload: float | None = None) -> str:
     title = text(listed([run.name for run in runs], SHOWN_NAMES))
     written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     again = f", again every {reload:g} s" if reload else ""
-    notices = [notice for run in runs for notice in run.notices]
     notices_html = "".join(f'<p class="bad">{text(notice)}</p>' for notice in notices)
-    groups = group_by_seed(runs)
+    groups = group_by_seed(runs, equal_code)
     sections_html = "".join(sections(run, index) for index, run in enumerate(runs))
     return f"""<!doctype html>
 <html lang="en">

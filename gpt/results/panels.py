@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from gpt.metrics.events import ACTIVATIONS, EVAL, NORMS, TRAIN
-from gpt.wording import TIME_UNITS, time_unit
+from gpt.wording import TIME_NAMES, TIME_UNITS, time_unit
 
-TIME_NAMES = {"h": "hours", "min": "minutes", "s": "seconds"}
 QUANTITIES = {"loss": "loss (nats per token)", "normalised_ppl": "normalised perplexity (per byte)"}
 
 

@@ -6,20 +6,18 @@ from pathlib import Path
 from gpt.config.batch import BATCH
 from gpt.config.draft import Draft
 from gpt.config.options import SAMPLE
+from gpt.config.resolve import take_vocabulary
 from gpt.data.datasets import Dataset
 from gpt.data.streams import require_documents
 from gpt.errors import UserError
 
-# source of a vocabulary size that was not given
-FROM_DATASET = "derived: from the dataset"
 
-
-def take_vocabulary(draft: Draft) -> None:
+def look_up_vocabulary(draft: Draft) -> None:
     """Set a vocabulary size that the draft lacks to that of its dataset, where that is there."""
     root = draft.get("gpt.data_root")
     if root is not None and draft.lacks("gpt.vocab_size") and Path(root).exists():
         with suppress(UserError):
-            draft.put("gpt.vocab_size", Dataset(root).vocab.size, FROM_DATASET)
+            take_vocabulary(draft, Dataset(root).vocab.size)
 
 
 class RunData:
@@ -52,7 +50,7 @@ class RunData:
         if self.awaits_sample:
             from gpt.prepare.sample import VOCAB_SIZE
 
-            self._take_vocabulary(VOCAB_SIZE)
+            take_vocabulary(self._draft, VOCAB_SIZE)
             return []
         if self._may_be_absent and not Path(self._root).exists():
             return []
@@ -76,7 +74,7 @@ class RunData:
             return [str(error)]
         mistakes = []
         size = self.dataset.vocab.size
-        self._take_vocabulary(size)
+        take_vocabulary(self._draft, size)
         if self._vocab_size not in (None, size):
             mistakes.append(
                 f"gpt.vocab_size is {self._vocab_size}, but the tokenizer of {root} has"
@@ -87,10 +85,6 @@ class RunData:
         except UserError as error:
             mistakes.append(str(error))
         return mistakes
-
-    def _take_vocabulary(self, size: int) -> None:
-        if self._draft.lacks("gpt.vocab_size"):
-            self._draft.put("gpt.vocab_size", size, FROM_DATASET)
 
     def _require_splits(self, dataset: Dataset) -> None:
         documents = len(dataset.split("train").doc_tokens)

@@ -27,7 +27,7 @@ from gpt.config.draft import Draft
 from gpt.config.resolve import complete, replace_batch, resolve
 from gpt.config.run_config import Config
 from gpt.errors import RunError, UserError, command, in_words
-from gpt.training.run_data import take_vocabulary
+from gpt.training.run_data import look_up_vocabulary
 
 if TYPE_CHECKING:  # which import torch
     import numpy as np
@@ -71,7 +71,7 @@ def plan(tree: Any, name: str, sweep: bool, micro_batches: list[int] | None) -> 
     if (sweep or micro_batches) and isinstance(tree, dict):
         tree = {key: value for key, value in tree.items() if key != ACCUMULATION}
     draft = complete(Draft(tree, name))
-    take_vocabulary(draft)
+    look_up_vocabulary(draft)
     config = draft.settle()
     batch = config.batch
     gpt = {**tree["gpt"], "vocab_size": config.model.vocab_size}
@@ -80,6 +80,13 @@ def plan(tree: Any, name: str, sweep: bool, micro_batches: list[int] | None) -> 
         sizes = divisors(batch.train_batch_size)
     else:
         sizes = sorted(set(micro_batches or [batch.micro_size]))
+    for size in sizes:
+        if batch.train_batch_size % size:
+            possible = ", ".join(map(str, divisors(batch.train_batch_size)))
+            raise UserError(
+                f"--micro_batch {size} does not divide train_batch_size {batch.train_batch_size}",
+                mend=f"it can be {possible}",
+            )
     configs = {size: resolve(_at_micro_batch(tree, size), name) for size in sizes}
     return Plan(name, tree, config, configs)
 

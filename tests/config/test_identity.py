@@ -101,6 +101,18 @@ def test_a_run_that_was_changed_on_resuming_is_no_seed_of_an_undisturbed_one():
     assert change_in_words(entry) == words == identity(disturbed)["changes"]
 
 
+def test_versions_that_count_as_one():
+    first = saved()
+    second = with_value(with_value(first, "code.parts.model", "1"), "code.hash", "c1")
+    on_the_way = with_value(second, "changes", [change(7, "code", "c0", "c1")])
+    assert differing([identity(first), identity(second)]) == ["code.model"]
+    assert differing([identity(second), identity(on_the_way)]) == ["changes"]
+    equal = frozenset({"c0", "c1"})
+    assert differing([identity(run, equal) for run in (first, second, on_the_way)]) == []
+    third = with_value(first, "changes", [change(7, "code", "c9", "c0")])
+    assert differing([identity(first, equal), identity(third, equal)]) == ["changes"]
+
+
 def test_first_weights_are_known_by_what_they_are_not_by_their_folder():
     here, there = saved(gpt={"init_from": "a"}), saved(gpt={"init_from": "b"})
     assert differing([identity(here), identity(there)]) == ["init_from"]
@@ -122,9 +134,9 @@ def test_what_an_earlier_version_did_not_tell_is_no_difference_on_resuming():
 
 def test_code_may_change_on_resuming_and_is_told_and_settings_need_leave():
     first = saved()
-    second = with_value(first, "code.parts.model", "1")
+    second = with_value(with_value(first, "code.parts.model", "1"), "code.hash", "c1")
     differences = differences_of(first, second)
-    assert differences == {"code.model": ("0", "1")}
+    assert differences == {"code": ("c0", "c1")}
     assert all(is_free(path) for path in differences)
     assert not is_free("train_batch_size") and not is_free("dataset.train")
 

@@ -16,7 +16,7 @@ from conftest import ROOT, load_command
 from safetensors.torch import load_file, save_file
 from seed_project import TEXTS
 
-from gpt.checkpoint.weights import write_folder
+from gpt.checkpoint.weights import open_folder, write_folder
 from gpt.config.saved import foreign_config
 from gpt.config.shape import ModelConfig, load_presets
 from gpt.convert import transformers_gpt2
@@ -215,8 +215,101 @@ def test_a_vocabulary_of_another_kind_gets_no_tokenizer(tmp_path, load_tool, cap
         "config.json",
         "generation_config.json",
         "model.safetensors",
-        "tokenizer.model",
+        "run.yaml",
+        "sentencepiece.model",
+        "tokenizer_config.json",
     ]
+    # neither one that gives other ids nor one without ids
+    with pytest.raises((ValueError, OSError)):
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "gpt2")
+    load_tool("export_hf").back(tmp_path / "gpt2", tmp_path / "back")
+    assert (tmp_path / "back/tokenizer.model").read_bytes() == vocab.model
+
+
+def run_of(folder, vocab):
+    """Weights as zero_to_fp32.py makes them of a run: their config.yaml."""
+    shape = ModelConfig(
+        n_layers=1, h_dim=8, mlp_dim=8, n_heads=2, head_dim=4, vocab_size=vocab.size, seq_len=16
+    )
+    config = foreign_config("6h", 30, shape, vocab.fingerprint)
+    config["run"]["gpt"] |= {"last_n": 5, "seed": 3}
+    config |= {"code": {"hash": "ab12"}, "kernels": "torch", "changes": []}
+    config["dataset"]["train"] = {"documents": "x"}
+    write_folder(folder, GPT(shape).state_dict(), config, vocab.model, {})
+    return config
+
+
+def test_unchanged_weights_come_back_as_their_runs(vocab, tmp_path, load_tool):
+    config = run_of(tmp_path / "export", vocab)
+    tool = load_tool("export_hf")
+    tool.export(tmp_path / "export", tmp_path / "gpt2")
+    tool.back(tmp_path / "gpt2", tmp_path / "back")
+    assert open_folder(tmp_path / "back").config == config
+
+
+def test_weights_that_were_trained_elsewhere_keep_what_scores_them(
+    vocab, tmp_path, load_tool, monkeypatch
+):
+    run_of(tmp_path / "export", vocab)
+    tool = load_tool("export_hf")
+    tool.export(tmp_path / "export", tmp_path / "gpt2")
+    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2")
+    with torch.no_grad():
+        model.lm_head.weight *= 1.5
+    model.save_pretrained(tmp_path / "tuned")
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "gpt2").save_pretrained(
+        tmp_path / "tuned"
+    )
+    shutil.copy(tmp_path / "gpt2/run.yaml", tmp_path / "tuned")  # of the weights of before
+    assert tool.mistake("--back", tmp_path / "tuned", tmp_path / "back") == (
+        f"{tmp_path / 'tuned'} holds no tokenizer.model, which transformers does not take along:"
+        " copy it from the folder that export_hf.py made, or give it by --tokenizer"
+    )
+    arguments = ["--back", tmp_path / "tuned", tmp_path / "back"]
+    arguments += ["--tokenizer", tmp_path / "gpt2/tokenizer.model"]
+    monkeypatch.setattr(sys, "argv", ["export_hf.py", *map(str, arguments)])
+    tool.main()
+    config = open_folder(tmp_path / "back").config
+    assert (config["name"], config["step"]) == ("tuned", 30) and "code" not in config
+    assert config["run"]["gpt"]["last_n"] == 5 and config["model"]["seq_len"] == 16
+    config_file = tmp_path / "tuned/config.json"
+    told = config_file.read_text()
+    config_file.write_text(told.replace(vocab.fingerprint, "0" * 64))
+    arguments[2] = tmp_path / "again"
+    assert tool.mistake(*arguments) == (
+        f"{arguments[-1]} is not the tokenizer that the model was exported with: give the tokenizer"
+        " that it was trained with (--tokenizer)"
+    )
+    model.resize_token_embeddings(vocab.size + 1)
+    model.save_pretrained(tmp_path / "tuned")
+    assert tool.mistake(*arguments) == (
+        f"{arguments[-1]} has {vocab.size} ids, and the model {vocab.size + 1}: where tokens were"
+        f" added, such as one for padding, call model.resize_token_embeddings({vocab.size}) and"
+        " save it again; else give the tokenizer that it was trained with (--tokenizer)"
+    )
+
+
+class Positionless(GPT):
+    """A model whose code was changed."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        del self.position_embedding
+
+
+def test_a_model_of_changed_code_has_no_counterpart(vocab, tmp_path, load_tool, monkeypatch):
+    shape = ModelConfig(
+        n_layers=1, h_dim=8, mlp_dim=8, n_heads=2, head_dim=4, vocab_size=vocab.size, seq_len=16
+    )
+    config = foreign_config("rope", 30, shape, vocab.fingerprint)
+    weights = Positionless(shape, seed=None).state_dict()
+    write_folder(tmp_path / "export", weights, config, vocab.model, {})
+    monkeypatch.setattr("gpt.checkpoint.weights.GPT", Positionless)
+    assert load_tool("export_hf").mistake(tmp_path / "export", tmp_path / "gpt2") == (
+        "the model of gpt/model.py lacks position_embedding.weight, unlike transformers' GPT-2,"
+        " which is the baseline's model: a model whose code was changed cannot be exported; take"
+        " the code of the baseline"
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,6 +372,7 @@ BAD_FOLDERS = {
         "(tie_word_embeddings is None, not False; n_layer is",
     ),
     "steps": (edit(trained_steps="many"), "(trained_steps is 'many')"),
+    "last_n": (edit(last_n=0), "(last_n is 0)"),
     "mlp": (edit(n_inner="wide"), "(n_inner is 'wide')"),
     "another activation": (
         edit(activation_function="gelu"),
@@ -307,7 +401,7 @@ BAD_FOLDERS = {
     ),
     "no tokenizer": (
         lambda folder: (folder / "tokenizer.model").unlink(),
-        "cannot read the tokenizer ",
+        "holds no tokenizer.model, which transformers does not take along: copy it from the folder",
     ),
 }
 
@@ -325,6 +419,16 @@ def test_bad_exports(exported, vocab, tmp_path, load_tool, monkeypatch):
     tool = load_tool("export_hf")
     assert tool.mistake(tmp_path, tmp_path / "out").startswith(
         f"{tmp_path} holds no model.safetensors: give a folder of consolidated"
+    )
+    file = exported[0] / "model.safetensors"
+    assert (
+        tool.mistake(file, tmp_path / "out") == f"{file} is a file: give the folder {file.parent}"
+    )
+    assert tool.mistake(exported[2], tmp_path / "out").startswith(
+        f"{exported[2]} is a model in the layout of transformers (config.json): bring it into ours"
+    )
+    assert tool.mistake(*exported[:1], tmp_path / "out", "--tokenizer", "x").startswith(
+        "--tokenizer goes with --back: leave it out"
     )
     assert "exists already: remove it first" in tool.mistake(exported[0], exported[2])
     shape = ModelConfig(

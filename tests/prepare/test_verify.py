@@ -65,7 +65,7 @@ def test_the_file_of_any_flipped_byte_is_named(prepared):
 def test_any_flipped_byte_of_the_manifest_is_noticed_before_training(prepared):
     path, rng = prepared / "out" / "manifest.json", random.Random(0)
     content = path.read_bytes()
-    for place in range(len(content)):
+    for place in rng.sample(range(len(content)), 1000):
         path.write_bytes(flipped(content, place, 1 << rng.randrange(8)))
         with pytest.raises(UserError, match="manifest.json (is damaged|has format)"):
             manifests.read(prepared / "out")
@@ -143,19 +143,30 @@ def test_counts_that_do_not_add_up(prepared, monkeypatch, change, message, at_a_
     assert any(message in sentence for sentence in mistakes), mistakes
 
 
-@pytest.mark.parametrize("at_a_time", [7, 1 << 20])
-def test_a_text_of_another_hash_is_named(prepared, monkeypatch, at_a_time):
+@pytest.mark.parametrize("at_a_time, of_a_task", [(7, 300), (1 << 20, 1 << 24)])
+def test_texts_of_other_hashes_are_named(prepared, monkeypatch, at_a_time, of_a_task):
     monkeypatch.setattr(verify, "AT_A_TIME", at_a_time)
+    monkeypatch.setattr(verify, "TOKENS_OF_A_TASK", of_a_task)
     path = prepared / "out" / "train" / "doc_hashes.npy"
     hashes = np.load(path)
-    hashes[3, 15] ^= 1
+    hashes[[3, 7, -1], 15] ^= 1
     np.save(path, hashes)
     dataset = Dataset(prepared / "out")
     name = dataset.split("train").names()[3]
     assert verify.miscounts(dataset, "train") == [
-        f"train: 1 documents have another text than doc_hashes.npy says, the first is {name!r}"
+        f"train: 3 documents have another text than doc_hashes.npy says, the first is {name!r}"
     ]
     assert verify.miscounts(dataset, "test") == []
+
+
+def test_texts_are_looked_at_on_several_processes(prepared, monkeypatch):
+    monkeypatch.setattr(verify, "TOKENS_OF_A_TASK", 300)
+    path = prepared / "out" / "train" / "doc_hashes.npy"
+    hashes = np.load(path)
+    np.save(path, ~hashes)
+    documents = len(hashes)
+    (sentence,) = verify.miscounts(Dataset(prepared / "out"), "train", workers=2)
+    assert sentence.startswith(f"train: {documents} documents have another text than")
 
 
 CHANGES = {

@@ -32,6 +32,14 @@ def test_seeds_become_one_group_with_mean_and_spread(tmp_path):
     )
 
 
+def test_no_two_groups_have_one_name(tmp_path):
+    for seed in range(4):
+        variant = "rope" if seed > 1 else None
+        synthetic_run(tmp_path / f"a-seed{seed}", 10, seed=seed, variant=variant)
+    groups = group_by_seed(read_runs([tmp_path]))
+    assert [group.title for group in groups] == ["a-seed0 … (2 seeds)", "a-seed2 … (2 seeds)"]
+
+
 def test_a_mean_is_over_the_steps_that_all_have(tmp_path):
     for seed, steps in enumerate((30, 30)):
         synthetic_run(tmp_path / f"seed{seed}", steps, seed=seed)

@@ -230,8 +230,7 @@ def test_what_a_run_is_called_is_never_code(tmp_path):
     shutil.move(run, tmp_path / "x<" / "script><img src=x onerror=alert(1)>")
     runs = read_runs([tmp_path / "x<" / "script><img src=x onerror=alert(1)>"])
     runs[0].name = HOSTILE
-    runs[0].notices = [HOSTILE]
-    (tmp_path / "report.html").write_text(page(runs), encoding="utf-8")
+    (tmp_path / "report.html").write_text(page(runs, [HOSTILE]), encoding="utf-8")
     dom, console = browse(tmp_path / "report.html", tmp_path)
     drawn = re.findall(r'data-name="([^"]*)"', dom)
     assert console == [] and "<img" not in re.sub(r'="[^"]*"', "", dom)

@@ -80,13 +80,13 @@ def test_other_code_goes_on_and_is_told(sample, tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
     plain_run.train(run_dir, sample, **options(2))
     code = copy.deepcopy(code_of())
-    was = code["parts"]["model"]
-    code["parts"]["model"] = "abc"
+    was = code["hash"]
+    code |= {"hash": "abc", "parts": {**code["parts"], "model": "abc"}}
     monkeypatch.setattr(start, "code_of", lambda: code)
     plain_run.train(run_dir, sample, **options(3))
-    assert f"notice: changed on resuming: code.model was {was}, is abc" in capsys.readouterr().out
+    assert f"notice: changed on resuming: code was {was}, is abc" in capsys.readouterr().out
     (entry,) = saved(run_dir)["changes"]
-    assert (entry["step"], entry["setting"]) == (2, "code.model")
+    assert (entry["step"], entry["setting"]) == (2, "code")
 
 
 def test_another_method_is_refused_in_one_sentence(sample, tmp_path):

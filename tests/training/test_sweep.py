@@ -150,6 +150,10 @@ BAD = [
         "--launcher deepspee: there is no such command",
     ),
     (
+        ["--classes", "a.json", "--out", "o", "--sedes", "1"],
+        "unknown option --sedes (did you mean '--seeds'?)",
+    ),
+    (
         ["--classes", "a.json", "--out", "o", "--launcher", "x 'y"],
         "--launcher x 'y: No closing quotation",
     ),

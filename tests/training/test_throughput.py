@@ -208,6 +208,10 @@ BAD = [
         "unknown option --max_l (did you mean '--max_lr'?)",
     ),
     (
+        ["--ds_config", "tiny.json", "--swep"],
+        "unknown option --swep (did you mean '--sweep'?)",
+    ),
+    (
         ["--ds_config", "tiny.json", "--hours", "6", "--write_config", "."],
         "6h.json is there already: name another folder with --write_config",
     ),
