@@ -130,6 +130,7 @@ def add_options_of_work(parser):
 
 def main():
     args = make_parser().parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
     options = {name for name, value in vars(args).items() if value is not None}
     if args.sample is not None:
         make_sample(args, options)
@@ -239,7 +240,10 @@ def shard_of(text):
 
 
 def say(text):
-    print(text, flush=True)
+    try:
+        print(text, flush=True)
+    except OSError:  # whoever read along has gone, and the work goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def make_parser():
 def main():
     args = make_parser().parse_args()
     require_consistent(args)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
 
     from gpt.data import contents, manifests
     from gpt.data.datasets import Dataset
@@ -111,7 +112,7 @@ def rows_of_batch(args, dataset):
 def print_documents(documents):
     for document in documents:
         print(f"{document['bytes']:>14,} bytes {document['tokens']:>14,} tokens  ", end="")
-        print(json.dumps(document["name"], ensure_ascii=False))
+        print(printable(document["name"]))
     longest = max(documents, key=lambda document: document["tokens"])
     tokens = sum(document["tokens"] for document in documents)
     print(
@@ -121,7 +122,9 @@ def print_documents(documents):
 
 
 def print_document(document):
-    print(f"{document['name']}: {document['bytes']:,} bytes, {document['tokens']:,} tokens")
+    print(
+        f"{printable(document['name'])}: {document['bytes']:,} bytes, {document['tokens']:,} tokens"
+    )
     print(printable(document["text"]))
 
 
@@ -131,7 +134,7 @@ def print_rows(rows):
         for piece in row["pieces"]:
             last = piece["first"] + piece["tokens"] - 1
             end = ", its end" if piece["ends"] else ""
-            print(f"  {piece['document']}: tokens {piece['first']:,} to {last:,}{end}")
+            print(f"  {printable(piece['document'])}: tokens {piece['first']:,} to {last:,}{end}")
             for line in printable(piece["text"]).split("\n"):
                 print(f"    | {line}")
 

@@ -101,7 +101,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
             f"cannot read {path}: {reason}; the config.yaml that was written beside the checkpoint"
             " is needed (--config_file)"
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(
             f"{path} is not YAML ({str(error).splitlines()[0]})",
             mend="use the config.yaml that was written beside the checkpoint",
@@ -120,7 +120,7 @@ def run_to_repeat(path: Path, text: str) -> tuple[dict[str, Any], str]:
     """
     try:
         config = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         config = None
     if not _has_block(config, RUN):
         raise UserError(

@@ -12,7 +12,6 @@ keeps every batch as it was.
 import hashlib
 import os
 import sys
-import zipfile
 from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -20,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from gpt.data import manifests
+from gpt.data import arrays, manifests
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import built_aside, free_space, hash_file, require_new_folder
@@ -98,7 +97,13 @@ def _file_lists(root: Path, say: Callable[[str], None]) -> dict[str, Path]:
     if foreign:
         names = ", ".join(sorted(foreign))
         say(f"notice: not imported, being none of the seed project's lists: {names}")
-    existing = {split: path for split, path in lists.items() if path.is_file()}
+    existing = {split: path for split, path in lists.items() if os.path.lexists(path)}
+    for path in existing.values():
+        if not path.is_file():
+            raise UserError(
+                f"{path} is no file (a folder, or a link to nothing)",
+                mend="put the list there, or take it away to import the other splits",
+            )
     if not existing:
         raise UserError(
             f"{root} holds none of the file lists file_list_{{{','.join(SPLITS.values())}}}.npy",
@@ -135,12 +140,8 @@ def _read_list(path: Path, source: Path) -> list[_Listed]:
 
 def _rows(path: Path) -> np.ndarray:
     """A list's rows: text (documents, 2)."""
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile):
-        rows = None
-    is_text = isinstance(rows, np.ndarray) and rows.dtype.kind in "US"
-    if not is_text or rows.ndim != 2 or rows.shape[1] != 2:
+    rows = arrays.load(path)
+    if rows is None or rows.dtype.kind not in "US" or rows.ndim != 2 or rows.shape[1] != 2:
         raise UserError(
             f"{path} is not a file list, two columns of text in a plain .npy file (pickled objects"
             " are never loaded)",
@@ -161,15 +162,13 @@ def _text(value: str | bytes) -> str:
 def _open(path: Path, file_list: Path | str) -> np.ndarray:
     """A document's ids, memory-mapped."""
     try:
-        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+        ids = arrays.load(path, mapped=True)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing, and {file_list} names it",
             mend="tokenise that book, or give the folder that has it with --vocab",
         ) from error
-    except (ValueError, EOFError, zipfile.BadZipFile):
-        ids = None
-    if not isinstance(ids, np.ndarray):
+    if ids is None:
         raise UserError(
             f"{path} is not a plain .npy file (damaged, or pickled objects, which are never"
             " loaded)",

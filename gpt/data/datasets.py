@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.data import manifests
+from gpt.data import arrays, manifests
 from gpt.data.manifests import MANIFEST, SplitEntry
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
@@ -63,10 +63,7 @@ class Split:
         path = self._path.parent / manifests.DOC_HASHES
         if not path.exists():
             return None
-        try:
-            hashes = np.load(path, allow_pickle=False)
-        except ValueError:
-            hashes = None
+        hashes = arrays.load(path)
         shape = (len(self.doc_tokens), manifests.HASH_BYTES)
         if hashes is None or hashes.dtype != np.uint8 or hashes.shape != shape:
             raise UserError(f"{path} is damaged", mend=MEND)
@@ -84,10 +81,7 @@ class Split:
 
 def _load_counts(path: Path) -> np.ndarray:
     """int64 (documents,), each at least 1."""
-    try:
-        counts = np.load(path, allow_pickle=False)
-    except ValueError:
-        counts = None
+    counts = arrays.load(path)
     if counts is None or counts.dtype != np.int64 or counts.ndim != 1 or counts.min(initial=1) < 1:
         raise UserError(f"{path} is damaged", mend=MEND)
     return counts

@@ -17,7 +17,7 @@ from gpt.data.manifests import SplitEntry
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import sync_all
-from gpt.prepare.splits import TRAIN
+from gpt.prepare.splits import TRAIN, require_name
 from gpt.prepare.staging import Job
 from gpt.prepare.texts import BLOCK, ODDITIES
 from gpt.prepare.units import Record, read_records
@@ -46,7 +46,6 @@ class Documents:
                 self.records.append(record)
                 self._places.append((unit, size))
                 size += self._stored_bytes(record)
-            _require_size(unit, size)
 
     def _stored_bytes(self, record: Record) -> int:
         if record.left_out:
@@ -64,16 +63,6 @@ class Documents:
                 assert block, "the file was whole before"
                 out.write(block)
                 left -= len(block)
-
-
-def _require_size(unit: Path, expected: int) -> None:
-    path = unit.with_suffix(".tokens")
-    size = path.stat().st_size
-    if size != expected:
-        raise UserError(
-            f"{path} has {size} bytes, where its records say {expected}",
-            mend=f"remove {unit}.jsonl, and the same command makes both again",
-        )
 
 
 @dataclass
@@ -105,6 +94,8 @@ def assemble(
     folders = [record.split for record in records]
     splits = job.rule.share_out(names, folders, [record.file for record in records])
     held_out = _held_out(records, splits)
+    for split in splits:
+        require_name(split)  # plans and records may have been edited
     building.mkdir()
     manifest = manifests.begin(building, vocab, _treatment(job), job.provenance)
     for split, indices in splits.items():

@@ -120,7 +120,7 @@ def _require_room(inputs: Sequence[Input], parts: int, vocab_size: int, folder: 
     free, place = free_space(folder)
     if needed > free:
         raise UserError(
-            f"{place} has {free / 1e9:,.1f} GB free, and the dataset may need {needed / 1e9:,.1f}"
+            f"{place} has {free / 1e9:.3g} GB free, and the dataset may need {needed / 1e9:.3g}"
             " GB while it is made",
             mend="make room, or put --out on another disk",
         )
@@ -190,8 +190,8 @@ def _publish(
     free, place = free_space(building)
     if needed > free:
         raise UserError(
-            f"{place} has {free / 1e9:,.1f} GB free, and the packed dataset needs"
-            f" {needed / 1e9:,.1f} GB",
+            f"{place} has {free / 1e9:.3g} GB free, and the packed dataset needs"
+            f" {needed / 1e9:.3g} GB",
             mend="make room, and the same command goes on",
         )
     assemble(units, vocab, job, building, say)
@@ -215,7 +215,7 @@ def merge(folders: Sequence[Path | str], out: Path | str, say: Say = print) -> N
         )
     lock = lock_of(building)
     try:
-        _publish(units, building / PACKED, out, vocab, plans[shards[0]].job(), say)
+        _publish(units, building / PACKED, out, vocab, plans[shards[0]].job(shards[0]), say)
     finally:
         shutil.rmtree(building)
         lock.release()

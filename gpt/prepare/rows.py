@@ -78,6 +78,8 @@ def group_marks(path: Path, size: int) -> list[tuple[int, int]]:
 def json_rows(path: Path, part: Part | None, reading: Reading) -> Iterator[Row]:
     """The lines that are not blank."""
     with texts.readable(path), _opened(path) as file:
+        if path.suffix != ".jsonl" and not path.stat().st_size:
+            raise EOFError("it is empty")
         if part is None:
             lines = _lines(file, None)
             first_number = 1
@@ -201,6 +203,11 @@ def parquet_rows(path: Path, part: Part | None, reading: Reading) -> Iterator[Ro
         import pyarrow
 
         fields = file.schema_arrow.names
+        for field in (reading.text_field, reading.id_field):
+            if fields.count(field) > 1:
+                raise UserError(
+                    f"{path} has {fields.count(field)} columns {field!r}", mend="rename all but one"
+                )
         _text(dict.fromkeys(fields), str(path), reading)  # raises where there is no such field
         _require_text_column(path, file, reading.text_field)
         has_ids = reading.id_field in fields

@@ -171,8 +171,11 @@ def require_name(split: str) -> None:
             f"a split cannot be called {split!r}, the name of a file of the dataset",
             mend="choose another name",
         )
-    if not split or split.startswith(".") or Path(split).name != split:
-        raise UserError(f"a split cannot be called {split!r}: it becomes a folder of the dataset")
+    if not manifests.is_split_name(split):
+        raise UserError(
+            f"a split cannot be called {split!r}",
+            mend='it becomes a folder of the dataset, and "all" and commas mean several splits',
+        )
 
 
 def read_lists(options: Iterable[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:

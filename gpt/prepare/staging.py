@@ -105,9 +105,16 @@ class Plan:
     def write(self, folder: Path) -> None:
         write_atomically(folder / PLAN, json.dumps(asdict(self), indent=1) + "\n")
 
-    def job(self) -> Job:
-        reading = Reading(**self.reading)
-        return Job(Rule.from_facts(self.rule), reading, self.duplicates, self.provenance)
+    def job(self, folder: Path) -> Job:
+        """What the plan of `folder` is for. Raises UserError where it does not say so."""
+        try:
+            reading = Reading(**self.reading)
+            return Job(Rule.from_facts(self.rule), reading, self.duplicates, self.provenance)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{folder / PLAN} is not as this version writes it",
+                mend="encode the texts again, with one version on all hosts",
+            ) from error
 
     def differences(self, other: "Plan") -> list[str]:
         """Names of the fields in which two plans differ."""
@@ -134,7 +141,7 @@ class Staging:
 
     def done(self) -> set[int]:
         """Numbers of the units that are encoded."""
-        return {int(path.stem) for path in self.folder.glob("[0-9]*.jsonl")}
+        return {int(path.stem) for path in self.folder.glob("[0-9]" * 6 + ".jsonl")}
 
     def tokenizer(self, make: Callable[[], Vocab]) -> Vocab:
         """The tokenizer that is kept here already, or the one that `make()` returns."""
@@ -158,6 +165,11 @@ class Staging:
 def lock_of(folder: Path) -> FolderLock:
     """The lock of a folder that is filled here and removed in the end, so nothing else may be in
     it."""
+    if folder.is_symlink():
+        raise UserError(
+            f"{folder} is a link, and the dataset could not take its place by one rename",
+            mend="put --out itself on the other disk",
+        )
     if not (folder / PLAN).exists() and _holds_other_files(folder):
         raise UserError(
             f"{folder} is where the dataset would be made, and holds other files",

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.files import sync, when_full, write_atomically
+from gpt.files import hash_file, sync, when_full, write_atomically
 from gpt.prepare.documents import Input, divide, documents, file_of_rows
 from gpt.prepare.encode import Encoder, Lossy
 from gpt.prepare.staging import MAKE_ROOM, NO_ROOM
@@ -32,7 +32,8 @@ Unit = tuple[int, list[Input]]
 
 
 class Record(NamedTuple):
-    """What a unit knows of a document. A line of NUMBER.jsonl holds the values in this order."""
+    """What a unit knows of a document. A line of NUMBER.jsonl holds the values in this order, after
+    a first line with the size and the sha256 of NUMBER.tokens."""
 
     name: str
     split: str | None
@@ -51,11 +52,21 @@ class Record(NamedTuple):
 
 
 def read_records(unit: Path) -> list[Record]:
-    """The records of an encoded unit, whose path bears no ending."""
+    """The records of an encoded unit, whose path bears no ending. Raises UserError where its tokens
+    are not those that were encoded, or its records cannot be read."""
     lines = unit.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    try:
+        facts, *rows = [json.loads(line) for line in lines]
+        records_of_unit = [Record(*row) for row in rows]
+    except (ValueError, TypeError):
+        facts = None
+    if facts != hash_file(unit.with_suffix(".tokens")):
+        raise UserError(
+            f"{unit}.tokens and {unit}.jsonl are not as they were written",
+            mend="remove both, and the command that made them makes them again",
+        )
     records = []
-    for line in lines:
-        record = Record(*json.loads(line))
+    for record in records_of_unit:
         if record.file:  # which many rows share
             record = record._replace(file=sys.intern(record.file))
         records.append(record)
@@ -117,7 +128,8 @@ class UnitEncoder:
             if not bad:
                 sync(aside)
                 os.rename(aside, place.with_suffix(".tokens"))
-                lines = [json.dumps(record) + "\n" for record in records]
+                facts = hash_file(place.with_suffix(".tokens"))
+                lines = [json.dumps(line) + "\n" for line in (facts, *records)]
                 write_atomically(place.with_suffix(".jsonl"), "".join(lines))
         finally:
             aside.unlink(missing_ok=True)

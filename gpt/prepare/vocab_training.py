@@ -151,11 +151,15 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Vocab:
         )
     model = io.BytesIO()
     mistakes: list[UserError] = []
+    has_text = False
 
     def sentences() -> Iterator[str]:
         # SentencePiece would swallow a mistake that is raised in here
+        nonlocal has_text
         try:
-            yield from _sentences(documents)
+            for sentence in _sentences(documents):
+                has_text = True
+                yield sentence
         except UserError as error:
             mistakes.append(error)
 
@@ -173,6 +177,8 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Vocab:
         failure = error
     if mistakes:
         raise mistakes[0]
+    if not has_text:
+        raise UserError("no tokenizer can be trained: the documents of `train` hold no text")
     if failure is not None:
         raise _training_mistake(str(failure), vocab_size) from failure
     return Vocab(model.getvalue())

@@ -20,7 +20,7 @@ from gpt.config.identity import (
 )
 from gpt.config.keys import nearest
 from gpt.config.run_config import Config
-from gpt.config.saved import saved_config
+from gpt.config.saved import CONFIG, RUN, saved_config
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
@@ -61,6 +61,7 @@ def claim(
     with do not fit, or where another process is in the folder.
     """
     run_dir = config.run_dir
+    _require_outside_of_checkpoints(run_dir)
     folder = folders.of_run(run_dir)
     for path in (run_dir, folder):
         if path.exists() and not path.is_dir():
@@ -82,11 +83,25 @@ def claim(
         for setting, values in differences.items():
             changes.append(change(checkpoint.step, setting, *values))
             notices.append(f"changed on resuming: {_in_words(setting, values)}")
+        steps = checkpoint.config[RUN]["gpt"].get("max_train_steps")
+        if steps != config.options.max_train_steps:
+            values = (steps, config.options.max_train_steps)
+            notices.append(f"changed on resuming: {_in_words('max_train_steps', values)}")
         began_from = checkpoint.config.get("began_from")
     elif config.options.init_from:
         tokenizer = resolved["dataset"]["tokenizer"]
         began_from = warm_start.origin(config.options.init_from, config.model, tokenizer)
     return Claim(tag, began_from, changes, lock or _lock(run_dir))
+
+
+def _require_outside_of_checkpoints(run_dir: Path) -> None:
+    place = run_dir.absolute()
+    for path in (place, *place.parents):
+        if path == folders.of_run(path.parent) and (path.parent / CONFIG).exists():
+            raise UserError(
+                f"--run_dir {run_dir} is among the checkpoints of the run {path.parent}",
+                mend="name a folder outside of it",
+            )
 
 
 def _lock(run_dir: Path) -> FolderLock:

@@ -116,6 +116,14 @@ BAD_BOOKS = {
         lambda books: [path.unlink() for path in books.glob("*.npy")],
         "holds none of the file lists file_list_{{train,",
     ),
+    "a list that is a link to nothing": (
+        lambda books: (books / "file_list_test_java.npy").symlink_to("nothing"),
+        "{books}/file_list_test_java.npy is no file (a folder, or a link to nothing): put the list",
+    ),
+    "a damaged header": (
+        replace(TEXT0, b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((\n"),
+        TEXT0 + " is not a plain .npy file",
+    ),
     "no vocabulary": (
         lambda books: os.rename(books / VOCAB, books / "x"),
         "{books}/books_2048 is not a folder: --root takes",

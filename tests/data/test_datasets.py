@@ -124,6 +124,23 @@ def test_damaged_hashes(small):
         assert Dataset(small).split("train").doc_hashes is None
 
 
+def test_a_flipped_bit_of_a_header_is_refused_or_changes_nothing(small):
+    path = small / "train" / "doc_tokens.npy"
+    content = path.read_bytes()
+    expected = np.load(path).tolist()
+    for place in range(128):
+        for bit in (0, 3, 6):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                counts = Dataset(small).split("train").doc_tokens.tolist()
+            except UserError as error:
+                assert str(small / "train") in str(error)
+            else:
+                assert counts == expected  # in the padding
+
+
 def test_fingerprint_changes_with_any_document(tmp_path, vocab):
     same = [Dataset(build(tmp_path / name, vocab)).fingerprint for name in ("first", "second")]
     assert same[0] == same[1]
@@ -237,6 +254,11 @@ DAMAGES = {
         )
     },
     "no split": (edit("splits", value={}), "manifest.json", AGAIN),
+    "a split elsewhere": (
+        respell('"train": {', '"../x": {'),
+        "manifest.json is damaged (a split is called '../x')",
+        AGAIN,
+    ),
     "split no object": (edit("splits", "train", value=[1]), "manifest.json", AGAIN),
     "tokens.bin truncated": (truncate("train/tokens.bin"), "train/tokens.bin", AGAIN),
     "no tokens.bin": (remove("train/tokens.bin"), "train/tokens.bin", AGAIN),

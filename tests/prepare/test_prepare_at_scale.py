@@ -23,7 +23,7 @@ from gpt.files import FolderLock
 from gpt.prepare import assemble, pipeline, units
 from gpt.prepare import workers as workers_module
 from gpt.prepare.documents import documents
-from gpt.prepare.inputs import inputs_of_folder
+from gpt.prepare.inputs import find_inputs, inputs_of_folder
 from gpt.prepare.splits import Rule
 from gpt.prepare.staging import Job
 from gpt.prepare.texts import Reading
@@ -237,9 +237,63 @@ def test_shards_merged_are_the_dataset_of_one_host(place, run_command):
         done.returncode == 0
         and "s.shard-2-of-3 is done; when all 3 are: --merge s.shard-*-of-3 --out s" in done.stdout
     )
+    tokens = place / folders[0] / "000000.tokens"
+    content = tokens.read_bytes()
+    tokens.write_bytes(content[:2000] + bytes(2) + content[2002:])
+    done = run_command([*tool, *folders], place)
+    assert done.returncode == 2
+    unit = f"{folders[0]}/000000"
+    assert f"{unit}.tokens and {unit}.jsonl are not as they were written: remove" in done.stderr
+    tokens.write_bytes(content)
     done = run_command([*tool, *folders], place)
     assert done.returncode == 0, done.stderr
     check_same(place, "s")
+
+
+EDITED_PLANS = {
+    "a split elsewhere": ({"lists": [["../EVIL", ["0/3.txt"]]]}, "a split cannot be called '../EV"),
+    "another version": ({"test_every": 3}, "plan.json is not as this version writes it"),
+}
+
+
+@pytest.mark.parametrize("rule, message", EDITED_PLANS.values(), ids=EDITED_PLANS.keys())
+def test_a_plan_that_was_edited(tmp_path, vocab, rule, message):
+    folder = write_texts(tmp_path / "in", {f"0/{i}.txt": f"{i}" for i in range(6)})
+    job = Job(Rule(lists=(("test", ("0/3.txt",)),)))
+    out = tmp_path / "out"
+    folders = [tmp_path / f"out.shard-{part}-of-2" for part in (1, 2)]
+    for part, shard in enumerate(folders, 1):
+        inputs = find_inputs(folder, False)
+        pipeline.prepare(inputs, out, job, vocab, shard=(part, 2), say=lambda text: None)
+        plan = json.loads((shard / "plan.json").read_text())
+        if "test_every" in rule:
+            plan["rule"] = rule
+        else:
+            plan["rule"].update(rule)
+        (shard / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(UserError, match=message):
+        pipeline.merge(folders, tmp_path / "deep" / "out", say=lambda text: None)
+    assert not list(tmp_path.rglob("EVIL")) and not (tmp_path / "deep" / "out").exists()
+
+
+def test_a_folder_of_work_that_is_a_link(tmp_path, vocab):
+    folder = write_texts(tmp_path / "in", {f"{i}.txt": f"{i}" for i in range(4)})
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "out.preparing").symlink_to(tmp_path / "scratch")
+    with pytest.raises(UserError, match="out.preparing is a link, .*: put --out itself on the oth"):
+        build(folder, tmp_path / "out", vocab, test_every=2)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("reader", ["| head -1", "> /dev/full"])
+def test_the_work_goes_on_when_nobody_reads_along(tmp_path, sample, reader):
+    write_texts(tmp_path / "in", {f"{i}.txt": f"{i}" for i in range(4)})
+    tool = RUN.parents[2] / "tools" / "prepare_data.py"
+    options = f"--input in --test_every 2 --tokenizer {sample}/tokenizer.model --out out"
+    command = f"set -o pipefail; {sys.executable} {tool} {options} {reader}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_refused_bytes_may_be_skipped_without_doing_the_rest_again(place, tmp_path):
@@ -262,7 +316,7 @@ def test_no_room(place, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**5, 10**5))
     with pytest.raises(
         UserError,
-        match=r"has 0.0 GB free, and the dataset may need 0.0 GB while it is made: make room, or",
+        match=r"has 0.0001 GB free, and the dataset may need 0.00\d+ GB while it is made: make",
     ):
         build(place / "in", tmp_path / "out", vocab, test_every=5)
     assert list(tmp_path.iterdir()) == []

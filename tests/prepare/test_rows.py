@@ -169,6 +169,12 @@ BAD_INPUTS = {
         {},
         "zst is damaged or cut off",
     ),
+    "an empty gzip": (
+        {"a.jsonl.gz": b"", "b.txt": "sea"},
+        {},
+        r"a.jsonl.gz is damaged or cut off \(it is empty\): copy it again",
+    ),
+    "an empty zstd": ({"a.jsonl.zst": b"", "b.txt": "sea"}, {}, "a.jsonl.zst is damaged or cut"),
     "no zstd": ({"a.jsonl.zst": b"text"}, {}, "a.jsonl.zst is damaged or cut off"),
     "no parquet": (
         {"a.parquet": b"text"},
@@ -208,6 +214,10 @@ def test_parquet_without_the_column_or_with_numbers(tmp_path, vocab):
         match="a.parquet: the column 'n' holds int64, not text: name another with --text_field",
     ):
         build(path, tmp_path / "out", vocab, test_every=2, text_field="n")
+    twice = pyarrow.Table.from_arrays([["a"], ["b"]], ["text", "text"])
+    parquet.write_table(twice, path)
+    with pytest.raises(UserError, match="a.parquet has 2 columns 'text': rename all but one"):
+        build(path, tmp_path / "out", vocab, test_every=2)
     nested = pyarrow.array([{"text": "a"}])
     parquet.write_table(pyarrow.table({"doc": nested}), path)
     with pytest.raises(UserError, match="the column 'doc' holds struct<text: string>, not text"):

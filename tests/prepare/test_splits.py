@@ -47,6 +47,8 @@ BAD_LISTS = {
     ),
     "empty": ("test={}/empty", "empty lists no document"),
     "all of them": ("test={}/all", "nothing is left to train on: all 14 documents are held out"),
+    "all": ("all={}/none", "a split cannot be called 'all': it becomes a folder of the"),
+    "a comma": ("a,b={}/none", "a split cannot be called 'a,b'"),
     "a path": ("a/b={}/none", "a split cannot be called 'a/b'"),
     "train": (
         "train={}/none",

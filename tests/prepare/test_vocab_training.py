@@ -20,6 +20,11 @@ def test_vocabulary_too_large_for_the_text():
     assert train_tokenizer(documents, largest).size == largest
 
 
+def test_no_text_to_train_on():
+    with pytest.raises(UserError, match="the documents of `train` hold no text"):
+        train_tokenizer([Document("a", ""), Document("b", "\n\n")], 300)
+
+
 def test_vocabulary_too_small_for_the_characters():
     documents = [Document("a", " ".join(map(chr, range(0x4E00, 0x4E64))))]
     # 100 characters, the blank, 259 special ids
