@@ -11,7 +11,7 @@ run.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +27,7 @@ from gpt.files import require_place_for
 
 if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command line
     from gpt.checkpoint.checkpoint import Checkpoint
+    from gpt.checkpoint.sources import Source
     from gpt.data.datasets import Dataset
     from gpt.data.vocab import Vocab
     from gpt.evaluation import Stream
@@ -34,20 +35,6 @@ if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command li
 
 # tokens of a batch, if --batch_size does not say how many windows
 BATCH_TOKENS = 8192
-
-
-class Source(NamedTuple):
-    """Weights to evaluate. name: what the result calls them. config_file: their config.yaml, which
-    is `config`. tokenizer: the file beside them. checkpoint: their folder, opened; None without a
-    manifest."""
-
-    name: str
-    config: dict
-    config_file: Path
-    tokenizer: Path
-    step: int | None
-    checkpoint: "Checkpoint | None"
-    load: Callable[[], "GPT"]
 
 
 class Target(NamedTuple):
@@ -142,12 +129,16 @@ def main() -> None:
         if file:
             require_place_for(f"--{name}", file)
 
+    from gpt.checkpoint import sources
     from gpt.results import evaluations, score_tables
 
-    sources = [source_of_file(args)] if args.checkpoint_file else sources_of_run(args.checkpoints)
-    targets = targets_of(args, sources[0])
-    joined = weights_to_join(args.join, sources[0]) if args.join else None
-    results = list(evaluate(args, sources, targets))
+    if args.checkpoint_file:
+        weights = [sources.of_file(args.checkpoint_file, args.config_file, notify)]
+    else:
+        weights = sources.of_run(args.checkpoints, notify)
+    targets = targets_of(args, weights[0])
+    joined = weights_to_join(args.join, weights[0]) if args.join else None
+    results = list(evaluate(args, weights, targets))
     is_single = args.checkpoint_file and args.eval_data_split in (None, results[0]["split"])
     print(score_tables.in_full(results[0]) if is_single else score_tables.as_table(results))
     if joined:
@@ -159,7 +150,11 @@ def main() -> None:
         Path(args.markdown).write_text(score_tables.as_markdown(results), encoding="utf-8")
 
 
-def weights_to_join(run: Path, source: Source) -> "Checkpoint":
+def notify(sentence: str) -> None:
+    print(f"notice: {sentence}", file=sys.stderr)
+
+
+def weights_to_join(run: Path, source: "Source") -> "Checkpoint":
     """The folder of weights that are a run's. Raises UserError."""
     from gpt.results.evaluations import require_of_run
 
@@ -173,79 +168,7 @@ def weights_to_join(run: Path, source: Source) -> "Checkpoint":
     return source.checkpoint
 
 
-def source_of_file(args: argparse.Namespace) -> Source:
-    """The weights of --checkpoint_file. Raises UserError where their folder is not whole."""
-    from gpt.checkpoint.checkpoint import Checkpoint
-    from gpt.checkpoint.manifest import MANIFEST
-    from gpt.checkpoint.weights import load_model, require_our_layout
-    from gpt.config.saved import CONFIG, read_config
-    from gpt.data.manifests import TOKENIZER
-
-    weights = args.checkpoint_file
-    if not args.config_file:
-        require_our_layout(weights.parent)
-    config_file = Path(args.config_file or weights.with_name(CONFIG))
-    config = read_config(config_file)
-    checkpoint = None
-    if weights.with_name(MANIFEST).is_file():
-        checkpoint = Checkpoint.open(weights.parent).verify()
-    return Source(
-        name=str(weights),
-        config=config,
-        config_file=config_file,
-        tokenizer=weights.with_name(TOKENIZER),
-        step=checkpoint.step if checkpoint else config.get("step"),
-        checkpoint=checkpoint,
-        load=lambda: load_model(weights, config, config_file),
-    )
-
-
-def sources_of_run(run: Path) -> list[Source]:
-    """The checkpoints of --checkpoints, oldest first; a damaged one is told of and left out. Raises
-    UserError where none is whole."""
-    from gpt.checkpoint import folders
-    from gpt.checkpoint.checkpoint import Checkpoint
-
-    folder = folders.of_run(run)
-    if not folder.is_dir():
-        raise UserError(
-            f"{run} holds no checkpoints", mend="give --checkpoints the folder of a run"
-        )
-    sources = []
-    for tag in folders.course(folder):
-        try:
-            checkpoint = Checkpoint.open(folder / tag).verify()
-            sources.append(source_of_checkpoint(checkpoint))
-        except UserError as error:
-            print(f"notice: left out: {error}", file=sys.stderr)
-    if not sources:
-        raise UserError(f"no checkpoint in {folder} is whole", mend="train first")
-    return sources
-
-
-def source_of_checkpoint(checkpoint: "Checkpoint") -> Source:
-    from gpt.checkpoint.weights import load_checkpoint
-    from gpt.config.saved import CONFIG
-    from gpt.data.manifests import TOKENIZER
-
-    def load() -> "GPT":
-        model, doubt = load_checkpoint(checkpoint)
-        if doubt:
-            print(f"notice: {checkpoint.path}: {doubt}", file=sys.stderr)
-        return model
-
-    return Source(
-        name=str(checkpoint.path),
-        config=checkpoint.config,
-        config_file=checkpoint.path / CONFIG,
-        tokenizer=checkpoint.path / TOKENIZER,
-        step=checkpoint.step,
-        checkpoint=checkpoint,
-        load=load,
-    )
-
-
-def targets_of(args: argparse.Namespace, source: Source) -> list[Target]:
+def targets_of(args: argparse.Namespace, source: "Source") -> list[Target]:
     """What is scored with each weights: splits, or the texts of --text. Raises UserError."""
     if args.text:
         from gpt.data.vocab import Vocab
@@ -256,7 +179,7 @@ def targets_of(args: argparse.Namespace, source: Source) -> list[Target]:
         stream = split_of_files(args.text, vocab)
         facts = {"split": "text", "dataset": ", ".join(args.text)}
         return [Target(facts, stream, vocab)]
-    root = args.data_root or trained_on(source.config).get("root")
+    root = args.data_root or source.trained_on.get("root")
     if not root:
         raise UserError(
             f"{source.config_file} does not tell which dataset the model was trained on",
@@ -277,23 +200,15 @@ def targets_of(args: argparse.Namespace, source: Source) -> list[Target]:
     return targets
 
 
-def trained_on(config: dict) -> dict:
-    """What a config.yaml says of the dataset, nothing if it is of a model from elsewhere."""
-    block = config.get("dataset")
-    return block if isinstance(block, dict) else {}
-
-
-def require_own_tokenizer(vocab: "Vocab", source: Source, where: str) -> None:
+def require_own_tokenizer(vocab: "Vocab", source: "Source", where: str) -> None:
     """Raise UserError where the text would get other ids than those that the model has learned.
     where: the tokenizer's file, or the dataset that it made."""
-    from gpt.config.saved import model_config
-
     mend = f"prepare the text with `--tokenizer {source.tokenizer}`"
-    if trained_on(source.config).get("tokenizer") not in (None, vocab.fingerprint):
+    if source.trained_on.get("tokenizer") not in (None, vocab.fingerprint):
         raise UserError(
             f"{where} has another tokenizer than the one that the model was trained with", mend=mend
         )
-    size = model_config(source.config, source.config_file).vocab_size
+    size = source.shape.vocab_size
     if vocab.size != size:
         raise UserError(
             f"the tokenizer of {where} has {vocab.size} ids, but the model was trained with {size}",
@@ -317,7 +232,7 @@ def splits_named(text: str, dataset: "Dataset") -> list[str]:
 
 
 def evaluate(
-    args: argparse.Namespace, sources: list[Source], targets: list[Target]
+    args: argparse.Namespace, sources: "list[Source]", targets: list[Target]
 ) -> Iterator[dict]:
     """The content of `--json` for each of the weights on each of the texts."""
     from gpt.compute.hardware import keep_freed_memory, usable_device
@@ -363,12 +278,11 @@ def scores_of(
     return summary(tally)
 
 
-def window_of(args: argparse.Namespace, source: Source) -> tuple[int, int]:
+def window_of(args: argparse.Namespace, source: "Source") -> tuple[int, int]:
     """(seq_len, last_n). Raises UserError where the model cannot score such windows."""
     from gpt.config.options import LAST_N
-    from gpt.config.saved import model_config
 
-    longest = model_config(source.config, source.config_file).seq_len
+    longest = source.shape.seq_len
     seq_len = args.seq_len or longest
     if seq_len > longest:
         raise UserError(

@@ -61,7 +61,7 @@ def main():
 
 def export(folder, out):
     from gpt.checkpoint.weights import WEIGHTS, load_model, open_folder
-    from gpt.convert import transformers_gpt2
+    from gpt.convert import transformers_gpt2, transformers_tokenizer
     from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.files import built_aside
@@ -75,18 +75,18 @@ def export(folder, out):
     ours = load_model(folder / WEIGHTS, checkpoint.config, folder)
     with built_aside(out) as building:
         last_n = (checkpoint.config["run"].get("gpt") or {}).get("last_n")
-        arguments = transformers_gpt2.config_of(shape, vocab.eod_id, checkpoint.step, last_n)
+        arguments = transformers_gpt2.config_of(shape, vocab, checkpoint.step, last_n)
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**arguments))
         theirs.load_state_dict(transformers_gpt2.to_gpt2(ours.state_dict(), shape))
         theirs.save_pretrained(building, max_shard_size="1TB")
         (building / transformers_gpt2.WEIGHTS).chmod(0o644)
         transformers_gpt2.write_run(building, checkpoint.config)
         (building / TOKENIZER).write_bytes(vocab.model)
-        transformers_gpt2.save_tokenizer(vocab, shape.seq_len, building)
+        transformers_tokenizer.save_tokenizer(vocab, shape.seq_len, building)
         difference = compare_logits(building, ours, vocab, transformers)
         wrong_on = compare_ids(building, vocab, transformers)
         if wrong_on:
-            transformers_gpt2.save_without_tokenizer(vocab, building)
+            transformers_tokenizer.save_without_tokenizer(vocab, building)
     print(
         f"{out}: GPT2LMHeadModel, {shape.parameters():,} parameters after step {checkpoint.step};"
         f" logits within {difference:.1e} of ours (fp32)"
@@ -95,7 +95,7 @@ def export(folder, out):
         print(
             "NOTE: no tokenizer for transformers: its byte-pair encoding gives other ids than"
             f" SentencePiece, first on {wrong_on!r}; encode with the package sentencepiece and"
-            f" {Path(out) / transformers_gpt2.VOCABULARY}"
+            f" {Path(out) / transformers_tokenizer.VOCABULARY}"
         )
     else:
         print(
@@ -182,14 +182,16 @@ def compare_ids(folder, vocab, transformers) -> str | None:
 
 def back(folder, out, tokenizer=None):
     from gpt.checkpoint.weights import WEIGHTS, write_folder
-    from gpt.convert import transformers_gpt2
+    from gpt.convert import transformers_gpt2, transformers_tokenizer
     from gpt.data.vocab import Vocab
     from gpt.files import hash_file
 
     imported = transformers_gpt2.from_gpt2(folder)
-    file = tokenizer or transformers_gpt2.find_vocabulary(folder)
+    file = tokenizer or transformers_tokenizer.find_vocabulary(folder)
     vocab = Vocab.load(file)
-    transformers_gpt2.require_vocabulary(file, vocab, imported.shape)
+    transformers_tokenizer.require_vocabulary(
+        file, vocab, imported.shape.vocab_size, imported.tokenizer
+    )
     sha256 = hash_file(folder / transformers_gpt2.WEIGHTS)["sha256"]
     config = transformers_gpt2.run_config_of(folder, imported, vocab, sha256)
     made_from = {"folder": folder.name, "sha256": sha256}

@@ -66,7 +66,7 @@ def _model(config: Config) -> list[str]:
         limit = f" (at most {batch.micro_limit} asked for)"
     return [
         (
-            f"{config.name} on {batch.world_size} rank(s), {config.precision}, ZeRO stage"
+            f"{config.name} on {batch.world_size} rank(s), {_precision(config)}, ZeRO stage"
             f" {config.zero_stage}"
         ),
         (
@@ -91,10 +91,19 @@ def _model(config: Config) -> list[str]:
     ]
 
 
+def _precision(config: Config) -> str:
+    if config.precision == "fp16":
+        return "fp16 as on a GPU (a machine without one trains in fp32)"
+    return config.precision
+
+
 def _learning_rate(config: Config) -> str:
     schedule = config.schedule
     if schedule is None:
-        return "learning rate  by DeepSpeed's own scheduler"
+        scheduler = config.deepspeed.get("scheduler")
+        if scheduler is None:
+            return f"learning rate  {config.deepspeed['optimizer']['params']['lr']:g}, constant"
+        return f"learning rate  by DeepSpeed's {scheduler['type']}"
     return (
         f"learning rate  {schedule.warmup_steps:,} steps of warm-up to {schedule.max_lr:g}, cosine"
         f" to {schedule.min_lr:g} at step {schedule.decay_steps:,}"
@@ -141,7 +150,9 @@ def _checkpoints(config: Config) -> int:
 def _time(config: Config) -> list[str]:
     speed = config.options.tokens_per_second
     if not speed:
-        return ["time           unknown: set tokens_per_second to the GPU's measured throughput"]
+        return [
+            "time           unknown without tokens_per_second, which tools/throughput.py measures"
+        ]
     hours = _tokens(config) / speed / 3600
     per_step = _tokens_per_step(config)
     steps_of_classes = [
@@ -185,9 +196,12 @@ def _cost_of_evaluations(config: Config, times: int, count: int | None) -> str:
     if count is None:
         return f"{often} over the whole split {config.options.eval_data_split!r}"
     seq_len = config.model.seq_len
+    size = f"{often} {count:,} windows of {seq_len} tokens"
+    if not _tokens(config):
+        return size
     # a forward pass alone costs a third
-    cost = times * count * seq_len / 3 / max(1, _tokens(config))
-    return f"{often} {count:,} windows of {seq_len} tokens: {cost:.1%} of the training's FLOPs"
+    cost = times * count * seq_len / 3 / _tokens(config)
+    return f"{size}: {cost:.1%} of the training's FLOPs"
 
 
 def _host(config: Config) -> list[str]:

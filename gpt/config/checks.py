@@ -42,8 +42,7 @@ def _unknown(name: str, where: str, keys: dict[str, Any]) -> str:
     hint = hint_for_key(name, where)
     if hint is not None:
         return hint
-    close = nearest(name, keys)
     others = [home for home in homes(name) if home != where]
-    if others and not close:
+    if others:
         return f"is not known there: it belongs in {' or '.join(others)}"
-    return f"is not a known key{close}"
+    return f"is not a known key{nearest(name, keys)}"

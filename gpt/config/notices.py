@@ -11,6 +11,7 @@ from gpt.config.keys import Key
 from gpt.config.optimizer_keys import COSINE, CYCLE_STEPS, WARMUP_STEPS
 from gpt.config.option_names import key_at, option_of
 from gpt.config.run_config import leaves
+from gpt.config.schedule import CosineSchedule
 from gpt.config.shape import load_presets
 
 # scheduler -> the parameter that tells its end
@@ -29,11 +30,12 @@ RATES_AFTER = {
 }
 # how the meaning of a key begins that nothing depends on
 NO_EFFECT = "no effect"
-STAGE_3 = "stage 3"
 
 
 def notices(draft: Draft) -> list[str]:
-    """Sentences about a draft that has been checked."""
+    """Sentences about a draft that has been checked; none about one with mistakes."""
+    if draft.mistakes:
+        return []
     return [sentence for rule in RULES for sentence in rule(draft)]
 
 
@@ -57,12 +59,22 @@ def _schedule_of_another_length(draft: Draft) -> Iterator[str]:
         mend = f"for one of the run's length give {option_of(change)} {run}"
     ends = f"the schedule ends at step {end}, the run at {run}"
     if run < end:
-        yield f"{ends}: the learning rate does not come down all the way; {mend}"
+        yield f"{ends}: {_rate_at(draft, kind, run)}; {mend}"
     else:
         yield (
             f"{ends}: the last {run - end} step(s) are made at {RATES_AFTER[kind]}; {mend}, and"
             f" --allow_change {change} where the run has begun"
         )
+
+
+def _rate_at(draft: Draft, kind: str, step: int) -> str:
+    if kind != COSINE:
+        return "the learning rate does not come down all the way"
+    schedule = CosineSchedule(**draft.get("scheduler.params"))
+    return (
+        f"the learning rate comes down to {schedule.lr(step):.3g} there, not to min_lr"
+        f" {schedule.min_lr:g}"
+    )
 
 
 def _end_of_schedule(draft: Draft, kind: str | None) -> int | None:
@@ -131,12 +143,17 @@ def _without_effect(draft: Draft) -> Iterator[str]:
             continue
         if key.doc.startswith(NO_EFFECT):
             idle.append(path)
-        elif key.doc.startswith(STAGE_3) and stage not in (None, 3):
+        elif stage not in (None, 3) and _is_of_stage_3(path, key):
             of_stage_3.append(path)
     if idle:
         yield f"without effect: {', '.join(idle)} (ds_configs/README.md tells why)"
     if of_stage_3:
         yield f"without effect at ZeRO stage {stage}, being of stage 3: {', '.join(of_stage_3)}"
+
+
+def _is_of_stage_3(path: str, key: Key) -> bool:
+    name = path.rpartition(".")[2]
+    return name.startswith("stage3_") or key.doc.startswith("stage 3")
 
 
 RULES = (

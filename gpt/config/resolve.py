@@ -59,6 +59,7 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
     is noted in it. Raises UserError where its tree is no block."""
     if not isinstance(draft.tree, dict):
         raise UserError(f"{draft.file}: the file is {draft.tree!r}, not a block {{…}}")
+    draft.tree.setdefault("optimizer", {"type": "Adam"})
     _override(draft, overrides or {})
     _add_blocks(draft.tree)
     normalise(draft)
@@ -136,7 +137,6 @@ def replace_batch(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
 def _add_blocks(tree: dict[str, Any]) -> None:
     """Add the blocks that a file may leave out."""
     tree.setdefault("gpt", {})
-    tree.setdefault("optimizer", {"type": "Adam"})
     for block in ("fp16", "bf16", "zero_optimization"):
         tree.setdefault(block, {})
     for block in ("optimizer", "scheduler"):

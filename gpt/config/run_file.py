@@ -8,7 +8,13 @@ from typing import Any
 import yaml
 
 from gpt.config import saved
+from gpt.config.keys import nearest
 from gpt.errors import UserError
+
+# the folder of the configs that come with the trainer
+SHIPPED = "ds_configs"
+# a run's JSON has five
+MOST_LEVELS = 20
 
 
 def read_file(path: str | Path) -> tuple[Any, str, dict[str, int]]:
@@ -31,7 +37,16 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"cannot read the config {path}: {reason}") from error
+        hint = _nearest_file(path) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"cannot read the config {path}: {reason}{hint}") from error
+
+
+def _nearest_file(path: Path) -> str:
+    """The words (did you mean …?) for the shipped config, or the file beside it, whose name is
+    closest."""
+    files = [*path.parent.glob("*.json"), *Path(SHIPPED).glob("*.json")]
+    hint = nearest(str(path), map(str, files))
+    return hint or nearest(f"{SHIPPED}/{path.stem}.json", map(str, files))
 
 
 def _parse_json(path: Path, text: str) -> Any:
@@ -44,12 +59,31 @@ def _parse_json(path: Path, text: str) -> Any:
         return dict(pairs)
 
     try:
-        return json.loads(text, object_pairs_hook=block)
+        tree = json.loads(text, object_pairs_hook=block)
     except json.JSONDecodeError as error:
         place = f"{path}, line {error.lineno}, column {error.colno}"
         raise UserError(f"{place}: not valid JSON ({error.msg})") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a run's JSON ({error})") from error
+    if _is_deeper_than(MOST_LEVELS, tree):
+        raise UserError(f"{path}: blocks within blocks, more than {MOST_LEVELS} deep")
+    return tree
+
+
+def _is_deeper_than(levels: int, tree: Any) -> bool:
+    """Whether blocks and lists lie so deep in one another; looked at level by level."""
+    level = [tree]
+    for _ in range(levels):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += value.values()
+            elif isinstance(value, list):
+                inner += value
+        if not inner:
+            return False
+        level = inner
+    return True
 
 
 def _lines_of_json(text: str) -> dict[str, int]:
@@ -57,7 +91,7 @@ def _lines_of_json(text: str) -> dict[str, int]:
     try:
         return dict(_lines(yaml.compose(text.replace("\t", " "))))
     # JSON that this YAML reader does not take: messages go without line numbers
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return {}
 
 

@@ -1,5 +1,5 @@
-"""Our weights and tokenizer as those of transformers' GPT-2, and back. Nothing here needs
-transformers or tokenizers but `save_tokenizer`.
+"""Our weights as those of transformers' GPT-2, and back. Nothing here needs transformers; the
+tokenizer is gpt/convert/transformers_tokenizer.py's.
 
 GPT-2 is the same function under three changes: its embedding carries our factor sqrt(h_dim),
 multiplied in as the model does it, so that the stream begins with the same bits; its matrices are
@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import sentencepiece
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
@@ -20,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 from gpt.checkpoint.weights import expected_shapes
 from gpt.config.saved import foreign_config, model_config, write_config
 from gpt.config.shape import ModelConfig
-from gpt.data.manifests import TOKENIZER
-from gpt.data.vocab import BLANK, Vocab
+from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import hash_file
 
@@ -53,16 +51,13 @@ _FIXED: dict[str, Any] = {  # what a GPT2Config must say to be one of ours
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
-# our own keys in config.json: optimiser steps that the weights have seen, and how they are scored
+# our own keys in config.json, which transformers takes along: optimiser steps that the weights have
+# seen, how they are scored, and the vocabulary's fingerprint
 STEPS = "trained_steps"
 LAST_N = "last_n"
-# the vocabulary where transformers has no tokenizer for it: of a tokenizer.model it would make one
-# that gives other ids
-VOCABULARY = "sentencepiece.model"
+FINGERPRINT = "tokenizer_fingerprint"
 # the run that trained the weights: {"weights": sha256 of WEIGHTS, "config": its config.yaml}
 RUN = "run.yaml"
-# a class that is not there, since of no files at all transformers makes a tokenizer without ids
-NO_TOKENIZER = {"tokenizer_class": "NoneButSentencePiece"}
 
 
 class Imported(NamedTuple):
@@ -72,6 +67,7 @@ class Imported(NamedTuple):
     weights: dict[str, torch.Tensor]  # fp32, by our names
     step: int
     last_n: int | None  # as its run was evaluated; None where that is not told
+    tokenizer: str | None  # fingerprint of the vocabulary; likewise
 
 
 def require_gpt2_shape(model: ModelConfig) -> None:
@@ -100,9 +96,11 @@ def require_gpt2_names(model: ModelConfig) -> None:
         )
 
 
-def config_of(model: ModelConfig, eod_id: int, step: int, last_n: int | None) -> dict:
+def config_of(model: ModelConfig, vocab: Vocab, step: int, last_n: int | None) -> dict:
     """Arguments of transformers' GPT2Config."""
-    own = {STEPS: step} if last_n is None else {STEPS: step, LAST_N: last_n}
+    own = {STEPS: step, FINGERPRINT: vocab.fingerprint}
+    if last_n is not None:
+        own[LAST_N] = last_n
     return {
         "vocab_size": model.vocab_size,
         "n_positions": model.seq_len,
@@ -113,8 +111,8 @@ def config_of(model: ModelConfig, eod_id: int, step: int, last_n: int | None) ->
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
-        "bos_token_id": eod_id,
-        "eos_token_id": eod_id,
+        "bos_token_id": vocab.eod_id,
+        "eos_token_id": vocab.eod_id,
         **own,
         **{name: value for name, value in _FIXED.items() if name != "model_type"},
     }
@@ -172,7 +170,7 @@ def from_gpt2(folder: Path | str) -> Imported:
         weights[ours] = _transposed_if(transposed, weights[ours])
     embedding = weights["token_embedding.weight"]
     weights["token_embedding.weight"] = _divided(embedding, math.sqrt(width))
-    return Imported(model, weights, config[STEPS], config.get(LAST_N))
+    return Imported(model, weights, config[STEPS], config.get(LAST_N), config.get(FINGERPRINT))
 
 
 def _read_weights(folder: Path, names: dict[str, tuple[str, bool]]):
@@ -288,89 +286,3 @@ def run_config_of(folder: Path, imported: Imported, vocab: Vocab, sha256: str) -
     if imported.last_n is not None:
         config["run"]["gpt"][LAST_N] = imported.last_n
     return config
-
-
-def save_without_tokenizer(vocab: Vocab, folder: Path) -> None:
-    """Write the vocabulary for the package sentencepiece alone, such that transformers opens no
-    tokenizer of this folder."""
-    for name in ("tokenizer.json", "special_tokens_map.json", TOKENIZER):
-        (folder / name).unlink(missing_ok=True)
-    (folder / VOCABULARY).write_bytes(vocab.model)
-    text = json.dumps(NO_TOKENIZER, indent=1) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
-
-
-def find_vocabulary(folder: Path) -> Path:
-    """The SentencePiece model in a GPT2LMHeadModel's folder. Raises UserError where there is
-    none."""
-    for name in (TOKENIZER, VOCABULARY):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(
-        f"{folder} holds no {TOKENIZER}, which transformers does not take along",
-        mend="copy it from the folder that export_hf.py made, or give it by --tokenizer",
-    )
-
-
-def require_vocabulary(file: Path, vocab: Vocab, shape: ModelConfig) -> None:
-    """Raise UserError unless a model has as many ids as the vocabulary of `file`."""
-    if vocab.size == shape.vocab_size:
-        return
-    mend = "give the tokenizer that it was trained with (--tokenizer)"
-    if shape.vocab_size > vocab.size:
-        mend = (
-            f"where tokens were added, such as one for padding, call"
-            f" model.resize_token_embeddings({vocab.size}) and save it again; else {mend}"
-        )
-    raise UserError(f"{file} has {vocab.size} ids, and the model {shape.vocab_size}", mend=mend)
-
-
-def save_tokenizer(vocab: Vocab, seq_len: int, folder: Path | str) -> None:
-    """Write the SentencePiece BPE vocabulary as a PreTrainedTokenizerFast, with the end of a
-    document for bos and eos.
-
-    Hold its ids against SentencePiece's before use: a vocabulary of another kind than BPE with byte
-    fallback, the identity normalisation and no dummy prefix, as ours and the seed project's are,
-    gives others.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=vocab.model)
-    ids = {pieces.id_to_piece(i): i for i in range(vocab.size)}
-    merges = _merges(pieces, ids, vocab.eod_id)
-    unknown = pieces.id_to_piece(pieces.unk_id()) if pieces.unk_id() >= 0 else None
-    tokenizer = Tokenizer(models.BPE(ids, merges, unk_token=unknown, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Replace(" ", BLANK)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    end = AddedToken(pieces.id_to_piece(vocab.eod_id), special=True, normalized=False)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=end,
-        eos_token=end,
-        model_max_length=seq_len,
-        clean_up_tokenization_spaces=False,
-    )
-    fast.save_pretrained(folder)
-    # transformers 5 writes a name that 4 does not know
-    path = Path(folder) / "tokenizer_config.json"
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    portable = {**saved, "tokenizer_class": "PreTrainedTokenizerFast"}
-    path.write_text(json.dumps(portable, indent=1) + "\n", encoding="utf-8")
-
-
-def _merges(pieces: sentencepiece.SentencePieceProcessor, ids: dict[str, int], eod_id: int):
-    """Pairs of pieces that merge into a piece, the one whose result SentencePiece scores highest
-    first."""
-    scored = []
-    for piece, i in ids.items():
-        special = pieces.is_byte(i) or pieces.is_control(i) or pieces.is_unknown(i)
-        if special or pieces.is_unused(i) or i == eod_id:
-            continue
-        for cut in range(1, len(piece)):
-            pair = piece[:cut], piece[cut:]
-            if pair[0] in ids and pair[1] in ids:
-                scored.append((-pieces.get_score(i), i, pair))
-    return [pair for _, _, pair in sorted(scored)]

@@ -38,6 +38,9 @@ DOC_HASHES = "doc_hashes.npy"
 NAMES = "names.txt"
 SPLIT_FILES = (TOKENS, DOC_TOKENS, DOC_BYTES, DOC_HASHES, NAMES)
 
+# what texts that are yet to be prepared look like in their folder
+TEXTS = ("*.txt", "*.jsonl*", "*.parquet", "*/*.txt")
+
 # Bytes of a document's hash.
 HASH_BYTES = 16
 
@@ -220,15 +223,38 @@ def write(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(unsealed.replace(UNSEALED, seal), encoding="utf-8")
 
 
+def _no_dataset(root: Path) -> UserError:
+    """What a place is that was taken for a dataset."""
+    if root.is_file() and (root.parent / MANIFEST).is_file():
+        return UserError(f"{root} is a file of a dataset", mend=f"give its folder, {root.parent}")
+    if root.is_file():
+        return UserError(
+            f"{root} is a file, and a dataset is a folder",
+            mend=f"make one with `python tools/prepare_data.py --input {root} --out FOLDER`, or"
+            f" evaluate a text as it is with `python gpt/eval.py … --text {root}`",
+        )
+    what = f"{root} holds no dataset (no {MANIFEST})"
+    for pattern in TEXTS:
+        text = next(root.glob(pattern), None)
+        if text is not None:
+            return UserError(
+                f"{what}, but texts such as {text.relative_to(root)}",
+                mend=f"make one with `python tools/prepare_data.py --input {root} --out FOLDER`",
+            )
+    mend = (
+        "make one from a folder of .txt files with"
+        f" `python tools/prepare_data.py --input FOLDER --out {root}`"
+    )
+    if not root.exists() and not root.is_absolute():
+        mend += f"; or name one as it is seen from {Path.cwd()}"
+    return UserError(what, mend)
+
+
 def read(root: Path) -> Manifest:
     """A dataset's manifest, its structure and its own hash checked. Raises UserError."""
     path = root / MANIFEST
     if not path.is_file():
-        raise UserError(
-            f"{root} holds no dataset (no {MANIFEST})",
-            mend="make one from a folder of .txt files with "
-            f"`python tools/prepare_data.py --input FOLDER --out {root}`",
-        )
+        raise _no_dataset(root)
     prepare_again = "prepare the dataset again"
     try:
         text = path.read_bytes().decode()

@@ -10,8 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from gpt.config.identity import differing
 from gpt.metrics.runs import Run, missing_axis, values
-from gpt.results.methods import in_words, method_keys, method_names, settings_of
+from gpt.results.methods import (
+    ENDS,
+    GROWING,
+    in_words,
+    label,
+    method_keys,
+    method_names,
+    settings_of,
+)
 from gpt.results.scores import final_scores, is_scored
 from gpt.wording import listed
 
@@ -160,16 +169,18 @@ def trusted_references(groups: Sequence[Group], notices: list[str]) -> list[Grou
     one method tell two.
     """
     trusted = []
+    lacking: list[Run] = []
     for group in groups:
-        speed = group.runs[0].reference_speed
-        if speed is None:
-            notices.append(missing_axis("reference_hours", group.runs))
+        if group.runs[0].reference_speed is None:
+            lacking += group.runs
             continue
         doubt = None if group.runs[0].tells_reference else _doubt(group, groups)
         if doubt:
             notices.append(f"{group.name} has no reference hours: {doubt}")
         else:
             trusted.append(group)
+    if lacking:
+        notices.append(missing_axis("reference_hours", lacking))
     return trusted
 
 
@@ -231,6 +242,20 @@ def untold_code(groups: Sequence[Group]) -> list[str]:
     ]
 
 
+def _grown_along(groups: Sequence[Group]) -> list[str]:
+    """Sentences on what grows with the length of training within a method."""
+    sentences = []
+    for method in dict.fromkeys(group.method for group in groups):
+        of_method = [group.settings for group in groups if group.method == method]
+        for path in differing(of_method):
+            if path in GROWING and path not in ENDS:
+                numbers = dict.fromkeys(str(settings.get(path)) for settings in of_method)
+                sentences.append(
+                    f"along the law of {method}, {label(path)} is {', '.join(numbers)}"
+                )
+    return sentences
+
+
 def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict[str, list[tuple]]:
     """{method: [(x, mean, spread or None)]} of the final normalised losses over an axis, by rising
     x.
@@ -255,4 +280,5 @@ def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict
             continue
         spread = losses.std(ddof=1) if len(losses) > 1 else None
         points.setdefault(group.method, []).append((x, losses.mean(), spread))
+    notices += _grown_along(finished)
     return {method: sorted(of_it, key=lambda point: point[0]) for method, of_it in points.items()}

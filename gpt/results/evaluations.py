@@ -17,7 +17,7 @@ from gpt.config.saved import CONFIG, read_config
 from gpt.errors import UserError
 from gpt.files import write_atomically
 from gpt.metrics.events import METRICS, finite
-from gpt.quantities import contradiction
+from gpt.quantities import contradiction, contradiction_without_sums, has_sums
 
 FOLDER = "evaluations"
 
@@ -103,7 +103,8 @@ def _mistake(result: Any, config: Mapping[str, Any], split: str, step: int) -> s
     scored = (config.get("dataset") or {}).get("scored") or {}
     if scored.get("split") == split and scored.get("documents") != result.get("documents"):
         return "is of other documents than the run's own evaluations"
-    problem = contradiction(result)
+    contradicts = contradiction if has_sums(result) else contradiction_without_sums
+    problem = contradicts(result)
     return f"contradicts itself: {problem}" if problem else None
 
 

@@ -130,7 +130,9 @@ def _plot_held_out(axes: Axes, curve: Curve, look: dict) -> None:
         axes.plot(curve.x[:1], curve.mean[:1], **marked)
         spread = None if curve.spread is None else curve.spread[1:]
         curve = Curve(curve.x[1:], curve.mean[1:], spread)
-    axes.plot(curve.x, curve.mean, **marked, markevery=math.ceil(len(curve.x) / MARKED))
+    stride = math.ceil(len(curve.x) / MARKED)
+    # the last bears one
+    axes.plot(curve.x, curve.mean, **marked, markevery=((len(curve.x) - 1) % stride, stride))
     if curve.spread is not None:
         low = curve.mean - curve.spread
         high = curve.mean + curve.spread
@@ -231,8 +233,8 @@ def law_figure(
     drawing.set_up(axes.xaxis, label, *axes.get_xlim(), log=True, plain=axis != "flops")
     name = f"final normalised loss on {split} (nats per byte)"
     drawing.set_up(axes.yaxis, name, *axes.get_ylim(), log=True)
-    for at in met:
-        _draw_crossing(axes, at * per_unit, _amount(at, axis))
+    for at, loss in met:
+        _draw_crossing(axes, at * per_unit, loss, _amount(at, axis))
     notes = ["lines: power laws, thin beyond the data", f"bands: {LEVEL:.0%} for the law"]
     if any(spread is not None for of_it in points.values() for _, _, spread in of_it):
         notes.append("bars: 1 s.d. over seeds")
@@ -243,16 +245,17 @@ def law_figure(
     return output.save(figure, "scaling")
 
 
-def _extent(laws: dict[str, Fit]) -> tuple[np.ndarray, list[float]]:
-    """(the compute over which laws are drawn, where they cross within it)."""
+def _extent(laws: dict[str, Fit]) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """(the compute over which laws are drawn, (compute, loss) where they cross within it)."""
     least = min(law.compute.min() for law in laws.values())
     most = max(law.compute.max() for law in laws.values())
     met = []
     for first, second in pairs(laws):
-        met += [crossing.at for crossing in crossings(laws[first], laws[second])]
-    rightmost = max([4 * most, *(1.6 * at for at in met)])
+        for crossing in crossings(laws[first], laws[second]):
+            met.append((crossing.at, float(laws[first].loss_at(crossing.at))))
+    rightmost = max([4 * most, *(1.6 * at for at, _ in met)])
     compute = np.geomspace(least / 1.6, rightmost, 200)
-    return compute, [at for at in met if at > compute[0]]
+    return compute, [(at, loss) for at, loss in met if at > compute[0]]
 
 
 def _draw_law(axes: Axes, law: Fit, compute: np.ndarray, per_unit: float, look: dict) -> None:
@@ -316,13 +319,16 @@ def _name_classes(
             )
 
 
-def _draw_crossing(axes: Axes, at: float, amount: str) -> None:
+def _draw_crossing(axes: Axes, at: float, loss: float, amount: str) -> None:
+    """A line where two laws meet, told at the end of it that is farther from them."""
     axes.axvline(at, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    low, high = axes.get_ylim()
+    is_low = loss < math.sqrt(low * high)
     axes.annotate(
         f"crossing ${amount}$",
-        (at, 0.985),
+        (at, 0.985 if is_low else 0.015),
         rotation=90,
-        va="top",
+        va="top" if is_low else "bottom",
         ha="right",
         xycoords=("data", "axes fraction"),
         fontsize=8,
@@ -333,7 +339,8 @@ def _draw_crossing(axes: Axes, at: float, amount: str) -> None:
 def _law_label(method: str, law: Fit, axis: str) -> str:
     """Three lines: the method's name, its law, and what it rests on, in matplotlib's mathtext."""
     evidence = f"{LEVEL:.0%} interval, {plural(len(law.compute), 'point')}"
-    return f"{method}\n{_formula(law, axis)}\n{evidence}"
+    name = method.replace("$", r"\$")
+    return f"{name}\n{_formula(law, axis)}\n{evidence}"
 
 
 def _formula(law: Fit, axis: str) -> str:

@@ -80,6 +80,13 @@ def plan(tree: Any, name: str, sweep: bool, micro_batches: list[int] | None) -> 
         sizes = divisors(batch.train_batch_size)
     else:
         sizes = sorted(set(micro_batches or [batch.micro_size]))
+    for size in sizes:
+        if batch.train_batch_size % size:
+            possible = ", ".join(map(str, divisors(batch.train_batch_size)))
+            raise UserError(
+                f"--micro_batch {size} does not divide train_batch_size {batch.train_batch_size}",
+                mend=f"it can be {possible}",
+            )
     configs = {size: resolve(_at_micro_batch(tree, size), name) for size in sizes}
     return Plan(name, tree, config, configs)
 

@@ -353,6 +353,160 @@ BAD = [
     ),
 ]
 
+ADAM = {"type": "Adam", "params": {"lr": 1e-3}}
+ZERO = "zero_optimization"
+
+
+def scheduler(kind, **params):
+    return {"scheduler": {"type": kind, "params": params}, "optimizer": ADAM}
+
+
+def zero(**keys):
+    return {ZERO: keys}
+
+
+CYCLE = {"cycle_min_lr": 1e-4, "cycle_max_lr": 1e-3, "cycle_momentum": False}
+TOGETHER = [
+    (
+        scheduler("WarmupLR", warmup_num_steps=0),
+        "scheduler.params.warmup_num_steps is 0, must be at least 1",
+    ),
+    (
+        scheduler("WarmupCosineLR", warmup_num_steps=0, total_num_steps=6),
+        "scheduler.params.warmup_num_steps is 0, must be at least 1",
+    ),
+    (
+        scheduler("LRRangeTest", lr_range_test_step_size=0),
+        "scheduler.params.lr_range_test_step_size is 0, must be at least 1",
+    ),
+    (
+        scheduler("LRRangeTest", lr_range_test_min_lr=0),
+        "scheduler.params.lr_range_test_min_lr is 0, must be above 0",
+    ),
+    (
+        scheduler("OneCycle", **CYCLE, cycle_first_step_size=0),
+        "scheduler.params.cycle_first_step_size is 0, must be at least 1",
+    ),
+    (
+        scheduler("OneCycle", **{**CYCLE, "cycle_min_lr": 1e-2}),
+        "scheduler.params.cycle_min_lr is 0.01, more than scheduler.params.cycle_max_lr 0.001",
+    ),
+    (
+        scheduler("WarmupDecayLR", warmup_max_lr=1e-3, warmup_num_steps=10, total_num_steps=5),
+        (
+            "scheduler.params.warmup_num_steps is 10, which leaves no step of total_num_steps 5 for"
+            " the decay"
+        ),
+    ),
+    (
+        scheduler("WarmupCosineLR", warmup_num_steps=5, total_num_steps=5),
+        (
+            "scheduler.params.warmup_num_steps is 5, which leaves no step of total_num_steps 5 for"
+            " the decay"
+        ),
+    ),
+    (
+        scheduler("WarmupCosineLR", total_num_steps=900),
+        (
+            "scheduler.params.warmup_num_steps is missing, and DeepSpeed's 1000 steps would leave"
+            " none of total_num_steps 900 for the decay: give less"
+        ),
+    ),
+    (
+        scheduler("WarmupLR", warmup_min_lr=1e-2, warmup_max_lr=1e-3),
+        "scheduler.params.warmup_min_lr is 0.01, more than scheduler.params.warmup_max_lr 0.001",
+    ),
+    (
+        scheduler("WarmupLR", warmup_min_lr=1e-2),
+        "scheduler.params.warmup_min_lr is 0.01, more than optimizer.params.lr 0.001",
+    ),
+    (
+        scheduler("WarmupDecayLR", warmup_num_steps=2, total_num_steps=6),
+        (
+            "scheduler.params.warmup_max_lr is missing: the peak of the learning rate, which"
+            " DeepSpeed would choose by itself"
+        ),
+    ),
+    # "auto" alone is told, not that the value is missing too
+    (
+        scheduler("WarmupDecayLR", warmup_num_steps=2, total_num_steps=6, warmup_max_lr="auto"),
+        (
+            'scheduler.params.warmup_max_lr is "auto", which only the Hugging Face Trainer fills'
+            " in: write the value"
+        ),
+    ),
+    (
+        {"scheduler": None, "optimizer": {"type": "Adam", "params": {"lr": "1e-3"}}},
+        "optimizer.params.lr is '1e-3', not a number (leave the quotes out)",
+    ),
+    (zero(stage=1, allgather_bucket_size=7), f"{ZERO}.allgather_bucket_size is 7, must be even"),
+    (
+        {**zero(stage=2), "prescale_gradients": True},
+        f"prescale_gradients is true, which stage 2 has only with {ZERO}.reduce_scatter false",
+    ),
+    (
+        {**zero(stage=3), "gradient_predivide_factor": 2.0},
+        (
+            "gradient_predivide_factor is 2.0, which stage 3 has only with"
+            f" {ZERO}.reduce_scatter false"
+        ),
+    ),
+    (
+        {"optimizer": {"type": "Adam", "params": {"amsgrad": True, "torch_adam": False}}},
+        "optimizer.params.amsgrad is true, and DeepSpeed's Adam has none: leave torch_adam true",
+    ),
+    (
+        zero(stage=2, offload_optimizer={"device": "cpu", "ratio": 0.5}),
+        f"{ZERO}.offload_optimizer.ratio is 0.5, which needs stage 3, and the stage is 2",
+    ),
+    (
+        zero(stage=3, offload_optimizer={"device": "cpu", "ratio": 0.5}),
+        (
+            f"{ZERO}.offload_optimizer.ratio is 0.5, which needs an Adam with"
+            " optimizer.params.torch_adam false"
+        ),
+    ),
+    (
+        zero(stage=1, load_from_fp32_weights=False),
+        (
+            f"{ZERO}.load_from_fp32_weights is false, with which a run that goes on would be"
+            " another: leave it out"
+        ),
+    ),
+    (
+        zero(stage=2, pipeline_loading_checkpoint=True),
+        (
+            f"{ZERO}.pipeline_loading_checkpoint is true, with which no run of stage 2 can go on:"
+            " leave it out"
+        ),
+    ),
+    (
+        {"comet": {"enabled": True, "api_key": "secret"}},
+        (
+            "comet.api_key is not supported here: config.yaml would show it: set COMET_API_KEY in"
+            " the environment"
+        ),
+    ),
+    (
+        {"amp": {"enabled": True}},
+        "amp is not supported here: DeepSpeed has removed it: use fp16 or bf16",
+    ),
+    (
+        {**zero(stage=0), "bf16": {"enabled": True}},
+        (
+            f"{ZERO}.stage is 0 with 16-bit training, where gradients that are not finite would"
+            " reach the weights: use stage 1, 2 or 3"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("options, sentence", TOGETHER, ids=[case[1] for case in TOGETHER])
+def test_values_that_deepspeed_would_fail_with_get_a_sentence(options, sentence):
+    with pytest.raises(UserError) as caught:
+        resolve(tiny_run(**options), "tiny")
+    assert str(caught.value) == f"tiny: {sentence}"
+
 
 @pytest.mark.parametrize(
     "path, value, sentence", BAD, ids=[f"{path}={value}" for path, value, _ in BAD]

@@ -272,9 +272,16 @@ def test_weights_that_were_trained_elsewhere_keep_what_scores_them(
     config = open_folder(tmp_path / "back").config
     assert (config["name"], config["step"]) == ("tuned", 30) and "code" not in config
     assert config["run"]["gpt"]["last_n"] == 5 and config["model"]["seq_len"] == 16
+    config_file = tmp_path / "tuned/config.json"
+    told = config_file.read_text()
+    config_file.write_text(told.replace(vocab.fingerprint, "0" * 64))
+    arguments[2] = tmp_path / "again"
+    assert tool.mistake(*arguments) == (
+        f"{arguments[-1]} is not the tokenizer that the model was exported with: give the tokenizer"
+        " that it was trained with (--tokenizer)"
+    )
     model.resize_token_embeddings(vocab.size + 1)
     model.save_pretrained(tmp_path / "tuned")
-    arguments[2] = tmp_path / "again"
     assert tool.mistake(*arguments) == (
         f"{arguments[-1]} has {vocab.size} ids, and the model {vocab.size + 1}: where tokens were"
         f" added, such as one for padding, call model.resize_token_embeddings({vocab.size}) and"

@@ -112,5 +112,24 @@ def test_every_checkpoint_of_a_run(joined, tmp_path, capsys):
     assert "notice: left out: " in said.err and "global_step5" in said.err
     steps = [line.split()[1] for line in said.out.splitlines() if line.startswith("test ")]
     assert steps == ["4", "6"]
-    with pytest.raises(UserError, match="holds no checkpoints: give --checkpoints the folder of"):
+    with pytest.raises(UserError, match="holds no checkpoints: give the folder of a run"):
         evaluate("--checkpoints", tmp_path)
+
+
+def test_weights_that_other_code_trained(joined, tmp_path, capsys):
+    run, _ = joined
+    export = shutil.copytree(run.parents[1] / "export", tmp_path / "export")
+    (export / "checkpoint.json").unlink()
+    config = read_config(export / "config.yaml")
+    config["code"]["parts"]["model"] = "0" * 12
+    config["code"]["commit"] = "abc"
+    write_config(export / "config.yaml", config)
+    (tmp_path / "a.txt").write_text("Seven breads later, nobody asks.")
+    options = ["--checkpoint_file", export / "model.safetensors", "--text", tmp_path / "a.txt"]
+    evaluate(*options)
+    assert capsys.readouterr().err == (
+        "notice: the model was trained by other code than is here (model; commit abc): its figures"
+        " here need not be those of its run\n"
+    )
+    with pytest.raises(UserError, match="export has no checkpoint.json, which tells what its"):
+        evaluate(*options[:2], "--join", run)

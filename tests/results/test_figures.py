@@ -345,6 +345,8 @@ def test_a_law_is_told_with_its_interval_its_points_and_their_classes(tmp_path, 
         method: power_law.fit(*np.array([point[:2] for point in of_it]).T)
         for method, of_it in points.items()
     }
+    laws["cost $5"] = laws.pop("3x32-mlp64-attn16")
+    points["cost $5"] = points.pop("3x32-mlp64-attn16")
     classes = figures.class_names(groups, "reference_hours")
     figure = drawn(
         monkeypatch,
@@ -355,6 +357,7 @@ def test_a_law_is_told_with_its_interval_its_points_and_their_classes(tmp_path, 
     texts = texts_of(figure)
     assert {"10 h", "20 h", "40 h", "$Two$ laws"} <= texts
     assert any("\\pm" in text and "95% interval, 3 points" in text for text in texts)
+    assert any(text.startswith("cost \\$5\n$1.") for text in texts)  # no formula begins there
     assert any("bars: 1 s.d. over seeds" in text for text in texts)
     assert "final normalised loss on test (nats per byte, log scale)" in texts
 

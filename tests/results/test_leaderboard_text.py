@@ -151,6 +151,18 @@ def test_one_throughput_of_two_models_makes_no_class(tmp_path, monkeypatch, caps
     assert len(rows) == 3 and headings == ["3,072 training tokens"]
 
 
+def test_two_throughputs_of_one_method_make_no_class(tmp_path, monkeypatch, capsys):
+    for seed, speed in enumerate((HOUR, 2 * HOUR)):
+        run = identified_run(tmp_path / f"a-seed{seed}", seed=seed, tokens_per_second=speed)
+        amend(run, UNTOLD)
+    rows, headings, notices, _ = tables(monkeypatch, capsys, tmp_path)
+    assert headings == ["3,072 training tokens"] and len(rows) == 2
+    assert notices[0] == (
+        "a-seed0 has no reference hours: it is said to train at 0.0711111 reference tokens/s, and"
+        " a-seed1 at 0.142222, which is the same model; measure it with tools/throughput.py"
+    )
+
+
 @pytest.mark.parametrize("key", ["flops_per_token", "precision"])
 def test_a_throughput_of_another_model_is_no_class(key, tmp_path, monkeypatch, capsys):
     strange = {"flops_per_token": 5, "precision": "bf16"}[key]

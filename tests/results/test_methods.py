@@ -128,7 +128,11 @@ def test_a_batch_that_grows_along_a_ladder_makes_no_other_method(tmp_path):
     for steps, batch in ((10, 8), (20, 8), (20, 16)):
         run = identified_run(tmp_path / f"{steps}x{batch}", steps)
         amend(run, {"run/train_batch_size": batch, "batch/global_size": batch})
-    assert {group.method for group in groups_of(tmp_path)} == {"2x32-mlp64-attn16"}
+    groups = groups_of(tmp_path)
+    assert {group.method for group in groups} == {"2x32-mlp64-attn16"}
+    notices = []
+    final_losses(groups, "flops", notices)
+    assert notices == ["along the law of 2x32-mlp64-attn16, train_batch_size is 8, 16"]
     # twice 2,560 tokens, in two batches
     amend(identified_run(tmp_path / "5x16", 5), {"run/train_batch_size": 16})
     amend(tmp_path / "5x16", {"batch/global_size": 16})

@@ -33,6 +33,47 @@ def test_a_mistaken_value_is_not_held_against_the_dataset(sample):
     assert RunData(draft, may_be_absent=False).mistakes() == []
 
 
+def test_a_vocabulary_size_that_is_not_given_is_the_datasets(sample):
+    draft = drafted(gpt={"data_root": str(sample), "vocab_size": None})
+    draft.add(RunData(draft, may_be_absent=True).mistakes())
+    config = draft.settle()
+    assert config.model.vocab_size == 2048
+    assert config.sources["gpt.vocab_size"] == "derived: from the dataset"
+
+
+def test_the_samples_vocabulary_is_known_before_it_is_built(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draft = drafted(gpt={"data_root": SAMPLE, "vocab_size": None})
+    draft.add(RunData(draft, may_be_absent=False).mistakes())
+    assert draft.settle().model.vocab_size == 2048
+
+
+def test_without_a_dataset_the_vocabulary_size_must_be_given(tmp_path):
+    root = tmp_path / "none"
+    draft = drafted(gpt={"data_root": str(root), "vocab_size": None})
+    draft.add(RunData(draft, may_be_absent=True).mistakes())
+    with pytest.raises(UserError) as caught:
+        draft.settle()
+    assert str(caught.value) == (
+        f"tiny: gpt.vocab_size is missing, and there is no dataset {root} yet to take it from: give"
+        " --vocab_size"
+    )
+
+
+def test_a_place_that_is_no_dataset_gets_advice_that_does_no_harm(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+
+    def mistake(root):
+        return RunData(drafted(gpt={"data_root": root}), may_be_absent=False).mistakes()[0]
+
+    # not into the folder of the texts
+    assert mistake("texts").endswith("prepare_data.py --input texts --out FOLDER`")
+    assert mistake("boks").endswith(f"; or name one as it is seen from {tmp_path}")
+    assert mistake("texts/a.txt").startswith("texts/a.txt is a file, and a dataset is a folder")
+
+
 @pytest.mark.parametrize("only_looked_at", [True, False])
 def test_a_dataset_may_be_absent_where_nothing_is_trained(tmp_path, only_looked_at):
     draft = drafted(gpt={"data_root": str(tmp_path / "none")})
