@@ -14,6 +14,7 @@ from gpt.config.run_config import leaves
 RUN = "run"  # the block of config.yaml that resolves to the run again
 CHANGES = "changes"
 CODE = "code"
+CHANGE = {"step", "setting", "was", "is"}  # the keys of one of them
 BATCH_SETTING = "train_batch_size"
 SEED = "seed"
 # settings of "gpt" that make a curve, beside the shape

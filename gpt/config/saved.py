@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from gpt.config.batch import ACCUMULATION, MICRO
-from gpt.config.identity import CHANGES, RUN
+from gpt.config.identity import CHANGE, CHANGES, RUN
 from gpt.config.run_config import Config
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
 from gpt.errors import UserError
@@ -167,15 +167,41 @@ def require_run_config(path: Path, config: dict[str, Any]) -> None:
     unknown = sorted(set(config["model"]) - set(SHAPE_KEYS))
     if unknown:
         raise UserError(f"{path / CONFIG} has model.{unknown[0]}, which this version does not know")
-    if not isinstance(config.get("dataset", {}), dict):
-        raise UserError(
-            f"{path / CONFIG}: dataset is no block", mend="use the file that training wrote"
-        )
+    _require_kinds(path, config)
     speed = config[RUN]["gpt"].get("tokens_per_second")
     if speed is not None and not _is_positive(speed):
         raise UserError(
             f"{path / CONFIG}: run.gpt.tokens_per_second is {speed!r}, not a number above 0"
         )
+
+
+# what a config.yaml of an earlier version may lack, and a damaged one hold as something else:
+# {kind, in words: (its type, where it stands)}
+KINDS = {
+    "block": (
+        dict,
+        ("dataset", "dataset.train", "dataset.scored", "code", "code.parts", "sources"),
+    ),
+    "whole number": (int, ("parameters", "dataset.train.tokens", "dataset.scored.tokens")),
+    "text": (
+        str,
+        ("dataset.fingerprint", "dataset.tokenizer", "code.hash", f"{RUN}.gpt.variant"),
+    ),
+}
+
+
+def _require_kinds(path: Path, config: dict[str, Any]) -> None:
+    """Raise UserError where something is none of its KINDS, or `changes` no list of changes."""
+    mend = "use the file that training wrote"
+    for kind, (of_type, places) in KINDS.items():
+        for where in places:
+            if not isinstance(_value_at(config, where), (of_type, type(None))):
+                raise UserError(f"{path / CONFIG}: {where} is no {kind}", mend=mend)
+    changes = config.get(CHANGES)
+    entries = changes if isinstance(changes, list) else []
+    well_formed = all(isinstance(entry, dict) and CHANGE <= set(entry) for entry in entries)
+    if changes is not None and (not isinstance(changes, list) or not well_formed):
+        raise UserError(f"{path / CONFIG}: {CHANGES} is no list of changes", mend=mend)
 
 
 def _value_at(config: dict[str, Any], path: str) -> Any:

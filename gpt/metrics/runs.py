@@ -53,7 +53,7 @@ class Run:
     @property
     def fingerprint(self) -> str | None:
         """sha256 of the dataset's manifest."""
-        return self.config.get("dataset", {}).get("fingerprint")
+        return (self.config.get("dataset") or {}).get("fingerprint")
 
     @property
     def family(self) -> str:
@@ -102,7 +102,7 @@ class Run:
         planned = self.options["max_train_steps"]
         if self.last_step < planned:
             return False
-        if self.options.get("eval_every", 0) <= 0 and not self.options.get("final_eval"):
+        if (self.options.get("eval_every") or 0) <= 0 and not self.options.get("final_eval"):
             return True
         last_evaluation = self.final()
         if last_evaluation is None or last_evaluation["step"] != planned:

@@ -11,6 +11,7 @@ from conftest import ROOT, write_run
 from synthetic_runs import (
     FLOPS_PER_TOKEN,
     TOKENS_PER_STEP,
+    amend,
     config_yaml,
     evaluation,
     synthetic_run,
@@ -283,6 +284,18 @@ MISTAKES = {
             run / "config.yaml", lambda tree: tree["run"]["gpt"].update(tokens_per_second=0)
         ),
         "{run}/config.yaml: run.gpt.tokens_per_second is 0, not a number above 0",
+    ),
+    "a hash for the code": (
+        lambda run: amend(run, {"code": "abc"}),
+        "{run}/config.yaml: code is no block: use the file that training wrote",
+    ),
+    "a text for tokens": (
+        lambda run: amend(run, {"dataset/scored": {"tokens": "5"}}),
+        "{run}/config.yaml: dataset.scored.tokens is no whole number: use the file",
+    ),
+    "half a change": (
+        lambda run: amend(run, {"changes": [{"step": 3}]}),
+        "{run}/config.yaml: changes is no list of changes: use the file that training wrote",
     ),
     "not YAML": (
         lambda run: (run / "config.yaml").write_text("a: [1"),
