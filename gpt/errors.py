@@ -4,6 +4,7 @@ traceback."""
 import argparse
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,8 @@ from typing import Any, NoReturn
 
 # whose imports fail by a fault of their own
 OWN_PACKAGES = ("gpt", "tools", "__main__")
+# for it to find the mistake too, and for its launcher to end the other ranks
+SECONDS_FOR_LOCAL_RANK_0 = 10.0
 
 
 class UserError(Exception):
@@ -162,13 +165,15 @@ def _tell_once(error: UserError | RunError) -> None:
     """Tell an error that other ranks may have met too.
 
     Ranks that share a host read the same input and so find the same mistake: before the process
-    group exists only local rank 0 of each host prints it, afterwards every rank does, since by then
-    a mistake may be one rank's own.
+    group exists local rank 0 of each host tells it. The others leave that to it and wait until
+    their launcher ends them, for the first that ends has it end all the others; who is not ended
+    has a mistake of its own. Once the process group exists every rank tells its own.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            tell(error)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(SECONDS_FOR_LOCAL_RANK_0)
+        tell(error)
         return
     rank = distributed.get_rank()
     if isinstance(error, (AgreedError, AgreedUserError)):

@@ -8,6 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+from gpt import errors
 from gpt.errors import UserError, in_words
 
 COMMANDS = [
@@ -84,3 +85,15 @@ def test_a_package_that_does_not_say_its_name_is_known_by_where_it_fails(tmp_pat
 def test_a_name_of_our_own_that_is_missing_is_no_mistake_of_the_user(name):
     error = ImportError("cannot import name 'x'", name=name)
     assert in_words(error) is error
+
+
+@pytest.mark.parametrize("local_rank, order", [("0", ["told"]), ("1", ["waited", "told"])])
+def test_a_mistake_of_all_ranks_is_left_to_the_first_of_the_host(local_rank, order, monkeypatch):
+    """The one that ends first has the launcher end the others, which then tell nothing more."""
+    seen = []
+    monkeypatch.setitem(sys.modules, "torch.distributed", None)  # no process group
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr(errors.time, "sleep", lambda seconds: seen.append("waited"))
+    monkeypatch.setattr(errors, "tell", lambda error: seen.append("told"))
+    errors._tell_once(UserError("x"))
+    assert seen == order

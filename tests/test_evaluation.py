@@ -314,6 +314,19 @@ def test_bytes_are_the_size_of_the_text(trained, seq_len, last_n):
     assert figures["text_tokens"] == figures["tokens"] - len(DOCUMENTS)
 
 
+def test_the_bytes_of_a_text_do_not_depend_on_the_tokenizer():
+    sizes = set()
+    first_tokens = set()
+    for frequent_word in ("", "The "):
+        texts = [Document(str(i), frequent_word * 50 + text) for i, text in enumerate(ENGLISH)]
+        vocab = train_tokenizer(texts, 300)
+        ids = [id for text in DOCUMENTS for id in (*vocab.encode(text).tolist(), vocab.eod_id)]
+        tally = Evaluator(split_of(np.array(ids)), vocab, SEQ_LEN, 8, 4).run(FakeScore())
+        sizes.add(tally.ours.bytes)
+        first_tokens.add(vocab.decode(ids[:1]))
+    assert sizes == {len("".join(DOCUMENTS).encode())} and len(first_tokens) > 1
+
+
 @pytest.mark.parametrize("max_batches", [1, 3])
 def test_a_part_of_a_split_begins_with_its_first_token(trained, max_batches):
     """A part of 4 windows a batch ends after 4 x max_batches windows."""

@@ -42,6 +42,7 @@ Options of the command line are all keys of `gpt`, by their own names, and of De
 {own};
 under the seed project's names also
 {renamed}.
+Every key is an option by its path too: `--optimizer.params.betas 0.9 0.95`, `--fp16.enabled false`.
 
 An empty *default*: the key is not set, and a default that its meaning tells is DeepSpeed's, or
 follows from other keys. The type *DeepSpeed's*: a value that is passed on as it is. *No effect*:

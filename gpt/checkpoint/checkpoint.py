@@ -47,8 +47,8 @@ class Checkpoint:
         if self.manifest.made_from is not None:
             mend = (
                 "make the folder again, or the mean of checkpoints with `tools/zero_to_fp32.py"
-                f" --average`; weights of your own go into a folder without {MANIFEST}, beside"
-                f" copies of {CONFIG} and tokenizer.model"
+                f" --average`; eval.py takes weights of your own from a folder without {MANIFEST},"
+                f" beside copies of {CONFIG} and tokenizer.model"
             )
         for name, facts in self.manifest.files.items():
             path = self.path / name

@@ -25,6 +25,7 @@ from gpt.data.manifests import TOKENIZER
 from gpt.data.streams import batch_index
 from gpt.errors import AgreedError, in_brief
 from gpt.metrics import events
+from gpt.wording import plural
 
 
 class Engine(Protocol):
@@ -260,21 +261,14 @@ class Saver:
         """
         checkpoint = Checkpoint.open(self.folder / tag)
         manifest = checkpoint.manifest
-        then = {
-            "ranks": manifest.ranks,
-            "zero_stage": manifest.zero_stage,
-            "precision": manifest.precision,
-        }
-        now = {
-            "ranks": self._world.size,
-            "zero_stage": self._config.zero_stage,
-            "precision": self._config.precision,
-        }
+        config = self._config
+        then = _how(manifest.ranks, manifest.zero_stage, manifest.precision)
+        now = _how(self._world.size, config.zero_stage, config.precision)
         if then == now:
             self._engine.load(self.folder, tag)
         else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
             self._engine.adopt(read_state(checkpoint.path), manifest.loss_scale)
-            notices.append(f"the checkpoint was written as {then}, and goes on as {now}")
+            notices.append(f"the checkpoint was written by {then}, and goes on with {now}")
         self._require_same_loss(checkpoint, probe)
         self._saved = manifest
         self._evaluation = None  # of a course that was left
@@ -292,8 +286,24 @@ class Saver:
                 raise AgreedError(
                     f"{checkpoint.path} was loaded, but its weights give the loss {loss:.6f} on its"
                     f" probe batch{where}, where they gave {stored:.6f} when it was saved: nothing"
-                    " was trained; go on from another checkpoint"
+                    f" was trained; {self._advice(checkpoint)}"
                 )
+
+    def _advice(self, checkpoint: Checkpoint) -> str:
+        """What to do about weights that compute another loss than they did."""
+        before = (checkpoint.config.get("code") or {}).get("parts") or {}
+        now = (self._resolved.get("code") or {}).get("parts") or {}
+        changed = [part for part in before if part in now and before[part] != now[part]]
+        if not changed:
+            return "go on from another checkpoint"
+        return (
+            f"the code has changed since ({', '.join(changed)}): go on with the code that trained"
+            " it, or train the changed one in another --run_dir"
+        )
+
+
+def _how(ranks: int, zero_stage: int, precision: str) -> str:
+    return f"{plural(ranks, 'rank')} at ZeRO stage {zero_stage} in {precision}"
 
 
 def _with_evaluation(manifest: Manifest, whole: bool) -> Manifest:

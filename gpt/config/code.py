@@ -21,6 +21,7 @@ PARTS = {
 BESIDE = (
     "training/reports.py",
     "training/run_data.py",
+    "training/run_documents.py",
     "training/signals.py",
     "training/start.py",
     "training/sweep.py",

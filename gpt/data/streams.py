@@ -99,6 +99,16 @@ class Streams:
         self._first_entries = np.searchsorted(stream_of[order], np.arange(count + 1))
         self._first_places = np.concatenate([[0], self._ends])[self._first_entries]
 
+    @property
+    def tokens(self) -> int:
+        """Of all streams together."""
+        return int(self._first_places[-1])
+
+    @property
+    def first_repeat(self) -> int:
+        """Index of the first batch in which a stream, the shortest, begins again."""
+        return int(np.diff(self._first_places).min()) // self.seq_len
+
     def rows_of(self, rank: int, world_size: int) -> range:
         """The rows of every batch that one of `world_size` ranks trains on: each world_size-th,
         from its own rank on."""

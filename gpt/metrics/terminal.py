@@ -55,7 +55,6 @@ class Progress:
         text = f"loss {loss:.4f}  lr {lr:.2e}  {tokens_per_second:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.set_postfix_str(text)
-            return
         width = len(str(self._last_step))
         remaining = duration(seconds_left)
         self.say(f"step {step:>{width}}/{self._last_step}  {text}  ETA {remaining}")

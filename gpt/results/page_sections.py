@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from gpt.config.identity import CHANGES, change_in_words, changes_of
+from gpt.config.identity import change_in_words, changes_of
 from gpt.config.run_config import leaves
 from gpt.metrics.events import CHECKPOINT, EVAL, RESUME, START, TRAIN
 from gpt.metrics.runs import Run, values
 from gpt.results.page_curves import SHOWN_EVENTS, happenings
 from gpt.results.page_tables import figure, table, text
+from gpt.results.scores import split_of, whole_split
 from gpt.wording import first_of, plural
 
 # figures of an evaluation, with their units
@@ -117,17 +118,29 @@ def _configuration(run: Run) -> str:
 
 
 def _evaluation(run: Run) -> str:
-    head = ["split", "step", *EVALUATION.values(), LANGUINI]
-    rows = []
-    for split in run.splits():
-        event = run.curve(EVAL, split)[-1]
-        row = [split, f"{event['step']:,}"]
-        row += [figure(event.get(name)) for name in EVALUATION]
-        row.append(figure((event.get("languini") or {}).get("normalised_ppl")))
-        rows.append(row)
+    """The last evaluation of each split, and that of the whole split where eval.py made one."""
+    last = [run.curve(EVAL, split)[-1] for split in run.splits()]
+    rows = [_figures(run, event, "training") for event in last]
+    whole, problem = whole_split(run)
+    if whole is not None and whole not in last:
+        rows.append(_figures(run, whole, "eval.py"))
+    notice = f'<p class="bad">{text(problem)}</p>' if problem else ""
     if not rows:
-        return "<p>no evaluation yet</p>"
-    return table(head, rows, numbers=range(1, len(head)))
+        return f"<p>no evaluation yet</p>{notice}"
+    head = ["split", "scored by", "step", *EVALUATION.values(), LANGUINI]
+    return table(head, rows, numbers=range(2, len(head))) + notice
+
+
+def _figures(run: Run, figures: dict, scored_by: str) -> list:
+    """The row of an evaluation, an event of training or the result of eval.py."""
+    known = dict(figures)
+    split = split_of(run)
+    if known.get("of_tokens") is None and split.get("split") == known.get("split"):
+        known["of_tokens"] = split.get("tokens")
+    row = [known.get("split"), scored_by, f"{known['step']:,}"]
+    row += [figure(known.get(name)) for name in EVALUATION]
+    row.append(figure((known.get("languini") or {}).get("normalised_ppl")))
+    return row
 
 
 def _events(run: Run) -> str:
@@ -172,7 +185,12 @@ def _details(event: dict) -> str:
 
 def _changes(entries: Any) -> list[str]:
     """Of a resume, in words."""
-    return [change_in_words(entry) for entry in changes_of({CHANGES: entries})]
+    texts = []
+    for entry in entries if isinstance(entries, list) else []:
+        # a damaged line may hold anything
+        if isinstance(entry, dict) and {"step", "setting", "was", "is"} <= set(entry):
+            texts.append(change_in_words(entry))
+    return texts
 
 
 def _shown(value: Any) -> str:

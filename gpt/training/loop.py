@@ -23,6 +23,7 @@ from gpt.metrics.meter import Meter
 from gpt.metrics.sinks import Metrics
 from gpt.metrics.terminal import Progress
 from gpt.model import build
+from gpt.training import run_documents
 from gpt.training.course import Course, is_due
 from gpt.training.reports import Reports
 from gpt.training.signals import StopRequest
@@ -79,6 +80,8 @@ class Loop:
         self._batches = prepared.batches
         self._evaluator = prepared.evaluator
         self._final_evaluator = prepared.final_evaluator
+        self._dataset = prepared.dataset
+        self._first_repeat = prepared.streams.first_repeat
         self._notices = prepared.notices
         self._world = world
         self._kernels = prepared.kernels
@@ -161,6 +164,7 @@ class Loop:
         if self._world.rank == 0:
             self._saver.folder.mkdir(parents=True, exist_ok=True)
             write_config(config.run_dir / CONFIG, self._saved_config)
+            run_documents.keep(config.run_dir, self._dataset, config.options.eval_data_split)
             if self._start_tag:
                 folders.go_back(self._saver.folder, self._start_tag)
         self._world.barrier()
@@ -247,6 +251,8 @@ class Loop:
         course.spikes.add(loss)
         course.step = number
         activations = statistics.summary(self._world) if statistics else None
+        if index == self._first_repeat:
+            self._reports.data_repeats()
         self._reports.advance(result.norms, activations)
         self._reports.train(loss, lr, grad_norm)
         return True

@@ -47,6 +47,7 @@ class Reports:
         step = self._course.step
         kept = {"step": step, **self._meter.axes(step)} if resumes else None
         self._metrics.open(self._config.run_dir, self._config, saved_config, kept)
+        self._train_tokens = saved_config["dataset"]["train"]["tokens"]
 
     def close(self) -> None:
         self._progress.close()
@@ -152,11 +153,19 @@ class Reports:
                 **self._meter.axes(step),
                 **scores,
                 "of_tokens": of_tokens,
+                "passes": self._meter.tokens_until(step) / self._train_tokens,
                 "seconds": seconds,
             }
         )
         first_weights = "as given" if options.init_from else "untrained"
         self._progress.say(evaluation_line(step, split, of_tokens, scores, first_weights))
+
+    def data_repeats(self) -> None:
+        """The step that was just made is the first one with tokens that were trained on before."""
+        self._progress.say(
+            f"notice: training data repeat from step {self._course.step} on: the shortest of"
+            f" {self._config.batch.train_batch_size} streams begins again"
+        )
 
     def nothing_to_do(self) -> None:
         self._progress.close()

@@ -26,7 +26,9 @@ from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
 from gpt.metrics.events import METRICS
 from gpt.metrics.runs import read_run
+from gpt.training import run_documents
 from gpt.training.course import Course
+from gpt.wording import plural
 
 # prefixes of the settings that a checkpoint's tensors and states have their shapes from
 SHAPING = ("model.", "optimizer.type", "scheduler.type")
@@ -82,7 +84,8 @@ def claim(
         differences = _compare(checkpoint.config, resolved, allowed, run_dir)
         for setting, values in differences.items():
             changes.append(change(checkpoint.step, setting, *values))
-            notices.append(f"changed on resuming: {_in_words(setting, values)}")
+            sentence = _difference_in_words(setting, values, checkpoint.config, resolved, run_dir)
+            notices.append(f"changed on resuming: {sentence}")
         steps = checkpoint.config[RUN]["gpt"].get("max_train_steps")
         if steps != config.options.max_train_steps:
             values = (steps, config.options.max_train_steps)
@@ -144,7 +147,7 @@ def _compare(
     refused = []
     for path, values in differences.items():
         if not is_free(path) and not _names(allowed, path):
-            refused.append(_in_words(path, values))
+            refused.append(_difference_in_words(path, values, old, new, run_dir))
     if refused:
         raise UserError(
             f"{run_dir} holds a run with other settings ({'; '.join(refused)})",
@@ -162,6 +165,29 @@ def _names(keys: Iterable[str], path: str) -> bool:
 def _in_words(path: str, values: tuple[Any, Any]) -> str:
     before, now = values
     return f"{path} was {before}, is {now}"
+
+
+def _difference_in_words(
+    path: str, values: tuple[Any, Any], old: dict, new: dict, run_dir: Path
+) -> str:
+    """A difference between two config.yaml, the documents' by their names where they are known."""
+    if path == "dataset.tokenizer":
+        return f"{path} is another one"
+    if path not in ("dataset.train", "dataset.scored"):
+        return _in_words(path, values)
+    part = path.partition(".")[2]
+    before, now = old["dataset"], new["dataset"]
+    splits = before[part]["split"], now[part]["split"]
+    if splits[0] != splits[1]:
+        return f"{path} was the split {splits[0]!r}, is {splits[1]!r}"
+    words = run_documents.what_changed(run_dir, splits[0], before["fingerprint"], now["root"])
+    if words is None:
+        was, now_is = (
+            f"{plural(tree[part]['count'], 'document')} of {tree[part]['bytes']} bytes"
+            for tree in (before, now)
+        )
+        words = f"{was}, now {now_is}"
+    return f"{path} has other documents ({words})"
 
 
 def _require_allowable(

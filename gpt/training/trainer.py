@@ -80,6 +80,14 @@ class Trainer:
                 config, self.saved_config, resume, allowed, self.notices
             )
             self.saved_config |= {CHANGES: changes}
+            passes = (
+                batch.train_batch_size * seq_len * options.max_train_steps / self.streams.tokens
+            )
+            if passes > 1:
+                self.notices.append(
+                    f"the training data are read {passes:.2f} times: they have"
+                    f" {self.streams.tokens:,} tokens"
+                )
             if began_from:
                 self.saved_config |= {"began_from": began_from}
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # it loads DeepSpeed
 MAX_OVERFLOWS = 100
 # batches refused in a row, or returns to the same checkpoint, before the run gives up
 MAX_LEFT_OUT = 10
-DOCUMENTS_SHOWN = 20
+DOCUMENTS_SHOWN = 4
 
 
 @dataclass(frozen=True)

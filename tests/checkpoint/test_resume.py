@@ -81,7 +81,7 @@ def test_a_change_must_be_allowed(run, run_command):
     assert (
         "notice: changed on resuming: scheduler.params.max_lr was 0.003, is 0.002" in allowed.stdout
     )
-    assert "changed on resuming" not in again.stdout
+    assert "changed on resuming: scheduler" not in again.stdout
 
 
 @pytest.mark.parametrize(

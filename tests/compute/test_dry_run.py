@@ -263,6 +263,26 @@ def test_24h_is_told_without_torch_or_data(tmp_path, run_command):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_constant_learning_rate_and_a_run_without_steps():
+    tree = tiny_run(scheduler=None, optimizer={"type": "Adam", "params": {"lr": 1e-3}})
+    tree["gpt"] |= {"max_train_steps": 0, "eval_every": 2}
+    text = report(resolve(tree, "tiny"), None)
+    assert "learning rate  0.001, constant" in text
+    (evaluation,) = [line for line in text.splitlines() if line.startswith("evaluation")]
+    assert evaluation.endswith("32 windows of 32 tokens")
+    assert "time           unknown without tokens_per_second, which tools/throughput.py" in text
+
+
+def test_a_scheduler_of_deepspeeds_is_named_and_fp16_is_that_of_a_gpu():
+    params = {"warmup_max_lr": 1e-3, "warmup_num_steps": 2}
+    scheduler = {"type": "WarmupLR", "params": params}
+    text = report(resolve(tiny_run(scheduler=scheduler, fp16={"enabled": True}), "tiny"), None)
+    assert "learning rate  by DeepSpeed's WarmupLR" in text
+    assert text.startswith(
+        "tiny on 1 rank(s), fp16 as on a GPU (a machine without one trains in fp32), ZeRO stage 1"
+    )
+
+
 def test_what_is_told_stands_in_one_column():
     lines = report(load(ROOT / "ds_configs/24h.json"), None).splitlines()
     labels = ["model", "batch", "training", "compute", "learning rate", "data", "disk", "time"]

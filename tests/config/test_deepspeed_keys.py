@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tiny_run
 
 from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.keys import REQUIRED
 from gpt.config.optimizer_keys import COSINE, SCHEDULERS
 from gpt.config.refused_keys import REFUSED, REMOVED
-from gpt.config.resolve import load
+from gpt.config.resolve import load, resolve
 
 PYDANTIC = {  # block -> keys that DeepSpeed's own model of it has; aliases are what users write
     "zero_optimization": "deepspeed.runtime.zero.config.DeepSpeedZeroConfig",
@@ -190,3 +190,41 @@ def test_configs_of_the_largest_models(name, stage, offload):
     zero = config.deepspeed["zero_optimization"]
     assert zero["stage"] == stage and (zero.get("offload_optimizer") or {}).get("device") == offload
     assert config.options.activation_checkpointing == (stage == 3)
+
+
+@pytest.mark.parametrize(
+    "kind, params",
+    [
+        ("WarmupLR", {"warmup_num_steps": 1, "warmup_max_lr": 1e-3}),
+        (
+            "WarmupDecayLR",
+            {"warmup_num_steps": 1, "total_num_steps": 3, "warmup_max_lr": 1e-3},
+        ),
+        ("WarmupCosineLR", {"warmup_num_steps": 2, "total_num_steps": 3}),
+        (
+            "OneCycle",
+            {
+                "cycle_min_lr": 1e-4,
+                "cycle_max_lr": 1e-3,
+                "cycle_first_step_size": 1,
+                "cycle_second_step_size": 0,
+                "cycle_momentum": False,
+            },
+        ),
+        ("LRRangeTest", {"lr_range_test_step_size": 1}),
+    ],
+)
+def test_the_shortest_schedules_that_are_allowed_run_in_deepspeed(kind, params):
+    import torch
+    from deepspeed.runtime import lr_schedules
+
+    tree = tiny_run(
+        scheduler={"type": kind, "params": params},
+        optimizer={"type": "Adam", "params": {"lr": 1e-3}},
+    )
+    taken = resolve(tree, "tiny").deepspeed["scheduler"]["params"]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = getattr(lr_schedules, kind)(optimizer, **taken)
+    for _ in range(6):
+        scheduler.step()
+        assert 0 <= optimizer.param_groups[0]["lr"] <= 7e-3

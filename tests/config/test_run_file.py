@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from conftest import tiny_run
+from conftest import ROOT, tiny_run
 
 from gpt.compute.dry_run import report
 from gpt.config.identity import curve
@@ -139,3 +139,23 @@ def test_a_missing_file(tmp_path):
         UserError, match=f"cannot read the config {tmp_path}/no.json: No such file or directory"
     ):
         load(tmp_path / "no.json")
+
+
+def test_a_missing_file_names_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("ds_configs/quickstrat.json", "quickstart.jsn", "quickstart"):
+        with pytest.raises(UserError) as caught:
+            load(name)
+        assert str(caught.value).endswith("(did you mean 'ds_configs/quickstart.json'?)")
+
+
+@pytest.mark.parametrize("levels", [30, 600, 100_000])
+@pytest.mark.parametrize("name", ["x.json", "config.yaml"])
+def test_thousands_of_nested_brackets_are_a_mistake(tmp_path, name, levels):
+    path = tmp_path / name
+    path.write_text("[" * levels + "]" * levels)
+    with pytest.raises(UserError):
+        load(path)
+    path.write_text('{"run": ' + '{"run": ' * levels + "1" + "}" * levels + "}")
+    with pytest.raises(UserError):
+        load(path)

@@ -47,7 +47,7 @@ def undisturbed(tmp_path_factory, sample, run_command):
 def check(before, after, undisturbed, sample, folder, run_command):
     launch(run_command, folder, *before, 3, sample)
     output = launch(run_command, folder, *after, 6, sample)
-    assert "resuming runs/tiny after step 3" in output and "the checkpoint was written as" in output
+    assert "resuming runs/tiny after step 3" in output and "the checkpoint was written by" in output
     losses = [event["loss"] for event in read_metrics(folder / "runs/tiny", "train")]
     assert len(losses) == 6
     assert losses == pytest.approx(undisturbed, abs=1e-4)

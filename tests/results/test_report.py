@@ -17,6 +17,7 @@ from synthetic_runs import config_yaml, evaluation, synthetic_run, train, write_
 
 from gpt.errors import UserError
 from gpt.metrics.runs import read_runs
+from gpt.results import evaluations
 from gpt.results.comparison import group_by_seed
 from gpt.results.looks import COLORS, Place
 from gpt.results.page import page
@@ -323,6 +324,28 @@ def test_the_page_ranks_what_can_be_compared_and_says_why_not(tmp_path):
     text = "\n".join(cells_of(page(read_runs([tmp_path]))))
     assert "were trained on different datasets" in text
     assert "At equal compute" not in cells_of(page(read_runs([tmp_path / "a-seed0"])))
+
+
+def test_the_whole_split_stands_beside_its_part(tmp_path):
+    run = synthetic_run(tmp_path / "run", 12)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["dataset"]["scored"] = {"split": "test", "tokens": 5000, "documents": "2" * 64}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    about = {"documents": "2" * 64, "run": {"step": 12, "curve": evaluations._digest(config)}}
+    figures = evaluation(12, 2.5, scored=20_000, of_tokens=5000)
+    path = evaluations.file_of(run, "test", 12)
+    path.parent.mkdir()
+    path.write_text(json.dumps({**figures, **about}))
+    cells = cells_of(page(read_runs([run])))
+    rows = [cells[at : at + 6] for at, cell in enumerate(cells) if cell in ("training", "eval.py")]
+    assert rows == [
+        ["training", "12", "250", "5,000", "1,000", f"{8 * 13**-0.2:.4f}"],
+        ["eval.py", "12", "5,000", "5,000", "20,000", "2.5000"],
+    ]
+    path.write_text("{}")
+    assert any(
+        "is not what eval.py --join writes" in cell for cell in cells_of(page(read_runs([run])))
+    )
 
 
 def test_page_and_figures_have_one_palette():

@@ -1,7 +1,10 @@
-"""A user's mistakes, as the training command tells them."""
+"""A user's mistakes, as the training command tells them; what is told of a run that goes on."""
 
+import plain_run
 import pytest
 from conftest import ROOT, write_run
+
+from gpt.errors import UserError
 
 TRAIN = ROOT / "gpt" / "train.py"
 
@@ -67,3 +70,27 @@ def test_a_mistake_ends_with_its_sentence_and_code_2(
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stdout
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path.name for path in files] == ["tiny.json"]
+
+
+def test_a_finished_run_that_is_extended_is_told_what_changed(sample, tmp_path, capsys):
+    options = {"eval_every": 0, "log_ckpt_every": 0}
+    plain_run.train(tmp_path / "run", sample, gpt={"max_train_steps": 2, **options})
+    capsys.readouterr()
+    plain_run.train(tmp_path / "run", sample, gpt={"max_train_steps": 8, **options})
+    told = capsys.readouterr().out
+    assert "notice: changed on resuming: max_train_steps was 2, is 8" in told
+    assert "notice: the schedule ends at step 6, the run at 8: the last 2 step(s)" in told
+
+
+def test_no_run_is_kept_among_the_checkpoints_of_another(sample, tmp_path):
+    run_dir = tmp_path / "run"
+    gpt = {"max_train_steps": 1, "eval_every": 0}
+    plain_run.train(run_dir, sample, gpt=gpt)
+    for inside in (run_dir / "checkpoints", run_dir / "checkpoints" / "global_step1" / "mine"):
+        with pytest.raises(UserError) as caught:
+            plain_run.train(inside, sample, gpt=gpt)
+        assert str(caught.value) == (
+            f"--run_dir {inside} is among the checkpoints of the run {run_dir}: name a folder"
+            " outside of it"
+        )
+    assert not list((run_dir / "checkpoints").rglob("metrics.jsonl"))

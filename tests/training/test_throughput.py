@@ -187,7 +187,10 @@ BAD = [
         ["--ds_config", "tiny.json", "--sweep", "--micro_batch", "3"],
         "--sweep finds the micro batches by itself: leave out --micro_batch, or --sweep",
     ),
-    (["--ds_config", "tiny.json", "--micro_batch", "3"], "train_batch_size 8 is not micro batch 3"),
+    (
+        ["--ds_config", "tiny.json", "--micro_batch", "3"],
+        "--micro_batch 3 does not divide train_batch_size 8: it can be 1, 2, 4, 8",
+    ),
     (
         ["--ds_config", "tiny.json", "--micro_batch", "0"],
         "--steps, --warmup and --micro_batch must be at least 1",
