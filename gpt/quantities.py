@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 # what the figures of an evaluation are recomputed from
 SUMS = ("total_loss", "tokens", "text_nats", "text_tokens", "bytes")
 TOLERANCE = 1e-9  # relative
+LARGEST = 1e300  # no sum comes near it
 
 
 def quantities(
@@ -43,7 +44,12 @@ def contradiction(figures: Mapping[str, Any]) -> str | None:
         if not _is_number(figures.get(name)):
             return f"{name} is {figures.get(name)}, not a number"
     sums = {name: figures[name] for name in SUMS}
-    if not 0 <= sums["text_tokens"] <= sums["tokens"]:
+    for name, value in sums.items():
+        if value < 0:
+            return f"{name} is {_brief(value)}, below 0"
+    if sums["text_nats"] > sums["total_loss"] * (1 + TOLERANCE):
+        return f"text_nats is {_brief(sums['text_nats'])}, more than total_loss"
+    if not sums["text_tokens"] <= sums["tokens"]:
         return f"text_tokens is {sums['text_tokens']} of {sums['tokens']} tokens"
     for name, expected in quantities(**sums).items():
         actual = figures.get(name)
@@ -82,7 +88,10 @@ def _number(value: Any) -> float:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -LARGEST <= value <= LARGEST
 
 
 def _agree(actual: Any, expected: float) -> bool:

@@ -72,6 +72,11 @@ class Manifest:
     sha256: str = ""  # of checkpoint.json without this entry
     lacks: str | None = None
 
+    @property
+    def files_sha256(self) -> str:
+        """Of what the folder holds, which stays whatever is noted of it in this file."""
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
+
     @classmethod
     def read(cls, folder: Path | str) -> "Manifest":
         """Raises UserError where there is none, or none that can be read."""

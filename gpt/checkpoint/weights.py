@@ -72,7 +72,7 @@ def consolidate(
         state.weights,
         {**checkpoint.config, "step": state.step},
         _tokenizer_of(source),
-        {"checkpoint": checkpoint.tag, "sha256": checkpoint.manifest.sha256},
+        {"checkpoint": checkpoint.tag, "sha256": checkpoint.manifest.files_sha256},
         lambda weights_file: _probe(
             load_model(weights_file, checkpoint.config, weights_file), checkpoint
         ),
@@ -108,7 +108,7 @@ def consolidate_mean(
     mean = Mean([state.weights for state in states])
     made_from = {
         "checkpoint": [other.tag for other in checkpoints],
-        "sha256": [other.manifest.sha256 for other in checkpoints],
+        "sha256": [other.manifest.files_sha256 for other in checkpoints],
     }
     probe_loss = write_folder(
         output_dir,

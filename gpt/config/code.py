@@ -9,18 +9,19 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parents[1]
 # parts of the package whose code the numbers of a curve come from
 PARTS = {
-    "model": "model.py",
-    "kernels": "kernels",
-    "engine": "engine",
-    "data": "data",
-    "training": "training",
-    "schedule": "config/schedule.py",
-    "evaluation": "evaluation.py",
+    "model": ("model.py",),
+    "kernels": ("kernels",),
+    "engine": ("engine",),
+    "data": ("data",),
+    "training": ("training",),
+    "schedule": ("config/schedule.py",),
+    "evaluation": ("evaluation.py", "quantities.py"),
 }
 # of those folders, what starts runs and tells of them, and computes nothing of them
 BESIDE = (
     "training/reports.py",
     "training/run_data.py",
+    "training/run_documents.py",
     "training/run_documents.py",
     "training/signals.py",
     "training/start.py",
@@ -37,7 +38,7 @@ def code_of(package: Path = PACKAGE) -> dict[str, Any]:
     hash: over all parts. commit: of git; None where the folder is under none. dirty: whether files
     below the folder differ from that commit.
     """
-    parts = {part: _hash_of(package, path) for part, path in PARTS.items()}
+    parts = {part: _hash_of(package, paths) for part, paths in PARTS.items()}
     whole = hashlib.sha256("".join(parts.values()).encode()).hexdigest()
     commit = _git(package, "rev-parse", "--short=12", "HEAD")
     changes = _git(package, "status", "--porcelain", "--", ".") if commit else None
@@ -49,16 +50,17 @@ def code_of(package: Path = PACKAGE) -> dict[str, Any]:
     }
 
 
-def _hash_of(package: Path, path: str) -> str:
-    """Of a file, or of a folder's modules with their names."""
-    place = package / path
-    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+def _hash_of(package: Path, paths: tuple[str, ...]) -> str:
+    """Of files, and of folders' modules with their names."""
     content = hashlib.sha256()
-    for file in files:
-        name = file.relative_to(package).as_posix()
-        if name not in BESIDE:
-            content.update(f"{name}\0".encode())
-            content.update(hashlib.sha256(file.read_bytes()).digest())
+    for path in paths:
+        place = package / path
+        files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+        for file in files:
+            name = file.relative_to(package).as_posix()
+            if name not in BESIDE:
+                content.update(f"{name}\0".encode())
+                content.update(hashlib.sha256(file.read_bytes()).digest())
     return content.hexdigest()[:SHORT]
 
 

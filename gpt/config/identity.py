@@ -21,29 +21,61 @@ SEED = "seed"
 OPTIONS = ("variant", SEED, "compile", "spike_policy", "spike_zscore", "rewind_batches")
 # settings of "gpt" that say how held-out text is scored
 SCORING = ("eval_data_split", "last_n", "max_eval_steps", "eval_batch_size", "final_eval")
+# keys of DeepSpeed by which ranks round what they send each other
+ROUNDING = (
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "zero_optimization.zero_quantized_weights",
+    "zero_optimization.zero_quantized_gradients",
+)
+# values that say no more than an absent key does
+NEUTRAL = {
+    "gradient_predivide_factor": 1,
+    "optimizer.params.adam_w_mode": True,
+    "optimizer.params.momentum": 0,
+    "optimizer.params.dampening": 0,
+}
 # what may differ on resuming without leave: it is told, and noted among the changes
-FREE = (CODE, "parameters", "kernels", "compile", "fp16", "data_types", "spike", "rewind_batches")
+FREE = (
+    CODE,
+    "parameters",
+    "kernels",
+    "compile",
+    "fp16",
+    "data_types",
+    "spike",
+    "rewind_batches",
+    *SCORING,
+)
 
 
 def curve(config: Mapping[str, Any]) -> dict[str, Any]:
     """{path: value} of the settings in a config.yaml that make a curve another curve: code, shape,
-    data, batch, schedule, precision, optimizer, first weights, seed."""
+    data, batch, schedule, precision, optimizer, first weights, seed; and of those by which it is
+    scored.
+
+    What is off or as it is by itself is left out, and a whole number is an int, so that a key that
+    is spelt otherwise is no other setting.
+    """
     run = config[RUN]
     gpt = run.get("gpt") or {}
     dataset = config.get("dataset") or {}
     trained_on = dataset.get("train") or {}
     scored = dataset.get("scored") or {}
-    settings: dict[str, Any] = {name: gpt.get(name) for name in OPTIONS}
+    precision = config.get("precision")
+    settings: dict[str, Any] = {name: gpt.get(name) for name in (*OPTIONS, *SCORING)}
+    settings |= {path: _value_at(run, path) for path in ROUNDING}
     settings |= {
         CODE: (config.get(CODE) or {}).get("parts"),
         "model": config["model"],
         "parameters": config.get("parameters"),
-        "precision": config.get("precision"),
+        "precision": precision,
         "kernels": config.get("kernels"),
         "scheduler": run.get("scheduler"),
         "optimizer": run.get("optimizer"),
         "gradient_clipping": run.get("gradient_clipping"),
-        "data_types": run.get("data_types"),
+        "data_types.grad_accum_dtype": _sums(run, precision),
         BATCH_SETTING: run.get(BATCH_SETTING),
         "init_from": gpt.get("init_from"),
         "dataset": {
@@ -52,9 +84,40 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
             "scored": scored.get("documents"),
         },
     }
-    if config.get("precision") == "fp16":
+    if settings["communication_data_type"] == precision:
+        del settings["communication_data_type"]
+    if precision == "fp16":
         settings["fp16"] = run.get("fp16")
-    return {path: value for path, value in leaves(settings) if value is not None}
+    plain = {path: _plain(value) for path, value in leaves(settings)}
+    return {path: value for path, value in plain.items() if _says_something(path, value)}
+
+
+def _value_at(tree: Mapping[str, Any], path: str) -> Any:
+    value: Any = tree
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _sums(run: Mapping[str, Any], precision: str | None) -> str | None:
+    """The type that gradients of micro-batches are summed in, where it is not the usual one: the
+    run's own, fp32 under bf16."""
+    sums = _value_at(run, "data_types.grad_accum_dtype")
+    usual = "fp32" if precision == "bf16" else precision
+    return None if sums == usual else sums
+
+
+def _plain(value: Any) -> Any:
+    """The same number is the same, whether it was written as 1 or 1.0."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _says_something(path: str, value: Any) -> bool:
+    if path in NEUTRAL:
+        return value not in (None, NEUTRAL[path])
+    return value is not None and value is not False
 
 
 def identity(config: Mapping[str, Any], equal_code: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -72,7 +135,6 @@ def identity(config: Mapping[str, Any], equal_code: frozenset[str] = frozenset()
         # a config.yaml that tells the dataset as a whole
         settings["dataset"] = (config.get("dataset") or {}).get("fingerprint")
     settings["max_train_steps"] = gpt.get("max_train_steps")
-    settings |= {name: gpt.get(name) or None for name in SCORING}
     if (config.get(CODE) or {}).get("hash") in equal_code:
         settings = {path: value for path, value in settings.items() if not is_code(path)}
         settings[CODE] = min(equal_code)

@@ -2,13 +2,10 @@
 from shape, vocabulary and context, and to its precision."""
 
 from gpt.config.draft import Draft
-from gpt.config.shape import SHAPE_KEYS
 
 SPEED = "gpt.tokens_per_second"
 FLOPS = "gpt.reference_flops_per_token"
 PRECISION = "gpt.reference_precision"
-# values that a model's FLOPs follow from
-SHAPING = ("gpt.preset", *(f"gpt.{name}" for name in SHAPE_KEYS))
 
 
 def settle_reference(draft: Draft) -> None:
@@ -23,9 +20,9 @@ def settle_reference(draft: Draft) -> None:
     flops = draft.model.matmul_flops_per_token()
     precision = precision_of(draft)
     if draft.sources.get(SPEED) == "command line":
-        for path in (FLOPS, PRECISION):
+        for path, value in ((FLOPS, flops), (PRECISION, precision)):
             if draft.sources.get(path) != "command line":
-                draft.remove(path)
+                draft.put(path, value, "derived: the run's own, as of its tokens_per_second")
     reason = _stranger(draft, flops, precision)
     if reason is not None:
         for path in (SPEED, FLOPS, PRECISION):
@@ -34,22 +31,13 @@ def settle_reference(draft: Draft) -> None:
             f"no reference hours: tokens_per_second {speed:,} {reason}; measure this model's with"
             " tools/throughput.py"
         )
-        return
-    for path, value in ((FLOPS, flops), (PRECISION, precision)):
-        if draft.get(path) is None:
-            draft.put(path, value, "derived: the run's own, as the file does not say")
 
 
 def _stranger(draft: Draft, flops: int, precision: str) -> str | None:
     """How the model that the throughput was measured for differs from the run's; None where it does
     not."""
     measured_flops = draft.get(FLOPS)
-    if measured_flops is None:
-        changed = [path for path in SHAPING if draft.sources.get(path) == "command line"]
-        if changed and draft.sources.get(SPEED) != "command line":
-            names = ", ".join(path.rpartition(".")[2] for path in changed)
-            return f"is that of the file's model, and the command line changes {names}"
-    elif measured_flops != flops:
+    if measured_flops not in (None, flops):
         return (
             f"was measured for a model of {measured_flops:,} FLOPs per token, and this one takes"
             f" {flops:,}"
@@ -57,6 +45,11 @@ def _stranger(draft: Draft, flops: int, precision: str) -> str | None:
     measured_precision = draft.get(PRECISION)
     if measured_precision not in (None, precision):
         return f"was measured in {measured_precision}, and this run is in {precision}"
+    # as many FLOPs may lie in another shape, and a file may not say
+    if draft.reshaped and draft.sources.get(SPEED) != "command line":
+        return (
+            f"is that of the file's model, and the command line changes {', '.join(draft.reshaped)}"
+        )
     return None
 
 

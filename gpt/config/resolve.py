@@ -24,10 +24,10 @@ from gpt.config.notices import notices
 from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
 from gpt.config.option_names import option_of
 from gpt.config.options import LAST_N
-from gpt.config.reference import settle_reference
+from gpt.config.reference import precision_of, settle_reference
 from gpt.config.run_config import Config
 from gpt.config.run_file import read_file
-from gpt.config.shape import PRESET_KEYS, load_presets
+from gpt.config.shape import PRESET_KEYS, SHAPE_KEYS, load_presets
 from gpt.errors import UserError
 
 
@@ -60,7 +60,9 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
     if not isinstance(draft.tree, dict):
         raise UserError(f"{draft.file}: the file is {draft.tree!r}, not a block {{…}}")
     draft.tree.setdefault("optimizer", {"type": "Adam"})
+    of_file = _shape_and_precision(draft)
     _override(draft, overrides or {})
+    draft.reshaped = _differing(of_file, _shape_and_precision(draft))
     _add_blocks(draft.tree)
     normalise(draft)
     draft.mistakes += check(draft.tree, TOP_KEYS)
@@ -72,6 +74,21 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
     draft.notices += notices(draft)
     settle_reference(draft)
     return draft
+
+
+def _shape_and_precision(draft: Draft) -> dict[str, Any]:
+    """{name: value} of what a throughput depends on, as the draft has it by now; a value that is
+    mistaken is told later."""
+    preset = draft.get("gpt.preset")
+    shape = load_presets().get(preset, {}) if isinstance(preset, str) else {}
+    values = {name: draft.get(f"gpt.{name}") for name in SHAPE_KEYS}
+    values = {name: shape.get(name) if value is None else value for name, value in values.items()}
+    return {**values, "precision": precision_of(draft)}
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names of known values that are others now."""
+    return [name for name, value in before.items() if value is not None and value != now[name]]
 
 
 def take_vocabulary(draft: Draft, size: int) -> None:

@@ -137,9 +137,7 @@ class Run:
     @property
     def tells_reference(self) -> bool:
         """Whether its file says which model its throughput was measured for."""
-        sources = self.config.get("sources") or {}
-        source = str(sources.get("gpt.reference_flops_per_token", "derived"))
-        return not source.startswith("derived")
+        return self.options.get("reference_flops_per_token") is not None
 
     def curve(self, kind: str, split: str | None = None) -> list:
         """Events of one of CURVES by rising step; those of `split` where they are evaluations."""

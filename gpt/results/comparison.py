@@ -99,7 +99,7 @@ def group_by_seed(runs: Sequence[Run], equal_code: frozenset[str] = frozenset())
     for run in runs:
         settings = settings_of(run, equal_code)
         # the same curve by the hours of another reference is of another class
-        key = json.dumps([settings, run.options.get("tokens_per_second")], default=str)
+        key = json.dumps([settings, _plain_speed(run)], default=str)
         repeat = 0
         while (key, repeat) in groups and run.options.get("seed") in groups[key, repeat].seeds:
             repeat += 1
@@ -111,6 +111,11 @@ def group_by_seed(runs: Sequence[Run], equal_code: frozenset[str] = frozenset())
         group.name = f"{group.runs[0].name} …" if is_shared else name
     name_methods(list(groups.values()))
     return list(groups.values())
+
+
+def _plain_speed(run: Run) -> float | None:
+    """As one number, however it was written."""
+    return None if run.reference_speed is None else float(run.reference_speed)
 
 
 def name_methods(groups: Sequence[Group]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
-from gpt.config.identity import curve, differences_of
+from gpt.config.identity import SEED, curve, differing, identity
 from gpt.config.saved import CONFIG, read_config
 from gpt.errors import UserError
 from gpt.files import write_atomically
@@ -39,17 +39,18 @@ def require_of_run(run_dir: Path, weights: Checkpoint) -> None:
             f"{weights.path} is not made from one checkpoint of a run",
             mend="join the evaluation of what tools/zero_to_fp32.py made of one",
         )
-    differences = differences_of(read_config(run_dir / CONFIG), weights.config)
-    if differences:
-        path, (of_run, of_weights) = next(iter(differences.items()))
+    of_run, of_weights = (
+        _whole(config) for config in (read_config(run_dir / CONFIG), weights.config)
+    )
+    for path in differing([of_run, of_weights]):
         raise UserError(
-            f"{weights.path} was not trained by {run_dir}: {path} is {of_run} in the run, and"
-            f" {of_weights} in the weights' config.yaml",
+            f"{weights.path} was not trained by {run_dir} as it is: {path} is {of_run.get(path)} in"
+            f" the run, and {of_weights.get(path)} in the weights' config.yaml",
             mend="give --join the run that they are from",
         )
     checkpoint = folders.of_run(run_dir) / made_from["checkpoint"]
     if checkpoint.is_dir():
-        sha256 = Checkpoint.open(checkpoint).manifest.sha256
+        sha256 = Checkpoint.open(checkpoint).manifest.files_sha256
         if sha256 != made_from.get("sha256"):
             raise UserError(
                 f"{weights.path} is made from another {checkpoint.name} than {checkpoint}",
@@ -59,11 +60,13 @@ def require_of_run(run_dir: Path, weights: Checkpoint) -> None:
 
 def join(run_dir: Path, result: Mapping[str, Any], weights: Checkpoint) -> Path:
     """Write an evaluation of weights, for which `require_of_run` holds, into the run's folder."""
+    made_from = weights.manifest.made_from or {}
     run = {
         "name": weights.config.get("name"),
         "step": weights.step,
         "curve": _digest(weights.config),
-        "checkpoint": (weights.manifest.made_from or {}).get("checkpoint"),
+        "checkpoint": made_from.get("checkpoint"),
+        "sha256": made_from.get("sha256"),
     }
     path = file_of(run_dir, result["split"], weights.step)
     path.parent.mkdir(exist_ok=True)
@@ -83,7 +86,7 @@ def read(run_dir: Path, config: Mapping[str, Any], split: str, step: int) -> dic
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         result = None
-    mistake = _mistake(result, config, split, step)
+    mistake = _mistake(result, config, split, step) or _of_other_weights(run_dir, result)
     if mistake:
         raise UserError(f"{path} {mistake}", mend="remove it, or evaluate again with --join")
     return result
@@ -100,15 +103,37 @@ def _mistake(result: Any, config: Mapping[str, Any], split: str, step: int) -> s
         return "is of another split or step than its name says"
     if result.get("tokens") != result.get("of_tokens"):
         return "is not of the whole split"
+    if result.get("seq_len") != config["model"]["seq_len"]:
+        return "is with another seq_len than the model's"
+    if not isinstance(result.get("last_n"), int):
+        return "does not tell its last_n"
     scored = (config.get("dataset") or {}).get("scored") or {}
-    if scored.get("split") == split and scored.get("documents") != result.get("documents"):
-        return "is of other documents than the run's own evaluations"
+    if scored.get("split") == split:
+        for name in ("documents", "tokens", "bytes"):
+            if scored.get(name) != result.get(name):
+                return f"is of other {name} than the run's own evaluations"
     contradicts = contradiction if has_sums(result) else contradiction_without_sums
     problem = contradicts(result)
     return f"contradicts itself: {problem}" if problem else None
 
 
+def _of_other_weights(run_dir: Path, result: Mapping[str, Any]) -> str | None:
+    """Why it is not of the weights that the run has; None too where their checkpoint is gone."""
+    run = result["run"]
+    checkpoint = folders.of_run(run_dir) / str(run.get("checkpoint"))
+    try:
+        sha256 = Checkpoint.open(checkpoint).manifest.files_sha256
+    except UserError:
+        return None
+    return None if sha256 == run.get("sha256") else f"is of other weights than {checkpoint.name}"
+
+
+def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: value} of all that a run is, its seed too."""
+    return {**identity(config), SEED: curve(config).get(SEED)}
+
+
 def _digest(config: Mapping[str, Any]) -> str:
-    """12 characters that are the same for weights of one course."""
-    text = json.dumps(curve(config), sort_keys=True, default=str)
+    """12 characters that are the same for weights of one run."""
+    text = json.dumps(_whole(config), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -55,7 +55,7 @@ def _table(table: Mapping[str, Any]) -> list[str]:
     paths = table["settings"][:MOST_COLUMNS]
     names = labels(paths)
     if "code" in names and table["code_parts"]:
-        parts = [PARTS.get(part, part) for part in table["code_parts"]]
+        parts = [PARTS.get(part, (part,))[0] for part in table["code_parts"]]
         names["code"] = f"code: {', '.join(parts)}"
     columns = [
         ("", "-:", [str(place) for place in range(1, len(rows) + 1)]),
@@ -65,7 +65,7 @@ def _table(table: Mapping[str, Any]) -> list[str]:
         (
             "steps x tokens",
             "-:",
-            [f"{row['steps']:,} x {row['tokens_per_step']:,}" for row in rows],
+            [_steps(row) for row in rows],
         ),
     ]
     for path in paths:
@@ -85,6 +85,13 @@ def _table(table: Mapping[str, Any]) -> list[str]:
     if beyond:
         lines += ["", f"They differ in {', '.join(label(path) for path in beyond)}, too (--json)."]
     return lines
+
+
+def _steps(row: Mapping[str, Any]) -> str:
+    """Steps x tokens of each; of a run whose batch was changed on the way, all of them."""
+    if row["steps"] * row["tokens_per_step"] == row["tokens"]:
+        return f"{row['steps']:,} x {row['tokens_per_step']:,}"
+    return f"{row['steps']:,}, {row['tokens']:,} in all"
 
 
 def _model(row: Mapping[str, Any]) -> str:

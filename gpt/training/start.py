@@ -19,6 +19,7 @@ from gpt.config.identity import (
     is_free,
 )
 from gpt.config.keys import nearest
+from gpt.config.option_names import OVERRIDES
 from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, RUN, saved_config
 from gpt.data.datasets import Dataset
@@ -62,6 +63,7 @@ def claim(
     is no checkpoint, where there must be none, where settings differ, where the weights to begin
     with do not fit, or where another process is in the folder.
     """
+    allowed = [_setting(key) for key in allowed]
     run_dir = config.run_dir
     _require_outside_of_checkpoints(run_dir)
     folder = folders.of_run(run_dir)
@@ -155,6 +157,11 @@ def _compare(
             " on purpose with --allow_change KEY",
         )
     return differences
+
+
+def _setting(key: str) -> str:
+    """A setting by its path, whether it is called so or by its option: max_lr, gpt.seed."""
+    return OVERRIDES.get(key, key).removeprefix("gpt.")
 
 
 def _names(keys: Iterable[str], path: str) -> bool:

@@ -53,6 +53,54 @@ def test_seeds_of_each_other_have_one_identity():
     assert differing([identity(first), identity(second)]) == []
 
 
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ({"gradient_clipping": 1}, {"gradient_clipping": 1.0}),
+        ({}, {"gradient_predivide_factor": 1.0, "prescale_gradients": False}),
+        ({}, {"data_types": {"grad_accum_dtype": "fp32"}}),
+        ({}, {"communication_data_type": "fp32"}),
+        ({"optimizer": {"type": "Adam"}}, {}),
+        (
+            {"optimizer": {"type": "Adam", "params": {"adam_w_mode": True, "amsgrad": False}}},
+            {"optimizer": {"type": "Adam"}},
+        ),
+        (
+            {"bf16": {"enabled": True}, "gradient_accumulation_steps": 1},
+            {"bf16": {"enabled": True}, "gradient_accumulation_steps": 2},
+        ),
+    ],
+)
+def test_the_same_settings_spelt_otherwise_are_the_same(one, other):
+    first, second = saved(**one), saved(**other)
+    assert differing([identity(first), identity(second)]) == []
+    assert digest(first) == digest(second)
+    assert differences_of(first, second) == {}
+
+
+@pytest.mark.parametrize(
+    "options, path",
+    [
+        ({"communication_data_type": "bf16"}, "communication_data_type"),
+        (
+            {"optimizer": {"type": "Adam", "params": {"adam_w_mode": False}}},
+            "optimizer.params.adam_w_mode",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
+            "zero_optimization.zero_quantized_weights",
+        ),
+    ],
+)
+def test_what_rounds_or_decays_otherwise_is_another_run(options, path):
+    plain, other = (
+        saved(optimizer={"type": "Adam"}),
+        saved(**{"optimizer": {"type": "Adam"}, **options}),
+    )
+    assert differing([identity(plain), identity(other)]) == [path]
+    assert list(differences_of(plain, other)) == [path]
+
+
 def test_where_it_ran_and_what_it_told_is_not_what_it_is():
     elsewhere = saved(
         gpt={"run_dir": "runs/x", "log_terminal_every": 7, "comment": "x", "logger_type": "tb"},

@@ -38,18 +38,31 @@ def test_a_throughput_on_the_command_line_belongs_to_the_run_as_it_is():
     assert config.options.reference_flops_per_token == config.model.matmul_flops_per_token()
 
 
-def test_a_file_that_does_not_say_is_taken_at_its_word_until_the_shape_is_changed():
+def test_a_file_that_does_not_say_is_taken_at_its_word_until_the_command_line_changes_it():
     tree = tiny_run(gpt={"tokens_per_second": 1000.0})
     config = resolve(tree, "tiny")
     assert config.options.tokens_per_second == 1000
-    # and from then on it is known
-    assert config.options.reference_flops_per_token == config.model.matmul_flops_per_token()
-    changed = resolve(tree, "tiny", overrides={"gpt.h_dim": 256})
+    # and it is not made to say more than it did
+    assert config.options.reference_flops_per_token is None
+    same = {"gpt.n_layers": config.model.n_layers, "fp16.enabled": False}
+    assert resolve(tree, "tiny", overrides=same).options.tokens_per_second == 1000
+    for path, value, name in (
+        ("gpt.h_dim", 256, "h_dim"),
+        ("bf16.enabled", True, "precision"),
+    ):
+        for file in (tree, config.tree()):
+            changed = resolve(file, "tiny", overrides={path: value})
+            assert changed.options.tokens_per_second is None
+            words = "is that of the file's model, and the command line changes"
+            assert any(words in notice and name in notice for notice in changed.notices)
+
+
+def test_as_many_flops_in_another_shape_are_another_model():
+    tree = load(CLASS).tree()
+    heads = {"gpt.n_heads": 6, "gpt.head_dim": 128}
+    changed = resolve(tree, "24h", overrides=heads)
+    assert changed.model.matmul_flops_per_token() == load(CLASS).model.matmul_flops_per_token()
     assert changed.options.tokens_per_second is None
-    assert any("the command line changes h_dim" in notice for notice in changed.notices)
-    again = resolve(config.tree(), "again", overrides={"gpt.h_dim": 256})
-    assert again.options.tokens_per_second is None
-    assert any("FLOPs per token" in notice for notice in again.notices)
 
 
 def test_without_fp16_its_throughput_is_not_the_runs():

@@ -20,7 +20,7 @@ from gpt.results.leaderboard_text import heading
 compare = load_command("compare")
 HOUR = 256 / 3600  # tokens per second of a reference that takes an hour for a step
 ROPE = {"hash": "bbbbbbbbbbbb", "parts": {**CODE["parts"], "model": "222222222222"}}
-UNTOLD = {"sources/gpt.reference_flops_per_token": "derived: the run's own"}
+UNTOLD = {"run/gpt/reference_flops_per_token": None}
 
 
 def tables(monkeypatch, capsys, folder, *options):
@@ -79,7 +79,7 @@ def test_of_two_seeds_both_values_and_of_three_mean_and_deviation(tmp_path, monk
     assert rows[0]["model"] == "three (2x32-mlp64-attn16)"
     assert headings == ["Class 12 h of the reference accelerator"] and notices == []
     assert first_line == (
-        "Final evaluation on `test`: the first 250 of 5,000 tokens (5.0%), 1,000 bytes; dataset"
+        "Final evaluation on `test`: the first 251 of 5,000 tokens (5.0%), 1,000 bytes; dataset"
         " ffffffffffff."
     )
 
@@ -94,7 +94,7 @@ def test_what_differs_is_a_column(tmp_path, monkeypatch, capsys):
         amend(identified_run(tmp_path / name, tokens_per_second=HOUR), values)
     rows = {row["run"]: row for row in tables(monkeypatch, capsys, tmp_path)[0]}
     assert [rows[name]["code: model.py"] for name in changes] == ["aaaaaaa", "bbbbbbb", "aaaaaaa"]
-    assert [rows[name]["weight_decay"] for name in changes] == ["0.0", "0.0", "0.1"]
+    assert [rows[name]["weight_decay"] for name in changes] == ["0", "0", "0.1"]
     assert rows["rope"]["parameters"] == "0.144 M"
     assert "kernels" not in rows["base"]
 

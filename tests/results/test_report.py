@@ -329,9 +329,15 @@ def test_the_page_ranks_what_can_be_compared_and_says_why_not(tmp_path):
 def test_the_whole_split_stands_beside_its_part(tmp_path):
     run = synthetic_run(tmp_path / "run", 12)
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["dataset"]["scored"] = {"split": "test", "tokens": 5000, "documents": "2" * 64}
+    scored = {"tokens": 5000, "bytes": 20_000, "documents": "2" * 64}
+    config["dataset"]["scored"] = {"split": "test", **scored}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    about = {"documents": "2" * 64, "run": {"step": 12, "curve": evaluations._digest(config)}}
+    about = {
+        "documents": "2" * 64,
+        "seq_len": 32,
+        "last_n": 16,
+        "run": {"step": 12, "curve": evaluations._digest(config)},
+    }
     figures = evaluation(12, 2.5, scored=20_000, of_tokens=5000)
     path = evaluations.file_of(run, "test", 12)
     path.parent.mkdir()

@@ -24,9 +24,11 @@ def config_yaml(folder, fingerprint="f" * 64, **options):
     tree = tiny_run(gpt={"eval_every": 1, **options})
     lines = {"scheduler.params.max_lr": 7}
     draft = complete(Draft(tree, folder.name, file="tiny.json", lines=lines))
-    config = saved.as_dict(draft.settle())
+    settled = draft.settle()
+    config = saved.as_dict(settled)
     if options.get("tokens_per_second"):
-        config["sources"]["gpt.reference_flops_per_token"] = "tiny.json"
+        flops = settled.model.matmul_flops_per_token()
+        config["run"]["gpt"]["reference_flops_per_token"] = flops
     config["dataset"] = {"root": "data/sample", "fingerprint": fingerprint, "tokenizer": "t" * 64}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return config
@@ -65,12 +67,15 @@ def train(step, loss, **more):
 def evaluation(step, loss, split="test", nats_per_byte=None, scored=1000, **more):
     """An eval line: loss in nats per token, a quarter of it per byte unless told otherwise."""
     nats = loss / 4 if nats_per_byte is None else nats_per_byte
+    tokens = scored // 4
+    if loss * tokens * (1 + 1e-9) < nats * scored:  # the text is a part of it all
+        tokens = math.ceil(nats * scored / loss)
     figures = {
-        "tokens": scored // 4,
+        "tokens": tokens,
         "bytes": scored,
-        "total_loss": loss * (scored // 4),
+        "total_loss": loss * tokens,
         "text_nats": nats * scored,
-        "text_tokens": scored // 4,
+        "text_tokens": tokens,
         "loss": loss,
         "ppl": math.exp(loss),
         "normalised_loss": nats,
