@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, read_metrics, write_run
+from plain_run import PlainEngine, train
 
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.errors import AgreedError
+from gpt.training import start
 
 TRAIN = ROOT / "gpt" / "train.py"
 
@@ -100,3 +103,27 @@ def test_a_full_disk_does_not_stop_the_training(sample, tmp_path, run_command):
         assert done.returncode == 0 and "after step 2" in done.stdout
     finally:
         run_command(["umount", disk], tmp_path)
+
+
+class ForgetfulEngine(PlainEngine):
+    """Computes another loss than it did when it saved."""
+
+    def probe(self, tokens):
+        return super().probe(tokens) + 0.01 * bool(self._steps)
+
+
+def test_weights_that_compute_another_loss_are_blamed_on_the_code_where_it_changed(
+    sample, tmp_path, monkeypatch
+):
+    train(tmp_path / "run", sample, gpt={"max_train_steps": 1})
+    with pytest.raises(AgreedError, match="nothing was trained; go on from another checkpoint"):
+        train(tmp_path / "run", sample, engine=ForgetfulEngine)
+    code = start.code_of()
+    code["parts"]["model"] = "another hash"
+    monkeypatch.setattr(start, "code_of", lambda: code)
+    sentence = (
+        r"the code has changed since \(model\): go on with the code that trained it, or train the"
+        " changed one in another --run_dir"
+    )
+    with pytest.raises(AgreedError, match=sentence):
+        train(tmp_path / "run", sample, engine=ForgetfulEngine)

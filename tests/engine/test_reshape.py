@@ -47,7 +47,11 @@ def undisturbed(tmp_path_factory, sample, run_command):
 def check(before, after, undisturbed, sample, folder, run_command):
     launch(run_command, folder, *before, 3, sample)
     output = launch(run_command, folder, *after, 6, sample)
-    assert "resuming runs/tiny after step 3" in output and "the checkpoint was written by" in output
+    how = []
+    for stage, ranks in (before, after):
+        how.append(f"{ranks} rank{'s' if ranks > 1 else ''} at ZeRO stage {stage} in fp32")
+    assert f"notice: the checkpoint was written by {how[0]}, and goes on with {how[1]}" in output
+    assert "resuming runs/tiny after step 3" in output
     losses = [event["loss"] for event in read_metrics(folder / "runs/tiny", "train")]
     assert len(losses) == 6
     assert losses == pytest.approx(undisturbed, abs=1e-4)
