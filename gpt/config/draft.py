@@ -180,7 +180,9 @@ class Draft:
         for block in _upwards(path):
             if block in self.sources:
                 return self.sources[block]
-        return self.file
+        # a block that an option by a path made
+        inner = [source for where, source in self.sources.items() if where.startswith(f"{path}.")]
+        return inner[0] if inner else self.file
 
 
 def _upwards(path: str) -> Iterator[str]:

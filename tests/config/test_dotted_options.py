@@ -90,6 +90,7 @@ def test_a_mistake_in_the_form_gets_its_sentence(line, sentence):
             "--zero_optimization.stag 2",
             "zero_optimization.stag is not a known key (did you mean 'stage'?)",
         ),
+        ("--fp17.enabled true", "fp17 is not a known key (did you mean 'fp16'?)"),
         (
             "--optimizer.params.betas 0.9 x",
             "optimizer.params.betas is [0.9, 'x'], not two numbers in [0, 1)",
