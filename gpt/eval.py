@@ -253,6 +253,7 @@ def evaluate(
                 "of_tokens": len(target.stream.tokens),
                 **scores_of(model, target, args.batch_size, seq_len, last_n, device),
             }
+        del model  # before the next one is loaded
 
 
 def scores_of(

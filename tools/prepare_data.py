@@ -189,7 +189,10 @@ def prepare_texts(args):
     pipeline.prepare(inputs, args.out, job, tokenizer, workers, shard, say)
     if shard == (1, 1):
         size = Vocab.load(Path(args.out) / "tokenizer.model").size
-        say(f"wrote {args.out}; train on it with --data_root {args.out} --vocab_size {size}")
+        options = f"--data_root {args.out} --vocab_size {size}"
+        if args.valid_every is not None:
+            options += " --eval_data_split valid"
+        say(f"wrote {args.out}; train on it with {options}")
 
 
 def require_consistent(args):

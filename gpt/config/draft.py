@@ -111,8 +111,8 @@ class Draft:
         if self.lacks("gpt.vocab_size") and "" not in self.mistaken():
             self.mistake(
                 "gpt.vocab_size",
-                f"is missing, and there is no dataset {self.get('gpt.data_root')} yet to take it"
-                " from: give --vocab_size",
+                f"is missing, and no dataset {self.get('gpt.data_root')} is there to take it from:"
+                " give --vocab_size",
             )
         if self.mistakes:
             raise UserError(self._report())

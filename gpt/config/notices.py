@@ -151,6 +151,15 @@ def _without_effect(draft: Draft) -> Iterator[str]:
         yield f"without effect at ZeRO stage {stage}, being of stage 3: {', '.join(of_stage_3)}"
 
 
+def _division_that_stage_1_ignores(draft: Draft) -> Iterator[str]:
+    scatters = draft.get("zero_optimization.reduce_scatter") is not False
+    if draft.get("zero_optimization.stage") != 1 or not scatters:
+        return
+    for path, usual in (("prescale_gradients", False), ("gradient_predivide_factor", 1)):
+        if draft.get(path) not in (None, usual):
+            yield f"{path} has no effect at ZeRO stage 1 unless reduce_scatter is false"
+
+
 def _is_of_stage_3(path: str, key: Key) -> bool:
     name = path.rpartition(".")[2]
     return name.startswith("stage3_") or key.doc.startswith("stage 3")
@@ -161,4 +170,5 @@ RULES = (
     _unused_learning_rate,
     _unusual_shape,
     _without_effect,
+    _division_that_stage_1_ignores,
 )

@@ -52,9 +52,15 @@ class Split:
         return np.frombuffer(content, self.tokens.dtype)
 
     def names(self) -> list[str]:
-        """The documents' names, in order."""
-        lines = (self._path.parent / manifests.NAMES).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        """The documents' names, in order. Raises UserError where their file is damaged."""
+        path = self._path.parent / manifests.NAMES
+        try:
+            names = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError:
+            names = []
+        if len(names) != len(self.doc_tokens) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path} is damaged", mend=MEND)
+        return names
 
     @cached_property
     def doc_hashes(self) -> np.ndarray | None:

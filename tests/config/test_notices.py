@@ -124,6 +124,15 @@ def test_keys_without_effect_are_told():
     assert notices_of(zero_optimization=zero) == ()
 
 
+def test_a_division_that_stage_1_ignores_is_told():
+    assert notices_of(prescale_gradients=True) == (
+        "prescale_gradients has no effect at ZeRO stage 1 unless reduce_scatter is false",
+    )
+    zero = {"stage": 1, "reduce_scatter": False}
+    assert notices_of(prescale_gradients=True, zero_optimization=zero) == ()
+    assert notices_of(prescale_gradients=False, gradient_predivide_factor=1.0) == ()
+
+
 def test_how_often_deepspeed_prints_is_left_out():
     assert notices_of(steps_per_print=10) == (
         'steps_per_print is left out: progress is printed by "gpt": {"log_terminal_every"},'

@@ -124,18 +124,30 @@ def test_damaged_hashes(small):
         assert Dataset(small).split("train").doc_hashes is None
 
 
+def test_damaged_names(small):
+    path = small / "train" / "names.txt"
+    content = path.read_bytes()
+    other_bytes = content[:1] + b"\xff" + content[2:]
+    for damaged in (content.replace(b'"', b"'", 1), other_bytes, b"1\n2\n3\n4\n", b""):
+        split = Dataset(small).split("train")
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="names.txt is damaged: prepare the dataset again"):
+            split.names()
+        path.write_bytes(content)
+
+
 @pytest.mark.filterwarnings("ignore:Data type alias")
 def test_a_flipped_bit_of_a_header_never_ends_in_an_error_of_numpys(small):
     path = small / "train" / "doc_tokens.npy"
     content = path.read_bytes()
     refused = 0
     for place in range(128):
-        for bit in range(8):
+        for bit in (0, 3, 6):
             damaged = bytearray(content)
             damaged[place] ^= 1 << bit
             path.write_bytes(damaged)
             refused += arrays.load(path) is None
-    assert refused > 200
+    assert refused > 80
     path.write_bytes(content.replace(b"'descr'", b"'desc('"))
     with pytest.raises(UserError, match="doc_tokens.npy is damaged: prepare the dataset again"):
         Dataset(small).split("train")

@@ -2,6 +2,8 @@
 them."""
 
 import random
+import sys
+from pathlib import Path
 
 import pytest
 from small_corpora import BOOKS, build, check_split, every, write_texts
@@ -14,6 +16,7 @@ from gpt.prepare.documents import documents
 from gpt.prepare.inputs import find_inputs
 from gpt.prepare.texts import NotUTF8, Reading
 
+COMMAND = [sys.executable, Path(__file__).resolve().parents[2] / "tools" / "prepare_data.py"]
 NO_RULE = False
 
 
@@ -121,3 +124,17 @@ def test_one_large_file_that_is_not_cut(tmp_path, vocab):
         "notice: a run needs as many documents as its train_batch_size, and train has 9;"
         " --cut_documents BYTES makes several of a large text file"
     ) in lines
+
+
+def test_the_command(tmp_path, sample, run_command):
+    write_texts(tmp_path, {"enwik": "a line of text\n" * 800})
+    options = "--input enwik --cut_documents 1000 --test_every 4 --valid_every 3 --out out"
+    tokenizer = ["--tokenizer", sample / "tokenizer.model"]
+    done = run_command([*COMMAND, *options.split(), *tokenizer], tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == (
+        "wrote out; train on it with --data_root out --vocab_size 2048 --eval_data_split valid"
+    )
+    provenance = Dataset(tmp_path / "out").manifest["provenance"]
+    assert provenance["splits"] == "every 4-th document is test, then every 3-th document is valid"

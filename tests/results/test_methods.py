@@ -95,18 +95,12 @@ def test_whatever_makes_another_curve_makes_another_method(case, tmp_path):
     assert first.method != second.method
 
 
-def ladder(folder, name, changes, **options):
+def ladder(folder, name, changes):
     for steps in (10, 20, 40):
-        for seed in range(2):
-            run = identified_run(
-                folder / f"{name}{steps}-seed{seed}",
-                steps,
-                final=1.4 - steps / 100,
-                seed=seed,
-                tokens_per_second=HOUR,
-                **options,
-            )
-            amend(run, changes)
+        run = identified_run(
+            folder / f"{name}{steps}", steps, final=1.4 - steps / 100, tokens_per_second=HOUR
+        )
+        amend(run, changes)
 
 
 def test_three_methods_have_three_laws(tmp_path):

@@ -149,10 +149,12 @@ def identified_run(folder, steps=12, **options):
     """The same, with a config.yaml that tells its code and its documents: 2,000 tokens of training
     text, and a held-out split of 5,000 tokens and 20,000 bytes."""
     synthetic_run(folder, steps, **options)
-    held_out = {"split": "test", "documents": "2" * 64, "tokens": 5000, "bytes": 20000}
-    documents = {"train": {"documents": "1" * 64, "tokens": 2000}, "scored": held_out}
-    facts = {"code": CODE, "kernels": "torch", "run/scheduler/params/decay_steps": steps}
+    facts = {
+        "code": CODE,
+        "kernels": "torch",
+        "run/scheduler/params/decay_steps": steps,
+        "dataset/train": {"documents": "1" * 64, "tokens": 2000},
+        "dataset/scored": {"split": "test", "documents": "2" * 64, "tokens": 5000, "bytes": 20000},
+    }
     amend(folder, facts)
-    for name, block in documents.items():
-        amend(folder, {f"dataset/{name}": block})
     return Path(folder)

@@ -55,7 +55,7 @@ def test_without_a_dataset_the_vocabulary_size_must_be_given(tmp_path):
     with pytest.raises(UserError) as caught:
         draft.settle()
     assert str(caught.value) == (
-        f"tiny: gpt.vocab_size is missing, and there is no dataset {root} yet to take it from: give"
+        f"tiny: gpt.vocab_size is missing, and no dataset {root} is there to take it from: give"
         " --vocab_size"
     )
 

@@ -69,6 +69,7 @@ def _tree(preset, zero_stage, scratch):
         "scheduler": {"type": COSINE, "params": {"decay_steps": 1000}},
         "gpt": {
             "preset": preset,
+            "vocab_size": 16384,
             "max_train_steps": 100,
             "run_dir": str(scratch),
             "keep_last": 1,
