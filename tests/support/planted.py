@@ -23,7 +23,6 @@ A fault whose target is not there is refused, and a run that ends well although 
 never struck exits with code 1: a test that plants a fault cannot pass without it.
 """
 
-import itertools
 import os
 import signal
 import sys
@@ -302,15 +301,15 @@ def replace(owner, name, new):
 
 
 def mark_modules():
-    """Number the MLPs, so that a fault can sit in one."""
-    init = model.MLP.__init__
-    count = itertools.count()
+    """Number the MLPs of every model, so that a fault can sit in one."""
+    init = model.GPT.__init__
 
-    def numbering(mlp, *args):
-        init(mlp, *args)
-        mlp.planted = next(count)
+    def numbering(gpt, *args, **kwargs):
+        init(gpt, *args, **kwargs)
+        for number, block in enumerate(gpt.blocks):
+            block.mlp.planted = number
 
-    replace(model.MLP, "__init__", numbering)
+    replace(model.GPT, "__init__", numbering)
 
 
 def train_with(faults: str):
