@@ -187,8 +187,9 @@ def differences_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
         if is_told and not is_code(path) and before.get(path) != now.get(path):
             differences[path] = (before.get(path), now.get(path))
     pairs = {}
-    if CODE in told:
-        pairs[CODE] = (old[CODE]["hash"], new[CODE]["hash"])
+    if CODE in new:
+        # of a version that did not tell, it may have been another
+        pairs[CODE] = ((old.get(CODE) or {}).get("hash", "unknown"), new[CODE]["hash"])
     if "documents" not in told:
         fingerprints = [(tree.get("dataset") or {}).get("fingerprint") for tree in (old, new)]
         pairs["dataset"] = (fingerprints[0], fingerprints[1])
