@@ -21,7 +21,7 @@ SEED = "seed"
 # settings of "gpt" that make a curve, beside the shape
 OPTIONS = (VARIANT, SEED, "compile", "spike_policy", "spike_zscore", "rewind_batches")
 # settings of "gpt" that say how held-out text is scored
-SCORING = ("eval_data_split", "last_n", "max_eval_steps", "eval_batch_size", "final_eval")
+SCORING = ("eval_data_split", "last_n", "max_eval_steps", "eval_batch_size")
 # keys of DeepSpeed by which ranks round what they send each other
 ROUNDING = (
     "communication_data_type",

@@ -19,7 +19,7 @@ from gpt.config.identity import (
     is_free,
 )
 from gpt.config.keys import nearest
-from gpt.config.option_names import OVERRIDES
+from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, RUN, saved_config
 from gpt.data.datasets import Dataset
@@ -220,7 +220,8 @@ def _require_allowable(
     settings = {**curve(old), **curve(new), **differences}
     for key in allowed:
         below = [path for path in settings if _names([key], path)]
-        if not below:
+        # one that is as it is by itself is no setting that is told
+        if not below and key_at(key) is None:
             raise UserError(
                 f"--allow_change {key}: no setting that makes a curve is called"
                 f" so{nearest(key, settings)}; what differs from the checkpoint:"

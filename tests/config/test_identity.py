@@ -61,6 +61,7 @@ def test_seeds_of_each_other_have_one_identity():
         ({}, {"data_types": {"grad_accum_dtype": "fp32"}}),
         ({}, {"communication_data_type": "fp32"}),
         ({"optimizer": {"type": "Adam"}}, {}),
+        ({"gpt": {"final_eval": True}}, {}),
         (
             {"optimizer": {"type": "Adam", "params": {"adam_w_mode": True, "amsgrad": False}}},
             {"optimizer": {"type": "Adam"}},

@@ -89,6 +89,14 @@ def test_other_code_goes_on_and_is_told(sample, tmp_path, monkeypatch, capsys):
     assert (entry["step"], entry["setting"]) == (2, "code")
 
 
+def test_an_allowed_change_to_what_is_usual_is_allowed_again(sample, tmp_path):
+    run_dir = tmp_path / "run"
+    plain_run.train(run_dir, sample, gradient_predivide_factor=2.0, **options(2))
+    for steps in (3, 4):  # the same command goes on
+        plain_run.train(run_dir, sample, allowed=["gradient_predivide_factor"], **options(steps))
+    assert len(saved(run_dir)["changes"]) == 1
+
+
 def test_another_method_is_refused_and_another_name_is_none(sample, tmp_path):
     run_dir = tmp_path / "run"
     plain_run.train(run_dir, sample, **options(2))
