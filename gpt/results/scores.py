@@ -113,6 +113,11 @@ def _other_text(first: Run, second: Run) -> str | None:
     """In what the held-out texts of two runs differ, as the rest of a sentence about them."""
     texts = [split_of(run).get("documents") for run in (first, second)]
     if None not in texts:
+        if texts[0] != texts[1] and any(":" in str(text) for text in texts):
+            return (
+                "have datasets one of which is of an earlier version and does not tell its texts:"
+                " prepare it again, and evaluate with it"
+            )
         if texts[0] != texts[1]:
             return f"were evaluated on different texts (documents {_short(texts)})"
         return None
