@@ -117,6 +117,11 @@ class Draft:
         """Paths of the values that are wrong."""
         return {mistake.path for mistake in self.mistakes}
 
+    def refuse_mistakes(self) -> None:
+        """Raise UserError with all mistakes so far in one report."""
+        if self.mistakes:
+            raise UserError(self._report())
+
     def settle(self) -> Config:
         """The frozen configuration. Raises UserError with all mistakes in one report."""
         # what is wrong with the dataset itself is told without a path
@@ -126,8 +131,7 @@ class Draft:
                 f"is missing, and no dataset {self.get('gpt.data_root')} is there to take it from:"
                 " give --vocab_size",
             )
-        if self.mistakes:
-            raise UserError(self._report())
+        self.refuse_mistakes()
         model = self.model
         # None only where there are mistakes
         assert model is not None and self.batch is not None

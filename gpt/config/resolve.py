@@ -108,7 +108,7 @@ def override(draft: Draft, overrides: dict[str, Any]) -> None:
             _take_out(draft, path)
     placed = {path: value for path, value in placed.items() if value is not None}
     draft.tree.setdefault("optimizer", {"type": "Adam"})
-    replace_batch(draft.tree, placed)
+    _replace_batch(draft.tree, placed)
     for block in ("optimizer", "scheduler"):
         if f"{block}.type" in placed:
             _change_type(draft, block, placed)
@@ -119,8 +119,8 @@ def override(draft: Draft, overrides: dict[str, Any]) -> None:
 
 def _take_out(draft: Draft, path: str) -> None:
     if key_at(path) is None and draft.get(path) is None:
-        # the check of the whole tree tells that it is unknown
-        draft.put(path, None, COMMAND_LINE)
+        # whatever its value, the check of the whole tree tells that the key is unknown
+        draft.put(path, "null", COMMAND_LINE)
         return
     draft.remove(path)
     # for a report that it is missing
@@ -176,7 +176,7 @@ def _change_type(draft: Draft, block: str, overrides: dict[str, Any]) -> None:
         )
 
 
-def replace_batch(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
+def _replace_batch(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Take out of a run's JSON what the command line's `overrides` replace of the batch's keys."""
     shares = {MICRO, ACCUMULATION}
     overridden = shares & overrides.keys()

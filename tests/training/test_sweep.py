@@ -142,8 +142,13 @@ BAD = [
     ),
     (
         ["--classes", "a.json", "--out", "o", "--max_lr", "-1"],
-        "scheduler.params.max_lr is -1.0, must be above 0",
+        "scheduler.params.max_lr is -1, must be above 0",
     ),
+    (
+        ["--classes", "a.json", "--out", "o", "--ds_config=b.json"],
+        "--ds_config is not for a sweep: give --classes",
+    ),
+    (["--classes", "a.json", "--out", "o", "--gpt", "null"], "are not for a sweep"),
     (["--classes", "a.json", "--out", "o", "--data_root", "nowhere"], "nowhere"),
     (
         ["--classes", "a.json", "--out", "o", "--launcher", "deepspee --num_gpus 2"],
