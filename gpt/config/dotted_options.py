@@ -13,9 +13,10 @@ asked when the whole configuration is checked.
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from gpt.config.keys import Key
+from gpt.config.keys import Key, block_of
 from gpt.config.option_names import key_at, path_of
 from gpt.config.synonyms import hint_for_block
 from gpt.errors import UserError
@@ -96,7 +97,8 @@ def _value(option: str, path: str, texts: list[str]) -> Any:
 def _parsed(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    for read in (int, float, json.loads):
+    read_json = partial(json.loads, object_pairs_hook=partial(block_of, place="command line"))
+    for read in (int, float, read_json):
         try:
             return read(text)
         except (ValueError, RecursionError):

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from gpt.errors import UserError
+
 REQUIRED = object()
 
 # whole numbers beyond it are no exact floats, and surely mistakes
@@ -76,6 +78,17 @@ class Key:
         if self.choices is None or value in self.choices:
             return None
         return f"is {in_json(value)}, must be one of {', '.join(map(str, self.choices))}"
+
+
+def block_of(pairs: list[tuple[str, Any]], place: str) -> dict[str, Any]:
+    """A block of JSON from its keys and values. Raises UserError, which names the place, where a
+    key stands twice in it."""
+    block: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in block:
+            raise UserError(f"{place}: the key {name!r} stands twice in one block")
+        block[name] = value
+    return block
 
 
 def in_json(value: Any) -> str:

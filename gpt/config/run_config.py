@@ -63,12 +63,12 @@ class Config:
         return Path(self.options.run_dir or f"runs/{self.name}")
 
     def without_fp16(self, reason: str) -> "Config":
-        """The same run in fp32, with a notice that says why; a throughput that was measured in fp16
-        is not its own."""
+        """The same run in fp32, with a notice that says why; a throughput, measured in fp16, is not
+        its own then."""
         fp16 = {**self.deepspeed["fp16"], "enabled": False}
         options = self.options
         notices = [*self.notices, reason]
-        if options.tokens_per_second is not None and options.reference_precision == "fp16":
+        if options.tokens_per_second is not None:
             options = dataclasses.replace(
                 options,
                 tokens_per_second=None,

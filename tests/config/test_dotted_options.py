@@ -84,6 +84,10 @@ def test_every_key_of_the_json_is_an_option():
             ),
         ),
         ("--seed 1 --seed 2", "command line: --seed is given twice: give it once"),
+        (
+            '--optimizer.params {"lr":1,"lr":2}',
+            "command line: the key 'lr' stands twice in one block",
+        ),
         ("--fp16.enabled", "command line: --fp16.enabled needs a value"),
         ("--fp16. true", "command line: --fp16. is no path of a key, such as --optimizer.type"),
     ],
