@@ -35,9 +35,9 @@ def whole_split(run: Run) -> tuple[dict | None, str | None]:
     """(figures of the whole split after the run's last step, what is wrong with those that eval.py
     joined to it); either may be None."""
     planned = run.options["max_train_steps"]
-    final = run.final()
-    if final and final["step"] == planned and is_whole(run, final):
-        return final, None
+    for figures in (run.whole(), run.final()):
+        if figures and figures["step"] == planned and is_whole(run, figures):
+            return figures, None
     split = run.options.get("eval_data_split")
     try:
         return evaluations.read(run.path, run.config, str(split), planned), None

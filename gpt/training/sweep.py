@@ -118,7 +118,7 @@ class SweptRun:
         """The evaluation of the last step, and the hours of the run as it was trained: a machine
         without fp16 has none of a class that was measured in it."""
         run = read_run(self.config.run_dir)
-        final = run.final()
+        final = run.whole() or run.final()
         if final and final["step"] == self.last_step:
             self.final_evaluation = final
         self.reference_hours = run.planned("reference_hours")
