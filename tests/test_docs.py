@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, load_command
 
-from gpt.config.keys import Key
-from gpt.config.option_names import is_path, key_at
+from gpt.config.option_names import key_at
 
 README = ROOT / "README.md"
 FAQ = ROOT / "docs" / "faq.md"
@@ -199,7 +198,7 @@ def is_option(word):
 
 def is_key_of_a_run(word):
     """Whether an option is called by the path of a value of a run's JSON."""
-    return is_path(word[2:]) and isinstance(key_at(word[2:]), Key)
+    return key_at(word.removeprefix("--")) is not None
 
 
 def commands_of_tools():

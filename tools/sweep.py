@@ -78,9 +78,11 @@ def options_of_runs(train_args, own_names) -> dict:
 
     own_names: of the sweep's own options, one of which may be meant by an unknown one.
     """
+    if any(word.partition("=")[0] == "--ds_config" for word in train_args):
+        raise UserError("command line: --ds_config is not for a sweep", mend="give --classes")
     parsed = parse_command_line(["--ds_config", "", *train_args], tool_options=own_names)
     not_for_a_sweep = (
-        {"gpt.run_dir", "gpt.seed"} & parsed.overrides.keys(),
+        {"gpt", "gpt.run_dir", "gpt.seed"} & parsed.overrides.keys(),
         parsed.dry_run,
         parsed.explain,
         parsed.world_size,
@@ -89,8 +91,8 @@ def options_of_runs(train_args, own_names) -> dict:
     )
     if any(not_for_a_sweep):
         raise UserError(
-            "command line: --run_dir, --seed, --resume, --allow_change, --dry_run, --explain and"
-            " --world_size are not for a sweep",
+            "command line: --run_dir, --seed, --resume, --allow_change, --dry_run, --explain,"
+            " --world_size and the whole block --gpt are not for a sweep",
             mend="give --out and --seeds",
         )
     return parsed.overrides

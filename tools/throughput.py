@@ -156,7 +156,8 @@ def check(args, train_args, train_options):
             " and measures nothing",
             mend="beside it only --hours and --write_config have a meaning",
         )
-    has_run = args.ds_config or "gpt.preset" in train_options.overrides
+    overrides = train_options.overrides
+    has_run = args.ds_config or overrides.get("gpt.preset")
     if not args.from_reference and not has_run:
         raise UserError(
             "command line: what is to be measured? give --preset NAME or --ds_config FILE.json"
@@ -165,6 +166,17 @@ def check(args, train_args, train_options):
         raise UserError(
             "command line: --sweep finds the micro batches by itself",
             mend="leave out --micro_batch, or --sweep",
+        )
+    if args.precision and {"fp16", "bf16", "fp16.enabled", "bf16.enabled"} & overrides.keys():
+        raise UserError(
+            "command line: --precision sets fp16.enabled and bf16.enabled",
+            mend="leave out --precision, or the options --fp16… and --bf16…",
+        )
+    micro = "train_micro_batch_size_per_gpu"
+    if (args.sweep or args.micro_batch) and micro in overrides:
+        raise UserError(
+            f"command line: --sweep and --micro_batch measure other micro batches than --{micro}",
+            mend="give one of them",
         )
     if args.steps < 1 or args.warmup < 1 or min(args.micro_batch or [1]) < 1:
         raise UserError("command line: --steps, --warmup and --micro_batch must be at least 1")
@@ -184,7 +196,7 @@ def read_run(args, overrides):
     if args.precision:
         halves = {f"{half}.enabled": half == args.precision for half in ("fp16", "bf16")}
         overrides = {**overrides, **halves}
-    return throughput.changed(tree, overrides), name
+    return throughput.changed(tree, name, overrides), name
 
 
 def refuse_to_overwrite(folder, hours):

@@ -4,16 +4,17 @@ range."""
 from typing import Any
 
 from gpt.config.draft import Mistake, about
-from gpt.config.keys import REQUIRED, Key, nearest
+from gpt.config.keys import REQUIRED, Key, in_json, nearest
 from gpt.config.option_names import homes
 from gpt.config.refused_keys import REFUSED
-from gpt.config.synonyms import hint_for_key
+from gpt.config.synonyms import hint_for_block, hint_for_key
 
 
 def check(block: Any, keys: dict[str, Any], path: str = "") -> list[Mistake]:
     """All mistakes in a JSON block against its table of keys. path: of the block itself."""
     if not isinstance(block, dict):
-        return [about(path, f"is {block!r}, not a block {{…}}")]
+        hint = hint_for_block(path)
+        return [about(path, f"is {in_json(block)}, not a block {{…}}{hint}")]
     mistakes = []
     for name, value in block.items():
         where = f"{path}.{name}" if path else name

@@ -5,7 +5,7 @@ import argparse
 import math
 from collections.abc import Iterable
 
-from gpt.config.dotted_options import merge, take_dotted
+from gpt.config.dotted_options import take_values
 from gpt.config.keys import REQUIRED, Key, nearest
 from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.shape import load_presets
@@ -33,21 +33,27 @@ def parse_command_line(argv: list[str], tool_options: Iterable[str] = ()) -> arg
     tool_options: names of the options of the tool that takes those of train.py beside its own.
     Raises UserError.
     """
-    rest, dotted = take_dotted(argv)
-    known, unknown = _parser().parse_known_args(rest)
+    rest, overrides = take_values(argv)
+    _refuse_repeated_flags(rest)
+    own, unknown = _parser().parse_known_args(rest)
     if unknown:
         raise _unknown_option(unknown[0], tool_options)
-    _check_own_flags(known)
-    own = {name: getattr(known, name) for name in OWN_FLAGS}
-    named = {path: value for path, value in vars(known).items() if path not in own}
-    return argparse.Namespace(**own, overrides=merge(named, dotted))
+    _check_own_flags(own)
+    return argparse.Namespace(**vars(own), overrides=overrides)
+
+
+def _refuse_repeated_flags(words: list[str]) -> None:
+    options = [word.partition("=")[0] for word in words]
+    for flag in ("ds_config", "resume", "world_size", "interconnect"):
+        if options.count(f"--{flag}") > 1:
+            raise UserError(f"command line: --{flag} is given twice", mend="give it once")
 
 
 def _unknown_option(argument: str, tool_options: Iterable[str]) -> UserError:
-    if not argument.startswith("--"):
-        return UserError(f"command line: {argument!r} stands where an option --name was expected")
-    option = argument.split("=")[0]
+    option = argument.partition("=")[0]
     name = option.removeprefix("--")
+    if name in (option, ""):
+        return UserError(f"command line: {argument!r} stands where an option --name was expected")
     hint = hint_for_option(name)
     if hint is None:
         hint = nearest(name, ["help", *tool_options, *OWN_FLAGS, *OVERRIDES], prefix="--")
@@ -158,7 +164,7 @@ def _add_own_flags(parser: Parser) -> None:
 
 
 def _add_override(parser: Parser, name: str, path: str) -> None:
-    """Add the option --NAME, which sets the value at a dotted path."""
+    """List the option --NAME, which sets the value at a dotted path, in --help."""
     key = key_at(path)
     assert isinstance(key, Key)
     meaning = key.doc
@@ -169,14 +175,6 @@ def _add_override(parser: Parser, name: str, path: str) -> None:
         meaning += f" (default {key.default})"
     parser.add_argument(
         f"--{name}",
-        dest=path,
-        type=_boolean if key.kind is bool else key.kind,
         metavar=key.kind.__name__.upper(),
         help=meaning.replace("%", "%%"),
     )
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"invalid true or false value: {text!r}")
-    return text.lower() == "true"

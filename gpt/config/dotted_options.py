@@ -1,55 +1,61 @@
-"""Options that are called by the dotted path of a value of the run's JSON:
+"""Options that set a value of a run, by its name or by its dotted path in the run's JSON:
 
+    --max_lr 3e-4
     --optimizer.params.weight_decay 0.1
-    --optimizer.params.betas 0.9 0.95       or [0.9,0.95]
+    --optimizer.params.betas 0.9 0.95       or [0.9, 0.95]
     --fp16.enabled false
-    --zero_optimization.offload_optimizer.device cpu
+    --scheduler null                        takes out what the file says, a value or a block
 
 Only their form is looked at here. Whether a run has such a key, and whether the value fits, is
 asked when the whole configuration is checked.
 """
 
 import json
+import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from gpt.config.keys import Key
-from gpt.config.option_names import OVERRIDES, is_path, key_at
+from gpt.config.keys import Key, block_of
+from gpt.config.option_names import key_at, path_of
+from gpt.config.synonyms import hint_for_block
 from gpt.errors import UserError
 
 
-def take_dotted(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """(what is left of a command line, {dotted path: value} of its dotted options). Raises
-    UserError."""
+def take_values(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """(what is left of a command line, {dotted path: value} of its options that set one, None for
+    null). Raises UserError."""
     rest: list[str] = []
     values: dict[str, Any] = {}
+    options: dict[str, str] = {}
     words = list(argv)
     while words:
         word = words.pop(0)
-        name, has_value, text = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not is_path(name):
+        option, has_value, text = word.partition("=")
+        path = path_of(option)
+        if path is None:
             rest.append(word)
             continue
-        texts = [text] if has_value else []
-        while words and not has_value and not words[0].startswith("--"):
-            texts.append(words.pop(0))
-        if "" in name.split("."):
+        if "" in path.split("."):
             raise UserError(f"command line: {word} is no path of a key, such as --optimizer.type")
-        values[name] = _value(name, texts)
+        if path in options:
+            raise _given_twice(options[path], option)
+        options[path] = option
+        values[path] = _value(option, path, [text] if has_value else _take_words(path, words))
+    _refuse_blocks_with_values(options)
     return rest, values
 
 
-def merge(named: dict[str, Any], dotted: dict[str, Any]) -> dict[str, Any]:
-    """All values that a command line sets. Raises UserError where two of its options set the same
-    one, or one a block and another a value in it."""
-    options = {path: f"--{name}" for name, path in OVERRIDES.items() if path in named}
-    for path in dotted:
-        if path in named:
-            raise UserError(
-                f"command line: {options[path]} and --{path} set the same value",
-                mend="give one of them",
-            )
-        options[path] = f"--{path}"
+def _given_twice(first: str, second: str) -> UserError:
+    if first == second:
+        return UserError(f"command line: {first} is given twice", mend="give it once")
+    return UserError(
+        f"command line: {first} and {second} set the same value", mend="give one of them"
+    )
+
+
+def _refuse_blocks_with_values(options: dict[str, str]) -> None:
+    """options: {dotted path: option that sets it}."""
     for path, option in options.items():
         for block, whole in options.items():
             if path.startswith(f"{block}."):
@@ -57,16 +63,33 @@ def merge(named: dict[str, Any], dotted: dict[str, Any]) -> dict[str, Any]:
                     f"command line: {whole} sets a whole block, and {option} a value in it",
                     mend="give one of them",
                 )
-    return {**named, **dotted}
 
 
-def _value(path: str, texts: list[str]) -> Any:
-    """What the words behind an option mean: a number, true or false, a list, or text."""
-    if not texts:
-        raise UserError(f"command line: --{path} needs a value")
+def _take_words(path: str, words: list[str]) -> list[str]:
+    """Take an option's value from the front of the words behind it: one word, or all up to the next
+    option where it may be a list."""
     key = key_at(path)
-    if isinstance(key, Key) and key.kind is str and len(texts) == 1:
+    is_list = key is None or (isinstance(key, Key) and key.kind == "pair")
+    taken: list[str] = []
+    while words and not words[0].startswith("--") and (is_list or not taken):
+        taken.append(words.pop(0))
+    return taken
+
+
+def _value(option: str, path: str, texts: list[str]) -> Any:
+    """What the words behind an option mean: a number, true or false, a list, a block, text, or
+    null."""
+    if not texts:
+        raise UserError(f"command line: {option} needs a value{hint_for_block(path, '--')}")
+    if texts == ["null"]:
+        return None
+    key = key_at(path)
+    kind = key.kind if isinstance(key, Key) else None
+    if kind is str:
         return texts[0]
+    if kind == "pair":
+        # brackets and commas as in JSON or not, and spaces around them or not
+        texts = re.sub(r"[\[\](),]", " ", " ".join(texts)).split()
     values = [_parsed(text) for text in texts]
     return values[0] if len(values) == 1 else values
 
@@ -74,7 +97,8 @@ def _value(path: str, texts: list[str]) -> Any:
 def _parsed(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    for read in (int, float, json.loads):
+    read_json = partial(json.loads, object_pairs_hook=partial(block_of, place="command line"))
+    for read in (int, float, read_json):
         try:
             return read(text)
         except (ValueError, RecursionError):

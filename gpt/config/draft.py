@@ -12,6 +12,9 @@ from gpt.config.schedule import CosineSchedule
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
 from gpt.errors import UserError
 
+# the source of its values
+COMMAND_LINE = "command line"
+
 
 class Mistake(NamedTuple):
     """path: dotted path of the value that is wrong, or "" where the sentence says it all."""
@@ -71,18 +74,25 @@ class Draft:
         for name in parents:
             block = block.setdefault(name, {}) if isinstance(block, dict) else None
         if isinstance(block, dict):
-            block[last] = value
+            self._forget_sources(path)
+            block[last] = _without_nulls(value)
             self.sources[path] = source
 
     def remove(self, path: str) -> None:
-        """Take out a value."""
+        """Take out a value, or a block."""
         block = self.tree
         *parents, last = path.split(".")
         for name in parents:
             block = block.get(name) if isinstance(block, dict) else None
         if isinstance(block, dict):
             block.pop(last, None)
-        self.sources.pop(path, None)
+        self._forget_sources(path)
+
+    def _forget_sources(self, path: str) -> None:
+        """Those of the value at a dotted path, and of all that lies below it."""
+        for where in list(self.sources):
+            if where == path or where.startswith(f"{path}."):
+                del self.sources[where]
 
     def lacks(self, path: str) -> bool:
         """Whether there is no value at a dotted path, not even a mistaken one."""
@@ -107,6 +117,11 @@ class Draft:
         """Paths of the values that are wrong."""
         return {mistake.path for mistake in self.mistakes}
 
+    def refuse_mistakes(self) -> None:
+        """Raise UserError with all mistakes so far in one report."""
+        if self.mistakes:
+            raise UserError(self._report())
+
     def settle(self) -> Config:
         """The frozen configuration. Raises UserError with all mistakes in one report."""
         # what is wrong with the dataset itself is told without a path
@@ -116,8 +131,7 @@ class Draft:
                 f"is missing, and no dataset {self.get('gpt.data_root')} is there to take it from:"
                 " give --vocab_size",
             )
-        if self.mistakes:
-            raise UserError(self._report())
+        self.refuse_mistakes()
         model = self.model
         # None only where there are mistakes
         assert model is not None and self.batch is not None
@@ -176,7 +190,7 @@ class Draft:
     def _source(self, path: str) -> str:
         """Where the value at a dotted path comes from, or the innermost block around it."""
         if path.startswith("--"):
-            return "command line"
+            return COMMAND_LINE
         for block in _upwards(path):
             if block in self.sources:
                 return self.sources[block]

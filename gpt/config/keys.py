@@ -1,10 +1,13 @@
 """A key of a run's JSON: its type, default, limits and meaning."""
 
 import difflib
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from gpt.errors import UserError
 
 REQUIRED = object()
 
@@ -36,45 +39,67 @@ class Key:
         if self.kind == ANY:
             return None
         if self.kind == "pair":
-            return None if _is_pair(value) else f"is {value!r}, not two numbers in [0, 1)"
+            return None if _is_pair(value) else f"is {in_json(value)}, not two numbers in [0, 1)"
         if self.kind is bool:
-            return None if isinstance(value, bool) else f"is {value!r}, not true or false"
+            return None if isinstance(value, bool) else f"is {in_json(value)}, not true or false"
         if self.kind is str:
             return self._problem_of_text(value)
         return self._problem_of_number(value)
 
     def _problem_of_text(self, value: Any) -> str | None:
         if not isinstance(value, str):
-            return f"is {value!r}, not a text"
+            return f"is {in_json(value)}, not a text"
         if not value and self.default != "":
             return "is empty"
         return self._out_of_choices(value)
 
     def _problem_of_number(self, value: Any) -> str | None:
         if self.kind is int and not (_is_number(value) and isinstance(value, int)):
-            return f"is {value!r}, not a whole number"
+            return f"is {in_json(value)}, not a whole number"
         if not _is_number(value):
             hint = " (leave the quotes out)" if _reads_as_number(value) else ""
-            return f"is {value!r}, not a number{hint}"
+            return f"is {in_json(value)}, not a number{hint}"
         return self._out_of_range(value) or self._out_of_choices(value)
 
     def _out_of_range(self, value: float) -> str | None:
         if isinstance(value, int) and abs(value) > LARGEST:
             return f"is beyond {LARGEST}, too large to be meant"
         if not math.isfinite(value):
-            return f"is {value!r}, not a finite number"
+            return f"is {in_json(value)}, not a finite number"
         if self.minimum is not None and value < self.minimum:
-            return f"is {value!r}, must be at least {self.minimum}"
+            return f"is {in_json(value)}, must be at least {self.minimum}"
         if self.above is not None and value <= self.above:
-            return f"is {value!r}, must be above {self.above}"
+            return f"is {in_json(value)}, must be above {self.above}"
         if self.maximum is not None and value > self.maximum:
-            return f"is {value!r}, must be at most {self.maximum}"
+            return f"is {in_json(value)}, must be at most {self.maximum}"
         return None
 
     def _out_of_choices(self, value: Any) -> str | None:
         if self.choices is None or value in self.choices:
             return None
-        return f"is {value!r}, must be one of {', '.join(map(str, self.choices))}"
+        return f"is {in_json(value)}, must be one of {', '.join(map(str, self.choices))}"
+
+
+def block_of(pairs: list[tuple[str, Any]], place: str) -> dict[str, Any]:
+    """A block of JSON from its keys and values. Raises UserError, which names the place, where a
+    key stands twice in it."""
+    block: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in block:
+            raise UserError(f"{place}: the key {name!r} stands twice in one block")
+        block[name] = value
+    return block
+
+
+def in_json(value: Any) -> str:
+    """A value for a sentence, with null, true and false as a file and a command line have them."""
+    if isinstance(value, dict):
+        inner = [f"{name!r}: {in_json(inner)}" for name, inner in value.items()]
+        return "{" + ", ".join(inner) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(in_json, value)) + "]"
+    is_word = value is None or isinstance(value, bool)
+    return json.dumps(value) if is_word else repr(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -32,10 +32,16 @@ def option_of(path: str) -> str:
     return f"--{_NAMES.get(path, path)}"
 
 
-def is_path(name: str) -> bool:
-    """Whether an option is called by the path of a value: with a dot, or a key of the JSON's top
-    level."""
-    return "." in name or (name not in OVERRIDES and isinstance(TOP_KEYS.get(name), Key))
+def path_of(option: str) -> str | None:
+    """The dotted path that an option such as --max_lr sets; None where it is no such option.
+
+    All that has a dot is a path, and so are the keys and blocks of the JSON's top level.
+    """
+    name = option.removeprefix("--")
+    if name == option:
+        return None
+    is_path = "." in name or name in TOP_KEYS
+    return OVERRIDES.get(name, name if is_path else None)
 
 
 def key_at(path: str) -> Key | dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """A throughput belongs to the model that it was measured for: to its FLOPs per token, which follow
 from shape, vocabulary and context, and to its precision."""
 
-from gpt.config.draft import Draft
+from gpt.config.draft import COMMAND_LINE, Draft
 
 SPEED = "gpt.tokens_per_second"
 FLOPS = "gpt.reference_flops_per_token"
@@ -19,9 +19,9 @@ def settle_reference(draft: Draft) -> None:
         return
     flops = draft.model.matmul_flops_per_token()
     precision = precision_of(draft)
-    if draft.sources.get(SPEED) == "command line":
+    if draft.sources.get(SPEED) == COMMAND_LINE:
         for path, value in ((FLOPS, flops), (PRECISION, precision)):
-            if draft.sources.get(path) != "command line":
+            if draft.get(path) is None or draft.sources.get(path) != COMMAND_LINE:
                 draft.put(path, value, "derived: the run's own, as of its tokens_per_second")
     reason = _stranger(draft, flops, precision)
     if reason is not None:
@@ -46,7 +46,7 @@ def _stranger(draft: Draft, flops: int, precision: str) -> str | None:
     if measured_precision not in (None, precision):
         return f"was measured in {measured_precision}, and this run is in {precision}"
     # as many FLOPs may lie in another shape, and a file may not say
-    if draft.reshaped and draft.sources.get(SPEED) != "command line":
+    if draft.reshaped and draft.sources.get(SPEED) != COMMAND_LINE:
         return (
             f"is that of the file's model, and the command line changes {', '.join(draft.reshaped)}"
         )

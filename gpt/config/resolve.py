@@ -17,12 +17,12 @@ from gpt.config.batch import ACCUMULATION, BATCH, MICRO, BatchPlan, plan_batch
 from gpt.config.checks import check
 from gpt.config.contradictions import contradictions
 from gpt.config.deepspeed_keys import TOP_KEYS
-from gpt.config.draft import Draft, Mistake
-from gpt.config.keys import REQUIRED, Key, nearest
+from gpt.config.draft import COMMAND_LINE, Draft, Mistake
+from gpt.config.keys import REQUIRED, Key, in_json, nearest
 from gpt.config.normal_form import normalise
 from gpt.config.notices import notices
 from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
-from gpt.config.option_names import option_of
+from gpt.config.option_names import key_at, option_of
 from gpt.config.options import LAST_N
 from gpt.config.reference import precision_of, settle_reference
 from gpt.config.run_config import Config
@@ -58,10 +58,9 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
     """The draft with the command line's values, defaults, and what follows from them; each mistake
     is noted in it. Raises UserError where its tree is no block."""
     if not isinstance(draft.tree, dict):
-        raise UserError(f"{draft.file}: the file is {draft.tree!r}, not a block {{…}}")
-    draft.tree.setdefault("optimizer", {"type": "Adam"})
+        raise UserError(f"{draft.file}: the file is {in_json(draft.tree)}, not a block {{…}}")
     of_file = _shape_and_precision(draft)
-    _override(draft, overrides or {})
+    override(draft, overrides or {})
     draft.reshaped = _differing(of_file, _shape_and_precision(draft))
     _add_blocks(draft.tree)
     normalise(draft)
@@ -101,29 +100,71 @@ def take_vocabulary(draft: Draft, size: int) -> None:
         settle_reference(draft)
 
 
-def _override(draft: Draft, overrides: dict[str, Any]) -> None:
-    replace_batch(draft.tree, overrides)
+def override(draft: Draft, overrides: dict[str, Any]) -> None:
+    """Set a draft's values to the command line's, {dotted path: value}; None takes out what the
+    file says. An option that has no place is a mistake, noted in the draft."""
+    placed = {
+        path: value for path, value in overrides.items() if not _is_below_a_value(draft, path)
+    }
+    for path, value in placed.items():
+        if value is None:
+            _take_out(draft, path)
+    placed = {path: value for path, value in placed.items() if value is not None}
+    draft.tree.setdefault("optimizer", {"type": "Adam"})
+    _replace_batch(draft.tree, placed)
     for block in ("optimizer", "scheduler"):
-        if f"{block}.type" in overrides:
-            _change_type(draft, block, overrides)
-    for path, value in overrides.items():
-        scheduler = draft.get("scheduler.type")
-        is_of_cosine = path.startswith("scheduler.") and option_of(path) != f"--{path}"
-        if is_of_cosine and scheduler != COSINE:
-            draft.mistake(
-                option_of(path),
-                f"sets a parameter of {COSINE}, but the scheduler is {scheduler}: set its own"
-                " parameters, such as --scheduler.params.warmup_num_steps",
-            )
-        else:
-            draft.put(path, value, "command line")
+        if f"{block}.type" in placed:
+            _change_type(draft, block, placed)
+    for path, value in placed.items():
+        if not _is_of_another_scheduler(draft, path):
+            draft.put(path, value, COMMAND_LINE)
+
+
+def _take_out(draft: Draft, path: str) -> None:
+    if key_at(path) is None and draft.get(path) is None:
+        # whatever its value, the check of the whole tree tells that the key is unknown
+        draft.put(path, "null", COMMAND_LINE)
+        return
+    draft.remove(path)
+    # for a report that it is missing
+    draft.sources[path] = COMMAND_LINE
+
+
+def _is_below_a_value(draft: Draft, path: str) -> bool:
+    """Whether a path of the command line goes on behind a value; noted as a mistake."""
+    above = path.rpartition(".")[0]
+    while above:
+        if isinstance(key_at(above), Key):
+            draft.mistake(f"--{path}", f"is not a known key: {above} is a value, and no block")
+            return True
+        above = above.rpartition(".")[0]
+    return False
+
+
+def _is_of_another_scheduler(draft: Draft, path: str) -> bool:
+    """Whether an option by its name belongs to a scheduler that the run does not have; noted as a
+    mistake."""
+    is_of_cosine = path.startswith("scheduler.") and option_of(path) != f"--{path}"
+    scheduler = draft.get("scheduler.type")
+    if not is_of_cosine or scheduler == COSINE:
+        return False
+    problem = f"sets a parameter of {COSINE}, but the"
+    if scheduler is None:
+        problem += f" run has no scheduler: give --scheduler.type {COSINE} as well"
+    else:
+        problem += (
+            f" scheduler is {scheduler}: set its own parameters, such as"
+            " --scheduler.params.warmup_num_steps"
+        )
+    draft.mistake(option_of(path), problem)
+    return True
 
 
 def _change_type(draft: Draft, block: str, overrides: dict[str, Any]) -> None:
     """Take the type of an optimizer or scheduler from the command line, and out of the file's
     parameters those that this type does not have."""
     kind = overrides[f"{block}.type"]
-    draft.put(f"{block}.type", kind, "command line")
+    draft.put(f"{block}.type", kind, COMMAND_LINE)
     keys = (OPTIMIZERS if block == "optimizer" else SCHEDULERS).get(kind)
     params = draft.get(f"{block}.params")
     if keys is None or not isinstance(params, dict):
@@ -138,7 +179,7 @@ def _change_type(draft: Draft, block: str, overrides: dict[str, Any]) -> None:
         )
 
 
-def replace_batch(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
+def _replace_batch(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
     """Take out of a run's JSON what the command line's `overrides` replace of the batch's keys."""
     shares = {MICRO, ACCUMULATION}
     overridden = shares & overrides.keys()

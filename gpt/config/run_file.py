@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gpt.config import saved
-from gpt.config.keys import nearest
+from gpt.config.keys import block_of, nearest
 from gpt.errors import UserError
 
 # the folder of the configs that come with the trainer
@@ -50,16 +51,8 @@ def _nearest_file(path: Path) -> str:
 
 
 def _parse_json(path: Path, text: str) -> Any:
-    def block(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = set()
-        for name, _ in pairs:
-            if name in names:
-                raise UserError(f"{path}: the key {name!r} stands twice in one block")
-            names.add(name)
-        return dict(pairs)
-
     try:
-        tree = json.loads(text, object_pairs_hook=block)
+        tree = json.loads(text, object_pairs_hook=partial(block_of, place=str(path)))
     except json.JSONDecodeError as error:
         place = f"{path}, line {error.lineno}, column {error.colno}"
         raise UserError(f"{place}: not valid JSON ({error.msg})") from error

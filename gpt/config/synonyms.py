@@ -114,6 +114,13 @@ def hint_for_option(name: str) -> str | None:
     return f" (did you mean {' or '.join(options)}?)" if options else None
 
 
+def hint_for_block(path: str, prefix: str = "") -> str:
+    """The words (did you mean …?) for a value that was sought where a block is; empty where nothing
+    is known of it. prefix: what stands before the value's path."""
+    meant = [f"'{prefix}{inner}'" for inner in SYNONYMS.get(path, ())]
+    return f" (did you mean {' or '.join(meant)}?)" if meant else ""
+
+
 def hint_for_key(name: str, where: str) -> str | None:
     """What is wrong with a key of a run's JSON that stands at the dotted path `where`; None where
     nothing is known of its name."""

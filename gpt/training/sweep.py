@@ -90,6 +90,7 @@ class SweptRun:
         self.step = 0
         self.status = WAITING
         self.final_evaluation: dict[str, Any] = {}
+        self.reference_hours = self._planned_hours()
 
     def look(self) -> str:
         """Find out how far the run is; returns its status."""
@@ -104,14 +105,23 @@ class SweptRun:
             self.status = UNFINISHED
         else:
             self.status = WAITING
-        self.final_evaluation = self._read_final_evaluation() if finished else {}
+        if finished:
+            self._read_results()
         return self.status
 
-    def _read_final_evaluation(self) -> dict[str, Any]:
-        """That of the last step, {} without one."""
+    def _planned_hours(self) -> float | None:
+        speed = self.config.options.tokens_per_second
+        tokens = self.last_step * self.config.batch.train_batch_size * self.config.model.seq_len
+        return tokens / speed / 3600 if speed else None
+
+    def _read_results(self) -> None:
+        """The evaluation of the last step, and the hours of the run as it was trained: a machine
+        without fp16 has none of a class that was measured in it."""
         run = read_run(self.config.run_dir)
         final = run.whole() or run.final()
-        return final if final and final["step"] == self.last_step else {}
+        if final and final["step"] == self.last_step:
+            self.final_evaluation = final
+        self.reference_hours = run.planned("reference_hours")
 
     def wait_for_others(self, stop: Stop | None = None) -> None:
         """Wait while processes of this run are still at work, such as those that a killed sweep
@@ -143,15 +153,13 @@ class SweptRun:
 
     def summary(self) -> dict[str, Any]:
         """What sweep.json tells of the run."""
-        tokens = self.last_step * self.config.batch.train_batch_size * self.config.model.seq_len
-        speed = self.config.options.tokens_per_second
         return {
             "name": self.name,
             "run_dir": self.name,
             "config": str(self.file),
             "class": self.class_name,
             "seed": self.config.options.seed,
-            "reference_hours": tokens / speed / 3600 if speed else None,
+            "reference_hours": self.reference_hours,
             "steps": self.last_step,
             "status": self.status,
             "step": self.step,

@@ -5,7 +5,6 @@ death is a result as well: whole optimiser steps of gpt.engine.boundary.Engine o
 random tokens to updated weights, on the clock until their loss is known.
 """
 
-import copy
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ import psutil
 from gpt.compute import classes
 from gpt.config.batch import ACCUMULATION, BATCH, MICRO, divisors
 from gpt.config.draft import Draft
-from gpt.config.resolve import complete, replace_batch, resolve
+from gpt.config.resolve import complete, override, resolve
 from gpt.config.run_config import Config
 from gpt.errors import RunError, UserError, command, in_words
 from gpt.training.run_data import look_up_vocabulary
@@ -95,19 +94,14 @@ def _at_micro_batch(tree: dict, size: int) -> dict:
     return {**tree, MICRO: size, ACCUMULATION: max(1, tree[BATCH] // size)}
 
 
-def changed(tree: Any, overrides: dict[str, Any]) -> Any:
-    """A run's JSON with the values of the command line, {dotted path: value}, in it."""
-    tree = copy.deepcopy(tree)
+def changed(tree: Any, name: str, overrides: dict[str, Any]) -> Any:
+    """A run's JSON with the values of the command line, {dotted path: value}, in it. Raises
+    UserError for options that it has no place for."""
+    draft = Draft(tree, name)
     if isinstance(tree, dict):  # where it is not, the check of the whole tree says so
-        replace_batch(tree, overrides)
-    for path, value in overrides.items():
-        *parents, last = path.split(".")
-        block = tree
-        for parent in parents:
-            block = block.setdefault(parent, {}) if isinstance(block, dict) else None
-        if isinstance(block, dict):
-            block[last] = value
-    return tree
+        override(draft, overrides)
+    draft.refuse_mistakes()
+    return draft.tree
 
 
 def measure_all(

@@ -18,11 +18,7 @@ from gpt.errors import UserError
         ),
         (
             ["--max_lr"],
-            "command line: argument --max_lr: expected one argument (--help lists the options)",
-        ),
-        (
-            ["--seed", "x"],
-            "command line: argument --seed: invalid int value: 'x' (--help lists the options)",
+            "command line: --max_lr needs a value",
         ),
         (
             ["--max_l", "1"],
@@ -32,6 +28,14 @@ from gpt.errors import UserError
             ),
         ),
         (["24h.json"], "command line: '24h.json' stands where an option --name was expected"),
+        (["--comment", "a", "b"], "command line: 'b' stands where an option --name was expected"),
+        (["--ds_config=y.json"], "command line: --ds_config is given twice: give it once"),
+        (
+            ["--resume", "must", "--resume", "never"],
+            "command line: --resume is given twice: give it once",
+        ),
+        (["--"], "command line: '--' stands where an option --name was expected"),
+        (["--=5"], "command line: '--=5' stands where an option --name was expected"),
     ],
 )
 def test_a_mistake_on_the_command_line_gets_its_sentence(argv, sentence):

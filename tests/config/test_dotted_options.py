@@ -1,5 +1,7 @@
 """Options by the path of a value of the run's JSON."""
 
+import json
+
 import pytest
 from conftest import ROOT, tiny_run
 
@@ -30,6 +32,16 @@ def overrides_of(line):
         ("--gpt.eval_every -1 --seed 3", {"gpt.eval_every": -1, "gpt.seed": 3}),
         # a text stays one, whatever it looks like
         ("--gpt.run_dir 24", {"gpt.run_dir": "24"}),
+        # a value has one form, by whichever name its option is called
+        ("--max_lr=-1e-1", {"scheduler.params.max_lr": -0.1}),
+        ("--max_lr -1e-1", {"scheduler.params.max_lr": -0.1}),
+        ("--max_train_steps 1e3", {"gpt.max_train_steps": 1000}),
+        ("--comment -x --run_dir=--y", {"gpt.comment": "-x", "gpt.run_dir": "--y"}),
+        ("--optimizer.params.betas [0.9, 0.95]", {"optimizer.params.betas": [0.9, 0.95]}),
+        ("--optimizer.params.betas 0.9,0.95", {"optimizer.params.betas": [0.9, 0.95]}),
+        ('--comms_logger {"enabled":true}', {"comms_logger": {"enabled": True}}),
+        ("--tokens_per_second null", {"gpt.tokens_per_second": None}),
+        ("--gpt.comment null --scheduler null", {"gpt.comment": None, "scheduler": None}),
     ],
 )
 def test_a_path_is_an_option(line, overrides):
@@ -58,7 +70,7 @@ def test_every_key_of_the_json_is_an_option():
             ),
         ),
         (
-            "--gradient_clipping 1 --grad_clip_norm 2",
+            "--grad_clip_norm 2 --gradient_clipping 1",
             (
                 "command line: --grad_clip_norm and --gradient_clipping set the same value: give"
                 " one of them"
@@ -70,6 +82,11 @@ def test_every_key_of_the_json_is_an_option():
                 "command line: --optimizer.params sets a whole block, and --optimizer.params.eps a"
                 " value in it: give one of them"
             ),
+        ),
+        ("--seed 1 --seed 2", "command line: --seed is given twice: give it once"),
+        (
+            '--optimizer.params {"lr":1,"lr":2}',
+            "command line: the key 'lr' stands twice in one block",
         ),
         ("--fp16.enabled", "command line: --fp16.enabled needs a value"),
         ("--fp16. true", "command line: --fp16. is no path of a key, such as --optimizer.type"),
@@ -95,12 +112,93 @@ def test_a_mistake_in_the_form_gets_its_sentence(line, sentence):
             "--optimizer.params.betas 0.9 x",
             "optimizer.params.betas is [0.9, 'x'], not two numbers in [0, 1)",
         ),
+        (
+            "--optimizer.params.betas 0.9 null",
+            "optimizer.params.betas is [0.9, null], not two numbers in [0, 1)",
+        ),
+        ("--seed x", "gpt.seed is 'x', not a whole number"),
+        ("--seed true", "gpt.seed is true, not a whole number"),
+        ("--seed=", "gpt.seed is '', not a whole number"),
+        ("--comms_logger 1", "comms_logger is 1, not a block {…}"),
+        ("--fp16 true", "fp16 is true, not a block {…} (did you mean 'fp16.enabled'?)"),
+        (
+            '--comms_logger {"enable":true}',
+            "comms_logger.enable is not a known key (did you mean 'enabled'?)",
+        ),
+        (
+            "--gpt.seeds null",
+            "gpt.seeds is not a known key (did you mean 'seed'?)",
+        ),
+        (
+            "--max_train_steps null",
+            "gpt.max_train_steps is missing: optimiser steps of the whole run",
+        ),
     ],
 )
 def test_values_are_checked_as_those_of_the_file(line, sentence):
     with pytest.raises(UserError) as caught:
         resolve(tiny_run(), "tiny", 1, overrides_of(line))
     assert str(caught.value) == f"command line: {sentence}"
+
+
+BELOW_A_VALUE = (
+    "zero_optimization.stage",
+    "optimizer.params.betas",
+    "optimizer.type",
+    "scheduler.params.max_lr",
+    "train_batch_size",
+    "gpt.data_root",
+    "gpt.seed",
+)
+
+
+@pytest.mark.parametrize("value", ["1", "null"])
+@pytest.mark.parametrize("path", BELOW_A_VALUE)
+def test_a_path_behind_a_value_is_unknown(path, value):
+    """Whether the file has the value or not."""
+    for tree in (tiny_run(), load(ROOT / "ds_configs" / "24h.json").tree()):
+        with pytest.raises(UserError) as caught:
+            resolve(tree, "tiny", 1, overrides_of(f"--{path}.x {value}"))
+        assert str(caught.value) == (
+            f"command line: --{path}.x is not a known key: {path} is a value, and no block"
+        )
+
+
+def test_null_takes_out_what_the_file_says():
+    tree = tiny_run(
+        optimizer={"type": "SGD", "params": {"momentum": 0.9}},
+        zero_optimization={"stage": 2, "offload_optimizer": {"device": "cpu"}},
+    )
+    tree["gpt"].update(tokens_per_second=1000, comment="long", seed=3)
+    line = (
+        "--gpt.tokens_per_second null --comment null --seed null --scheduler null --optimizer null"
+        " --optimizer.params.lr 1e-3 --zero_optimization.offload_optimizer null"
+    )
+    with pytest.raises(UserError, match="--optimizer sets a whole block"):
+        overrides_of(line)
+    config = resolve(tree, "tiny", 1, overrides_of(line.replace("--optimizer null ", "")))
+    options = config.options
+    assert (options.tokens_per_second, options.comment, options.seed) == (None, "", 0)
+    assert config.schedule is None and "scheduler" not in config.deepspeed
+    assert "offload_optimizer" not in config.deepspeed["zero_optimization"]
+    assert config.deepspeed["optimizer"]["params"] == {"momentum": 0.9, "lr": 1e-3}
+    assert resolve(tree, "tiny", 1, {"optimizer": None}).deepspeed["optimizer"]["type"] == "Adam"
+
+
+def test_a_block_from_the_command_line_is_no_longer_the_files(tmp_path):
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(tiny_run(optimizer={"type": "Adam", "params": {"eps": 1}})))
+    with pytest.raises(UserError) as caught:
+        load(path, 1, overrides_of('--optimizer.params {"eps":-1,"betas":null}'))
+    assert str(caught.value) == "command line: optimizer.params.eps is -1, must be above 0"
+
+
+def test_a_schedules_option_needs_the_schedule():
+    with pytest.raises(UserError) as caught:
+        resolve(tiny_run(), "tiny", 1, {"scheduler": None, "scheduler.params.max_lr": 1e-3})
+    assert "the run has no scheduler: give --scheduler.type LanguiniCosineLR as well" in str(
+        caught.value
+    )
 
 
 def test_the_command_line_overrides_the_file_and_says_so():

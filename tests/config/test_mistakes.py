@@ -58,7 +58,7 @@ BAD = [
     ),
     ("train_batch_size", 0, "train_batch_size is 0, must be at least 1"),
     ("train_batch_size", 2.5, "train_batch_size is 2.5, not a whole number"),
-    ("train_batch_size", True, "train_batch_size is True, not a whole number"),
+    ("train_batch_size", True, "train_batch_size is true, not a whole number"),
     (
         "scheduler.params.max_lr",
         "6e-4",
@@ -112,7 +112,7 @@ BAD = [
         "optimizer.params.betas is 0.9, not two numbers in [0, 1)",
     ),
     ("fp16", {"enabled": "yes"}, "fp16.enabled is 'yes', not true or false"),
-    ("fp16", True, "fp16 is True, not a block {…}"),
+    ("fp16", True, "fp16 is true, not a block {…} (did you mean 'fp16.enabled'?)"),
     ("zero_optimization.stage", 4, "zero_optimization.stage is 4, must be one of 0, 1, 2, 3"),
     ("gradient_clipping", float("nan"), "gradient_clipping is nan, not a finite number"),
     (
@@ -172,7 +172,7 @@ BAD = [
         {"type": "Adam", "params": {"betas": [0.9, 1.0]}},
         "optimizer.params.betas is [0.9, 1.0], not two numbers in [0, 1)",
     ),
-    ("optimizer", "Adam", "optimizer is 'Adam', not a block {…}"),
+    ("optimizer", "Adam", "optimizer is 'Adam', not a block {…} (did you mean 'optimizer.type'?)"),
     (
         "scheduler",
         {"type": "WarmupCosineLR", "params": {"total_num_steps": 10, "warmup_num_steps": 5}},
@@ -244,7 +244,11 @@ BAD = [
         5.5,
         "zero_optimization.reduce_bucket_size is 5.5, not a whole number",
     ),
-    ("zero_optimization", [1], "zero_optimization is [1], not a block {…}"),
+    (
+        "zero_optimization",
+        [1],
+        "zero_optimization is [1], not a block {…} (did you mean 'zero_optimization.stage'?)",
+    ),
     ("tensorboard", {"enabled": "x"}, "tensorboard.enabled is 'x', not true or false"),
     ("aio", 3, "aio is 3, not a block {…}"),
     (

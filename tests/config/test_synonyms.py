@@ -17,6 +17,14 @@ def sentence_for(option):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("option", ["--fp16.enabled", "--optimizer.type"])
+def test_a_block_as_an_option_leads_to_the_value_in_it(option):
+    block = option.rpartition(".")[0]
+    with pytest.raises(UserError) as caught:
+        parse_command_line(["--ds_config", "x.json", block, "--seed", "1"])
+    assert str(caught.value) == f"command line: {block} needs a value (did you mean '{option}'?)"
+
+
 @pytest.mark.parametrize(
     "option, hint",
     [
@@ -29,7 +37,6 @@ def sentence_for(option):
         ("--micro_batch", " (did you mean '--train_micro_batch_size_per_gpu'?)"),
         ("--dropout", ": the model has no dropout"),
         ("--weight_decay", " (did you mean '--optimizer.params.weight_decay'?)"),
-        ("--optimizer", " (did you mean '--optimizer.type'?)"),
         ("--beta2", " (did you mean '--optimizer.params.betas'?)"),
         ("--context_length", " (did you mean '--seq_len'?)"),
         ("--block_size", " (did you mean '--seq_len'?)"),
@@ -41,8 +48,6 @@ def sentence_for(option):
             ": a run ends at max_train_steps, or by a signal, which saves it",
         ),
         ("--config", " (did you mean '--ds_config'?)"),
-        ("--fp16", " (did you mean '--fp16.enabled'?)"),
-        ("--bf16", " (did you mean '--bf16.enabled'?)"),
         ("--zero_stage", " (did you mean '--zero_optimization.stage'?)"),
         ("--grad_accum", " (did you mean '--gradient_accumulation_steps'?)"),
         ("--clip", " (did you mean '--grad_clip_norm'?)"),

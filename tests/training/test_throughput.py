@@ -196,6 +196,20 @@ BAD = [
         "--steps, --warmup and --micro_batch must be at least 1",
     ),
     (["--ds_config", "tiny.json", "--steps", "x"], "argument --steps: invalid int value: 'x'"),
+    (
+        ["--ds_config", "tiny.json", "--precision", "bf16", "--fp16.enabled", "true"],
+        "--precision sets fp16.enabled and bf16.enabled: leave out --precision",
+    ),
+    (
+        ["--ds_config", "tiny.json", "--sweep", "--train_micro_batch_size_per_gpu", "2"],
+        "measure other micro batches than --train_micro_batch_size_per_gpu: give one of them",
+    ),
+    (["--preset", "null"], "what is to be measured? give --preset NAME or --ds_config FILE.json"),
+    (
+        ["--ds_config", "tiny.json", "--gpt.seed.x", "1"],
+        "--gpt.seed.x is not a known key: gpt.seed is a value, and no block",
+    ),
+    (["--ds_config", "tiny.json", "--gpt.sed", "null"], "gpt.sed is not a known key"),
     (["--ds_config", "tiny.json", "--hours", "0"], "--hours must be above 0, and below a million"),
     (["--ds_config", "tiny.json", "--memory_limit", "nan"], "--memory_limit must be above 0"),
     (
