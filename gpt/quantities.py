@@ -40,7 +40,7 @@ def contradiction(figures: Mapping[str, Any]) -> str | None:
     """
     tells_all = "of_tokens" in figures
     has_diverged = not is_number(figures.get("total_loss"))
-    sums: dict[str, float] = {}
+    sums: dict[str, Any] = {}
     for name in SUMS:
         value = figures.get(name)
         may_be_null = name in NATS and name in figures and (has_diverged or not tells_all)

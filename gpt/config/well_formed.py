@@ -27,6 +27,8 @@ REQUIRED = (
     f"{RUN}.gpt.eval_data_split",
 )
 BLOCKS = (
+    MODEL,
+    RUN,
     "batch",
     "sources",
     CODE,
@@ -138,7 +140,7 @@ def _wrong_block(config: dict[str, Any]) -> str | None:
     for place in BLOCKS:
         if not isinstance(_value_at(config, place), (dict, type(None))):
             return f": {place} is no block"
-    unknown = sorted(set(config[MODEL]) - set(SHAPE_KEYS))
+    unknown = sorted(set(config.get(MODEL) or {}) - set(SHAPE_KEYS))
     if unknown:
         return f" has {MODEL}.{unknown[0]}, which this version does not know"
     return None
