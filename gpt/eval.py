@@ -137,7 +137,12 @@ def main() -> None:
     else:
         weights = sources.of_run(args.checkpoints, notify)
     targets = targets_of(args, weights[0])
-    joined = weights_to_join(args.join, weights[0]) if args.join else None
+    joined = None
+    if args.join:
+        joined = weights_to_join(args.join, weights[0])
+        seq_len, _ = window_of(args, weights[0])
+        for target in targets:
+            evaluations.require_same_measure(args.join, {**target.facts, "seq_len": seq_len})
     results = list(evaluate(args, weights, targets))
     is_single = args.checkpoint_file and args.eval_data_split in (None, results[0]["split"])
     print(score_tables.in_full(results[0]) if is_single else score_tables.as_table(results))

@@ -10,6 +10,7 @@ from gpt.quantities import contradiction, quantities
 
 # 3 nats on 2 tokens, of which one carries 4 bytes and 2 nats
 FIGURES = {
+    "of_tokens": 2,
     "total_loss": 3.0,
     "tokens": 2,
     "text_nats": 2.0,
@@ -24,7 +25,9 @@ FIGURES = {
 
 
 def test_figures_follow_from_their_sums():
-    assert quantities(3.0, 2, 2.0, 1, 4) == pytest.approx(FIGURES, rel=1e-15)
+    assert quantities(3.0, 2, 2.0, 1, 4) == pytest.approx(
+        {name: value for name, value in FIGURES.items() if name != "of_tokens"}, rel=1e-15
+    )
     assert contradiction({**FIGURES, "split": "test", "top1": 0.5}) is None
     assert contradiction(json.loads(json.dumps(quantities(31.7, 9, 29.1, 8, 23)))) is None
 
@@ -45,7 +48,12 @@ def test_what_json_has_no_number_for_is_no_contradiction(sums):
         ({"normalised_loss": "0.5"}, "normalised_loss is 0.5, and its sums make it 0.5"),
         ({"text_nats": None}, "text_nats is None, not a number"),
         ({"tokens": True}, "tokens is True, not a number"),
-        ({"text_tokens": 3}, "text_tokens is 3 of 2 tokens"),
+        ({"text_tokens": 3}, "text_tokens is 3, more than tokens (2)"),
+        ({"text_tokens": 1.0}, "text_tokens is 1.0, not a whole number"),
+        ({"total_loss": -3.0}, "total_loss is -3, below 0"),
+        ({"text_nats": 3.5}, "text_nats is 3.5, more than total_loss (3)"),
+        ({"of_tokens": 1}, "tokens is 2, more than of_tokens (1)"),
+        ({"bytes": 10**400}, f"bytes is {10**400}, not a number"),
         ({"bytes": 5}, "normalised_loss is 0.5, and its sums make it 0.4"),
         ({"tokens": 0, "text_tokens": 0}, "loss is 1.5, and its sums make it nan"),
     ],
@@ -57,3 +65,6 @@ def test_the_first_figure_that_contradicts_its_sums(change, sentence):
 def test_a_sum_that_is_not_there_is_named():
     del (figures := dict(FIGURES))["text_tokens"]
     assert contradiction(figures) == "text_tokens is None, not a number"
+    # an earlier version did not tell it, nor of_tokens
+    del figures["of_tokens"]
+    assert contradiction(figures) is None

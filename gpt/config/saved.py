@@ -26,13 +26,22 @@ from typing import Any
 import yaml
 
 from gpt.config.batch import ACCUMULATION, MICRO
-from gpt.config.identity import CHANGE, CHANGES, RUN
+from gpt.config.identity import CHANGES, RUN
 from gpt.config.run_config import Config
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
-from gpt.errors import UserError
+from gpt.errors import UserError, in_brief
 from gpt.files import write_atomically
 
 CONFIG = "config.yaml"
+# what yaml raises; of a date, a number or a tag that is none, errors which are not its own
+NOT_YAML = (
+    yaml.YAMLError,
+    RecursionError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -94,16 +103,18 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """The resolved configuration that stands beside a checkpoint or consolidated weights. Raises
     UserError where it cannot be read, or is none."""
     try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(
             f"cannot read {path}: {reason}; the config.yaml that was written beside the checkpoint"
             " is needed (--config_file)"
         ) from error
-    except (yaml.YAMLError, RecursionError) as error:
+    try:
+        config = yaml.safe_load(text)
+    except NOT_YAML as error:
         raise UserError(
-            f"{path} is not YAML ({str(error).splitlines()[0]})",
+            f"{path} is not YAML ({in_brief(error)})",
             mend="use the config.yaml that was written beside the checkpoint",
         ) from error
     if not (_has_block(config, "model") and _has_block(config, RUN)):
@@ -120,7 +131,7 @@ def run_to_repeat(path: Path, text: str) -> tuple[dict[str, Any], str]:
     """
     try:
         config = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+    except NOT_YAML:
         config = None
     if not _has_block(config, RUN):
         raise UserError(
@@ -152,65 +163,3 @@ def model_config(config: dict[str, Any], where: str | Path) -> ModelConfig:
                 " checkpoint"
             )
     return ModelConfig(**shape)
-
-
-def require_run_config(path: Path, config: dict[str, Any]) -> None:
-    """Raise UserError where a run's config.yaml lacks what all figures need. path: the run's
-    folder."""
-    needed = [f"model.{name}" for name in SHAPE_KEYS]
-    for where in (*needed, "batch.global_size", f"{RUN}.gpt.max_train_steps"):
-        value = _value_at(config, where)
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UserError(
-                f"{path / CONFIG} does not tell {where}", mend="use the file that training wrote"
-            )
-    unknown = sorted(set(config["model"]) - set(SHAPE_KEYS))
-    if unknown:
-        raise UserError(f"{path / CONFIG} has model.{unknown[0]}, which this version does not know")
-    _require_kinds(path, config)
-    speed = config[RUN]["gpt"].get("tokens_per_second")
-    if speed is not None and not _is_positive(speed):
-        raise UserError(
-            f"{path / CONFIG}: run.gpt.tokens_per_second is {speed!r}, not a number above 0"
-        )
-
-
-# what a config.yaml of an earlier version may lack, and a damaged one hold as something else:
-# {kind, in words: (its type, where it stands)}
-KINDS = {
-    "block": (
-        dict,
-        ("dataset", "dataset.train", "dataset.scored", "code", "code.parts", "sources"),
-    ),
-    "whole number": (int, ("parameters", "dataset.train.tokens", "dataset.scored.tokens")),
-    "text": (
-        str,
-        ("dataset.fingerprint", "dataset.tokenizer", "code.hash", f"{RUN}.gpt.variant"),
-    ),
-}
-
-
-def _require_kinds(path: Path, config: dict[str, Any]) -> None:
-    """Raise UserError where something is none of its KINDS, or `changes` no list of changes."""
-    mend = "use the file that training wrote"
-    for kind, (of_type, places) in KINDS.items():
-        for where in places:
-            if not isinstance(_value_at(config, where), (of_type, type(None))):
-                raise UserError(f"{path / CONFIG}: {where} is no {kind}", mend=mend)
-    changes = config.get(CHANGES)
-    entries = changes if isinstance(changes, list) else []
-    well_formed = all(isinstance(entry, dict) and CHANGE <= set(entry) for entry in entries)
-    if changes is not None and (not isinstance(changes, list) or not well_formed):
-        raise UserError(f"{path / CONFIG}: {CHANGES} is no list of changes", mend=mend)
-
-
-def _value_at(config: dict[str, Any], path: str) -> Any:
-    """The value at a dotted path, None where there is none."""
-    value: Any = config
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0

@@ -5,7 +5,6 @@ course that led to the last line: a line of a step takes away earlier lines of t
 ones, `resume` and `rewind` those after the step they go back to.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -16,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from gpt.config.identity import changes_of, identity, sequences_until
-from gpt.config.saved import CONFIG, read_config, require_run_config
+from gpt.config.saved import CONFIG, read_config
 from gpt.config.shape import ModelConfig, family
-from gpt.errors import UserError
+from gpt.config.well_formed import require_run_config
+from gpt.errors import UserError, in_brief
 from gpt.metrics import events
 from gpt.metrics.events import AXES, CURVES, METRICS
-from gpt.quantities import contradiction, contradiction_without_sums, has_sums
+from gpt.metrics.lines import parse
+from gpt.quantities import contradiction
 from gpt.wording import first_of, listed
 
 # axes that follow exactly from a run's config.yaml
@@ -101,7 +102,7 @@ class Run:
         """Whether the last of its steps is done, and evaluated where evaluation is on; on the whole
         split where `final_eval` asks for that."""
         planned = self.options["max_train_steps"]
-        if self.last_step < planned:
+        if self.last_step != planned or self._lacks_training:
             return False
         if self.options.get("final_eval"):
             whole = self.whole()
@@ -114,10 +115,30 @@ class Run:
     @property
     def state(self) -> str:
         """In words: finished, or how far it is."""
+        planned = self.options["max_train_steps"]
         if self.finished:
             is_evaluated = self.final() is not None or self.whole() is not None
             return "finished" if is_evaluated else "finished, and never evaluated"
-        return f"at step {self.last_step:,} of {self.options['max_train_steps']:,}"
+        if self.last_step > planned:
+            return (
+                f"at step {self.last_step:,}, and its {CONFIG} ends at {planned:,}: one of the two"
+                " is not as training wrote it"
+            )
+        if self.last_step == planned and self._lacks_training:
+            return f"evaluated at step {planned:,}, and its {METRICS} has no line of training"
+        if self.last_step == planned:
+            return (
+                f"at its last step, {planned:,}, and its evaluation is missing: the command that"
+                " trained it makes up for it"
+            )
+        return f"at step {self.last_step:,} of {planned:,}"
+
+    @property
+    def _lacks_training(self) -> bool:
+        """Whether there is no line of training, where its options make some."""
+        every = self.options.get("log_metrics_every", 1)
+        is_due = every is not None and 0 < every <= self.options["max_train_steps"]
+        return is_due and not self.events.get(events.TRAIN)
 
     def planned(self, axis: str) -> float | None:
         """Its compute class: what the whole run takes, over "tokens", "flops" or
@@ -221,8 +242,8 @@ def values(curve: Iterable[dict], name: str | Callable[[dict], Any]) -> np.ndarr
 def _computed(event: dict, function: Callable[[dict], Any]) -> Any:
     try:
         return function(event)
-    # of an event that lacks a number
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
+    # of an event that lacks a number, or has one that no float can hold
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
         return None
 
 
@@ -314,11 +335,14 @@ def read_run(path: Path) -> Run:
 
 def _read_metrics(run: Run) -> None:
     damaged = []
-    lines = (run.path / METRICS).read_bytes().split(b"\n")
+    try:
+        lines = (run.path / METRICS).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {in_brief(error, run.path / METRICS)}") from error
     # what follows the last line's end: nothing, or a line that is being written
     last = len(lines)
     for number, line in enumerate(lines, 1):
-        event = _parse(line)
+        event = parse(line)
         if event is not None:
             _require_agreement(event, f"{run.path / METRICS}:{number}")
             _add(run.events, event)
@@ -330,23 +354,11 @@ def _read_metrics(run: Run) -> None:
         run.notices.append(f"{run.path / METRICS}: {which} damaged and left out")
 
 
-def _parse(line: bytes) -> dict | None:
-    """The event of a line; None where it is damaged."""
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(event, dict):
-        return None
-    whole = isinstance(event.get("event"), str) and type(event.get("step")) is int
-    return event if whole else None
-
-
 def _require_agreement(event: dict, where: str) -> None:
     """Raise UserError where the figures of an evaluation contradict themselves."""
     if event["event"] not in (events.EVAL, events.FINAL_EVAL):
         return
-    problem = contradiction(event) if has_sums(event) else contradiction_without_sums(event)
+    problem = contradiction(event)
     if problem:
         raise UserError(
             f"{where} contradicts itself: {problem}",

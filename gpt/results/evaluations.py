@@ -6,7 +6,7 @@ Each is what `eval.py --json` writes, and a block "run" that tells whose weights
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from gpt.config.saved import CONFIG, read_config
 from gpt.errors import UserError
 from gpt.files import write_atomically
 from gpt.metrics.events import METRICS, finite
-from gpt.quantities import contradiction, contradiction_without_sums, has_sums
+from gpt.metrics.lines import is_well_formed
+from gpt.quantities import contradiction
 
 FOLDER = "evaluations"
 
@@ -58,8 +59,23 @@ def require_of_run(run_dir: Path, weights: Checkpoint) -> None:
             )
 
 
-def join(run_dir: Path, result: Mapping[str, Any], weights: Checkpoint) -> Path:
-    """Write an evaluation of weights, for which `require_of_run` holds, into the run's folder."""
+def require_same_measure(run_dir: Path, result: Mapping[str, Any]) -> None:
+    """Raise UserError where an evaluation that is yet to be made would not be taken for the run's.
+    result: its split, documents and seq_len."""
+    mistake = _other_measure(read_config(run_dir / CONFIG), result, ["documents"])
+    if mistake:
+        raise UserError(
+            f"--join {run_dir}: this evaluation of {result['split']!r} {mistake}",
+            mend="give the dataset that the run was trained on, and no --seq_len",
+        )
+
+
+def join(run_dir: Path, result: Mapping[str, Any], weights: Checkpoint) -> str:
+    """Write an evaluation of weights, for which `require_of_run` holds, into the run's folder.
+
+    Returns its path, and what it replaces, in words. Raises UserError, and writes nothing, where
+    `read` would refuse it.
+    """
     made_from = weights.manifest.made_from or {}
     run = {
         "name": weights.config.get("name"),
@@ -68,11 +84,32 @@ def join(run_dir: Path, result: Mapping[str, Any], weights: Checkpoint) -> Path:
         "checkpoint": made_from.get("checkpoint"),
         "sha256": made_from.get("sha256"),
     }
-    path = file_of(run_dir, result["split"], weights.step)
-    path.parent.mkdir(exist_ok=True)
+    split = result["split"]
+    path = file_of(run_dir, split, weights.step)
     content = finite({**result, "run": run})
+    config = read_config(run_dir / CONFIG)
+    mistake = _mistake(content, config, split, weights.step)
+    if mistake:
+        raise UserError(
+            f"nothing is joined to {run_dir}: this evaluation {mistake}",
+            mend="give the dataset that the run was trained on, and no --seq_len",
+        )
+    replaced = ""
+    if path.exists():
+        earlier = _content(path)
+        last_n = earlier.get("last_n") if isinstance(earlier, dict) else "unknown"
+        replaced = f" (last_n {content['last_n']}; replaces the one with last_n {last_n})"
+    path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    return path
+    return f"{path}{replaced}"
+
+
+def _content(path: Path) -> Any:
+    """Of a JSON file; None where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def read(run_dir: Path, config: Mapping[str, Any], split: str, step: int) -> dict | None:
@@ -80,12 +117,12 @@ def read(run_dir: Path, config: Mapping[str, Any], split: str, step: int) -> dic
     none. config: the run's config.yaml. Raises UserError where what is there is of another run,
     split or step, or contradicts itself."""
     path = file_of(run_dir, split, step)
-    if not path.is_file():
-        return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        result = None
+        if not path.is_file():
+            return None
+    except OSError:  # of a split whose name is too long for a file
+        return None
+    result = _content(path)
     mistake = _mistake(result, config, split, step) or _of_other_weights(run_dir, result)
     if mistake:
         raise UserError(f"{path} {mistake}", mend="remove it, or evaluate again with --join")
@@ -94,7 +131,8 @@ def read(run_dir: Path, config: Mapping[str, Any], split: str, step: int) -> dic
 
 def _mistake(result: Any, config: Mapping[str, Any], split: str, step: int) -> str | None:
     """Why a file's content is not the evaluation that it should be."""
-    if not isinstance(result, dict) or not isinstance(result.get("run"), dict):
+    is_result = isinstance(result, dict) and is_well_formed(result)
+    if not is_result or not isinstance(result.get("run"), dict):
         return "is not what eval.py --join writes"
     run = result["run"]
     if run.get("curve") != _digest(config):
@@ -103,18 +141,28 @@ def _mistake(result: Any, config: Mapping[str, Any], split: str, step: int) -> s
         return "is of another split or step than its name says"
     if result.get("tokens") != result.get("of_tokens"):
         return "is not of the whole split"
+    if type(result.get("last_n")) is not int:
+        return "does not tell its last_n"
+    other = _other_measure(config, result, ("documents", "tokens", "bytes"))
+    if other:
+        return other
+    problem = contradiction(result)
+    return f"contradicts itself: {problem}" if problem else None
+
+
+def _other_measure(
+    config: Mapping[str, Any], result: Mapping[str, Any], facts: Iterable[str]
+) -> str | None:
+    """In what an evaluation differs from those that training made of its split. facts: what is
+    compared of the split."""
     if result.get("seq_len") != config["model"]["seq_len"]:
         return "is with another seq_len than the model's"
-    if not isinstance(result.get("last_n"), int):
-        return "does not tell its last_n"
     scored = (config.get("dataset") or {}).get("scored") or {}
-    if scored.get("split") == split:
-        for name in ("documents", "tokens", "bytes"):
+    if scored.get("split") == result.get("split"):
+        for name in facts:
             if scored.get(name) != result.get(name):
                 return f"is of other {name} than the run's own evaluations"
-    contradicts = contradiction if has_sums(result) else contradiction_without_sums
-    problem = contradicts(result)
-    return f"contradicts itself: {problem}" if problem else None
+    return None
 
 
 def _of_other_weights(run_dir: Path, result: Mapping[str, Any]) -> str | None:

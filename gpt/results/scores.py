@@ -46,9 +46,9 @@ def whole_split(run: Run) -> tuple[dict | None, str | None]:
 
 
 def is_whole(run: Run, figures: Mapping[str, Any]) -> bool:
-    """Whether an evaluation scored all tokens of its split."""
-    of_tokens = figures.get("of_tokens") or split_of(run).get("tokens")
-    return of_tokens is not None and figures.get("tokens") == of_tokens
+    """Whether an evaluation scored all tokens of its split, by all that is told of it."""
+    told = {figures.get("of_tokens"), split_of(run).get("tokens")} - {None}
+    return told == {figures.get("tokens")}
 
 
 def split_of(run: Run) -> dict[str, Any]:

@@ -277,13 +277,13 @@ MISTAKES = {
         lambda run: break_config(
             run / "config.yaml", lambda tree: tree["model"].update(h_dim="32")
         ),
-        "{run}/config.yaml does not tell model.h_dim: use the file that training wrote",
+        "{run}/config.yaml: model.h_dim is '32', not a whole number: use the file",
     ),
     "speed 0": (
         lambda run: break_config(
             run / "config.yaml", lambda tree: tree["run"]["gpt"].update(tokens_per_second=0)
         ),
-        "{run}/config.yaml: run.gpt.tokens_per_second is 0, not a number above 0",
+        "{run}/config.yaml: run.gpt.tokens_per_second is 0, must be above 0: use the file",
     ),
     "a hash for the code": (
         lambda run: amend(run, {"code": "abc"}),
@@ -291,11 +291,11 @@ MISTAKES = {
     ),
     "a text for tokens": (
         lambda run: amend(run, {"dataset/scored": {"tokens": "5"}}),
-        "{run}/config.yaml: dataset.scored.tokens is no whole number: use the file",
+        "{run}/config.yaml: dataset.scored.tokens is '5', not a whole number: use the file",
     ),
     "half a change": (
         lambda run: amend(run, {"changes": [{"step": 3}]}),
-        "{run}/config.yaml: changes is no list of changes: use the file that training wrote",
+        "{run}/config.yaml: entry 1 of changes does not tell is, setting, step, was: use the file",
     ),
     "not YAML": (
         lambda run: (run / "config.yaml").write_text("a: [1"),
@@ -319,18 +319,38 @@ FORGED = {
         {"normalised_ppl": 1.5},
         "normalised_ppl is 1.5, and its sums make it 2.117000017",
     ),
-    "a sum": ({"total_loss": 1e3}, "loss is 3, and its sums make it 4"),
+    "a sum": ({"total_loss": 1500.0}, "loss is 3, and its sums make it 6"),
     "all derived ones": (
         {"loss": 1.0, "ppl": math.e},
         "loss is 1, and its sums make it 3",
     ),
-    "of a line without all sums": (
-        {"text_nats": None, "bits_per_byte": 1.0},
+    "all that follow from a sum that is not told": (
+        {"text_tokens": ..., "normalised_loss": 0.25, "normalised_ppl": math.exp(0.25)},
+        "normalised_loss is 0.25, and the others make it 0.75",
+    ),
+    "of a line without its sums": (
+        {"text_nats": ..., "bits_per_byte": 1.0},
         "bits_per_byte is 1, and the others make it 1.082021281",
+    ),
+    "a sum of this version's": (
+        {"text_nats": ..., "of_tokens": 300},
+        "text_nats is None, not a number",
+    ),
+    "a sum that no divergence explains": (
+        {"text_nats": None, "normalised_loss": None, "of_tokens": 300},
+        "text_nats is None, not a number",
     ),
     "of a run that diverged": (
         {"total_loss": None, "loss": None, "ppl": 2.0},
-        "ppl is 2, and the others make it nan",
+        "ppl is 2, and its sums make it nan",
+    ),
+    "below 0": (
+        {"total_loss": -750.0, "text_nats": ..., "loss": -3.0},
+        "total_loss is -750, below 0",
+    ),
+    "a part beyond the whole": (
+        {"of_tokens": 200},
+        "tokens is 250, more than of_tokens (200)",
     ),
 }
 
@@ -339,7 +359,9 @@ FORGED = {
 def test_an_evaluation_that_contradicts_itself_is_refused(case, tmp_path):
     figures, problem = FORGED[case]
     run = synthetic_run(tmp_path / "run", 5)
-    write_lines(run, [train(5, 3.0), {**evaluation(5, 3.0), **figures}])
+    line = {**evaluation(5, 3.0), **figures}
+    line = {name: value for name, value in line.items() if value is not ...}
+    write_lines(run, [train(5, 3.0), line])
     with pytest.raises(UserError) as error:
         read_runs([run])
     assert str(error.value) == (
@@ -356,9 +378,13 @@ def test_lines_of_earlier_versions_and_of_runs_that_diverged_are_read(tmp_path):
     for name, line in {
         "earlier": earlier,
         "diverged": {**evaluation(5, 3.0), **dict.fromkeys((*figures, "text_nats"))},
+        "diverged too": {
+            **evaluation(5, 3.0, of_tokens=300),
+            **dict.fromkeys((*figures, "text_nats")),
+        },
     }.items():
         write_lines(synthetic_run(tmp_path / name, 5), [train(5, 3.0), line])
-    assert len(read_runs([tmp_path])) == 2
+    assert len(read_runs([tmp_path])) == 3
 
 
 def test_what_cannot_be_used_costs_a_notice_where_notices_are_taken(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from conftest import load_command
 from finished_run import damage
 
+from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.weights import consolidate, consolidate_mean
 from gpt.config.saved import read_config, write_config
 from gpt.errors import UserError
@@ -95,6 +96,36 @@ def test_weights_that_are_not_the_runs_are_not_joined(joined, tmp_path):
     consolidate_mean(run / "checkpoints", tmp_path / "mean", 2)
     with pytest.raises(UserError, match="is not made from one checkpoint of a run: join the"):
         evaluate("--checkpoint_file", tmp_path / "mean/model.safetensors", "--join", run)
+
+
+def test_what_would_not_be_read_as_the_runs_is_not_joined(joined, capsys):
+    run, file = joined
+    before = file.read_bytes()
+    weights = run.parents[1] / "export/model.safetensors"
+    with pytest.raises(UserError) as error:
+        evaluate("--checkpoint_file", weights, "--join", run, "--seq_len", 16)
+    assert str(error.value) == (
+        f"--join {run}: this evaluation of 'test' is with another seq_len than the model's: give"
+        " the dataset that the run was trained on, and no --seq_len"
+    )
+    result = json.loads(before)
+    with pytest.raises(UserError, match="'test' is of other documents than the run's own eval"):
+        evaluations.require_same_measure(run, {**result, "documents": "x"})
+    checkpoint = Checkpoint.open(weights.parent)
+    for change, mistake in (
+        ({"documents": "x"}, "is of other documents than the run's own evaluations"),
+        ({"of_tokens": 10**9}, "is not of the whole split"),
+        ({"loss": 1.0}, "contradicts itself: loss is 1, and its sums make it"),
+    ):
+        with pytest.raises(UserError, match=f"nothing is joined to {run}: this .* {mistake}"):
+            evaluations.join(run, {**result, **change}, checkpoint)
+    assert file.read_bytes() == before
+    # another context is another measure, which a reader of runs sees to
+    capsys.readouterr()
+    evaluate("--checkpoint_file", weights, "--join", run, "--last_n", 16)
+    replaced = f"joined: {file} (last_n 16; replaces the one with last_n 32)\n"
+    assert capsys.readouterr().out.endswith(replaced)
+    file.write_bytes(before)
 
 
 def test_every_checkpoint_of_a_run(joined, tmp_path, capsys):
