@@ -20,13 +20,15 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, command
 
+TRAIN = "train"
+LARGEST = 2**31 - 1
 BAR = 40  # characters of a histogram's longest bar
 
 
 def make_parser():
     parser = Parser(__doc__)
     parser.add_argument("dataset", metavar="DATA", help="a dataset's folder")
-    parser.add_argument("--split", default="train", help="the split to look at (default train)")
+    parser.add_argument("--split", help="the split to look at (default: all sizes, else train)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--documents", action="store_true", help="list the documents")
     what.add_argument("--document", metavar="NAME", help="show the text of a document")
@@ -51,17 +53,21 @@ def main():
     from gpt.data.datasets import Dataset
 
     dataset = Dataset(args.dataset)
+    split = args.split or TRAIN
     if args.documents:
-        show(args, contents.documents_of(dataset.split(args.split)), print_documents)
+        show(args, contents.documents_of(dataset.split(split)), print_documents)
     elif args.document is not None:
-        document = contents.document_of(dataset, dataset.split(args.split), args.document)
+        document = contents.document_of(dataset, dataset.split(split), args.document)
         show(args, document, print_document)
     elif args.batch is not None:
         show(args, rows_of_batch(args, dataset), print_rows)
     elif args.histogram:
-        show(args, contents.histogram_of(dataset, dataset.split(args.split)), print_histogram)
+        show(args, contents.histogram_of(dataset, dataset.split(split)), print_histogram)
     else:
         splits = dataset.manifest["splits"]
+        if args.split is not None:
+            dataset.split(args.split)
+            splits = {args.split: splits[args.split]}
         lines = [manifests.size_of_split(name, entry) for name, entry in splits.items()]
         show(args, dataset.manifest, lambda manifest: print("\n".join(lines)))
 
@@ -81,6 +87,8 @@ def require_consistent(args):
         )
     if args.batch < 0 or args.train_batch_size < 1 or args.seq_len < 1:
         raise UserError("--batch counts from 0, --train_batch_size and --seq_len from 1")
+    if max(args.batch, args.train_batch_size, args.seq_len) > LARGEST:
+        raise UserError("no run has such a batch", mend=f"give numbers up to {LARGEST:,}")
     if (args.rank is None) != (args.world_size is None):
         raise UserError("--rank and --world_size belong together", mend="give both, or neither")
     if args.rank is not None and not 0 <= args.rank < args.world_size:
@@ -104,7 +112,7 @@ def rows_of_batch(args, dataset):
     from gpt.data.contents import batch_of
     from gpt.data.streams import Streams
 
-    streams = Streams(dataset.split(args.split), args.train_batch_size, args.seq_len)
+    streams = Streams(dataset.split(args.split or TRAIN), args.train_batch_size, args.seq_len)
     rows = streams.rows_of(args.rank or 0, args.world_size or 1)
     return batch_of(dataset, streams, args.batch, rows)
 

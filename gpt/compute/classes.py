@@ -102,8 +102,8 @@ def class_tree(tree: dict, hours: float, rate: Rate, micro_size: int, seq_len: i
     """The run's JSON `tree` made into a class: micro batch, steps, decay, throughput and precision
     are set.
 
-    All else is kept. The micro batch is the largest that a GPU of this kind shall take; the
-    accumulation is left to the number of GPUs.
+    All else is kept but a run's own folder. The micro batch is the largest that a GPU of this kind
+    shall take; the accumulation is left to the number of GPUs.
 
     Raises UserError where the class is no step long, the micro batch does not divide the batch, or
     the learning rate does not follow the steps.
@@ -134,6 +134,8 @@ def class_tree(tree: dict, hours: float, rate: Rate, micro_size: int, seq_len: i
     tree.pop("gradient_accumulation_steps", None)
     tree = {"train_batch_size": batch, **tree, "train_micro_batch_size_per_gpu": micro_size}
     tree["scheduler"]["params"]["decay_steps"] = steps
+    # the folder of another run
+    tree["gpt"].pop("run_dir", None)
     tree["gpt"]["max_train_steps"] = steps
     tree["gpt"]["tokens_per_second"] = rate.tokens_per_second
     tree["gpt"]["reference_flops_per_token"] = rate.flops_per_token

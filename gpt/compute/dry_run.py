@@ -183,7 +183,7 @@ def _evaluation(config: Config, dataset: Dataset | None) -> list[str]:
     if options.eval_every > 0:
         # before the first step, and after the last
         times = math.ceil(options.max_train_steps / options.eval_every) + 1
-        rows.append(_cost_of_evaluations(config, times - options.final_eval, count))
+        rows.append(_cost_of_evaluations(config, times, count))
     if options.final_eval:
         rows.append(_cost_of_evaluations(config, 1, whole))
     heads = ["evaluation"] + [""] * len(rows)

@@ -13,7 +13,7 @@ PARTS = {
     "kernels": ("kernels",),
     "engine": ("engine",),
     "data": ("data",),
-    "training": ("training",),
+    "training": ("training", "checkpoint/warm_start.py", "cluster/world.py"),
     "schedule": ("config/schedule.py",),
     "evaluation": ("evaluation.py", "quantities.py"),
 }
@@ -58,9 +58,12 @@ def _hash_of(package: Path, paths: tuple[str, ...]) -> str:
         files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
         for file in files:
             name = file.relative_to(package).as_posix()
-            if name not in BESIDE:
+            is_hidden = any(folder.startswith(".") for folder in name.split("/"))
+            if name not in BESIDE and not is_hidden:
+                # git may check a file out with other ends of lines
+                text = file.read_bytes().replace(b"\r\n", b"\n")
                 content.update(f"{name}\0".encode())
-                content.update(hashlib.sha256(file.read_bytes()).digest())
+                content.update(hashlib.sha256(text).digest())
     return content.hexdigest()[:SHORT]
 
 

@@ -14,13 +14,14 @@ from gpt.config.run_config import leaves
 RUN = "run"  # the block of config.yaml that resolves to the run again
 CHANGES = "changes"
 CODE = "code"
+VARIANT = "variant"
 CHANGE = {"step", "setting", "was", "is"}  # the keys of one of them
 BATCH_SETTING = "train_batch_size"
 SEED = "seed"
 # settings of "gpt" that make a curve, beside the shape
-OPTIONS = ("variant", SEED, "compile", "spike_policy", "spike_zscore", "rewind_batches")
+OPTIONS = (VARIANT, SEED, "compile", "spike_policy", "spike_zscore", "rewind_batches")
 # settings of "gpt" that say how held-out text is scored
-SCORING = ("eval_data_split", "last_n", "max_eval_steps", "eval_batch_size", "final_eval")
+SCORING = ("eval_data_split", "last_n", "max_eval_steps", "eval_batch_size")
 # keys of DeepSpeed by which ranks round what they send each other
 ROUNDING = (
     "communication_data_type",
@@ -184,11 +185,13 @@ def differences_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
     for path in {**before, **now}:
         telling = TOLD_BY.get(path.partition(".")[0])
         is_told = telling is None or telling in told
-        if is_told and not is_code(path) and before.get(path) != now.get(path):
+        is_looked_at = is_told and not is_code(path) and path != VARIANT  # a name makes no curve
+        if is_looked_at and before.get(path) != now.get(path):
             differences[path] = (before.get(path), now.get(path))
     pairs = {}
-    if CODE in told:
-        pairs[CODE] = (old[CODE]["hash"], new[CODE]["hash"])
+    if CODE in new:
+        # of a version that did not tell, it may have been another
+        pairs[CODE] = ((old.get(CODE) or {}).get("hash", "unknown"), new[CODE]["hash"])
     if "documents" not in told:
         fingerprints = [(tree.get("dataset") or {}).get("fingerprint") for tree in (old, new)]
         pairs["dataset"] = (fingerprints[0], fingerprints[1])

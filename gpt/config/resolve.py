@@ -81,14 +81,17 @@ def _shape_and_precision(draft: Draft) -> dict[str, Any]:
     mistaken is told later."""
     preset = draft.get("gpt.preset")
     shape = load_presets().get(preset, {}) if isinstance(preset, str) else {}
-    values = {name: draft.get(f"gpt.{name}") for name in SHAPE_KEYS}
-    values = {name: shape.get(name) if value is None else value for name, value in values.items()}
-    return {**values, "precision": precision_of(draft)}
+    values: dict[str, Any] = {"precision": precision_of(draft)}
+    for name, key in SHAPE_KEYS.items():
+        value = draft.get(f"gpt.{name}")
+        default = None if key.default is REQUIRED else key.default
+        values[name] = shape.get(name, default) if value is None else value
+    return values
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Names of known values that are others now."""
-    return [name for name, value in before.items() if value is not None and value != now[name]]
+    """Names of the values that are others now."""
+    return [name for name, value in before.items() if value != now[name]]
 
 
 def take_vocabulary(draft: Draft, size: int) -> None:

@@ -63,12 +63,15 @@ class Config:
         return Path(self.options.run_dir or f"runs/{self.name}")
 
     def without_fp16(self, reason: str) -> "Config":
-        """The same run in fp32, with a notice that says why; a throughput that was measured in fp16
-        is not its own."""
+        """The same run in fp32, with a notice that says why; a throughput that was measured in
+        another precision is not its own, but for one that the command line gives to the run."""
         fp16 = {**self.deepspeed["fp16"], "enabled": False}
         options = self.options
         notices = [*self.notices, reason]
-        if options.tokens_per_second is not None and options.reference_precision == "fp16":
+        is_own = self.sources.get("gpt.tokens_per_second") == "command line"
+        if is_own and options.reference_precision is not None:
+            options = dataclasses.replace(options, reference_precision="fp32")
+        if options.tokens_per_second is not None and options.reference_precision != "fp32":
             options = dataclasses.replace(
                 options,
                 tokens_per_second=None,

@@ -205,14 +205,13 @@ def fingerprint(manifest: Manifest) -> str:
 
 
 def documents_of_split(manifest: Manifest, split: str) -> str:
-    """What tells the documents of a split, in their order, from others, whatever the tokenizer: the
-    sha256 of DOC_HASHES. Datasets of before have no hashes of texts: theirs begins with
-    "names+bytes:", and is of the documents' names and sizes."""
+    """What tells the documents of a split, in their order, from others: the sha256 of DOC_HASHES,
+    whatever the tokenizer. Datasets of before have no hashes of texts: theirs begins with
+    "tokens:", and is of the tokens that their tokenizer made of them."""
     files = manifest["splits"][split]["files"]
     if DOC_HASHES in files_of_split(manifest["format"]):
         return files[DOC_HASHES]["sha256"]
-    both = files[NAMES]["sha256"] + files[DOC_BYTES]["sha256"]
-    return "names+bytes:" + hashlib.sha256(both.encode()).hexdigest()
+    return f"tokens:{files[TOKENS]['sha256']}"
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -235,7 +234,7 @@ def _no_dataset(root: Path) -> UserError:
         )
     what = f"{root} holds no dataset (no {MANIFEST})"
     for pattern in TEXTS:
-        text = next(root.glob(pattern), None)
+        text = next((path for path in root.glob(pattern) if path.name != NAMES), None)
         if text is not None:
             return UserError(
                 f"{what}, but texts such as {text.relative_to(root)}",

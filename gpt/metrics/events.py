@@ -20,6 +20,7 @@ CHECKPOINT_FAILED = "checkpoint_failed"
 # numbers that make curves
 TRAIN = "train"
 EVAL = "eval"
+FINAL_EVAL = "final_eval"  # of the whole split, after the last step
 NORMS = "norms"
 ACTIVATIONS = "activations"
 
@@ -30,7 +31,7 @@ SKIP = "skip"
 REWIND = "rewind"
 
 # the other events are things that happened, and stay so
-CURVES = (TRAIN, EVAL, NORMS, ACTIVATIONS)
+CURVES = (TRAIN, EVAL, FINAL_EVAL, NORMS, ACTIVATIONS)
 ALARMS = (OVERFLOW, SPIKE, SKIP, REWIND, FAILED, CHECKPOINT_FAILED, STOPPED)
 HAPPENINGS = (START, RESUME, CHECKPOINT, *ALARMS)
 

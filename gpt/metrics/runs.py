@@ -93,7 +93,8 @@ class Run:
     @property
     def last_step(self) -> int:
         """Optimiser steps completed, as far as the lines tell."""
-        lines = self.events.get(events.TRAIN, []) + self.events.get(events.EVAL, [])
+        kinds = (events.TRAIN, events.EVAL, events.FINAL_EVAL)
+        lines = [event for kind in kinds for event in self.events.get(kind, [])]
         return max((event["step"] for event in lines), default=0)
 
     @property
@@ -103,20 +104,21 @@ class Run:
         planned = self.options["max_train_steps"]
         if self.last_step != planned or self._lacks_training:
             return False
-        if (self.options.get("eval_every") or 0) <= 0 and not self.options.get("final_eval"):
+        if self.options.get("final_eval"):
+            whole = self.whole()
+            return whole is not None and whole["step"] == planned
+        if (self.options.get("eval_every") or 0) <= 0:
             return True
         last_evaluation = self.final()
-        if last_evaluation is None or last_evaluation["step"] != planned:
-            return False
-        whole = last_evaluation.get("tokens") == last_evaluation.get("of_tokens")
-        return whole or not self.options.get("final_eval")
+        return last_evaluation is not None and last_evaluation["step"] == planned
 
     @property
     def state(self) -> str:
         """In words: finished, or how far it is."""
         planned = self.options["max_train_steps"]
         if self.finished:
-            return "finished" if self.final() else "finished, and never evaluated"
+            is_evaluated = self.final() is not None or self.whole() is not None
+            return "finished" if is_evaluated else "finished, and never evaluated"
         if self.last_step > planned:
             return (
                 f"at step {self.last_step:,}, and its {CONFIG} ends at {planned:,}: one of the two"
@@ -172,6 +174,14 @@ class Run:
         """The last evaluation of the configuration's split."""
         evaluations = self.curve(events.EVAL, self.options.get("eval_data_split"))
         return evaluations[-1] if evaluations else None
+
+    def whole(self) -> dict | None:
+        """The last evaluation of the whole split that training made (final_eval)."""
+        split = self.options.get("eval_data_split")
+        of_split = [
+            event for event in self.events.get(events.FINAL_EVAL, []) if event.get("split") == split
+        ]
+        return of_split[-1] if of_split else None
 
     def over(self, axis: str, curve: list) -> np.ndarray | None:
         """Where a curve's events lie on one of AXES, float64; None where that is not to be had.
@@ -341,7 +351,7 @@ def _read_metrics(run: Run) -> None:
 
 def _require_agreement(event: dict, where: str) -> None:
     """Raise UserError where the figures of an evaluation contradict themselves."""
-    if event["event"] != events.EVAL:
+    if event["event"] not in (events.EVAL, events.FINAL_EVAL):
         return
     problem = contradiction(event)
     if problem:
@@ -366,7 +376,7 @@ def _add(history: dict, event: dict) -> None:
     # a run that was started again without a checkpoint tells so by nothing else
     if kind == events.TRAIN:
         _take_away(history, CURVES, step)
-        _take_away(history, (events.EVAL,), step - 1)
+        _take_away(history, (events.EVAL, events.FINAL_EVAL), step - 1)
     history.setdefault(kind, []).append(event)
 
 

@@ -227,7 +227,8 @@ class Wandb:
             self._run.define_metric(axis.key, hidden=True)
         has_reference = run["run"]["gpt"]["tokens_per_second"]
         axis_of_evaluations = AXES["reference_hours"] if has_reference else AXES["tokens"]
-        self._axis_of = {events.EVAL: axis_of_evaluations.key}
+        kinds = (events.EVAL, events.FINAL_EVAL)
+        self._axis_of = dict.fromkeys(kinds, axis_of_evaluations.key)
         self._defined: set[str] = set()
 
     def write(self, event: dict) -> None:

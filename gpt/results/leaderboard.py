@@ -144,7 +144,7 @@ def _row(group: Group, scores: Scores) -> dict[str, Any]:
         row[name] = _statistics(scores.of(group.runs, name))
     if not scores.one_tokenizer:
         row["loss"] = None
-    last_events = [run.final() or {} for run in group.runs]
+    last_events = [run.whole() or run.final() or {} for run in group.runs]
     row["hours"] = _statistics(values(last_events, "hours"))
     return row
 

@@ -117,9 +117,12 @@ def method_keys(settings: Sequence[Settings], tokens: Sequence[int]) -> list[str
 
 
 def _core(settings: Settings) -> dict[str, Any]:
-    """What makes a method, whatever the length of training."""
+    """What makes a method, whatever the length of training. Whether the schedule comes to its end
+    with the run is a part of it."""
     beside = (STEPS, *GROWING, *SCORING, SCORED)
-    return {path: value for path, value in settings.items() if path not in beside}
+    core = {path: value for path, value in settings.items() if path not in beside}
+    core |= {path: settings[path] == settings.get(STEPS) for path in ENDS if path in settings}
+    return core
 
 
 def _grown(settings: Settings) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def _summaries(groups: Sequence[Group]) -> str:
 
 def _summary(run: Run, method: str) -> list:
     """The row of a run, under SUMMARY."""
-    final = run.final() or {}
+    final = run.whole() or run.final() or {}
     train = run.curve(TRAIN)
     speeds = values(train[-20:], "tokens_per_second")
     speed = f"{np.nanmedian(speeds):,.0f}" if np.isfinite(speeds).any() else "-"

@@ -123,7 +123,7 @@ def _evaluation(run: Run) -> str:
     rows = [_figures(run, event, "training") for event in last]
     whole, problem = whole_split(run)
     if whole is not None and whole not in last:
-        rows.append(_figures(run, whole, "eval.py"))
+        rows.append(_figures(run, whole, "training" if whole is run.whole() else "eval.py"))
     notice = f'<p class="bad">{text(problem)}</p>' if problem else ""
     if not rows:
         return f"<p>no evaluation yet</p>{notice}"

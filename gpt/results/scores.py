@@ -35,9 +35,9 @@ def whole_split(run: Run) -> tuple[dict | None, str | None]:
     """(figures of the whole split after the run's last step, what is wrong with those that eval.py
     joined to it); either may be None."""
     planned = run.options["max_train_steps"]
-    final = run.final()
-    if final and final["step"] == planned and is_whole(run, final):
-        return final, None
+    for figures in (run.whole(), run.final()):
+        if figures and figures["step"] == planned and is_whole(run, figures):
+            return figures, None
     split = run.options.get("eval_data_split")
     try:
         return evaluations.read(run.path, run.config, str(split), planned), None
@@ -113,6 +113,11 @@ def _other_text(first: Run, second: Run) -> str | None:
     """In what the held-out texts of two runs differ, as the rest of a sentence about them."""
     texts = [split_of(run).get("documents") for run in (first, second)]
     if None not in texts:
+        if texts[0] != texts[1] and any(":" in str(text) for text in texts):
+            return (
+                "have datasets one of which is of an earlier version and does not tell its texts:"
+                " prepare it again, and evaluate with it"
+            )
         if texts[0] != texts[1]:
             return f"were evaluated on different texts (documents {_short(texts)})"
         return None

@@ -32,6 +32,11 @@ class Course:
         is_evaluated = self.evaluated_step == self.step
         if self.is_final_evaluation(options):
             return not (is_evaluated and self.evaluated_whole)
+        return self.owes_part(options)
+
+    def owes_part(self, options: Options) -> bool:
+        """Whether they shall be evaluated as on the way, and have not been."""
+        is_evaluated = self.evaluated_step == self.step
         return is_due(self.step, options.eval_every, options.max_train_steps) and not is_evaluated
 
     def leave_out(self, batches: list[int]) -> None:

@@ -18,6 +18,7 @@ from gpt.data.streams import Ahead, Streams
 from gpt.errors import AgreedError
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.files import FolderLock
+from gpt.metrics import events
 from gpt.metrics.activations import ActivationStatistics
 from gpt.metrics.meter import Meter
 from gpt.metrics.sinks import Metrics
@@ -265,12 +266,21 @@ class Loop:
             self._watchdog.first_micro_batch_done()
 
     def _evaluate(self) -> None:
-        """Evaluate the present weights; a request to stop ends it, and it is made up for when the
-        run goes on."""
+        """Evaluate the present weights, as far as that is due; a request to stop ends it, and it is
+        made up for when the run goes on.
+
+        After the last step there may be two evaluations: of the part of the split that the others
+        scored, too, so that one curve holds the same, and of the whole.
+        """
+        options = self._config.options
         course = self._course
-        evaluator = self._evaluator
-        if course.is_final_evaluation(self._config.options):
-            evaluator = self._final_evaluator
+        if course.owes_part(options):
+            self._score(events.EVAL, self._evaluator)
+        if course.owes_evaluation(options) and not self._stop_reason:
+            self._score(events.FINAL_EVAL, self._final_evaluator)
+
+    def _score(self, kind: str, evaluator: Evaluator) -> None:
+        course = self._course
         with self._meter.paused("eval"):
             began = time.perf_counter()
             tally = evaluator.run(self._engine.module, self._world.device, self._goes_on)
@@ -279,9 +289,9 @@ class Loop:
             sums = self._world.sum(self._world.tensor(tally.values())).tolist()
             scores = summary(Tally.from_values(sums))
             of_tokens = len(evaluator.split.tokens)
-            self._reports.evaluation(scores, of_tokens, time.perf_counter() - began)
+            self._reports.evaluation(kind, scores, of_tokens, time.perf_counter() - began)
             course.evaluated_step = course.step
-            course.evaluated_whole = scores["tokens"] == of_tokens
+            course.evaluated_whole = kind == events.FINAL_EVAL
             self._saver.note_evaluation(course.step, course.evaluated_whole)
 
     def _goes_on(self) -> bool:

@@ -140,14 +140,15 @@ class Reports:
             self._progress.report(step, loss, lr, speed, seconds_left)
             meter.begin_stretch(step)
 
-    def evaluation(self, scores: dict, of_tokens: int, seconds: float) -> None:
-        """scores: of gpt.evaluation.summary. of_tokens: those that the whole split would score."""
+    def evaluation(self, kind: str, scores: dict, of_tokens: int, seconds: float) -> None:
+        """kind: events.EVAL or FINAL_EVAL. scores: of gpt.evaluation.summary. of_tokens: those that
+        the whole split would score."""
         options = self._config.options
         step = self._course.step
         split = options.eval_data_split
         self._metrics.write(
             {
-                "event": events.EVAL,
+                "event": kind,
                 "step": step,
                 "split": split,
                 **self._meter.axes(step),

@@ -54,8 +54,11 @@ def difference(before: Documents, now: Documents) -> str:
     for what, names in (("gone", gone), ("new", new), ("of another text", others)):
         if names:
             parts.append(f"{what}: {listed(names, SHOWN)}")
-    if not parts:
-        place = next(place for place, pair in enumerate(zip(before, now)) if pair[0] != pair[1])
+    moved = [place for place, pair in enumerate(zip(before, now)) if pair[0] != pair[1]]
+    if not parts and not moved:  # of datasets that know no more
+        parts.append("of the same names and sizes, and other texts")
+    elif not parts:
+        place = moved[0]
         parts.append(
             f"the same documents in another order, the first of them at place {place + 1}:"
             f" {now[place][0]}, where {before[place][0]} was"

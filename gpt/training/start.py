@@ -19,7 +19,7 @@ from gpt.config.identity import (
     is_free,
 )
 from gpt.config.keys import nearest
-from gpt.config.option_names import OVERRIDES
+from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, RUN, saved_config
 from gpt.data.datasets import Dataset
@@ -83,6 +83,7 @@ def claim(
         checkpoint = Checkpoint.open(folder / tag)
         checkpoint.require_facts()
         changes = [*changes_of(checkpoint.config)]
+        resolved = _with_first_weights_of(checkpoint.config, config, resolved)
         differences = _compare(checkpoint.config, resolved, allowed, run_dir)
         for setting, values in differences.items():
             changes.append(change(checkpoint.step, setting, *values))
@@ -97,6 +98,22 @@ def claim(
         tokenizer = resolved["dataset"]["tokenizer"]
         began_from = warm_start.origin(config.options.init_from, config.model, tokenizer)
     return Claim(tag, began_from, changes, lock or _lock(run_dir))
+
+
+def _with_first_weights_of(earlier: dict, config: Config, resolved: dict) -> dict:
+    """`resolved`, with the folder of first weights that the earlier config.yaml names, where the
+    weights are the same in another folder."""
+    was, now = earlier[RUN]["gpt"].get("init_from"), config.options.init_from
+    if not was or not now or was == now:
+        return resolved
+    try:
+        origin = warm_start.origin(now, config.model, resolved["dataset"]["tokenizer"])
+    except UserError:
+        return resolved
+    if origin["sha256"] != (earlier.get("began_from") or {}).get("sha256"):
+        return resolved
+    gpt = {**resolved[RUN]["gpt"], "init_from": was}
+    return {**resolved, RUN: {**resolved[RUN], "gpt": gpt}}
 
 
 def _require_outside_of_checkpoints(run_dir: Path) -> None:
@@ -203,7 +220,8 @@ def _require_allowable(
     settings = {**curve(old), **curve(new), **differences}
     for key in allowed:
         below = [path for path in settings if _names([key], path)]
-        if not below:
+        # one that is as it is by itself is no setting that is told
+        if not below and key_at(key) is None:
             raise UserError(
                 f"--allow_change {key}: no setting that makes a curve is called"
                 f" so{nearest(key, settings)}; what differs from the checkpoint:"

@@ -109,7 +109,8 @@ class SweptRun:
 
     def _read_final_evaluation(self) -> dict[str, Any]:
         """That of the last step, {} without one."""
-        final = read_run(self.config.run_dir).final()
+        run = read_run(self.config.run_dir)
+        final = run.whole() or run.final()
         return final if final and final["step"] == self.last_step else {}
 
     def wait_for_others(self, stop: Stop | None = None) -> None:

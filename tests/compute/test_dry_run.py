@@ -256,7 +256,7 @@ def test_24h_is_told_without_torch_or_data(tmp_path, run_command):
         "4 checkpoint(s) of 1.55 GB",
         "ZeRO 1*",
         "200 steps of warm-up",
-        "evaluation     74 times 8,000 windows",
+        "evaluation     75 times 8,000 windows",
         "               1 time over the whole split 'test'",
     ):
         assert words in done.stdout
@@ -306,7 +306,7 @@ def test_the_last_evaluation_of_the_whole_split_is_counted_apart(sample):
     gpt = {"max_train_steps": 13004, "eval_every": 13004, "final_eval": True}
     text = report(resolve(tiny_run(gpt=gpt), "tiny"), Dataset(sample))
     assert (
-        "evaluation     1 time 32 windows of 32 tokens: 0.0% of the training's FLOPs\n"
+        "evaluation     2 times 32 windows of 32 tokens: 0.0% of the training's FLOPs\n"
         "               1 time 6,787 windows of 32 tokens: 2.2% of the training's FLOPs\n" in text
     )
 

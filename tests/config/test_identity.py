@@ -61,6 +61,7 @@ def test_seeds_of_each_other_have_one_identity():
         ({}, {"data_types": {"grad_accum_dtype": "fp32"}}),
         ({}, {"communication_data_type": "fp32"}),
         ({"optimizer": {"type": "Adam"}}, {}),
+        ({"gpt": {"final_eval": True}}, {}),
         (
             {"optimizer": {"type": "Adam", "params": {"adam_w_mode": True, "amsgrad": False}}},
             {"optimizer": {"type": "Adam"}},
@@ -175,9 +176,11 @@ def test_what_an_earlier_version_did_not_tell_is_no_difference_on_resuming():
     for block in ("code", "parameters", "kernels", "changes"):
         del earlier[block]
     del earlier["dataset"]["train"], earlier["dataset"]["scored"]
-    assert differences_of(earlier, now) == {}
+    # but for its code, which may have been another
+    code = {"code": ("unknown", "c0")}
+    assert differences_of(earlier, now) == code and is_free("code")
     earlier["dataset"]["fingerprint"] = "e" * 64
-    assert differences_of(earlier, now) == {"dataset": ("e" * 64, "f" * 64)}
+    assert differences_of(earlier, now) == {**code, "dataset": ("e" * 64, "f" * 64)}
 
 
 def test_code_may_change_on_resuming_and_is_told_and_settings_need_leave():
@@ -228,6 +231,8 @@ def package(tmp_path):
         ("training/loop.py", "training"),
         ("config/schedule.py", "schedule"),
         ("evaluation.py", "evaluation"),
+        ("quantities.py", "evaluation"),
+        ("cluster/world.py", "training"),
     ],
 )
 def test_a_change_of_what_makes_a_curve_is_another_code(package, file, part):
@@ -246,6 +251,16 @@ def test_reports_and_figures_are_no_part_of_the_code(package):
         with open(package / file, "a") as source:
             source.write("\n# another line\n")
     assert code_of(package) == before == {**code_of(), "commit": None, "dirty": None}
+
+
+def test_other_ends_of_lines_and_an_editors_copies_are_no_other_code(package):
+    before = code_of(package)
+    model = package / "model.py"
+    model.write_bytes(model.read_bytes().replace(b"\n", b"\r\n"))
+    copies = package / "engine" / ".ipynb_checkpoints"
+    copies.mkdir()
+    (copies / "boundary-checkpoint.py").write_text("")
+    assert code_of(package) == before
 
 
 def test_a_module_that_is_added_or_renamed_is_another_code(package):

@@ -65,6 +65,30 @@ def test_as_many_flops_in_another_shape_are_another_model():
     assert changed.options.tokens_per_second is None
 
 
+@pytest.mark.parametrize(
+    "path, value, name",
+    [
+        ("gpt.seq_len", 1024, "seq_len"),  # 512 by default
+        ("gpt.vocab_size", 64, "vocab_size"),
+    ],
+)
+def test_what_the_file_leaves_open_is_the_files_too(path, value, name):
+    tree = tiny_run(gpt={"tokens_per_second": 1000.0, "seq_len": None, "vocab_size": None})
+    changed = resolve(tree, "tiny", overrides={"gpt.vocab_size": 128, path: value})
+    assert changed.options.tokens_per_second is None
+    assert any(name in notice for notice in changed.notices if "no reference hours" in notice)
+
+
+def test_a_file_that_does_not_say_its_precision_means_its_own():
+    tree = tiny_run(fp16={"enabled": True}, gpt={"tokens_per_second": 1000.0})
+    fallback = resolve(tree, "tiny").without_fp16("no GPU here")
+    assert fallback.options.tokens_per_second is None
+    # of the run as it is here
+    given = resolve(tree, "tiny", overrides={"gpt.tokens_per_second": 500.0})
+    options = given.without_fp16("no GPU here").options
+    assert (options.tokens_per_second, options.reference_precision) == (500, "fp32")
+
+
 def test_without_fp16_its_throughput_is_not_the_runs():
     config = load(CLASS).without_fp16("no GPU here")
     assert config.options.tokens_per_second is None

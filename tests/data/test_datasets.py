@@ -103,18 +103,18 @@ def as_format_2(folder):
     return Dataset(folder)
 
 
-def test_documents_of_datasets_of_before_are_known_by_names_and_sizes(small, tmp_path):
+def test_documents_of_datasets_of_before_are_known_by_their_tokens(small, vocab, tmp_path):
     new = Dataset(small).documents("train")
     old = as_format_2(small)
     assert old.split("train").doc_hashes is None
-    assert old.documents("train").startswith("names+bytes:") and new not in old.documents("train")
-    other_tokenizer = as_format_2(build(tmp_path / "bytes", 280))
-    assert old.documents("train") == other_tokenizer.documents("train")
-    longer = as_format_2(build(tmp_path / "longer", 280, {**TEXTS, "a": "one more\n"}))
-    assert old.documents("train") != longer.documents("train")
-    renamed = {name + "2": text for name, text in TEXTS.items()}
-    renamed = as_format_2(build(tmp_path / "renamed", 280, renamed))
-    assert old.documents("train") != renamed.documents("train")
+    assert old.documents("train").startswith("tokens:") and new not in old.documents("train")
+    again = as_format_2(build(tmp_path / "again", vocab))
+    assert old.documents("train") == again.documents("train")
+    # another text of the same size under the same name
+    text = TEXTS["a"].replace("o", "u")
+    assert text != TEXTS["a"]
+    other = as_format_2(build(tmp_path / "other", vocab, {**TEXTS, "a": text}))
+    assert old.documents("train") != other.documents("train")
 
 
 def test_damaged_hashes(small):

@@ -138,6 +138,15 @@ def test_a_batch_that_grows_along_a_ladder_makes_no_other_method(tmp_path):
     }
 
 
+def test_a_rung_whose_schedule_does_not_end_with_it_is_on_no_ladder(tmp_path):
+    ladder(tmp_path, "adam", {})
+    run = identified_run(tmp_path / "long", 80, tokens_per_second=HOUR)
+    amend(run, {"run/scheduler/params/decay_steps": 1000})
+    methods = {group.name: group.method for group in groups_of(tmp_path)}
+    assert "decay_steps 1000" in methods.pop("long")
+    assert len(set(methods.values())) == 1
+
+
 def test_a_schedule_that_ends_elsewhere_is_another_method(tmp_path):
     for name, decay_steps in (("to-the-end", 10), ("further", 50)):
         run = identified_run(tmp_path / name, 10)

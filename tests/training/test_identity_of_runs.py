@@ -5,7 +5,7 @@ import copy
 import plain_run
 import pytest
 import yaml
-from conftest import read_metrics
+from conftest import read_metrics, tiny_run
 
 from gpt.config.code import code_of
 from gpt.config.identity import digest
@@ -89,9 +89,31 @@ def test_other_code_goes_on_and_is_told(sample, tmp_path, monkeypatch, capsys):
     assert (entry["step"], entry["setting"]) == (2, "code")
 
 
-def test_another_method_is_refused_in_one_sentence(sample, tmp_path):
+def test_an_allowed_change_to_what_is_usual_is_allowed_again(sample, tmp_path):
+    run_dir = tmp_path / "run"
+    plain_run.train(run_dir, sample, gradient_predivide_factor=2.0, **options(2))
+    for steps in (3, 4):  # the same command goes on
+        plain_run.train(run_dir, sample, allowed=["gradient_predivide_factor"], **options(steps))
+    assert len(saved(run_dir)["changes"]) == 1
+
+
+def test_another_method_is_refused_and_another_name_is_none(sample, tmp_path):
     run_dir = tmp_path / "run"
     plain_run.train(run_dir, sample, **options(2))
-    with pytest.raises(UserError, match="other settings .variant was None, is rope.: name another"):
-        plain_run.train(run_dir, sample, **options(3, variant="rope"))
+    with pytest.raises(UserError, match="other settings .seed was 0, is 5.: name another"):
+        plain_run.train(run_dir, sample, **options(3, seed=5))
     assert read_metrics(run_dir)[-1]["step"] == 2
+    plain_run.train(run_dir, sample, **options(3, variant="rope"))
+    assert saved(run_dir)["changes"] == [] and read_run(run_dir).variant == "rope"
+
+
+@pytest.mark.parametrize("key", ["max_lr", "scheduler.params.max_lr", "scheduler"])
+def test_a_setting_may_be_allowed_by_its_path_its_option_or_its_block(key, sample, tmp_path):
+    run_dir = tmp_path / "run"
+    plain_run.train(run_dir, sample, **options(2))
+    scheduler = tiny_run()["scheduler"]
+    params = {**scheduler["params"], "max_lr": 0.001}
+    changed = {**options(3), "scheduler": {**scheduler, "params": params}}
+    plain_run.train(run_dir, sample, allowed=[key], **changed)
+    (entry,) = saved(run_dir)["changes"]
+    assert (entry["setting"], entry["is"]) == ("scheduler.params.max_lr", 0.001)

@@ -13,6 +13,7 @@ from gpt.checkpoint.manifest import Manifest
 from gpt.config.resolve import resolve
 from gpt.data.datasets import Dataset
 from gpt.evaluation import Evaluator
+from gpt.metrics.runs import read_run
 from gpt.training.start import reached
 
 EVALUATING = {"eval_every": 3, "log_ckpt_every": 3, "max_eval_steps": 3, "keep_last": 0}
@@ -168,12 +169,15 @@ def test_the_last_evaluation_may_score_the_whole_split(eval_every, sample, tmp_p
     gpt = {**EVALUATING, "eval_every": eval_every, "final_eval": True, "eval_batch_size": 64}
     train(tmp_path / "run", sample, gpt=gpt)
     tokens = len(Dataset(sample).split("test").tokens)
+    (whole,) = read_metrics(tmp_path / "run", "final_eval")
+    assert (whole["step"], whole["tokens"], whole["of_tokens"]) == (6, tokens, tokens)
+    # all others score the same part, so that they make one curve
     evaluations = read_metrics(tmp_path / "run", "eval")
-    assert {event["of_tokens"] for event in evaluations} == {tokens}
-    scored = {event["step"]: event["tokens"] for event in evaluations}
-    assert scored.pop(6) == tokens
-    assert all(count < tokens for count in scored.values())
-    assert sorted(scored) == ([0, 3] if eval_every else [])
+    assert [event["step"] for event in evaluations] == ([0, 3, 6] if eval_every else [])
+    assert len({event["tokens"] for event in evaluations}) <= 1
+    assert all(event["tokens"] < event["of_tokens"] == tokens for event in evaluations)
+    run = read_run(tmp_path / "run")
+    assert run.finished and run.whole()["tokens"] == tokens
     assert f"eval after step 6 on test (all {tokens:,} tokens): loss" in capsys.readouterr().out
 
 
@@ -200,7 +204,8 @@ def test_a_finished_run_owes_the_whole_split_once_it_is_asked_for(sample, tmp_pa
     train(tmp_path / "run", sample, gpt=gpt)
     for _ in range(2):
         train(tmp_path / "run", sample, gpt={**gpt, "final_eval": True})
-    last, whole = read_metrics(tmp_path / "run", "eval")[-2:]
+    last = read_metrics(tmp_path / "run", "eval")[-1]
+    (whole,) = read_metrics(tmp_path / "run", "final_eval")
     assert (last["step"], whole["step"]) == (3, 3)
     assert whole["tokens"] == whole["of_tokens"] > last["tokens"]
     assert len(read_metrics(tmp_path / "run", "checkpoint")) == 1

@@ -40,6 +40,12 @@ def test_a_difference_is_told_by_the_documents_names(before, now, words):
     assert difference(before, now) == words
 
 
+def test_of_datasets_that_know_names_and_sizes_alone(sample, tmp_path):
+    documents = [("a", "9 bytes"), ("b", "7 bytes")]
+    words = "of the same names and sizes, and other texts"
+    assert difference(documents, documents) == words
+
+
 def test_what_changed_in_a_dataset_is_told_by_name(sample, tmp_path):
     root = dataset(tmp_path / "data", TEXTS, sample)
     run_dir = tmp_path / "run"
