@@ -319,7 +319,7 @@ FORGED = {
         {"normalised_ppl": 1.5},
         "normalised_ppl is 1.5, and its sums make it 2.117000017",
     ),
-    "a sum": ({"total_loss": 1500.0}, "loss is 3, and its sums make it 6"),
+    "a sum": ({"total_loss": 1e3}, "loss is 3, and its sums make it 4"),
     "all derived ones": (
         {"loss": 1.0, "ppl": math.e},
         "loss is 1, and its sums make it 3",

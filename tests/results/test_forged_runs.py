@@ -163,9 +163,10 @@ def test_events_that_hold_anything(reader):
         reader.read(f"{name} of training lines")
 
 
-def test_evaluations_that_hold_anything(reader):
+@pytest.mark.parametrize("kind", ["eval", "final_eval"])
+def test_evaluations_that_hold_anything(kind, reader):
     *before, last = (reader.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    whole = {**json.loads(last), "of_tokens": 5000}
+    whole = {**json.loads(last), "event": kind, "of_tokens": 5000}
     accepted = []
     for name in whole:
         for value in (..., *HOSTILE):
