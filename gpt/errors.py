@@ -152,6 +152,9 @@ def command(main: Callable[[], int | None]) -> NoReturn:
         code = silent.code
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # of what reads along, `head` for one, and has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     except Exception as caught:
         error = in_words(caught)
         if not isinstance(error, (UserError, RunError)):

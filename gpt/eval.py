@@ -103,7 +103,8 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eval_data_split",
         metavar="SPLIT[,SPLIT…]|all",
-        help="splits to evaluate (default test); all: every one but train",
+        help="splits to evaluate (default test, and with --checkpoints and --join the one that the"
+        " run is scored on); all: every one but train",
     )
     parser.add_argument(
         "--text", nargs="+", metavar="FILE", help="text files instead of a dataset, each a document"
@@ -195,7 +196,7 @@ def targets_of(args: argparse.Namespace, source: "Source") -> list[Target]:
     dataset = Dataset(root)
     require_own_tokenizer(dataset.vocab, source, str(dataset.root))
     targets = []
-    for name in splits_named(args.eval_data_split or "test", dataset):
+    for name in splits_named(args.eval_data_split or own_split(args, source), dataset):
         facts = {
             "split": name,
             "dataset": str(dataset.root),
@@ -203,6 +204,13 @@ def targets_of(args: argparse.Namespace, source: "Source") -> list[Target]:
         }
         targets.append(Target(facts, dataset.split(name), dataset.vocab))
     return targets
+
+
+def own_split(args: argparse.Namespace, source: "Source") -> str:
+    """The split that is evaluated where none is named."""
+    if args.join or args.checkpoints:
+        return source.config["run"]["gpt"].get("eval_data_split") or "test"
+    return "test"
 
 
 def require_own_tokenizer(vocab: "Vocab", source: "Source", where: str) -> None:

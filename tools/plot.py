@@ -109,14 +109,14 @@ def relabel(groups, labels):
         names = [name for name in known if label.startswith(f"{name}=")]
         name = max(names, key=len, default=None)
         if name is None:
-            listed = ", ".join(sorted(known))
+            listed = ", ".join(f"'{name}'" for name in sorted(known))
             raise UserError(
                 f"--label {label} names no run, group of seeds or method",
                 mend=f"give NAME=TEXT with one of {listed}",
             )
         texts[name] = label.removeprefix(f"{name}=")
     for group in groups:
-        group.name = texts.get(group.name, group.name)
+        group.label = texts.get(group.name, "")
         group.method = texts.get(group.method, group.method)
     if len({group.method for group in groups}) < len(methods):
         raise UserError("--label gives two methods one name", mend="give each its own")

@@ -49,9 +49,9 @@ class Probe:
 class Manifest:
     """The content of checkpoint.json, in its order.
 
-    Consolidated weights have `step`, `made_from` and `files`, a run's checkpoint has all others. A
-    field that an older file lacks has its default here, and `lacks` names the first that a run
-    needs.
+    Consolidated weights have `step`, `made_from`, `files` and, those of a run, `probe`; a run's
+    checkpoint has all but `made_from`. A field that an older file lacks has its default here, and
+    `lacks` names the first that a run needs.
     """
 
     step: int = 0  # optimizer steps that the weights have seen
@@ -93,7 +93,8 @@ class Manifest:
     def to_json(self) -> dict:
         content = dataclasses.asdict(self)
         if self.made_from is not None:
-            content = {name: content[name] for name in ("step", "made_from", "files")}
+            names = ("step", "made_from", "files", *(["probe"] if self.probe.tokens else []))
+            content = {name: content[name] for name in names}
         else:
             del content["made_from"], content["sha256"], content["lacks"]
         return {"format": FORMAT, **content}

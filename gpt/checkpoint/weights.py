@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +22,7 @@ from safetensors.torch import load_file
 
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
-from gpt.checkpoint.manifest import PROBE_DOUBT, Manifest, same_loss
+from gpt.checkpoint.manifest import MANIFEST, PROBE_DOUBT, Manifest, Probe, same_loss
 from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.config.saved import CONFIG, model_config, write_config
 from gpt.config.shape import ModelConfig
@@ -76,6 +75,7 @@ def consolidate(
         lambda weights_file: _probe(
             load_model(weights_file, checkpoint.config, weights_file), checkpoint
         ),
+        checkpoint.manifest.probe.tokens,
     )
     return Consolidated([state.step], state.stage, _parameters(checkpoint), probe_loss, doubt)
 
@@ -110,15 +110,17 @@ def consolidate_mean(
         "checkpoint": [other.tag for other in checkpoints],
         "sha256": [other.manifest.files_sha256 for other in checkpoints],
     }
-    probe_loss = write_folder(
+    probe_loss, _ = write_folder(
         output_dir,
         mean,
         {**checkpoint.config, "step": steps[-1], "mean_of_steps": steps},
         _tokenizer_of(last),
         made_from,
-        lambda weights_file: _probe_loss(
-            load_model(weights_file, checkpoint.config, weights_file), checkpoint
+        lambda weights_file: (
+            _probe_loss(load_model(weights_file, checkpoint.config, weights_file), checkpoint),
+            None,
         ),
+        checkpoint.manifest.probe.tokens,
     )
     return Consolidated(steps, states[-1].stage, _parameters(checkpoint), probe_loss, None)
 
@@ -189,13 +191,16 @@ def write_folder(
     config: dict,
     tokenizer: bytes,
     made_from: dict,
-    check: Callable[[Path], Any] = lambda weights_file: None,
-) -> Any:
+    check: Callable[[Path], tuple[float | None, str | None]] = lambda weights_file: (None, None),
+    probe_tokens: list | None = None,
+) -> tuple[float | None, str | None]:
     """Write a consolidated folder, whole or absent.
 
     weights: {parameter name: fp32 tensor}, asked for one at a time. config: for config.yaml, "step"
     included. made_from: what the manifest tells of its origin. check(weights_file): a last look at
-    what was written, which may raise; what it returns is returned.
+    what was written, which may raise; the (loss on the probe batch, what is doubtful about it) that
+    it returns are returned. probe_tokens: that batch, which is kept with the loss, so that whoever
+    loads the weights computes as the code did that trained them.
     """
     with built_aside(output) as building:
         _write(building / WEIGHTS, weights, {"format": "pt", "step": str(config["step"])})
@@ -204,7 +209,10 @@ def write_folder(
         _compare(building / WEIGHTS, weights)
         checked = check(building / WEIGHTS)
         files = {name: hash_file(building / name) for name in (WEIGHTS, CONFIG, TOKENIZER)}
-        Manifest(step=config["step"], made_from=made_from, files=files).write(building)
+        loss, _ = checked
+        probe = Probe([], 0.0) if loss is None else Probe(probe_tokens or [], loss)
+        manifest = Manifest(step=config["step"], made_from=made_from, files=files, probe=probe)
+        manifest.write(building)
     return checked
 
 
@@ -350,7 +358,25 @@ def load_model(weights_file: Path | str, config: dict, where: Path | str) -> GPT
     with torch.device("meta"):
         model = GPT(shape, seed=None)
     model.load_state_dict(weights, assign=True)
-    return model.eval()
+    model.eval()
+    _require_kept_loss(model, Path(weights_file).parent)
+    return model
+
+
+def _require_kept_loss(model: GPT, folder: Path) -> None:
+    """Raise UserError where consolidated weights no longer give the loss on the probe batch that is
+    kept beside them: where the model's code is not that which trained them."""
+    if not (folder / MANIFEST).is_file():
+        return
+    consolidated = Checkpoint.open(folder)
+    loss = _probe_loss(model, consolidated)
+    kept = consolidated.manifest.probe.loss
+    if loss is not None and not same_loss(loss, kept, "fp32"):
+        raise UserError(
+            f"{folder}: its weights give the loss {loss:.6f} on the probe batch, and gave"
+            f" {kept:.6f} when they were consolidated",
+            mend="the model's code has changed: use that which trained them",
+        )
 
 
 def file_of_weights(text: str) -> Path:

@@ -231,7 +231,8 @@ def changes_of(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def change_in_words(entry: Mapping[str, Any]) -> str:
-    return f"{entry['setting']} {entry['was']} -> {entry['is']} at step {entry['step']}"
+    was, now = ("not set" if entry[key] is None else entry[key] for key in ("was", "is"))
+    return f"{entry['setting']} {was} -> {now} at step {entry['step']}"
 
 
 def sequences_until(step: int, batch_size: int, changes: Iterable[Mapping[str, Any]]) -> int:

@@ -21,7 +21,7 @@ from gpt.results.methods import (
     method_names,
     settings_of,
 )
-from gpt.results.scores import final_scores, is_scored
+from gpt.results.scores import final_scores, held_out_text, is_scored
 from gpt.wording import listed
 
 
@@ -34,6 +34,7 @@ class Group:
     settings: dict[str, Any] = field(default_factory=dict)  # {path: value} that they share
     # of what it compares, whatever the length of training; groups of one law and one colour
     method: str = ""
+    label: str = ""  # what figures call it instead, by their user's wish
 
     @property
     def seeds(self) -> list[int | None]:
@@ -41,7 +42,9 @@ class Group:
 
     @property
     def title(self) -> str:
-        return f"{self.name} ({len(self.runs)} seeds)" if len(self.runs) > 1 else self.name
+        name = f"{self.variant}: {self.name}" if self.variant else self.name
+        name = self.label or name
+        return f"{name} ({len(self.runs)} seeds)" if len(self.runs) > 1 else name
 
     @property
     def family(self) -> str:
@@ -165,6 +168,24 @@ def finished_only(groups: Sequence[Group], notices: list[str]) -> list[Group]:
     return finished
 
 
+def on_one_text(groups: Sequence[Group], notices: list[str]) -> Sequence[Group]:
+    """The groups that are scored on the held-out text of most of them; notices name the others.
+
+    All of them where no text is that of most, for whoever compares them to say why that cannot be.
+    """
+    groups_of: dict[Any, list[Group]] = {}
+    for group in groups:
+        groups_of.setdefault(held_out_text(group.runs[0]), []).append(group)
+    by_size = sorted(groups_of.values(), key=len, reverse=True)
+    if len(by_size) < 2 or len(by_size[0]) == len(by_size[1]):
+        return groups
+    most = by_size[0]
+    for others in by_size[1:]:
+        names = listed([group.name for group in others], shown=3)
+        notices.append(f"{names} left out: scored on another text than {most[0].name}")
+    return most
+
+
 def trusted_references(groups: Sequence[Group], notices: list[str]) -> list[Group]:
     """The groups whose hours of a reference accelerator can be believed; notices say of the others
     why not.
@@ -213,22 +234,22 @@ def _doubt(group: Group, groups: Sequence[Group]) -> str | None:
 def mixed_references(groups: Sequence[Group]) -> list[str]:
     """Sentences on models that the runs tell to train at several throughputs of the reference.
 
-    Another kernel or precision explains that, but so does another accelerator, whose hours are not
-    the same compute.
+    Another kernel or precision explains that, but so does another accelerator, or one that was
+    busy, whose hours are not the same compute.
     """
-    speeds_of: dict[tuple, set] = {}
-    for run in (group.runs[0] for group in groups):
+    methods_of: dict[tuple, dict[float, str]] = {}
+    for group in groups:
+        run = group.runs[0]
         model = run.family, run.model.matmul_flops_per_token()
-        speeds = speeds_of.setdefault(model, set())
         if run.reference_speed is not None:
-            speeds.add(run.reference_speed)
+            methods_of.setdefault(model, {}).setdefault(run.reference_speed, group.method)
     notices = []
-    for (family, _), speeds in speeds_of.items():
-        if len(speeds) > 1:
-            in_words = " and at ".join(f"{speed:,}" for speed in sorted(speeds))
+    for (family, _), methods in methods_of.items():
+        if len(methods) > 1:
+            speeds = [f"{speed:,} ({method})" for speed, method in sorted(methods.items())]
             notices.append(
-                f"{family} is said to train at {in_words} reference tokens/s: that is equal compute"
-                " only if one accelerator does both"
+                f"{family} is said to train at {' and at '.join(speeds)} reference tokens/s: that"
+                " is equal compute only if one accelerator does both, and nothing else ran on it"
             )
     return notices
 
@@ -272,9 +293,10 @@ def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict
     if axis == "reference_hours":
         finished = trusted_references(finished, notices)
         notices += mixed_references(finished)
-    scores = final_scores([run for group in finished for run in group.runs], notices)
+    comparable = on_one_text(finished, notices)
+    scores = final_scores([run for group in comparable for run in group.runs], notices)
     points: dict[str, list[tuple]] = {}
-    for group in finished:
+    for group in comparable:
         x = group.runs[0].planned(axis)
         losses = scores.of(group.runs, "normalised_loss")
         if not x:

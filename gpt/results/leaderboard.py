@@ -12,6 +12,7 @@ from gpt.results.comparison import (
     Group,
     finished_only,
     mixed_references,
+    on_one_text,
     trusted_references,
     untold_code,
 )
@@ -47,9 +48,14 @@ def leaderboard(groups: Sequence[Group], notices: list[str], over: str = HOURS) 
     if not finished:
         raise UserError("; ".join(["none of the runs is finished and evaluated", *notices]))
     over, comparable = _over(finished, notices, over)
+    comparable = on_one_text(comparable, notices)
     runs = [run for group in comparable for run in group.runs]
     scores = final_scores(runs, notices)
     notices += untold_code(comparable)
+    if over == "tokens" and not scores.one_tokenizer:
+        notices.append(
+            "as many training tokens are not as much training text under different tokenizers"
+        )
     first = runs[0]
     return {
         "dataset": first.fingerprint if len({run.fingerprint for run in runs}) == 1 else None,

@@ -260,4 +260,10 @@ def shown(path: str, value: Any) -> str:
 
 def code_parts(settings: Sequence[Settings]) -> list[str]:
     """The parts of the code in which groups differ, such as "model"."""
-    return [path.partition(".")[2] for path in differing(settings) if path.startswith(f"{CODE}.")]
+    paths = [path for path in differing(settings) if path.startswith(f"{CODE}.")]
+    told = [path for path in paths if sum(path in group for group in settings) > 1]
+    unlike = []
+    for path in told:
+        if len({group[path] for group in settings if path in group}) > 1:
+            unlike.append(path.partition(".")[2])
+    return unlike

@@ -130,6 +130,12 @@ def _other_text(first: Run, second: Run) -> str | None:
     return None
 
 
+def held_out_text(run: Run) -> Any:
+    """What tells the text that a run is scored on from others."""
+    documents = split_of(run).get("documents")
+    return documents or (run.fingerprint, run.options.get("eval_data_split"))
+
+
 def texts_differ(runs: Sequence[Run]) -> list[str]:
     """Sentences on curves of runs that do not measure the same, for a figure that shows them all
     the same."""

@@ -187,7 +187,7 @@ def _names(keys: Iterable[str], path: str) -> bool:
 
 
 def _in_words(path: str, values: tuple[Any, Any]) -> str:
-    before, now = values
+    before, now = ("not set" if value is None else value for value in values)
     return f"{path} was {before}, is {now}"
 
 

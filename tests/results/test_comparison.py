@@ -37,7 +37,7 @@ def test_no_two_groups_have_one_name(tmp_path):
         variant = "rope" if seed > 1 else None
         synthetic_run(tmp_path / f"a-seed{seed}", 10, seed=seed, variant=variant)
     groups = group_by_seed(read_runs([tmp_path]))
-    assert [group.title for group in groups] == ["a-seed0 … (2 seeds)", "a-seed2 … (2 seeds)"]
+    assert [group.title for group in groups] == ["a-seed0 … (2 seeds)", "rope: a-seed2 … (2 seeds)"]
 
 
 def test_a_mean_is_over_the_steps_that_all_have(tmp_path):

@@ -129,8 +129,9 @@ def test_hours_of_what_may_be_two_accelerators_are_pointed_out(tmp_path, monkeyp
         synthetic_run(tmp_path / name, steps, tokens_per_second=speed, n_layers=layers)
     lines = table(monkeypatch, capsys, tmp_path, "a", "b", "c")
     assert [line for line in lines if line.startswith("notice")] == [
-        f"notice: 2x32-mlp64-attn16 is said to train at {HOUR:,} and at {2 * HOUR:,} reference"
-        " tokens/s: that is equal compute only if one accelerator does both"
+        f"notice: 2x32-mlp64-attn16 is said to train at {HOUR:,} (2x32-mlp64-attn16) and at"
+        f" {2 * HOUR:,} (2x32-mlp64-attn16) reference tokens/s: that is equal compute only if one"
+        " accelerator does both, and nothing else ran on it"
     ]
     assert not any(
         line.startswith("notice") for line in table(monkeypatch, capsys, tmp_path, "b", "c")

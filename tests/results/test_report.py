@@ -322,7 +322,7 @@ def test_the_page_ranks_what_can_be_compared_and_says_why_not(tmp_path):
     assert f"{math.exp(1.2):.4f}" in cells[begin:end]
     synthetic_run(tmp_path / "c-seed0", 20, fingerprint="e" * 64, tokens_per_second=64.0)
     text = "\n".join(cells_of(page(read_runs([tmp_path]))))
-    assert "were trained on different datasets" in text
+    assert "c-seed0 left out: scored on another text than a-seed0" in text
     assert "At equal compute" not in cells_of(page(read_runs([tmp_path / "a-seed0"])))
 
 
@@ -370,10 +370,10 @@ def test_what_is_drawn_has_names_and_room(tmp_path):
     assert console == []
     names = re.findall(r'<text[^>]*class="name"[^>]*>([^<]*)', dom)
     assert names and set(names) == {"optimiser steps"}
-    strokes = re.findall(r'stroke="(var\(--c\d\))"[^>]*data-name="run\d, test"', dom)
+    strokes = re.findall(r'stroke="(var\(--c\d\))"[^>]*data-name="v\d: run\d, test"', dom)
     assert len(strokes) == 18 and len(set(strokes)) == 9  # two charts hold what is held out
     assert 'id="chart-weights"' in dom and re.search(
-        r'id="chart-weights"[^>]*>.*?data-name="run0"', dom
+        r'id="chart-weights"[^>]*>.*?data-name="v0: run0"', dom
     )
     clip = re.search(r'<clipPath id="clip-loss"><rect x="(\S+)"[^>]*width="(\S+)"', dom)
     right = float(clip[1]) + float(clip[2])
