@@ -299,10 +299,27 @@ def read_runs(paths: Iterable[str | Path], notices: list[str] | None = None) -> 
     for run, name in zip(runs.values(), _short_names(list(runs))):
         run.name = name
     if notices is not None:
+        runs = _without_copies(runs, notices)
         notices += [f"left out: {problem}" for problem in problems]
         for run in runs.values():
             notices += run.notices
     return list(runs.values())
+
+
+def _without_copies(runs: dict[Path, Run], notices: list[str]) -> dict[Path, Run]:
+    """The runs without copies of a folder, which began at one time on one host with one seed."""
+    first: dict[str, Run] = {}
+    kept = {}
+    for path, run in runs.items():
+        starts = run.events.get(events.START, [])
+        beginning = [starts[0].get(name) for name in ("time", "host", "seed")] if starts else []
+        key = json.dumps([beginning, run.identity], default=str)
+        if beginning and None not in beginning and key in first:
+            notices.append(f"{run.name} is left out: it is a copy of {first[key].name}")
+            continue
+        first.setdefault(key, run)
+        kept[path] = run
+    return kept
 
 
 def _run_folders(path: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -415,3 +416,12 @@ def test_a_folder_of_runs_is_read_by_rising_numbers(tmp_path):
         "12h-seed0",
         "a",
     ]
+
+
+def test_a_copy_of_a_run_is_no_second_run(finished, tmp_path):
+    original = finished / "runs/tiny"
+    for name in ("a", "b"):
+        shutil.copytree(original, tmp_path / name, ignore=shutil.ignore_patterns("checkpoints"))
+    notices = []
+    (run,) = read_runs([tmp_path], notices)
+    assert run.name == "a" and notices == ["b is left out: it is a copy of a"]
