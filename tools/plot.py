@@ -117,6 +117,8 @@ def relabel(groups, labels):
         texts[name] = label.removeprefix(f"{name}=")
     for group in groups:
         group.label = texts.get(group.name, "")
+        if group.method in texts and not group.label:
+            group.label = f"{texts[group.method]}: {group.name}"
         group.method = texts.get(group.method, group.method)
     if len({group.method for group in groups}) < len(methods):
         raise UserError("--label gives two methods one name", mend="give each its own")

@@ -5,6 +5,7 @@ course that led to the last line: a line of a step takes away earlier lines of t
 ones, `resume` and `rewind` those after the step they go back to.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence

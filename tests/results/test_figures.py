@@ -374,7 +374,7 @@ def test_figures_can_be_named_and_made_for_print(tmp_path, monkeypatch):
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
     groups = group_by_seed(read_runs([tmp_path / "0.008h-seed0", tmp_path / "b"]))
     plot.relabel(groups, labels)
-    assert [group.title for group in groups] == ["AdamW, lr=1e-3", "rope: b"]
+    assert [group.title for group in groups] == ["AdamW, lr=1e-3", "RoPE: b"]
     assert groups[1].method == "RoPE"
     for wrong, sentence in (
         (["c=d"], "--label c=d names no run, group of seeds or method: give NAME=TEXT with one of"),
