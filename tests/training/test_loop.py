@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import torch
 from conftest import read_metrics, tiny_run
 from plain_run import WEIGHTS, train
 
@@ -41,6 +42,8 @@ def kill_in_evaluation(number, run_dir, sample, **options):
     child = os.fork()
     if child == 0:
         try:
+            # of OpenMP's pool a fork gets no thread, and would wait for it for ever
+            torch.set_num_threads(1)
             run = Evaluator.run
             left = [number]
 
