@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpt.errors import UserError
+from gpt.metrics.events import TRAIN
 from gpt.metrics.runs import values
 from gpt.results.comparison import (
     Group,
@@ -150,7 +151,9 @@ def _row(group: Group, scores: Scores) -> dict[str, Any]:
         row[name] = _statistics(scores.of(group.runs, name))
     if not scores.one_tokenizer:
         row["loss"] = None
-    last_events = [run.whole() or run.final() or {} for run in group.runs]
+    last_events = [
+        (run.curve(TRAIN) or [run.whole() or run.final() or {}])[-1] for run in group.runs
+    ]
     row["hours"] = _statistics(values(last_events, "hours"))
     return row
 
