@@ -34,19 +34,11 @@ def parse_command_line(argv: list[str], tool_options: Iterable[str] = ()) -> arg
     Raises UserError.
     """
     rest, overrides = take_values(argv)
-    _refuse_repeated_flags(rest)
     own, unknown = _parser().parse_known_args(rest)
     if unknown:
         raise _unknown_option(unknown[0], tool_options)
     _check_own_flags(own)
     return argparse.Namespace(**vars(own), overrides=overrides)
-
-
-def _refuse_repeated_flags(words: list[str]) -> None:
-    options = [word.partition("=")[0] for word in words]
-    for flag in ("ds_config", "resume", "world_size", "interconnect"):
-        if options.count(f"--{flag}") > 1:
-            raise UserError(f"command line: --{flag} is given twice", mend="give it once")
 
 
 def _unknown_option(argument: str, tool_options: Iterable[str]) -> UserError:

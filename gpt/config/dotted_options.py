@@ -38,20 +38,16 @@ def take_values(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             continue
         if "" in path.split("."):
             raise UserError(f"command line: {word} is no path of a key, such as --optimizer.type")
-        if path in options:
-            raise _given_twice(options[path], option)
+        # of an option that is repeated the last one counts: scripts append what they vary
+        if options.get(path, option) != option:
+            raise UserError(
+                f"command line: {options[path]} and {option} set the same value",
+                mend="give one of them",
+            )
         options[path] = option
         values[path] = _value(option, path, [text] if has_value else _take_words(path, words))
     _refuse_blocks_with_values(options)
     return rest, values
-
-
-def _given_twice(first: str, second: str) -> UserError:
-    if first == second:
-        return UserError(f"command line: {first} is given twice", mend="give it once")
-    return UserError(
-        f"command line: {first} and {second} set the same value", mend="give one of them"
-    )
 
 
 def _refuse_blocks_with_values(options: dict[str, str]) -> None:

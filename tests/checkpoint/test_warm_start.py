@@ -150,7 +150,7 @@ def test_a_run_begins_with_the_given_weights_and_goes_on_with_its_own(here, run_
     done = launch(run_command, here, 1, "--max_train_steps", 3)
     assert (
         done.returncode == 2
-        and "holds a run with other settings (init_from was given, is None)" in done.stderr
+        and "holds a run with other settings (init_from was given, is not set)" in done.stderr
     )
 
 

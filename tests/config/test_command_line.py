@@ -29,11 +29,6 @@ from gpt.errors import UserError
         ),
         (["24h.json"], "command line: '24h.json' stands where an option --name was expected"),
         (["--comment", "a", "b"], "command line: 'b' stands where an option --name was expected"),
-        (["--ds_config=y.json"], "command line: --ds_config is given twice: give it once"),
-        (
-            ["--resume", "must", "--resume", "never"],
-            "command line: --resume is given twice: give it once",
-        ),
         (["--"], "command line: '--' stands where an option --name was expected"),
         (["--=5"], "command line: '--=5' stands where an option --name was expected"),
     ],

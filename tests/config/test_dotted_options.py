@@ -83,7 +83,6 @@ def test_every_key_of_the_json_is_an_option():
                 " value in it: give one of them"
             ),
         ),
-        ("--seed 1 --seed 2", "command line: --seed is given twice: give it once"),
         (
             '--optimizer.params {"lr":1,"lr":2}',
             "command line: the key 'lr' stands twice in one block",
@@ -227,3 +226,10 @@ def test_the_tools_take_them_too(name, own, load_tool, monkeypatch):
     overrides = parse_command_line(["--ds_config", "", *train_args]).overrides
     assert overrides["optimizer.params.betas"] == [0.9, 0.99]
     assert overrides["fp16.enabled"] is False
+
+
+def test_of_an_option_that_is_repeated_the_last_one_counts():
+    assert overrides_of("--seed 1 --fp16.enabled true --seed 2 --fp16.enabled false") == {
+        "gpt.seed": 2,
+        "fp16.enabled": False,
+    }
