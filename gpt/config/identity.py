@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gpt.config.run_config import leaves
+from gpt.config.run_config import leaves, value_at
 
 RUN = "run"  # the block of config.yaml that resolves to the run again
 CHANGES = "changes"
@@ -66,7 +66,7 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
     scored = dataset.get("scored") or {}
     precision = config.get("precision")
     settings: dict[str, Any] = {name: gpt.get(name) for name in (*OPTIONS, *SCORING)}
-    settings |= {path: _value_at(run, path) for path in ROUNDING}
+    settings |= {path: value_at(run, path) for path in ROUNDING}
     settings |= {
         CODE: (config.get(CODE) or {}).get("parts"),
         "model": config["model"],
@@ -93,17 +93,10 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
     return {path: value for path, value in plain.items() if _says_something(path, value)}
 
 
-def _value_at(tree: Mapping[str, Any], path: str) -> Any:
-    value: Any = tree
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
 def _sums(run: Mapping[str, Any], precision: str | None) -> str | None:
     """The type that gradients of micro-batches are summed in, where it is not the usual one: the
     run's own, fp32 under bf16."""
-    sums = _value_at(run, "data_types.grad_accum_dtype")
+    sums = value_at(run, "data_types.grad_accum_dtype")
     usual = "fp32" if precision == "bf16" else precision
     return None if sums == usual else sums
 
@@ -156,7 +149,21 @@ def is_code(path: str) -> bool:
 
 def digest(config: Mapping[str, Any]) -> str:
     """12 characters that are the same for seeds of each other."""
-    text = json.dumps(identity(config), sort_keys=True, default=str)
+    return _digest(identity(config))
+
+
+def digest_with_seed(config: Mapping[str, Any]) -> str:
+    """12 characters that are the same for one run alone."""
+    return _digest(with_seed(config))
+
+
+def with_seed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: value} of all that a run is, its seed too."""
+    return {**identity(config), SEED: curve(config).get(SEED)}
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -243,16 +250,8 @@ def sequences_until(step: int, batch_size: int, changes: Iterable[Mapping[str, A
     sequences = 0
     begin = 0
     for entry in changes:
-        if entry["setting"] == BATCH_SETTING and entry["step"] < step:
-            sequences += (entry["step"] - begin) * entry["was"]
-            begin = entry["step"]
-    size = _batch_size_at(step, batch_size, changes)
-    return sequences + (step - begin) * size
-
-
-def _batch_size_at(step: int, batch_size: int, changes: Iterable[Mapping[str, Any]]) -> int:
-    """Of the optimiser step that ends at `step`."""
-    for entry in changes:
-        if entry["setting"] == BATCH_SETTING and entry["step"] >= step:
-            return entry["was"]
-    return batch_size
+        if entry["setting"] == BATCH_SETTING:
+            end = min(entry["step"], step)
+            sequences += (end - begin) * entry["was"]
+            begin = end
+    return sequences + (step - begin) * batch_size

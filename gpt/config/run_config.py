@@ -117,3 +117,11 @@ def leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, where)
         else:
             yield where, value
+
+
+def value_at(tree: Any, path: str) -> Any:
+    """The value at a dotted path of blocks, None where there is none."""
+    value = tree
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

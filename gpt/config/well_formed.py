@@ -11,6 +11,7 @@ from gpt.config.batch import BATCH
 from gpt.config.identity import BATCH_SETTING, CHANGE, CHANGES, CODE, RUN
 from gpt.config.keys import Key
 from gpt.config.options import GPT_KEYS
+from gpt.config.run_config import value_at
 from gpt.config.saved import CONFIG
 from gpt.config.shape import SHAPE_KEYS
 from gpt.errors import UserError
@@ -104,7 +105,7 @@ def require_run_config(path: Path, config: dict[str, Any]) -> None:
     if problem:
         raise UserError(f"{path / CONFIG}{problem}", mend=MEND)
     for place, other in SAME.items():
-        value, other_value = _value_at(config, place), _value_at(config, other)
+        value, other_value = value_at(config, place), value_at(config, other)
         if other_value is not None and value != other_value:
             raise UserError(
                 f"{path / CONFIG} contradicts itself: {place} is {value}, and {other} is"
@@ -138,7 +139,7 @@ def _not_plain(value: Any, place: str = "", depth: int = 0) -> str | None:
 
 def _wrong_block(config: dict[str, Any]) -> str | None:
     for place in BLOCKS:
-        if not isinstance(_value_at(config, place), (dict, type(None))):
+        if not isinstance(value_at(config, place), (dict, type(None))):
             return f": {place} is no block"
     unknown = sorted(set(config.get(MODEL) or {}) - set(SHAPE_KEYS))
     if unknown:
@@ -148,18 +149,18 @@ def _wrong_block(config: dict[str, Any]) -> str | None:
 
 def _lacking(config: dict[str, Any]) -> str | None:
     for place in REQUIRED:
-        if _value_at(config, place) is None:
+        if value_at(config, place) is None:
             return f" does not tell {place}"
     return None
 
 
 def _wrong_value(config: dict[str, Any]) -> str | None:
     for place, key in VALUES.items():
-        value = _value_at(config, place)
+        value = value_at(config, place)
         problem = None if value is None else key.problem(value)
         if problem:
             return f": {place} {problem}"
-    for name, digest in (_value_at(config, f"{CODE}.parts") or {}).items():
+    for name, digest in (value_at(config, f"{CODE}.parts") or {}).items():
         if not isinstance(digest, str):
             return f": {CODE}.parts.{name} is {digest!r}, not a text"
     return None
@@ -197,11 +198,3 @@ def change_problem(entry: Any) -> str | None:
         if problem:
             return f"tells {entry['setting']} {name} what {problem}"
     return None
-
-
-def _value_at(config: dict[str, Any], path: str) -> Any:
-    """The value at a dotted path, None where there is none."""
-    value: Any = config
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    return value

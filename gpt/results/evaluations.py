@@ -4,7 +4,6 @@ RUN/evaluations/SPLIT-stepN.json.
 Each is what `eval.py --json` writes, and a block "run" that tells whose weights they were.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
-from gpt.config.identity import SEED, curve, differing, identity
+from gpt.config.identity import differing, digest_with_seed, with_seed
 from gpt.config.saved import CONFIG, read_config
 from gpt.errors import UserError
 from gpt.files import write_atomically
@@ -41,7 +40,7 @@ def require_of_run(run_dir: Path, weights: Checkpoint) -> None:
             mend="join the evaluation of what tools/zero_to_fp32.py made of one",
         )
     of_run, of_weights = (
-        _whole(config) for config in (read_config(run_dir / CONFIG), weights.config)
+        with_seed(config) for config in (read_config(run_dir / CONFIG), weights.config)
     )
     for path in differing([of_run, of_weights]):
         raise UserError(
@@ -80,7 +79,7 @@ def join(run_dir: Path, result: Mapping[str, Any], weights: Checkpoint) -> str:
     run = {
         "name": weights.config.get("name"),
         "step": weights.step,
-        "curve": _digest(weights.config),
+        "curve": digest_with_seed(weights.config),
         "checkpoint": made_from.get("checkpoint"),
         "sha256": made_from.get("sha256"),
     }
@@ -135,7 +134,7 @@ def _mistake(result: Any, config: Mapping[str, Any], split: str, step: int) -> s
     if not is_result or not isinstance(result.get("run"), dict):
         return "is not what eval.py --join writes"
     run = result["run"]
-    if run.get("curve") != _digest(config):
+    if run.get("curve") != digest_with_seed(config):
         return "is of another run, or of other settings"
     if (result.get("split"), run.get("step"), result.get("step")) != (split, step, step):
         return "is of another split or step than its name says"
@@ -174,14 +173,3 @@ def _of_other_weights(run_dir: Path, result: Mapping[str, Any]) -> str | None:
     except UserError:
         return None
     return None if sha256 == run.get("sha256") else f"is of other weights than {checkpoint.name}"
-
-
-def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{path: value} of all that a run is, its seed too."""
-    return {**identity(config), SEED: curve(config).get(SEED)}
-
-
-def _digest(config: Mapping[str, Any]) -> str:
-    """12 characters that are the same for weights of one run."""
-    text = json.dumps(_whole(config), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

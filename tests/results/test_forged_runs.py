@@ -191,7 +191,12 @@ def test_joined_evaluations_that_hold_anything(reader):
         **quantities(20000.0, 5000, 20000.0, 5000, 20000),
         "top1": 0.25,
         "languini": {"normalised_ppl": 2.0},
-        "run": {"name": "x", "step": 12, "curve": evaluations._digest(config), "checkpoint": "c"},
+        "run": {
+            "name": "x",
+            "step": 12,
+            "curve": evaluations.digest_with_seed(config),
+            "checkpoint": "c",
+        },
     }
     path = evaluations.file_of(reader.run, "test", 12)
     path.parent.mkdir()

@@ -336,7 +336,7 @@ def test_the_whole_split_stands_beside_its_part(tmp_path):
         "documents": "2" * 64,
         "seq_len": 32,
         "last_n": 16,
-        "run": {"step": 12, "curve": evaluations._digest(config)},
+        "run": {"step": 12, "curve": evaluations.digest_with_seed(config)},
     }
     figures = evaluation(12, 2.5, scored=20_000, of_tokens=5000)
     path = evaluations.file_of(run, "test", 12)

@@ -73,7 +73,7 @@ def join(run, figures):
     """Write what eval.py --join would."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     told = {"step": 12, "documents": "2" * 64, "last_n": 16, "seq_len": 32}
-    curve = evaluations._digest(config)
+    curve = evaluations.digest_with_seed(config)
     path = evaluations.file_of(run, "test", 12)
     path.parent.mkdir()
     path.write_text(json.dumps({**figures, **told, "run": {"step": 12, "curve": curve}}))
