@@ -2,8 +2,10 @@
 traceback."""
 
 import argparse
+import errno
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -11,6 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
+
+from gpt import standard_streams
+from gpt.escaping import in_one_line
+from gpt.standard_streams import OutputError
 
 # whose imports fail by a fault of their own
 OWN_PACKAGES = ("gpt", "tools", "__main__")
@@ -47,6 +53,10 @@ class AgreedUserError(UserError):
     """A UserError that all ranks raise together, and rank 0 tells."""
 
 
+class UnforeseenError(RunError):
+    """A fault of the trainer itself, whose traceback is in a file."""
+
+
 class SilentError(Exception):
     """The end of a process that has nothing more to say: the failure was told, here or by another
     rank."""
@@ -76,15 +86,37 @@ def in_words(error: Exception) -> Exception:
     """A mistake that shows itself as one of Python's own exceptions, as a UserError; any other
     error as it is."""
     # the input's fault, wherever it is noticed
+    if isinstance(error, OutputError):
+        return UserError(f"standard output cannot be written to: {error.strerror}")
     if isinstance(error, OSError) and error.filename is not None:
-        return UserError(
-            f"{error.filename}: {error.strerror}; make the path usable or give another one"
-        )
+        path = in_one_line(os.fsdecode(error.filename))
+        return UserError(f"{path}: {error.strerror}; make the path usable or give another one")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"a file does not fit on its disk: {error.strerror}", mend="make room")
     if isinstance(error, ImportError):
         name = error.name or _where_raised(error)
         if name.split(".")[0] not in OWN_PACKAGES:
             return _failed_import(error, name)
     return error
+
+
+def unforeseen(error: BaseException) -> UnforeseenError:
+    """What nobody foresaw, in one sentence, its traceback in a file of its own."""
+    text = "".join(traceback.format_exception(error))
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if _is_ours(frame.filename)] or frames
+    place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "nowhere"
+    words = in_one_line(f"{type(error).__name__}: {error}".strip().partition("\n")[0])[:200]
+    try:
+        descriptor, report = tempfile.mkstemp(prefix="gpt-error-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:  # then it goes where the sentence goes
+        return UnforeseenError(f"unforeseen at {place} ({words}):\n{text}")
+    return UnforeseenError(
+        f"unforeseen at {place} ({words}): a fault of the trainer, so please report it with"
+        f" {report}, which holds the traceback and names paths of this machine"
+    )
 
 
 def _where_raised(error: ImportError) -> str:
@@ -106,6 +138,11 @@ def _failed_import(error: ImportError, name: str) -> UserError:
         f"the package {name!r} does not load here ({sys.executable}; {first_line})",
         mend="run `pip install -e .` in the project's folder, in a new environment",
     )
+
+
+def _is_ours(file: str) -> bool:
+    """Whether a frame's file is the trainer's, other than this one, which calls the others."""
+    return Path(file).is_relative_to(Path(__file__).parents[1]) and file != __file__
 
 
 def explain_imports() -> None:
@@ -134,34 +171,49 @@ def in_brief(error: Exception, path: Path | str | None = None) -> str:
 
 
 def tell(error: Exception, who: str = "") -> None:
-    """Write an error to stderr: one sentence, or the traceback of what nobody foresaw."""
-    if isinstance(error, (UserError, RunError)):
-        text = f"error: {error}\n"
-    else:
-        text = "".join(traceback.format_exception(error))
-    sys.stderr.write(who + text)
-    sys.stderr.flush()
+    """Write an error to stderr, in one sentence."""
+    if not isinstance(error, (UserError, RunError)):
+        error = unforeseen(error)
+    with suppress(OSError):  # a full disk under a log, a reader that has gone
+        sys.stderr.write(f"{who}error: {error}\n")
+        sys.stderr.flush()
 
 
-def command(main: Callable[[], int | None]) -> NoReturn:
+def command(main: Callable[[], int | None], needs_output: bool = True) -> NoReturn:
     """Run a command's `main()` and leave the process with its exit code: 0 done, 2 a user's
-    mistake, 1 a failed run."""
+    mistake, 1 a failed run or a fault of the trainer's own.
+
+    needs_output: whether what the command prints is what it is for, so that it fails where that
+    cannot be written.
+    """
+    standard_streams.make_usable()
     try:
         code = main() or 0
+        if needs_output:
+            sys.stdout.flush()
     except SilentError as silent:
         code = silent.code
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # of what reads along, `head` for one, and has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
     except Exception as caught:
-        error = in_words(caught)
-        if not isinstance(error, (UserError, RunError)):
-            raise
-        _tell_once(error)
-        code = 2 if isinstance(error, UserError) else 1
+        code = _fail(caught)
     _leave(code)
+
+
+def _fail(caught: Exception) -> int:
+    """Tell what ended a command; its exit code."""
+    if isinstance(caught, OutputError):
+        standard_streams.discard(sys.stdout)
+    # of what reads along, `head` for one, and has seen enough
+    if isinstance(caught, OutputError) and caught.errno == errno.EPIPE:
+        return 141
+    error = in_words(caught)
+    if isinstance(error, MemoryError):
+        error = RunError("there is not enough memory here; what was whole before is whole still")
+    elif not isinstance(error, (UserError, RunError)):
+        error = unforeseen(error)
+    _tell_once(error)
+    return 2 if isinstance(error, UserError) else 1
 
 
 def _tell_once(error: UserError | RunError) -> None:
@@ -196,8 +248,10 @@ def _leave(code: int) -> NoReturn:
     aborts the process now and then, after all its work is done
     (github.com/pytorch/pytorch/pull/179291)."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # a full disk under a log, a reader that has gone
+        try:
             stream.flush()
+        except OSError:  # a full disk under a log, a reader that has gone
+            standard_streams.discard(stream)
     if "gpt.engine.boundary" in sys.modules:
         os._exit(code)
     sys.exit(code)

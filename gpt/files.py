@@ -4,26 +4,34 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
-import tempfile
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from gpt.errors import UserError
+from gpt.reading import open_regular, read_text
 
 LOCK = ".lock"
+TOKEN_BYTES = 8
+# how a file of ours is opened where others may write too: never through a link that they laid
+_OWN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def hash_file(path: Path | str) -> dict[str, int | str]:
     """{"size", "sha256"} of a file."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    size = 0
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return {"size": os.path.getsize(path), "sha256": digest.hexdigest()}
+            size += len(block)
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def sync(path: Path | str) -> None:
@@ -35,13 +43,73 @@ def sync(path: Path | str) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content; a crash leaves the old or the new one."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text, encoding="utf-8")
-    sync(aside)
-    os.replace(aside, path)
+def open_own(path: Path | str, flags: int) -> int:
+    """Descriptor of a file that is ours to change, made with the user's own permissions where it is
+    not there. flags: os.O_RDWR and the like.
+
+    Raises OSError where it is not a regular file: a link may point at a file of somebody else.
+    """
+    try:
+        descriptor = os.open(path, flags | _OWN, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            error.strerror = "a link, where a file of ours should be"
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return descriptor
+
+
+def _name_beside(path: Path) -> Path:
+    """A hidden name in a path's folder that nobody can foresee."""
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.new")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file's content; a crash leaves the old or the new one. A link is replaced, not
+    followed; a file that was there keeps its permissions.
+
+    Raises OSError, with the file's name; then nothing has changed.
+    """
+    if isinstance(content, str):
+        content = content.encode("utf-8", errors="backslashreplace")
+    aside = _name_beside(path)
+    try:
+        with open(open_own(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+            with suppress(OSError):
+                before = os.lstat(path)
+                if stat.S_ISREG(before.st_mode):
+                    os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink()
+        # a write that fails does not know which file it was
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     sync(path.parent)
+
+
+def write_output(option: str, path: Path | str, text: str) -> None:
+    """Write what a user asked for under a name of the user's. Raises UserError where it cannot be
+    written.
+
+    A device or a pipe, /dev/stdout for one, is written to; anything else is replaced whole.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        else:
+            write_atomically(path, text)
+    except OSError as error:
+        raise UserError(
+            f"{option} {path} cannot be written ({error.strerror})",
+            mend="make room, or give the name of a file in another folder",
+        ) from error
 
 
 def is_locked_by(folder: Path, token: str) -> bool:
@@ -50,9 +118,9 @@ def is_locked_by(folder: Path, token: str) -> bool:
     for seconds in (0, 0.1, 1, 5):
         time.sleep(seconds)
         try:
-            if (folder / LOCK).read_text(encoding="utf-8") == token:
+            if read_text(folder / LOCK, most=100) == token:
                 return True
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             pass
     return False
 
@@ -103,10 +171,11 @@ def sync_all(folder: Path) -> None:
 @contextmanager
 def built_aside(path: Path | str) -> Iterator[Path]:
     """A new folder that takes the place of `path` at the end of the block; after an error it is
-    gone instead."""
+    gone instead. It has the permissions that the user's umask gives."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    building = _name_beside(path)
+    building.mkdir()
     try:
         with when_full(
             f"{path} does not fit on its disk",
@@ -114,8 +183,6 @@ def built_aside(path: Path | str) -> Iterator[Path]:
         ):
             yield building
             sync_all(building)
-            # mkdtemp's folders are private
-            building.chmod(0o755)
             building.replace(path)
             sync(path.parent)
     finally:
@@ -144,7 +211,7 @@ class FolderLock:
         self._folder = folder
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / LOCK, "a+")
+        self._file = self._open()
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -155,10 +222,11 @@ class FolderLock:
                 f"{folder / LOCK} cannot be locked: {error.strerror}; name a folder on a disk that"
                 " has file locks (Lustre: mounted with -o flock)"
             ) from error
-        self.token = secrets.token_hex(8)
+        self._require_ours()
+        self.token = secrets.token_hex(TOKEN_BYTES)
         try:
             self._file.truncate(0)
-            self._file.write(self.token)
+            self._file.write(self.token.encode())
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -167,6 +235,34 @@ class FolderLock:
                 f"{folder / LOCK} cannot be written: {error.strerror}; make room, or name another"
                 " folder"
             ) from error
+
+    def _open(self) -> BinaryIO:
+        path = self._folder / LOCK
+        try:
+            return open(open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b")
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be opened ({error.strerror})", mend="name another folder"
+            ) from error
+
+    def _require_ours(self) -> None:
+        """Raise UserError where the file holds anything but the token of a lock before."""
+        self._file.seek(0)
+        content = self._file.read(2 * TOKEN_BYTES + 1)
+        if content and not re.fullmatch(rb"[0-9a-f]{1,%d}" % (2 * TOKEN_BYTES), content):
+            self._file.close()
+            raise UserError(
+                f"{self._folder / LOCK} is a file of something else",
+                mend="name another folder, or remove that file if nothing needs it",
+            )
+
+    @property
+    def holds(self) -> bool:
+        """Whether the folder of this name is still the one that was locked: not renamed, not
+        replaced by another."""
+        with suppress(OSError):
+            return os.path.samestat(os.lstat(self._folder / LOCK), os.fstat(self._file.fileno()))
+        return False
 
     def release(self) -> None:
         self._file.close()

@@ -131,4 +131,5 @@ def kernels_of(
 
 
 if __name__ == "__main__":
-    command(main)
+    # a log that is full is no reason to end a run
+    command(main, needs_output=False)

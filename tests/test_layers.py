@@ -10,7 +10,15 @@ from conftest import ROOT
 
 # From the ground up. What stands on one floor may use its neighbours, as long as no circle arises.
 FLOORS = [
-    {"gpt.errors", "gpt.files", "gpt.wording"},
+    {
+        "gpt.errors",
+        "gpt.escaping",
+        "gpt.files",
+        "gpt.parsing",
+        "gpt.reading",
+        "gpt.standard_streams",
+        "gpt.wording",
+    },
     {"gpt.kernels", "gpt.cluster"},
     {"gpt.config", "gpt.data"},
     {"gpt.model", "gpt.evaluation", "gpt.quantities", "gpt.compute", "gpt.prepare"},

@@ -27,6 +27,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt import standard_streams
 from gpt.errors import Parser, UserError, command
 
 VOCAB_SIZE = 16384
@@ -246,7 +247,7 @@ def say(text):
     try:
         print(text, flush=True)
     except OSError:  # whoever read along has gone, and the work goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        standard_streams.discard(sys.stdout)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ metrics.jsonl. With --rank and --world_size only the rows of one rank are shown.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, command
+from gpt.escaping import in_one_line, printable
 
 TRAIN = "train"
 LARGEST = 2**31 - 1
@@ -98,14 +98,10 @@ def require_consistent(args):
 
 
 def show(args, value, print_it):
-    try:
-        if args.json:
-            print(json.dumps(value, indent=1))
-        else:
-            print_it(value)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if args.json:
+        print(json.dumps(value, indent=1))
+    else:
+        print_it(value)
 
 
 def rows_of_batch(args, dataset):
@@ -120,7 +116,7 @@ def rows_of_batch(args, dataset):
 def print_documents(documents):
     for document in documents:
         print(f"{document['bytes']:>14,} bytes {document['tokens']:>14,} tokens  ", end="")
-        print(printable(document["name"]))
+        print(in_one_line(document["name"]))
     longest = max(documents, key=lambda document: document["tokens"])
     tokens = sum(document["tokens"] for document in documents)
     print(
@@ -130,10 +126,9 @@ def print_documents(documents):
 
 
 def print_document(document):
-    print(
-        f"{printable(document['name'])}: {document['bytes']:,} bytes, {document['tokens']:,} tokens"
-    )
-    print(printable(document["text"]))
+    name = in_one_line(document["name"])
+    print(f"{name}: {document['bytes']:,} bytes, {document['tokens']:,} tokens")
+    print(document["text"])
 
 
 def print_rows(rows):
@@ -142,14 +137,9 @@ def print_rows(rows):
         for piece in row["pieces"]:
             last = piece["first"] + piece["tokens"] - 1
             end = ", its end" if piece["ends"] else ""
-            print(f"  {printable(piece['document'])}: tokens {piece['first']:,} to {last:,}{end}")
+            print(f"  {in_one_line(piece['document'])}: tokens {piece['first']:,} to {last:,}{end}")
             for line in printable(piece["text"]).split("\n"):
                 print(f"    | {line}")
-
-
-def printable(text):
-    """A text without characters that a terminal would obey."""
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def print_histogram(counts):

@@ -7,6 +7,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from gpt import standard_streams
 from gpt.config.run_config import Config
 from gpt.wording import duration
 
@@ -30,7 +31,12 @@ class Progress:
         """The run goes on after `step`."""
         if self._active and sys.stderr.isatty():
             self._bar = tqdm(
-                total=self._last_step, initial=step, unit="step", dynamic_ncols=True, leave=True
+                file=standard_streams.obeyed(sys.stderr),
+                total=self._last_step,
+                initial=step,
+                unit="step",
+                dynamic_ncols=True,
+                leave=True,
             )
 
     def advance(self) -> None:
