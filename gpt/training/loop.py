@@ -17,7 +17,7 @@ from gpt.data.datasets import Dataset
 from gpt.data.streams import Ahead, Streams
 from gpt.errors import AgreedError
 from gpt.evaluation import Evaluator, Tally, summary
-from gpt.files import FolderLock
+from gpt.files import FolderLock, is_locked_by
 from gpt.metrics import events
 from gpt.metrics.activations import ActivationStatistics
 from gpt.metrics.meter import Meter
@@ -75,6 +75,7 @@ class Loop:
         token = prepared.lock and prepared.lock.token
         self._start_tag, token = world.gather((prepared.start_tag, token))[0]
         require_one_folder(config.run_dir, token, world)
+        lock = prepared.lock
         self._config = config
         self._saved_config = prepared.saved_config
         self._course = prepared.course
@@ -100,6 +101,7 @@ class Loop:
             prepared.dataset,
             self._engine,
             world,
+            lambda: lock.holds if lock else is_locked_by(config.run_dir, token),
             metrics.write,
             progress.say,
         )
@@ -107,7 +109,8 @@ class Loop:
         self._probe = prepared.streams.batch(0, probe_rows)[:, : PROBE_TOKENS + 1]
         seconds = self._load(self._start_tag) if self._start_tag else 0.0
         if options.init_from and not self._start_tag:
-            self._engine.adopt(warm_start.state(options.init_from), self._engine.loss_scale)
+            weights = warm_start.state(options.init_from, config.model)
+            self._engine.adopt(weights, self._engine.loss_scale)
             self._notices.append(f"the first weights are those of {options.init_from}")
         progress.start(self._course.step)
         changes = world.gather(prepared.saved_config[CHANGES])[0]
@@ -181,7 +184,7 @@ class Loop:
         if saver.saved_step != step:
             self._reports.close()
             raise AgreedError(
-                f"the last checkpoint could not be written to {saver.folder}: make room, and the"
+                f"the last checkpoint could not be written to {saver.folder} ({saver.failure}); the"
                 f" same command goes on from step {saver.saved_step or 0}"
             )
         if step >= options.max_train_steps and not self._course.owes_evaluation(options):
