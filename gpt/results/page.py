@@ -14,7 +14,7 @@ from gpt.config.identity import CHANGES
 from gpt.config.run_config import leaves
 from gpt.errors import UserError
 from gpt.metrics.events import EVAL, TRAIN
-from gpt.metrics.runs import Run, values
+from gpt.metrics.run import Run, values
 from gpt.results.comparison import Group, group_by_seed
 from gpt.results.leaderboard import leaderboard
 from gpt.results.leaderboard_text import markdown

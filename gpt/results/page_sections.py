@@ -11,7 +11,7 @@ import numpy as np
 from gpt.config.identity import change_in_words, changes_of
 from gpt.config.run_config import leaves
 from gpt.metrics.events import CHECKPOINT, EVAL, RESUME, START, TRAIN
-from gpt.metrics.runs import Run, values
+from gpt.metrics.run import Run, values
 from gpt.results.page_curves import SHOWN_EVENTS, happenings
 from gpt.results.page_tables import figure, table, text
 from gpt.results.scores import split_of, whole_split

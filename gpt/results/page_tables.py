@@ -5,7 +5,7 @@ import math
 from collections.abc import Container, Sequence
 from typing import Any
 
-from gpt.metrics.runs import values
+from gpt.metrics.run import values
 
 SHORT_CELL = 36  # characters up to which a cell stays on one line
 
