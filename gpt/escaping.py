@@ -8,8 +8,8 @@ import re
 _CONTROLS = re.compile(
     "(?!\r\n)[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-# what CommonMark, and GitHub's tables, give a meaning within a line
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>#|~&]")
+# what CommonMark, and GitHub's tables, give a meaning within a line; a _ within a word has none
+_MARKDOWN = re.compile(r"[\\`*\[\]<#|~&$]|(?<![^\W_])_|_(?![^\W_])")
 # spreadsheets take a cell that begins so for a formula
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
