@@ -100,18 +100,16 @@ def in_words(error: Exception) -> Exception:
     return error
 
 
-def unforeseen(error: BaseException) -> UnforeseenError:
-    """What nobody foresaw, in one sentence, its traceback in a file of its own."""
+def unforeseen(error: BaseException, reports: Path | None = None) -> UnforeseenError:
+    """What nobody foresaw, in one sentence, its traceback in a file of its own. reports: the folder
+    for that file; otherwise, and where it cannot be written there, the system's for such."""
     text = "".join(traceback.format_exception(error))
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if _is_ours(frame.filename)] or frames
     place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "nowhere"
     words = in_one_line(f"{type(error).__name__}: {error}".strip().partition("\n")[0])[:200]
-    try:
-        descriptor, report = tempfile.mkstemp(prefix="gpt-error-", suffix=".txt")
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-    except OSError:  # then it goes where the sentence goes
+    report = _write_report(text, reports) or _write_report(text, None)
+    if report is None:  # then it goes where the sentence goes
         return UnforeseenError(f"unforeseen at {place} ({words}):\n{text}")
     return UnforeseenError(
         f"unforeseen at {place} ({words}): a fault of the trainer, so please report it with"
@@ -119,25 +117,15 @@ def unforeseen(error: BaseException) -> UnforeseenError:
     )
 
 
-def _where_raised(error: ImportError) -> str:
-    """The module that raised an error which names none, as where a compiled part does not fit."""
-    module = OWN_PACKAGES[0]
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        module = frame.f_globals.get("__name__", module)
-    return module
-
-
-def _failed_import(error: ImportError, name: str) -> UserError:
-    if isinstance(error, ModuleNotFoundError):
-        return UserError(
-            f"the package {name!r} is not installed here ({sys.executable})",
-            mend="run `pip install -e .` in the project's folder",
-        )
-    first_line = str(error).strip().partition("\n")[0]
-    return UserError(
-        f"the package {name!r} does not load here ({sys.executable}; {first_line})",
-        mend="run `pip install -e .` in the project's folder, in a new environment",
-    )
+def _write_report(text: str, folder: Path | None) -> str | None:
+    """Name of a new file of this text; None where it cannot be written."""
+    try:
+        descriptor, report = tempfile.mkstemp(prefix="gpt-error-", suffix=".txt", dir=folder)
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        return None
+    return report
 
 
 def _is_ours(file: str) -> bool:
@@ -170,10 +158,10 @@ def in_brief(error: Exception, path: Path | str | None = None) -> str:
     return f"{path}: {words}" if path else words
 
 
-def tell(error: Exception, who: str = "") -> None:
-    """Write an error to stderr, in one sentence."""
+def tell(error: Exception, who: str = "", reports: Path | None = None) -> None:
+    """Write an error to stderr, in one sentence. reports: as for `unforeseen`."""
     if not isinstance(error, (UserError, RunError)):
-        error = unforeseen(error)
+        error = unforeseen(error, reports)
     with suppress(OSError):  # a full disk under a log, a reader that has gone
         sys.stderr.write(f"{who}error: {error}\n")
         sys.stderr.flush()

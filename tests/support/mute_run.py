@@ -32,7 +32,7 @@ def wait(size, killed):
     hosts = tuple(f"node{1 + rank // 2}" for rank in range(size))
     world = World(rank, size, torch.device("cpu"), hosts, roll_call.store(60, is_master=rank == 0))
     watchdog = Watchdog(world, 600)
-    failures = Failures(world, watchdog)
+    failures = Failures(world, watchdog, Path.cwd())
     watchdog.progress("waiting")
     board = world.blackboard(10)
     board.add("waiting", 1)
