@@ -10,9 +10,7 @@ _CONTROLS = re.compile(
 )
 # What CommonMark, and GitHub, give a meaning within a cell: code, emphasis, links, HTML, entities,
 # mathematics; emoji, addresses of pages, mentions of people. A _ within a word has none.
-_MARKDOWN = re.compile(
-    r"[\\`*\[\]<|~&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//|[\w+-]+:)|(?<!\w)@(?=\w)"
-)
+_MARKDOWN = re.compile(r"[\\`*\[\]<|~&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//|[\w+-]+:)|(?<!\w)@(?=\w)")
 # spreadsheets take a cell that begins so for a formula
 _FORMULA = ("=", "+", "-", "@")
 
