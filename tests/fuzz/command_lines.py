@@ -60,9 +60,9 @@ def damaged(rng: random.Random, command: Command, without: tuple[str, ...] = ())
         how = rng.choice(("word", "option", "option", "option", "gone", "doubled"))
         at = rng.randrange(len(argv)) if argv else 0
         kept = bool(argv) and any(word in without for word in argv[max(0, at - 1) : at + 1])
-        if how == "option" or not argv:
+        if how == "option" and options:
             argv += _option(rng, rng.choice(options))
-        elif kept:
+        elif kept or not argv:
             continue
         elif how == "word":
             argv[at] = hostile.argument(rng)

@@ -135,8 +135,8 @@ def of_files(damaged: Sequence[str], beside: Sequence[str], commands: Sequence[C
 
     def family(rng: random.Random, space: Workspace) -> Command:
         space.add(*damaged, *beside)
-        for _ in range(rng.choice((1, 1, 1, 2))):
-            path = rng.choice(space.files(*damaged))
+        paths = space.files(*damaged)
+        for path in rng.sample(paths, min(len(paths), rng.choice((1, 1, 1, 2)))):
             hostile.damage_file(rng, path)
             if rng.random() < 0.5:
                 seals.renew(space.folder, path)

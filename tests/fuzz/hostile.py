@@ -444,7 +444,7 @@ def _damage_npy(rng: random.Random, path: Path) -> None:
             b"\x93NUMPY\x02\x00" + struct.pack("<I", len(header)) + header + array.tobytes()
         )
         return
-    if how == "dtype":
+    if how == "dtype" and array.dtype.kind in "iu":
         array = array.astype(rng.choice(("f4", "i8", "u1", "S8", "c8", "?", "M8[s]")))
     elif how == "shape":
         array = array[None] if rng.random() < 0.5 else array.reshape(-1)[:1].reshape(())
