@@ -193,11 +193,12 @@ def sync_all(folder: Path) -> None:
 @contextmanager
 def built_aside(path: Path | str) -> Iterator[Path]:
     """A new folder that takes the place of `path` at the end of the block; after an error it is
-    gone instead. It has the permissions that the user's umask gives."""
+    gone instead, after a crash when the next one is built. It has the permissions that the user's
+    umask gives."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = _name_beside(path)
-    building.mkdir()
+    _remove_abandoned(path)
+    building, lock = _locked_folder_beside(path)
     try:
         with when_full(
             f"{path} does not fit on its disk",
@@ -209,6 +210,40 @@ def built_aside(path: Path | str) -> Iterator[Path]:
             sync(path.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder_beside(path: Path) -> tuple[Path, int]:
+    """(a new folder, what keeps it locked while it is open), where its disk has locks."""
+    while True:
+        folder = _name_beside(path)
+        folder.mkdir()
+        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():  # nobody took it for abandoned before it was locked
+            return folder, lock
+        os.close(lock)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes that have died were building for a path: the user's own folders of such
+    a name, which nobody keeps locked."""
+    name = re.compile(rf"\.{re.escape(path.name[:100])}\.[0-9a-f]{{8}}\.new")
+    for folder in [*path.parent.iterdir()]:
+        if name.fullmatch(folder.name):
+            with suppress(OSError):  # it is locked, or its disk has no locks
+                _remove_if_unlocked(folder)
+
+
+def _remove_if_unlocked(folder: Path) -> None:
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _OWN)
+    try:
+        if os.fstat(lock).st_uid == os.geteuid():
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 class LockedError(UserError):

@@ -48,6 +48,23 @@ def test_a_replaced_file_keeps_its_permissions_and_a_new_one_has_the_users(tmp_p
     assert mode(tmp_path / "shared") == 0o755
 
 
+def test_what_a_dead_process_was_building_is_removed_and_what_a_living_one_builds_is_not(tmp_path):
+    abandoned = tmp_path / ".out.0123abcd.new"
+    others = [tmp_path / name for name in (".out.0123abcg.new", ".other.0123abcd.new", ".out.new")]
+    for folder in (abandoned, *others):
+        folder.mkdir()
+        (folder / "x").write_text("")
+    (tmp_path / ".out.aaaaaaaa.new").symlink_to(others[0])
+    with built_aside(tmp_path / "out") as first:
+        assert not abandoned.exists()
+        with built_aside(tmp_path / "out") as second:
+            (second / "y").write_text("")
+        assert first.exists() and not second.exists()
+        (tmp_path / "out/y").unlink()
+    assert all((folder / "x").is_file() for folder in others)
+    assert not first.exists() and (tmp_path / "out").is_dir()
+
+
 def test_a_link_is_replaced_and_never_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
