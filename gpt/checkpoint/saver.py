@@ -77,6 +77,8 @@ class Saver:
         # the last evaluation: its step, and whether it scored the whole split
         self._evaluation: tuple[int, bool] | None = None
         self._pending: _Pending | None = None
+        # why the last save failed; None where it did not
+        self.failure: str | None = None
         self._report = report
         self._say = say
 
@@ -171,6 +173,7 @@ class Saver:
             pending.run(lambda: self._commit(pending) if self._world.rank == 0 else None)
             return
         self._pending = None
+        self.failure = pending.failure
         if pending.failure is None:
             self._committed(pending)
         else:
