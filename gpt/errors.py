@@ -93,6 +93,11 @@ def in_words(error: Exception) -> Exception:
         return UserError(f"{path}: {error.strerror}; make the path usable or give another one")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"a file does not fit on its disk: {error.strerror}", mend="make room")
+    # of a dying disk, or a file server that is gone
+    if isinstance(error, OSError) and error.errno is not None:
+        return RunError(
+            f"the system failed: {error.strerror}; what was whole before is whole still"
+        )
     if isinstance(error, ImportError):
         name = error.name or _where_raised(error)
         if name.split(".")[0] not in OWN_PACKAGES:
