@@ -106,6 +106,11 @@ class Split:
                 mend=MEND,
             )
 
+    @property
+    def taken_unhashed(self) -> str:
+        """What there is to tell where `require_as_written` is left out."""
+        return f"{self._path} is taken by its size alone, not by its sha256 (--skip_data_hash)"
+
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError where ids that were read from this split are none of the vocabulary's."""
         largest = ids.max(initial=0)
