@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from gpt.errors import UserError
 from gpt.reading import open_regular, read_text
+from gpt.standard_streams import OutputError
 
 LOCK = ".lock"
 TOKEN_BYTES = 8
@@ -175,11 +176,12 @@ def free_space(path: Path | str) -> tuple[int, Path]:
 
 @contextmanager
 def when_full(what: str, mend: str | None = None) -> Iterator[None]:
-    """A block, or as a decorator a function, in which a full disk becomes this UserError."""
+    """A block, or as a decorator a function, in which a full disk becomes this UserError. That of
+    the standard output is another one."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OutputError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(what, mend) from error
 

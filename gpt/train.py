@@ -37,7 +37,7 @@ def main() -> None:
     only_tell = args.dry_run or args.explain
     launch = launched()
     draft = read(args.ds_config, args.world_size or launch.size, args.overrides)
-    data = RunData(draft, may_be_absent=only_tell)
+    data = RunData(draft, may_be_absent=only_tell, skip_hash=args.skip_data_hash)
     draft.add(data.mistakes())
     config = draft.settle()
     if only_tell:
