@@ -303,9 +303,9 @@ class FolderLock:
     def place(self) -> Path | None:
         """Where the folder that was locked is now; None where it is gone, or cannot be told."""
         with suppress(OSError):
-            path = Path(os.readlink(f"/proc/self/fd/{self._file.fileno()}"))
-            if os.path.samestat(os.lstat(path), os.fstat(self._file.fileno())):
-                return path.parent
+            path = Path(os.readlink(f"/proc/self/fd/{self._folder_held}"))
+            if os.path.samestat(os.stat(path), os.fstat(self._folder_held)):
+                return path
         return None
 
     def release(self) -> None:
