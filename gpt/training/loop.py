@@ -137,7 +137,7 @@ class Loop:
         options = self._config.options
         course = self._course
         last_step = options.max_train_steps
-        if self._start_tag and course.step >= last_step and not course.owes_evaluation(options):
+        if self._start_tag and course.is_finished(options):
             self._reports.nothing_to_do()
             return
         self._open()
@@ -184,7 +184,7 @@ class Loop:
                 f"the last checkpoint could not be written to {saver.folder}: make room, and the"
                 f" same command goes on from step {saver.saved_step or 0}"
             )
-        if step >= options.max_train_steps and not self._course.owes_evaluation(options):
+        if self._course.is_finished(options):
             self._reports.done(saver.folder / folders.tag_of(step))
         else:
             assert self._stop_reason is not None, "nothing else ends a run early"
