@@ -93,6 +93,11 @@ def in_words(error: Exception) -> Exception:
         return UserError(f"{path}: {error.strerror}; make the path usable or give another one")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"a file does not fit on its disk: {error.strerror}", mend="make room")
+    # of a dying disk, or a file server that is gone
+    if isinstance(error, OSError) and error.errno is not None:
+        return RunError(
+            f"the system failed: {error.strerror}; what was whole before is whole still"
+        )
     if isinstance(error, ImportError):
         name = error.name or _where_raised(error)
         if name.split(".")[0] not in OWN_PACKAGES:
@@ -126,6 +131,27 @@ def _write_report(text: str, folder: Path | None) -> str | None:
     except OSError:
         return None
     return report
+
+
+def _where_raised(error: ImportError) -> str:
+    """The module that raised an error which names none, as where a compiled part does not fit."""
+    module = OWN_PACKAGES[0]
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = frame.f_globals.get("__name__", module)
+    return module
+
+
+def _failed_import(error: ImportError, name: str) -> UserError:
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(
+            f"the package {name!r} is not installed here ({sys.executable})",
+            mend="run `pip install -e .` in the project's folder",
+        )
+    first_line = str(error).strip().partition("\n")[0]
+    return UserError(
+        f"the package {name!r} does not load here ({sys.executable}; {first_line})",
+        mend="run `pip install -e .` in the project's folder, in a new environment",
+    )
 
 
 def _is_ours(file: str) -> bool:
