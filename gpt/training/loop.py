@@ -144,7 +144,7 @@ class Loop:
         options = self._config.options
         course = self._course
         last_step = options.max_train_steps
-        if self._start_tag and course.step >= last_step and not course.owes_evaluation(options):
+        if self._start_tag and course.is_finished(options):
             self._reports.nothing_to_do()
             return
         self._open()
@@ -211,7 +211,7 @@ class Loop:
                 f"the last checkpoint could not be written to {saver.folder} ({saver.failure});"
                 f" {self._how_to_go_on()}"
             )
-        if step >= options.max_train_steps and not self._course.owes_evaluation(options):
+        if self._course.is_finished(options):
             if self._is_unscored:
                 split = options.eval_data_split
                 self._fail(
