@@ -7,11 +7,13 @@ from typing import Any
 import yaml
 
 # bytes of YAML, whose reader is slow
-MOST_YAML = 4 << 20
+MOST_YAML = 256 << 10
 # blocks and lists within one another; a run's JSON has five
 MOST_LEVELS = 20
-# values that a file may show by referring to others, as YAML's aliases do
+# Values that a file may show by referring to others, as YAML's aliases do. A long text counts for
+# several.
 MOST_VALUES = 1_000_000
+CHARACTERS_A_VALUE = 100
 # digits of a whole number; the largest that means anything here has 19
 MOST_DIGITS = 400
 
@@ -116,6 +118,8 @@ def _require_bounded(root: yaml.Node) -> None:
             raise ParseError(_TOO_DEEP)
         above.add(id(node))
         total = 1
+        if isinstance(node, yaml.ScalarNode):
+            total += len(node.value) // CHARACTERS_A_VALUE
         for child in _children(node):
             total += count(child, level + 1)
         above.discard(id(node))

@@ -56,6 +56,7 @@ def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") 
     """Print what was asked for instead of a run: where every value comes from, what it will
     cost."""
     from gpt.compute import dry_run
+    from gpt.training.run_folder import require_own
 
     if args.explain:
         print(dry_run.explain(config))
@@ -65,6 +66,7 @@ def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") 
 
             tokenizer = dataset.vocab.fingerprint if dataset else None
             warm_start.origin(config.options.init_from, config.model, tokenizer)
+        require_own(config.run_dir)
         print(dry_run.report(config, dataset, args.interconnect))
 
 

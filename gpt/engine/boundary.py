@@ -106,7 +106,8 @@ def connect(
             mend="start at most so many ranks there (slots in the hostfile, --num_gpus,"
             " --ntasks-per-node), and let each see all devices",
         )
-    store, hosts = roll_call(launch, dict(facts))
+    meeting = roll_call(launch, dict(facts))
+    hosts = meeting.hosts
     if on_cpu:
         # The first init_distributed on a CPU would compile an operator that only inference uses:
         # minutes, and a compiler.
@@ -123,8 +124,10 @@ def connect(
         " tools/preflight.py looks into it"
     )
     with Deadline(JOIN_SECONDS, too_late):
-        deepspeed.init_distributed(verbose=verbose, timeout=timeout)
-    return World(launch.rank, launch.size, local_device(), hosts, store)
+        deepspeed.init_distributed(
+            verbose=verbose, timeout=timeout, init_method=meeting.init_method
+        )
+    return World(launch.rank, launch.size, local_device(), hosts, meeting.board)
 
 
 def disconnect() -> None:

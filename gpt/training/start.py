@@ -21,7 +21,7 @@ from gpt.config.identity import (
 from gpt.config.keys import nearest
 from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.run_config import Config
-from gpt.config.saved import CONFIG, RUN, saved_config
+from gpt.config.saved import RUN, saved_config
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
@@ -29,6 +29,7 @@ from gpt.metrics.events import METRICS
 from gpt.metrics.runs import read_run
 from gpt.training import run_documents
 from gpt.training.course import Course
+from gpt.training.run_folder import require_own
 from gpt.wording import plural
 
 # prefixes of the settings that a checkpoint's tensors and states have their shapes from
@@ -65,13 +66,8 @@ def claim(
     """
     allowed = [_setting(key) for key in allowed]
     run_dir = config.run_dir
-    _require_outside_of_checkpoints(run_dir)
+    require_own(run_dir)
     folder = folders.of_run(run_dir)
-    for path in (run_dir, folder):
-        if path.exists() and not path.is_dir():
-            raise UserError(
-                f"{path} is a file, where a run wants to be kept", mend="name another --run_dir"
-            )
     # a mistake below shall leave no new folder behind
     lock = _lock(run_dir) if run_dir.exists() else None
     if folder.exists():
@@ -114,16 +110,6 @@ def _with_first_weights_of(earlier: dict, config: Config, resolved: dict) -> dic
         return resolved
     gpt = {**resolved[RUN]["gpt"], "init_from": was}
     return {**resolved, RUN: {**resolved[RUN], "gpt": gpt}}
-
-
-def _require_outside_of_checkpoints(run_dir: Path) -> None:
-    place = run_dir.absolute()
-    for path in (place, *place.parents):
-        if path == folders.of_run(path.parent) and (path.parent / CONFIG).exists():
-            raise UserError(
-                f"--run_dir {run_dir} is among the checkpoints of the run {path.parent}",
-                mend="name a folder outside of it",
-            )
 
 
 def _lock(run_dir: Path) -> FolderLock:

@@ -99,7 +99,7 @@ class Trainer:
         """
         stop_request = StopRequest()
         watchdog = Watchdog(world, self.config.options.step_timeout)
-        failures = Failures(world, watchdog)
+        failures = Failures(world, watchdog, self.config.run_dir)
         try:
             Loop(self, make_engine, world, watchdog, stop_request).run()
         except (AgreedError, AgreedUserError):

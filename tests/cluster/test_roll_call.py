@@ -18,7 +18,7 @@ from gpt.cluster.roll_call import roll_call
 def main():
     announced = launched()
     launch = Launch(announced.rank, announced.size, ("node1", "node2"))
-    print(roll_call(launch, {"dataset": sys.argv[2]}, float(sys.argv[3]))[1])
+    print(roll_call(launch, {"dataset": sys.argv[2]}, float(sys.argv[3])).hosts)
 command(main)
 """
 
