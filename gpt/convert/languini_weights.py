@@ -8,6 +8,7 @@ it is not needed: every size but a head's is that of a weight.
 
 import re
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 
@@ -96,7 +97,7 @@ def _read(file: Path):
     return last_index + 1, {_WRAPPERS.sub("", name): value for name, value in state.items()}
 
 
-def _are_tensors(state: object) -> bool:
+def _are_tensors(state: object) -> TypeGuard[dict[str, torch.Tensor]]:
     """Whether this is {name: tensor}, of one at least."""
     if not isinstance(state, dict) or not state:
         return False
