@@ -28,7 +28,7 @@ import torch.distributed
 
 from gpt.checkpoint.zero_files import FullState, load_weights_only
 from gpt.cluster.launch import Launch, launched
-from gpt.cluster.roll_call import JOIN_SECONDS, Deadline, roll_call
+from gpt.cluster.roll_call import JOIN_SECONDS, Deadline, require_interfaces, roll_call
 from gpt.cluster.watchdog import STARTING_SECONDS
 from gpt.cluster.world import World, to_device
 from gpt.compute.hardware import DTYPES, keep_freed_memory, share_cores
@@ -106,6 +106,8 @@ def connect(
             mend="start at most so many ranks there (slots in the hostfile, --num_gpus,"
             " --ntasks-per-node), and let each see all devices",
         )
+    if on_cpu:
+        require_interfaces()
     meeting = roll_call(launch, dict(facts))
     hosts = meeting.hosts
     if on_cpu:
