@@ -151,8 +151,14 @@ def is_locked_by(folder: Path, token: str) -> bool:
 def require_place_for(option: str, path: Path | str) -> None:
     """Raise UserError where a file of this name cannot be made, before the work whose results it is
     for."""
-    if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
+    folder = Path(path).resolve().parent
+    if Path(path).is_dir() or not folder.is_dir():
         raise UserError(f"{option} {path}", mend="give the name of a file in a folder that exists")
+    if not Path(path).exists() and not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{option} {path}: nothing can be written into {folder}",
+            mend="give the name of a file in another folder",
+        )
 
 
 def require_new_folder(path: Path | str) -> None:

@@ -430,7 +430,9 @@ def file_of_weights(text: str) -> Path:
     if (path / WEIGHTS).is_file():
         raise UserError(f"{text} is a folder", mend=f"give the file {path / WEIGHTS}")
     if not path.is_file():
-        problem = f"is a folder without {WEIGHTS}" if path.is_dir() else "does not exist"
+        problem = "is no file" if path.exists() else "does not exist"
+        if path.is_dir():
+            problem = f"is a folder without {WEIGHTS}"
         raise UserError(
             f"{text} {problem}",
             mend="consolidate a checkpoint with `python tools/zero_to_fp32.py RUN/checkpoints OUT`,"
