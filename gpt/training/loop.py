@@ -18,7 +18,7 @@ from gpt.data.datasets import Dataset
 from gpt.data.streams import Ahead, Streams
 from gpt.errors import AgreedError, AgreedUserError, UserError, in_brief
 from gpt.evaluation import Evaluator, Tally, summary
-from gpt.files import FolderLock
+from gpt.files import FolderLock, is_locked_by
 from gpt.metrics import events
 from gpt.metrics.activations import ActivationStatistics
 from gpt.metrics.meter import Meter
@@ -77,6 +77,7 @@ class Loop:
         token = prepared.lock and prepared.lock.token
         self._start_tag, token = world.gather((prepared.start_tag, token))[0]
         require_one_folder(config.run_dir, token, world)
+        lock = prepared.lock
         self._config = config
         self._saved_config = prepared.saved_config
         self._course = prepared.course
@@ -104,6 +105,7 @@ class Loop:
             prepared.dataset,
             self._engine,
             world,
+            lambda: lock.holds if lock else is_locked_by(config.run_dir, token),
             metrics.write,
             progress.say,
         )
@@ -111,7 +113,8 @@ class Loop:
         self._probe = prepared.streams.batch(0, probe_rows)[:, : PROBE_TOKENS + 1]
         seconds = self._load(self._start_tag) if self._start_tag else 0.0
         if options.init_from and not self._start_tag:
-            self._engine.adopt(warm_start.state(options.init_from), self._engine.loss_scale)
+            weights = warm_start.state(options.init_from, config.model)
+            self._engine.adopt(weights, self._engine.loss_scale)
             self._notices.append(f"the first weights are those of {options.init_from}")
         progress.start(self._course.step)
         changes = world.gather(prepared.saved_config[CHANGES])[0]
@@ -141,7 +144,7 @@ class Loop:
         options = self._config.options
         course = self._course
         last_step = options.max_train_steps
-        if self._start_tag and course.step >= last_step and not course.owes_evaluation(options):
+        if self._start_tag and course.is_finished(options):
             self._reports.nothing_to_do()
             return
         self._open()
@@ -208,7 +211,7 @@ class Loop:
                 f"the last checkpoint could not be written to {saver.folder} ({saver.failure});"
                 f" {self._how_to_go_on()}"
             )
-        if step >= options.max_train_steps and not self._course.owes_evaluation(options):
+        if self._course.is_finished(options):
             if self._is_unscored:
                 split = options.eval_data_split
                 self._fail(

@@ -323,7 +323,7 @@ def _reached(config: Config) -> Reached:
         checkpoint = Checkpoint.open(folder / tag)
         course = Course()
         course.go_on_from(checkpoint.manifest)
-        finished = course.step >= last and not course.owes_evaluation(config.options)
+        finished = course.is_finished(config.options)
         return Reached(checkpoint.step, finished, checkpoint.config)
     if (config.run_dir / METRICS).is_file():
         run = read_run(config.run_dir)
