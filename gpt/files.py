@@ -299,6 +299,15 @@ class FolderLock:
         except (OSError, UserError):
             return False
 
+    @property
+    def place(self) -> Path | None:
+        """Where the folder that was locked is now; None where it is gone, or cannot be told."""
+        with suppress(OSError):
+            path = Path(os.readlink(f"/proc/self/fd/{self._folder_held}"))
+            if os.path.samestat(os.stat(path), os.fstat(self._folder_held)):
+                return path
+        return None
+
     def release(self) -> None:
         self._file.close()
         os.close(self._folder_held)

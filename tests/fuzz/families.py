@@ -60,17 +60,16 @@ OF_RUNS = (
     Command("gpt/train.py", ["--ds_config", "runs/a/config.yaml", "--dry_run"]),
     Command("gpt/train.py", ["--ds_config", "runs/a/config.yaml", "--explain"]),
 )
-OF_INPUTS = tuple(
-    prepare("--input", place, *rule, "--vocab_size", "270", "--out", "out")
-    for place in (
-        "texts",
-        "rows",
-        "rows/a.jsonl",
-        "rows/b.jsonl.gz",
-        "rows/c.parquet",
-        "rows/d.jsonl.zst",
-    )
-    for rule in (("--test_every", "3"), ("--split_list", "test=rows/held_out.txt"))
+ROWS = ("rows/a.jsonl", "rows/b.jsonl.gz", "rows/c.parquet", "rows/d.jsonl.zst")
+TO_OUT = ("--vocab_size", "300", "--out", "out")
+OF_INPUTS = (
+    prepare("--input", "texts", "--test_every", "3", *TO_OUT),
+    prepare("--input", "rows", "--test_every", "3", "--id_field", "none", *TO_OUT),
+    *(prepare("--input", place, "--test_every", "3", *TO_OUT) for place in ROWS),
+    *(
+        prepare("--input", place, "--split_list", "test=rows/held_out.txt", *TO_OUT)
+        for place in ROWS
+    ),
 )
 OF_PREPARING = (
     Command("tools/prepare_data.py", ["--merge", *SHARDS, "--out", "out"], ("out", "out.*")),
@@ -97,8 +96,8 @@ OF_HOSTFILE = (
 OF_THROUGHPUT = (
     Command(
         "tools/throughput.py",
-        ["--from_reference", "--write_config", "out", "--csv", "out.csv", "--json", "out.json"],
-        ("out", "out.*"),
+        ["--from_reference", "--write_config", "out"],
+        ("out",),
     ),
 )
 OF_SETTINGS = (DRY_RUN, DRY_RUN, EXPLAIN)

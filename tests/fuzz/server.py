@@ -3,6 +3,7 @@ of a command's time."""
 
 import atexit
 import ctypes
+import gc
 import importlib
 import io
 import os
@@ -32,8 +33,10 @@ MEMORY = 3 * GIB
 FILE_SIZE = GIB
 CAPABILITIES_VERSION = 0x20080522
 
-# what commands import as they run
+# what commands import as they run; torch._dynamo where a model's shapes are asked for
 IMPORTS = (
+    "deepspeed",
+    "torch._dynamo",
     "gpt.eval",
     "gpt.generate",
     "gpt.cluster.preflight",
@@ -53,6 +56,7 @@ IMPORTS = (
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",
     "scipy.optimize",
+    "scipy.stats",
     "pyarrow.parquet",
 )
 
@@ -92,6 +96,7 @@ def prepare_server() -> None:
     torch.set_num_threads(1)
     for name in IMPORTS:
         importlib.import_module(name)
+    gc.freeze()  # else each child copies what its collector looks at
 
 
 def run(
