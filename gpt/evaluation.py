@@ -38,12 +38,20 @@ TOP = 10
 Score = Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], TokenScores]
 
 
+class Tokens(Protocol):
+    """A row of ids: an array, or a file of which slices are read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
 class Stream(Protocol):
-    """What is scored: gpt.data.datasets.Split, or one in memory. tokens: (n,) ids, an
-    end-of-document id after every document."""
+    """What is scored: gpt.data.datasets.Split, or one in memory. tokens: ids, an end-of-document id
+    after every document."""
 
     @property
-    def tokens(self) -> np.ndarray: ...
+    def tokens(self) -> Tokens: ...
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError where ids that were read from it are none of the vocabulary's."""

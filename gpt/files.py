@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from gpt.errors import UserError
 from gpt.reading import open_regular, read_text
+from gpt.standard_streams import OutputError
 
 LOCK = ".lock"
 TOKEN_BYTES = 8
@@ -175,11 +176,12 @@ def free_space(path: Path | str) -> tuple[int, Path]:
 
 @contextmanager
 def when_full(what: str, mend: str | None = None) -> Iterator[None]:
-    """A block, or as a decorator a function, in which a full disk becomes this UserError."""
+    """A block, or as a decorator a function, in which a full disk becomes this UserError. That of
+    the standard output is another one."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OutputError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(what, mend) from error
 
@@ -296,6 +298,15 @@ class FolderLock:
             return self._is_at_place(self._file)
         except (OSError, UserError):
             return False
+
+    @property
+    def place(self) -> Path | None:
+        """Where the folder that was locked is now; None where it is gone, or cannot be told."""
+        with suppress(OSError):
+            path = Path(os.readlink(f"/proc/self/fd/{self._folder_held}"))
+            if os.path.samestat(os.stat(path), os.fstat(self._folder_held)):
+                return path
+        return None
 
     def release(self) -> None:
         self._file.close()

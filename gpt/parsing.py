@@ -1,7 +1,8 @@
 """JSON and YAML from outside, which build no more than they show."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -71,14 +72,42 @@ def parse_yaml(text: str) -> Any:
     Raises ParseError where it is none, and where its values refer to each other so that they would
     fill the memory.
     """
+    with _in_our_words():
+        node = _bounded_node(text)
+        return None if node is None else yaml.SafeLoader("").construct_document(node)
+
+
+def lines_of_keys(text: str) -> dict[str, int]:
+    """{dotted path: line} of every key of a text in YAML, which JSON is too. Raises ParseError as
+    parse_yaml does."""
+    with _in_our_words():
+        return dict(_lines(_bounded_node(text), ""))
+
+
+def _lines(node: yaml.Node | None, path: str) -> Iterator[tuple[str, int]]:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            where = f"{path}.{key.value}" if path else key.value
+            yield where, key.start_mark.line + 1
+            yield from _lines(value, where)
+
+
+def _bounded_node(text: str) -> yaml.Node | None:
     if len(text) > MOST_YAML:
         raise ParseError(f"more than {MOST_YAML:,} characters of YAML")
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is None:
-            return None
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is not None:
         _require_bounded(node)
-        value = yaml.SafeLoader("").construct_document(node)
+    return node
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Raise what is wrong with a YAML text as ParseError."""
+    try:
+        yield
     except ParseError:
         raise
     except yaml.MarkedYAMLError as error:
@@ -95,7 +124,6 @@ def parse_yaml(text: str) -> Any:
     ) as error:
         words = "too deep" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
         raise ParseError(words[:120] or type(error).__name__) from error
-    return value
 
 
 def _in_brief(error: yaml.MarkedYAMLError) -> str:

@@ -37,7 +37,7 @@ def main() -> None:
     only_tell = args.dry_run or args.explain
     launch = launched()
     draft = read(args.ds_config, args.world_size or launch.size, args.overrides)
-    data = RunData(draft, may_be_absent=only_tell)
+    data = RunData(draft, may_be_absent=only_tell, skip_hash=args.skip_data_hash)
     draft.add(data.mistakes())
     config = draft.settle()
     if only_tell:
@@ -73,7 +73,11 @@ def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") 
 def train(args: argparse.Namespace, launch: "Launch", config: "Config", data: "RunData") -> None:
     """Train as one of the launcher's ranks."""
     from gpt.engine import boundary
+    from gpt.files import require_place_for, write_output
     from gpt.training.trainer import Trainer
+
+    if args.stopped_file:
+        require_place_for("--stopped_file", args.stopped_file)
 
     def make_trainer() -> "Trainer":
         assert kernels is not None, "without them there is a mistake, which is told"
@@ -109,6 +113,12 @@ def train(args: argparse.Namespace, launch: "Launch", config: "Config", data: "R
             # the sample is there now: rank 0 has built it
             trainer = make_trainer()
         trainer.train(boundary.Engine, world)
+        if (
+            args.stopped_file
+            and launch.rank == 0
+            and not trainer.course.is_finished(config.options)
+        ):
+            write_output("--stopped_file", args.stopped_file, f"{trainer.course.step}\n")
     finally:
         if trainer is not None and trainer.lock is not None:
             trainer.lock.remove_unused()

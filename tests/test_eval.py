@@ -282,3 +282,17 @@ def test_another_tokenizer_is_a_mistake(weights, sample, evaluator, tmp_path, mo
         ),
     ):
         evaluator.main()
+
+
+def test_no_number_is_measured_on_tokens_that_are_not_as_they_were_written(
+    weights, sample, tmp_path, load_tool
+):
+    shutil.copytree(sample, tmp_path / "data")
+    path = tmp_path / "data" / "test" / "tokens.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    options = ["--checkpoint_file", weights, "--data_root", tmp_path / "data"]
+    mistake = load_tool("eval", "gpt").mistake(*options)
+    assert mistake.startswith(f"{path} is not as it was written (its sha256 is another than in")
+    assert "is not as it was written" in load_tool("eval", "gpt").mistake(
+        *options, "--eval_data_split", "all"
+    )

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from gpt.cluster.host_report import interface_of, own_address, versions
+from gpt.cluster.host_report import interface_of, interfaces, own_address, versions
 from gpt.cluster.launch import Launch, another_port
 from gpt.cluster.meeting import (
     Meeting,
@@ -232,6 +232,22 @@ def _choose_interface(host: str, verdict: dict[str, Any]) -> None:
             if interface is not None:
                 os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
             return
+
+
+def require_interfaces() -> None:
+    """Raise UserError where gloo shall listen on a network interface that this host has not: torch
+    says so too late, and not of which host."""
+    names = os.environ.get("GLOO_SOCKET_IFNAME")
+    if names is None:
+        return
+    present = interfaces()
+    absent = [name for name in names.split(",") if name not in present]
+    if absent:
+        raise UserError(
+            f"GLOO_SOCKET_IFNAME is {names!r}, and {socket.gethostname()} has no network interface"
+            f" {absent[0]!r}, but {listed(present, 16)}",
+            mend="name one of those, or unset it",
+        )
 
 
 class Deadline:

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt.config.saved import CONFIG, read_config
-from gpt.config.well_formed import require_run_config
+from gpt.config.saved import CONFIG, read_run_config
 from gpt.errors import UserError, in_brief
 from gpt.metrics import events
 from gpt.metrics.events import CURVES, METRICS
@@ -101,9 +100,7 @@ def read_run(path: Path) -> Run:
             f"{path} has no {CONFIG}, which tells what was run",
             mend="copy it from the run's folder",
         )
-    config = read_config(path / CONFIG)
-    require_run_config(path, config)
-    run = Run(path, config, str(path))
+    run = Run(path, read_run_config(path / CONFIG), str(path))
     _read_metrics(run)
     return run
 

@@ -8,7 +8,6 @@ order (gpt/prepare/assemble.py), and the dataset appears by one rename.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +22,18 @@ from gpt.prepare.cuts import cut
 from gpt.prepare.documents import Input, holds_rows, kind_of
 from gpt.prepare.encode import Encoder
 from gpt.prepare.splits import Rule, SameName
-from gpt.prepare.staging import MAKE_ROOM, NO_ROOM, PACKED, PLAN, Job, Plan, Staging, lock_of
+from gpt.prepare.staging import (
+    MAKE_ROOM,
+    NO_ROOM,
+    PACKED,
+    PLAN,
+    Job,
+    Plan,
+    Staging,
+    clear,
+    lock_of,
+    remove,
+)
 from gpt.prepare.texts import NotUTF8, Reading
 from gpt.prepare.units import Unit, UnitEncoder, place_of_unit, units_of
 from gpt.prepare.vocab_training import train_tokenizer, training_documents
@@ -184,8 +194,7 @@ def _publish(
     units: Sequence[Path], building: Path, out: Path, vocab: Vocab, job: Job, say: Say
 ) -> None:
     """Pack the units into `building` and rename it to `out`."""
-    if building.exists():
-        shutil.rmtree(building)
+    remove(building)
     needed = sum(unit.with_suffix(".tokens").stat().st_size for unit in units)
     free, place = free_space(building)
     if needed > free:
@@ -215,9 +224,9 @@ def merge(folders: Sequence[Path | str], out: Path | str, say: Say = print) -> N
         )
     lock = lock_of(building)
     try:
-        _publish(units, building / PACKED, out, vocab, plans[shards[0]].job(shards[0]), say)
+        _publish(units, building / PACKED, out, vocab, plans[shards[0]].job(), say)
     finally:
-        shutil.rmtree(building)
+        clear(building)
         lock.release()
     say(f"the shards' folders are no longer needed: {', '.join(map(str, shards))}")
 

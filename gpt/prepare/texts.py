@@ -35,6 +35,12 @@ class Reading:
     cut_documents: int | None = None
     """Bytes of the documents that larger text files are cut into; None leaves them whole."""
 
+    def __post_init__(self) -> None:
+        are_texts = isinstance(self.text_field, str) and isinstance(self.id_field, str)
+        is_size = self.cut_documents is None or type(self.cut_documents) is int
+        if not are_texts or not is_size or self.bad_utf8 not in ("refuse", "replace", "skip"):
+            raise ValueError("these are no options of reading")
+
     @property
     def replaces_bad_bytes(self) -> bool:
         return self.bad_utf8 == "replace"

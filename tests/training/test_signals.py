@@ -73,6 +73,8 @@ def check(who, name, port, sample, folder, run_command):
         str(TRAIN),
         "--ds_config",
         str(config),
+        "--stopped_file",
+        "stopped",
     ]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     run_dir = folder / "runs/tiny"
@@ -117,8 +119,10 @@ def check(who, name, port, sample, folder, run_command):
     done = steps_done(run_dir)
     if (who, name) == ("rank", "KILL"):  # the one that is left cannot save what the other held
         assert saved >= 5
+        assert not (folder / "stopped").exists()
     else:
         assert saved == done, (folder / "out").read_text()
+        assert (folder / "stopped").read_text() == f"{saved}\n"
         assert (
             f"saved after step {saved} of 100000: the same command goes on"
             in (folder / "out").read_text()
