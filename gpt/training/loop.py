@@ -77,7 +77,6 @@ class Loop:
         token = prepared.lock and prepared.lock.token
         self._start_tag, token = world.gather((prepared.start_tag, token))[0]
         require_one_folder(config.run_dir, token, world)
-        lock = prepared.lock
         self._config = config
         self._saved_config = prepared.saved_config
         self._course = prepared.course
@@ -105,7 +104,7 @@ class Loop:
             prepared.dataset,
             self._engine,
             world,
-            lambda: lock.holds if lock else is_locked_by(config.run_dir, token),
+            lambda: self._lock.holds if self._lock else is_locked_by(config.run_dir, token),
             metrics.write,
             progress.say,
         )
