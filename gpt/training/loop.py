@@ -22,6 +22,7 @@ from gpt.files import FolderLock, is_locked_by
 from gpt.metrics import events
 from gpt.metrics.activations import ActivationStatistics
 from gpt.metrics.meter import Meter
+from gpt.metrics.running_time import RunningTime
 from gpt.metrics.sinks import Metrics
 from gpt.metrics.terminal import Progress
 from gpt.model import build
@@ -71,6 +72,7 @@ class Loop:
         world: World,
         watchdog: Watchdog,
         stop_request: StopRequest,
+        running_time: RunningTime,
     ):
         config = prepared.config
         options = config.options
@@ -118,7 +120,7 @@ class Loop:
             self._notices.append(f"the first weights are those of {options.init_from}")
         progress.start(self._course.step)
         changes = world.gather(prepared.saved_config[CHANGES])[0]
-        self._meter = Meter(config, world, seconds, changes)
+        self._meter = Meter(config, world, seconds, changes, running_time)
         self._reports = Reports(config, self._course, self._engine, self._meter, metrics, progress)
         self._trouble = Trouble(
             config,
@@ -160,6 +162,7 @@ class Loop:
                 self._save()
             if course.owes_evaluation(options):
                 self._evaluate()
+            self._tell_suspension()
         self._saver.finish()
         if self._saver.saved_step != course.step:
             self._save()
@@ -173,6 +176,11 @@ class Loop:
         if hindrance is not None:
             raise AgreedUserError(f"{hindrance}; nothing was trained")
         self._reports.begin(self._notices, self._kernels, self._saved_config, bool(self._start_tag))
+
+    def _tell_suspension(self) -> None:
+        seconds = self._meter.new_suspension()
+        if seconds:
+            self._reports.suspended(seconds)
 
     def _begin_files(self) -> str | None:
         """Write the run's files, on rank 0; returns why they cannot be written."""
