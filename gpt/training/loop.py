@@ -39,7 +39,6 @@ if TYPE_CHECKING:  # it loads DeepSpeed
 # of batch 0, whose loss is kept with every checkpoint
 PROBE_ROWS = 2
 PROBE_TOKENS = 32
-MEND_DIVERGENCE = "lower max_lr, or set gradient_clipping,"
 
 
 class Prepared(Protocol):
@@ -214,18 +213,14 @@ class Loop:
         options = self._config.options
         step = self._course.step
         saver = self._saver
+        if saver.saved_step != step or self._is_unscored:
+            self._require_numbers()
         if saver.saved_step != step:
             self._fail(
                 f"the last checkpoint could not be written to {saver.folder} ({saver.failure});"
                 f" {self._how_to_go_on()}"
             )
         if self._course.is_finished(options):
-            if self._is_unscored:
-                split = options.eval_data_split
-                self._fail(
-                    f"the run has diverged: the weights of step {step} give no finite loss on"
-                    f" {split}: {MEND_DIVERGENCE} in another --run_dir"
-                )
             folder = self._lock.place if self._lock is not None else None
             folder = folder or self._config.run_dir
             self._reports.done(folders.of_run(folder) / folders.tag_of(step))
@@ -235,6 +230,26 @@ class Loop:
                 self._stop_reason,
                 self._stop_request.seconds_ago(),
                 self._stop_request.launchers_part(self._stop_reason),
+            )
+
+    def _require_numbers(self) -> None:
+        """Raise AgreedError where the weights, or what they give, are no numbers any more."""
+        places = self._world.gather(self._engine.first_nonfinite_state())
+        place = next((place for place in places if place is not None), None)
+        problem = None
+        if place is not None:
+            problem = f"{place} is not finite"
+        elif self._is_unscored:
+            problem = f"the loss on {self._config.options.eval_data_split} is not finite"
+        elif not math.isfinite(self._engine.probe(self._probe)):
+            problem = "the loss on the probe batch is not finite"
+        if problem is not None:
+            saved_step = self._saver.saved_step
+            latest = "none" if saved_step is None else f"that of step {saved_step}"
+            self._fail(
+                f"the run has diverged: after step {self._course.step} {problem}; the latest"
+                f" checkpoint is {latest}: lower max_lr, or set gradient_clipping, in another"
+                " --run_dir"
             )
 
     def _fail(self, reason: str) -> NoReturn:
