@@ -152,6 +152,22 @@ def of_settings(rng: random.Random, space: Workspace) -> Command:
     return rng.choice(OF_SETTINGS)
 
 
+def of_training(rng: random.Random, space: Workspace) -> Command:
+    """Two steps of a run, or going on with one, with keys that may hold anything or a checkpoint
+    that is damaged."""
+    space.add("data", "n.json")
+    argv = ["--ds_config", "n.json", "--run_dir", "runs/a"]
+    if rng.random() < 0.5:
+        space.add("runs")
+        argv += ["--max_train_steps", "5"]
+        if rng.random() < 0.7:
+            hostile.damage_file(rng, rng.choice(space.files("runs/a")))
+            return Command("gpt/train.py", argv, ("runs/a/*", "runs/a"))
+    text = hostile.as_json(settings.damaged(rng))
+    (space.folder / "n.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    return Command("gpt/train.py", argv, ("runs", "runs/*", "wandb*"))
+
+
 def of_command_line(rng: random.Random, space: Workspace) -> Command:
     """Options of a command, as its own parser knows them."""
     space.add(*ALL_INPUTS)
@@ -268,6 +284,7 @@ FAMILIES: dict[str, Family] = {
     "hostfile": of_files(["hostfile"], ["data"], OF_HOSTFILE),
     "json": of_files(["n.json"], ["data"], OF_SETTINGS),
     "settings": of_settings,
+    "training": of_training,
     "command line": of_command_line,
     "names": of_names,
     "environment": of_environment,

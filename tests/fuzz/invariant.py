@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .server import GIB, SECONDS, Command, Outcome
+from .server import GIB, Command, Outcome
 from .workspace import Entry, changed, may_change
 
 # beyond what the server holds itself
@@ -50,7 +50,7 @@ def failures(
 def _of_the_end(outcome: Outcome, own_peak: int) -> list[Failure]:
     broken = []
     if outcome.timed_out:
-        broken.append(Failure("hang", f"no end within {SECONDS:.0f} s"))
+        broken.append(Failure("hang", f"no end within {outcome.seconds:.0f} s"))
     elif outcome.code < 0:
         broken.append(Failure("signal", f"ended by signal {-outcome.code}"))
     elif outcome.code not in CODES:

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import importlib
 import io
+import multiprocessing.util
 import os
 import resource
 import runpy
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +68,7 @@ class Command:
     """A command of this project.
 
     tool: its file, such as tools/compare.py. changes: patterns of the paths that it may make or
-    change, relative to its working directory. slow: whether its own work may take minutes.
+    change, relative to its working directory.
     """
 
     tool: str
@@ -179,6 +181,7 @@ def _be_the_command(
 def _become(command: Command, folder: Path, streams: list[int]) -> None:
     """Have this process be as a new one of the command's."""
     os.setpgid(0, 0)
+    _forget_the_end()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     sys.stdin = io.TextIOWrapper(open(0, "rb", closefd=False), encoding="utf-8")
@@ -204,6 +207,15 @@ def _become(command: Command, folder: Path, streams: list[int]) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _limit()
+
+
+def _forget_the_end() -> None:
+    """Leave what the server would do at its own end, such as removing its folders, to the
+    server."""
+    atexit._clear()
+    atexit.register(multiprocessing.util._exit_function)
+    weakref.finalize._registry.clear()
+    weakref.finalize._registered_with_atexit = False
 
 
 def _limit() -> None:
