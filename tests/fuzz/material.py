@@ -1,5 +1,6 @@
 """Good inputs of every command, which the fuzzer damages copies of."""
 
+import shutil
 from pathlib import Path
 
 from .server import Command, run
@@ -15,8 +16,8 @@ def make(folder: Path) -> None:
     for name in ("home", "tmp"):
         (folder / name).mkdir(parents=True)
     _run(folder, "tests/fuzz/first_inputs.py")
-    for name in ("a", "b"):
-        _run(folder, "gpt/train.py", "--ds_config", "n.json", "--run_dir", f"runs/{name}")
+    _run(folder, "gpt/train.py", "--ds_config", "n.json", "--run_dir", "runs/a")
+    shutil.copytree(folder / "runs" / "a", folder / "runs" / "b")
     _run(folder, "tools/zero_to_fp32.py", "runs/a/checkpoints", "export")
     _run(folder, "gpt/eval.py", "--checkpoint_file", WEIGHTS, "--join", "runs/a")
     for shard in ("1/2", "2/2"):
