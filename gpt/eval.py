@@ -23,7 +23,7 @@ from gpt.errors import Parser, UserError, command, explain_imports
 explain_imports()
 
 from gpt.checkpoint.weights import file_of_weights
-from gpt.files import require_place_for
+from gpt.files import require_place_for, write_output
 
 if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command line
     from gpt.checkpoint.checkpoint import Checkpoint
@@ -156,9 +156,9 @@ def main() -> None:
         for result in results:
             print(f"joined: {evaluations.join(args.join, result, joined)}")
     if args.json:
-        write_json(Path(args.json), results[0] if is_single else results)
+        write_output("--json", args.json, as_json(results[0] if is_single else results))
     if args.markdown:
-        Path(args.markdown).write_text(score_tables.as_markdown(results), encoding="utf-8")
+        write_output("--markdown", args.markdown, score_tables.as_markdown(results))
 
 
 def notify(sentence: str) -> None:
@@ -219,7 +219,7 @@ def targets_of(args: argparse.Namespace, source: "Source") -> list[Target]:
 def own_split(args: argparse.Namespace, source: "Source") -> str:
     """The split that is evaluated where none is named."""
     if args.join or args.checkpoints:
-        return source.config["run"]["gpt"].get("eval_data_split") or "test"
+        return (source.config["run"].get("gpt") or {}).get("eval_data_split") or "test"
     return "test"
 
 
@@ -325,11 +325,10 @@ def window_of(args: argparse.Namespace, source: "Source") -> tuple[int, int]:
     return seq_len, args.last_n
 
 
-def write_json(file: Path, content: dict | list[dict]) -> None:
+def as_json(content: dict | list[dict]) -> str:
     from gpt.metrics.events import finite
 
-    text = json.dumps(finite(content), indent=1, allow_nan=False)
-    file.write_text(text + "\n", encoding="utf-8")
+    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
 if __name__ == "__main__":

@@ -25,9 +25,12 @@ class ParseError(ValueError):
 
 
 def parse_json(
-    text: str | bytes, block_of: Callable[[list[tuple[str, Any]]], Any] | None = None
+    text: str | bytes,
+    block_of: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    levels: int = MOST_LEVELS,
 ) -> Any:
     """The value of a JSON text. block_of: makes a block of its (key, value) pairs, and may raise.
+    levels: of blocks and lists within one another, at most.
 
     Raises json.JSONDecodeError where it is no JSON, ParseError where it goes too deep or has a
     number of too many digits.
@@ -35,13 +38,14 @@ def parse_json(
     try:
         value = json.loads(text, object_pairs_hook=block_of, parse_int=_whole_number)
     except RecursionError as error:
-        raise ParseError(_TOO_DEEP) from error
-    if is_deeper_than(MOST_LEVELS, value):
-        raise ParseError(_TOO_DEEP)
+        raise _too_deep(levels) from error
+    if is_deeper_than(levels, value):
+        raise _too_deep(levels)
     return value
 
 
-_TOO_DEEP = f"blocks within blocks, more than {MOST_LEVELS} deep"
+def _too_deep(levels: int) -> ParseError:
+    return ParseError(f"blocks within blocks, more than {levels} deep")
 
 
 def _whole_number(digits: str) -> int:
@@ -143,7 +147,7 @@ def _require_bounded(root: yaml.Node) -> None:
         if id(node) in values:
             return values[id(node)]
         if level > MOST_LEVELS:
-            raise ParseError(_TOO_DEEP)
+            raise _too_deep(MOST_LEVELS)
         above.add(id(node))
         total = 1
         if isinstance(node, yaml.ScalarNode):

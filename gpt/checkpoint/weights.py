@@ -209,7 +209,8 @@ def write_folder(
     loads the weights computes as the code did that trained them.
     """
     with built_aside(output) as building:
-        _write(building / WEIGHTS, weights, {"format": "pt", "step": str(config["step"])})
+        metadata = {"format": "pt", "step": str(config["step"])}
+        write_tensors(building / WEIGHTS, weights, metadata)
         write_config(building / CONFIG, config)
         (building / TOKENIZER).write_bytes(tokenizer)
         _compare(building / WEIGHTS, weights)
@@ -247,9 +248,10 @@ def require_our_layout(folder: Path) -> None:
         )
 
 
-def _write(path: Path, weights: Mapping[str, torch.Tensor], metadata: dict):
-    """The format of safetensors, one tensor at a time: the header's length in 8 bytes, a JSON
-    header, the values."""
+def write_tensors(path: Path, weights: Mapping[str, torch.Tensor], metadata: dict) -> None:
+    """Write fp32 tensors in the format of safetensors, one at a time: the header's length in 8
+    bytes, a JSON header, the values. Raises OSError, as on a full disk, which the library tells as
+    an error of its own."""
     header = {"__metadata__": metadata}
     end = 0
     for name, weight in weights.items():
@@ -428,7 +430,9 @@ def file_of_weights(text: str) -> Path:
     if (path / WEIGHTS).is_file():
         raise UserError(f"{text} is a folder", mend=f"give the file {path / WEIGHTS}")
     if not path.is_file():
-        problem = f"is a folder without {WEIGHTS}" if path.is_dir() else "does not exist"
+        problem = "is no file" if path.exists() else "does not exist"
+        if path.is_dir():
+            problem = f"is a folder without {WEIGHTS}"
         raise UserError(
             f"{text} {problem}",
             mend="consolidate a checkpoint with `python tools/zero_to_fp32.py RUN/checkpoints OUT`,"

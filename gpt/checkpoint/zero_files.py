@@ -241,8 +241,10 @@ def load_weights_only(
     """
     _require_zip(path)
     try:
-        with torch.serialization.safe_globals(list(classes)):
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        with open_regular(path) as file, torch.serialization.safe_globals(list(classes)):
+            # mapped by name, which torch takes in UTF-8 only
+            name = f"/dev/fd/{file.fileno()}"
+            return torch.load(name, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = str(error)
         if "Unsupported" in reason or "GLOBAL" in reason:

@@ -23,8 +23,10 @@ from gpt.errors import RunError, UserError, in_brief
 
 CALL = "part of the latest try"
 SCHEME = "gpt"
-# a name server that is busy answers within them
-RESOLVE_SECONDS = 10.0
+# where hosts come up together, their names are known a little later than they are
+RESOLVE_SECONDS = 30.0
+# for rank 0 to reach the store that it keeps itself
+OWN_STORE_SECONDS = 60.0
 
 
 class Meeting(NamedTuple):
@@ -84,7 +86,11 @@ def join(launch: Launch, seconds: float) -> torch.distributed.Store:
     _require_known(os.environ["MASTER_ADDR"])
     kept_here = launch.rank == 0 and not is_kept_by_torchrun()
     try:
-        return store(seconds, is_master=kept_here)
+        if not kept_here:
+            return store(seconds)
+        own = store(min(seconds, OWN_STORE_SECONDS), is_master=True)
+        own.set_timeout(timedelta(seconds=seconds))
+        return own
     except torch.distributed.DistError as error:
         if kept_here:
             raise UserError(
@@ -107,8 +113,7 @@ def _require_known(address: str) -> None:
             socket.getaddrinfo(address, None)
             return
         except (OSError, UnicodeError) as error:
-            may_change = isinstance(error, OSError) and error.errno == socket.EAI_AGAIN
-            if not may_change or time.monotonic() > end:
+            if isinstance(error, UnicodeError) or time.monotonic() > end:
                 raise UserError(
                     f"MASTER_ADDR is {address!r}, a name that {socket.gethostname()} does not know"
                     f" ({in_brief(error)})",

@@ -251,10 +251,10 @@ def require_interfaces() -> None:
 
 
 class Deadline:
-    """Ends the process with a sentence if the block inside takes longer."""
+    """Ends the process, with a sentence and an exit code, if the block inside takes longer."""
 
-    def __init__(self, seconds: float, sentence: str):
-        self._timer = threading.Timer(seconds, self._end, [sentence])
+    def __init__(self, seconds: float, sentence: str, code: int = 1):
+        self._timer = threading.Timer(seconds, self._end, [sentence, code])
         self._timer.daemon = True
 
     def __enter__(self) -> None:
@@ -264,7 +264,9 @@ class Deadline:
         self._timer.cancel()
 
     @staticmethod
-    def _end(sentence: str) -> None:
-        sys.stderr.write(f"error: {sentence}\n")
-        sys.stderr.flush()
-        os._exit(1)
+    def _end(sentence: str, code: int) -> None:
+        try:
+            sys.stderr.write(f"{'error' if code else 'notice'}: {sentence}\n")
+            sys.stderr.flush()
+        finally:  # even if nobody reads stderr any more
+            os._exit(code)

@@ -8,7 +8,6 @@ it is not needed: every size but a head's is that of a weight.
 
 import re
 from pathlib import Path
-from typing import TypeGuard
 
 import torch
 
@@ -81,7 +80,7 @@ def _read(file: Path):
     content = zero_files.load_weights_only(file, mmap=True)
     content = content if isinstance(content, dict) else {}
     state = content.get("model_state_dict")
-    if not _are_tensors(state):
+    if not isinstance(state, dict) or not _are_tensors(state):
         raise UserError(
             f"{file} holds no model_state_dict with tensors, so it is not a model.pt of the seed"
             " project",
@@ -97,12 +96,10 @@ def _read(file: Path):
     return last_index + 1, {_WRAPPERS.sub("", name): value for name, value in state.items()}
 
 
-def _are_tensors(state: object) -> TypeGuard[dict[str, torch.Tensor]]:
+def _are_tensors(state: dict) -> bool:
     """Whether this is {name: tensor}, of one at least."""
-    if not isinstance(state, dict) or not state:
-        return False
     are_names = all(isinstance(name, str) for name in state)
-    return are_names and all(map(torch.is_tensor, state.values()))
+    return bool(state) and are_names and all(map(torch.is_tensor, state.values()))
 
 
 def _head_dim(head_dim: int | None, preset: str | None):

@@ -50,6 +50,7 @@ _FIXED: dict[str, Any] = {  # what a GPT2Config must say to be one of ours
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
+MOST = 2**24  # sizes and steps that are believed
 # our own keys in config.json, which transformers takes along: optimiser steps that the weights have
 # seen, how they are scored, and the vocabulary's fingerprint
 STEPS = "trained_steps"
@@ -112,6 +113,8 @@ def config_of(model: ModelConfig, vocab: Vocab, step: int, last_n: int | None) -
         "attn_pdrop": 0.0,
         "bos_token_id": vocab.eod_id,
         "eos_token_id": vocab.eod_id,
+        "architectures": ["GPT2LMHeadModel"],
+        "dtype": "float32",
         **own,
         **{name: value for name, value in _FIXED.items() if name != "model_type"},
     }
@@ -259,7 +262,7 @@ def _read_config(folder: Path) -> dict:
         if config.get(name) != value
     ]
     for name, least in _least_sizes(config).items():
-        if type(config.get(name)) is not int or config[name] < least:
+        if type(config.get(name)) is not int or not least <= config[name] <= MOST:
             mistakes.append(f"{name} is {config.get(name)!r}")
     if not mistakes and config["n_embd"] % config["n_head"]:
         mistakes = [f"n_embd {config['n_embd']} is no multiple of n_head {config['n_head']}"]

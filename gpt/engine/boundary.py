@@ -62,6 +62,7 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
+LEAVE_SECONDS = 60.0
 # types in DeepSpeed's optimizer files
 _PICKLED = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)
 
@@ -133,8 +134,12 @@ def connect(
 
 
 def disconnect() -> None:
+    """Leave the process group of a run that is over: a rank that is gone, or that does not answer,
+    is waited for no longer than LEAVE_SECONDS."""
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        sentence = "the run is over; other ranks do not answer any more, so this one ends alone"
+        with Deadline(LEAVE_SECONDS, sentence, code=0):
+            torch.distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Plan:
     rule: dict[str, Any]
     """`Rule.facts()`"""
     reading: dict[str, Any]
-    """the fields of a `Reading`"""
+    """`Reading.facts()`"""
     duplicates: str
     provenance: dict[str, Any]
     tokenizer: int | str
@@ -94,7 +94,7 @@ class Plan:
             inputs={"files": len(inputs), "sha256": _hash_of(lines)},
             state=_hash_of(times),
             rule=job.rule.facts(),
-            reading=asdict(job.reading),
+            reading=job.reading.facts(),
             duplicates=job.duplicates,
             provenance=job.provenance,
             tokenizer=tokenizer_facts,

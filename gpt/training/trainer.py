@@ -95,6 +95,8 @@ class Trainer:
                 self.saved_config |= {"began_from": began_from}
 
         self._is_finished = is_finished
+        # heard until the process ends; to be closed where that goes on
+        self.stop_request: StopRequest | None = None
 
     def train(self, make_engine: Callable[..., "Engine"], world: World) -> None:
         """Train, evaluate and save until the last step or a request to stop. All ranks call it
@@ -105,7 +107,7 @@ class Trainer:
         if world.gather(self._is_finished)[0]:
             self._say_finished(world)
             return
-        stop_request = StopRequest()
+        stop_request = self.stop_request = StopRequest()
         watchdog = Watchdog(world, self.config.options.step_timeout)
         failures = Failures(world, watchdog, self.config.run_dir)
         try:
@@ -117,7 +119,7 @@ class Trainer:
         finally:
             failures.close()
             watchdog.close()
-            stop_request.close()
+            stop_request.run_is_over()
             self.batches.close()
 
     def _say_finished(self, world: World) -> None:

@@ -80,6 +80,14 @@ def test_an_address_that_nobody_knows(address, monkeypatch):
         meeting.join(Launch(0, 1), 600)
 
 
+def test_an_address_that_is_of_another_host(monkeypatch):
+    monkeypatch.setattr(meeting, "OWN_STORE_SECONDS", 0.5)
+    monkeypatch.setenv("MASTER_ADDR", "192.0.2.1")  # of nobody, by its RFC
+    monkeypatch.setenv("MASTER_PORT", "29729")
+    with pytest.raises(UserError, match=r"cannot listen at 192\.0\.2\.1:29729 on .* this host's"):
+        meeting.join(Launch(0, 2), 600)
+
+
 def test_torchrun_starts_a_killed_rank_anew(tmp_path, run_command):
     command = ["torchrun", "--standalone", "--nproc_per_node", 2, "--max_restarts", 1]
     done = run_command([*command, ROOT / "tests/support/restarted_run.py"], tmp_path)

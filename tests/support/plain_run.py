@@ -81,4 +81,6 @@ def train(run_dir, sample, allowed=(), resume="auto", engine=PlainEngine, **opti
         trainer.train(engine, World(0, 1, torch.device("cpu")))
     finally:
         trainer.lock.release()
+        if trainer.stop_request is not None:
+            trainer.stop_request.close()
     return trainer
