@@ -26,6 +26,11 @@ def make(folder: Path) -> None:
     _run(folder, "tools/sweep.py", *sweep, code=1)
 
 
+def make_hf(folder: Path) -> None:
+    """Make, beside it, what transformers opens: the package is slow to import."""
+    _run(folder, "tools/export_hf.py", "export", "hf")
+
+
 def _run(folder: Path, tool: str, *argv: str, code: int = 0) -> None:
     outcome = run(Command(tool, list(argv)), folder, seconds=300)
     assert outcome.code == code, (outcome.stdout + outcome.stderr).decode()
