@@ -61,9 +61,9 @@ class Key:
         return self._out_of_choices(value)
 
     def _problem_of_number(self, value: Any) -> str | None:
-        if self.kind is int and not (_is_number(value) and isinstance(value, int)):
+        if self.kind is int and not (is_number(value) and isinstance(value, int)):
             return f"is {in_json(value)}, not a whole number"
-        if not _is_number(value):
+        if not is_number(value):
             hint = " (leave the quotes out)" if _reads_as_number(value) else ""
             return f"is {in_json(value)}, not a number{hint}"
         return self._out_of_range(value) or self._out_of_choices(value)
@@ -110,7 +110,8 @@ def in_json(value: Any) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float; true and false are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -127,7 +128,7 @@ def _is_pair(value: Any) -> bool:
     """Whether it is two numbers in [0, 1)."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         return False
-    return all(_is_number(number) and 0 <= number < 1 for number in value)
+    return all(is_number(number) and 0 <= number < 1 for number in value)
 
 
 def _reads_as_number(value: Any) -> bool:
