@@ -8,11 +8,13 @@ from typing import Any
 import yaml
 
 # bytes of YAML, whose reader is slow
-MOST_YAML = 4 << 20
+MOST_YAML = 256 << 10
 # blocks and lists within one another; a run's JSON has five
 MOST_LEVELS = 20
-# values that a file may show by referring to others, as YAML's aliases do
+# Values that a file may show by referring to others, as YAML's aliases do. A long text counts for
+# several.
 MOST_VALUES = 1_000_000
+CHARACTERS_A_VALUE = 100
 # digits of a whole number; the largest that means anything here has 19
 MOST_DIGITS = 400
 
@@ -23,9 +25,12 @@ class ParseError(ValueError):
 
 
 def parse_json(
-    text: str | bytes, block_of: Callable[[list[tuple[str, Any]]], Any] | None = None
+    text: str | bytes,
+    block_of: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    levels: int = MOST_LEVELS,
 ) -> Any:
     """The value of a JSON text. block_of: makes a block of its (key, value) pairs, and may raise.
+    levels: of blocks and lists within one another, at most.
 
     Raises json.JSONDecodeError where it is no JSON, ParseError where it goes too deep or has a
     number of too many digits.
@@ -33,13 +38,14 @@ def parse_json(
     try:
         value = json.loads(text, object_pairs_hook=block_of, parse_int=_whole_number)
     except RecursionError as error:
-        raise ParseError(_TOO_DEEP) from error
-    if is_deeper_than(MOST_LEVELS, value):
-        raise ParseError(_TOO_DEEP)
+        raise _too_deep(levels) from error
+    if is_deeper_than(levels, value):
+        raise _too_deep(levels)
     return value
 
 
-_TOO_DEEP = f"blocks within blocks, more than {MOST_LEVELS} deep"
+def _too_deep(levels: int) -> ParseError:
+    return ParseError(f"blocks within blocks, more than {levels} deep")
 
 
 def _whole_number(digits: str) -> int:
@@ -141,9 +147,11 @@ def _require_bounded(root: yaml.Node) -> None:
         if id(node) in values:
             return values[id(node)]
         if level > MOST_LEVELS:
-            raise ParseError(_TOO_DEEP)
+            raise _too_deep(MOST_LEVELS)
         above.add(id(node))
         total = 1
+        if isinstance(node, yaml.ScalarNode):
+            total += len(node.value) // CHARACTERS_A_VALUE
         for child in _children(node):
             total += count(child, level + 1)
         above.discard(id(node))

@@ -24,7 +24,8 @@ from gpt.errors import Parser, UserError, command, explain_imports
 explain_imports()
 
 from gpt.metrics.events import AXES
-from gpt.metrics.runs import missing_axis, read_runs
+from gpt.metrics.run import missing_axis
+from gpt.metrics.runs import read_runs
 from gpt.results.comparison import final_losses, group_by_seed
 from gpt.results.methods import add_same_code, same_code
 from gpt.results.scores import texts_differ

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpt.config.identity import differing
-from gpt.metrics.runs import Run, missing_axis, values
+from gpt.metrics.run import Run, missing_axis, values
 from gpt.results.methods import (
     ENDS,
     GROWING,

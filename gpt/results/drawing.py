@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from gpt.escaping import in_one_line, printable
 from gpt.results.looks import Place
 from gpt.results.panels import with_scale
 
@@ -88,8 +89,9 @@ def style(place: Place) -> dict[str, Any]:
 def new_figure(
     names: Iterable[str], panels: int = 1, height: float = HEIGHT, title: str | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes from top to bottom, with room at the right for these names and a piece
-    of line before each. height: of a panel, in inches. title: stands above all."""
+    """A figure and its axes from top to bottom, with room at the right for these names, of
+    `short`, and a piece of line before each. height: of a panel, in inches. title: stands
+    above all."""
     names = list(names)
     lines = sum(1.5 * name.count("\n") + 1 for name in names)
     height = max(height, 0.17 * lines / panels + 0.8)
@@ -98,9 +100,9 @@ def new_figure(
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     widths = []
     for name in names:
-        text = Text(0, 0, short(name), fontsize=SMALL, parse_math="\n" in name, figure=figure)
+        text = Text(0, 0, name, fontsize=SMALL, parse_math="\n" in name, figure=figure)
         widths.append(text.get_window_extent(renderer).width)
-    room = max(widths, default=0) / figure.dpi + NAME_FROM + 0.1
+    room = min(max(widths, default=0) / figure.dpi + NAME_FROM + 0.1, WIDTH - LEFT - 1)
     whole = height * panels
     figure.subplots_adjust(
         left=LEFT / WIDTH,
@@ -111,17 +113,20 @@ def new_figure(
     )
     if title:
         figure.text(
-            LEFT / WIDTH, 1 - 0.1 / whole, title, va="top", fontsize=TITLE, parse_math=False
+            LEFT / WIDTH,
+            1 - 0.1 / whole,
+            printable(title),
+            va="top",
+            fontsize=TITLE,
+            parse_math=False,
         )
     return figure, list(axes)
 
 
 def short(name: str) -> str:
-    """A name that leaves room for the figure: the middle of its first line goes."""
-    first, *others = name.split("\n")
-    if len(first) > LONGEST_NAME:
-        first = f"{first[:18]}…{first[-17:]}"
-    return "\n".join([first, *others])
+    """A name in one line that leaves room for the figure: its middle goes."""
+    name = in_one_line(name)
+    return f"{name[:18]}…{name[-17:]}" if len(name) > LONGEST_NAME else name
 
 
 def in_style(draw: Callable) -> Callable:
@@ -195,7 +200,7 @@ def set_up(
         return written_out(value, high) if plain or not value else power_of_ten(value)
 
     axis.set_major_formatter(ticker.FuncFormatter(tick))
-    axis.set_label_text(with_scale(label, log), parse_math=False)
+    axis.set_label_text(with_scale(in_one_line(label), log), parse_math=False)
 
 
 def _linear_ticks() -> ticker.Locator:
@@ -226,7 +231,7 @@ def _between(low: float, high: float, ticks: Iterable[float]) -> list[float]:
 
 def note(axes: Axes, text: str) -> None:
     """What the lines are, above the axes."""
-    axes.set_title(text, fontsize=8, color=GREY, parse_math=False)
+    axes.set_title(in_one_line(text), fontsize=8, color=GREY, parse_math=False)
 
 
 def label_ends(axes: Axes, ends: list[tuple], lines: int = 1) -> None:
@@ -286,7 +291,7 @@ def _name_beside(
     axes.text(
         _right_of(axes, NAME_FROM),
         height,
-        short(name),
+        name,
         transform=axes.transAxes,
         va="center",
         fontsize=SMALL,

@@ -61,20 +61,24 @@ def looks(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [drawing.style(place) for place in places([group.method for group in groups])]
 
 
+def _names(groups: Sequence[Group]) -> list[str]:
+    return [drawing.short(group.title) for group in groups]
+
+
 @drawing.in_style
 def curves(groups: Sequence[Group], axis: str, quantity: str, output: Output) -> list[Path]:
     """Files of one of QUANTITIES over one of AXES; none where no group has both. Where a run holds
     evaluations of more splits than one, the one that its configuration names is drawn."""
     title = output.title
-    figure, (axes,) = drawing.new_figure([group.title for group in groups], title=title)
-    lines = []  # (title, look, training or None, held out or None)
+    figure, (axes,) = drawing.new_figure(_names(groups), title=title)
+    lines = []  # (name, look, training or None, held out or None)
     splits = set()
-    for group, look in zip(groups, looks(groups)):
+    for group, name, look in zip(groups, _names(groups), looks(groups)):
         split = (group.runs[0].splits() or [None])[0]
         train = _curve(group, axis, TRAIN, quantity)
         held_out = _curve(group, axis, EVAL, quantity, split)
         if train is not None or held_out is not None:
-            lines.append((group.title, look, train, held_out))
+            lines.append((name, look, train, held_out))
         if held_out is not None:
             splits.add(str(split))
     if not lines:
@@ -171,13 +175,13 @@ def _stacked(groups: Sequence[Group], lines_of: dict, output: Output, name: str)
     lines_of = {panel: lines for panel, lines in lines_of.items() if lines}
     if not lines_of:
         return []
-    titles = [group.title for group in groups]
-    figure, panels = drawing.new_figure(titles, len(lines_of), height=2.2, title=output.title)
+    names = _names(groups)
+    figure, panels = drawing.new_figure(names, len(lines_of), height=2.2, title=output.title)
     for axes, (panel, lines) in zip(panels, lines_of.items()):
         _draw_panel(axes, panel, lines)
     if any(len(group.runs) > 1 for group in groups):
         drawing.note(panels[0], "means over seeds")
-    drawing.legend(panels[0], zip(titles, looks(groups)))
+    drawing.legend(panels[0], zip(names, looks(groups)))
     low, high = panels[-1].get_xlim()
     drawing.set_up(panels[-1].xaxis, AXES["steps"].label, low, high, log=False)
     figure.align_ylabels()
@@ -339,7 +343,7 @@ def _draw_crossing(axes: Axes, at: float, loss: float, amount: str) -> None:
 def _law_label(method: str, law: Fit, axis: str) -> str:
     """Three lines: the method's name, its law, and what it rests on, in matplotlib's mathtext."""
     evidence = f"{LEVEL:.0%} interval, {plural(len(law.compute), 'point')}"
-    name = method.replace("$", r"\$")
+    name = drawing.short(method).replace("$", r"\$")
     return f"{name}\n{_formula(law, axis)}\n{evidence}"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.metrics.events import TRAIN
-from gpt.metrics.runs import values
+from gpt.metrics.run import values
 from gpt.results.comparison import (
     Group,
     finished_only,

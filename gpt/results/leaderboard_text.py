@@ -1,9 +1,10 @@
-"""A leaderboard as Markdown."""
+"""A leaderboard as a person reads it: its tables as texts, and as Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt.config.code import PARTS
+from gpt.escaping import markdown_cell
 from gpt.results.methods import label, labels, shown
 from gpt.wording import TIME_NAMES, TIME_UNITS, time_unit, timespan
 
@@ -12,19 +13,63 @@ MOST_COLUMNS = 4
 # seeds from which on a mean and a standard deviation tell more than the values
 MANY_SEEDS = 3
 SHORT = 12  # characters of a hash
+# {name of a column: key of a row}
+FIGURES = {
+    "normalised perplexity": "normalised_ppl",
+    "bits per byte": "bits_per_byte",
+    "loss (nats per token)": "loss",
+}
+
+
+class Column(NamedTuple):
+    """Of a table: its name, and the text of every row."""
+
+    name: str
+    cells: list[str]
+    is_number: bool = True
+
+
+class Table(NamedTuple):
+    """A class of a leaderboard, best first."""
+
+    heading: str
+    columns: list[Column]
+    remark: str  # a sentence below it; empty where there is nothing to say
 
 
 def markdown(tables: Mapping[str, Any]) -> list[str]:
     """The lines of what `leaderboard` returned."""
+    lines = [markdown_cell(caption(tables))]
+    for table in class_tables(tables):
+        lines += ["", f"### {table.heading}", ""]
+        lines.append(_line(column.name for column in table.columns))
+        lines.append("|" + "".join("-:|" if column.is_number else "-|" for column in table.columns))
+        lines += [_line(cells) for cells in zip(*(column.cells for column in table.columns))]
+        if table.remark:
+            lines += ["", markdown_cell(table.remark)]
+    return lines
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(map(markdown_cell, cells))} |"
+
+
+def caption(tables: Mapping[str, Any]) -> str:
+    """What was scored, of what `leaderboard` returned."""
     if tables["dataset"] is None:
         text = f"several datasets with one held-out text, {tables['documents'][:SHORT]}"
     else:
         text = f"dataset {tables['dataset'][:SHORT]}"
-    lines = [f"Final evaluation on `{tables['split']}`: {tables['scored']}; {text}."]
-    for table in tables["classes"]:
-        lines += ["", f"### {heading(tables['over'], table[tables['over']])}", ""]
-        lines += _table(table)
-    return lines
+    return f"Final evaluation on {tables['split']!r}: {tables['scored']}; {text}."
+
+
+def class_tables(tables: Mapping[str, Any]) -> list[Table]:
+    """Of what `leaderboard` returned, by rising compute."""
+    over = tables["over"]
+    return [
+        Table(heading(over, table[over]), _columns(table), _remark(table))
+        for table in tables["classes"]
+    ]
 
 
 def heading(over: str, compute: float) -> str:
@@ -50,41 +95,42 @@ def nominal(hours: float) -> str:
     return f"{hours:.3g}"
 
 
-def _table(table: Mapping[str, Any]) -> list[str]:
+def _columns(table: Mapping[str, Any]) -> list[Column]:
     rows = table["rows"]
+    columns = [
+        Column("", [str(place) for place in range(1, len(rows) + 1)]),
+        Column("run", [row["name"] for row in rows], is_number=False),
+        Column("model", [_model(row) for row in rows], is_number=False),
+        Column("parameters", [f"{row['parameters'] / 1e6:,.4g} M" for row in rows]),
+        Column("steps x tokens", [_steps(row) for row in rows]),
+        *_columns_of_settings(table),
+    ]
+    if _tells_passes(rows):
+        columns.append(Column("passes over the text", [f"{row['passes']:.2f}" for row in rows]))
+    columns.append(Column("seeds", [str(len(row["seeds"])) for row in rows]))
+    for name, key in FIGURES.items():
+        columns.append(Column(name, [_figure(row[key], ".4f") for row in rows]))
+    return [*columns, _time(rows)]
+
+
+def _columns_of_settings(table: Mapping[str, Any]) -> list[Column]:
     paths = table["settings"][:MOST_COLUMNS]
     names = labels(paths)
     if "code" in names and table["code_parts"]:
         parts = [PARTS.get(part, (part,))[0] for part in table["code_parts"]]
         names["code"] = f"code: {', '.join(parts)}"
-    columns = [
-        ("", "-:", [str(place) for place in range(1, len(rows) + 1)]),
-        ("run", "-", [row["name"] for row in rows]),
-        ("model", "-", [_model(row) for row in rows]),
-        ("parameters", "-:", [f"{row['parameters'] / 1e6:,.4g} M" for row in rows]),
-        (
-            "steps x tokens",
-            "-:",
-            [_steps(row) for row in rows],
-        ),
+    return [
+        Column(names[path], [shown(path, row["settings"][path]) for row in table["rows"]])
+        for path in paths
     ]
-    for path in paths:
-        columns.append((names[path], "-:", [shown(path, row["settings"][path]) for row in rows]))
-    if _tells_passes(rows):
-        columns.append(("passes over the text", "-:", [f"{row['passes']:.2f}" for row in rows]))
-    columns += [
-        ("seeds", "-:", [str(len(row["seeds"])) for row in rows]),
-        ("normalised perplexity", "-:", [_figure(row["normalised_ppl"], ".4f") for row in rows]),
-        ("bits per byte", "-:", [_figure(row["bits_per_byte"], ".4f") for row in rows]),
-        ("loss (nats per token)", "-:", [_figure(row["loss"], ".4f") for row in rows]),
-        _time(rows),
-    ]
-    lines = [_line(name for name, _, _ in columns), f"|{'|'.join(rule for _, rule, _ in columns)}|"]
-    lines += [_line(cells) for cells in zip(*(cells for _, _, cells in columns))]
+
+
+def _remark(table: Mapping[str, Any]) -> str:
+    """The settings that have no column."""
     beyond = table["settings"][MOST_COLUMNS:]
-    if beyond:
-        lines += ["", f"They differ in {', '.join(label(path) for path in beyond)}, too (--json)."]
-    return lines
+    if not beyond:
+        return ""
+    return f"They differ in {', '.join(label(path) for path in beyond)}, too (--json)."
 
 
 def _steps(row: Mapping[str, Any]) -> str:
@@ -106,7 +152,7 @@ def _tells_passes(rows: Sequence[Mapping[str, Any]]) -> bool:
     return max(passes) > 1 and len({f"{number:.2f}" for number in passes}) > 1
 
 
-def _time(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str, list[str]]:
+def _time(rows: Sequence[Mapping[str, Any]]) -> Column:
     """The column of measured time: the seeds' mean, in one unit for all rows."""
     longest = max((row["hours"]["mean"] for row in rows if row["hours"]), default=1.0)
     unit = time_unit(longest)
@@ -114,7 +160,7 @@ def _time(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str, list[str]]:
     for row in rows:
         hours = row["hours"]
         cells.append(f"{hours['mean'] * TIME_UNITS[unit]:,.3g}" if hours else "-")
-    return f"measured {TIME_NAMES[unit]}", "-:", cells
+    return Column(f"measured {TIME_NAMES[unit]}", cells)
 
 
 def _figure(figure: Mapping[str, Any] | None, digits: str) -> str:
@@ -124,8 +170,3 @@ def _figure(figure: Mapping[str, Any] | None, digits: str) -> str:
     if len(figure["values"]) < MANY_SEEDS:
         return ", ".join(f"{value:{digits}}" for value in figure["values"])
     return f"{figure['mean']:{digits}} ± {figure['std']:{digits}}"
-
-
-def _line(cells: Iterable[str]) -> str:
-    escaped = [" ".join(cell.replace("|", "\\|").split()) for cell in cells]
-    return f"| {' | '.join(escaped)} |"

@@ -19,7 +19,7 @@ from gpt.config.identity import (
 )
 from gpt.config.shape import PRESET_KEYS
 from gpt.errors import Parser, UserError
-from gpt.metrics.runs import Run
+from gpt.metrics.run import Run
 
 Settings = Mapping[str, Any]
 

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ import numpy as np
 from gpt.config.identity import CHANGES
 from gpt.config.run_config import leaves
 from gpt.errors import UserError
+from gpt.escaping import html_text
 from gpt.metrics.events import EVAL, TRAIN
-from gpt.metrics.runs import Run, values
+from gpt.metrics.run import Run, values
 from gpt.results.comparison import Group, group_by_seed
 from gpt.results.leaderboard import leaderboard
-from gpt.results.leaderboard_text import markdown
+from gpt.results.leaderboard_text import Table, caption, class_tables
 from gpt.results.page_curves import data
 from gpt.results.page_sections import sections
-from gpt.results.page_tables import figure, table, text
+from gpt.results.page_tables import figure, table
 from gpt.wording import listed, timespan
 
 SHOWN_NAMES = 3  # of runs, in the title
@@ -51,10 +52,10 @@ def page(
     script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
     # no other code runs
     policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
-    title = text(listed([run.name for run in runs], SHOWN_NAMES))
+    title = html_text(listed([run.name for run in runs], SHOWN_NAMES))
     written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     again = f", again every {reload:g} s" if reload else ""
-    notices_html = "".join(f'<p class="bad">{text(notice)}</p>' for notice in notices)
+    notices_html = "".join(f'<p class="bad">{html_text(notice)}</p>' for notice in notices)
     groups = group_by_seed(runs, equal_code)
     sections_html = "".join(sections(run, index) for index, run in enumerate(runs))
     return f"""<!doctype html>
@@ -143,32 +144,25 @@ def _leaderboard(groups: list[Group]) -> str:
     if sum(len(group.runs) for group in groups) == 1:
         return ""
     notices: list[str] = []
+    parts = ["<h2>At equal compute</h2>"]
     try:
-        lines = markdown(leaderboard(groups, notices))
+        tables = leaderboard(groups, notices)
     except UserError as error:
         notices = [str(error)]
-        lines = []
-    notices_html = "".join(f'<p class="faint">{text(notice)}</p>' for notice in notices)
-    return "<h2>At equal compute</h2>" + "".join(_as_html(lines)) + notices_html
+    else:
+        parts.append(f"<p>{html_text(caption(tables))}</p>")
+        parts += [_class_table(class_table) for class_table in class_tables(tables)]
+    parts += [f'<p class="faint">{html_text(notice)}</p>' for notice in notices]
+    return "".join(parts)
 
 
-def _as_html(lines: Sequence[str]) -> Iterator[str]:
-    """Markdown's headings, paragraphs and tables as HTML."""
-    rows: list[list[str]] = []
-    for line in [*lines, ""]:
-        if line.startswith("|"):
-            cells = line.replace("\\|", "\0").strip().split("|")[1:-1]
-            rows.append([cell.strip().replace("\0", "|") for cell in cells])
-            continue
-        if rows:
-            head, rule, *body = rows
-            numbers = [column for column, mark in enumerate(rule) if mark.endswith(":")]
-            yield table(head, body, numbers)
-            rows = []
-        if line.startswith("#"):
-            yield f"<h3>{text(line.lstrip('# '))}</h3>"
-        elif line:
-            yield f"<p>{text(line.replace('`', ''))}</p>"
+def _class_table(class_table: Table) -> str:
+    columns = class_table.columns
+    rows = list(zip(*(column.cells for column in columns)))
+    numbers = [index for index, column in enumerate(columns) if column.is_number]
+    remark = f"<p>{html_text(class_table.remark)}</p>" if class_table.remark else ""
+    names = [column.name for column in columns]
+    return f"<h3>{html_text(class_table.heading)}</h3>{table(names, rows, numbers)}{remark}"
 
 
 def _differences(runs: list[Run]) -> str:

@@ -15,7 +15,7 @@ from gpt.metrics.events import (
     NORMS,
     TRAIN,
 )
-from gpt.metrics.runs import Run, values
+from gpt.metrics.run import Run, values
 from gpt.results.comparison import Group
 from gpt.results.looks import Place, places
 from gpt.results.panels import DEVICE, INSIDE, LOSS_SCALE, LOSSES, TRAINING, in_unit

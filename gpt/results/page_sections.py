@@ -10,10 +10,11 @@ import numpy as np
 
 from gpt.config.identity import change_in_words, changes_of
 from gpt.config.run_config import leaves
+from gpt.escaping import html_text
 from gpt.metrics.events import CHECKPOINT, EVAL, RESUME, START, TRAIN
-from gpt.metrics.runs import Run, values
+from gpt.metrics.run import Run, values
 from gpt.results.page_curves import SHOWN_EVENTS, happenings
-from gpt.results.page_tables import figure, table, text
+from gpt.results.page_tables import figure, table
 from gpt.results.scores import split_of, whole_split
 from gpt.wording import first_of, plural
 
@@ -52,7 +53,7 @@ def sections(run: Run, index: int) -> str:
         html.append(
             f'<details id="{name}-{index}"{opened}><summary>{label}</summary>{content}</details>'
         )
-    return f"<h2>{text(run.name)}</h2>\n" + "\n".join(html)
+    return f"<h2>{html_text(run.name)}</h2>\n" + "\n".join(html)
 
 
 def _identity(run: Run) -> str:
@@ -124,7 +125,7 @@ def _evaluation(run: Run) -> str:
     whole, problem = whole_split(run)
     if whole is not None and whole not in last:
         rows.append(_figures(run, whole, "training" if whole is run.whole() else "eval.py"))
-    notice = f'<p class="bad">{text(problem)}</p>' if problem else ""
+    notice = f'<p class="bad">{html_text(problem)}</p>' if problem else ""
     if not rows:
         return f"<p>no evaluation yet</p>{notice}"
     head = ["split", "scored by", "step", *EVALUATION.values(), LANGUINI]

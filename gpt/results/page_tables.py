@@ -1,18 +1,13 @@
-"""Pieces of the report's page: escaped text and tables."""
+"""Pieces of the report's page: tables, and numbers."""
 
-import html
 import math
 from collections.abc import Container, Sequence
 from typing import Any
 
-from gpt.metrics.runs import values
+from gpt.escaping import html_text
+from gpt.metrics.run import values
 
 SHORT_CELL = 36  # characters up to which a cell stays on one line
-
-
-def text(value: Any) -> str:
-    """As HTML that shows it and does nothing else."""
-    return html.escape(str(value))
 
 
 def table(head: Sequence, rows: Sequence, numbers: Container[int] = ()) -> str:
@@ -36,7 +31,7 @@ def _cells(row: Sequence, tag: str, numbers: Container[int]) -> str:
             kind = " class=s"
         else:
             kind = ""
-        cells.append(f"<{tag}{kind}>{text(shown)}</{tag}>")
+        cells.append(f"<{tag}{kind}>{html_text(shown)}</{tag}>")
     return "".join(cells)
 
 

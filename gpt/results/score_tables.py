@@ -1,6 +1,8 @@
 """Evaluations as a person reads them: one in full, several as a table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+
+from gpt.escaping import in_one_line, markdown_cell
 
 # (name, name of the column, key of gpt.evaluation.summary, format)
 QUANTITIES = (
@@ -33,6 +35,7 @@ def in_full(result: dict) -> str:
 def as_table(results: Sequence[dict]) -> str:
     """A caption and a row for each evaluation."""
     head, rows = _table(results)
+    rows = [[in_one_line(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(head, *rows)]
     lines = [_caption(results)]
     for first, *cells in [head, *rows]:
@@ -44,12 +47,9 @@ def as_table(results: Sequence[dict]) -> str:
 def as_markdown(results: Sequence[dict]) -> str:
     head, rows = _table(results)
     rule = ["---"] + ["---:"] * (len(head) - 1)
-    lines = [_markdown_row(row) for row in [head, rule, *rows]]
-    return "\n".join([_caption(results), "", *lines]) + "\n"
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    escaped = [map(markdown_cell, row) for row in rows]
+    lines = [f"| {' | '.join(cells)} |" for cells in [head, rule, *escaped]]
+    return "\n".join([markdown_cell(_caption(results)), "", *lines]) + "\n"
 
 
 def _table(results: Sequence[dict]) -> tuple[list[str], list[list[str]]]:

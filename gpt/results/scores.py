@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpt.errors import UserError
-from gpt.metrics.runs import Run, values
+from gpt.metrics.run import Run, values
 from gpt.results import evaluations
 
 WHOLE = "score the whole split of each (final_eval, or gpt/eval.py --join)"

@@ -23,7 +23,8 @@ from synthetic_runs import (
 from gpt.config.shape import family
 from gpt.data.datasets import Dataset
 from gpt.errors import UserError
-from gpt.metrics.runs import read_runs, values
+from gpt.metrics.run import values
+from gpt.metrics.runs import read_runs
 
 RESUME = {"event": "resume", "step": 2}
 REWIND = {"event": "rewind", "step": 4, "to": 1, "loss": 9.0, "batches": [2, 3]}

@@ -39,7 +39,7 @@ def test_tables_by_class_best_first_with_seeds_merged(tmp_path, monkeypatch, cap
     synthetic_run(tmp_path / "half|done", 24, n_layers=3, tokens_per_second=HOUR)
     write_lines(tmp_path / "half|done", [train(9, 3.0), evaluation(9, 3.0)])
     lines = table(monkeypatch, capsys, tmp_path, ".", "--json", "out.json")
-    assert lines[0] == "Final evaluation on `test`: 1,000 bytes; dataset ffffffffffff."
+    assert lines[0] == "Final evaluation on 'test': 1,000 bytes; dataset ffffffffffff."
     assert [line for line in lines if line.startswith("###")] == [
         "### Class 12 h of the reference accelerator",
         "### Class 24 h of the reference accelerator",

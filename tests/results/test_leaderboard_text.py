@@ -79,7 +79,7 @@ def test_of_two_seeds_both_values_and_of_three_mean_and_deviation(tmp_path, monk
     assert rows[0]["model"] == "three (2x32-mlp64-attn16)"
     assert headings == ["Class 12 h of the reference accelerator"] and notices == []
     assert first_line == (
-        "Final evaluation on `test`: the first 251 of 5,000 tokens (5.0%), 1,000 bytes; dataset"
+        "Final evaluation on 'test': the first 251 of 5,000 tokens (5.0%), 1,000 bytes; dataset"
         " ffffffffffff."
     )
 
@@ -222,7 +222,7 @@ def test_two_tokenizers_are_compared_by_bytes(tmp_path, monkeypatch, capsys):
     assert [row["loss (nats per token)"] for row in rows] == ["-", "-"]
     assert rows[0]["bits per byte"] == f"{1.2 / np.log(2):.4f}"
     assert first_line == (
-        "Final evaluation on `test`: 1,000 bytes; several datasets with one held-out text,"
+        "Final evaluation on 'test': 1,000 bytes; several datasets with one held-out text,"
         " 222222222222."
     )
     assert notices == [

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from gpt.escaping import markdown_cell
 from tools.gpu_stages import STAGES
 from tools.gpu_stages.tables import STAGE_OF, TABLES
 
@@ -183,22 +184,18 @@ def _verdict_row(name, found, reasons):
             texts.append(words)
         elif words:
             texts.append(f"{', '.join(precisions)}: {words}")
-    return f"| {name} | {' | '.join(cells)} | {_cell('; '.join(texts))} |"
+    return f"| {name} | {' | '.join(cells)} | {markdown_cell('; '.join(texts))} |"
 
 
 # ---- Tables
 
 
-def _cell(value):
-    return str(value).replace("|", "\\|").replace("\n", " ")
-
-
 def _table(columns, rows, findings):
     lines = ["| " + " | ".join(title for title, _ in columns) + " |", "|" + "---|" * len(columns)]
     for row in rows:
-        cells = [_cell(show(row, findings)) for _, show in columns]
+        cells = [markdown_cell(show(row, findings)) for _, show in columns]
         if "failed" in row:
-            cells[-1] = f"failed: {_cell(row['failed'])}"
+            cells[-1] = f"failed: {markdown_cell(row['failed'])}"
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -225,5 +222,5 @@ def _stages(findings):
         ends = [finding for finding in of_stage if finding.get("event") == "ended"]
         seconds = f"{ends[-1]['seconds']:.1f}" if ends else "–"
         end = stage_end(findings, stage.name) or "ended"
-        lines.append(f"| {stage.name} | {seconds} | {_cell(end)} |")
+        lines.append(f"| {stage.name} | {seconds} | {markdown_cell(end)} |")
     return "\n".join(lines)
