@@ -60,8 +60,6 @@ def _check_own_flags(args: argparse.Namespace) -> None:
             mend="give a run's JSON, such as --ds_config ds_configs/quickstart.json (--help lists"
             " the options)",
         )
-    if not args.ds_config:
-        raise UserError("command line: --ds_config is empty", mend="give the file's name")
     tag = args.resume.startswith("global_step")
     if not tag and args.resume not in ("auto", "must", "never"):
         raise UserError(

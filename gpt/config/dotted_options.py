@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gpt.config.keys import PAIR, TEXTS, Key, block_of
+from gpt.config.keys import PAIR, TEXTS, Key, block_of, number_in
 from gpt.config.option_names import key_at, path_of
 from gpt.config.synonyms import hint_for_block
 from gpt.errors import UserError
@@ -96,12 +96,10 @@ def _value(option: str, path: str, texts: list[str]) -> Any:
 def _parsed(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if not text.isascii():
+    number = number_in(text)
+    if number is not None:
+        return number
+    try:
+        return parse_json(text, block_of=partial(block_of, place="command line"))
+    except ValueError:
         return text
-    read_json = partial(parse_json, block_of=partial(block_of, place="command line"))
-    for read in (int, float, read_json):
-        try:
-            return read(text)
-        except ValueError:
-            pass
-    return text

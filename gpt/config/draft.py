@@ -11,6 +11,7 @@ from gpt.config.run_config import Config
 from gpt.config.schedule import CosineSchedule
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
 from gpt.errors import UserError
+from gpt.escaping import in_one_line
 
 # the source of its values
 COMMAND_LINE = "command line"
@@ -185,7 +186,7 @@ class Draft:
     def _located(self, mistake: Mistake) -> str:
         if not mistake.path:
             return mistake.sentence
-        return f"{self._source(mistake.path)}: {mistake.sentence}"
+        return in_one_line(f"{self._source(mistake.path)}: {mistake.sentence}")
 
     def _source(self, path: str) -> str:
         """Where the value at a dotted path comes from, or the innermost block around it."""

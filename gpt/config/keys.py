@@ -4,11 +4,13 @@ import difflib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from gpt.errors import UserError
+from gpt.parsing import MOST_DIGITS
 
 REQUIRED = object()
 
@@ -17,6 +19,8 @@ LARGEST = 2**53
 
 # characters of a value in a sentence
 MOST_SHOWN = 120
+
+_NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|nan)", re.IGNORECASE)
 
 # kinds of values beside Python's types: two floats in [0, 1), and a list of texts
 PAIR = "pair"
@@ -132,13 +136,16 @@ def _is_pair(value: Any) -> bool:
 
 
 def _reads_as_number(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
+    return isinstance(value, str) and number_in(value) is not None
+
+
+def number_in(text: str) -> int | float | None:
+    """The number that a text is, as JSON or a person writes it; None where it is none. Python takes
+    more for a number: 1_0, blanks around it, the digits of other scripts."""
+    if _NUMBER.fullmatch(text) is None:
+        return None
+    is_whole = text.lstrip("+-").isdecimal() and len(text) <= MOST_DIGITS
+    return int(text) if is_whole else float(text)
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

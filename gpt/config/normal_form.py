@@ -6,6 +6,7 @@ from typing import Any
 from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.draft import Draft
 from gpt.config.keys import LARGEST, PAIR, Key, is_number
+from gpt.config.observer_keys import OBSERVER_KEYS
 from gpt.config.optimizer_keys import OPTIMIZERS, SCHEDULERS
 from gpt.config.refused_keys import HARMLESS_WHERE_TRUE, REFUSED
 
@@ -25,11 +26,12 @@ def normalise(draft: Draft) -> None:
         is_harmless = value is True if path in HARMLESS_WHERE_TRUE else _is_off(value)
         if is_harmless:
             draft.remove(path)
-    # for DeepSpeed the block alone switches it on
-    logger = draft.get("comms_logger")
-    if isinstance(logger, dict) and logger.get("enabled", False) is False:
-        if all(name in TOP_KEYS["comms_logger"] for name in logger):
-            draft.remove("comms_logger")
+    for block, keys in OBSERVER_KEYS.items():
+        observer = draft.get(block)
+        is_one = isinstance(observer, dict) and "enabled" in keys and observer.keys() <= keys.keys()
+        # for DeepSpeed a comms_logger is switched on by its block alone
+        if is_one and observer.get("enabled", False) is False:
+            draft.remove(block)
     if is_number(draft.get(STEPS_PER_PRINT)):
         draft.remove(STEPS_PER_PRINT)
         draft.notices.append(f"{STEPS_PER_PRINT} is left out: {REFUSED[STEPS_PER_PRINT]}")

@@ -3,7 +3,7 @@
 from gpt.config.keys import TEXTS, Key
 
 _MONITOR = {
-    "output_path": Key(str, doc='folder, default "": the current one'),
+    "output_path": Key(str, "", "folder; empty: the current one"),
     "job_name": Key(str, doc="folder in that, default DeepSpeedJobName"),
 }
 

@@ -23,6 +23,8 @@ def read_file(path: str | Path) -> tuple[Any, str, dict[str, int]]:
 
     Raises UserError where it is not readable, and where a key stands twice in one block.
     """
+    if not str(path):
+        raise UserError("the config's name is empty", mend="give a file")
     path = Path(path)
     text = _read_text(path)
     if path.suffix in (".yaml", ".yml"):

@@ -160,7 +160,7 @@ BAD = [
     (
         "optimizer",
         {"type": "Adam", "params": {"eps": 0}},
-        "optimizer.params.eps is 0, must be above 0",
+        "optimizer.params.eps is 0, must be at least 1e-38",
     ),
     (
         "optimizer",
