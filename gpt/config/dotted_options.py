@@ -90,6 +90,8 @@ def _value(option: str, path: str, texts: list[str]) -> Any:
         # brackets and commas as in JSON or not, and spaces around them or not
         texts = re.sub(r"[\[\](),]", " ", " ".join(texts)).split()
     values = [_parsed(text) for text in texts]
+    if kind == TEXTS and not isinstance(values[0], list):
+        return texts
     return values[0] if len(values) == 1 else values
 
 

@@ -13,6 +13,8 @@ from gpt.config.shape import SHAPE_KEYS, ModelConfig
 from gpt.errors import UserError
 from gpt.escaping import in_one_line
 
+# mistakes that a report tells
+MOST_TOLD = 100
 # the source of its values
 COMMAND_LINE = "command line"
 
@@ -180,7 +182,10 @@ class Draft:
         sentences = [self._located(mistake) for mistake in self.mistakes]
         if len(sentences) == 1:
             return sentences[0]
-        lines = [f"  {number}. {sentence}" for number, sentence in enumerate(sentences, 1)]
+        shown = sentences[:MOST_TOLD]
+        lines = [f"  {number}. {sentence}" for number, sentence in enumerate(shown, 1)]
+        if len(sentences) > MOST_TOLD:
+            lines.append(f"  and {len(sentences) - MOST_TOLD:,} more")
         return "\n".join([f"{self.file}: {len(sentences)} mistakes", *lines])
 
     def _located(self, mistake: Mistake) -> str:

@@ -103,15 +103,20 @@ def block_of(pairs: list[tuple[str, Any]], place: str) -> dict[str, Any]:
 
 
 def in_json(value: Any) -> str:
-    """A value for a sentence, with null, true and false as a file and a command line have them."""
+    """A value for a sentence, with null, true and false as a file and a command line have them; a
+    long one cut."""
+    text = _whole_in_json(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
+
+
+def _whole_in_json(value: Any) -> str:
     if isinstance(value, dict):
-        inner = [f"{name!r}: {in_json(inner)}" for name, inner in value.items()]
+        inner = [f"{name!r}: {_whole_in_json(inner)}" for name, inner in value.items()]
         return "{" + ", ".join(inner) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(in_json, value)) + "]"
+        return "[" + ", ".join(map(_whole_in_json, value)) + "]"
     is_word = value is None or isinstance(value, bool)
-    text = json.dumps(value) if is_word else repr(value)
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
+    return json.dumps(value) if is_word else repr(value)
 
 
 def is_number(value: Any) -> bool:

@@ -40,6 +40,11 @@ def overrides_of(line):
         ("--optimizer.params.betas [0.9, 0.95]", {"optimizer.params.betas": [0.9, 0.95]}),
         ("--optimizer.params.betas 0.9,0.95", {"optimizer.params.betas": [0.9, 0.95]}),
         ('--comms_logger {"enabled":true}', {"comms_logger": {"enabled": True}}),
+        ("--comms_logger.prof_ops all_reduce", {"comms_logger.prof_ops": ["all_reduce"]}),
+        ('--comms_logger.prof_ops ["a","b"]', {"comms_logger.prof_ops": ["a", "b"]}),
+        # what Python takes for a number, and neither JSON nor a person means as one
+        ("--seed 1_0", {"gpt.seed": "1_0"}),
+        ("--seed \u0663", {"gpt.seed": "\u0663"}),
         ("--tokens_per_second null", {"gpt.tokens_per_second": None}),
         ("--gpt.comment null --scheduler null", {"gpt.comment": None, "scheduler": None}),
     ],
