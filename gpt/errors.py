@@ -93,6 +93,11 @@ def in_words(error: Exception) -> Exception:
         return UserError(f"{path}: {error.strerror}; make the path usable or give another one")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"a file does not fit on its disk: {error.strerror}", mend="make room")
+    # of a dying disk, or a file server that is gone
+    if isinstance(error, OSError) and error.errno is not None:
+        return RunError(
+            f"the system failed: {error.strerror}; what was whole before is whole still"
+        )
     if isinstance(error, ImportError):
         name = error.name or _where_raised(error)
         if name.split(".")[0] not in OWN_PACKAGES:
@@ -100,23 +105,32 @@ def in_words(error: Exception) -> Exception:
     return error
 
 
-def unforeseen(error: BaseException) -> UnforeseenError:
-    """What nobody foresaw, in one sentence, its traceback in a file of its own."""
+def unforeseen(error: BaseException, reports: Path | None = None) -> UnforeseenError:
+    """What nobody foresaw, in one sentence, its traceback in a file of its own. reports: the folder
+    for that file; otherwise, and where it cannot be written there, the system's for such."""
     text = "".join(traceback.format_exception(error))
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if _is_ours(frame.filename)] or frames
     place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "nowhere"
     words = in_one_line(f"{type(error).__name__}: {error}".strip().partition("\n")[0])[:200]
-    try:
-        descriptor, report = tempfile.mkstemp(prefix="gpt-error-", suffix=".txt")
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-    except OSError:  # then it goes where the sentence goes
+    report = _write_report(text, reports) or _write_report(text, None)
+    if report is None:  # then it goes where the sentence goes
         return UnforeseenError(f"unforeseen at {place} ({words}):\n{text}")
     return UnforeseenError(
         f"unforeseen at {place} ({words}): a fault of the trainer, so please report it with"
         f" {report}, which holds the traceback and names paths of this machine"
     )
+
+
+def _write_report(text: str, folder: Path | None) -> str | None:
+    """Name of a new file of this text; None where it cannot be written."""
+    try:
+        descriptor, report = tempfile.mkstemp(prefix="gpt-error-", suffix=".txt", dir=folder)
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        return None
+    return report
 
 
 def _where_raised(error: ImportError) -> str:
@@ -170,10 +184,10 @@ def in_brief(error: Exception, path: Path | str | None = None) -> str:
     return f"{path}: {words}" if path else words
 
 
-def tell(error: Exception, who: str = "") -> None:
-    """Write an error to stderr, in one sentence."""
+def tell(error: Exception, who: str = "", reports: Path | None = None) -> None:
+    """Write an error to stderr, in one sentence. reports: as for `unforeseen`."""
     if not isinstance(error, (UserError, RunError)):
-        error = unforeseen(error)
+        error = unforeseen(error, reports)
     with suppress(OSError):  # a full disk under a log, a reader that has gone
         sys.stderr.write(f"{who}error: {error}\n")
         sys.stderr.flush()

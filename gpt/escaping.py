@@ -8,10 +8,11 @@ import re
 _CONTROLS = re.compile(
     "(?!\r\n)[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-# what CommonMark, and GitHub's tables, give a meaning within a line; a _ within a word has none
-_MARKDOWN = re.compile(r"[\\`*\[\]<#|~&$]|(?<![^\W_])_|_(?![^\W_])")
+# What CommonMark, and GitHub, give a meaning within a cell: code, emphasis, links, HTML, entities,
+# mathematics; emoji, addresses of pages, mentions of people. A _ within a word has none.
+_MARKDOWN = re.compile(r"[\\`*\[\]<|~&$]|(?<![^\W_])_|_(?![^\W_])|:(?=//|[\w+-]+:)|(?<!\w)@(?=\w)")
 # spreadsheets take a cell that begins so for a formula
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@")
 
 
 def printable(text: str) -> str:

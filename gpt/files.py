@@ -16,11 +16,15 @@ from typing import BinaryIO
 
 from gpt.errors import UserError
 from gpt.reading import open_regular, read_text
+from gpt.standard_streams import OutputError
 
 LOCK = ".lock"
 TOKEN_BYTES = 8
 # how a file of ours is opened where others may write too: never through a link that they laid
 _OWN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+# what FUSE, CIFS and others say of a folder, or a folder that may be written but not read
+_FOLDERS_NOT_SYNCED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EACCES)
 
 
 def hash_file(path: Path | str) -> dict[str, int | str]:
@@ -35,12 +39,17 @@ def hash_file(path: Path | str) -> dict[str, int | str]:
 
 
 def sync(path: Path | str) -> None:
-    """Have the system write a file, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Have the system write a file, or a folder's names, to the disk; a folder's as far as its file
+    system does that."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if not os.path.isdir(path) or error.errno not in _FOLDERS_NOT_SYNCED:
+            raise
 
 
 def open_own(path: Path | str, flags: int) -> int:
@@ -63,7 +72,11 @@ def open_own(path: Path | str, flags: int) -> int:
 
 def _name_beside(path: Path) -> Path:
     """A hidden name in a path's folder that nobody can foresee."""
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.new")
+    if not path.name:
+        raise UserError(f"{path} has no name of its own", mend="name a file or folder in it")
+    # a file system counts bytes
+    name = os.fsdecode(os.fsencode(path.name)[:100])
+    return path.with_name(f".{name}.{secrets.token_hex(4)}.new")
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -97,12 +110,14 @@ def write_output(option: str, path: Path | str, text: str) -> None:
     """Write what a user asked for under a name of the user's. Raises UserError where it cannot be
     written.
 
-    A device or a pipe, /dev/stdout for one, is written to; anything else is replaced whole.
+    A device, a pipe or a name of an open file, /dev/stdout for one, is written to; anything else is
+    replaced whole.
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        if _is_open_elsewhere(path):
+            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
         else:
             write_atomically(path, text)
     except OSError as error:
@@ -110,6 +125,14 @@ def write_output(option: str, path: Path | str, text: str) -> None:
             f"{option} {path} cannot be written ({error.strerror})",
             mend="make room, or give the name of a file in another folder",
         ) from error
+
+
+def _is_open_elsewhere(path: Path) -> bool:
+    """Whether a name stands for something that is open, or no file."""
+    if path.exists() and not path.is_file():
+        return True
+    # links of the system's to what a process has open
+    return path.is_symlink() and path.absolute().parts[1] in ("dev", "proc")
 
 
 def is_locked_by(folder: Path, token: str) -> bool:
@@ -128,8 +151,14 @@ def is_locked_by(folder: Path, token: str) -> bool:
 def require_place_for(option: str, path: Path | str) -> None:
     """Raise UserError where a file of this name cannot be made, before the work whose results it is
     for."""
-    if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
+    folder = Path(path).resolve().parent
+    if Path(path).is_dir() or not folder.is_dir():
         raise UserError(f"{option} {path}", mend="give the name of a file in a folder that exists")
+    if not Path(path).exists() and not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{option} {path}: nothing can be written into {folder}",
+            mend="give the name of a file in another folder",
+        )
 
 
 def require_new_folder(path: Path | str) -> None:
@@ -153,11 +182,12 @@ def free_space(path: Path | str) -> tuple[int, Path]:
 
 @contextmanager
 def when_full(what: str, mend: str | None = None) -> Iterator[None]:
-    """A block, or as a decorator a function, in which a full disk becomes this UserError."""
+    """A block, or as a decorator a function, in which a full disk becomes this UserError. That of
+    the standard output is another one."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OutputError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(what, mend) from error
 
@@ -171,11 +201,12 @@ def sync_all(folder: Path) -> None:
 @contextmanager
 def built_aside(path: Path | str) -> Iterator[Path]:
     """A new folder that takes the place of `path` at the end of the block; after an error it is
-    gone instead. It has the permissions that the user's umask gives."""
+    gone instead, after a crash when the next one is built. It has the permissions that the user's
+    umask gives."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = _name_beside(path)
-    building.mkdir()
+    _remove_abandoned(path)
+    building, lock = _locked_folder_beside(path)
     try:
         with when_full(
             f"{path} does not fit on its disk",
@@ -187,6 +218,40 @@ def built_aside(path: Path | str) -> Iterator[Path]:
             sync(path.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder_beside(path: Path) -> tuple[Path, int]:
+    """(a new folder, what keeps it locked while it is open), where its disk has locks."""
+    while True:
+        folder = _name_beside(path)
+        folder.mkdir()
+        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():  # nobody took it for abandoned before it was locked
+            return folder, lock
+        os.close(lock)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes that have died were building for a path: the user's own folders of such
+    a name, which nobody keeps locked."""
+    name = re.compile(rf"\.{re.escape(path.name[:100])}\.[0-9a-f]{{8}}\.new")
+    for folder in [*path.parent.iterdir()]:
+        if name.fullmatch(folder.name):
+            with suppress(OSError):  # it is locked, or its disk has no locks
+                _remove_if_unlocked(folder)
+
+
+def _remove_if_unlocked(folder: Path) -> None:
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _OWN)
+    try:
+        if os.fstat(lock).st_uid == os.geteuid():
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 class LockedError(UserError):
@@ -209,63 +274,84 @@ class FolderLock:
         mend: str = "wait for it, or name another folder",
     ):
         self._folder = folder
+        self._path = folder / LOCK
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = self._open()
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(f"{other} {folder}", mend) from error
-        except OSError as error:  # Lustre as many clusters mount it
-            self.remove_unused()
-            raise UserError(
-                f"{folder / LOCK} cannot be locked: {error.strerror}; name a folder on a disk that"
-                " has file locks (Lustre: mounted with -o flock)"
-            ) from error
-        self._require_ours()
         self.token = secrets.token_hex(TOKEN_BYTES)
         try:
-            self._file.truncate(0)
-            self._file.write(self.token.encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._file = self._lock()
+            self._folder_held = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BlockingIOError as error:
+            raise LockedError(f"{other} {folder}", mend) from error
         except OSError as error:
             self.remove_unused()
             raise UserError(
-                f"{folder / LOCK} cannot be written: {error.strerror}; make room, or name another"
-                " folder"
+                f"{self._path} cannot be locked ({error.strerror})",
+                # Lustre as many clusters mount it
+                mend="name a folder with room on a disk that has file locks (Lustre: mounted with"
+                " -o flock)",
             ) from error
 
-    def _open(self) -> BinaryIO:
-        path = self._folder / LOCK
+    def _lock(self) -> BinaryIO:
+        """The lock's file, locked, with the token in it."""
+        while True:
+            file = open(open_own(self._path, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_at_place(file):
+                    self._write_token(file)
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            # whoever had it before has removed it meanwhile
+            file.close()
+
+    def _is_at_place(self, file: BinaryIO) -> bool:
+        """Whether the lock's name still leads to an open file."""
         try:
-            return open(open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "a+b")
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be opened ({error.strerror})", mend="name another folder"
-            ) from error
+            return os.path.samestat(os.lstat(self._path), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            return False
 
-    def _require_ours(self) -> None:
-        """Raise UserError where the file holds anything but the token of a lock before."""
-        self._file.seek(0)
-        content = self._file.read(2 * TOKEN_BYTES + 1)
-        if content and not re.fullmatch(rb"[0-9a-f]{1,%d}" % (2 * TOKEN_BYTES), content):
-            self._file.close()
+    def _write_token(self, file: BinaryIO) -> None:
+        """Raises UserError where the file holds anything but the token of a lock before."""
+        length = 2 * TOKEN_BYTES
+        content = file.read(length + 1)
+        if content and not re.fullmatch(rb"[0-9a-f]{%d}" % length, content):
             raise UserError(
-                f"{self._folder / LOCK} is a file of something else",
+                f"{self._path} is a file of something else",
                 mend="name another folder, or remove that file if nothing needs it",
             )
+        file.seek(0)
+        file.write(self.token.encode())
+        os.fsync(file.fileno())
 
     @property
     def holds(self) -> bool:
         """Whether the folder of this name is still the one that was locked: not renamed, not
-        replaced by another."""
+        replaced by another, and nobody else's. A lock file that was removed is made again."""
+        try:
+            if not os.path.samestat(os.stat(self._folder), os.fstat(self._folder_held)):
+                return False
+            if not self._path.exists():
+                self._file = self._lock()
+            return self._is_at_place(self._file)
+        except (OSError, UserError):
+            return False
+
+    @property
+    def place(self) -> Path | None:
+        """Where the folder that was locked is now; None where it is gone, or cannot be told."""
         with suppress(OSError):
-            return os.path.samestat(os.lstat(self._folder / LOCK), os.fstat(self._file.fileno()))
-        return False
+            path = Path(os.readlink(f"/proc/self/fd/{self._folder_held}"))
+            if os.path.samestat(os.stat(path), os.fstat(self._folder_held)):
+                return path
+        return None
 
     def release(self) -> None:
         self._file.close()
+        os.close(self._folder_held)
 
     def remove_unused(self) -> None:
         """Remove the folders that were made for this lock, if nothing else was put into them."""

@@ -23,7 +23,7 @@ def open_regular(path: Path | str, most: int | None = None) -> BinaryIO:
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+            raise OSError(errno.EINVAL, "a pipe or a device, not a file", os.fspath(path))
         if most is not None and status.st_size > most:
             raise _too_large(path, most)
         return os.fdopen(descriptor, "rb")

@@ -42,22 +42,26 @@ def make_usable() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")
-    for number, name in ((1, "stdout"), (2, "stderr")):
+    for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             stream = open(os.devnull, "w", encoding="utf-8")
         # a test, or a program around the command, may have put something else there
-        if type(stream) is io.TextIOWrapper:
-            stream = PrintableStream(
-                stream.detach(),
-                encoding=stream.encoding,
-                errors="backslashreplace",
-                line_buffering=stream.line_buffering,
-            )
-        setattr(sys, name, stream)
+        if type(stream) is not io.TextIOWrapper:
+            continue
+        # the former one stays, as sys.__stdout__: a logger may have taken it before
+        stream.flush()
+        printable_stream = PrintableStream(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors="backslashreplace",
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
         setattr(sys, f"__{name}__", stream)
+        setattr(sys, name, printable_stream)
 
 
 def discard(stream: TextIO) -> None:

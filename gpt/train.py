@@ -37,7 +37,7 @@ def main() -> None:
     only_tell = args.dry_run or args.explain
     launch = launched()
     draft = read(args.ds_config, args.world_size or launch.size, args.overrides)
-    data = RunData(draft, may_be_absent=only_tell)
+    data = RunData(draft, may_be_absent=only_tell, skip_hash=args.skip_data_hash)
     draft.add(data.mistakes())
     config = draft.settle()
     if only_tell:
@@ -56,6 +56,7 @@ def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") 
     """Print what was asked for instead of a run: where every value comes from, what it will
     cost."""
     from gpt.compute import dry_run
+    from gpt.training.run_folder import require_own
 
     if args.explain:
         print(dry_run.explain(config))
@@ -65,13 +66,18 @@ def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") 
 
             tokenizer = dataset.vocab.fingerprint if dataset else None
             warm_start.origin(config.options.init_from, config.model, tokenizer)
+        require_own(config.run_dir)
         print(dry_run.report(config, dataset, args.interconnect))
 
 
 def train(args: argparse.Namespace, launch: "Launch", config: "Config", data: "RunData") -> None:
     """Train as one of the launcher's ranks."""
     from gpt.engine import boundary
+    from gpt.files import require_place_for, write_output
     from gpt.training.trainer import Trainer
+
+    if args.stopped_file:
+        require_place_for("--stopped_file", args.stopped_file)
 
     def make_trainer() -> "Trainer":
         assert kernels is not None, "without them there is a mistake, which is told"
@@ -107,6 +113,12 @@ def train(args: argparse.Namespace, launch: "Launch", config: "Config", data: "R
             # the sample is there now: rank 0 has built it
             trainer = make_trainer()
         trainer.train(boundary.Engine, world)
+        if (
+            args.stopped_file
+            and launch.rank == 0
+            and not trainer.course.is_finished(config.options)
+        ):
+            write_output("--stopped_file", args.stopped_file, f"{trainer.course.step}\n")
     finally:
         if trainer is not None and trainer.lock is not None:
             trainer.lock.remove_unused()

@@ -22,7 +22,7 @@ KEYS = ROOT / "ds_configs" / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), KEYS]
 TAKE_OPTIONS_OF_TRAINING = ("tools/sweep.py", "tools/throughput.py")
 # Of Slurm and of containers, whose command lines are not ours to ask.
-FOREIGN_OPTIONS = {"--requeue", "--signal", "--ipc", "--shm-size"}
+FOREIGN_OPTIONS = {"--requeue", "--signal", "--ipc", "--shm-size", "--mca"}
 LAUNCHERS = ("deepspeed", "torchrun")
 MOST_LINES_OF_README = 130
 WIDEST_LINE = 110

@@ -20,10 +20,11 @@ def test_a_cell_of_markdown_is_no_markup():
     assert markdown_cell("a|b<img src=x onerror=alert(1)>") == (
         "a\\|b\\<img src=x onerror=alert(1)>"
     )
-    assert markdown_cell("a\\|b\n[x](http://y)") == "a\\\\\\|b\\\\n\\[x\\](http://y)"
-    assert markdown_cell("weight_decay 1 -> 2, _a_ $x$ **b**") == (
-        "weight_decay 1 -> 2, \\_a\\_ \\$x\\$ \\*\\*b\\*\\*"
+    assert markdown_cell("a\\|b\n[x](http://y)") == "a\\\\\\|b\\\\n\\[x\\](http\\://y)"
+    assert markdown_cell("my_run: 6h, _x_ $a$ @me :tada: a@b https://c &amp;") == (
+        "my_run: 6h, \\_x\\_ \\$a\\$ \\@me \\:tada: a@b https\\://c \\&amp;"
     )
+    assert markdown_cell("weight_decay 1 -> 2, **b**") == "weight_decay 1 -> 2, \\*\\*b\\*\\*"
     assert markdown_cell(1.5) == "1.5"
 
 

@@ -1,7 +1,9 @@
 """Writing into folders where others may write too."""
 
+import fcntl
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from gpt.errors import UserError
 from gpt.files import (
     LOCK,
     FolderLock,
+    LockedError,
     built_aside,
     is_locked_by,
     open_own,
@@ -45,6 +48,23 @@ def test_a_replaced_file_keeps_its_permissions_and_a_new_one_has_the_users(tmp_p
     assert mode(tmp_path / "shared") == 0o755
 
 
+def test_what_a_dead_process_was_building_is_removed_and_what_a_living_one_builds_is_not(tmp_path):
+    abandoned = tmp_path / ".out.0123abcd.new"
+    others = [tmp_path / name for name in (".out.0123abcg.new", ".other.0123abcd.new", ".out.new")]
+    for folder in (abandoned, *others):
+        folder.mkdir()
+        (folder / "x").write_text("")
+    (tmp_path / ".out.aaaaaaaa.new").symlink_to(others[0])
+    with built_aside(tmp_path / "out") as first:
+        assert not abandoned.exists()
+        with built_aside(tmp_path / "out") as second:
+            (second / "y").write_text("")
+        assert first.exists() and not second.exists()
+        (tmp_path / "out/y").unlink()
+    assert all((folder / "x").is_file() for folder in others)
+    assert not first.exists() and (tmp_path / "out").is_dir()
+
+
 def test_a_link_is_replaced_and_never_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -54,7 +74,7 @@ def test_a_link_is_replaced_and_never_followed(tmp_path):
     assert not (tmp_path / "file").is_symlink()
     with pytest.raises(OSError, match="a link, where a file of ours should be"):
         open_own(tmp_path / LOCK, os.O_RDWR)
-    with pytest.raises(UserError, match=r"\.lock cannot be opened \(a link"):
+    with pytest.raises(UserError, match=r"\.lock cannot be locked \(a link"):
         FolderLock(tmp_path)
     assert victim.read_text() == "precious"
 
@@ -80,6 +100,10 @@ def test_a_lock_is_told_from_a_file_of_something_else(tmp_path):
     with pytest.raises(UserError, match="is a file of something else"):
         FolderLock(tmp_path)
     assert (tmp_path / LOCK).read_text() == "pip's own words\n"
+    # the number of a process, as many programs keep it
+    (tmp_path / LOCK).write_text("1234")
+    with pytest.raises(UserError, match="is a file of something else"):
+        FolderLock(tmp_path)
 
 
 def test_a_lock_knows_its_folder(tmp_path):
@@ -94,3 +118,50 @@ def test_a_lock_knows_its_folder(tmp_path):
     lock.release()
     again = FolderLock(tmp_path / "renamed")
     assert again.holds and again.token != lock.token
+
+
+def test_a_lock_whose_file_was_removed_still_keeps_others_out(tmp_path):
+    lock = FolderLock(tmp_path)
+    (tmp_path / LOCK).unlink()
+    assert lock.holds and is_locked_by(tmp_path, lock.token)
+    with pytest.raises(LockedError):
+        FolderLock(tmp_path)
+    (tmp_path / LOCK).unlink()
+    other = FolderLock(tmp_path)
+    assert other.holds and not lock.holds
+
+
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_none(tmp_path, monkeypatch):
+    """Whoever opened the file before that has locked nothing."""
+    first = FolderLock(tmp_path / "run")
+    flock = fcntl.flock
+
+    def after_removal(file, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.remove_unused()
+        first.release()
+        (tmp_path / "run").mkdir()
+        return flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_removal)
+    second = FolderLock(tmp_path / "run")
+    assert second.holds
+    with pytest.raises(LockedError):
+        FolderLock(tmp_path / "run")
+
+
+def test_names_of_255_bytes(tmp_path):
+    for name in ("漢" * 85, "🙂" * 63, "x" * 255):
+        write_atomically(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+    with pytest.raises(UserError, match="has no name of its own"):
+        write_atomically(Path("/"), "x")
+
+
+def test_the_name_of_an_open_file_is_written_to(tmp_path):
+    """As in --json /dev/stdout > FILE, which must not replace the system's own link."""
+    with open(tmp_path / "out", "w") as file:
+        file.write("before\n")
+        file.flush()
+        write_output("--json", f"/proc/self/fd/{file.fileno()}", "text\n")
+    assert (tmp_path / "out").read_text() == "before\ntext\n"

@@ -81,3 +81,25 @@ def test_too_little_memory_is_told():
     done = run("raise MemoryError")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("error: there is not enough memory here")
+
+
+def test_a_logger_that_took_the_stream_before_goes_on():
+    body = "handler.stream.write('still\\n'); print('here', file=sys.stderr)"
+    program = "import logging; handler = logging.StreamHandler()\n" + PROGRAM
+    program = program.replace("ROOT", repr(str(ROOT))).replace("BODY", body)
+    done = subprocess.run(
+        [sys.executable, "-c", program], text=True, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "still\nhere\n")
+
+
+def test_what_is_not_buffered_stays_so():
+    done = run("print(sys.stdout.write_through)", env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert done.stdout == "True\n"
+
+
+def test_a_child_has_all_streams_too(tmp_path):
+    child = "import os; print([os.fstat(n).st_size for n in range(3)], file=open('f', 'w'))"
+    body = f"import subprocess; subprocess.run([sys.executable, '-c', {child!r}])"
+    assert run(body, "<&- >&- 2>&-", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "f").read_text() == "[0, 0, 0]\n"

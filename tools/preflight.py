@@ -22,6 +22,9 @@ explain_imports()
 
 from gpt.config.options import SAMPLE
 
+LONGEST_TIMEOUT = 3600
+LAST_PORT = 65535
+
 
 def main():
     parser = Parser(__doc__)
@@ -52,6 +55,7 @@ def main():
     )
     parser.add_argument("--json", action="store_true", help="print all findings as JSON")
     args = parser.parse_args()
+    check(args)
 
     from gpt.cluster.hostfile import read_hostfile
     from gpt.cluster.preflight import Cluster, inspect
@@ -71,6 +75,18 @@ def main():
     if args.write_env:
         write_environment(findings.environment)
     return 0 if findings.ok else 2
+
+
+def check(args):
+    """Raise UserError where a number is out of its range."""
+    if not 1 <= args.timeout <= LONGEST_TIMEOUT:
+        raise UserError(
+            f"command line: --timeout {args.timeout:g}",
+            mend=f"give seconds, from 1 to {LONGEST_TIMEOUT}",
+        )
+    for option, port in (("--port", args.port), ("--ssh_port", args.ssh_port)):
+        if port is not None and not 0 < port <= LAST_PORT:
+            raise UserError(f"command line: {option} {port}", mend=f"give 1 to {LAST_PORT}")
 
 
 def folders_of_run(args, ranks):

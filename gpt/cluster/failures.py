@@ -5,6 +5,7 @@ import os
 import re
 import threading
 import time
+from pathlib import Path
 
 from gpt.cluster.lifeline import Lifeline
 from gpt.cluster.watchdog import Watchdog
@@ -24,10 +25,13 @@ class Failures:
     for one that will not come. A rank that dies without a note is known by its lifeline, whatever
     the main threads are waiting in; the first to note that tells which one it was. Where a
     connection breaks and no process is known to have died, `watchdog` finds out who is silent.
+
+    reports: the folder that gets the traceback of what nobody foresaw.
     """
 
-    def __init__(self, world: World, watchdog: Watchdog):
+    def __init__(self, world: World, watchdog: Watchdog, reports: Path):
         self._world = world
+        self._reports = reports
         self._watchdog = watchdog
         self._board = world.blackboard(BOARD_SECONDS)
         self._closed = threading.Event()
@@ -113,7 +117,8 @@ class Failures:
         """Tell an error unless another rank, or another thread of this one, has told one."""
         with self._telling:
             if not self._told and self._is_first():
-                tell(error, f"[rank {self._world.rank}] " if self._board is not None else "")
+                who = f"[rank {self._world.rank}] " if self._board is not None else ""
+                tell(error, who, self._reports)
             self._told = True
 
     def _is_first(self) -> bool:

@@ -73,6 +73,17 @@ def interface_of(address: str) -> str | None:
     return None
 
 
+def interfaces() -> list[str]:
+    """Names of this host's network interfaces that have an address."""
+    import psutil
+
+    names = []
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.family in (socket.AF_INET, socket.AF_INET6) for entry in addresses):
+            names.append(name)
+    return names
+
+
 def report(request: str) -> None:
     """Print a line with this host's time, then one with all else, as JSON.
 

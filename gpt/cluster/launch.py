@@ -35,6 +35,10 @@ OF_SLURM = Variables("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 RANKS_ON_HOST = {OF_OPEN_MPI: "OMPI_COMM_WORLD_LOCAL_SIZE", OF_MPICH: "MPI_LOCALNRANKS"}
 
 DEFAULT_PORT = 29500
+LAST_PORT = 65535
+# a rank or a number of them, of nobody's cluster
+MOST_DIGITS = 9
+HOST = re.compile(r"[\w.:-]+")
 # kinds of launchers
 RUNNER = "deepspeed"
 LAUNCH = "deepspeed.launcher.launch"
@@ -81,10 +85,8 @@ def launched() -> Launch:
     size = _number(variables.size, variables)
     local_rank = _number(variables.local_rank, variables)
     if rank >= size:
-        raise UserError(
-            f"{variables.rank} is {rank} and {variables.size} is {size}",
-            mend=f"ranks count from 0 to {size - 1}",
-        )
+        mend = f"ranks count from 0 to {size - 1}" if size else "there is one rank or more"
+        raise UserError(f"{variables.rank} is {rank} and {variables.size} is {size}", mend)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank))
     _set_master(variables, size)
     return Launch(rank, size, _promised_by_deepspeed(size))
@@ -112,20 +114,26 @@ def _single_process() -> Launch:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(free_port()),
     )
-    tasks = os.environ.get("SLURM_NTASKS", "")
-    return Launch(0, 1, idle_tasks=int(tasks) if tasks.isdecimal() else 0)
+    return Launch(0, 1, idle_tasks=_parse_number(os.environ.get("SLURM_NTASKS", "")) or 0)
 
 
 def _number(name: str, variables: Variables) -> int:
     text = os.environ.get(name, "")
-    if not text.isdecimal():
-        fault = f"is {text!r}" if text else "is missing"
+    number = _parse_number(text)
+    if number is None:
+        fault = f"is {text[:40]!r}" if text else "is missing"
         raise UserError(
             f"the environment variable {name} {fault}",
             mend=f"a launcher sets {', '.join(variables)} to numbers; start the run with deepspeed,"
             " torchrun, srun or mpirun, or unset RANK for a single process",
         )
-    return int(text)
+    return number
+
+
+def _parse_number(text: str) -> int | None:
+    """A number of ranks, a rank or a port; None where the text is none."""
+    is_number = text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS
+    return int(text) if is_number else None
 
 
 def free_port() -> int:
@@ -140,16 +148,24 @@ def _set_master(variables: Variables, size: int) -> None:
         os.environ["MASTER_ADDR"] = _master_address(variables, size)
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_master_port(variables))
-    if not os.environ["MASTER_PORT"].isdecimal():
+    port = _parse_number(os.environ["MASTER_PORT"])
+    if port is None or not 0 < port <= LAST_PORT:
         raise UserError(
-            f"MASTER_PORT is {os.environ['MASTER_PORT']!r}", mend="give a port's number"
+            f"MASTER_PORT is {os.environ['MASTER_PORT'][:40]!r}",
+            mend=f"give a port's number, from 1 to {LAST_PORT}",
         )
 
 
 def _master_address(variables: Variables, size: int) -> str:
     nodes = os.environ.get("SLURM_STEP_NODELIST")
     if variables == OF_SLURM and nodes:
-        return first_node(nodes)
+        first = first_node(nodes)
+        if not HOST.fullmatch(first):
+            raise UserError(
+                f"SLURM_STEP_NODELIST is {nodes[:40]!r}, which names no host",
+                mend="start the run with srun, which sets it, or export MASTER_ADDR",
+            )
+        return first
     ranks_here = os.environ.get(RANKS_ON_HOST.get(variables, ""))
     if size == 1 or ranks_here == str(size):
         return "127.0.0.1"
@@ -162,9 +178,9 @@ def _master_address(variables: Variables, size: int) -> str:
 def _master_port(variables: Variables) -> int:
     """Slurm's jobs that share a host get ports of their own, below those that systems give to
     outgoing connections."""
-    job = os.environ.get("SLURM_JOB_ID", "")
-    if variables == OF_SLURM and job.isdecimal():
-        return 20_000 + int(job) % 9_000
+    job = _parse_number(os.environ.get("SLURM_JOB_ID", ""))
+    if variables == OF_SLURM and job is not None:
+        return 20_000 + job % 9_000
     return DEFAULT_PORT
 
 

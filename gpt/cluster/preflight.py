@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from gpt.cluster.host_checks import FAIL, OK, WARN, Reports, Row
 from gpt.cluster.hostfile import read_environment
 from gpt.cluster.roll_call import PROJECT
 from gpt.errors import UserError
+from gpt.parsing import parse_json
 
 SSH = (
     "ssh",
@@ -114,6 +116,12 @@ def inspect(cluster: Cluster) -> Findings:
     """Ask all hosts, and put the rows of all checks together."""
     hosts = cluster.hosts
     run_dir = cluster.run_dir
+    if shutil.which(SSH[0]) is None:
+        raise UserError(
+            f"there is no {SSH[0]} here, by which the hosts are asked, and by which `deepspeed`"
+            " starts runs on them",
+            mend="install it (Debian: openssh-client)",
+        )
     exported, rows = _launcher_environment()
     if len(hosts) > 1:
         rows += _keep_alive(cluster)
@@ -236,7 +244,7 @@ def _ask(cluster: Cluster, host: str, call: str) -> Answer:
             skew = float(clock) - time.time()
             seconds_left = max(1, deadline - time.monotonic())
             report = readers.submit(process.stdout.read).result(seconds_left)
-            return Answer(json.loads(report), skew)
+            return Answer(parse_json(report), skew)
         except futures.TimeoutError:
             return Answer(reason=f"no answer within {cluster.seconds:g} s")
         except ValueError:
@@ -327,7 +335,7 @@ def _measure(cluster: Cluster, master: str) -> tuple[dict[str, Any] | None, str]
     if any(process.returncode for process in processes):
         first_error = next(filter(str.strip, errors), "")
         return None, _last_line(first_error)
-    return json.loads(_last_line(printed[0])), ""
+    return parse_json(_last_line(printed[0])), ""
 
 
 def _pairs(size: int) -> list[tuple[int, int]]:

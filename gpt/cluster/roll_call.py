@@ -14,15 +14,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
 
-from gpt.cluster.host_report import interface_of, own_address, versions
+from gpt.cluster.host_report import interface_of, interfaces, own_address, versions
 from gpt.cluster.launch import Launch, another_port
+from gpt.cluster.meeting import (
+    Meeting,
+    call_out,
+    is_kept_by_torchrun,
+    join,
+    latest_part,
+    part_of,
+    place,
+)
 from gpt.errors import RunError, UserError
 from gpt.wording import listed
 
@@ -30,57 +38,40 @@ PROJECT = Path(__file__).resolve().parents[2]
 # many hosts that import torch from one file server take minutes
 JOIN_SECONDS = 600.0
 NOTICE_SECONDS = 30.0
-# the store's keys, beside one a rank; what stands under them is read by ranks with other code too
+# keys of a try's part, beside two a rank; what is under them is read by ranks with other code too
 VERDICT = "verdict"
 READ = "read"
 
 
-def store(seconds: float, is_master: bool = False) -> torch.distributed.Store:
-    """A connection to the store at MASTER_ADDR:MASTER_PORT, which answers a question within
-    `seconds` or raises torch.distributed.DistError. torchrun starts ranks anew at the same store,
-    so each try has a part of its own."""
-    whole = torch.distributed.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=is_master,
-        timeout=timedelta(seconds=seconds),
-        wait_for_workers=False,
-        multi_tenant=True,
-    )
-    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return torch.distributed.PrefixStore(f"gpt {restarts}", whole)
-
-
 def roll_call(
     launch: Launch, facts: dict[str, str | None], seconds: float = JOIN_SECONDS
-) -> tuple[torch.distributed.Store, tuple[str, ...]]:
-    """(the store, every rank's host name in the order of ranks). All ranks call it together.
+) -> Meeting:
+    """Where all ranks have met. All call it together.
 
     facts: {what: a short text} that all ranks must have in
     common beside versions and code, but for a remark in parentheses at its end; None where this one
     does not know. Raises UserError where ranks differ, RunError where some have not come after
     `seconds`.
     """
-    board = _join(launch, seconds)
+    whole = join(launch, seconds)
     note: dict[str, Any] = {
         "size": launch.size,
         "host": socket.gethostname(),
         "address": own_address(os.environ["MASTER_ADDR"]),
         "facts": {**versions(str(PROJECT)), **facts},
     }
-    if board.add(f"claims of rank {launch.rank}", 1) > 1:
-        raise RunError(
-            f"two processes say that they are rank {launch.rank}, the second on {note['host']}:"
-            f" give each host its own --node_rank, or, if the other is of another run,"
-            f" {another_port()}"
-        )
-    board.set(f"rank {launch.rank}", json.dumps(note))
     if launch.rank == 0:
+        part = call_out(whole)
+        board = part_of(whole, part)
+        _answer(board, 0, note)
         verdict = _judge(board, launch, seconds)
         board.set(VERDICT, json.dumps(verdict))
         _until(lambda: board.add(READ, 0) >= verdict["present"] - 1, 10)
     else:
-        verdict = _read_verdict(board, seconds)
+        try:
+            part, verdict = _come(whole, launch.rank, note, seconds + 15)
+        except torch.distributed.DistError as error:
+            raise RunError(f"rank 0 at {place()} has ended, or does not answer any more") from error
     if verdict["mistake"]:
         raise (UserError if verdict["users"] else RunError)(verdict["mistake"])
     hosts = verdict["hosts"]
@@ -88,41 +79,51 @@ def roll_call(
         first_note = {"size": len(hosts), "host": hosts[0]}
         raise UserError(_other_size(launch.rank, note, first_note))
     _choose_interface(note["host"], verdict)
-    return board, tuple(hosts)
+    return Meeting(part_of(whole, part), tuple(hosts), part)
 
 
-def _place() -> str:
-    return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+def _answer(board: torch.distributed.Store, rank: int, note: dict[str, Any]) -> bool:
+    """Put this rank's note into a try's part; whether no other process did so for the rank."""
+    is_first = board.add(f"claims of rank {rank}", 1) == 1
+    if is_first:
+        board.set(f"rank {rank}", json.dumps(note))
+    return is_first
 
 
-def _join(launch: Launch, seconds: float) -> torch.distributed.Store:
-    """The store, which rank 0 opens unless torchrun keeps it."""
-    of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    kept_here = launch.rank == 0 and not of_torchrun
-    try:
-        return store(seconds, is_master=kept_here)
-    except torch.distributed.DistError as error:
-        if kept_here:
-            raise UserError(
-                f"rank 0 cannot listen at {_place()} on {socket.gethostname()}",
-                mend=f"if another run holds that port, {another_port()}; else the address is not"
-                f" this host's ({error})",
-            ) from error
+def _come(
+    whole: torch.distributed.Store, rank: int, note: dict[str, Any], seconds: float
+) -> tuple[str, dict[str, Any]]:
+    """(the part of the try that this rank, not rank 0, belongs to, rank 0's verdict on it).
+
+    The part that is called out may be that of a try before, in which this rank has died, or whose
+    rank 0 has: then another one follows.
+    """
+    part = None
+    is_first = False
+    end = time.monotonic() + seconds
+    pause = 0.05
+    while time.monotonic() < end:
+        latest = latest_part(whole)
+        if latest is not None and latest != part:
+            part = latest
+            is_first = _answer(part_of(whole, part), rank, note)
+            if not is_first and not is_kept_by_torchrun():
+                break
+        if part is not None and is_first:
+            board = part_of(whole, part)
+            if board.check([VERDICT]):
+                verdict = json.loads(board.get(VERDICT))
+                board.add(READ, 1)
+                return part, verdict
+        time.sleep(pause)
+        pause = min(1.2 * pause, 1.0)  # few questions of many ranks that wait long
+    if part is not None and not is_first:
         raise RunError(
-            f"rank {launch.rank} on {socket.gethostname()} could not reach rank 0 at {_place()}"
-            f" within {seconds:g} s: rank 0 has not started, or that address or port is closed to"
-            " this host; tools/preflight.py looks into it"
-        ) from error
-
-
-def _read_verdict(board: torch.distributed.Store, seconds: float) -> dict[str, Any]:
-    try:
-        board.wait([VERDICT], timedelta(seconds=seconds + 15))
-        verdict = json.loads(board.get(VERDICT))
-        board.add(READ, 1)
-    except torch.distributed.DistError as error:
-        raise RunError(f"rank 0 at {_place()} has ended, or does not answer any more") from error
-    return verdict
+            f"two processes say that they are rank {rank}, the second on {note['host']}:"
+            f" give each host its own --node_rank, or, if the other is of another run,"
+            f" {another_port()}"
+        )
+    raise RunError(f"rank 0 at {place()} has ended, or does not answer any more")
 
 
 def _judge(board: torch.distributed.Store, launch: Launch, seconds: float) -> dict[str, Any]:
@@ -233,11 +234,27 @@ def _choose_interface(host: str, verdict: dict[str, Any]) -> None:
             return
 
 
-class Deadline:
-    """Ends the process with a sentence if the block inside takes longer."""
+def require_interfaces() -> None:
+    """Raise UserError where gloo shall listen on a network interface that this host has not: torch
+    says so too late, and not of which host."""
+    names = os.environ.get("GLOO_SOCKET_IFNAME")
+    if names is None:
+        return
+    present = interfaces()
+    absent = [name for name in names.split(",") if name not in present]
+    if absent:
+        raise UserError(
+            f"GLOO_SOCKET_IFNAME is {names!r}, and {socket.gethostname()} has no network interface"
+            f" {absent[0]!r}, but {listed(present, 16)}",
+            mend="name one of those, or unset it",
+        )
 
-    def __init__(self, seconds: float, sentence: str):
-        self._timer = threading.Timer(seconds, self._end, [sentence])
+
+class Deadline:
+    """Ends the process, with a sentence and an exit code, if the block inside takes longer."""
+
+    def __init__(self, seconds: float, sentence: str, code: int = 1):
+        self._timer = threading.Timer(seconds, self._end, [sentence, code])
         self._timer.daemon = True
 
     def __enter__(self) -> None:
@@ -247,7 +264,9 @@ class Deadline:
         self._timer.cancel()
 
     @staticmethod
-    def _end(sentence: str) -> None:
-        sys.stderr.write(f"error: {sentence}\n")
-        sys.stderr.flush()
-        os._exit(1)
+    def _end(sentence: str, code: int) -> None:
+        try:
+            sys.stderr.write(f"{'error' if code else 'notice'}: {sentence}\n")
+            sys.stderr.flush()
+        finally:  # even if nobody reads stderr any more
+            os._exit(code)

@@ -22,7 +22,7 @@ BESIDE = (
     "training/reports.py",
     "training/run_data.py",
     "training/run_documents.py",
-    "training/run_documents.py",
+    "training/run_folder.py",
     "training/signals.py",
     "training/start.py",
     "training/sweep.py",

@@ -21,6 +21,7 @@ OWN_FLAGS = (
     "explain",
     "world_size",
     "interconnect",
+    "stopped_file",
     "verbose",
     "local_rank",
 )
@@ -146,6 +147,24 @@ def _add_own_flags(parser: Parser) -> None:
         help=(
             "bandwidth of the slowest link between the GPUs, for --dry_run to estimate the time on"
             " them"
+        ),
+    )
+    parser.add_argument(
+        "--skip_data_hash",
+        action="store_true",
+        default=False,
+        help=(
+            "evaluate on the held-out split without holding its tokens against their sha256 first,"
+            " which takes a second for each GB"
+        ),
+    )
+    parser.add_argument(
+        "--stopped_file",
+        metavar="FILE",
+        default=None,
+        help=(
+            "write the step to FILE once the run has been stopped and saved before its end, for a"
+            " script that starts the same command again"
         ),
     )
     parser.add_argument(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gpt.config.keys import Key, block_of
+from gpt.config.keys import PAIR, TEXTS, Key, block_of
 from gpt.config.option_names import key_at, path_of
 from gpt.config.synonyms import hint_for_block
 from gpt.errors import UserError
@@ -65,7 +65,7 @@ def _take_words(path: str, words: list[str]) -> list[str]:
     """Take an option's value from the front of the words behind it: one word, or all up to the next
     option where it may be a list."""
     key = key_at(path)
-    is_list = key is None or (isinstance(key, Key) and key.kind == "pair")
+    is_list = key is None or (isinstance(key, Key) and key.kind in (PAIR, TEXTS))
     taken: list[str] = []
     while words and not words[0].startswith("--") and (is_list or not taken):
         taken.append(words.pop(0))
@@ -83,7 +83,7 @@ def _value(option: str, path: str, texts: list[str]) -> Any:
     kind = key.kind if isinstance(key, Key) else None
     if kind is str:
         return texts[0]
-    if kind == "pair":
+    if kind == PAIR:
         # brackets and commas as in JSON or not, and spaces around them or not
         texts = re.sub(r"[\[\](),]", " ", " ".join(texts)).split()
     values = [_parsed(text) for text in texts]

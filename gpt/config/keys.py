@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +15,17 @@ REQUIRED = object()
 # whole numbers beyond it are no exact floats, and surely mistakes
 LARGEST = 2**53
 
-# DeepSpeed's own, passed on as it is
-ANY = "any"
+# characters of a value in a sentence
+MOST_SHOWN = 120
+
+# kinds of values beside Python's types: two floats in [0, 1), and a list of texts
+PAIR = "pair"
+TEXTS = "texts"
 
 
 @dataclass(frozen=True)
 class Key:
-    """One value: its type (int, float, bool, str, "pair" for two floats, or ANY), its default and
-    its range."""
+    """One value: its type (int, float, bool, str, PAIR or TEXTS), its default and its range."""
 
     kind: Any
     default: Any = None
@@ -36,10 +40,11 @@ class Key:
         """What is wrong with `value`, or None. `value` is never None."""
         if value == "auto" and "auto" not in (self.choices or ()):
             return 'is "auto", which only the Hugging Face Trainer fills in: write the value'
-        if self.kind == ANY:
-            return None
-        if self.kind == "pair":
+        if self.kind == PAIR:
             return None if _is_pair(value) else f"is {in_json(value)}, not two numbers in [0, 1)"
+        if self.kind == TEXTS:
+            is_list = isinstance(value, list) and all(isinstance(text, str) for text in value)
+            return None if is_list else f"is {in_json(value)}, not a list of texts"
         if self.kind is bool:
             return None if isinstance(value, bool) else f"is {in_json(value)}, not true or false"
         if self.kind is str:
@@ -51,6 +56,8 @@ class Key:
             return f"is {in_json(value)}, not a text"
         if not value and self.default != "":
             return "is empty"
+        if not _is_nameable(value):
+            return f"is {in_json(value)}, with a character that no file's name can have"
         return self._out_of_choices(value)
 
     def _problem_of_number(self, value: Any) -> str | None:
@@ -99,11 +106,21 @@ def in_json(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(in_json, value)) + "]"
     is_word = value is None or isinstance(value, bool)
-    return json.dumps(value) if is_word else repr(value)
+    text = json.dumps(value) if is_word else repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_nameable(text: str) -> bool:
+    """Whether a path may hold the text: no NUL in it, and no half of a character but those that
+    stand for bytes."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_pair(value: Any) -> bool:

@@ -28,7 +28,7 @@ import torch.distributed
 
 from gpt.checkpoint.zero_files import FullState, load_weights_only
 from gpt.cluster.launch import Launch, launched
-from gpt.cluster.roll_call import JOIN_SECONDS, Deadline, roll_call
+from gpt.cluster.roll_call import JOIN_SECONDS, Deadline, require_interfaces, roll_call
 from gpt.cluster.watchdog import STARTING_SECONDS
 from gpt.cluster.world import World, to_device
 from gpt.compute.hardware import DTYPES, keep_freed_memory, share_cores
@@ -40,7 +40,7 @@ from gpt.engine.gradients import find_by_norm, forget, sum_in_fp32
 from gpt.engine.loss_scale import LossScaleExhausted
 from gpt.engine.nonfinite import first_nonfinite
 from gpt.engine.placement import blocks_of, place
-from gpt.engine.read_back import keeping_settings
+from gpt.engine.read_back import keeping_settings, reading
 from gpt.engine.schedule import Schedule, set_lr
 from gpt.engine.shards import shards_of
 from gpt.errors import RunError, UserError, in_brief
@@ -62,6 +62,7 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
+LEAVE_SECONDS = 60.0
 # types in DeepSpeed's optimizer files
 _PICKLED = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)
 
@@ -106,7 +107,10 @@ def connect(
             mend="start at most so many ranks there (slots in the hostfile, --num_gpus,"
             " --ntasks-per-node), and let each see all devices",
         )
-    store, hosts = roll_call(launch, dict(facts))
+    if on_cpu:
+        require_interfaces()
+    meeting = roll_call(launch, dict(facts))
+    hosts = meeting.hosts
     if on_cpu:
         # The first init_distributed on a CPU would compile an operator that only inference uses:
         # minutes, and a compiler.
@@ -123,13 +127,19 @@ def connect(
         " tools/preflight.py looks into it"
     )
     with Deadline(JOIN_SECONDS, too_late):
-        deepspeed.init_distributed(verbose=verbose, timeout=timeout)
-    return World(launch.rank, launch.size, local_device(), hosts, store)
+        deepspeed.init_distributed(
+            verbose=verbose, timeout=timeout, init_method=meeting.init_method
+        )
+    return World(launch.rank, launch.size, local_device(), hosts, meeting.board)
 
 
 def disconnect() -> None:
+    """Leave the process group of a run that is over: a rank that is gone, or that does not answer,
+    is waited for no longer than LEAVE_SECONDS."""
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        sentence = "the run is over; other ranks do not answer any more, so this one ends alone"
+        with Deadline(LEAVE_SECONDS, sentence, code=0):
+            torch.distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -348,6 +358,11 @@ class Engine:
         with torch.no_grad():
             return self.module(rows[:, :-1], rows[:, 1:]).item()
 
+    def first_nonfinite_state(self) -> str | None:
+        """What is not finite of this rank's weights, as the optimizer has them, and of its states:
+        "exp_avg of blocks.0.mlp.c_fc.weight"; None if all is."""
+        return self._shards.first_nonfinite()
+
     def save(self, folder: Path | str, tag: str, state: dict) -> str | None:
         """Write this rank's part of a checkpoint into folder/tag; `state` is plain values. All
         ranks together.
@@ -361,18 +376,24 @@ class Engine:
 
     def load(self, folder: Path | str, tag: str) -> None:
         """Load the checkpoint folder/tag of the same world size and ZeRO stage. Settings stay the
-        configuration's."""
-        with keeping_settings(self._ds):
-            path, _ = self._ds.load_checkpoint(str(folder), tag=tag)
-        assert path is not None, f"DeepSpeed found nothing in {folder}/{tag}"
+        configuration's. Raises UserError where its files do not fit the engine, or each other."""
+        with reading(Path(folder) / tag, self.world):
+            with keeping_settings(self._ds):
+                path, _ = self._ds.load_checkpoint(str(folder), tag=tag)
+            assert path is not None, "DeepSpeed found nothing"
+            misfit = self._shards.first_misfit()
+            if misfit:
+                raise ValueError(misfit)
         set_lr(self._ds)
 
     def adopt(self, full: FullState, scale: float) -> None:
         """Take over whole tensors of a run on other ranks or at another ZeRO stage, or weights
-        alone, where moments and scheduler are empty. scale: of that run's loss."""
-        self._shards.adopt(full)
-        if self._ds.lr_scheduler is not None and full.scheduler is not None:
-            self._ds.lr_scheduler.load_state_dict(full.scheduler)
+        alone, where moments and scheduler are empty. scale: of that run's loss. Raises UserError
+        where they do not fit the engine."""
+        with reading(full.source, self.world):
+            self._shards.adopt(full)
+            if self._ds.lr_scheduler is not None and full.scheduler is not None:
+                self._ds.lr_scheduler.load_state_dict(full.scheduler)
         set_lr(self._ds)
         loss_scale.take_over(self._ds, scale)
 

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gpt.config.saved import CONFIG, read_config
-from gpt.config.well_formed import require_run_config
+from gpt.config.saved import CONFIG, read_run_config
 from gpt.errors import UserError, in_brief
 from gpt.escaping import in_one_line
 from gpt.metrics import events
@@ -152,9 +151,7 @@ def read_run(path: Path) -> Run:
             f"{path} has no {CONFIG}, which tells what was run",
             mend="copy it from the run's folder",
         )
-    config = read_config(path / CONFIG)
-    require_run_config(path, config)
-    run = Run(path, config, str(path))
+    run = Run(path, read_run_config(path / CONFIG), str(path))
     _read_metrics(run)
     return run
 

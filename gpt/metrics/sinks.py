@@ -6,7 +6,6 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,16 +13,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gpt.config.options import Options
 from gpt.config.run_config import Config
 from gpt.errors import UserError
-from gpt.files import write_atomically
+from gpt.files import open_own, write_atomically
 from gpt.metrics import events
 from gpt.metrics.events import AXES, CURVES, METRICS, TENSORBOARD, finite
+from gpt.metrics.lines import parse
 from gpt.metrics.terminal import say_line
+from gpt.reading import open_regular, read_text
 
 if TYPE_CHECKING:  # it loads torch
     from torch.utils.tensorboard import SummaryWriter
 
 # metrics that TensorBoard gets over every axis
 OVER_ALL_AXES = ("loss", "normalised_ppl")
+WANDB = "wandb"  # the folder that wandb makes in the run's
+BLOCK = 1 << 16  # bytes of metrics.jsonl that are looked through at a time
 WANDB_MODES = ("offline", "online", "shared", "disabled", "dryrun", "run")
 
 
@@ -48,8 +51,9 @@ class JsonLines:
     name = METRICS
 
     def __init__(self, folder: Path):
-        _drop_partial_line(folder / self.name)
-        self._file = open(folder / self.name, "ab", buffering=0)
+        descriptor = open_own(folder / self.name, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        _drop_partial_line(descriptor)
+        self._file = open(descriptor, "ab", buffering=0)
         self._unwritten = b""
 
     def write(self, event: dict) -> None:
@@ -64,23 +68,28 @@ class JsonLines:
         self._file.close()
 
 
-def _drop_partial_line(path: Path) -> None:
+def _drop_partial_line(descriptor: int) -> None:
     """Cut off a last line without its end, which a killed run may leave behind."""
-    if not path.exists() or not path.stat().st_size:
-        return
-    with open(path, "rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+    end = size = os.fstat(descriptor).st_size
+    while end:
+        begin = max(0, end - BLOCK)
+        newline = os.pread(descriptor, end - begin, begin).rfind(b"\n")
+        if newline >= 0:
+            os.ftruncate(descriptor, begin + newline + 1)
+            return
+        end = begin
+    if size:
+        os.ftruncate(descriptor, 0)
 
 
 def _last_steps(path: Path) -> dict[str, int]:
     """{kind: the largest step that a metrics.jsonl has a line of}, of the events that make
     curves."""
     steps: dict[str, int] = {}
-    for line in path.read_bytes().splitlines():
-        with suppress(ValueError, KeyError, TypeError):  # what is no event is passed over
-            event = json.loads(line)
-            if event["event"] in CURVES:
+    with open_regular(path) as file:
+        for line in file:
+            event = parse(line)
+            if event is not None and event["event"] in CURVES:
                 steps[event["event"]] = max(event["step"], steps.get(event["event"], 0))
     return steps
 
@@ -258,8 +267,8 @@ class Wandb:
 def _run_of_wandb(folder: Path, goes_on: bool) -> tuple[str, dict[str, int]]:
     """(id of the run, {kind of event: last step that was sent}); a run that begins anew has a new
     id. The environment's WANDB_RUN_ID is taken before it."""
-    path = folder / "wandb" / "id"
-    known = path.read_text(encoding="utf-8").strip() if goes_on and path.is_file() else None
+    path = folder / WANDB / "id"
+    known = read_text(path, most=1000).strip() if goes_on and path.is_file() else None
     identifier = os.environ.get("WANDB_RUN_ID") or known or secrets.token_hex(4)
     if identifier == known:
         return identifier, _last_steps(folder / METRICS)

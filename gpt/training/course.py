@@ -34,6 +34,10 @@ class Course:
             return not (is_evaluated and self.evaluated_whole)
         return self.owes_part(options)
 
+    def is_finished(self, options: Options) -> bool:
+        """Whether nothing of the run is left to do."""
+        return self.step >= options.max_train_steps and not self.owes_evaluation(options)
+
     def owes_part(self, options: Options) -> bool:
         """Whether they shall be evaluated as on the way, and have not been."""
         is_evaluated = self.evaluated_step == self.step

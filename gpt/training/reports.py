@@ -175,6 +175,11 @@ class Reports:
             f" {self._config.options.max_train_steps}: nothing to do"
         )
 
+    def failed(self, reason: str) -> None:
+        """The run is at its end, and it is no good one."""
+        self._metrics.write({"event": events.FAILED, "step": self._course.step, "reason": reason})
+        self.close()
+
     def done(self, checkpoint: Path) -> None:
         self.close()
         self._progress.say(f"done: {self._course.step} steps, checkpoint {checkpoint}")

@@ -17,7 +17,11 @@ from gpt.config.run_config import Config
 from gpt.errors import UserError
 from gpt.files import FolderLock, LockedError, write_atomically
 from gpt.metrics.runs import read_run
+from gpt.parsing import parse_json
+from gpt.reading import read_text
 from gpt.training.run_data import RunData
+from gpt.training.run_folder import require_own
+from gpt.training.signals import heard
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "gpt" / "train.py"
@@ -39,7 +43,7 @@ class Stop:
     def __init__(self) -> None:
         self.reason: str | None = None
         self._process: subprocess.Popen | None = None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in heard():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -86,6 +90,7 @@ class SweptRun:
         self._data = RunData(draft, may_be_absent=False)
         draft.add(self._data.mistakes())
         self.config: Config = draft.settle()
+        require_own(self.config.run_dir)
         self.last_step: int = self.config.options.max_train_steps
         self.step = 0
         self.status = WAITING
@@ -206,6 +211,7 @@ def train_all(
     runs: list[SweptRun], out: Path, launcher: list[str], train_args: list[str], stop: Stop
 ) -> None:
     """Train what is not finished, until a request to stop; what fails does not stop the others."""
+    _require_own_summary(out / SUMMARY)
     for run in runs:
         run.look()
     lock = FolderLock(out, "another sweep is at work in", "wait for it, or name another --out")
@@ -223,6 +229,22 @@ def train_all(
         run.train(launcher, train_args, stop)
         write_summary(out, runs)
     lock.release()
+
+
+def _require_own_summary(path: Path) -> None:
+    """Raise UserError where a sweep would write over a file that no sweep wrote."""
+    if not os.path.lexists(path):
+        return
+    try:
+        summaries = parse_json(read_text(path))["runs"]
+        is_own = not path.is_symlink() and all("status" in summary for summary in summaries)
+    except (OSError, ValueError, LookupError, TypeError):
+        is_own = False
+    if not is_own:
+        raise UserError(
+            f"{path} was not written by a sweep, which would write over it",
+            mend="name another --out, or move that file away",
+        )
 
 
 def write_summary(out: Path, runs: list[SweptRun]) -> None:

@@ -117,3 +117,24 @@ def test_the_tool_names_what_is_damaged(run, run_command):
         " it was" in done.stdout
     )
     assert run_command([*tool, "runs/tiny"], run).returncode == 2
+
+
+def test_links_are_removed_as_links(run):
+    folder = run / "runs/tiny/checkpoints"
+    target = run / "of somebody"
+    target.mkdir()
+    (target / "thesis").write_text("precious")
+    for name in (".global_step7.staging", ".global_step8.old", ".latest.0123abcd.new"):
+        (folder / name).symlink_to(target)
+    folders.clean_up(folder)
+    assert sorted(os.listdir(folder)) == ["global_step4", "global_step5", "global_step6", "latest"]
+    assert os.listdir(target) == ["thesis"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_a_pointer_that_is_no_file_is_told(make, tmp_path):
+    (tmp_path / "global_step1").mkdir()
+    make(tmp_path / "latest")
+    with pytest.raises(OSError) as error:
+        folders.latest(tmp_path)
+    assert error.value.filename == str(tmp_path / "latest")

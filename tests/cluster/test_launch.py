@@ -111,8 +111,16 @@ def test_without_a_launcher_it_is_one_rank(variables, environment):
         ),
         (
             {**TORCH, "MASTER_ADDR": "a", "MASTER_PORT": "x"},
-            "MASTER_PORT is 'x': give a port's number",
+            "MASTER_PORT is 'x': give a port's number, from 1 to 65535",
         ),
+        ({**TORCH, "MASTER_ADDR": "a", "MASTER_PORT": "99999999"}, "MASTER_PORT is '99999999'"),
+        ({**TORCH, "MASTER_ADDR": "a", "MASTER_PORT": "0"}, "MASTER_PORT is '0': give a port's"),
+        ({**TORCH, "RANK": "9" * 5000}, "the environment variable RANK is '9999"),
+        ({**TORCH, "RANK": "-1"}, "the environment variable RANK is '-1'"),
+        ({**TORCH, "LOCAL_RANK": "\u0663"}, "the environment variable LOCAL_RANK is '\u0663'"),
+        ({**TORCH, "RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE is 0: there is one rank or more"),
+        ({**SLURM, "SLURM_STEP_NODELIST": "["}, "SLURM_STEP_NODELIST is '[', which names no host"),
+        ({**SLURM, "SLURM_STEP_NODELIST": "a b"}, "SLURM_STEP_NODELIST is 'a b', which names no"),
     ],
 )
 def test_incomplete_announcements(variables, message, environment):
@@ -302,21 +310,65 @@ def test_one_process_in_a_job_of_several_tasks_is_refused(environment):
     launched().require_all_tasks()
 
 
-def test_what_the_slurm_script_starts(tmp_path):
-    """With a stand-in for srun, in the folder that the job was submitted from."""
+@pytest.fixture
+def slurm_script(tmp_path):
+    """slurm_script(srun, *options, job=…) -> the script's CompletedProcess, with a stand-in of bash
+    for srun, in the folder that the job was submitted from. job: what `scontrol show job` tells."""
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").write_text(f"PATH={tmp_path}:$PATH\n")
-    stand_in = """printf '%s\\n' "$PWD" "$OMP_NUM_THREADS" "$@"\n"""
-    (tmp_path / "srun").write_text(f"#!/bin/bash\n{stand_in}")
-    (tmp_path / "srun").chmod(0o755)
-    script = ROOT / "tools/slurm.sbatch"
-    job = {**os.environ, "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "8"}
-    done = subprocess.run(
-        ["bash", script, "--ds_config", "my run.json"], env=job, text=True, capture_output=True
-    )
+
+    def run(srun, *options, job=""):
+        for name, words in (("srun", srun), ("scontrol", f'echo "scontrol $* {job}"')):
+            (tmp_path / name).write_text(f"#!/bin/bash\n{words}\n")
+            (tmp_path / name).chmod(0o755)
+        env = {
+            **os.environ,
+            "SLURM_SUBMIT_DIR": str(tmp_path),
+            "SLURM_CPUS_PER_TASK": "8",
+            "SLURM_JOB_ID": "7",
+        }
+        command = ["bash", ROOT / "tools/slurm.sbatch", *options]
+        return subprocess.run(command, env=env, text=True, capture_output=True)
+
+    return run
+
+
+def test_what_the_slurm_script_starts(slurm_script, tmp_path):
+    show = """printf '%s\\n' "$PWD" "$OMP_NUM_THREADS" "$@\""""
+    done = slurm_script(show, "--ds_config", "my run.json")
     assert done.returncode == 0, done.stderr
     folder, threads, *words = done.stdout.splitlines()
     assert (folder, threads) == (str(tmp_path), "8")
     options = words[: words.index("python")]
     assert "--kill-on-bad-exit=1" in options and "--cpus-per-task=8" in options
-    assert words[len(options) :] == ["python", "gpt/train.py", "--ds_config", "my run.json"]
+    train = ["python", "gpt/train.py", "--ds_config", "my run.json"]
+    assert words[len(options) :] == [*train, "--stopped_file", f"{tmp_path}/slurm-7.stopped"]
+
+
+PREEMPTED = "PreemptTime=2030-01-01T00:00:00"
+
+
+@pytest.mark.parametrize(
+    "before, srun, job, requeued, code",
+    [
+        (None, "exit 0", "", False, 0),  # done
+        (None, "exit 0", PREEMPTED, False, 0),
+        (None, "exit 2", "", False, 2),  # a user's mistake
+        ("5", "exit 1", "PreemptTime=None", False, 1),
+        (None, "exit 143", "PreemptTime=None", False, 143),  # of two tasks one had a mistake
+        (None, "exit 143", PREEMPTED, True, 0),  # before training began
+        (None, "echo 9 > slurm-7.stopped", "", True, 0),
+        ("5", "echo 9 > slurm-7.stopped", "", True, 0),
+        ("9", "echo 9 > slurm-7.stopped", "", False, 1),  # no step further
+        ("9", "echo 9 > slurm-7.stopped", PREEMPTED, True, 0),
+        ("5", "exit 0", "", False, 0),
+    ],
+)
+def test_which_jobs_the_slurm_script_queues_again(
+    before, srun, job, requeued, code, slurm_script, tmp_path
+):
+    if before:
+        (tmp_path / "slurm-7.stopped").write_text(f"{before}\n")
+    done = slurm_script(srun, job=job)
+    assert ("scontrol requeue 7" in done.stdout) == requeued
+    assert done.returncode == code

@@ -47,6 +47,27 @@ def test_what_a_host_answers(case, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--timeout", "1e400"], "--timeout inf: give seconds, from 1 to 3600"),
+        (["--timeout", "nan"], "--timeout nan: give seconds"),
+        (["--timeout", "-1"], "--timeout -1: give seconds"),
+        (["--port", "99999999"], "--port 99999999: give 1 to 65535"),
+        (["--ssh_port", "0"], "--ssh_port 0: give 1 to 65535"),
+    ],
+)
+def test_numbers_that_are_none(options, words, tmp_path, load_tool):
+    assert words in load_tool("preflight").mistake("--hostfile", tmp_path / "absent", *options)
+
+
+def test_a_machine_without_ssh(tmp_path, monkeypatch, load_tool):
+    (tmp_path / "hostfile").write_text("node1 slots=1\n")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sentence = load_tool("preflight").mistake("--hostfile", tmp_path / "hostfile")
+    assert sentence.startswith("there is no ssh here, by which the hosts are asked, and by which")
+
+
+@pytest.mark.parametrize(
     "gpus, slots, size, warned",
     [
         (8, 8, 64 << 20, True),

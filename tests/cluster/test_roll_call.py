@@ -9,6 +9,9 @@ import sys
 import pytest
 from conftest import ROOT
 
+from gpt.cluster.roll_call import require_interfaces
+from gpt.errors import UserError
+
 ROLL_CALL = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -18,7 +21,7 @@ from gpt.cluster.roll_call import roll_call
 def main():
     announced = launched()
     launch = Launch(announced.rank, announced.size, ("node1", "node2"))
-    print(roll_call(launch, {"dataset": sys.argv[2]}, float(sys.argv[3]))[1])
+    print(roll_call(launch, {"dataset": sys.argv[2]}, float(sys.argv[3])).hosts)
 command(main)
 """
 
@@ -57,6 +60,15 @@ def test_ranks_of_different_launches_and_data_are_refused():
     ):
         for code, error in roll_calls(port, *ranks, seconds=60):
             assert code == 2 and message in error, error
+
+
+def test_an_interface_that_is_not_there(monkeypatch):
+    for names in ("nope", "lo,nope", ""):
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", names)
+        with pytest.raises(UserError, match="has no network interface '(nope)?', but .*: name one"):
+            require_interfaces()
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    require_interfaces()
 
 
 @pytest.mark.slow

@@ -3,11 +3,13 @@ batch."""
 
 import math
 import shutil
+import signal
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, write_run
+from forked import fork_ranks
 from plain_torch import plain_torch
 from safetensors.torch import load_file
 
@@ -59,6 +61,21 @@ def test_more_ranks_than_devices_are_refused(monkeypatch):
         ),
     ):
         boundary.connect(launch=Launch(12, 16))
+
+
+def test_a_run_that_is_over_waits_for_nobody(tmp_path, monkeypatch):
+    """Where the others are gone by then, or hang."""
+    monkeypatch.setattr(boundary, "LEAVE_SECONDS", 0.1)
+    monkeypatch.setattr(boundary.torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(boundary.torch.distributed, "destroy_process_group", signal.pause)
+
+    def leave():
+        monkeypatch.setattr(sys, "stderr", open(tmp_path / "err", "w"))
+        boundary.disconnect()
+
+    ((code, _),) = fork_ranks(1, leave)
+    assert code == 0
+    assert (tmp_path / "err").read_text().startswith("notice: the run is over; other ranks do not")
 
 
 def run_engine(run_command, folder, config, sample, ranks, *flags):

@@ -20,7 +20,7 @@ os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 import torch
 from forked import fork_ranks, wait_in_c
 
-from gpt.cluster import roll_call
+from gpt.cluster import meeting
 from gpt.cluster.failures import Failures
 from gpt.cluster.watchdog import Watchdog
 from gpt.cluster.world import World
@@ -30,9 +30,9 @@ def wait(size, killed):
     rank = int(os.environ["RANK"])
     os.dup2(os.open(f"{killed}/{rank}", os.O_CREAT | os.O_WRONLY), 2)
     hosts = tuple(f"node{1 + rank // 2}" for rank in range(size))
-    world = World(rank, size, torch.device("cpu"), hosts, roll_call.store(60, is_master=rank == 0))
+    world = World(rank, size, torch.device("cpu"), hosts, meeting.store(60, is_master=rank == 0))
     watchdog = Watchdog(world, 600)
-    failures = Failures(world, watchdog)
+    failures = Failures(world, watchdog, Path.cwd())
     watchdog.progress("waiting")
     board = world.blackboard(10)
     board.add("waiting", 1)

@@ -1,0 +1,119 @@
+"""What may lie in the folder that a run is kept in: nothing but what runs write. Looked at before
+anything is written there."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from gpt.checkpoint import folders, manifest
+from gpt.config.saved import CONFIG, read_config
+from gpt.data import manifests
+from gpt.errors import UserError
+from gpt.metrics.events import METRICS, TENSORBOARD
+from gpt.metrics.lines import parse
+from gpt.metrics.sinks import WANDB
+from gpt.reading import open_regular
+from gpt.training import run_documents
+
+# of metrics.jsonl; the first event of a run is among its first lines
+LOOKED_AT = 1 << 20
+# a file that another kind of folder is known by -> what such a folder is
+OTHER_KINDS = {
+    manifest.MANIFEST: "a checkpoint",
+    "model.safetensors": "a folder of weights",
+}
+ANOTHER = "name another --run_dir"
+
+
+def require_own(run_dir: Path) -> None:
+    """Raise UserError where a run that is kept in `run_dir` would write over something else, or
+    among it: there is a file, a dataset, or a file of a name that a run uses which no run wrote."""
+    _require_folders(run_dir)
+    _require_outside_of_checkpoints(run_dir)
+    _require_outside_of_datasets(run_dir)
+    for name, kind in OTHER_KINDS.items():
+        if os.path.lexists(run_dir / name):
+            raise UserError(f"{run_dir} is {kind} (it holds {name})", mend=ANOTHER)
+    for name, is_of_a_run in FILES.items():
+        path = run_dir / name
+        if os.path.lexists(path):
+            _require_file_of_a_run(path, is_of_a_run)
+    _require_folders_of_a_run(run_dir)
+
+
+def _require_folders(run_dir: Path) -> None:
+    for path in (run_dir, folders.of_run(run_dir)):
+        if os.path.lexists(path) and not path.is_dir():
+            raise UserError(f"{path} is a file, where a run wants to be kept", mend=ANOTHER)
+
+
+def _require_outside_of_checkpoints(run_dir: Path) -> None:
+    place = run_dir.absolute()
+    for path in (place, *place.parents):
+        if path == folders.of_run(path.parent) and (path.parent / CONFIG).exists():
+            raise UserError(
+                f"--run_dir {run_dir} is among the checkpoints of the run {path.parent}",
+                mend="name a folder outside of it",
+            )
+
+
+def _require_outside_of_datasets(run_dir: Path) -> None:
+    place = run_dir.resolve()
+    for path in (place, *place.parents):
+        names = (manifests.MANIFEST, manifests.TOKENIZER)
+        if all((path / name).is_file() for name in names):
+            raise UserError(
+                f"--run_dir {run_dir} is in the dataset {path}", mend="name a folder outside of it"
+            )
+
+
+def _require_file_of_a_run(path: Path, is_of_a_run: Callable[[Path], bool]) -> None:
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise UserError(f"{path} is a link or no file, and a run writes there", mend=ANOTHER)
+    if not is_of_a_run(path):
+        raise UserError(
+            f"{path} was not written by a run, which would write over it",
+            mend=f"{ANOTHER}, or move that file away",
+        )
+
+
+def _require_folders_of_a_run(run_dir: Path) -> None:
+    """Raise UserError where a folder that a run writes into is there, and no run."""
+    checkpoints = folders.of_run(run_dir)
+    if (run_dir / CONFIG).exists() or folders.committed(checkpoints):
+        return
+    for path in (checkpoints, run_dir / TENSORBOARD, run_dir / WANDB):
+        if path.is_dir() and os.listdir(path):
+            raise UserError(
+                f"{path} was not made by a run: {run_dir} has no {CONFIG}",
+                mend=f"{ANOTHER}, or move that folder away",
+            )
+
+
+def _is_config(path: Path) -> bool:
+    try:
+        read_config(path)
+    except UserError:
+        return False
+    return True
+
+
+def _holds_events(path: Path) -> bool:
+    """Whether a metrics.jsonl has an event near its beginning, or nothing but the beginning of its
+    first line, which is what a kill may leave."""
+    with open_regular(path) as file:
+        content = file.read(LOOKED_AT)
+    lines = content.split(b"\n")
+    if len(lines) == 1:
+        return content.startswith(b'{"event": ') or not content
+    return any(parse(line) is not None for line in lines)
+
+
+def _holds_documents(path: Path) -> bool:
+    with open_regular(path) as file:
+        return file.read(len(run_documents.BEGINNING)) == run_documents.BEGINNING
+
+
+# {name of a file in a run's folder: whether one of that name is of a run}
+FILES = {CONFIG: _is_config, METRICS: _holds_events, run_documents.FILE: _holds_documents}

@@ -1,0 +1,30 @@
+"""Good inputs of every command, which the fuzzer damages copies of."""
+
+from pathlib import Path
+
+from .server import Command, run
+
+WEIGHTS = "export/model.safetensors"
+OF_TEXTS = ("--input", "texts", "--test_every", "4", "--vocab_size", "300", "--workers", "1")
+
+
+def make(folder: Path) -> None:
+    """Make all of it in an empty folder: a dataset, a run with its checkpoints, its consolidated
+    weights, files of texts, a dataset that is half prepared, a sweep's folder, the seed project's
+    files."""
+    for name in ("home", "tmp"):
+        (folder / name).mkdir(parents=True)
+    _run(folder, "tests/fuzz/first_inputs.py")
+    for name in ("a", "b"):
+        _run(folder, "gpt/train.py", "--ds_config", "n.json", "--run_dir", f"runs/{name}")
+    _run(folder, "tools/zero_to_fp32.py", "runs/a/checkpoints", "export")
+    _run(folder, "gpt/eval.py", "--checkpoint_file", WEIGHTS, "--join", "runs/a")
+    for shard in ("1/2", "2/2"):
+        _run(folder, "tools/prepare_data.py", *OF_TEXTS, "--out", "half", "--shard", shard)
+    sweep = ("--classes", "n.json", "--out", "swept", "--launcher", "false")
+    _run(folder, "tools/sweep.py", *sweep, code=1)
+
+
+def _run(folder: Path, tool: str, *argv: str, code: int = 0) -> None:
+    outcome = run(Command(tool, list(argv)), folder, seconds=300)
+    assert outcome.code == code, (outcome.stdout + outcome.stderr).decode()
