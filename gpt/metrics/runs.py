@@ -91,12 +91,12 @@ def _run_folders(path: Path, problems: list[UserError]) -> list[Path]:
     try:
         if _holds_run(path):
             return [path]
-        with os.scandir(path) as entries:
-            names = [entry.name for entry in entries if _may_be_folder(entry)]
+        entries = list(os.scandir(path)) if path.is_dir() else []
     except OSError as error:
         problems.append(_cannot_enter(path, error))
         return []
     inside = []
+    names = [entry.name for entry in entries if _may_be_folder(entry)]
     for name in sorted(names, key=_natural):
         try:
             if _holds_run(path / name):

@@ -444,11 +444,11 @@ def wait_for(condition, seconds=60):
         (["none"], "none does not exist: give the folder that training made (--run_dir)"),
         (
             ["run", "--out", "report.txt"],
-            "--out report.txt: give the name of an .html file in a folder that exists",
+            "--out report.txt is no page: give the name of an .html file",
         ),
         (
             ["run", "--out", "no/report.html"],
-            "--out no/report.html: give the name of an .html file in a folder that exists",
+            "--out no/report.html: give the name of a file in a folder that exists",
         ),
         (["run", "--watch", "0"], "--watch 0: give seconds from 1 to 86400"),
         (["run", "--watch", "x"], "command line: argument --watch: invalid float value: 'x'"),
