@@ -53,10 +53,6 @@ class Stream(Protocol):
     @property
     def tokens(self) -> Tokens: ...
 
-    def read(self, first: int, count: int) -> np.ndarray:
-        """`tokens[first : first + count]`. Raises UserError where a file has lost them since it was
-        opened."""
-
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError where ids that were read from it are none of the vocabulary's."""
 
@@ -176,9 +172,9 @@ class Evaluator:
         ids = np.empty(window.length + 1, np.int64)
         if window is FIRST_TOKEN:
             ids[0] = self.vocab.eod_id
-            ids[1:] = self.split.read(0, window.length)
+            ids[1:] = self.split.tokens[: window.length]
         else:
-            ids[:] = self.split.read(window.start, window.length + 1)
+            ids[:] = self.split.tokens[window.start : window.start + window.length + 1]
         return ids
 
     def _arrays(self, batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:

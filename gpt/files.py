@@ -115,11 +115,10 @@ def write_output(option: str, path: Path | str, text: str) -> None:
     """
     path = Path(path)
     try:
-        if _is_open_elsewhere(path):
-            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+        if _is_descriptor(path) or (path.exists() and not path.is_file()):
+            _write_in_place(path, os.O_APPEND, text)
         else:
-            write_atomically(path, text)
+            _replace_or_write_in_place(path, text)
     except OSError as error:
         raise UserError(
             f"{option} {path} cannot be written ({error.strerror})",
@@ -127,12 +126,29 @@ def write_output(option: str, path: Path | str, text: str) -> None:
         ) from error
 
 
-def _is_open_elsewhere(path: Path) -> bool:
-    """Whether a name stands for something that is open, or no file."""
-    if path.exists() and not path.is_file():
+def _write_in_place(path: Path, flags: int, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags)
+    with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+
+
+def _replace_or_write_in_place(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        # a file that is mounted by itself, as containers have it, or whose folder may not change
+        may_not_change = error.errno in (errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS)
+        if path.is_symlink() or not path.is_file() or not may_not_change:
+            raise
+        _write_in_place(path, os.O_TRUNC | os.O_NOFOLLOW, text)
+
+
+def _is_descriptor(path: Path) -> bool:
+    """Whether a name is the system's for what a process has open."""
+    place = Path(os.path.realpath(path.parent)) / path.name
+    if place.is_relative_to("/proc") and place.parent.name == "fd":
         return True
-    # links of the system's to what a process has open
-    return path.is_symlink() and path.absolute().parts[1] in ("dev", "proc")
+    return place.parent == Path("/dev") and place.is_symlink() and _is_descriptor(place.readlink())
 
 
 def is_locked_by(folder: Path, token: str) -> bool:

@@ -1,5 +1,6 @@
 """Writing into folders where others may write too."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -165,3 +166,17 @@ def test_the_name_of_an_open_file_is_written_to(tmp_path):
         file.flush()
         write_output("--json", f"/proc/self/fd/{file.fileno()}", "text\n")
     assert (tmp_path / "out").read_text() == "before\ntext\n"
+
+
+def test_a_file_whose_folder_may_not_change_is_written_all_the_same(tmp_path, monkeypatch):
+    def replace(*paths):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    (tmp_path / "mounted").write_text("before, and longer")
+    monkeypatch.setattr(os, "replace", replace)
+    write_output("--json", tmp_path / "mounted", "after")
+    assert (tmp_path / "mounted").read_text() == "after"
+    assert os.listdir(tmp_path) == ["mounted"]
+    os.symlink("mounted", tmp_path / "link")
+    with pytest.raises(UserError, match="--json .*link cannot be written"):
+        write_output("--json", tmp_path / "link", "x")
