@@ -233,7 +233,15 @@ def built_aside(path: Path | str) -> Iterator[Path]:
         ):
             yield building
             sync_all(building)
-            building.replace(path)
+            try:
+                building.replace(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                # another process was as quick
+                raise UserError(
+                    f"{path} exists already", mend="remove it first, or name another folder"
+                ) from error
             sync(path.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
