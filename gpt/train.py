@@ -136,12 +136,14 @@ def kernels_of(
     config: "Config", device: "torch.device"
 ) -> tuple[tuple[str, str] | None, str | None]:
     """((which kernels to run, why), None), or (None, the user's mistake). A mistake that this
-    rank's device alone may have: the ranks learn of it from each other before one raises it."""
+    rank's machine alone may have: the ranks learn of it from each other before one raises it."""
     from gpt.compute.hardware import DTYPES
+    from gpt.engine import boundary
     from gpt.kernels.choice import choose, require_compiler
 
     options = config.options
     try:
+        boundary.require_acceptable(config)
         if options.compile != "none":
             require_compiler(device.type)
         return choose(options.kernels, device, config.model, DTYPES[config.precision]), None
@@ -151,4 +153,4 @@ def kernels_of(
 
 if __name__ == "__main__":
     # a log that is full is no reason to end a run
-    command(main, needs_output=False)
+    command(main, needs_output=False, is_rank=True)
