@@ -23,7 +23,7 @@ from gpt.errors import Parser, UserError, command, explain_imports
 explain_imports()
 
 from gpt.checkpoint.weights import file_of_weights
-from gpt.files import require_place_for
+from gpt.files import require_place_for, write_output
 
 if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command line
     from gpt.checkpoint.checkpoint import Checkpoint
@@ -107,6 +107,11 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
         " run is scored on); all: every one but train",
     )
     parser.add_argument(
+        "--skip_data_hash",
+        action="store_true",
+        help="evaluate splits without holding their tokens against their sha256 first",
+    )
+    parser.add_argument(
         "--text", nargs="+", metavar="FILE", help="text files instead of a dataset, each a document"
     )
 
@@ -151,9 +156,9 @@ def main() -> None:
         for result in results:
             print(f"joined: {evaluations.join(args.join, result, joined)}")
     if args.json:
-        write_json(Path(args.json), results[0] if is_single else results)
+        write_output("--json", args.json, as_json(results[0] if is_single else results))
     if args.markdown:
-        Path(args.markdown).write_text(score_tables.as_markdown(results), encoding="utf-8")
+        write_output("--markdown", args.markdown, score_tables.as_markdown(results))
 
 
 def notify(sentence: str) -> None:
@@ -191,8 +196,10 @@ def targets_of(args: argparse.Namespace, source: "Source") -> list[Target]:
             f"{source.config_file} does not tell which dataset the model was trained on",
             mend="give --data_root",
         )
-    from gpt.data.datasets import Dataset
+    from gpt.data.datasets import TAKEN_UNHASHED, Dataset
 
+    if args.skip_data_hash:
+        notify(TAKEN_UNHASHED)
     dataset = Dataset(root)
     require_own_tokenizer(dataset.vocab, source, str(dataset.root))
     targets = []
@@ -202,14 +209,17 @@ def targets_of(args: argparse.Namespace, source: "Source") -> list[Target]:
             "dataset": str(dataset.root),
             "documents": dataset.documents(name),
         }
-        targets.append(Target(facts, dataset.split(name), dataset.vocab))
+        split = dataset.split(name)
+        if not args.skip_data_hash:
+            split.require_as_written()
+        targets.append(Target(facts, split, dataset.vocab))
     return targets
 
 
 def own_split(args: argparse.Namespace, source: "Source") -> str:
     """The split that is evaluated where none is named."""
     if args.join or args.checkpoints:
-        return source.config["run"]["gpt"].get("eval_data_split") or "test"
+        return (source.config["run"].get("gpt") or {}).get("eval_data_split") or "test"
     return "test"
 
 
@@ -315,11 +325,10 @@ def window_of(args: argparse.Namespace, source: "Source") -> tuple[int, int]:
     return seq_len, args.last_n
 
 
-def write_json(file: Path, content: dict | list[dict]) -> None:
+def as_json(content: dict | list[dict]) -> str:
     from gpt.metrics.events import finite
 
-    text = json.dumps(finite(content), indent=1, allow_nan=False)
-    file.write_text(text + "\n", encoding="utf-8")
+    return json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
 
 
 if __name__ == "__main__":

@@ -38,12 +38,20 @@ TOP = 10
 Score = Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], TokenScores]
 
 
+class Tokens(Protocol):
+    """A row of ids: an array, or a file of which slices are read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
 class Stream(Protocol):
-    """What is scored: gpt.data.datasets.Split, or one in memory. tokens: (n,) ids, an
-    end-of-document id after every document."""
+    """What is scored: gpt.data.datasets.Split, or one in memory. tokens: ids, an end-of-document id
+    after every document."""
 
     @property
-    def tokens(self) -> np.ndarray: ...
+    def tokens(self) -> Tokens: ...
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError where ids that were read from it are none of the vocabulary's."""
@@ -110,11 +118,11 @@ class Evaluator:
         self.vocab = vocab
         self.seq_len = seq_len
         self.last_n = last_n
-        self._tokens = split.tokens
-        self.windows = windows.windows(len(self._tokens), seq_len, last_n)
+        self._size = len(split.tokens)
+        self.windows = windows.windows(self._size, seq_len, last_n)
         if max_batches >= 0:
             self.windows = min(self.windows, max_batches * batch_size)
-        has_first_token = len(self._tokens) > 0 and max_batches != 0
+        has_first_token = self._size > 0 and max_batches != 0
         self._rows = max(math.ceil(batch_size / world_size), micro_size)  # windows per call
         # the first token's window, which is last here, makes the last call a row longer, not a call
         self._own_windows = range(rank, self.windows + has_first_token, world_size)
@@ -155,16 +163,19 @@ class Evaluator:
         for index in self._own_windows[call * self._rows : end]:
             window = FIRST_TOKEN
             if index < self.windows:
-                window = windows.window(index, len(self._tokens), self.seq_len, self.last_n)
+                window = windows.window(index, self._size, self.seq_len, self.last_n)
             batch.append(window)
         return batch
 
     def _ids(self, window: Window) -> np.ndarray:
         """Its inputs and its last target, int64 (length + 1,)."""
-        end = window.start + window.length + 1
+        ids = np.empty(window.length + 1, np.int64)
         if window is FIRST_TOKEN:
-            return np.array([self.vocab.eod_id, *self._tokens[:end]], np.int64)
-        return np.asarray(self._tokens[window.start : end], np.int64)
+            ids[0] = self.vocab.eod_id
+            ids[1:] = self.split.tokens[: window.length]
+        else:
+            ids[:] = self.split.tokens[window.start : window.start + window.length + 1]
+        return ids
 
     def _arrays(self, batch: list[Window]) -> tuple[np.ndarray, np.ndarray]:
         """(rows, T + 1) int64 ids, and rows and columns (2, N) of the scored targets.

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from gpt.errors import UserError
 from gpt.reading import open_regular, read_text
+from gpt.standard_streams import OutputError
 
 LOCK = ".lock"
 TOKEN_BYTES = 8
@@ -73,9 +74,12 @@ def _name_beside(path: Path) -> Path:
     """A hidden name in a path's folder that nobody can foresee."""
     if not path.name:
         raise UserError(f"{path} has no name of its own", mend="name a file or folder in it")
-    # a file system counts bytes
-    name = os.fsdecode(os.fsencode(path.name)[:100])
-    return path.with_name(f".{name}.{secrets.token_hex(4)}.new")
+    return path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(4)}.new")
+
+
+def _shortened(name: str) -> str:
+    """A name that leaves room for more; a file system counts bytes."""
+    return os.fsdecode(os.fsencode(name)[:100])
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -114,11 +118,10 @@ def write_output(option: str, path: Path | str, text: str) -> None:
     """
     path = Path(path)
     try:
-        if _is_open_elsewhere(path):
-            with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
+        if _is_descriptor(path) or (path.exists() and not path.is_file()):
+            _write_in_place(path, os.O_APPEND, text)
         else:
-            write_atomically(path, text)
+            _replace_or_write_in_place(path, text)
     except OSError as error:
         raise UserError(
             f"{option} {path} cannot be written ({error.strerror})",
@@ -126,12 +129,29 @@ def write_output(option: str, path: Path | str, text: str) -> None:
         ) from error
 
 
-def _is_open_elsewhere(path: Path) -> bool:
-    """Whether a name stands for something that is open, or no file."""
-    if path.exists() and not path.is_file():
+def _write_in_place(path: Path, flags: int, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags)
+    with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+
+
+def _replace_or_write_in_place(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        # a file that is mounted by itself, as containers have it, or whose folder may not change
+        may_not_change = error.errno in (errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS)
+        if path.is_symlink() or not path.is_file() or not may_not_change:
+            raise
+        _write_in_place(path, os.O_TRUNC | os.O_NOFOLLOW, text)
+
+
+def _is_descriptor(path: Path) -> bool:
+    """Whether a name is the system's for what a process has open."""
+    place = Path(os.path.realpath(path.parent)) / path.name
+    if place.is_relative_to("/proc") and place.parent.name == "fd":
         return True
-    # links of the system's to what a process has open
-    return path.is_symlink() and path.absolute().parts[1] in ("dev", "proc")
+    return place.parent == Path("/dev") and place.is_symlink() and _is_descriptor(place.readlink())
 
 
 def is_locked_by(folder: Path, token: str) -> bool:
@@ -150,8 +170,14 @@ def is_locked_by(folder: Path, token: str) -> bool:
 def require_place_for(option: str, path: Path | str) -> None:
     """Raise UserError where a file of this name cannot be made, before the work whose results it is
     for."""
-    if Path(path).is_dir() or not Path(path).resolve().parent.is_dir():
+    folder = Path(path).resolve().parent
+    if Path(path).is_dir() or not folder.is_dir():
         raise UserError(f"{option} {path}", mend="give the name of a file in a folder that exists")
+    if not Path(path).exists() and not os.access(folder, os.W_OK):
+        raise UserError(
+            f"{option} {path}: nothing can be written into {folder}",
+            mend="give the name of a file in another folder",
+        )
 
 
 def require_new_folder(path: Path | str) -> None:
@@ -175,11 +201,12 @@ def free_space(path: Path | str) -> tuple[int, Path]:
 
 @contextmanager
 def when_full(what: str, mend: str | None = None) -> Iterator[None]:
-    """A block, or as a decorator a function, in which a full disk becomes this UserError."""
+    """A block, or as a decorator a function, in which a full disk becomes this UserError. That of
+    the standard output is another one."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OutputError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(what, mend) from error
 
@@ -193,11 +220,12 @@ def sync_all(folder: Path) -> None:
 @contextmanager
 def built_aside(path: Path | str) -> Iterator[Path]:
     """A new folder that takes the place of `path` at the end of the block; after an error it is
-    gone instead. It has the permissions that the user's umask gives."""
+    gone instead, after a crash when the next one is built. It has the permissions that the user's
+    umask gives."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    building = _name_beside(path)
-    building.mkdir()
+    _remove_abandoned(path)
+    building, lock = _locked_folder_beside(path)
     try:
         with when_full(
             f"{path} does not fit on its disk",
@@ -205,10 +233,55 @@ def built_aside(path: Path | str) -> Iterator[Path]:
         ):
             yield building
             sync_all(building)
-            building.replace(path)
+            try:
+                building.replace(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                # another process was as quick
+                raise UserError(
+                    f"{path} exists already", mend="remove it first, or name another folder"
+                ) from error
             sync(path.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder_beside(path: Path) -> tuple[Path, int]:
+    """(a new folder, what keeps it locked while it is open), where its disk has locks."""
+    while True:
+        folder = _name_beside(path)
+        folder.mkdir()
+        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():  # nobody took it for abandoned before it was locked
+            return folder, lock
+        os.close(lock)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes that have died were building for a path: the user's own folders of such
+    a name, which nobody keeps locked."""
+    name = re.compile(rf"\.{re.escape(_shortened(path.name))}\.[0-9a-f]{{8}}\.new")
+    folders: list[Path] = []
+    with suppress(OSError):  # not everybody who may write there may list it
+        folders = [*path.parent.iterdir()]
+    for folder in folders:
+        if name.fullmatch(folder.name):
+            with suppress(OSError):  # it is locked, or its disk has no locks
+                _remove_if_unlocked(folder)
+
+
+def _remove_if_unlocked(folder: Path) -> None:
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _OWN)
+    try:
+        if os.fstat(lock).st_uid == os.geteuid():
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 class LockedError(UserError):
@@ -296,6 +369,15 @@ class FolderLock:
             return self._is_at_place(self._file)
         except (OSError, UserError):
             return False
+
+    @property
+    def place(self) -> Path | None:
+        """Where the folder that was locked is now; None where it is gone, or cannot be told."""
+        with suppress(OSError):
+            path = Path(os.readlink(f"/proc/self/fd/{self._folder_held}"))
+            if os.path.samestat(os.stat(path), os.fstat(self._folder_held)):
+                return path
+        return None
 
     def release(self) -> None:
         self._file.close()

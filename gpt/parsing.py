@@ -1,7 +1,8 @@
 """JSON and YAML from outside, which build no more than they show."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -24,29 +25,42 @@ class ParseError(ValueError):
 
 
 def parse_json(
-    text: str | bytes, block_of: Callable[[list[tuple[str, Any]]], Any] | None = None
+    text: str | bytes,
+    block_of: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    levels: int = MOST_LEVELS,
 ) -> Any:
     """The value of a JSON text. block_of: makes a block of its (key, value) pairs, and may raise.
+    levels: of blocks and lists within one another, at most.
 
     Raises json.JSONDecodeError where it is no JSON, ParseError where it goes too deep or has a
     number of too many digits.
     """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text), "surrogatepass")
+    decoder = _DECODER
+    if block_of is not None:
+        decoder = json.JSONDecoder(object_pairs_hook=block_of, parse_int=_whole_number)
     try:
-        value = json.loads(text, object_pairs_hook=block_of, parse_int=_whole_number)
+        value = decoder.decode(text)
     except RecursionError as error:
-        raise ParseError(_TOO_DEEP) from error
-    if is_deeper_than(MOST_LEVELS, value):
-        raise ParseError(_TOO_DEEP)
+        raise _too_deep(levels) from error
+    if is_deeper_than(levels, value):
+        raise _too_deep(levels)
     return value
 
 
-_TOO_DEEP = f"blocks within blocks, more than {MOST_LEVELS} deep"
+def _too_deep(levels: int) -> ParseError:
+    return ParseError(f"blocks within blocks, more than {levels} deep")
 
 
 def _whole_number(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise ParseError(f"a number of {len(digits)} digits")
     return int(digits)
+
+
+# making one takes as long as reading a line of metrics.jsonl
+_DECODER = json.JSONDecoder(parse_int=_whole_number)
 
 
 def is_deeper_than(levels: int, tree: Any) -> bool:
@@ -71,14 +85,42 @@ def parse_yaml(text: str) -> Any:
     Raises ParseError where it is none, and where its values refer to each other so that they would
     fill the memory.
     """
+    with _in_our_words():
+        node = _bounded_node(text)
+        return None if node is None else yaml.SafeLoader("").construct_document(node)
+
+
+def lines_of_keys(text: str) -> dict[str, int]:
+    """{dotted path: line} of every key of a text in YAML, which JSON is too. Raises ParseError as
+    parse_yaml does."""
+    with _in_our_words():
+        return dict(_lines(_bounded_node(text), ""))
+
+
+def _lines(node: yaml.Node | None, path: str) -> Iterator[tuple[str, int]]:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            where = f"{path}.{key.value}" if path else key.value
+            yield where, key.start_mark.line + 1
+            yield from _lines(value, where)
+
+
+def _bounded_node(text: str) -> yaml.Node | None:
     if len(text) > MOST_YAML:
         raise ParseError(f"more than {MOST_YAML:,} characters of YAML")
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is None:
-            return None
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    if node is not None:
         _require_bounded(node)
-        value = yaml.SafeLoader("").construct_document(node)
+    return node
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Raise what is wrong with a YAML text as ParseError."""
+    try:
+        yield
     except ParseError:
         raise
     except yaml.MarkedYAMLError as error:
@@ -95,7 +137,6 @@ def parse_yaml(text: str) -> Any:
     ) as error:
         words = "too deep" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
         raise ParseError(words[:120] or type(error).__name__) from error
-    return value
 
 
 def _in_brief(error: yaml.MarkedYAMLError) -> str:
@@ -115,7 +156,7 @@ def _require_bounded(root: yaml.Node) -> None:
         if id(node) in values:
             return values[id(node)]
         if level > MOST_LEVELS:
-            raise ParseError(_TOO_DEEP)
+            raise _too_deep(MOST_LEVELS)
         above.add(id(node))
         total = 1
         if isinstance(node, yaml.ScalarNode):

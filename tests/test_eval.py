@@ -1,6 +1,7 @@
 """Which splits and texts eval.py takes, its tables, and the mistakes that it names."""
 
 import json
+import os
 import shutil
 import sys
 from types import SimpleNamespace
@@ -106,6 +107,25 @@ def test_files_that_cannot_be_written_are_told_first(option, tmp_path, load_tool
             "--checkpoint_file", tmp_path / "weights", option, file
         )
         assert f"{option} {file}: give the name of a file in a folder that exists" in sentence
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a disk that is read only is made by root")
+def test_a_folder_that_cannot_be_written_to_is_told_first(tmp_path, load_tool, run_command):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if run_command(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], tmp_path).returncode:
+        pytest.skip("this machine mounts no tmpfs")
+    try:
+        (tmp_path / "weights").touch()
+        sentence = load_tool("eval", "gpt").mistake(
+            "--checkpoint_file", tmp_path / "weights", "--json", disk / "out.json"
+        )
+    finally:
+        run_command(["umount", disk], tmp_path)
+    assert sentence == (
+        f"--json {disk}/out.json: nothing can be written into {disk}: give the name of a file in"
+        " another folder"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +302,74 @@ def test_another_tokenizer_is_a_mistake(weights, sample, evaluator, tmp_path, mo
         ),
     ):
         evaluator.main()
+
+
+def test_no_number_is_measured_on_tokens_that_are_not_as_they_were_written(
+    weights, sample, tmp_path, load_tool
+):
+    shutil.copytree(sample, tmp_path / "data")
+    path = tmp_path / "data" / "test" / "tokens.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    options = ["--checkpoint_file", weights, "--data_root", tmp_path / "data"]
+    mistake = load_tool("eval", "gpt").mistake(*options)
+    assert mistake.startswith(f"{path} is not as it was written (its sha256 is another than in")
+    assert "is not as it was written" in load_tool("eval", "gpt").mistake(
+        *options, "--eval_data_split", "all"
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("option", ["--json", "--markdown"])
+def test_a_full_disk_under_a_result(option, weights, tmp_path, load_tool):
+    (tmp_path / "a.txt").write_text("Some words to score.")
+    sentence = load_tool("eval", "gpt").mistake(
+        "--checkpoint_file", weights, "--text", tmp_path / "a.txt", option, "/dev/full"
+    )
+    assert sentence == (
+        f"{option} /dev/full cannot be written (No space left on device): make room, or give the"
+        " name of a file in another folder"
+    )
+
+
+def config_with(place, value):
+    """Sets a value of config.yaml, None to leave it out."""
+
+    def edit(config):
+        *blocks, name = place.split(".")
+        for block in blocks:
+            config = config.setdefault(block, {})
+        config[name] = value
+
+    return edit
+
+
+BAD_CONFIGS = {
+    "no target": (config_with("run.gpt.last_n", -1), "last_n is -1"),
+    "text for a number": (config_with("run.gpt.last_n", "x"), "last_n is 'x'"),
+    "no block": (config_with("run.gpt", "x"), "run.gpt is"),
+    "no path": (config_with("dataset.root", 5), "dataset.root is 5"),
+    "a list for a split": (config_with("run.gpt.eval_data_split", ["a"]), "eval_data_split is"),
+    "ten thousand layers": (
+        config_with("model.n_layers", 10_000),
+        "holds 17 tensors, and the model has 10000 layers: use the config.yaml that was written",
+    ),
+}
+
+
+@pytest.mark.parametrize("edit, words", BAD_CONFIGS.values(), ids=BAD_CONFIGS)
+def test_a_config_that_was_edited_by_hand(edit, words, weights, tmp_path, load_tool):
+    config = read_config(weights.with_name("config.yaml"))
+    if edit is BAD_CONFIGS["ten thousand layers"][0]:
+        del config["run"]["gpt"]["n_layers"]
+    edit(config)
+    write_config(tmp_path / "config.yaml", config)
+    (tmp_path / "a.txt").write_text("Some words to score.")
+    sentence = load_tool("eval", "gpt").mistake(
+        "--checkpoint_file",
+        weights,
+        "--config_file",
+        tmp_path / "config.yaml",
+        "--text",
+        tmp_path / "a.txt",
+    )
+    assert words in sentence and "\n" not in sentence

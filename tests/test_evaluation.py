@@ -1,5 +1,7 @@
 import itertools
 import math
+import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpt.config.resolve import resolve
 from gpt.config.shape import ModelConfig
 from gpt.data.datasets import Dataset
+from gpt.errors import UserError
 from gpt.evaluation import Evaluator, Tally, summary
 from gpt.kernels.linear_cross_entropy import TokenScores
 from gpt.model import GPT
@@ -429,3 +432,17 @@ def test_where_nothing_is_scored_there_are_no_numbers(tokens, max_batches):
         "top10",
     ):
         assert math.isnan(result[name]), name
+
+
+def test_a_split_that_is_cut_while_it_is_scored_ends_with_a_sentence(sample, tmp_path):
+    shutil.copytree(sample, tmp_path / "data")
+    dataset = Dataset(tmp_path / "data")
+    file = tmp_path / "data" / "test" / "tokens.bin"
+    evaluator = Evaluator(dataset.split("test"), dataset.vocab, SEQ_LEN, 8, 4)
+
+    def cut():
+        os.truncate(file, 20_000)
+        return True
+
+    with pytest.raises(UserError, match=f"{file} ends before its token"):
+        evaluator.run(FakeScore(), goes_on=cut)

@@ -1,7 +1,9 @@
 """Writing into folders where others may write too."""
 
+import errno
 import fcntl
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -46,6 +48,28 @@ def test_a_replaced_file_keeps_its_permissions_and_a_new_one_has_the_users(tmp_p
     with built_aside(tmp_path / "shared"):
         pass
     assert mode(tmp_path / "shared") == 0o755
+
+
+def test_what_a_dead_process_was_building_is_removed_and_what_a_living_one_builds_is_not(tmp_path):
+    long_name = "ü" * 100
+    abandoned = tmp_path / ".out.0123abcd.new"
+    (tmp_path / f".{'ü' * 50}.0123abcd.new").mkdir()
+    with built_aside(tmp_path / long_name):
+        assert len(os.listdir(tmp_path)) == 1
+    shutil.rmtree(tmp_path / long_name)
+    others = [tmp_path / name for name in (".out.0123abcg.new", ".other.0123abcd.new", ".out.new")]
+    for folder in (abandoned, *others):
+        folder.mkdir()
+        (folder / "x").write_text("")
+    (tmp_path / ".out.aaaaaaaa.new").symlink_to(others[0])
+    with built_aside(tmp_path / "out") as first:
+        assert not abandoned.exists()
+        with built_aside(tmp_path / "out") as second:
+            (second / "y").write_text("")
+        assert first.exists() and not second.exists()
+        (tmp_path / "out/y").unlink()
+    assert all((folder / "x").is_file() for folder in others)
+    assert not first.exists() and (tmp_path / "out").is_dir()
 
 
 def test_a_link_is_replaced_and_never_followed(tmp_path):
@@ -148,3 +172,17 @@ def test_the_name_of_an_open_file_is_written_to(tmp_path):
         file.flush()
         write_output("--json", f"/proc/self/fd/{file.fileno()}", "text\n")
     assert (tmp_path / "out").read_text() == "before\ntext\n"
+
+
+def test_a_file_whose_folder_may_not_change_is_written_all_the_same(tmp_path, monkeypatch):
+    def replace(*paths):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    (tmp_path / "mounted").write_text("before, and longer")
+    monkeypatch.setattr(os, "replace", replace)
+    write_output("--json", tmp_path / "mounted", "after")
+    assert (tmp_path / "mounted").read_text() == "after"
+    assert os.listdir(tmp_path) == ["mounted"]
+    os.symlink("mounted", tmp_path / "link")
+    with pytest.raises(UserError, match="--json .*link cannot be written"):
+        write_output("--json", tmp_path / "link", "x")

@@ -19,15 +19,15 @@ from gpt.errors import Parser, command, explain_imports
 explain_imports()
 
 from gpt.config.deepspeed_keys import TOP_KEYS
-from gpt.config.keys import ANY, REQUIRED, Key
+from gpt.config.keys import PAIR, REQUIRED, TEXTS, Key
 from gpt.config.option_names import DEEPSPEED_OPTIONS
 from gpt.config.refused_keys import REFUSED
 
 TARGET = ROOT / "ds_configs" / "README.md"
 # what the types of keys are called
 KINDS = {
-    "pair": "two numbers",
-    ANY: "DeepSpeed's",
+    PAIR: "two numbers",
+    TEXTS: "texts",
     bool: "true, false",
     int: "whole number",
     float: "number",
@@ -45,7 +45,7 @@ under the seed project's names also
 Every key is an option by its path too: `--optimizer.params.betas 0.9 0.95`, `--fp16.enabled false`.
 
 An empty *default*: the key is not set, and a default that its meaning tells is DeepSpeed's, or
-follows from other keys. The type *DeepSpeed's*: a value that is passed on as it is. *No effect*:
+follows from other keys. *No effect*:
 DeepSpeed accepts the key, and nothing in a run depends on it.
 """
 

@@ -8,6 +8,7 @@ Before the folder appears it is opened by transformers, and its logits and token
 against ours.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -60,26 +61,28 @@ def main():
 
 
 def export(folder, out):
-    from gpt.checkpoint.weights import WEIGHTS, load_model, open_folder
+    from gpt.checkpoint.weights import WEIGHTS, load_model, open_folder, write_tensors
     from gpt.convert import transformers_gpt2, transformers_tokenizer
     from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.files import built_aside
 
+    require_utf8(out)
     checkpoint = open_folder(folder)
     shape = checkpoint.shape
     transformers_gpt2.require_gpt2_shape(shape)
-    transformers_gpt2.require_gpt2_names(shape)
     transformers = import_transformers()
     vocab = Vocab.load(folder / TOKENIZER)
     ours = load_model(folder / WEIGHTS, checkpoint.config, folder)
+    transformers_gpt2.require_gpt2_names(shape)
     with built_aside(out) as building:
         last_n = (checkpoint.config["run"].get("gpt") or {}).get("last_n")
         arguments = transformers_gpt2.config_of(shape, vocab, checkpoint.step, last_n)
-        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**arguments))
-        theirs.load_state_dict(transformers_gpt2.to_gpt2(ours.state_dict(), shape))
-        theirs.save_pretrained(building, max_shard_size="1TB")
-        (building / transformers_gpt2.WEIGHTS).chmod(0o644)
+        config = transformers.GPT2Config(**arguments)
+        config.save_pretrained(building)
+        transformers.GenerationConfig.from_model_config(config).save_pretrained(building)
+        weights = transformers_gpt2.to_gpt2(ours.state_dict(), shape)
+        write_tensors(building / transformers_gpt2.WEIGHTS, weights, {"format": "pt"})
         transformers_gpt2.write_run(building, checkpoint.config)
         (building / TOKENIZER).write_bytes(vocab.model)
         transformers_tokenizer.save_tokenizer(vocab, shape.seq_len, building)
@@ -102,6 +105,17 @@ def export(folder, out):
             "tokenizer: PreTrainedTokenizerFast, ids equal to SentencePiece's on every piece and"
             " all texts tried"
         )
+
+
+def require_utf8(out):
+    """Raise UserError where transformers could not open the folder, by its name."""
+    try:
+        os.path.abspath(out).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{out} has a name that is not UTF-8, and transformers opens no such folder",
+            mend="name another one",
+        ) from error
 
 
 def import_transformers():

@@ -31,6 +31,7 @@ from gpt import standard_streams
 from gpt.errors import Parser, UserError, command
 
 VOCAB_SIZE = 16384
+LARGEST_ROW = 1 << 28
 
 
 def make_parser():
@@ -42,8 +43,8 @@ def make_parser():
         "--input",
         metavar="PLACE",
         help=(
-            "a folder of .txt, .jsonl[.gz|.zst] and .parquet files, at any depth; one file; or - "
-            "for a list of paths on the standard input; a named file of another ending is text"
+            "a folder of .txt, .jsonl and .parquet files, packed or not, at any depth; one file; or"
+            " - for a list of paths on the standard input; a named file of another ending is text"
         ),
     )
     parser.add_argument("--out", metavar="FOLDER", help="where the dataset goes, a new folder")
@@ -100,6 +101,12 @@ def add_options_of_reading(parser):
         help="field that names a row (default id); else it is FILE:ROW",
     )
     parser.add_argument(
+        "--largest_row",
+        type=int,
+        metavar="BYTES",
+        help=f"bytes that a row may have (default {LARGEST_ROW:,}); text files may be of any size",
+    )
+    parser.add_argument(
         "--bad_utf8",
         choices=("refuse", "replace", "skip"),
         help=(
@@ -131,7 +138,6 @@ def add_options_of_work(parser):
 
 def main():
     args = make_parser().parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
     options = {name for name, value in vars(args).items() if value is not None}
     if args.sample is not None:
         make_sample(args, options)
@@ -216,9 +222,11 @@ def reading_of(args):
     from gpt.prepare.texts import Reading
 
     options = {}
-    for name in ("text_field", "id_field", "bad_utf8", "cut_documents"):
+    for name in ("text_field", "id_field", "bad_utf8", "cut_documents", "largest_row"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
+    if options.get("largest_row", 1) < 1:
+        raise UserError(f"--largest_row {args.largest_row}", mend="give a positive number")
     return Reading(**options)
 
 

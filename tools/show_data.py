@@ -47,7 +47,6 @@ def make_parser():
 def main():
     args = make_parser().parse_args()
     require_consistent(args)
-    sys.stdout.reconfigure(errors="backslashreplace")  # names that are not UTF-8
 
     from gpt.data import contents, manifests
     from gpt.data.datasets import Dataset

@@ -27,6 +27,7 @@ def main():
     )
     parser.add_argument("--text_field", default="text", help="as it was given then")
     parser.add_argument("--id_field", default="id", help="as it was given then")
+    parser.add_argument("--largest_row", type=int, default=1 << 28, help="as it was given then")
     args = parser.parse_args()
 
     from gpt.data import manifests
@@ -72,6 +73,7 @@ def look_inside(root, args):
         args.id_field,
         treatment.get("bad_utf8", "refuse"),
         treatment.get("cut_documents"),
+        args.largest_row,
     )
     return mistakes + verify.compare_with_source(dataset, inputs, reading)
 

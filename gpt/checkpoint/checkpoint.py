@@ -1,5 +1,6 @@
 """A checkpoint on the disk, opened once."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,13 +43,20 @@ class Checkpoint:
         return model_config(self.config, self.path / CONFIG)
 
     def verify(self) -> "Checkpoint":
-        """Raise UserError, with the first that is not, unless every file is as it was written."""
+        """Raise UserError, with the first that is not, unless every file is as it was written; also
+        where its weights were no numbers any more when it was written."""
         mend = "use another checkpoint"
         if self.manifest.made_from is not None:
             mend = (
                 "make the folder again, or the mean of checkpoints with `tools/zero_to_fp32.py"
                 f" --average`; eval.py takes weights of your own from a folder without {MANIFEST},"
                 f" beside copies of {CONFIG} and tokenizer.model"
+            )
+        if not math.isfinite(self.manifest.probe.loss):
+            raise UserError(
+                f"{self.path} holds weights of a run that had diverged: their loss was"
+                f" {self.manifest.probe.loss} when they were saved",
+                mend="use an earlier checkpoint",
             )
         for name, facts in self.manifest.files.items():
             path = self.path / name

@@ -16,14 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt.checkpoint.checkpoint import Checkpoint
-from gpt.checkpoint.manifest import Manifest
+from gpt.checkpoint.manifest import FILE_NAME, MANIFEST, Manifest
 from gpt.config.saved import CONFIG
 from gpt.errors import UserError
 from gpt.files import hash_file, sync, write_atomically
+from gpt.reading import read_text
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 _TAG = "global_step"
+_LONGEST_TAG = 1000
 
 
 def of_run(run_dir: Path) -> Path:
@@ -52,7 +54,12 @@ def _set_aside_tag(step: int):
 def own_files(folder: Path | str, rank: int) -> dict:
     """{name: size and sha256} of the files that `rank` wrote into a staged checkpoint, written
     through to the disk."""
-    own = [path for path in sorted(Path(folder).iterdir()) if rank_of(path) == rank]
+    own = [
+        path
+        for path in sorted(Path(folder).iterdir())
+        # a network's disk has hidden files of its own
+        if rank_of(path) == rank and FILE_NAME.fullmatch(path.name)
+    ]
     for path in own:
         sync(path)
     return {path.name: hash_file(path) for path in own}
@@ -72,14 +79,22 @@ def commit(folder: Path | str, manifest: Manifest) -> Path:
     final = folder / tag_of(manifest.step)
     set_aside = folder / _set_aside_tag(manifest.step)
     manifest.write(staged)
-    if final.exists():  # the same step, saved before a resume
-        shutil.rmtree(set_aside, ignore_errors=True)
+    if os.path.lexists(final):  # the same step, saved before a resume
+        _remove(set_aside)
         os.rename(final, set_aside)
     os.rename(staged, final)
     sync(folder)
     go_back(folder, final.name)
-    shutil.rmtree(set_aside, ignore_errors=True)
+    _remove(set_aside)
     return final
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, as far as it can be; of a link the link, not what it points at."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def clean_up(folder: Path | str) -> None:
@@ -88,11 +103,12 @@ def clean_up(folder: Path | str) -> None:
     folder = Path(folder)
     for path in folder.glob(f".{_TAG}*"):
         tag = path.name[1:].rpartition(".")[0]
-        if path.name.endswith(".old") and not (folder / tag).exists():
+        is_set_aside = path.name.endswith(".old") and not path.is_symlink()
+        if is_set_aside and not (folder / tag).exists():
             os.rename(path, folder / tag)
         else:
-            shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".*.new"):
+            _remove(path)
+    for path in [*folder.glob(f".{LATEST}*.new"), *folder.glob(f"{_TAG}*/.{MANIFEST}.*.new")]:
         path.unlink()
 
 
@@ -115,7 +131,7 @@ def retain(folder: Path | str, keep_last: int, keep_every: int) -> None:
             os.rename(folder / tag, doomed)
         except OSError as error:
             failure = error
-        shutil.rmtree(doomed, ignore_errors=True)
+        _remove(doomed)
     if failure is not None:
         raise failure
 
@@ -150,11 +166,13 @@ def go_back(folder: Path | str, tag: str) -> None:
 
 
 def _pointed_at(folder: Path):
-    """What the file `latest` says; None without one."""
+    """What the file `latest` says; None without one. Raises OSError where it is no file."""
     try:
-        return (folder / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+        return read_text(folder / LATEST, most=_LONGEST_TAG).strip()
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError:  # which names no checkpoint
+        return ""
 
 
 def latest(folder: Path | str) -> str | None:

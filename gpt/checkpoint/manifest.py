@@ -6,12 +6,17 @@ It is written last, with a sha256 of its own content, so it marks a whole folder
 import dataclasses
 import hashlib
 import json
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt.errors import UserError
 from gpt.files import write_atomically
+from gpt.parsing import parse_json
+from gpt.reading import read_text
 
 MANIFEST = "checkpoint.json"
 FORMAT = 2
@@ -21,20 +26,26 @@ FORMAT = 2
 PROBE_TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
 # times the tolerance of 16 bits, up to which a consolidated file is doubtful, not wrong
 PROBE_DOUBT = 5
+# whole numbers that are believed
+_MOST = 2**63
+# of DeepSpeed's files and ours, which lie in the checkpoint's own folder
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
-# what a run needs in order to go on: {field: its types in JSON}
-_NEEDED: dict[str, type | tuple[type, ...]] = {
-    "step": int,
-    "evaluated_step": (int, type(None)),
-    "left_out": list,
-    "losses": list,
-    "probe": dict,
-    "ranks": int,
-    "precision": str,
-    "zero_stage": int,
-    "loss_scale": (int, float),
-    "seconds": (int, float),
-}
+# what a run needs in order to go on
+_NEEDED = (
+    "step",
+    "evaluated_step",
+    "left_out",
+    "losses",
+    "probe",
+    "ranks",
+    "precision",
+    "zero_stage",
+    "loss_scale",
+    "seconds",
+)
+# without which a checkpoint would be whole whatever lies in its folder
+_VITAL = ("step", "files")
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,8 @@ class Manifest:
     """The content of checkpoint.json, in its order.
 
     Consolidated weights have `step`, `made_from`, `files` and, those of a run, `probe`; a run's
-    checkpoint has all but `made_from`. A field that an older file lacks has its default here, and
-    `lacks` names the first that a run needs.
+    checkpoint has all but `made_from`. A field that a file lacks, or has as something else, has its
+    default here, and `lacks` names the first that a run needs.
     """
 
     step: int = 0  # optimizer steps that the weights have seen
@@ -62,11 +73,13 @@ class Manifest:
     seconds: float = 0.0  # of training until then, without evaluations and checkpoints
     tokens: int = 0  # trained on until then
     ranks: int = 0
-    precision: str = ""  # fp32, fp16 or bf16
+    precision: str = "fp32"  # or fp16 or bf16
     zero_stage: int = 0
     loss_scale: float = 1.0  # 1 unless in fp16
     dataset: str = ""  # fingerprint
-    probe: Probe = Probe([], 0.0)  # what the weights are held against when they are loaded
+    # what the weights are held against when they are loaded; an earlier version kept a loss that is
+    # not finite, too
+    probe: Probe = Probe([], 0.0)
     made_from: dict | None = None  # where consolidated weights are from: a name and a sha256
     files: dict = field(default_factory=dict)  # {name: {"size": bytes, "sha256"}}, without this one
     sha256: str = ""  # of checkpoint.json without this entry
@@ -81,11 +94,15 @@ class Manifest:
     def read(cls, folder: Path | str) -> "Manifest":
         """Raises UserError where there is none, or none that can be read."""
         content = read_content(folder)
-        names = {item.name for item in dataclasses.fields(cls)} - {"probe", "lacks"}
-        values = {name: content[name] for name in names & content.keys()}
-        if _is_probe(content.get("probe")):
-            values["probe"] = Probe(content["probe"]["tokens"], content["probe"]["loss"])
-        return cls(**values, lacks=_first_lacking(content))
+        valid = {
+            name: content[name]
+            for name, is_valid in _FIELDS.items()
+            if name in content and is_valid(content[name])
+        }
+        lacks = next((name for name in _NEEDED if name not in valid), None)
+        if "probe" in valid:
+            valid["probe"] = Probe(content["probe"]["tokens"], content["probe"]["loss"])
+        return cls(**valid, lacks=lacks)
 
     def write(self, folder: Path) -> None:
         write_content(folder, self.to_json())
@@ -100,32 +117,66 @@ class Manifest:
         return {"format": FORMAT, **content}
 
 
-def _first_lacking(content: dict) -> str | None:
-    for name, types in _NEEDED.items():
-        if name not in content or not isinstance(content[name], types):
-            return name
-    return None if _is_probe(content["probe"]) else "probe"
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_probe(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("tokens"), list)
-        and isinstance(value.get("loss"), (int, float))
-    )
+    if not isinstance(value, dict) or type(value.get("loss")) not in (int, float):
+        return False
+    rows = value.get("tokens")
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        return False
+    is_even = len({len(row) for row in rows}) <= 1
+    return is_even and all(len(row) > 1 and all(map(_is_count, row)) for row in rows)
+
+
+def _are_files(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    for name, facts in value.items():
+        if not FILE_NAME.fullmatch(name) or not isinstance(facts, dict):
+            return False
+        if not _is_count(facts.get("size")) or not isinstance(facts.get("sha256"), str):
+            return False
+    return True
+
+
+# {field: whether a value of JSON is one}
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "step": _is_count,
+    "evaluated_step": lambda value: value is None or _is_count(value),
+    "evaluated_whole": lambda value: isinstance(value, bool),
+    "left_out": lambda value: isinstance(value, list) and all(map(_is_count, value)),
+    "losses": lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    "seconds": lambda value: _is_number(value) and value >= 0,
+    "tokens": _is_count,
+    "ranks": lambda value: _is_count(value) and value > 0,
+    "precision": lambda value: isinstance(value, str) and value in PROBE_TOLERANCE,
+    "zero_stage": lambda value: _is_count(value) and value <= 3,
+    "loss_scale": lambda value: _is_number(value) and value > 0,
+    "dataset": lambda value: isinstance(value, str),
+    "probe": _is_probe,
+    "made_from": lambda value: isinstance(value, dict),
+    "files": _are_files,
+    "sha256": lambda value: isinstance(value, str),
+}
 
 
 def read_content(folder: Path | str) -> dict:
     """checkpoint.json as it stands, its format and its sha256 checked. Raises UserError."""
     path = Path(folder) / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
         if content["format"] != FORMAT or content["sha256"] != _seal(content):
             raise ValueError
-        # without them a checkpoint would be whole whatever lies in its folder
-        if not isinstance(content["files"], dict) or not isinstance(content["step"], int):
+        if not all(_FIELDS[name](content[name]) for name in _VITAL):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is missing or damaged, so the checkpoint was not committed or cannot be"
             " verified",
@@ -135,9 +186,10 @@ def read_content(folder: Path | str) -> dict:
 
 
 def write_content(folder: Path | str, content: dict) -> None:
-    """Write checkpoint.json with a sha256 of its own content."""
+    """Write checkpoint.json with a sha256 of its own content. Raises ValueError where a number is
+    not finite, which JSON does not have."""
     sealed = {**content, "sha256": _seal(content)}
-    write_atomically(Path(folder) / MANIFEST, json.dumps(sealed) + "\n")
+    write_atomically(Path(folder) / MANIFEST, json.dumps(sealed, allow_nan=False) + "\n")
 
 
 def _seal(content: dict):

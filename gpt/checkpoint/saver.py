@@ -1,6 +1,7 @@
 """Checkpoints of a running run: written by all ranks together, hashed beside the training,
 committed when whole."""
 
+import math
 import shutil
 import threading
 import time
@@ -15,6 +16,7 @@ import numpy as np
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.manifest import Manifest, Probe, same_loss
+from gpt.checkpoint.weights import check
 from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.cluster.world import World
 from gpt.compute.memory import checkpoint_bytes
@@ -36,6 +38,8 @@ class Engine(Protocol):
 
     def probe(self, tokens: np.ndarray) -> float: ...
 
+    def first_nonfinite_state(self) -> str | None: ...
+
     def save(self, folder: Path, tag: str, state: dict) -> str | None: ...
 
     def load(self, folder: Path, tag: str) -> None: ...
@@ -51,8 +55,11 @@ class Saver:
     then has them written through to the disk and hashed, while training goes on. Once every rank is
     `ready`, `advance` has a thread of rank 0 commit the checkpoint, and, when called again, tells
     how it went. What fails is reported and costs that checkpoint only: training goes on, and
-    earlier ones are as they were.
+    earlier ones are as they were. So it is where the weights are no numbers any more: a checkpoint
+    of a run that has diverged would push out those from before.
 
+    owns_folder(): whether the folder called run_dir is still the one that this run began in, as
+    this rank sees it; nothing is written into another, or removed there.
     report(event), say(text): where the metrics and a person's lines go, on rank 0.
     """
 
@@ -63,6 +70,7 @@ class Saver:
         dataset: Dataset,
         engine: Engine,
         world: World,
+        owns_folder: Callable[[], bool],
         report: Callable[[dict], None],
         say: Callable[[str], None],
     ):
@@ -71,12 +79,15 @@ class Saver:
         self._dataset = dataset
         self._engine = engine
         self._world = world
+        self._owns_folder = owns_folder
         self.folder = folders.of_run(config.run_dir)
         # of the latest checkpoint that this process committed or loaded
         self._saved: Manifest | None = None
         # the last evaluation: its step, and whether it scored the whole split
         self._evaluation: tuple[int, bool] | None = None
         self._pending: _Pending | None = None
+        # why the last save failed; None where it did not
+        self.failure: str | None = None
         self._report = report
         self._say = say
 
@@ -109,7 +120,7 @@ class Saver:
             dataset=self._dataset.fingerprint,
             probe=Probe(probe.tolist(), self._engine.probe(probe)),
         )
-        failure = self._no_room() or self._engine.save(
+        failure = self._agreed_hindrance(manifest.probe.loss, staged) or self._engine.save(
             self.folder, staged.name, {"step": course.step}
         )
         pending = self._pending = _Pending(manifest, staged, began, failure)
@@ -141,12 +152,16 @@ class Saver:
             return
         self._saved = evaluated
         if self._world.rank == 0:
+            hindrance = self._lost_folder()
             try:
-                evaluated.write(self.folder / folders.tag_of(step))
-            except OSError as error:  # a run that goes on from it evaluates once more
+                if hindrance is None:
+                    evaluated.write(self.folder / folders.tag_of(step))
+            except OSError as error:
+                hindrance = in_brief(error)
+            if hindrance is not None:  # a run that goes on from it evaluates once more
                 self._say(
                     f"WARNING: the checkpoint of step {step} does not tell of its evaluation:"
-                    f" {in_brief(error)}"
+                    f" {hindrance}"
                 )
 
     def finish(self) -> None:
@@ -162,6 +177,8 @@ class Saver:
         parts = self._world.gather((pending.failure, pending.files))
         failures = [failure for failure, _ in parts if failure]
         pending.failure = failures[0] if failures else None
+        if failures and self._world.rank == 0:
+            pending.failure = self._lost_folder() or failures[0]
         if pending.failure is None and not pending.committing:
             pending.committing = True
             files: dict = {}
@@ -171,6 +188,7 @@ class Saver:
             pending.run(lambda: self._commit(pending) if self._world.rank == 0 else None)
             return
         self._pending = None
+        self.failure = pending.failure
         if pending.failure is None:
             self._committed(pending)
         else:
@@ -198,29 +216,68 @@ class Saver:
     def _failed(self, pending: "_Pending"):
         """Tell of a checkpoint that could not be written, and remove what there is of it."""
         step = pending.manifest.step
+        if self._world.gather(self._is_saved_one_removed())[0]:
+            self._saved = None
+        latest = "there is no checkpoint"
+        if self.saved_step is not None:
+            latest = f"the latest checkpoint is that of step {self.saved_step}"
         self._report({"event": events.CHECKPOINT_FAILED, "step": step, "reason": pending.failure})
         self._say(
             f"WARNING: the checkpoint of step {step} could not be written ({pending.failure});"
-            " training goes on, the latest checkpoint is that of step"
-            f" {self.saved_step or 0}"
+            f" training goes on, {latest}"
         )
-        if self._world.rank == 0:
+        if self._world.rank == 0 and self._owns_folder():
             with suppress(OSError):  # the next start tries it again
                 folders.clean_up(self.folder)
-        self._world.barrier()
 
-    def _no_room(self):
-        """Why a checkpoint would not fit on the disk, or None; rank 0 decides for all."""
+    def _is_saved_one_removed(self) -> bool:
+        """Whether somebody has removed the latest checkpoint, for room perhaps; rank 0 looks."""
+        if self._world.rank != 0 or self._saved is None or not self._owns_folder():
+            return False
+        return not (self.folder / folders.tag_of(self._saved.step)).is_dir()
+
+    def _agreed_hindrance(self, loss: float, staged: Path) -> str | None:
+        """Why no checkpoint shall be written, or None: the first that any rank has against it.
+
+        loss: on the probe batch.
+        """
+        hindrance = self._lost_folder() or self._not_numbers(loss)
+        if hindrance is None and self._world.rank == 0:
+            hindrance = self._no_room(staged)
+        hindrances = self._world.gather(hindrance)
+        return next((reason for reason in hindrances if reason is not None), None)
+
+    def _lost_folder(self) -> str | None:
+        if self._owns_folder():
+            return None
+        return (
+            f"{self._config.run_dir} is not the folder any more that the run began in: that was"
+            " renamed, removed or replaced by another"
+        )
+
+    def _not_numbers(self, loss: float) -> str | None:
+        """What of the weights and the optimizer's states is not finite."""
+        place = self._engine.first_nonfinite_state()
+        if place is not None:
+            return f"the run has diverged: {place} is not finite"
+        if not math.isfinite(loss):
+            return f"the run has diverged: the loss of its weights on the probe batch is {loss}"
+        return None
+
+    def _no_room(self, staged: Path) -> str | None:
+        """Why a checkpoint cannot be written into the run's folder."""
         config = self._config
         need = checkpoint_bytes(config.model, config.zero_stage, config.precision, config.moments)
-        shortage = None
         try:
+            self.folder.mkdir(exist_ok=True)  # removed for room, perhaps
             free = shutil.disk_usage(self.folder).free
-            if free < need:
-                shortage = f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
         except OSError as error:
-            shortage = in_brief(error)
-        return self._world.gather(shortage)[0]
+            return in_brief(error)
+        if free < need:
+            return f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+        if staged.is_symlink():
+            return f"{staged} is a link, where a folder of ours should be"
+        return None
 
     def _hash(self, pending: "_Pending"):
         """Add what all ranks share (rank 0), and hash this rank's files."""
@@ -232,6 +289,9 @@ class Saver:
 
     def _commit(self, pending: "_Pending"):
         options = self._config.options
+        pending.failure = self._lost_folder()
+        if pending.failure is not None:
+            return
         folders.commit(self.folder, pending.manifest)
         pending.bytes = sum(facts["size"] for facts in pending.manifest.files.values())
         try:
@@ -241,8 +301,10 @@ class Saver:
 
     def before(self, index: int) -> str | None:
         """Tag of the newest whole checkpoint that has not seen batch `index`, else of the oldest
-        whole one; rank 0 looks for all."""
-        tag = self._before(index) if self._world.rank == 0 else None
+        whole one; None without one, or where the run's folder is another. Rank 0 looks for all."""
+        tag = None
+        if self._world.rank == 0 and self._owns_folder():
+            tag = self._before(index)
         return self._world.gather(tag)[0]
 
     def _before(self, index: int):
@@ -267,7 +329,9 @@ class Saver:
         if then == now:
             self._engine.load(self.folder, tag)
         else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
-            self._engine.adopt(read_state(checkpoint.path), manifest.loss_scale)
+            state = read_state(checkpoint.path)
+            check(state.weights, config.model, checkpoint.path)
+            self._engine.adopt(state, manifest.loss_scale)
             notices.append(f"the checkpoint was written by {then}, and goes on with {now}")
         self._require_same_loss(checkpoint, probe)
         self._saved = manifest

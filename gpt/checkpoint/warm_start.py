@@ -6,14 +6,10 @@ the optimizer updates.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
-
 from gpt.checkpoint.checkpoint import Checkpoint
-from gpt.checkpoint.weights import WEIGHTS, open_folder
+from gpt.checkpoint.weights import WEIGHTS, WeightsFile, check, open_folder
 from gpt.checkpoint.zero_files import FullState
 from gpt.config.shape import ModelConfig
 from gpt.data.manifests import TOKENIZER
@@ -29,6 +25,7 @@ def origin(folder: Path | str, model: ModelConfig, tokenizer: str | None) -> dic
     folder = Path(folder)
     checkpoint = open_folder(folder)
     _require_shape(checkpoint, model)
+    check(WeightsFile(folder / WEIGHTS), model, folder / WEIGHTS)
     dataset = checkpoint.config.get("dataset")
     trained_on = dataset.get("tokenizer") if isinstance(dataset, dict) else None
     if None not in (tokenizer, trained_on) and tokenizer != trained_on:
@@ -59,36 +56,23 @@ def _require_shape(checkpoint: Checkpoint, model: ModelConfig):
         )
 
 
-def state(folder: Path | str) -> FullState:
+def state(folder: Path | str, model: ModelConfig) -> FullState:
     """The weights, for gpt.engine.boundary.Engine.adopt; every rank reads them. Raises UserError
-    where they are not on its host."""
+    where they are not on its host, or are others there."""
     weights_file = Path(folder) / WEIGHTS
     if not weights_file.is_file():
         raise UserError(
             f"--init_from {folder}: no {WEIGHTS} is there on this host",
             mend="every host reads it, so copy the folder to all",
         )
+    weights = WeightsFile(weights_file)
+    check(weights, model, weights_file)
     return FullState(
+        source=Path(folder),
         step=0,
         stage=0,
-        weights=_Weights(weights_file),
+        weights=weights,
         moments={},
         updates=0.0,
         scheduler=None,
     )
-
-
-class _Weights(Mapping):
-    """{name: tensor} of a safetensors file, each read when it is asked for."""
-
-    def __init__(self, path: Path):
-        self._file = safe_open(str(path), framework="pt")
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file.keys())
-
-    def __len__(self) -> int:
-        return len(self._file.keys())

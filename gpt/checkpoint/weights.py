@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
@@ -27,9 +26,10 @@ from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.config.saved import CONFIG, model_config, write_config
 from gpt.config.shape import ModelConfig
 from gpt.data.manifests import TOKENIZER
-from gpt.errors import UserError
+from gpt.errors import UserError, in_brief
 from gpt.files import built_aside, hash_file, require_new_folder
 from gpt.model import GPT
+from gpt.reading import open_regular, read_bytes
 
 WEIGHTS = "model.safetensors"
 # of a folder that transformers made
@@ -164,13 +164,19 @@ def _tokenizer_of(source: Path) -> bytes:
     tokenizer = source / TOKENIZER
     if not tokenizer.is_file():
         raise UserError(f"{tokenizer} is missing", mend="copy the dataset's tokenizer.model there")
-    return tokenizer.read_bytes()
+    return read_bytes(tokenizer)
 
 
 def _checked_state(checkpoint: Checkpoint) -> FullState:
     """A checkpoint's tensors; its weights are those that its config.yaml calls for."""
     state = read_state(checkpoint.path)
-    _check(state.weights, expected_shapes(checkpoint.shape), checkpoint.path)
+    check(state.weights, checkpoint.shape, checkpoint.path)
+    if state.step != checkpoint.step:
+        raise UserError(
+            f"{checkpoint.path}: its tensors are of step {state.step}, its {MANIFEST} of step"
+            f" {checkpoint.step}",
+            mend="use another checkpoint",
+        )
     return state
 
 
@@ -203,7 +209,8 @@ def write_folder(
     loads the weights computes as the code did that trained them.
     """
     with built_aside(output) as building:
-        _write(building / WEIGHTS, weights, {"format": "pt", "step": str(config["step"])})
+        metadata = {"format": "pt", "step": str(config["step"])}
+        write_tensors(building / WEIGHTS, weights, metadata)
         write_config(building / CONFIG, config)
         (building / TOKENIZER).write_bytes(tokenizer)
         _compare(building / WEIGHTS, weights)
@@ -241,9 +248,10 @@ def require_our_layout(folder: Path) -> None:
         )
 
 
-def _write(path: Path, weights: Mapping[str, torch.Tensor], metadata: dict):
-    """The format of safetensors, one tensor at a time: the header's length in 8 bytes, a JSON
-    header, the values."""
+def write_tensors(path: Path, weights: Mapping[str, torch.Tensor], metadata: dict) -> None:
+    """Write fp32 tensors in the format of safetensors, one at a time: the header's length in 8
+    bytes, a JSON header, the values. Raises OSError, as on a full disk, which the library tells as
+    an error of its own."""
     header = {"__metadata__": metadata}
     end = 0
     for name, weight in weights.items():
@@ -264,6 +272,12 @@ def _probe_loss(model: GPT, checkpoint: Checkpoint) -> float | None:
     tokens = torch.tensor(checkpoint.manifest.probe.tokens)
     if not tokens.numel():
         return None
+    shape = model.config
+    if int(tokens.max()) >= shape.vocab_size or tokens.shape[1] > shape.seq_len + 1:
+        raise UserError(
+            f"the probe batch of {checkpoint.path / MANIFEST} does not fit the model",
+            mend="use another checkpoint",
+        )
     with torch.no_grad():
         return model(tokens[:, :-1], tokens[:, 1:]).item()
 
@@ -296,8 +310,17 @@ def _probe(model: GPT, checkpoint: Checkpoint) -> tuple[float | None, str | None
     return loss, doubt
 
 
-def _check(weights: Mapping[str, torch.Tensor], shapes: dict[str, tuple], source: Path | str):
-    """Exactly the model's parameters, each of its shape, fp32 and finite. Raises UserError."""
+def check(weights: Mapping[str, torch.Tensor], shape: ModelConfig, source: Path | str) -> None:
+    """Raise UserError unless weights are exactly a model's parameters, each of its shape, fp32 and
+    finite. source: what messages call the file, or its folder."""
+    # before a model of so many is built, if only on paper
+    if shape.n_layers > len(weights):
+        raise UserError(
+            f"{source} does not fit its config.yaml: it holds {len(weights)} tensors, and the model"
+            f" has {shape.n_layers} layers",
+            mend="use the config.yaml that was written beside it",
+        )
+    shapes = expected_shapes(shape)
     missing = sorted(shapes.keys() - weights.keys())
     extra = sorted(weights.keys() - shapes.keys())
     misfit = None
@@ -312,10 +335,10 @@ def _check(weights: Mapping[str, torch.Tensor], shapes: dict[str, tuple], source
             " `tools/export_hf.py --back`; those of a changed model need its code",
         )
     for name, weight in weights.items():
-        shape = tuple(weight.shape)
-        if shape != shapes[name]:
+        actual = tuple(weight.shape)
+        if actual != shapes[name]:
             raise UserError(
-                f"{source}: {name} has the shape {shape}, its config.yaml says {shapes[name]}"
+                f"{source}: {name} has the shape {actual}, its config.yaml says {shapes[name]}"
             )
         if weight.dtype != torch.float32:
             raise UserError(f"{source}: {name} is {weight.dtype}, not float32")
@@ -328,10 +351,45 @@ def _check(weights: Mapping[str, torch.Tensor], shapes: dict[str, tuple], source
 
 def _compare(path: Path, weights: Mapping[str, torch.Tensor]):
     """What was written is what was meant, bit for bit."""
-    with safe_open(path, framework="pt") as written:
-        assert set(written.keys()) == set(weights), "safetensors lost or added a tensor"
-        for name, weight in weights.items():
-            assert torch.equal(written.get_tensor(name), weight), f"safetensors changed {name}"
+    written = WeightsFile(path)
+    assert written.keys() == weights.keys(), "safetensors lost or added a tensor"
+    for name, weight in weights.items():
+        assert torch.equal(written[name], weight), f"safetensors changed {name}"
+
+
+class WeightsFile(Mapping):
+    """{name: tensor} of a safetensors file, each read when it is asked for. Raises UserError where
+    it is none."""
+
+    def __init__(self, path: Path | str):
+        try:
+            self._open_file = open_regular(path)
+            # the library itself takes no name that is not UTF-8, and waits for a pipe's writer
+            self._tensors = safe_open(f"/dev/fd/{self._open_file.fileno()}", framework="pt")
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{path} does not exist",
+                mend="consolidate a checkpoint with `python tools/zero_to_fp32.py CHECKPOINT_DIR"
+                " OUTPUT_DIR`",
+            ) from error
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path} is not a safetensors file ({in_brief(error)})",
+                mend=f"give the {WEIGHTS} that tools/zero_to_fp32.py wrote; files with pickles are"
+                " never loaded",
+            ) from error
+        self._names = dict.fromkeys(self._tensors.keys())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._tensors.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def load_model(weights_file: Path | str, config: dict, where: Path | str) -> GPT:
@@ -340,21 +398,8 @@ def load_model(weights_file: Path | str, config: dict, where: Path | str) -> GPT
     where: what a mistake in the config.yaml is told of.
     """
     shape = model_config(config, where)
-    try:
-        weights = load_file(str(weights_file))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{weights_file} does not exist",
-            mend="consolidate a checkpoint with `python tools/zero_to_fp32.py CHECKPOINT_DIR"
-            " OUTPUT_DIR`",
-        ) from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{weights_file} is not a safetensors file ({error})",
-            mend=f"give the {WEIGHTS} that tools/zero_to_fp32.py wrote; files with pickles are"
-            " never loaded",
-        ) from error
-    _check(weights, expected_shapes(shape), weights_file)
+    weights = dict(WeightsFile(weights_file))
+    check(weights, shape, weights_file)
     with torch.device("meta"):
         model = GPT(shape, seed=None)
     model.load_state_dict(weights, assign=True)
@@ -385,7 +430,9 @@ def file_of_weights(text: str) -> Path:
     if (path / WEIGHTS).is_file():
         raise UserError(f"{text} is a folder", mend=f"give the file {path / WEIGHTS}")
     if not path.is_file():
-        problem = f"is a folder without {WEIGHTS}" if path.is_dir() else "does not exist"
+        problem = "is no file" if path.exists() else "does not exist"
+        if path.is_dir():
+            problem = f"is a folder without {WEIGHTS}"
         raise UserError(
             f"{text} {problem}",
             mend="consolidate a checkpoint with `python tools/zero_to_fp32.py RUN/checkpoints OUT`,"

@@ -7,6 +7,8 @@ time.
 
 import math
 import pickle
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,8 @@ from typing import Any
 import torch
 
 from gpt.checkpoint import folders
-from gpt.errors import UserError
+from gpt.errors import UserError, in_brief
+from gpt.reading import open_regular
 
 
 class _StandIn:
@@ -55,6 +58,7 @@ class Joined(Mapping):
 class FullState:
     """A checkpoint with its tensors whole, whatever ranks and ZeRO stage wrote it."""
 
+    source: Path  # the folder
     step: int
     stage: int
     weights: Mapping  # {parameter name: fp32 tensor}
@@ -66,23 +70,28 @@ class FullState:
 
 def read_state(source: Path) -> FullState:
     """All tensors of a checkpoint's folder, put together. Raises UserError where a file is missing
-    or strange."""
+    or strange; whether they are a model's is `gpt.checkpoint.weights.check`'s to say."""
     model_file = _model_file(source)
     model = load_weights_only(model_file, STAND_INS, mmap=True)
     optimizer_files = sorted(source.glob("*_optim_states.pt"), key=folders.rank_of)
     try:
+        if type(model["step"]) is not int:
+            raise ValueError("its step is no number")
         if not optimizer_files and model.get("optimizer") is not None:
-            return _unshared(model)
+            return _unshared(source, model)
         ranks = model["dp_world_size"]
+        if type(ranks) is not int or ranks < 1:
+            raise ValueError("dp_world_size is no number of ranks")
         _require_all(optimizer_files, ranks, source)
         states = [
             load_weights_only(path, STAND_INS, mmap=True)["optimizer_state_dict"]
             for path in optimizer_files
         ]
-        return _shared(model, states[:ranks])
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        return _shared(source, model, states[:ranks])
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"{source} is not a checkpoint of this trainer ({type(error).__name__}: {error})"
+            f"{source} is not a checkpoint of this trainer ({in_brief(error)})",
+            mend="use another checkpoint",
         ) from error
 
 
@@ -111,14 +120,17 @@ def _require_all(optimizer_files: list[Path], ranks: int, source: Path):
             )
 
 
-def _unshared(model: dict) -> FullState:
+def _unshared(source: Path, model: dict) -> FullState:
     """Stage 0: the model file holds all, in fp32."""
     names = list(model["module"])
+    for weight in model["module"].values():
+        _require_floats(weight)
     states = model["optimizer"]["state"]
     first = states.get(0, {})
     keys = [key for key, value in first.items() if torch.is_tensor(value) and value.dim()]
     moments = {key: {name: states[index][key] for index, name in enumerate(names)} for key in keys}
     return FullState(
+        source=source,
         step=model["step"],
         stage=0,
         weights={name: weight.float() for name, weight in model["module"].items()},
@@ -128,10 +140,27 @@ def _unshared(model: dict) -> FullState:
     )
 
 
-def _shared(model: dict, states: list[dict]) -> FullState:
+def _require_floats(*tensors: Any) -> None:
+    """Raise ValueError unless these are tensors of floating numbers."""
+    for tensor in tensors:
+        if not torch.is_tensor(tensor) or not tensor.is_floating_point():
+            raise ValueError("what should be weights is no tensor of floating numbers")
+
+
+def _require_shapes(shapes: dict) -> None:
+    """Raise ValueError unless this is {parameter name: shape}."""
+    for name, shape in shapes.items():
+        are_sizes = isinstance(shape, tuple) and all(type(size) is int for size in shape)
+        if not are_sizes or min(shape, default=0) < 0:
+            raise ValueError(f"the shape of {name} is none")
+
+
+def _shared(source: Path, model: dict, states: list[dict]) -> FullState:
     """Stages 1 to 3: every rank's optimizer file holds its stretches of weights and moments."""
     stage = int(states[0]["zero_stage"])
     groups = model["param_shapes"]
+    for shapes in groups:
+        _require_shapes(shapes)
     if stage == 3:
         flat = [state["fp32_flat_groups"] for state in states]
         inner = [state["optimizer_state_dict"]["state"] for state in states]
@@ -140,6 +169,8 @@ def _shared(model: dict, states: list[dict]) -> FullState:
         flat = [state["single_partition_of_fp32_groups"] for state in states]
         inner = [state["base_optimizer_state"]["state"] for state in states]
         join = _join_stage12
+    for stretches in flat:
+        _require_floats(*stretches)
     first = inner[0].get(0, {})
     shape = flat[0][0].shape
     keys = [key for key, value in first.items() if torch.is_tensor(value) and value.shape == shape]
@@ -148,6 +179,7 @@ def _shared(model: dict, states: list[dict]) -> FullState:
         flat_of_ranks = [[rank[group][key] for group in range(len(rank))] for rank in inner]
         moments[key] = join(flat_of_ranks, groups)
     return FullState(
+        source=source,
         step=model["step"],
         stage=stage,
         weights=join(flat, groups),
@@ -184,7 +216,8 @@ def _cut(stretches: list[torch.Tensor], start: int, count: int):
             start += take
             count -= take
         start -= stretch.numel()
-    assert count == 0, "the stretches end before the parameter does"
+    if count != 0:
+        raise ValueError("its stretches of weights end before the parameters do")
     return parts
 
 
@@ -216,18 +249,75 @@ def load_weights_only(
     classes: classes, or (class, "module.name") to let a class of our own stand in for a pickled
     name. map_location: as torch.load takes it.
     """
+    _require_zip(path)
     try:
-        with torch.serialization.safe_globals(list(classes)):
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        with open_regular(path) as file, torch.serialization.safe_globals(list(classes)):
+            # mapped by name, which torch takes in UTF-8 only
+            name = f"/dev/fd/{file.fileno()}"
+            return torch.load(name, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        reason = str(error).replace("\n", " ")
+        reason = str(error)
         if "Unsupported" in reason or "GLOBAL" in reason:
             raise UserError(
                 f"{path} holds code or types that a checkpoint does not need, and was not loaded",
                 mend="take one whose origin you know",
             ) from error
-        raise UserError(f"{path} is damaged: {reason[:120]}") from error
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path} is damaged, or no file of torch.save", _GET_ANEW) from error
+    # what torch raises of pickles and records that are not its own
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        OverflowError,
+    ) as error:
         raise UserError(
-            f"{path} cannot be read as a checkpoint: {str(error).splitlines()[0][:120]}"
+            f"{path} is damaged, or no file of torch.save ({in_brief(error)})", _GET_ANEW
         ) from error
+
+
+_GET_ANEW = "get the file anew, or use another one"
+
+
+def _require_zip(path: Path | str) -> None:
+    """Raise UserError unless a file is one that torch.save wrote since its version 1.6: a zip."""
+    try:
+        with open_regular(path) as file:
+            if zipfile.is_zipfile(file):
+                return
+    except OSError as error:
+        raise UserError(in_brief(error, path), _GET_ANEW) from error
+    raise UserError(
+        f"{path} is damaged, or is not in the format that torch.save writes since torch 1.6",
+        mend="get the file anew; one of an older torch has to be saved again with a newer one",
+    )
+
+
+def require_whole_records(path: Path | str) -> None:
+    """Raise UserError where a record of torch.save's file is not as it was written, by its CRC: a
+    bit that flipped in a weight gives another weight, which nothing else tells. The whole file is
+    read, once."""
+    _require_zip(path)
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as records:
+            damaged = records.testzip()
+    # what zipfile raises of damaged headers
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(f"{path} is damaged ({in_brief(error)})", _GET_ANEW) from error
+    if damaged is not None:
+        raise UserError(
+            f"{path} is damaged: its record {damaged!r} is not as it was written (its CRC differs)",
+            _GET_ANEW,
+        )

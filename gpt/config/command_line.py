@@ -150,6 +150,15 @@ def _add_own_flags(parser: Parser) -> None:
         ),
     )
     parser.add_argument(
+        "--skip_data_hash",
+        action="store_true",
+        default=False,
+        help=(
+            "evaluate on the held-out split without holding its tokens against their sha256 first,"
+            " which takes a second for each GB"
+        ),
+    )
+    parser.add_argument(
         "--stopped_file",
         metavar="FILE",
         default=None,

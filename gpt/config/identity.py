@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gpt.config.keys import LARGEST
 from gpt.config.run_config import leaves, value_at
 
 RUN = "run"  # the block of config.yaml that resolves to the run again
@@ -17,11 +18,13 @@ CODE = "code"
 VARIANT = "variant"
 CHANGE = {"step", "setting", "was", "is"}  # the keys of one of them
 BATCH_SETTING = "train_batch_size"
+TOKENIZER = "dataset.tokenizer"
 SEED = "seed"
 # settings of "gpt" that make a curve, beside the shape
 OPTIONS = (VARIANT, SEED, "compile", "spike_policy", "spike_zscore", "rewind_batches")
 # settings of "gpt" that say how held-out text is scored
 SCORING = ("eval_data_split", "last_n", "max_eval_steps", "eval_batch_size")
+WHOLE_SPLIT = -1  # of max_eval_steps: in batches of whatever size, the same is scored
 # keys of DeepSpeed by which ranks round what they send each other
 ROUNDING = (
     "communication_data_type",
@@ -47,8 +50,9 @@ FREE = (
     "data_types",
     "spike",
     "rewind_batches",
-    *SCORING,
 )
+# the measure of one axis, which makes no curve another one, and must not change on its way
+REFERENCE_SPEED = "tokens_per_second"
 
 
 def curve(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +93,8 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
         del settings["communication_data_type"]
     if precision == "fp16":
         settings["fp16"] = run.get("fp16")
+    if settings["max_eval_steps"] == WHOLE_SPLIT:
+        del settings["eval_batch_size"]
     plain = {path: _plain(value) for path, value in leaves(settings)}
     return {path: value for path, value in plain.items() if _says_something(path, value)}
 
@@ -105,7 +111,8 @@ def _plain(value: Any) -> Any:
     """The same number is the same, whether it was written as 1 or 1.0."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST
+    return int(value) if is_whole else value
 
 
 def _says_something(path: str, value: Any) -> bool:
@@ -195,14 +202,26 @@ def differences_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
         is_looked_at = is_told and not is_code(path) and path != VARIANT  # a name makes no curve
         if is_looked_at and before.get(path) != now.get(path):
             differences[path] = (before.get(path), now.get(path))
-    pairs = {}
+    if "eval_data_split" in differences:  # which says why other documents are scored
+        differences.pop("dataset.scored", None)
+    pairs: dict[str, tuple] = {
+        REFERENCE_SPEED: tuple(_reference_speed(tree) for tree in (old, new))
+    }
+    tokenizers = tuple((tree.get("dataset") or {}).get("tokenizer") for tree in (old, new))
+    if None not in tokenizers:
+        pairs[TOKENIZER] = tokenizers
     if CODE in new:
         # of a version that did not tell, it may have been another
         pairs[CODE] = ((old.get(CODE) or {}).get("hash", "unknown"), new[CODE]["hash"])
     if "documents" not in told:
-        fingerprints = [(tree.get("dataset") or {}).get("fingerprint") for tree in (old, new)]
-        pairs["dataset"] = (fingerprints[0], fingerprints[1])
+        pairs["dataset"] = tuple(
+            (tree.get("dataset") or {}).get("fingerprint") for tree in (old, new)
+        )
     return differences | {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _reference_speed(config: Mapping[str, Any]) -> Any:
+    return _plain((config[RUN].get("gpt") or {}).get(REFERENCE_SPEED))
 
 
 # paths that a config.yaml of an earlier version lacks -> what it has where it tells them

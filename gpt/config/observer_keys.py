@@ -1,10 +1,10 @@
 """Keys of DeepSpeed's own observers, and of its traffic with files."""
 
-from gpt.config.keys import ANY, Key
+from gpt.config.keys import TEXTS, Key
 
 _MONITOR = {
-    "output_path": Key(ANY, doc='folder, default "": the current one'),
-    "job_name": Key(ANY, doc="folder in that, default DeepSpeedJobName"),
+    "output_path": Key(str, "", "folder; empty: the current one"),
+    "job_name": Key(str, doc="folder in that, default DeepSpeedJobName"),
 }
 
 OBSERVER_KEYS = {
@@ -16,19 +16,25 @@ OBSERVER_KEYS = {
                 "wall_clock_breakdown on. Default false"
             ),
         ),
-        "profile_step": Key(ANY, doc="optimiser steps before the one that is counted, default 1"),
-        "module_depth": Key(
-            ANY, doc="levels of nested modules to sum up by, default -1: all of them"
+        "profile_step": Key(
+            int, doc="optimiser steps before the one that is counted, default 1", minimum=1
         ),
-        "top_modules": Key(ANY, doc="modules named for each level, default 1"),
-        "detailed": Key(ANY, doc="print the figures of every module too, default true"),
-        "output_file": Key(ANY, doc="file for the figures; default: the terminal"),
+        "module_depth": Key(
+            int,
+            doc="levels of nested modules to sum up by, default -1: all of them",
+            minimum=-1,
+            maximum=4,
+        ),
+        "top_modules": Key(int, doc="modules named for each level, default 1", minimum=1),
+        "detailed": Key(bool, doc="print the figures of every module too, default true"),
+        "output_file": Key(str, doc="file for the figures; default: the terminal"),
         "recompute_fwd_factor": Key(
-            ANY,
+            float,
             doc=(
                 "forward passes that the backward pass is taken to repeat, 1.0 with activation "
                 "checkpointing; default 0.0"
             ),
+            minimum=0,
         ),
     },
     "comms_logger": {
@@ -39,14 +45,14 @@ OBSERVER_KEYS = {
             ),
         ),
         "verbose": Key(
-            ANY,
+            bool,
             doc="log each call's time and size, the only output, with --verbose; default false",
         ),
-        "prof_all": Key(ANY, doc="time all calls, default true"),
+        "prof_all": Key(bool, doc="time all calls, default true"),
         "prof_ops": Key(
-            ANY, doc='calls to time without prof_all, such as ["all_reduce"], default none'
+            TEXTS, doc='calls to time without prof_all, such as ["all_reduce"], default none'
         ),
-        "debug": Key(ANY, doc="log the name of the calling function too, default false"),
+        "debug": Key(bool, doc="log the name of the calling function too, default false"),
     },
     "tensorboard": {
         "enabled": Key(
@@ -64,36 +70,44 @@ OBSERVER_KEYS = {
         "enabled": Key(
             bool, doc="learning rate and loss scale, by sequences, to a run of wandb; default false"
         ),
-        "group": Key(ANY, doc="wandb's group of runs, default none"),
-        "team": Key(ANY, doc="wandb's entity; default: the user's"),
-        "project": Key(ANY, doc="wandb's project, default deepspeed"),
+        "group": Key(str, doc="wandb's group of runs, default none"),
+        "team": Key(str, doc="wandb's entity; default: the user's"),
+        "project": Key(str, doc="wandb's project, default deepspeed"),
     },
     "comet": {
         "enabled": Key(
             bool, doc="learning rate and loss scale, by sequences, to Comet; default false"
         ),
-        "samples_log_interval": Key(ANY, doc="sequences between two values, default 100"),
-        "project": Key(ANY, doc="Comet's project; default: of Comet's own settings"),
-        "workspace": Key(ANY, doc="Comet's workspace; default: of Comet's own settings"),
-        "experiment_name": Key(ANY, doc="name shown for the run; default: Comet chooses"),
-        "experiment_key": Key(ANY, doc="Comet's id of the run, 32 to 50 letters and digits"),
-        "online": Key(ANY, doc="false: keep the values on this machine; default: send them"),
+        "samples_log_interval": Key(
+            int, doc="sequences between two values, default 100", minimum=1
+        ),
+        "project": Key(str, doc="Comet's project; default: of Comet's own settings"),
+        "workspace": Key(str, doc="Comet's workspace; default: of Comet's own settings"),
+        "experiment_name": Key(str, doc="name shown for the run; default: Comet chooses"),
+        "experiment_key": Key(str, doc="Comet's id of the run, 32 to 50 letters and digits"),
+        "online": Key(bool, doc="false: keep the values on this machine; default: send them"),
         "mode": Key(
-            ANY, doc="get, create or get_or_create: whether experiment_key must be there, or new"
+            str,
+            doc="get, create or get_or_create: whether experiment_key must be there, or new",
+            choices=("get", "create", "get_or_create"),
         ),
     },
     "aio": {
-        "block_size": Key(ANY, doc="device nvme: bytes of one request, default 1048576"),
-        "queue_depth": Key(ANY, doc="requests under way at a time, per thread, default 8"),
-        "intra_op_parallelism": Key(ANY, doc="threads that share one read or write, default 1"),
+        "block_size": Key(int, doc="device nvme: bytes of one request, default 1048576", minimum=1),
+        "queue_depth": Key(
+            int, doc="requests under way at a time, per thread, default 8", minimum=1
+        ),
+        "intra_op_parallelism": Key(
+            int, doc="threads that share one read or write, default 1", minimum=1
+        ),
         "single_submit": Key(
-            ANY, doc="hand requests to the system one by one, not a queue at once; default false"
+            bool, doc="hand requests to the system one by one, not a queue at once; default false"
         ),
         "overlap_events": Key(
-            ANY, doc="refill the queue as requests end, not once all have ended; default true"
+            bool, doc="refill the queue as requests end, not once all have ended; default true"
         ),
         "use_gds": Key(
-            ANY, doc="offload_param: GPUDirect Storage, past host memory, on CUDA; default false"
+            bool, doc="offload_param: GPUDirect Storage, past host memory, on CUDA; default false"
         ),
     },
 }

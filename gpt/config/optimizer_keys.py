@@ -1,6 +1,6 @@
 """Keys of the blocks "scheduler" and "optimizer": their types, and the parameters of each."""
 
-from gpt.config.keys import REQUIRED, Key
+from gpt.config.keys import PAIR, REQUIRED, Key
 
 # the trainer's own schedule; all other schedulers are DeepSpeed's
 COSINE = "LanguiniCosineLR"
@@ -134,8 +134,8 @@ SCHEDULERS = {
 _LEARNING_RATE = {"lr": Key(float, doc=f"learning rate; not with {COSINE}, which owns it", above=0)}
 _ADAM = {
     **_LEARNING_RATE,
-    "betas": Key("pair", [0.9, 0.95], "decay of the first and second moment"),
-    "eps": Key(float, 1e-8, "added to the root of the second moment", above=0),
+    "betas": Key(PAIR, [0.9, 0.95], "decay of the first and second moment"),
+    "eps": Key(float, 1e-8, "added to the root of the second moment", minimum=1e-38),
     "weight_decay": Key(float, 0.0, "decoupled weight decay", minimum=0),
     "torch_adam": Key(
         bool, True, "torch's fused Adam; false: DeepSpeed's, which is compiled on first use"

@@ -1,21 +1,21 @@
 """The file that says what a run is: its JSON, or the config.yaml of an earlier run."""
 
 import json
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gpt.config import saved
 from gpt.config.keys import block_of, nearest
 from gpt.errors import UserError
+from gpt.escaping import in_one_line
+from gpt.parsing import ParseError, lines_of_keys, parse_json
+from gpt.reading import read_text
 
 # the folder of the configs that come with the trainer
 SHIPPED = "ds_configs"
-# a run's JSON has five
-MOST_LEVELS = 20
+# of a run's JSON, which has two thousand
+MOST_BYTES = 1 << 20
 
 
 def read_file(path: str | Path) -> tuple[Any, str, dict[str, int]]:
@@ -24,6 +24,8 @@ def read_file(path: str | Path) -> tuple[Any, str, dict[str, int]]:
 
     Raises UserError where it is not readable, and where a key stands twice in one block.
     """
+    if not str(path):
+        raise UserError("the config's name is empty", mend="give a file")
     path = Path(path)
     text = _read_text(path)
     if path.suffix in (".yaml", ".yml"):
@@ -35,11 +37,12 @@ def read_file(path: str | Path) -> tuple[Any, str, dict[str, int]]:
 def _read_text(path: Path) -> str:
     try:
         # some editors put a byte order mark in front
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, MOST_BYTES, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         hint = _nearest_file(path) if isinstance(error, FileNotFoundError) else ""
-        raise UserError(f"cannot read the config {path}: {reason}{hint}") from error
+        name = in_one_line(str(path))
+        raise UserError(f"cannot read the config {name}: {reason}{hint}") from error
 
 
 def _nearest_file(path: Path) -> str:
@@ -52,55 +55,27 @@ def _nearest_file(path: Path) -> str:
 
 def _parse_json(path: Path, text: str) -> Any:
     try:
-        tree = json.loads(text, object_pairs_hook=partial(block_of, place=str(path)))
+        return parse_json(text, block_of=partial(block_of, place=str(path)))
     except json.JSONDecodeError as error:
         place = f"{path}, line {error.lineno}, column {error.colno}"
         raise UserError(f"{place}: not valid JSON ({error.msg})") from error
-    except (ValueError, RecursionError) as error:
+    except ParseError as error:
         raise UserError(f"{path}: not a run's JSON ({error})") from error
-    if _is_deeper_than(MOST_LEVELS, tree):
-        raise UserError(f"{path}: blocks within blocks, more than {MOST_LEVELS} deep")
-    return tree
-
-
-def _is_deeper_than(levels: int, tree: Any) -> bool:
-    """Whether blocks and lists lie so deep in one another; looked at level by level."""
-    level = [tree]
-    for _ in range(levels):
-        inner: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                inner += value.values()
-            elif isinstance(value, list):
-                inner += value
-        if not inner:
-            return False
-        level = inner
-    return True
 
 
 def _lines_of_json(text: str) -> dict[str, int]:
     """JSON is YAML, whose parser tells where things stand."""
     try:
-        return dict(_lines(yaml.compose(text.replace("\t", " "))))
+        return lines_of_keys(text.replace("\t", " "))
     # JSON that this YAML reader does not take: messages go without line numbers
-    except (yaml.YAMLError, RecursionError):
+    except ParseError:
         return {}
 
 
 def _lines_below(block: str, text: str) -> dict[str, int]:
     """{dotted path within a block of YAML: line in the whole text}."""
     within = {}
-    for path, line in _lines(yaml.compose(text)):
+    for path, line in lines_of_keys(text).items():
         if path.startswith(f"{block}."):
             within[path.removeprefix(f"{block}.")] = line
     return within
-
-
-def _lines(node: yaml.Node | None, path: str = "") -> Iterator[tuple[str, int]]:
-    """(dotted path, line) of every key."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            where = f"{path}.{key.value}" if path else key.value
-            yield where, key.start_mark.line + 1
-            yield from _lines(value, where)

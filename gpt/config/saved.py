@@ -27,21 +27,19 @@ import yaml
 
 from gpt.config.batch import ACCUMULATION, MICRO
 from gpt.config.identity import CHANGES, RUN
+from gpt.config.keys import Key
 from gpt.config.run_config import Config
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
-from gpt.errors import UserError, in_brief
+from gpt.config.well_formed import require_all_of_a_run, require_well_formed
+from gpt.errors import UserError
 from gpt.files import write_atomically
+from gpt.parsing import ParseError, parse_yaml
+from gpt.reading import read_text
 
 CONFIG = "config.yaml"
-# what yaml raises; of a date, a number or a tag that is none, errors which are not its own
-NOT_YAML = (
-    yaml.YAMLError,
-    RecursionError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-)
+# of a config.yaml, which has ten thousand
+MOST_BYTES = 1 << 20
+RIGHT_ONE = "use the config.yaml that was written beside the checkpoint"
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -94,16 +92,27 @@ def foreign_config(name: str, step: int, shape: ModelConfig, tokenizer: str) -> 
     }
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a value that occurs twice out twice, not as a reference to the first."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def write_config(path: str | Path, config: dict[str, Any]) -> None:
     """Write a config.yaml, whole or not at all."""
-    write_atomically(Path(path), yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    write_atomically(Path(path), text)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The resolved configuration that stands beside a checkpoint or consolidated weights. Raises
-    UserError where it cannot be read, or is none."""
+    """The resolved configuration that stands beside a checkpoint or consolidated weights.
+
+    What it tells is of its type, within its limits, and does not contradict itself. Raises
+    UserError where it cannot be read, or is none.
+    """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = read_text(path, MOST_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(
@@ -111,16 +120,18 @@ def read_config(path: str | Path) -> dict[str, Any]:
             " is needed (--config_file)"
         ) from error
     try:
-        config = yaml.safe_load(text)
-    except NOT_YAML as error:
-        raise UserError(
-            f"{path} is not YAML ({in_brief(error)})",
-            mend="use the config.yaml that was written beside the checkpoint",
-        ) from error
-    if not (_has_block(config, "model") and _has_block(config, RUN)):
-        raise UserError(
-            f"{path} is not the config.yaml of a run: it lacks the blocks `model` and `run`"
-        )
+        config = parse_yaml(text)
+    except ParseError as error:
+        raise UserError(f"{path} is not YAML ({error})", mend=RIGHT_ONE) from error
+    require_well_formed(path, config)
+    return config
+
+
+def read_run_config(path: str | Path) -> dict[str, Any]:
+    """The resolved configuration of a run, which tells all that is known of every run; else as
+    `read_config`."""
+    config = read_config(path)
+    require_all_of_a_run(path, config)
     return config
 
 
@@ -129,22 +140,24 @@ def run_to_repeat(path: Path, text: str) -> tuple[dict[str, Any], str]:
 
     Its micro batch is solved again for the present ranks. Raises UserError where it is none.
     """
+    mend = "give a .json file, or a run's own config.yaml"
     try:
-        config = yaml.safe_load(text)
-    except NOT_YAML:
-        config = None
+        config = parse_yaml(text)
+    except ParseError as error:
+        raise UserError(f"{path} is not YAML ({error})", mend=mend) from error
     if not _has_block(config, RUN):
-        raise UserError(
-            f"{path} is not the config.yaml of a run",
-            mend="give a .json file, or a run's own config.yaml",
-        )
+        raise UserError(f"{path} is not the config.yaml of a run", mend=mend)
     run = config[RUN]
     run.pop(MICRO, None)
     limit = config["batch"].get("micro_limit") if _has_block(config, "batch") else None
     if limit is not None:
         run.pop(ACCUMULATION, None)
         run[MICRO] = limit
-    return run, str(config.get("name"))
+    name = config.get("name")
+    problem = Key(str).problem(name)
+    if problem:
+        raise UserError(f"{path}: name {problem}", mend="give the run's name")
+    return run, name
 
 
 def _has_block(config: Any, name: str) -> bool:
@@ -159,7 +172,7 @@ def model_config(config: dict[str, Any], where: str | Path) -> ModelConfig:
         problem = SHAPE_KEYS[name].problem(value)
         if problem:
             raise UserError(
-                f"{where}: model.{name} {problem}; use the config.yaml that was written beside the"
-                " checkpoint"
+                f"{where}: model.{name} {problem}",
+                mend=RIGHT_ONE,
             )
     return ModelConfig(**shape)

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from gpt.config.keys import Key
+from gpt.parsing import parse_yaml
 
 # what a preset tells of a shape
 PRESET_KEYS = {
@@ -37,7 +36,7 @@ SHAPE_KEYS = {
 
 def load_presets() -> dict[str, dict[str, int]]:
     """Model shapes by name: {preset: {n_layers, h_dim, mlp_dim, n_heads, head_dim}}."""
-    return yaml.safe_load(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
+    return parse_yaml(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether a run's config.yaml is as training writes it: what every reader of runs may rely on.
+"""Whether a config.yaml is as training writes it: what every reader of it may rely on.
 
 A file of an earlier version may lack what that version did not know. What stands in the file is of
 its type and within its limits, and does not contradict itself.
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config.batch import BATCH
+from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.identity import BATCH_SETTING, CHANGE, CHANGES, CODE, RUN
-from gpt.config.keys import Key
-from gpt.config.options import GPT_KEYS
+from gpt.config.keys import REQUIRED, Key
+from gpt.config.optimizer_keys import OPTIMIZERS, SCHEDULERS
 from gpt.config.run_config import value_at
-from gpt.config.saved import CONFIG
 from gpt.config.shape import SHAPE_KEYS
 from gpt.errors import UserError
 
@@ -21,7 +21,7 @@ MODEL = "model"
 MOST = 2**63  # whole numbers up to it are believed
 DEEPEST = 20  # blocks and lists within each other
 
-REQUIRED = (
+OF_EVERY_RUN = (
     *(f"{MODEL}.{name}" for name in SHAPE_KEYS),
     "batch.global_size",
     f"{RUN}.gpt.max_train_steps",
@@ -38,35 +38,24 @@ BLOCKS = (
     "dataset.train",
     "dataset.scored",
     "began_from",
-    *(f"{RUN}.{name}" for name in ("gpt", "optimizer", "scheduler", "fp16", "data_types")),
-    f"{RUN}.zero_optimization",
-)
-# of "gpt", by readers
-READ_OPTIONS = (
-    "seed",
-    "variant",
-    "max_train_steps",
-    "eval_data_split",
-    "eval_every",
-    "final_eval",
-    "last_n",
-    "log_metrics_every",
-    "tokens_per_second",
-    "reference_flops_per_token",
-    "reference_precision",
 )
 _COUNT = Key(int, minimum=0)
 _POSITIVE = Key(int, minimum=1)
 _TEXT = Key(str)
 # {dotted path: what it must be where it stands in the file}
 VALUES = {
+    "name": _TEXT,
+    "step": _COUNT,
     "precision": Key(str, choices=("fp32", "fp16", "bf16")),
     "kernels": _TEXT,
     "parameters": _POSITIVE,
-    "batch.global_size": _POSITIVE,
-    f"{RUN}.{BATCH}": _POSITIVE,
+    **{
+        f"batch.{name}": _POSITIVE
+        for name in ("global_size", "micro_size", "accumulation", "world_size", "micro_limit")
+    },
     f"{CODE}.hash": _TEXT,
     f"{CODE}.commit": _TEXT,
+    f"{CODE}.dirty": Key(bool),
     "began_from.sha256": _TEXT,
     "dataset.root": _TEXT,
     "dataset.fingerprint": _TEXT,
@@ -83,7 +72,6 @@ VALUES = {
         }.items()
     },
     **{f"{MODEL}.{name}": key for name, key in SHAPE_KEYS.items()},
-    **{f"{RUN}.gpt.{name}": GPT_KEYS[name] for name in (*SHAPE_KEYS, *READ_OPTIONS)},
 }
 # what stands in two places
 SAME = {
@@ -92,26 +80,36 @@ SAME = {
 }
 
 
-def require_run_config(path: Path, config: dict[str, Any]) -> None:
-    """Raise UserError where a run's config.yaml is not as training writes it. path: the run's
-    folder."""
+def require_well_formed(path: Path | str, config: Any) -> None:
+    """Raise UserError where a config.yaml, or that of weights from elsewhere, is not as this
+    trainer writes it. path: the file's."""
+    if not all(isinstance(value_at(config, block), dict) for block in (MODEL, RUN)):
+        raise UserError(
+            f"{path} is not the config.yaml of a run: it lacks the blocks `{MODEL}` and `{RUN}`"
+        )
     problem = (
         _not_plain(config)
         or _wrong_block(config)
-        or _lacking(config)
         or _wrong_value(config)
+        or _wrong_setting(config[RUN], TOP_KEYS, RUN)
         or _wrong_change(config)
     )
     if problem:
-        raise UserError(f"{path / CONFIG}{problem}", mend=MEND)
+        raise UserError(f"{path}{problem}", mend=MEND)
     for place, other in SAME.items():
         value, other_value = value_at(config, place), value_at(config, other)
-        if other_value is not None and value != other_value:
+        if None not in (value, other_value) and value != other_value:
             raise UserError(
-                f"{path / CONFIG} contradicts itself: {place} is {value}, and {other} is"
-                f" {other_value}",
+                f"{path} contradicts itself: {place} is {value}, and {other} is {other_value}",
                 mend=MEND,
             )
+
+
+def require_all_of_a_run(path: Path | str, config: dict[str, Any]) -> None:
+    """Raise UserError where a well-formed config.yaml lacks what that of every run tells."""
+    for place in OF_EVERY_RUN:
+        if value_at(config, place) is None:
+            raise UserError(f"{path} does not tell {place}", mend=MEND)
 
 
 def _not_plain(value: Any, place: str = "", depth: int = 0) -> str | None:
@@ -147,23 +145,45 @@ def _wrong_block(config: dict[str, Any]) -> str | None:
     return None
 
 
-def _lacking(config: dict[str, Any]) -> str | None:
-    for place in REQUIRED:
-        if value_at(config, place) is None:
-            return f" does not tell {place}"
-    return None
-
-
 def _wrong_value(config: dict[str, Any]) -> str | None:
     for place, key in VALUES.items():
         value = value_at(config, place)
         problem = None if value is None else key.problem(value)
         if problem:
             return f": {place} {problem}"
-    for name, digest in (value_at(config, f"{CODE}.parts") or {}).items():
-        if not isinstance(digest, str):
-            return f": {CODE}.parts.{name} is {digest!r}, not a text"
+    for block in (f"{CODE}.parts", "sources"):
+        for name, text in (value_at(config, block) or {}).items():
+            if not isinstance(text, str):
+                return f": {block}.{name} is {text!r}, not a text"
     return None
+
+
+def _wrong_setting(block: dict[str, Any], keys: dict[str, Any], place: str) -> str | None:
+    """What is wrong with a value of the run's JSON. A key that is not known is one of another
+    version."""
+    for name, value in block.items():
+        where = f"{place}.{name}"
+        key = keys.get(name)
+        if key is OPTIMIZERS or key is SCHEDULERS:
+            key = key.get(str(block.get("type")), {})
+        problem = None
+        if isinstance(key, dict):
+            if value is not None and not isinstance(value, dict):
+                return f": {where} is no block"
+            problem = _wrong_setting(value or {}, key, where)
+        elif isinstance(key, Key):
+            problem = _wrong_key(key, value)
+            problem = problem and f": {where} {problem}"
+        if problem:
+            return problem
+    return None
+
+
+def _wrong_key(key: Key, value: Any) -> str | None:
+    if value is not None:
+        return key.problem(value)
+    # of a key without a default it says that the value is not set
+    return None if key.default in (None, REQUIRED) else "is null"
 
 
 def _wrong_change(config: dict[str, Any]) -> str | None:

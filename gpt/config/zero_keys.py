@@ -1,6 +1,6 @@
 """Keys of the blocks "fp16", "bf16" and "zero_optimization"."""
 
-from gpt.config.keys import ANY, REQUIRED, Key
+from gpt.config.keys import REQUIRED, Key
 
 FP16_KEYS = {
     "enabled": Key(bool, False, "train in fp16 with loss scaling"),
@@ -32,7 +32,7 @@ BF16_KEYS = {
 _OFFLOAD = {
     "nvme_path": Key(str, doc="folder on the NVMe disk, with device nvme"),
     "pin_memory": Key(
-        ANY, doc="hold what is offloaded in page-locked memory, for faster copies; default true"
+        bool, doc="hold what is offloaded in page-locked memory, for faster copies; default true"
     ),
 }
 _OFFLOAD_OPTIMIZER = {
@@ -46,41 +46,47 @@ _OFFLOAD_OPTIMIZER = {
     ),
     **_OFFLOAD,
     "buffer_count": Key(
-        ANY,
+        int,
         doc=(
             "nvme: buffers in host memory, each as large as the largest sub-group; at least one "
             "for each of weights, gradients and moments, default 4"
         ),
+        minimum=1,
     ),
     "pipeline_read": Key(
-        ANY, doc="nvme: read the next sub-group while this one is computed, default false"
+        bool, doc="nvme: read the next sub-group while this one is computed, default false"
     ),
     "pipeline_write": Key(
-        ANY, doc="nvme: write the last sub-group while this one is computed, default false"
+        bool, doc="nvme: write the last sub-group while this one is computed, default false"
     ),
     "fast_init": Key(
-        ANY,
+        bool,
         doc=(
             "nvme, with weights there too: make the first fp32 weights of several sub-groups at a "
             "time, default false"
         ),
     ),
     "ratio": Key(
-        ANY,
+        float,
         doc=(
             "share of the sub-groups that is offloaded, the rest stays on the GPU: 0 to 1, default "
             "1.0; less needs stage 3 and torch_adam false"
         ),
+        minimum=0,
+        maximum=1,
     ),
     "super_offload": Key(
-        ANY,
+        bool,
         doc=(
             "stage 3: the host's Adam runs in a process of its own, beside the backward pass, "
             "default false"
         ),
     ),
     "cpuadam_cores_perc": Key(
-        ANY, doc="share of the cores that super_offload's process gets: 0 to 1, default 0.8"
+        float,
+        doc="share of the cores that super_offload's process gets: 0 to 1, default 0.8",
+        minimum=0,
+        maximum=1,
     ),
 }
 _OFFLOAD_PARAM = {
@@ -92,10 +98,12 @@ _OFFLOAD_PARAM = {
         when_missing="none, cpu or nvme",
     ),
     **_OFFLOAD,
-    "buffer_count": Key(ANY, doc="nvme: buffers in host memory, default 5"),
-    "buffer_size": Key(ANY, doc="nvme: elements of one buffer, default 100 million"),
+    "buffer_count": Key(int, doc="nvme: buffers in host memory, default 5", minimum=1),
+    "buffer_size": Key(int, doc="nvme: elements of one buffer, default 100 million", minimum=1),
     "max_in_cpu": Key(
-        ANY, doc="nvme: elements of a rank's part that stay in host memory, default 1 billion"
+        int,
+        doc="nvme: elements of a rank's part that stay in host memory, default 1 billion",
+        minimum=0,
     ),
 }
 ZERO_KEYS = {
@@ -160,14 +168,6 @@ ZERO_KEYS = {
         doc=(
             "weights stay gathered that are used again within so many elements of others, default "
             "1 billion"
-        ),
-        minimum=0,
-    ),
-    "stage3_module_granularity_threshold": Key(
-        int,
-        doc=(
-            "modules with at most so many elements per submodule are gathered whole; default 0: "
-            "none but the model's blocks, which always are"
         ),
         minimum=0,
     ),

@@ -12,7 +12,8 @@ keeps every batch as it was.
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -23,6 +24,7 @@ from gpt.data import arrays, manifests
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import built_aside, free_space, hash_file, require_new_folder
+from gpt.reading import read_bytes
 
 SPLITS = {  # name of a split, of its list
     "train": "train",
@@ -35,6 +37,7 @@ SPLITS = {  # name of a split, of its list
 }
 END_OF_DOCUMENT = 2  # fixed in its loader
 CHUNK = 1 << 20  # tokens in memory at a time
+LARGEST_LIST = 1 << 30  # bytes of a file list
 
 
 class _Listed(NamedTuple):
@@ -127,7 +130,8 @@ def _read_list(path: Path, source: Path) -> list[_Listed]:
                 f"{path}, row {number}: {name!r} lies outside of {source}",
                 mend="get the file anew",
             )
-        tokens = len(_open(source / name, path))
+        with _opened(source / name, path) as ids:
+            tokens = len(ids)
         if tokens != int(count):
             raise UserError(
                 f"{source / name} holds {tokens} tokens, and {path} says {count}",
@@ -140,7 +144,7 @@ def _read_list(path: Path, source: Path) -> list[_Listed]:
 
 def _rows(path: Path) -> np.ndarray:
     """A list's rows: text (documents, 2)."""
-    rows = arrays.load(path)
+    rows = arrays.parse(read_bytes(path, LARGEST_LIST))
     if rows is None or rows.dtype.kind not in "US" or rows.ndim != 2 or rows.shape[1] != 2:
         raise UserError(
             f"{path} is not a file list, two columns of text in a plain .npy file (pickled objects"
@@ -159,10 +163,11 @@ def _text(value: str | bytes) -> str:
     return os.fsdecode(value) if isinstance(value, bytes) else str(value)
 
 
-def _open(path: Path, file_list: Path | str) -> np.ndarray:
-    """A document's ids, memory-mapped."""
+@contextmanager
+def _opened(path: Path, file_list: Path | str) -> Iterator[arrays.TokenFile]:
+    """A document's ids."""
     try:
-        ids = arrays.load(path, mapped=True)
+        ids = arrays.TokenFile.of_npy(path)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing, and {file_list} names it",
@@ -174,12 +179,14 @@ def _open(path: Path, file_list: Path | str) -> np.ndarray:
             " loaded)",
             mend="tokenise that book again",
         )
-    if ids.dtype not in (np.uint16, np.uint32) or ids.ndim != 1:
-        raise UserError(
-            f"{path} holds {ids.dtype} of the shape {ids.shape}, not a row of uint16 or uint32 ids",
-            mend="tokenise that book again",
-        )
-    return ids
+    with closing(ids):
+        if ids.dtype not in (np.uint16, np.uint32) or len(ids.shape) != 1:
+            raise UserError(
+                f"{path} holds {ids.dtype} of the shape {ids.shape}, not a row of uint16 or uint32"
+                " ids",
+                mend="tokenise that book again",
+            )
+        yield ids
 
 
 def _write_split(
@@ -225,22 +232,22 @@ class _Written(NamedTuple):
 
 def _write_document(path: Path, vocab: Vocab, dtype: np.dtype, file: BinaryIO) -> _Written:
     """Append a document's ids and the end-of-document id to a split."""
-    ids = _open(path, "its list")
     text_bytes = 0
     digest = hashlib.sha256()
     inner_ends = 0
-    for start in range(0, len(ids), CHUNK):
-        chunk = ids[start : start + CHUNK]
-        if chunk.max() >= vocab.size:
-            raise UserError(
-                f"{path} holds the id {chunk.max()}, and {vocab.name} has {vocab.size}",
-                mend="give the tokenizer that the books were tokenised with",
-            )
-        text = vocab.text_bytes(chunk)
-        text_bytes += len(text)
-        digest.update(text)
-        inner_ends += int((chunk == END_OF_DOCUMENT).sum())
-        file.write(chunk.astype(dtype).tobytes())
+    with _opened(path, "its list") as ids:
+        for start in range(0, len(ids), CHUNK):
+            chunk = ids[start : start + CHUNK]
+            if chunk.max() >= vocab.size:
+                raise UserError(
+                    f"{path} holds the id {chunk.max()}, and {vocab.name} has {vocab.size}",
+                    mend="give the tokenizer that the books were tokenised with",
+                )
+            text = vocab.text_bytes(chunk)
+            text_bytes += len(text)
+            digest.update(text)
+            inner_ends += int((chunk == END_OF_DOCUMENT).sum())
+            file.write(chunk.astype(dtype).tobytes())
     file.write(np.array([END_OF_DOCUMENT], dtype).tobytes())
     if not text_bytes:
         raise UserError(f"{path} holds no text, only special ids", mend="tokenise that book again")

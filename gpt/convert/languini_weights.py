@@ -23,8 +23,8 @@ from gpt.files import hash_file, require_new_folder
 
 # of DistributedDataParallel and torch.compile
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
-_CONSTANT = re.compile(r"layers\.\d+\.attn\.mask")  # the causal mask
-_LAYER = re.compile(r"layers\.(\d+)\.")
+_CONSTANT = re.compile(r"layers\.[0-9]+\.attn\.mask")  # the causal mask
+_LAYER = re.compile(r"layers\.([0-9]{1,9})\.")
 _NAMES = (  # ours, theirs
     ("token_embedding.", "input_embedding."),
     ("blocks.", "layers."),
@@ -76,22 +76,30 @@ def import_weights(
 
 def _read(file: Path):
     """(optimiser steps that the weights have seen, {their name without wrappers: tensor})."""
+    zero_files.require_whole_records(file)
     content = zero_files.load_weights_only(file, mmap=True)
-    state = content.get("model_state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
+    content = content if isinstance(content, dict) else {}
+    state = content.get("model_state_dict")
+    if not isinstance(state, dict) or not _are_tensors(state):
         raise UserError(
             f"{file} holds no model_state_dict with tensors, so it is not a model.pt of the seed"
             " project",
             mend="--file takes the one in the folder checkpoints of a run",
         )
     last_index = content.get("step")
-    if not isinstance(last_index, int):
+    if type(last_index) is not int or last_index < 0:
         raise UserError(
             f"{file} does not tell its step",
             mend="--file takes a whole model.pt of the seed project",
         )
     # It counts steps from 0 and saves after the update, so the weights of "step" 99 have seen 100.
     return last_index + 1, {_WRAPPERS.sub("", name): value for name, value in state.items()}
+
+
+def _are_tensors(state: dict) -> bool:
+    """Whether this is {name: tensor}, of one at least."""
+    are_names = all(isinstance(name, str) for name in state)
+    return bool(state) and are_names and all(map(torch.is_tensor, state.values()))
 
 
 def _head_dim(head_dim: int | None, preset: str | None):
@@ -111,13 +119,18 @@ def _head_dim(head_dim: int | None, preset: str | None):
 
 def _shape(state: dict[str, torch.Tensor], file: Path, head_dim: int) -> ModelConfig:
     def size(name: str, dimension: int):
-        if name not in state or state[name].dim() != 2:
+        if name not in state or state[name].dim() != 2 or not state[name].numel():
             raise UserError(
                 f"{file} lacks the matrix {name}: it is not a checkpoint of the seed project's GPT"
             )
         return state[name].shape[dimension]
 
-    layers = [int(match[1]) for match in map(_LAYER.match, state) if match]
+    layers = {int(match[1]) for match in map(_LAYER.match, state) if match}
+    if layers and max(layers) >= len(layers):
+        raise UserError(
+            f"{file} lacks layers before layers.{max(layers)}: it is not a whole checkpoint of the"
+            " seed project's GPT"
+        )
     width = size("layers.0.attn.linear_Q.weight", 0)
     if width % head_dim:
         raise UserError(

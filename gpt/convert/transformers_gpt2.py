@@ -6,22 +6,21 @@ multiplied in as the model does it, so that the stream begins with the same bits
 transposed; and heads times head_dim is its h_dim.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
-from safetensors import SafetensorError, safe_open
 
-from gpt.checkpoint.weights import expected_shapes
+from gpt.checkpoint.weights import WeightsFile, expected_shapes
 from gpt.config.saved import foreign_config, model_config, write_config
 from gpt.config.shape import ModelConfig
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import hash_file
+from gpt.parsing import parse_json, parse_yaml
+from gpt.reading import read_text
 
 # of a GPT2LMHeadModel's folder, as save_pretrained names them
 CONFIG = "config.json"
@@ -51,6 +50,7 @@ _FIXED: dict[str, Any] = {  # what a GPT2Config must say to be one of ours
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
+MOST = 2**24  # sizes and steps that are believed
 # our own keys in config.json, which transformers takes along: optimiser steps that the weights have
 # seen, how they are scored, and the vocabulary's fingerprint
 STEPS = "trained_steps"
@@ -113,6 +113,8 @@ def config_of(model: ModelConfig, vocab: Vocab, step: int, last_n: int | None) -
         "attn_pdrop": 0.0,
         "bos_token_id": vocab.eod_id,
         "eos_token_id": vocab.eod_id,
+        "architectures": ["GPT2LMHeadModel"],
+        "dtype": "float32",
         **own,
         **{name: value for name, value in _FIXED.items() if name != "model_type"},
     }
@@ -163,8 +165,15 @@ def from_gpt2(folder: Path | str) -> Imported:
         vocab_size=config["vocab_size"],
         seq_len=config["n_positions"],
     )
+    stored = _open_weights(folder)
+    # before names are made of so many
+    if model.n_layers > len(stored):
+        raise UserError(
+            f"{folder / WEIGHTS} holds {len(stored)} tensors, and its {CONFIG} calls for"
+            f" {model.n_layers} layers"
+        )
     names = names_of(model)
-    weights = _read_weights(folder, names)
+    weights = _read_weights(stored, names, folder / WEIGHTS)
     _check(weights, names, model, folder / WEIGHTS)
     for ours, (_, transposed) in names.items():
         weights[ours] = _transposed_if(transposed, weights[ours])
@@ -173,23 +182,29 @@ def from_gpt2(folder: Path | str) -> Imported:
     return Imported(model, weights, config[STEPS], config.get(LAST_N), config.get(FINGERPRINT))
 
 
-def _read_weights(folder: Path, names: dict[str, tuple[str, bool]]):
-    """{our name: fp32 tensor as GPT-2 has it}"""
-    path = folder / WEIGHTS
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            stored = set(file.keys())
-            missing = sorted(theirs for theirs, _ in names.values() if theirs not in stored)
-            if missing:
-                raise UserError(f"{path} lacks {missing[0]}, which its {CONFIG} calls for")
-            return {ours: file.get_tensor(theirs).float() for ours, (theirs, _) in names.items()}
-    except FileNotFoundError as error:
+def _open_weights(folder: Path) -> WeightsFile:
+    if not (folder / WEIGHTS).exists():
         raise UserError(
             f"{folder} holds no {WEIGHTS}",
             mend="save the model with save_pretrained in one file (max_shard_size)",
-        ) from error
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file ({error})") from error
+        )
+    return WeightsFile(folder / WEIGHTS)
+
+
+def _read_weights(
+    stored: Mapping[str, torch.Tensor], names: dict[str, tuple[str, bool]], path: Path
+) -> dict[str, torch.Tensor]:
+    """{our name: fp32 tensor as GPT-2 has it}"""
+    weights = {}
+    missing = sorted(theirs for theirs, _ in names.values() if theirs not in stored)
+    if missing:
+        raise UserError(f"{path} lacks {missing[0]}, which its {CONFIG} calls for")
+    for ours, (theirs, _) in names.items():
+        weight = stored[theirs]
+        if not weight.is_floating_point():
+            raise UserError(f"{path}: {theirs} is {weight.dtype}, which holds no weights")
+        weights[ours] = weight.float()
+    return weights
 
 
 def _check(
@@ -229,7 +244,7 @@ def _divided(product: torch.Tensor, factor: float):
 def _read_config(folder: Path) -> dict:
     path = folder / CONFIG
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is missing or not JSON",
@@ -247,7 +262,7 @@ def _read_config(folder: Path) -> dict:
         if config.get(name) != value
     ]
     for name, least in _least_sizes(config).items():
-        if type(config.get(name)) is not int or config[name] < least:
+        if type(config.get(name)) is not int or not least <= config[name] <= MOST:
             mistakes.append(f"{name} is {config.get(name)!r}")
     if not mistakes and config["n_embd"] % config["n_head"]:
         mistakes = [f"n_embd {config['n_embd']} is no multiple of n_head {config['n_head']}"]
@@ -277,10 +292,10 @@ def run_config_of(folder: Path, imported: Imported, vocab: Vocab, sha256: str) -
     """config.yaml for imported weights: their run's, where they are as they were exported; else
     what of it is known. sha256: of the folder's WEIGHTS."""
     try:
-        run = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))
+        run = parse_yaml(read_text(folder / RUN))
         if run["weights"] == sha256 and model_config(run["config"], RUN) == imported.shape:
             return {**run["config"], "step": imported.step}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, UserError):
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         pass  # no file, or none of ours
     config = foreign_config(folder.name, imported.step, imported.shape, vocab.fingerprint)
     if imported.last_n is not None:

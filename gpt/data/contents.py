@@ -33,7 +33,7 @@ def document_of(dataset: Dataset, split: Split, name: str) -> dict[str, Any]:
         )
     index = names.index(name)
     end = int(np.sum(split.doc_tokens[: index + 1] + 1)) - 1
-    ids = split.read(end - int(split.doc_tokens[index]), int(split.doc_tokens[index]))
+    ids = split.tokens.read(end - int(split.doc_tokens[index]), int(split.doc_tokens[index]))
     return {**documents_of(split)[index], "text": text_of(dataset.vocab, ids)}
 
 
@@ -81,7 +81,7 @@ def histogram_of(dataset: Dataset, split: Split) -> dict[str, Any]:
     vocab = dataset.vocab
     counts = np.zeros(vocab.size, np.int64)
     for first in range(0, len(split.tokens), AT_A_TIME):
-        ids = split.read(first, min(AT_A_TIME, len(split.tokens) - first))
+        ids = split.tokens.read(first, min(AT_A_TIME, len(split.tokens) - first))
         split.check_ids(ids)
         counts += np.bincount(ids, minlength=vocab.size)
     most_frequent = []

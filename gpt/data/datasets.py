@@ -1,13 +1,13 @@
-"""Datasets on disk, opened: the manifest, the tokenizer, and splits mapped into memory.
+"""Datasets on disk, opened: the manifest, the tokenizer, and splits.
 
 gpt/data/manifests.py says which files a dataset has, gpt/data/streams.py what is read from them in
 training.
 """
 
-import json
+import hashlib
 import os
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +17,100 @@ from gpt.data import arrays, manifests
 from gpt.data.manifests import MANIFEST, SplitEntry
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
+from gpt.files import hash_file
+from gpt.parsing import parse_json
+from gpt.reading import read_bytes
+
+# What there is to tell where `Split.require_as_written` is left out.
+TAKEN_UNHASHED = (
+    "the tokens that are evaluated are taken by their size alone, not by their sha256"
+    " (--skip_data_hash)"
+)
 
 # What to do about a file of a dataset that is damaged.
 MEND = "prepare the dataset again, or copy that file again"
 
 
 class Split:
-    """One split of a dataset, memory-mapped.
+    """One split of a dataset.
 
-    tokens: (n,) unsigned ids, end-of-document ids included; doc_tokens, doc_bytes: int64
-    (documents,).
+    tokens: unsigned ids, end-of-document ids included, read from the disk slice by slice;
+    doc_tokens, doc_bytes: int64 (documents,). files: those of the split, as its manifest has them.
+    All but the tokens are held against their sha256 when they are read, the tokens by
+    `require_as_written`.
     """
 
-    def __init__(self, name: str, folder: Path, dtype: str, vocab_size: int):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        dtype: str,
+        vocab_size: int,
+        files: Mapping[str, manifests.FileFacts],
+    ):
         self.name = name
         self.vocab_size = vocab_size
+        self._folder = folder
+        self._files = files
         self._path = folder / manifests.TOKENS
-        self.tokens = np.memmap(self._path, dtype=dtype, mode="r")
-        self._file = open(self._path, "rb", buffering=0)
-        self.doc_tokens = _load_counts(folder / manifests.DOC_TOKENS)
-        self.doc_bytes = _load_counts(folder / manifests.DOC_BYTES)
+        self.tokens = arrays.TokenFile(self._path, dtype)
+        self.doc_tokens = self._counts(manifests.DOC_TOKENS)
+        self.doc_bytes = self._counts(manifests.DOC_BYTES)
 
-    def read(self, first: int, count: int) -> np.ndarray:
-        """`tokens[first : first + count]`, for reads in many places: a page that is missing from a
-        mapping is fetched with all that the system reads ahead, up to megabytes, and 512 streams
-        miss 512 at once."""
-        item_size = self.tokens.itemsize
-        content = os.pread(self._file.fileno(), count * item_size, first * item_size)
-        if len(content) < count * item_size:
-            raise UserError(
-                f"{self._path} ends before its token {first + count}: it was cut off since the run"
-                f" began; {MEND}"
-            )
-        return np.frombuffer(content, self.tokens.dtype)
+    def _content(self, file: str) -> bytes:
+        """Of one of the split's files. Raises UserError where it is not as it was written."""
+        path = self._folder / file
+        facts = self._files[file]
+        try:
+            content = read_bytes(path, most=facts["size"])
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror})", mend=MEND) from error
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise UserError(f"{path} is damaged", mend=MEND)
+        return content
+
+    def _counts(self, file: str) -> np.ndarray:
+        """int64 (documents,), each at least 1."""
+        counts = arrays.parse(self._content(file))
+        is_plain = counts is not None and counts.dtype == np.int64 and counts.ndim == 1
+        if counts is None or not is_plain or counts.min(initial=1) < 1:
+            raise UserError(f"{self._folder / file} is damaged", mend=MEND)
+        return counts
 
     def names(self) -> list[str]:
         """The documents' names, in order. Raises UserError where their file is damaged."""
-        path = self._path.parent / manifests.NAMES
+        lines = self._content(manifests.NAMES).split(b"\n")
         try:
-            names = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            names = [parse_json(line) for line in lines if line]
         except ValueError:
             names = []
         if len(names) != len(self.doc_tokens) or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{path} is damaged", mend=MEND)
+            raise UserError(f"{self._folder / manifests.NAMES} is damaged", mend=MEND)
         return names
 
     @cached_property
     def doc_hashes(self) -> np.ndarray | None:
         """uint8 (documents, 16): the first bytes of the sha256 of each document's text; None in a
         dataset that has none, of before format 3."""
-        path = self._path.parent / manifests.DOC_HASHES
-        if not path.exists():
+        if manifests.DOC_HASHES not in self._files:
             return None
-        hashes = arrays.load(path)
+        hashes = arrays.parse(self._content(manifests.DOC_HASHES))
         shape = (len(self.doc_tokens), manifests.HASH_BYTES)
         if hashes is None or hashes.dtype != np.uint8 or hashes.shape != shape:
-            raise UserError(f"{path} is damaged", mend=MEND)
+            raise UserError(f"{self._folder / manifests.DOC_HASHES} is damaged", mend=MEND)
         return hashes
+
+    def require_as_written(self) -> None:
+        """Raise UserError where the tokens are not those that were written, by their sha256. Reads
+        all of them, once in a process as long as the file does not change."""
+        status = os.stat(self._path)
+        state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if _hash_of_tokens(self._path, state) != self._files[manifests.TOKENS]["sha256"]:
+            raise UserError(
+                f"{self._path} is not as it was written (its sha256 is another than in {MANIFEST}),"
+                " so that what is measured on it would be wrong",
+                mend=MEND,
+            )
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError where ids that were read from this split are none of the vocabulary's."""
@@ -85,12 +122,10 @@ class Split:
             )
 
 
-def _load_counts(path: Path) -> np.ndarray:
-    """int64 (documents,), each at least 1."""
-    counts = arrays.load(path)
-    if counts is None or counts.dtype != np.int64 or counts.ndim != 1 or counts.min(initial=1) < 1:
-        raise UserError(f"{path} is damaged", mend=MEND)
-    return counts
+@lru_cache(1000)
+def _hash_of_tokens(path: Path, state: tuple[int, ...]) -> int | str:
+    """sha256 of a file. state: changes when the file does."""
+    return hash_file(path)["sha256"]
 
 
 class Dataset:
@@ -157,7 +192,7 @@ class Dataset:
         entry = self._entry(name)
         folder = self.root / name
         _require_sizes(folder, entry, manifests.files_of_split(self.manifest["format"]))
-        split = Split(name, folder, self.manifest["dtype"], self.vocab.size)
+        split = Split(name, folder, self.manifest["dtype"], self.vocab.size, entry["files"])
         documents = len(split.doc_tokens)
         tokens_by_document = int(split.doc_tokens.sum()) + documents
         same_documents = documents == entry["documents"]

@@ -15,6 +15,7 @@ tells one dataset from another.
 import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -24,6 +25,8 @@ import numpy as np
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import hash_file
+from gpt.parsing import parse_json
+from gpt.reading import read_bytes
 
 # From 2 on a manifest holds its own hash, from 3 on a split has DOC_HASHES; all are read.
 FORMAT = 3
@@ -43,6 +46,9 @@ TEXTS = ("*.txt", "*.jsonl*", "*.parquet", "*/*.txt")
 
 # Bytes of a document's hash.
 HASH_BYTES = 16
+
+# Bytes of a folder's name, which every file system takes.
+LONGEST_NAME = 255
 
 # Storage types of token ids.
 DTYPES = ("<u2", "<u4")
@@ -184,7 +190,9 @@ def _write_array(path: Path, values: np.ndarray) -> None:
 def is_split_name(name: str) -> bool:
     """Whether a split may be called so: it becomes a folder of the dataset, and is named on command
     lines, where "all" and commas have meanings."""
-    if not name or name.startswith(".") or Path(name).name != name:
+    if not name or name.startswith(".") or Path(name).name != name or "\0" in name:
+        return False
+    if len(os.fsencode(name)) > LONGEST_NAME:
         return False
     return name not in (MANIFEST, TOKENIZER, "all") and "," not in name
 
@@ -256,9 +264,9 @@ def read(root: Path) -> Manifest:
         raise _no_dataset(root)
     prepare_again = "prepare the dataset again"
     try:
-        text = path.read_bytes().decode()
-        manifest = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        text = read_bytes(path).decode()
+        manifest = parse_json(text)
+    except ValueError as error:
         raise UserError(f"{path} is damaged (not JSON: {error})", mend=prepare_again) from error
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if version not in FORMATS:
@@ -279,7 +287,7 @@ def _seal_holds(text: str, manifest: dict) -> bool:
     seal = manifest.get(SEAL)
     if seal is None:
         return manifest["format"] == 1
-    if not isinstance(seal, str):
+    if not isinstance(seal, str) or len(seal) != len(UNSEALED):
         return False
     return hashlib.sha256(text.replace(seal, UNSEALED).encode()).hexdigest() == seal
 
@@ -311,6 +319,8 @@ def _missing_field(entry: Any, version: int) -> str | None:
         facts = entry["files"].get(file)
         if not isinstance(facts, dict) or not isinstance(facts.get("size"), int):
             return f"files.{file}"
+        if not isinstance(facts.get("sha256"), str):
+            return f"files.{file}.sha256"
     for key in ("documents", "tokens", "bytes"):
         if not isinstance(entry.get(key), int):
             return key

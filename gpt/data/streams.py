@@ -127,11 +127,11 @@ class Streams:
         in_one_document = (places + self.seq_len + 1 <= self._ends[entries]).tolist()
         for row, window in enumerate(batch):
             if in_one_document[row]:
-                window[:] = self.split.read(positions[row], len(window))
+                window[:] = self.split.tokens.read(positions[row], len(window))
                 continue
             filled = 0
             for _, position, tokens in self._pieces(streams[row], places[row], entries[row]):
-                window[filled : filled + tokens] = self.split.read(position, tokens)
+                window[filled : filled + tokens] = self.split.tokens.read(position, tokens)
                 filled += tokens
         self.split.check_ids(batch)
         return batch

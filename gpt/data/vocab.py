@@ -11,6 +11,7 @@ import numpy as np
 import sentencepiece
 
 from gpt.errors import UserError
+from gpt.reading import read_bytes
 
 END_OF_DOCUMENT = "<D>"
 # SentencePiece writes a blank as this character.
@@ -64,8 +65,7 @@ class Vocab:
     def load(cls, path: str | Path) -> "Vocab":
         """Read a .model file. Raises UserError."""
         try:
-            with open(path, "rb") as file:
-                return cls(file.read(), str(path))
+            return cls(read_bytes(path), str(path))
         except OSError as error:
             raise UserError(
                 f"cannot read the tokenizer {path}: {error.strerror}; every dataset folder holds"

@@ -77,4 +77,7 @@ def keeping_rules(optimizer: Any) -> Iterator[None]:
     attributes.update(kept)
     if loaded is not None and loaded.dynamic and kept["loss_scaler"].dynamic:
         for name in MOVED:
-            setattr(kept["loss_scaler"], name, getattr(loaded, name))
+            value = getattr(loaded, name)
+            if type(value) not in (int, float) or not math.isfinite(value):
+                raise ValueError(f"the {name} of its loss scale is no number")
+            setattr(kept["loss_scaler"], name, value)

@@ -6,8 +6,12 @@ of its modules. `ds` is DeepSpeed's engine throughout.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from gpt.cluster.world import World
 from gpt.compute.hardware import DTYPES
 from gpt.config.batch import BatchPlan
 from gpt.config.run_config import Config
@@ -15,6 +19,7 @@ from gpt.config.schedule import CosineSchedule
 from gpt.engine import loss_scale
 from gpt.engine.loss_scale import keeping_rules
 from gpt.engine.schedule import set_lr
+from gpt.errors import UserError, in_brief
 
 # (name of a setting, its value in the configuration, its value in the engine)
 Setting = tuple[str, object, object]
@@ -92,6 +97,22 @@ def _learning_rates(ds: Any, schedule: CosineSchedule) -> Iterator[Setting]:
         yield f"learning rate of step {step}", schedule.lr(step), group["lr"]
     ds.lr_scheduler.last_epoch = 0
     set_lr(ds)
+
+
+@contextmanager
+def reading(folder: Path, world: World) -> Iterator[None]:
+    """Around what takes tensors over from a folder's files: a UserError where they do not fit."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, torch.distributed.DistError):
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, AssertionError) as e:
+        if world.lost(e):
+            raise
+        raise UserError(
+            f"{folder} is not a whole checkpoint of such a run ({in_brief(e)})",
+            mend="go on from another one",
+        ) from e
 
 
 @contextmanager

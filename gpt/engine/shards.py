@@ -7,7 +7,7 @@ needs nothing of its modules.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -114,6 +114,55 @@ class Shards(ABC):
             "update": self._by_group(update),
         }
 
+    @torch.no_grad()
+    def first_nonfinite(self) -> str | None:
+        """What is not finite of this rank's weights and optimizer states, padding left out; None if
+        all is. States on a disk are not looked at."""
+        stretches = {}
+        for parameter, weight in self._held(self._weight).items():
+            name = self._names[parameter]
+            stretches[name] = weight
+            for key, state in self._states(parameter, weight.numel()):
+                stretches[f"{key} of {name}"] = state
+        if not stretches:
+            return None
+        norms = [norm.to(self._world.device) for norm in _norms(list(stretches.values()))]
+        finite = torch.stack(norms).isfinite().tolist()
+        return next((name for name, is_good in zip(stretches, finite) if not is_good), None)
+
+    def _states(self, parameter: Parameter, size: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, values) of the optimizer's states of this rank's stretch. size: of that."""
+        home = self._home(parameter)
+        assert home is not None, "this rank holds a stretch of it"
+        for key, state in self._inner_optimizer.state.get(home.flat, {}).items():
+            # those without a dimension count updates
+            if torch.is_tensor(state) and state.dim() and state.numel() >= home.start + size:
+                yield key, state.view(-1).narrow(0, home.start, size)
+
+    @torch.no_grad()
+    def first_misfit(self) -> str | None:
+        """What of this rank's tensors does not fit together, as after a load of damaged files;
+        None if all does."""
+        for parameter, weight in self._held(self._weight).items():
+            name = self._names[parameter]
+            rounded = self._rounded_stretch(parameter)
+            if rounded is not None and not torch.equal(rounded, weight.to(rounded)):
+                return f"{name} is not what the optimizer updates"
+            home = self._home(parameter)
+            assert home is not None, "this rank holds a stretch of it"
+            size = home.flat.numel()
+            is_on_disk = size < home.start + home.size
+            for key, state in self._inner_optimizer.state.get(home.flat, {}).items():
+                is_of_weights = torch.is_tensor(state) and bool(state.dim())
+                if is_of_weights and not is_on_disk and state.numel() != size:
+                    return f"{key} of {name} has another size than the weights"
+        return None
+
+    def _rounded_stretch(self, parameter: Parameter) -> torch.Tensor | None:
+        """The weights of the hot loop that follow `_weight(parameter)`; None where a load makes
+        them from those."""
+        return None
+
     def _held(self, stretch_of: Callable) -> dict:
         """{parameter: its stretch} of all that this rank holds a part of."""
         held = {}
@@ -198,6 +247,9 @@ class FlatShards(Shards):
     def _weight(self, parameter: Parameter):
         mapping = parameter._hp_mapping
         return None if mapping is None else mapping.hp_fragment
+
+    def _rounded_stretch(self, parameter: Parameter):
+        return self._own_stretch(parameter, parameter.detach())
 
     def _gradient(self, parameter: Parameter):
         mapping = parameter._hp_mapping

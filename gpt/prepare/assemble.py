@@ -17,10 +17,11 @@ from gpt.data.manifests import SplitEntry
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import sync_all
-from gpt.prepare.splits import TRAIN, require_name
+from gpt.prepare.splits import TRAIN
 from gpt.prepare.staging import Job
 from gpt.prepare.texts import BLOCK, ODDITIES
-from gpt.prepare.units import Record, read_records
+from gpt.prepare.units import REASONS, Record, read_records
+from gpt.reading import open_regular
 from gpt.wording import first_of
 
 # Names of documents in a message.
@@ -28,9 +29,6 @@ SHOWN = 3
 
 # Of `train`: fewer than most runs have rows in a batch.
 FEW_DOCUMENTS = 32
-
-# Reasons for leaving a document out.
-REASONS = ("empty", "bad_utf8", "duplicate")
 
 
 class Documents:
@@ -42,25 +40,24 @@ class Documents:
         self._item_size = item_size
         for unit in units:
             size = 0
-            for record in read_records(unit):
+            for record in read_records(unit, item_size):
                 self.records.append(record)
                 self._places.append((unit, size))
-                size += self._stored_bytes(record)
-
-    def _stored_bytes(self, record: Record) -> int:
-        if record.left_out:
-            return 0
-        return (record.tokens + 1) * self._item_size
+                size += record.stored_bytes(item_size)
 
     def copy(self, document: int, out: BinaryIO) -> None:
         """Append a document's tokens, its end included, to an open file."""
         unit, position = self._places[document]
-        left = self._stored_bytes(self.records[document])
-        with open(unit.with_suffix(".tokens"), "rb") as file:
+        left = self.records[document].stored_bytes(self._item_size)
+        with open_regular(unit.with_suffix(".tokens")) as file:
             file.seek(position)
             while left:
                 block = file.read(min(left, BLOCK))
-                assert block, "the file was whole before"
+                if not block:
+                    raise UserError(
+                        f"{unit}.tokens was cut off while it was read",
+                        mend="let nothing else write there, and give the same command again",
+                    )
                 out.write(block)
                 left -= len(block)
 
@@ -94,8 +91,6 @@ def assemble(
     folders = [record.split for record in records]
     splits = job.rule.share_out(names, folders, [record.file for record in records])
     held_out = _held_out(records, splits)
-    for split in splits:
-        require_name(split)  # plans and records may have been edited
     building.mkdir()
     manifest = manifests.begin(building, vocab, _treatment(job), job.provenance)
     for split, indices in splits.items():

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gpt.errors import UserError
-from gpt.prepare import texts
 from gpt.prepare.documents import Input, holds_rows
+from gpt.prepare.packing import opened, packing_of
 from gpt.prepare.rows import Part
 
 # Bytes of the documents that a file is cut into.
@@ -39,6 +39,11 @@ def cut(inputs: Iterable[Input], size: int | None) -> list[Input]:
         count = (entry.size + size // 2) // size
         if count < 2 or holds_rows(entry) or not isinstance(entry.source, Path):
             documents.append(entry)
+        elif packing_of(entry.source):
+            raise UserError(
+                f"{entry.source} is packed, and --cut_documents cuts plain files alone",
+                mend="unpack it",
+            )
         else:
             documents += _documents_of(entry, entry.source, count)
     return documents
@@ -47,7 +52,7 @@ def cut(inputs: Iterable[Input], size: int | None) -> list[Input]:
 def _documents_of(entry: Input, path: Path, count: int) -> list[Input]:
     """`count` documents of about the same size."""
     ends = []
-    with texts.readable(path), open(path, "rb") as file:
+    with opened(path) as file:
         for number in range(1, count):
             ends.append(_cut_after(file, entry.size * number // count, entry.size // count // 2))
     ends.append(entry.size)

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from gpt.errors import UserError
-from gpt.prepare.documents import CONTAINERS, KINDS, Input, kind_of
+from gpt.prepare.documents import KINDS_IN_WORDS, Input, kind_of
+from gpt.prepare.packing import PACKINGS
 from gpt.prepare.splits import TRAIN, require_name
 from gpt.wording import plural
 
 # What to do about files that are no inputs.
-UNPACK = (
-    "unpack what is compressed, rename or convert the others (Dataset.to_parquet of Hugging Face's"
-    " `datasets` makes Parquet of .arrow)"
-)
+UNPACK = "unpack what is compressed, rename or convert the others"
 
-# Of files that are no text, and are not unpacked here.
-PACKED = (".gz", ".zst", ".bz2", ".xz", ".zip", ".tar", ".tgz", ".7z", ".arrow")
+# Of files that hold files, and are not unpacked here.
+ARCHIVES = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar")
 
 # Endings that a line names before "and others".
 SHOWN = 8
@@ -58,8 +56,9 @@ def inputs_of_list(lines: Iterable[bytes | str]) -> list[Input]:
 
 def _named_input(path: Path, name: str) -> Input:
     """A file that the user names: text, where its ending tells nothing else."""
-    if kind_of(path) is None and path.suffix in PACKED:
-        raise UserError(f"{path} is neither text nor any of {', '.join(KINDS)}", mend=UNPACK)
+    endings = [ending.lower() for ending in path.suffixes[-2:]]
+    if any(ending in ARCHIVES for ending in endings):
+        raise UserError(f"{path} is an archive, and is not unpacked", mend="unpack it")
     return _input(path, name, None)
 
 
@@ -80,7 +79,7 @@ def _ending(name: str) -> str:
     suffixes = Path(name).suffixes
     if not suffixes:
         return "without ending"
-    return "".join(suffixes[-2:]) if suffixes[-1] in PACKED else suffixes[-1]
+    return "".join(suffixes[-2:]) if suffixes[-1] in (*PACKINGS, *ARCHIVES) else suffixes[-1]
 
 
 def endings_in_words(endings: dict[str, int]) -> str:
@@ -117,7 +116,7 @@ def find_inputs(
     elif source == "" or not Path(source).is_dir():
         raise UserError(
             f"{source or 'an empty path'} is not a folder",
-            mend=f"--input takes a folder of {', '.join(KINDS)} files, one file, or -",
+            mend="--input takes a folder of texts, one file, or -",
         )
     elif by_folder:
         return _inputs_by_folder(Path(source))
@@ -135,7 +134,7 @@ def find_inputs(
 
 
 def _nothing_in(folder: Path | str) -> UserError:
-    what = f"{folder} holds no .txt file, at any depth, nor any of {', '.join(CONTAINERS)}"
+    what = f"{folder} holds, at any depth, no {KINDS_IN_WORDS}"
     endings = passed_over(folder)
     if not endings:
         return UserError(what)
@@ -161,10 +160,7 @@ def _inputs_by_folder(folder: Path) -> list[Input]:
         require_name(path.name)
         inputs_of_split = inputs_of_folder(path, path.name)
         if not inputs_of_split:
-            raise UserError(
-                f"the split {path.name!r} is empty: {path} holds no .txt file, nor any of"
-                f" {', '.join(CONTAINERS)}"
-            )
+            raise UserError(f"the split {path.name!r} is empty: {path} holds no {KINDS_IN_WORDS}")
         inputs += inputs_of_split
     return inputs
 

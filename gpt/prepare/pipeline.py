@@ -8,7 +8,6 @@ order (gpt/prepare/assemble.py), and the dataset appears by one rename.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,15 +21,27 @@ from gpt.prepare.assemble import assemble
 from gpt.prepare.cuts import cut
 from gpt.prepare.documents import Input, holds_rows, kind_of
 from gpt.prepare.encode import Encoder
+from gpt.prepare.packing import PACKINGS, packing_of
 from gpt.prepare.splits import Rule, SameName
-from gpt.prepare.staging import MAKE_ROOM, NO_ROOM, PACKED, PLAN, Job, Plan, Staging, lock_of
+from gpt.prepare.staging import (
+    MAKE_ROOM,
+    NO_ROOM,
+    PACKED,
+    PLAN,
+    Job,
+    Plan,
+    Staging,
+    clear,
+    lock_of,
+    remove,
+)
 from gpt.prepare.texts import NotUTF8, Reading
 from gpt.prepare.units import Unit, UnitEncoder, place_of_unit, units_of
 from gpt.prepare.vocab_training import train_tokenizer, training_documents
 from gpt.prepare.workers import EncodingReport, spread
 
-# Bytes of text to one on disk, at most as a rule.
-EXPANSION = {".jsonl.gz": 3, ".jsonl.zst": 4, ".parquet": 3}
+# Bytes of text to one of a .parquet file, at most as a rule.
+PARQUET_EXPANSION = 3
 
 # At least, as a rule: the disk is looked at before the text is known.
 BYTES_PER_TOKEN = 2.5
@@ -113,7 +124,7 @@ def _require_splits(inputs: Sequence[Input], rule: Rule) -> None:
 
 def _require_room(inputs: Sequence[Input], parts: int, vocab_size: int, folder: Path) -> None:
     """Raise UserError where the disk has no room for the units and, beside them, the dataset."""
-    text = sum(entry.size * EXPANSION.get(kind_of(entry.source) or "", 1) for entry in inputs)
+    text = sum(entry.size * _expansion(entry) for entry in inputs)
     item_size = np.dtype(manifests.token_dtype(vocab_size)).itemsize
     needed = int(2 * text / parts / BYTES_PER_TOKEN * item_size)
     needed -= sum(path.stat().st_size for path in folder.glob("[0-9]*.tokens"))  # done before
@@ -124,6 +135,15 @@ def _require_room(inputs: Sequence[Input], parts: int, vocab_size: int, folder: 
             " GB while it is made",
             mend="make room, or put --out on another disk",
         )
+
+
+def _expansion(entry: Input) -> int:
+    """Bytes of text to one on disk, at most as a rule."""
+    if not isinstance(entry.source, Path):
+        return 1
+    if kind_of(entry.source) == ".parquet":
+        return PARQUET_EXPANSION
+    return PACKINGS.get(packing_of(entry.source), 1)
 
 
 def _encode(
@@ -148,7 +168,7 @@ def _encode(
     inputs = [entry for _, inputs_of_unit in todo for entry in inputs_of_unit]
     _announce_encoding(inputs, workers, Encoder(vocab), say)
     sizes = {number: sum(entry.size for entry in unit) for number, unit in todo}
-    plain = not any(holds_rows(entry) for entry in inputs)
+    plain = not any(holds_rows(entry) or _expansion(entry) > 1 for entry in inputs)
     report = EncodingReport(sizes, plain, say)
     bad: dict[int, list[NotUTF8]] = {}
     encode_unit = UnitEncoder(staging.folder, reading, vocab.model)
@@ -184,8 +204,7 @@ def _publish(
     units: Sequence[Path], building: Path, out: Path, vocab: Vocab, job: Job, say: Say
 ) -> None:
     """Pack the units into `building` and rename it to `out`."""
-    if building.exists():
-        shutil.rmtree(building)
+    remove(building)
     needed = sum(unit.with_suffix(".tokens").stat().st_size for unit in units)
     free, place = free_space(building)
     if needed > free:
@@ -215,9 +234,9 @@ def merge(folders: Sequence[Path | str], out: Path | str, say: Say = print) -> N
         )
     lock = lock_of(building)
     try:
-        _publish(units, building / PACKED, out, vocab, plans[shards[0]].job(shards[0]), say)
+        _publish(units, building / PACKED, out, vocab, plans[shards[0]].job(), say)
     finally:
-        shutil.rmtree(building)
+        clear(building)
         lock.release()
     say(f"the shards' folders are no longer needed: {', '.join(map(str, shards))}")
 

@@ -6,16 +6,18 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gpt.data import manifests
 from gpt.errors import UserError
 from gpt.prepare.rows import NO_NAMES
+from gpt.reading import read_text
 
 TRAIN = "train"
 TEST = "test"
 VALID = "valid"
+# bytes of a list of names, which may be those of millions
+MOST_OF_LIST = 1 << 30
 
 
 class SameName(UserError):
@@ -155,8 +157,17 @@ class Rule:
 
     @classmethod
     def from_facts(cls, facts: dict[str, Any]) -> "Rule":
-        lists = tuple((split, tuple(names)) for split, names in facts["lists"])
-        return cls(facts["test_every"], lists, facts["valid_every"])
+        """Raises KeyError, TypeError, ValueError or UserError where these are none."""
+        lists = []
+        for split, names in facts["lists"]:
+            require_name(split)
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise TypeError("names are texts")
+            lists.append((split, tuple(names)))
+        for key in ("test_every", "valid_every"):
+            if facts[key] is not None and type(facts[key]) is not int:
+                raise TypeError(f"{key} is a number")
+        return cls(facts["test_every"], tuple(lists), facts["valid_every"])
 
 
 def _require_training_documents(splits: Mapping[str, list[int]], documents: int) -> None:
@@ -165,7 +176,8 @@ def _require_training_documents(splits: Mapping[str, list[int]], documents: int)
 
 
 def require_name(split: str) -> None:
-    """Raise UserError where a split cannot bear this name."""
+    """Raise UserError where a split cannot bear this name: asked of every name, whether a user or a
+    file gives it, before a path is made of it."""
     if split in (manifests.MANIFEST, manifests.TOKENIZER):
         raise UserError(
             f"a split cannot be called {split!r}, the name of a file of the dataset",
@@ -192,7 +204,7 @@ def read_lists(options: Iterable[str]) -> tuple[tuple[str, tuple[str, ...]], ...
         if split in dict(lists):
             raise UserError(f"--split_list {option}: the split {split!r} has a list already")
         try:
-            lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(file, MOST_OF_LIST, encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{file} is not UTF-8 at byte {error.start}",

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -12,15 +13,28 @@ from typing import Any
 from gpt.data import manifests
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.files import LOCK, FolderLock, sync, write_atomically
+from gpt.files import LOCK, FolderLock, write_atomically
+from gpt.parsing import parse_json
 from gpt.prepare.documents import Input
 from gpt.prepare.splits import Rule
 from gpt.prepare.texts import Reading
+from gpt.reading import read_text
 
 PLAN = "plan.json"
 
 # The folder in which the dataset is packed.
 PACKED = "dataset"
+
+# The files of the work, which are removed in the end; a file of any other name is the user's.
+RECORDS = re.compile(r"\d{6,}\.jsonl")
+_KEPT = rf"\d{{6,}}\.(?:tokens|jsonl)|{re.escape(PLAN)}|{re.escape(manifests.TOKENIZER)}"
+UNFINISHED = re.compile(rf"\.(?:{_KEPT})\.[0-9a-f]+\.new")
+OURS = re.compile(rf"{_KEPT}|{UNFINISHED.pattern}")
+
+# Bytes of plan.json, which holds the split lists.
+LARGEST_PLAN = 1 << 30
+
+MOST_SHARDS = 1_000_000
 
 # What is wrong where the disk is full, and what to do about it.
 NO_ROOM = "no room is left on the disk of --out, where the work is kept too"
@@ -51,7 +65,7 @@ class Plan:
     rule: dict[str, Any]
     """`Rule.facts()`"""
     reading: dict[str, Any]
-    """the fields of a `Reading`"""
+    """`Reading.facts()`"""
     duplicates: str
     provenance: dict[str, Any]
     tokenizer: int | str
@@ -80,7 +94,7 @@ class Plan:
             inputs={"files": len(inputs), "sha256": _hash_of(lines)},
             state=_hash_of(times),
             rule=job.rule.facts(),
-            reading=asdict(job.reading),
+            reading=job.reading.facts(),
             duplicates=job.duplicates,
             provenance=job.provenance,
             tokenizer=tokenizer_facts,
@@ -89,32 +103,39 @@ class Plan:
 
     @classmethod
     def read(cls, folder: Path) -> "Plan":
-        """The plan of a folder. Raises UserError where it has none."""
-        names = [field.name for field in fields(cls)]
+        """The plan of a folder, every value checked. Raises UserError where it has none, or not one
+        that `write` leaves."""
+        path = folder / PLAN
         try:
-            content = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            content = None
-        if not isinstance(content, dict) or not content.keys() >= set(names):
+            content = parse_json(read_text(path, LARGEST_PLAN))
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder} holds no encoded texts (no readable {PLAN})",
                 mend="give folders that --shard made, or remove it",
+            ) from error
+        try:
+            plan = cls(**content)
+            plan.job()
+            part, parts = plan.shard
+            has_counts = all(type(count) is int for count in (part, parts, plan.units))
+            is_whole = has_counts and 1 <= part <= parts <= MOST_SHARDS and plan.units >= 0
+        except (KeyError, TypeError, ValueError):
+            is_whole = False
+        if not is_whole:
+            raise UserError(
+                f"{path} is not as this version writes it",
+                mend="encode the texts again, with one version on all hosts",
             )
-        return cls(**{name: content[name] for name in names})
+        return plan
 
     def write(self, folder: Path) -> None:
         write_atomically(folder / PLAN, json.dumps(asdict(self), indent=1) + "\n")
 
-    def job(self, folder: Path) -> Job:
-        """What the plan of `folder` is for. Raises UserError where it does not say so."""
-        try:
-            reading = Reading(**self.reading)
-            return Job(Rule.from_facts(self.rule), reading, self.duplicates, self.provenance)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{folder / PLAN} is not as this version writes it",
-                mend="encode the texts again, with one version on all hosts",
-            ) from error
+    def job(self) -> Job:
+        """What the plan is for. Raises UserError, TypeError, KeyError or ValueError
+        where its values make none."""
+        rule = Rule.from_facts(self.rule)
+        return Job(rule, Reading(**self.reading), self.duplicates, self.provenance)
 
     def differences(self, other: "Plan") -> list[str]:
         """Names of the fields in which two plans differ."""
@@ -135,13 +156,15 @@ class Staging:
         self._lock = lock_of(folder)
         if (folder / PLAN).exists():
             _require_same(folder, Plan.read(folder), plan)
-        for unfinished in folder.glob("*.new"):
-            unfinished.unlink()
+        for path in folder.iterdir():
+            if UNFINISHED.fullmatch(path.name) and not path.is_dir():
+                path.unlink()
         plan.write(folder)
 
     def done(self) -> set[int]:
         """Numbers of the units that are encoded."""
-        return {int(path.stem) for path in self.folder.glob("[0-9]" * 6 + ".jsonl")}
+        names = [path.name for path in self.folder.iterdir()]
+        return {int(Path(name).stem) for name in names if RECORDS.fullmatch(name)}
 
     def tokenizer(self, make: Callable[[], Vocab]) -> Vocab:
         """The tokenizer that is kept here already, or the one that `make()` returns."""
@@ -149,22 +172,18 @@ class Staging:
         if path.exists():
             return Vocab.load(path)
         vocab = make()
-        aside = path.with_suffix(".new")
-        aside.write_bytes(vocab.model)
-        sync(aside)
-        os.rename(aside, path)
+        write_atomically(path, vocab.model)
         return vocab
 
     def release(self, keep: bool) -> None:
         """Let others in; with the folder, unless that is to be kept."""
         if not keep:
-            shutil.rmtree(self.folder)
+            clear(self.folder)
         self._lock.release()
 
 
 def lock_of(folder: Path) -> FolderLock:
-    """The lock of a folder that is filled here and removed in the end, so nothing else may be in
-    it."""
+    """The lock of a folder that is filled here and removed in the end."""
     if folder.is_symlink():
         raise UserError(
             f"{folder} is a link, and the dataset could not take its place by one rename",
@@ -186,11 +205,31 @@ def lock_of(folder: Path) -> FolderLock:
 
 
 def _holds_other_files(folder: Path) -> bool:
-    """Whether a folder holds anything but what a command that was killed early leaves."""
-    for path in folder.glob("*"):
-        if path.name not in (PACKED, LOCK) and path.suffix != ".new":
-            return True
-    return False
+    """Whether a folder without a plan holds anything but what a command that was killed early
+    leaves, its lock the first of all."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    others = [name for name in names if name not in (PACKED, LOCK) and not OURS.fullmatch(name)]
+    return bool(others) or (bool(names) and LOCK not in names)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def clear(folder: Path) -> None:
+    """Remove all that was made in a folder of the work, and the folder itself where nothing else is
+    in it."""
+    remove(folder / PACKED)
+    for path in folder.iterdir():
+        if OURS.fullmatch(path.name) and not path.is_dir():
+            path.unlink()
+    if os.listdir(folder) == [LOCK]:
+        (folder / LOCK).unlink()
+        folder.rmdir()
 
 
 # How a message calls a field of the plan, where its name does not tell.

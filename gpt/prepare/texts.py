@@ -7,16 +7,19 @@ for the document to be skipped. NULs stay.
 
 import codecs
 import sys
-import zlib
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt.errors import UserError
+from gpt.prepare.packing import opened
 
 # Bytes that are read at a time.
 BLOCK = 1 << 20
+
+# Bytes of a row, which takes several times as many in memory.
+LARGEST_ROW = 1 << 28
 
 # What a document is looked through for, and counted in the manifest by.
 ODDITIES = ("byte_order_mark", "crlf", "nul", "bad_utf8")
@@ -34,6 +37,21 @@ class Reading:
     """refuse, replace or skip."""
     cut_documents: int | None = None
     """Bytes of the documents that larger text files are cut into; None leaves them whole."""
+
+    largest_row: int = LARGEST_ROW
+    """Bytes of a row of JSON, or of a row's text in a table; text files may be of any size."""
+
+    def __post_init__(self) -> None:
+        are_texts = isinstance(self.text_field, str) and isinstance(self.id_field, str)
+        is_size = self.cut_documents is None or type(self.cut_documents) is int
+        if not are_texts or not is_size or self.bad_utf8 not in ("refuse", "replace", "skip"):
+            raise ValueError("these are no options of reading")
+
+    def facts(self) -> dict[str, Any]:
+        """All that the texts depend on."""
+        facts = asdict(self)
+        del facts["largest_row"]
+        return facts
 
     @property
     def replaces_bad_bytes(self) -> bool:
@@ -135,25 +153,15 @@ class Document:
         """Blocks of bytes; None after the last one."""
         if isinstance(self.source, Path):
             first, end = self._span or (0, sys.maxsize)
-            with readable(self.source), open(self.source, "rb") as file:
-                file.seek(first)
-                while block := file.read(min(BLOCK, end - file.tell())):
+            with opened(self.source) as file:
+                if first:
+                    file.seek(first)
+                left = end - first
+                while block := file.read(min(BLOCK, left)):
+                    left -= len(block)
                     yield block
         elif isinstance(self.source, bytes):
             yield self.source
         else:
             yield self.source.encode("utf-8", "surrogatepass")
         yield None
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """A block in which a file that cannot be read becomes a UserError."""
-    try:
-        yield
-    except (EOFError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        raise UserError(
-            f"{path} is damaged or cut off ({error})", mend="copy it again, or take it out"
-        ) from error

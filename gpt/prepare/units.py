@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +14,16 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from gpt.data import manifests
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.files import hash_file, sync, when_full, write_atomically
+from gpt.files import hash_file, open_own, sync, when_full, write_atomically
+from gpt.parsing import parse_json
 from gpt.prepare.documents import Input, divide, documents, file_of_rows
 from gpt.prepare.encode import Encoder, Lossy
 from gpt.prepare.staging import MAKE_ROOM, NO_ROOM
-from gpt.prepare.texts import Document, NotUTF8, Reading
+from gpt.prepare.texts import BLOCK, ODDITIES, Document, NotUTF8, Reading
+from gpt.reading import open_regular
 
 # Bytes of input in a unit.
 SMALLEST_UNIT = 1 << 20
@@ -31,9 +36,13 @@ UNITS = 1024
 Unit = tuple[int, list[Input]]
 
 
+# Reasons for leaving a document out.
+REASONS = ("empty", "bad_utf8", "duplicate")
+
+
 class Record(NamedTuple):
     """What a unit knows of a document. A line of NUMBER.jsonl holds the values in this order, after
-    a first line with the size and the sha256 of NUMBER.tokens."""
+    a first line with the size and the sha256 of NUMBER.tokens, and the sha256 of the lines."""
 
     name: str
     split: str | None
@@ -44,32 +53,66 @@ class Record(NamedTuple):
     sha256: str
     """Of the text as it was encoded, UTF-8."""
     left_out: str | None
-    """Why: empty, bad_utf8, duplicate."""
+    """Why: of REASONS."""
     oddities: list[str]
     """Of gpt.prepare.texts.ODDITIES."""
     file: str | None
     """Of a row: the file that holds it."""
 
+    def is_sound(self) -> bool:
+        """Whether every value is of its kind."""
+        texts = [self.name, *filter(None, (self.split, self.file))]
+        return (
+            all(isinstance(text, str) for text in texts)
+            and (self.split is None or manifests.is_split_name(self.split))
+            and all(type(count) is int and count >= 0 for count in (self.tokens, self.bytes))
+            and re.fullmatch("[0-9a-f]{64}" if self.left_out is None else ".*", self.sha256)
+            is not None
+            and self.left_out in (None, *REASONS)
+            and set(self.oddities) <= set(ODDITIES)
+        )
 
-def read_records(unit: Path) -> list[Record]:
-    """The records of an encoded unit, whose path bears no ending. Raises UserError where its tokens
-    are not those that were encoded, or its records cannot be read."""
-    lines = unit.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+    def stored_bytes(self, item_size: int) -> int:
+        """What its tokens and its end take in NUMBER.tokens."""
+        return 0 if self.left_out else (self.tokens + 1) * item_size
+
+
+def write_records(unit: Path, records: Sequence[Record]) -> None:
+    """Write NUMBER.jsonl beside NUMBER.tokens. unit: their path without an ending."""
+    lines = [json.dumps(record) + "\n" for record in records]
+    facts = {
+        **hash_file(unit.with_suffix(".tokens")),
+        "records": hashlib.sha256("".join(lines).encode()).hexdigest(),
+    }
+    write_atomically(unit.with_suffix(".jsonl"), "".join([json.dumps(facts) + "\n", *lines]))
+
+
+def read_records(unit: Path, item_size: int) -> list[Record]:
+    """The records of an encoded unit, whose path bears no ending. item_size: bytes of a stored id.
+    Raises UserError where its tokens or its records are not those that were written."""
+    records: list[Record] = []
+    digest = hashlib.sha256()
     try:
-        facts, *rows = [json.loads(line) for line in lines]
-        records_of_unit = [Record(*row) for row in rows]
-    except (ValueError, TypeError):
-        facts = None
-    if facts != hash_file(unit.with_suffix(".tokens")):
+        with open_regular(unit.with_suffix(".jsonl")) as file:
+            facts = parse_json(file.readline(BLOCK))
+            for line in file:
+                digest.update(line)
+                record = Record(*parse_json(line))
+                if not record.is_sound():
+                    raise ValueError("a value of another kind")
+                if record.file:  # which many rows share
+                    record = record._replace(file=sys.intern(record.file))
+                records.append(record)
+        expected = {**hash_file(unit.with_suffix(".tokens")), "records": digest.hexdigest()}
+        size = sum(record.stored_bytes(item_size) for record in records)
+        is_whole = facts == expected and size == expected["size"]
+    except (ValueError, TypeError, OSError):
+        is_whole = False
+    if not is_whole:
         raise UserError(
             f"{unit}.tokens and {unit}.jsonl are not as they were written",
             mend="remove both, and the command that made them makes them again",
         )
-    records = []
-    for record in records_of_unit:
-        if record.file:  # which many rows share
-            record = record._replace(file=sys.intern(record.file))
-        records.append(record)
     return records
 
 
@@ -110,12 +153,13 @@ class UnitEncoder:
         """
         number, inputs = unit
         place = place_of_unit(self.folder, number)
-        aside = self.folder / f"{place.name}.{os.getpid()}.new"
+        tokens = place.with_suffix(".tokens")
+        aside = self.folder / f".{tokens.name}.{secrets.token_hex(4)}.new"
         encoder = encoder_of(self.model)
         records: list[Record] = []
         bad: list[NotUTF8] = []
         try:
-            with open(aside, "wb") as out:
+            with open(open_own(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as out:
                 for entry, document in _documents_of_all(inputs, self.reading):
                     try:
                         record = _encode(document, entry, encoder, out, report)
@@ -127,10 +171,8 @@ class UnitEncoder:
                     records.append(record)
             if not bad:
                 sync(aside)
-                os.rename(aside, place.with_suffix(".tokens"))
-                facts = hash_file(place.with_suffix(".tokens"))
-                lines = [json.dumps(line) + "\n" for line in (facts, *records)]
-                write_atomically(place.with_suffix(".jsonl"), "".join(lines))
+                os.rename(aside, tokens)
+                write_records(place, records)
         finally:
             aside.unlink(missing_ok=True)
         return number, bad

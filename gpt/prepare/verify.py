@@ -94,7 +94,7 @@ def _recount(split: Split, vocab: Vocab) -> tuple[np.ndarray, int]:
     sizes = np.zeros(len(ends), np.int64)
     misplaced_ends = 0
     for first in range(0, len(split.tokens), AT_A_TIME):
-        ids = np.asarray(split.tokens[first : first + AT_A_TIME])
+        ids = split.tokens[first : first + AT_A_TIME]
         split.check_ids(ids)
         # the documents that the first and the last of these tokens belong to
         low = np.searchsorted(ends, first, "right")
@@ -123,9 +123,8 @@ class _OtherTexts:
         ends = np.cumsum(split.doc_tokens + 1) - 1
         mistakes = []
         for document in documents:
-            end = ends[document]
-            ids = split.tokens[end - split.doc_tokens[document] : end]
-            digest = _digest_of_tokens(dataset.vocab, ids)
+            tokens = int(split.doc_tokens[document])
+            digest = _digest_of_tokens(dataset.vocab, split, int(ends[document]) - tokens, tokens)
             if digest[: manifests.HASH_BYTES] != split.doc_hashes[document].tobytes():
                 mistakes.append(document)
         return mistakes
@@ -170,8 +169,9 @@ def compare_with_source(dataset: Dataset, inputs: Sequence[Input], reading: Read
             if place is None:
                 left_out += 1
                 continue
-            ids = splits[place.split].tokens[place.first : place.first + place.tokens]
-            if _digest(document) != _digest_of_tokens(dataset.vocab, ids):
+            split = splits[place.split]
+            digest = _digest_of_tokens(dataset.vocab, split, place.first, place.tokens)
+            if _digest(document) != digest:
                 mistakes.append(
                     f"{place.split}: {document.name!r} is another text in the source than in the"
                     " dataset"
@@ -185,9 +185,10 @@ def compare_with_source(dataset: Dataset, inputs: Sequence[Input], reading: Read
             f" of {expected:,} that were left out"
         )
     if places:
-        split, name = next(iter(places))
+        split_name, name = next(iter(places))
         mistakes.append(
-            f"{len(places):,} documents are not in the source, the first is {name!r} of {split}"
+            f"{len(places):,} documents are not in the source, the first is {name!r} of"
+            f" {split_name}"
         )
     return mistakes
 
@@ -224,8 +225,10 @@ def _digest(document: Document) -> bytes | None:
     return digest.digest()
 
 
-def _digest_of_tokens(vocab: Vocab, ids: np.ndarray) -> bytes:
+def _digest_of_tokens(vocab: Vocab, split: Split, first: int, tokens: int) -> bytes:
+    """sha256 of the text of a split's tokens from the one at `first` on."""
     digest = hashlib.sha256()
-    for first in range(0, len(ids), AT_A_TIME):
-        digest.update(vocab.text_bytes(ids[first : first + AT_A_TIME]))
+    end = first + tokens
+    for begin in range(first, end, AT_A_TIME):
+        digest.update(vocab.text_bytes(split.tokens[begin : min(begin + AT_A_TIME, end)]))
     return digest.digest()

@@ -1,8 +1,9 @@
 """The training loop: load, step, evaluate, save, stop."""
 
+import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import torch
 
@@ -15,12 +16,13 @@ from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, write_config
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Ahead, Streams
-from gpt.errors import AgreedError
+from gpt.errors import AgreedError, AgreedUserError, UserError, in_brief
 from gpt.evaluation import Evaluator, Tally, summary
-from gpt.files import FolderLock
+from gpt.files import FolderLock, is_locked_by
 from gpt.metrics import events
 from gpt.metrics.activations import ActivationStatistics
 from gpt.metrics.meter import Meter
+from gpt.metrics.running_time import RunningTime
 from gpt.metrics.sinks import Metrics
 from gpt.metrics.terminal import Progress
 from gpt.model import build
@@ -69,6 +71,7 @@ class Loop:
         world: World,
         watchdog: Watchdog,
         stop_request: StopRequest,
+        running_time: RunningTime,
     ):
         config = prepared.config
         options = config.options
@@ -89,6 +92,8 @@ class Loop:
         self._watchdog = watchdog
         self._stop_request = stop_request  # of this process
         self._stop_reason: str | None = None  # what the ranks agreed to stop for
+        self._lock = prepared.lock
+        self._is_unscored = False  # whether the last evaluation gave no finite loss
 
         model = build(config, prepared.kernels[0])
         self._engine = make_engine(model, config, world, model.initial_weights(options.seed))
@@ -100,6 +105,7 @@ class Loop:
             prepared.dataset,
             self._engine,
             world,
+            lambda: self._lock.holds if self._lock else is_locked_by(config.run_dir, token),
             metrics.write,
             progress.say,
         )
@@ -107,11 +113,12 @@ class Loop:
         self._probe = prepared.streams.batch(0, probe_rows)[:, : PROBE_TOKENS + 1]
         seconds = self._load(self._start_tag) if self._start_tag else 0.0
         if options.init_from and not self._start_tag:
-            self._engine.adopt(warm_start.state(options.init_from), self._engine.loss_scale)
+            weights = warm_start.state(options.init_from, config.model)
+            self._engine.adopt(weights, self._engine.loss_scale)
             self._notices.append(f"the first weights are those of {options.init_from}")
         progress.start(self._course.step)
         changes = world.gather(prepared.saved_config[CHANGES])[0]
-        self._meter = Meter(config, world, seconds, changes)
+        self._meter = Meter(config, world, seconds, changes, running_time)
         self._reports = Reports(config, self._course, self._engine, self._meter, metrics, progress)
         self._trouble = Trouble(
             config,
@@ -153,6 +160,7 @@ class Loop:
                 self._save()
             if course.owes_evaluation(options):
                 self._evaluate()
+            self._tell_suspension()
         self._saver.finish()
         if self._saver.saved_step != course.step:
             self._save()
@@ -160,32 +168,61 @@ class Loop:
         self._end()
 
     def _open(self) -> None:
-        """Write the run's files, and say what is about to run."""
+        """Write the run's files, and say what is about to run. Raises AgreedUserError where they
+        cannot be written."""
+        hindrance = self._world.gather(self._begin_files())[0]
+        if hindrance is not None:
+            raise AgreedUserError(f"{hindrance}; nothing was trained")
+        self._reports.begin(self._notices, self._kernels, self._saved_config, bool(self._start_tag))
+
+    def _tell_suspension(self) -> None:
+        seconds = self._meter.new_suspension()
+        if seconds:
+            self._reports.suspended(seconds)
+
+    def _begin_files(self) -> str | None:
+        """Write the run's files, on rank 0; returns why they cannot be written."""
         config = self._config
-        if self._world.rank == 0:
-            self._saver.folder.mkdir(parents=True, exist_ok=True)
-            write_config(config.run_dir / CONFIG, self._saved_config)
-            run_documents.keep(config.run_dir, self._dataset, config.options.eval_data_split)
-            if self._start_tag:
-                folders.go_back(self._saver.folder, self._start_tag)
-        self._world.barrier()
-        resumes = bool(self._start_tag)
-        self._reports.open(self._saved_config, resumes)
-        self._reports.begin(self._notices, self._kernels, self._saved_config, resumes)
+        try:
+            if self._lock is not None:
+                if not self._lock.holds:
+                    return self._folder_in_words(self._lock)
+                write_config(config.run_dir / CONFIG, self._saved_config)
+                self._saver.folder.mkdir(exist_ok=True)
+                run_documents.keep(config.run_dir, self._dataset, config.options.eval_data_split)
+                if self._start_tag:
+                    folders.go_back(self._saver.folder, self._start_tag)
+            self._reports.open(self._saved_config, bool(self._start_tag))
+        except OSError as error:
+            return f"{in_brief(error)}: make room there, or name another --run_dir"
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _folder_in_words(self, lock: FolderLock) -> str:
+        """Of a run whose folder was renamed, removed or replaced."""
+        run_dir = self._config.run_dir
+        if lock.place is None:
+            return f"the run's folder {run_dir} was removed"
+        return f"the run's folder {run_dir} was renamed: it is {lock.place} now"
 
     def _end(self) -> None:
-        """Say how the run ended. Raises AgreedError where its last steps could not be saved."""
+        """Say how the run ended. Raises AgreedError where its last steps could not be saved, or its
+        weights give no number any more."""
         options = self._config.options
         step = self._course.step
         saver = self._saver
+        if saver.saved_step != step or self._is_unscored:
+            self._require_numbers()
         if saver.saved_step != step:
-            self._reports.close()
-            raise AgreedError(
-                f"the last checkpoint could not be written to {saver.folder}: make room, and the"
-                f" same command goes on from step {saver.saved_step or 0}"
+            self._fail(
+                f"the last checkpoint could not be written to {saver.folder} ({saver.failure});"
+                f" {self._how_to_go_on()}"
             )
         if self._course.is_finished(options):
-            self._reports.done(saver.folder / folders.tag_of(step))
+            folder = self._lock.place if self._lock is not None else None
+            folder = folder or self._config.run_dir
+            self._reports.done(folders.of_run(folder) / folders.tag_of(step))
         else:
             assert self._stop_reason is not None, "nothing else ends a run early"
             self._reports.stopped(
@@ -193,6 +230,37 @@ class Loop:
                 self._stop_request.seconds_ago(),
                 self._stop_request.launchers_part(self._stop_reason),
             )
+
+    def _require_numbers(self) -> None:
+        """Raise AgreedError where the weights, or what they give, are no numbers any more."""
+        places = self._world.gather(self._engine.first_nonfinite_state())
+        place = next((place for place in places if place is not None), None)
+        problem = None
+        if place is not None:
+            problem = f"{place} is not finite"
+        elif self._is_unscored:
+            problem = f"the loss on {self._config.options.eval_data_split} is not finite"
+        elif not math.isfinite(self._engine.probe(self._probe)):
+            problem = "the loss on the probe batch is not finite"
+        if problem is not None:
+            saved_step = self._saver.saved_step
+            latest = "none" if saved_step is None else f"that of step {saved_step}"
+            self._fail(
+                f"the run has diverged: after step {self._course.step} {problem}; the latest"
+                f" checkpoint is {latest}: lower max_lr, or set gradient_clipping, in another"
+                " --run_dir"
+            )
+
+    def _fail(self, reason: str) -> NoReturn:
+        self._reports.failed(reason)
+        raise AgreedError(reason)
+
+    def _how_to_go_on(self) -> str:
+        """After a last save that failed, as rank 0 sees it."""
+        saved_step = self._saver.saved_step or 0
+        if self._lock is not None and not self._lock.holds:
+            return f"{self._folder_in_words(self._lock)}, with the run as of step {saved_step}"
+        return f"mend that, and the same command goes on from step {saved_step}"
 
     def _agree(self) -> None:
         """What the ranks tell each other after every step: whether any of them was asked to stop,
@@ -292,7 +360,10 @@ class Loop:
             self._reports.evaluation(kind, scores, of_tokens, time.perf_counter() - began)
             course.evaluated_step = course.step
             course.evaluated_whole = kind == events.FINAL_EVAL
-            self._saver.note_evaluation(course.step, course.evaluated_whole)
+            self._is_unscored = not math.isfinite(scores["loss"])
+            # weights that give no number are evaluated again, should the run go on from there
+            if not self._is_unscored:
+                self._saver.note_evaluation(course.step, course.evaluated_whole)
 
     def _goes_on(self) -> bool:
         """Between two batches of an evaluation: whether to go on."""

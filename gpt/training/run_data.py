@@ -24,13 +24,15 @@ class RunData:
     """The dataset that a draft of a configuration names. Its mistakes are for the draft's report,
     and a vocabulary size that the draft lacks is set to the dataset's.
 
-    may_be_absent: whether the configuration is only looked at, with nothing trained.
+    may_be_absent: whether the configuration is only looked at, with nothing trained. hash_scored:
+    whether the tokens that are evaluated are held against their sha256.
     """
 
-    def __init__(self, draft: Draft, may_be_absent: bool):
+    def __init__(self, draft: Draft, may_be_absent: bool, hash_scored: bool = False):
         # None: absent, not looked at, or no dataset
         self.dataset: Dataset | None = None
         self._may_be_absent = may_be_absent
+        self._hash_scored = hash_scored
         self._draft = draft
         # None stands for a mistaken value
         self._root: str | None = draft.get("gpt.data_root")
@@ -90,5 +92,8 @@ class RunData:
         documents = len(dataset.split("train").doc_tokens)
         if self._batch_size is not None:
             require_documents("train", documents, self._batch_size)
-        if self._eval_split:
-            dataset.split(self._eval_split)
+        if not self._eval_split:
+            return
+        scored = dataset.split(self._eval_split)
+        if self._hash_scored:
+            scored.require_as_written()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gpt.data.datasets import Dataset, Split
 from gpt.errors import UserError
+from gpt.escaping import in_one_line
 from gpt.files import write_atomically
 from gpt.parsing import parse_json
 from gpt.reading import read_text
@@ -58,7 +59,7 @@ def difference(before: Documents, now: Documents) -> str:
     others = [name for name, text in texts_now.items() if texts_before.get(name, text) != text]
     for what, names in (("gone", gone), ("new", new), ("of another text", others)):
         if names:
-            parts.append(f"{what}: {listed(names, SHOWN)}")
+            parts.append(f"{what}: {listed([*map(in_one_line, names)], SHOWN)}")
     moved = [place for place, pair in enumerate(zip(before, now)) if pair[0] != pair[1]]
     if not parts and not moved:  # of datasets that know no more
         parts.append("of the same names and sizes, and other texts")
@@ -66,7 +67,7 @@ def difference(before: Documents, now: Documents) -> str:
         place = moved[0]
         parts.append(
             f"the same documents in another order, the first of them at place {place + 1}:"
-            f" {now[place][0]}, where {before[place][0]} was"
+            f" {in_one_line(now[place][0])}, where {in_one_line(before[place][0])} was"
         )
     return ", ".join(parts)
 

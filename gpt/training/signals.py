@@ -12,17 +12,32 @@ import psutil
 
 from gpt.cluster.launch import launchers, over_ssh, own_exception
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# of a person, a terminal that is gone, a scheduler (Grid Engine: SIGUSR2), a limit on CPU time
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 # DeepSpeed's launcher kills what still runs so long after it was told to end
 LAUNCHER_SECONDS = 30
 GRACE_SECONDS = LAUNCHER_SECONDS - 5
 WATCH_SECONDS = 0.5
 
 
+def heard() -> list[signal.Signals]:
+    """The signals that ask to stop, here."""
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in SIGNALS if number != signal.SIGHUP or not is_ignored]
+
+
 class StopRequest:
     """`reason` is None until this process is asked to stop, then a few words.
 
-    SIGTERM, SIGINT and SIGUSR1 ask; a second SIGINT leaves at once. A SIGTERM beside the first does
+    SIGNALS ask; a second SIGINT leaves at once. SIGHUP is let be where it is ignored, as under
+    nohup. A SIGTERM beside the first does
     not count: at Ctrl-C in a terminal DeepSpeed's launcher sends one to its ranks. A thread
     hears them, for Python's handlers run in the main thread and would wait until that comes back
     from CUDA. However long the answer takes, no signal ends this process: who sent it, a launcher
@@ -46,7 +61,7 @@ class StopRequest:
         self._sender.setblocking(False)
         self._fd_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         self._handlers_before = {}
-        for number in SIGNALS:
+        for number in heard():
             self._handlers_before[number] = signal.signal(number, _only_wake)
         listening = threading.Thread(target=self._listen, daemon=True)
         watching = threading.Thread(target=self._watch, args=_watched(), daemon=True)
@@ -54,10 +69,15 @@ class StopRequest:
         for thread in self._threads:
             thread.start()
 
-    def close(self) -> None:
-        """Listen no more: the run is over."""
+    def run_is_over(self) -> None:
+        """Watch the launcher no more. Signals still do nothing: one that comes before the process
+        has ended would else give a run that is saved the exit code of one that was killed."""
         self._closed.set()
         self._heeded.set()
+
+    def close(self) -> None:
+        """Listen no more, and give the signals back, in a process that goes on."""
+        self.run_is_over()
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._fd_before)

@@ -12,6 +12,7 @@ from gpt.checkpoint.weights import expected_shapes
 from gpt.cluster.world import World
 from gpt.config.code import code_of
 from gpt.config.identity import (
+    TOKENIZER,
     change,
     changes_of,
     curve,
@@ -21,19 +22,20 @@ from gpt.config.identity import (
 from gpt.config.keys import nearest
 from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.run_config import Config
-from gpt.config.saved import RUN, saved_config
+from gpt.config.saved import CONFIG, RUN, saved_config
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
-from gpt.metrics.events import METRICS
+from gpt.metrics.events import CHECKPOINT, METRICS
 from gpt.metrics.runs import read_run
 from gpt.training import run_documents
 from gpt.training.course import Course
-from gpt.training.run_folder import require_own
+from gpt.training.run_folder import remove_leftovers, require_own
 from gpt.wording import plural
 
-# prefixes of the settings that a checkpoint's tensors and states have their shapes from
-SHAPING = ("model.", "optimizer.type", "scheduler.type")
+# prefixes of the settings that a checkpoint's tensors and states have their shapes from, or that
+# say what its ids mean
+FIXED = ("model.", "optimizer.type", "scheduler.type", TOKENIZER)
 
 
 class Claim(NamedTuple):
@@ -43,6 +45,7 @@ class Claim(NamedTuple):
     began_from: dict | None  # origin of the run's first weights; None: they were drawn
     changes: list[dict]  # what was changed on resuming, now and before, as in config.yaml
     lock: FolderLock  # kept until the run's end
+    is_finished: bool  # before its checkpoints were removed: nothing is left to do
 
 
 def config_to_save(config: Config, dataset: Dataset, kernels: str | None) -> dict[str, Any]:
@@ -70,9 +73,16 @@ def claim(
     folder = folders.of_run(run_dir)
     # a mistake below shall leave no new folder behind
     lock = _lock(run_dir) if run_dir.exists() else None
+    remove_leftovers(run_dir)
     if folder.exists():
         folders.clean_up(folder)
-    tag = _tag_to_resume(run_dir, resume, notices)
+    is_finished = False
+    tag = None
+    if not folders.committed(folder) and _had_checkpoints(run_dir):
+        _require_finished(config, resolved, resume, allowed)
+        is_finished = True
+    else:
+        tag = _tag_to_resume(run_dir, resume, notices)
     began_from = None
     changes: list[dict] = []
     if tag is not None:
@@ -90,10 +100,51 @@ def claim(
             values = (steps, config.options.max_train_steps)
             notices.append(f"changed on resuming: {_in_words('max_train_steps', values)}")
         began_from = checkpoint.config.get("began_from")
+        if not _has_content(run_dir / METRICS):
+            notices.append(
+                f"{run_dir / METRICS} is gone, and with it all that was measured until step"
+                f" {checkpoint.step}: bring it back from a copy"
+            )
     elif config.options.init_from:
         tokenizer = resolved["dataset"]["tokenizer"]
         began_from = warm_start.origin(config.options.init_from, config.model, tokenizer)
-    return Claim(tag, began_from, changes, lock or _lock(run_dir))
+    return Claim(tag, began_from, changes, lock or _lock(run_dir), is_finished)
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _had_checkpoints(run_dir: Path) -> bool:
+    """Whether a run's metrics tell of checkpoints."""
+    has_files = all((run_dir / name).is_file() for name in (CONFIG, METRICS))
+    return has_files and CHECKPOINT in read_run(run_dir).events
+
+
+def _require_finished(config: Config, resolved: dict, resume: str, allowed: Iterable[str]) -> None:
+    """Of a run whose checkpoints were removed: raise UserError unless it was finished before, and
+    is asked for with the settings that it had."""
+    run_dir = config.run_dir
+    _require_no_run(run_dir, resume)
+    run = read_run(run_dir)
+    resolved = _with_first_weights_of(run.config, config, resolved)
+    differences = _compare(run.config, resolved, allowed, run_dir)
+    is_same = all(is_free(path) for path in differences)
+    if not (is_same and run.finished and run.last_step == config.options.max_train_steps):
+        raise UserError(
+            f"{run_dir} holds a run that came to step {run.last_step}, and its checkpoints are"
+            " gone: nothing can go on from it",
+            mend="bring one back from a copy, or name another --run_dir",
+        )
+
+
+def _require_no_run(run_dir: Path, resume: str) -> None:
+    """Raise UserError where there must be no run yet, by --resume never."""
+    if resume == "never":
+        raise UserError(
+            f"--resume never: {run_dir} already holds a run",
+            mend="name another --run_dir, or go on with --resume auto",
+        )
 
 
 def _with_first_weights_of(earlier: dict, config: Config, resolved: dict) -> dict:
@@ -131,10 +182,7 @@ def _tag_to_resume(run_dir: Path, resume: str, notices: list):
         Checkpoint.open(folders.find(folder, resume)).verify()
         return resume
     if folders.latest(folder) is not None:
-        raise UserError(
-            f"--resume never: {run_dir} already holds a run",
-            mend="name another --run_dir, or go on with --resume auto",
-        )
+        _require_no_run(run_dir, resume)
     return None
 
 
@@ -148,7 +196,7 @@ def _compare(
     command, given again, goes on.
     """
     differences = differences_of(old, new)
-    _require_allowable(allowed, differences, old, new)
+    _require_allowable(allowed, differences, old, new, run_dir)
     refused = []
     for path, values in differences.items():
         if not is_free(path) and not _names(allowed, path):
@@ -181,16 +229,14 @@ def _difference_in_words(
     path: str, values: tuple[Any, Any], old: dict, new: dict, run_dir: Path
 ) -> str:
     """A difference between two config.yaml, the documents' by their names where they are known."""
-    if path == "dataset.tokenizer":
+    if path == TOKENIZER:
         return f"{path} is another one"
     if path not in ("dataset.train", "dataset.scored"):
         return _in_words(path, values)
     part = path.partition(".")[2]
     before, now = old["dataset"], new["dataset"]
-    splits = before[part]["split"], now[part]["split"]
-    if splits[0] != splits[1]:
-        return f"{path} was the split {splits[0]!r}, is {splits[1]!r}"
-    words = run_documents.what_changed(run_dir, splits[0], before["fingerprint"], now["root"])
+    split = before[part]["split"]
+    words = run_documents.what_changed(run_dir, split, before["fingerprint"], now["root"])
     if words is None:
         was, now_is = (
             f"{plural(tree[part]['count'], 'document')} of {tree[part]['bytes']} bytes"
@@ -201,7 +247,11 @@ def _difference_in_words(
 
 
 def _require_allowable(
-    allowed: Iterable[str], differences: dict[str, tuple[Any, Any]], old: dict, new: dict
+    allowed: Iterable[str],
+    differences: dict[str, tuple[Any, Any]],
+    old: dict,
+    new: dict,
+    run_dir: Path,
 ) -> None:
     settings = {**curve(old), **curve(new), **differences}
     for key in allowed:
@@ -214,10 +264,10 @@ def _require_allowable(
                 f" {', '.join(differences) or 'nothing'}"
             )
         for path in below:
-            if path in differences and path.startswith(SHAPING):
+            if path in differences and path.startswith(FIXED):
+                words = _difference_in_words(path, differences[path], old, new, run_dir)
                 raise UserError(
-                    f"--allow_change {key}: {_in_words(path, differences[path])}, and that cannot"
-                    " change within a run",
+                    f"--allow_change {key}: {words}, and that cannot change within a run",
                     mend="name another --run_dir",
                 )
 

@@ -21,6 +21,7 @@ from gpt.parsing import parse_json
 from gpt.reading import read_text
 from gpt.training.run_data import RunData
 from gpt.training.run_folder import require_own
+from gpt.training.signals import heard
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "gpt" / "train.py"
@@ -42,7 +43,7 @@ class Stop:
     def __init__(self) -> None:
         self.reason: str | None = None
         self._process: subprocess.Popen | None = None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in heard():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -1,5 +1,6 @@
 """A run of training: what of it can be checked before the ranks connect, and how it ends."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from gpt.data.datasets import Dataset
 from gpt.data.streams import Ahead, Streams
 from gpt.errors import AgreedError, AgreedUserError
 from gpt.evaluation import Evaluator
+from gpt.metrics.running_time import RunningTime
 from gpt.metrics.sinks import require_loggers
+from gpt.metrics.terminal import say_line
 from gpt.training.course import Course
 from gpt.training.loop import Loop
 from gpt.training.signals import StopRequest
@@ -74,9 +77,10 @@ class Trainer:
         self.notices = list(config.notices)
         self.start_tag = None
         self.lock = None
+        is_finished = False
         if rank == 0:
             require_loggers(options)
-            self.start_tag, began_from, changes, self.lock = claim(
+            self.start_tag, began_from, changes, self.lock, is_finished = claim(
                 config, self.saved_config, resume, allowed, self.notices
             )
             self.saved_config |= {CHANGES: changes}
@@ -91,17 +95,25 @@ class Trainer:
             if began_from:
                 self.saved_config |= {"began_from": began_from}
 
+        self._is_finished = is_finished
+        # heard until the process ends; to be closed where that goes on
+        self.stop_request: StopRequest | None = None
+
     def train(self, make_engine: Callable[..., "Engine"], world: World) -> None:
         """Train, evaluate and save until the last step or a request to stop. All ranks call it
         together.
 
         make_engine: gpt.engine.boundary.Engine. Raises AgreedError where the run cannot go on.
         """
-        stop_request = StopRequest()
+        if world.gather(self._is_finished)[0]:
+            self._say_finished(world)
+            return
+        stop_request = self.stop_request = StopRequest()
+        running_time = RunningTime()
         watchdog = Watchdog(world, self.config.options.step_timeout)
         failures = Failures(world, watchdog, self.config.run_dir)
         try:
-            Loop(self, make_engine, world, watchdog, stop_request).run()
+            Loop(self, make_engine, world, watchdog, stop_request, running_time).run()
         except (AgreedError, AgreedUserError):
             raise
         except Exception as error:
@@ -109,5 +121,17 @@ class Trainer:
         finally:
             failures.close()
             watchdog.close()
-            stop_request.close()
+            running_time.close()
+            stop_request.run_is_over()
             self.batches.close()
+
+    def _say_finished(self, world: World) -> None:
+        """Of a run whose checkpoints were removed once it was finished."""
+        self.batches.close()
+        if world.rank == 0:
+            say_line(
+                f"{self.config.run_dir} was finished at step"
+                f" {self.config.options.max_train_steps}, and its checkpoints were removed since:"
+                " nothing to do",
+                sys.stdout,
+            )

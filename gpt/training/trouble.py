@@ -11,7 +11,8 @@ from gpt.checkpoint import folders
 from gpt.checkpoint.saver import Saver
 from gpt.config.run_config import Config
 from gpt.data.streams import Streams
-from gpt.errors import AgreedError
+from gpt.errors import AgreedError, UserError, in_brief
+from gpt.escaping import in_one_line
 from gpt.metrics import events
 from gpt.metrics.meter import Meter
 from gpt.metrics.sinks import Metrics
@@ -160,9 +161,23 @@ class Trouble:
                 "loss": attempt.loss,
                 "zscore": attempt.score,
                 "batch": attempt.index,
-                "documents": self._streams.documents(attempt.index),
+                "documents": self._documents(attempt.index),
             }
         )
+
+    def _documents(self, index: int) -> list[str]:
+        """Names of the documents of a batch; none where they cannot be read any more, which is no
+        reason to end a run."""
+        try:
+            return self._streams.documents(index)
+        except UserError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = in_brief(error)
+        self._progress.say(
+            f"WARNING: which documents batch {index} is made from cannot be told ({reason})"
+        )
+        return []
 
     def _rewind(self, attempt: Attempt) -> bool:
         """Policy rewind: load the checkpoint before the batches that led here, and leave them out.
@@ -184,7 +199,7 @@ class Trouble:
         batches = list(range(max(first, course.next_batch), attempt.index + 1))
         course.leave_out(batches)
         if self._engine.world.rank == 0:
-            folders.go_back(self._saver.folder, tag)
+            self._go_back(tag)
         self._metrics.write(
             {
                 "event": events.REWIND,
@@ -193,7 +208,7 @@ class Trouble:
                 "loss": attempt.loss,
                 "zscore": attempt.score,
                 "batches": batches,
-                "documents": [self._streams.documents(index) for index in batches],
+                "documents": [self._documents(index) for index in batches],
             }
         )
         self._metrics.go_back({"step": course.step, **self._meter.axes(course.step)})
@@ -207,17 +222,28 @@ class Trouble:
         self._meter.begin_stretch(course.step)
         return True
 
+    def _go_back(self, tag: str) -> None:
+        """Have a run that ends now go on from this checkpoint."""
+        try:
+            folders.go_back(self._saver.folder, tag)
+        except OSError as error:  # the next checkpoint takes its place
+            self._progress.say(
+                f"WARNING: {in_brief(error)}: until the next checkpoint a restart would go on from"
+                " where the loss leapt"
+            )
+
     def _fail(self, attempt: Attempt, what: str, search: bool = True) -> NoReturn:
         """Give up. search: whether to look for the first value that is not finite."""
         self._saver.finish()
         place = self._first_nonfinite(attempt.batch if search else None)
-        documents = self._streams.documents(attempt.index)
+        documents = self._documents(attempt.index)
         clauses = [f"step {attempt.number}: {what}"]
         if place:
             clauses.append(f"the first value that is not finite is in {place}")
-        names = first_of(documents, shown=DOCUMENTS_SHOWN)
-        made_from = f"{len(documents)} documents ({names})"
-        clauses.append(f"batch {attempt.index} is made from {made_from}")
+        if documents:
+            names = first_of([*map(in_one_line, documents)], shown=DOCUMENTS_SHOWN)
+            made_from = f"{len(documents)} documents ({names})"
+            clauses.append(f"batch {attempt.index} is made from {made_from}")
         reason = "; ".join(clauses)
         self._metrics.write(
             {

@@ -78,8 +78,17 @@ def test_what_a_crash_leaves_is_put_right(run):
     # killed between setting aside and renaming
     os.rename(folder / "global_step6", folder / ".global_step6.old")
     (folder / ".global_step7.staging").mkdir()
+    leftover = folder / "global_step5/.checkpoint.json.0123abcd.new"
+    leftover.touch()
     folders.clean_up(folder)
     assert sorted(os.listdir(folder)) == ["global_step4", "global_step5", "global_step6", "latest"]
+    assert not leftover.exists()
+
+
+def test_what_a_network_disk_hides_is_no_part_of_a_checkpoint(tmp_path):
+    for name in ("mp_rank_00_model_states.pt", ".nfs00000001", "._mp_rank_00_model_states.pt"):
+        (tmp_path / name).touch()
+    assert list(folders.own_files(tmp_path, 0)) == ["mp_rank_00_model_states.pt"]
 
 
 @pytest.mark.parametrize(
@@ -117,3 +126,24 @@ def test_the_tool_names_what_is_damaged(run, run_command):
         " it was" in done.stdout
     )
     assert run_command([*tool, "runs/tiny"], run).returncode == 2
+
+
+def test_links_are_removed_as_links(run):
+    folder = run / "runs/tiny/checkpoints"
+    target = run / "of somebody"
+    target.mkdir()
+    (target / "thesis").write_text("precious")
+    for name in (".global_step7.staging", ".global_step8.old", ".latest.0123abcd.new"):
+        (folder / name).symlink_to(target)
+    folders.clean_up(folder)
+    assert sorted(os.listdir(folder)) == ["global_step4", "global_step5", "global_step6", "latest"]
+    assert os.listdir(target) == ["thesis"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+def test_a_pointer_that_is_no_file_is_told(make, tmp_path):
+    (tmp_path / "global_step1").mkdir()
+    make(tmp_path / "latest")
+    with pytest.raises(OSError) as error:
+        folders.latest(tmp_path)
+    assert error.value.filename == str(tmp_path / "latest")

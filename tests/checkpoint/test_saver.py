@@ -1,15 +1,20 @@
 """Saves that fail: the training goes on."""
 
+import json
+import math
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, read_metrics, write_run
 from plain_run import PlainEngine, train
 
-from gpt.checkpoint import folders
+from gpt.checkpoint import folders, manifest
 from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.checkpoint.manifest import read_content
 from gpt.errors import AgreedError
 from gpt.training import start
 
@@ -127,3 +132,143 @@ def test_weights_that_compute_another_loss_are_blamed_on_the_code_where_it_chang
     )
     with pytest.raises(AgreedError, match=sentence):
         train(tmp_path / "run", sample, engine=ForgetfulEngine)
+
+
+class DivergingEngine(PlainEngine):
+    """Loses a weight to NaN in step 4: one that no token of the probe batch looks up."""
+
+    def step(self, *arguments):
+        result = super().step(*arguments)
+        if self._steps >= 4:
+            with torch.no_grad():
+                self.module.token_embedding.weight[NEVER_USED] = math.nan
+        return result
+
+
+# an id that the sample's texts do not have
+NEVER_USED = 1
+
+
+def test_weights_that_are_no_numbers_push_out_no_good_ones(sample, tmp_path):
+    options = {"max_train_steps": 6, "log_ckpt_every": 1, "keep_last": 1}
+    with pytest.raises(AgreedError) as error:
+        train(tmp_path / "run", sample, engine=DivergingEngine, gpt=options)
+    folder = tmp_path / "run/checkpoints"
+    reason = "the run has diverged: token_embedding.weight is not finite"
+    assert str(error.value).startswith(f"the last checkpoint could not be written to {folder}")
+    assert reason in str(error.value)
+    failures = read_metrics(tmp_path / "run", "checkpoint_failed")
+    assert {event["step"] for event in failures} == {4, 5, 6}
+    assert {event["reason"] for event in failures} == {reason}
+    assert sorted(os.listdir(folder)) == ["global_step3", "latest"]
+    assert folders.newest_good(folder, []) == "global_step3"
+
+
+def diverged(folder):
+    """What an earlier version committed of a run that had diverged."""
+    content = read_content(folder)
+    content["probe"]["loss"] = math.nan
+    sealed = {**content, "sha256": manifest._seal(content)}
+    (folder / "checkpoint.json").write_text(json.dumps(sealed))
+
+
+def test_a_diverged_checkpoint_of_an_earlier_version_is_passed_over(
+    sample, tmp_path, capsys, load_tool
+):
+    options = {"max_train_steps": 3, "log_ckpt_every": 1}
+    train(tmp_path / "run", sample, gpt=options)
+    folder = tmp_path / "run/checkpoints"
+    diverged(folder / "global_step3")
+    notices = []
+    assert folders.newest_good(folder, notices) == "global_step2"
+    assert notices == [
+        f"CHECKPOINT NOT USED: {folder}/global_step3 holds weights of a run that had diverged:"
+        " their loss was nan when they were saved: use an earlier checkpoint; going back to an"
+        " earlier one"
+    ]
+    assert [checkpoint.step for checkpoint in folders.whole(folder)] == [2, 1]
+    capsys.readouterr()
+    assert not load_tool("verify_checkpoint").tell_whether_whole(folder / "global_step3")
+    assert "global_step3: NOT WHOLE: " in capsys.readouterr().out
+    train(tmp_path / "run", sample, gpt={**options, "max_train_steps": 4})
+    assert folders.latest(folder) == "global_step4"
+
+
+class MovedEngine(PlainEngine):
+    """While it computes step 3 the run's folder is renamed, and another run begins in its place."""
+
+    def step(self, *arguments):
+        if self._steps == 2:
+            os.rename(self.run_dir, self.run_dir.with_name("moved"))
+            if self.successor is not None:
+                shutil.copytree(self.successor, self.run_dir)
+        return super().step(*arguments)
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_nothing_is_written_into_a_folder_that_took_the_runs_place(is_replaced, sample, tmp_path):
+    options = {"max_train_steps": 5, "log_ckpt_every": 1, "keep_last": 1}
+    successor = tmp_path / "successor"
+    if is_replaced:
+        train(successor, sample, gpt={"max_train_steps": 1, "seed": 5})
+    MovedEngine.run_dir = tmp_path / "run"
+    MovedEngine.successor = successor if is_replaced else None
+    with pytest.raises(AgreedError, match="could not be written to .* that was renamed, removed"):
+        train(tmp_path / "run", sample, engine=MovedEngine, gpt=options)
+    # the one of step 2 may have been under way
+    tags = folders.committed(tmp_path / "moved/checkpoints")
+    assert tags in (["global_step1"], ["global_step2"])
+    assert folders.newest_good(tmp_path / "moved/checkpoints", []) == tags[0]
+    if is_replaced:
+        assert content_of(tmp_path / "run") == content_of(successor)
+    else:
+        assert not (tmp_path / "run").exists()
+
+
+def content_of(folder):
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+class LinkingEngine(PlainEngine):
+    """While it computes step 2 somebody lays a link where its checkpoint will be staged."""
+
+    def step(self, *arguments):
+        if self._steps == 1:
+            os.symlink(self.target, self.folder / folders.staging_tag(2))
+        return super().step(*arguments)
+
+
+def test_a_checkpoint_is_not_written_through_a_link(sample, tmp_path):
+    target = tmp_path / "of somebody"
+    target.mkdir()
+    (target / "thesis").write_text("precious")
+    LinkingEngine.target = target
+    LinkingEngine.folder = tmp_path / "run/checkpoints"
+    options = {"max_train_steps": 3, "log_ckpt_every": 1}
+    train(tmp_path / "run", sample, engine=LinkingEngine, gpt=options)
+    assert os.listdir(target) == ["thesis"]
+    failures = read_metrics(tmp_path / "run", "checkpoint_failed")
+    assert [event["reason"] for event in failures] == [
+        f"{LinkingEngine.folder}/.global_step2.staging is a link, where a folder of ours should be"
+    ]
+    assert sorted(os.listdir(LinkingEngine.folder)) == ["global_step1", "global_step3", "latest"]
+
+
+class RemovedEngine(PlainEngine):
+    """While it computes step 3 somebody removes the checkpoints for room."""
+
+    def step(self, *arguments):
+        if self._steps == 2:
+            shutil.rmtree(self.folder)
+        return super().step(*arguments)
+
+
+def test_a_run_whose_checkpoints_are_removed_keeps_its_next_ones(sample, tmp_path):
+    RemovedEngine.folder = tmp_path / "run/checkpoints"
+    options = {"max_train_steps": 5, "log_ckpt_every": 2}
+    train(tmp_path / "run", sample, engine=RemovedEngine, gpt=options)
+    assert folders.newest_good(RemovedEngine.folder, []) == "global_step5"

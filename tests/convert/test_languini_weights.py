@@ -1,6 +1,7 @@
 """The seed project's checkpoints, imported, against its model written again."""
 
 import os
+import zipfile
 
 import pytest
 import seed_project
@@ -148,6 +149,7 @@ def test_bad_weights(damage, options, sentence, vocab, tmp_path):
     assert os.listdir(tmp_path) == ["model.pt"]
 
 
+FAR_LAYER = {"layers.900000000.ln1.weight": torch.ones(24)}
 BAD_FILES = {
     "missing": (
         None,
@@ -164,10 +166,29 @@ BAD_FILES = {
         lambda path: torch.save({"model_state_dict": seed_project.random_state(2048)}, path),
         "does not tell its step",
     ),
-    "text": (lambda path: path.write_text("hello"), "cannot be read as a checkpoint"),
+    "text": (
+        lambda path: path.write_text("hello"),
+        "is damaged, or is not in the format that torch.save writes since torch 1.6: get the file",
+    ),
+    "of an old torch": (
+        lambda path: torch.save({}, path, _use_new_zipfile_serialization=False),
+        "is damaged, or is not in the format that torch.save writes since torch 1.6: get the file",
+    ),
+    "of other types": (
+        lambda path: torch.save({"model_state_dict": {1: torch.ones(2)}, "step": 1}, path),
+        "holds no model_state_dict with tensors",
+    ),
+    "a step below 0": (
+        lambda path: seed_project.save(path, seed_project.random_state(2048), step=-5),
+        "does not tell its step",
+    ),
+    "a layer far away": (
+        lambda path: seed_project.save(path, {**seed_project.random_state(2048), **FAR_LAYER}),
+        "lacks layers before layers.900000000",
+    ),
     "half": (
         lambda path: os.truncate(seed_project.save(path, seed_project.random_state(2048)), 9000),
-        "cannot be read as a checkpoint",
+        "is damaged",
     ),
 }
 
@@ -181,6 +202,22 @@ def test_bad_files(write, sentence, vocab, tmp_path):
         import_weights(file, vocab, tmp_path / "out", head_dim=8)
     # no code was run, nothing half made
     assert os.listdir(tmp_path) == (["model.pt"] if write else [])
+
+
+def test_a_flipped_bit_in_a_weight_is_found(vocab, tmp_path):
+    file = seed_project.save(tmp_path / "model.pt", seed_project.random_state(2048))
+    with zipfile.ZipFile(file) as records:
+        record = records.getinfo("model/data/0")
+    content = bytearray(file.read_bytes())
+    content[record.header_offset + 4000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        import_weights(file, vocab, tmp_path / "out", head_dim=8)
+    assert str(error.value) == (
+        f"{file} is damaged: its record 'model/data/0' is not as it was written (its CRC differs):"
+        " get the file anew, or use another one"
+    )
+    assert os.listdir(tmp_path) == ["model.pt"]
 
 
 BAD_COMMANDS = [

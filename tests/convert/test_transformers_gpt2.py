@@ -347,6 +347,22 @@ def edit(**values):
     return damage
 
 
+def link_to(target, name):
+    """Puts what never ends in a file's place."""
+
+    def damage(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name) if target is None else (folder / name).symlink_to(target)
+
+    return damage
+
+
+def to_bool(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"] > 0
+    save_file(weights, folder / "model.safetensors")
+
+
 def drop(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["transformer.h.1.ln_2.bias"]
@@ -399,6 +415,19 @@ BAD_FOLDERS = {
             " config.json"
         ),
     ),
+    "ten thousand layers": (
+        edit(n_layer=10_000),
+        "model.safetensors holds 29 tensors, and its config.json calls for 10000 layers",
+    ),
+    "more layers than can be": (edit(n_layer=10**9), "(n_layer is 1000000000)"),
+    "a number of 400 digits": (edit(n_embd=10**399), "(n_embd is 1000"),
+    "whole numbers": (to_bool, "lm_head.weight is torch.bool, which holds no weights"),
+    "a pipe": (link_to(None, "config.json"), "config.json is missing or not JSON"),
+    "a device": (link_to("/dev/zero", "config.json"), "config.json is missing or not JSON"),
+    "weights from a pipe": (
+        link_to(None, "model.safetensors"),
+        "model.safetensors is not a safetensors file",
+    ),
     "no tokenizer": (
         lambda folder: (folder / "tokenizer.model").unlink(),
         "holds no tokenizer.model, which transformers does not take along: copy it from the folder",
@@ -413,6 +442,34 @@ def test_bad_folders(exported, tmp_path, load_tool):
         mistake = load_tool("export_hf").mistake("--back", folder, tmp_path / "out")
         assert sentence in mistake and "\n" not in mistake
         assert not (tmp_path / "out").exists()
+
+
+def test_private_weights_stay_private(vocab, tmp_path, load_tool):
+    source, _ = consolidated(tmp_path, vocab)
+    before = os.umask(0o077)
+    try:
+        load_tool("export_hf").export(source, tmp_path / "gpt2")
+    finally:
+        os.umask(before)
+    paths = [tmp_path / "gpt2", *(tmp_path / "gpt2").iterdir()]
+    assert {path.name: path.stat().st_mode & 0o077 for path in paths} == {
+        path.name: 0 for path in paths
+    }
+
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+
+
+def test_names_that_are_not_utf8(exported, vocab, tmp_path, load_tool):
+    source = shutil.copytree(exported[0], tmp_path / NOT_UTF8)
+    tool = load_tool("export_hf")
+    tool.export(source, tmp_path / "gpt2")
+    tool.back(shutil.copytree(exported[2], tmp_path / f"{NOT_UTF8} 2"), tmp_path / f"{NOT_UTF8} 3")
+    assert open_folder(tmp_path / f"{NOT_UTF8} 3").step == 100
+    assert tool.mistake(exported[0], tmp_path / f"{NOT_UTF8} 4") == (
+        f"{tmp_path}/{NOT_UTF8} 4 has a name that is not UTF-8, and transformers opens no such"
+        " folder: name another one"
+    )
 
 
 def test_bad_exports(exported, vocab, tmp_path, load_tool, monkeypatch):

@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 from small_corpora import BOOKS, build, in_order, write_texts
 
@@ -64,7 +63,7 @@ def test_a_histogram_counts_all(dataset, monkeypatch):
     monkeypatch.setattr(contents, "AT_A_TIME", 7)
     split = dataset.split("train")
     counts = contents.histogram_of(dataset, split)
-    by_id = Counter(np.asarray(split.tokens).tolist())
+    by_id = Counter(split.tokens[:].tolist())
     assert counts["tokens"] == len(split.tokens) == sum(counts["token_bytes"].values())
     assert counts["bytes"] == sum(len(text.encode()) for text in TEXTS.values())
     assert counts["ids_never_met"] == dataset.vocab.size - len(by_id)

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 import sentencepiece
-from packed_documents import EOD, pack
+from packed_documents import EOD, pack, reseal
 
-from gpt.data import arrays, manifests
+from gpt import files
+from gpt.data import datasets, manifests
 from gpt.data.datasets import Dataset
 from gpt.data.manifests import SEAL, token_dtype
 from gpt.data.streams import Streams
@@ -48,9 +50,8 @@ def test_ids_above_65535_are_stored_in_four_bytes(small, tmp_path):
     manifest = json.loads((small / "manifest.json").read_text())
     entry = manifest["splits"]["train"]
     entry.update(documents=3, tokens=9)
-    for file, facts in entry["files"].items():
-        facts["size"] = (small / "train" / file).stat().st_size
     manifests.write(small, {**manifest, "dtype": "<u4"})
+    reseal(small)
     split = Dataset(small).split("train")
     with pytest.raises(
         UserError,
@@ -136,21 +137,45 @@ def test_damaged_names(small):
         path.write_bytes(content)
 
 
-@pytest.mark.filterwarnings("ignore:Data type alias")
-def test_a_flipped_bit_of_a_header_never_ends_in_an_error_of_numpys(small):
-    path = small / "train" / "doc_tokens.npy"
+def test_counts_that_are_written_so_and_are_none(small):
+    for counts in (np.array([1.5]), np.array([[3]]), np.array([3, 0, 2, 4])):
+        np.save(small / "train" / "doc_tokens.npy", counts)
+        reseal(small)
+        with pytest.raises(UserError, match="doc_tokens.npy is damaged: prepare the dataset again"):
+            Dataset(small).split("train")
+
+
+def test_tokens_are_held_against_their_hash(small):
+    path = small / "test" / "tokens.bin"
     content = path.read_bytes()
-    refused = 0
-    for place in range(128):
-        for bit in (0, 3, 6):
-            damaged = bytearray(content)
-            damaged[place] ^= 1 << bit
-            path.write_bytes(damaged)
-            refused += arrays.load(path) is None
-    assert refused > 80
-    path.write_bytes(content.replace(b"'descr'", b"'desc('"))
-    with pytest.raises(UserError, match="doc_tokens.npy is damaged: prepare the dataset again"):
-        Dataset(small).split("train")
+    split = Dataset(small).split("test")
+    split.require_as_written()
+    for damaged in (bytes(len(content)), content[2:] + content[:2], content[:-1] + b"\1"):
+        path.write_bytes(damaged)
+        # written within the same tick of the clock as the one before
+        os.utime(path, ns=(1, hash(damaged) % 10**9))
+        with pytest.raises(UserError) as error:
+            Dataset(small).split("test").require_as_written()
+        assert str(error.value) == (
+            f"{path} is not as it was written (its sha256 is another than in manifest.json), so"
+            " that what is measured on it would be wrong: prepare the dataset again, or copy that"
+            " file again"
+        )
+    path.write_bytes(content)
+    Dataset(small).split("test").require_as_written()
+
+
+def test_tokens_are_hashed_once_as_long_as_they_do_not_change(small, monkeypatch):
+    hashed = []
+
+    def hash_file(path):
+        hashed.append(path)
+        return files.hash_file(path)
+
+    monkeypatch.setattr(datasets, "hash_file", hash_file)
+    for _ in range(3):
+        Dataset(small).split("test").require_as_written()
+    assert len(hashed) == 1
 
 
 def test_fingerprint_changes_with_any_document(tmp_path, vocab):
@@ -262,10 +287,16 @@ DAMAGES = {
             ["splits", "train", "files"],
             *(["splits", "train", key] for key in ("documents", "tokens", "bytes")),
             ["splits", "train", "files", "tokens.bin", "size"],
+            ["splits", "train", "files", "tokens.bin", "sha256"],
             *(["splits", "train", "files", name] for name in FILES),
         )
     },
     "no split": (edit("splits", value={}), "manifest.json", AGAIN),
+    "a split that no folder can be called": (
+        respell('"train": {', '"tr\\u0000n": {'),
+        "manifest.json is damaged (a split is called 'tr\\x00n')",
+        AGAIN,
+    ),
     "a split elsewhere": (
         respell('"train": {', '"../x": {'),
         "manifest.json is damaged (a split is called '../x')",

@@ -164,6 +164,7 @@ def test_a_file_that_is_cut_off_under_a_run_is_told(tmp_path):
     os.truncate(tmp_path / "split" / "tokens.bin", 8000)
     streams.batch(0)
     with pytest.raises(
-        UserError, match="tokens.bin ends before its token 4021: it was cut off since the run began"
+        UserError,
+        match="tokens.bin ends before its token 4,021: it was cut off while it was in use",
     ):
         streams.batch(200)

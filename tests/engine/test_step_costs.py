@@ -80,6 +80,7 @@ def test_a_step_waits_twice_for_the_device_however_many_micro_batches(
 
             loop.Loop._train_step = counted  # in this rank's process alone
             run.train(boundary.Engine, world)
+            run.stop_request.close()
         return steps_by_accumulation
 
     steps_by_accumulation = on_ranks(1, work, capfd)

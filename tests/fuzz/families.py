@@ -60,17 +60,16 @@ OF_RUNS = (
     Command("gpt/train.py", ["--ds_config", "runs/a/config.yaml", "--dry_run"]),
     Command("gpt/train.py", ["--ds_config", "runs/a/config.yaml", "--explain"]),
 )
-OF_INPUTS = tuple(
-    prepare("--input", place, *rule, "--vocab_size", "270", "--out", "out")
-    for place in (
-        "texts",
-        "rows",
-        "rows/a.jsonl",
-        "rows/b.jsonl.gz",
-        "rows/c.parquet",
-        "rows/d.jsonl.zst",
-    )
-    for rule in (("--test_every", "3"), ("--split_list", "test=rows/held_out.txt"))
+ROWS = ("rows/a.jsonl", "rows/b.jsonl.gz", "rows/c.parquet", "rows/d.jsonl.zst")
+TO_OUT = ("--vocab_size", "300", "--out", "out")
+OF_INPUTS = (
+    prepare("--input", "texts", "--test_every", "3", *TO_OUT),
+    prepare("--input", "rows", "--test_every", "3", "--id_field", "none", *TO_OUT),
+    *(prepare("--input", place, "--test_every", "3", *TO_OUT) for place in ROWS),
+    *(
+        prepare("--input", place, "--split_list", "test=rows/held_out.txt", *TO_OUT)
+        for place in ROWS
+    ),
 )
 OF_PREPARING = (
     Command("tools/prepare_data.py", ["--merge", *SHARDS, "--out", "out"], ("out", "out.*")),
@@ -83,6 +82,10 @@ OF_LANGUINI = (
         ["checkpoint", "--file", "model.pt", "--head_dim", "8", *TOKENIZER, "--out", "out"],
         ("out",),
     ),
+)
+OF_HF = (
+    Command("tools/export_hf.py", ["--back", "hf", "out"], ("out",)),
+    Command("tools/export_hf.py", ["--back", "hf", "out", *TOKENIZER], ("out",)),
 )
 OF_SWEEP = (
     Command(
@@ -97,8 +100,8 @@ OF_HOSTFILE = (
 OF_THROUGHPUT = (
     Command(
         "tools/throughput.py",
-        ["--from_reference", "--write_config", "out", "--csv", "out.csv", "--json", "out.json"],
-        ("out", "out.*"),
+        ["--from_reference", "--write_config", "out"],
+        ("out",),
     ),
 )
 OF_SETTINGS = (DRY_RUN, DRY_RUN, EXPLAIN)
@@ -151,6 +154,22 @@ def of_settings(rng: random.Random, space: Workspace) -> Command:
     text = hostile.as_json(settings.damaged(rng))
     (space.folder / "n.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     return rng.choice(OF_SETTINGS)
+
+
+def of_training(rng: random.Random, space: Workspace) -> Command:
+    """Two steps of a run, or going on with one, with keys that may hold anything or a checkpoint
+    that is damaged."""
+    space.add("data", "n.json")
+    argv = ["--ds_config", "n.json", "--run_dir", "runs/a"]
+    if rng.random() < 0.5:
+        space.add("runs")
+        argv += ["--max_train_steps", "5"]
+        if rng.random() < 0.7:
+            hostile.damage_file(rng, rng.choice(space.files("runs/a")))
+            return Command("gpt/train.py", argv, ("runs/a/*", "runs/a"))
+    text = hostile.as_json(settings.damaged(rng))
+    (space.folder / "n.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    return Command("gpt/train.py", argv, ("runs", "runs/*", "wandb*"))
 
 
 def of_command_line(rng: random.Random, space: Workspace) -> Command:
@@ -259,7 +278,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "inputs": of_files(["texts", "rows"], [], OF_INPUTS),
     "preparing": of_files(SHARDS, ["texts"], OF_PREPARING),
+    "split list": of_files(["rows/held_out.txt"], ["rows"], OF_INPUTS[-4:]),
     "languini": of_files(["languini", "model.pt"], ["data"], OF_LANGUINI),
+    "hf": of_files(["hf"], ["data"], OF_HF),
     "tokenizer": of_files(
         ["data/tokenizer.model"],
         ["data", "texts", "languini", "model.pt", "export", "n.json"],
@@ -269,6 +290,7 @@ FAMILIES: dict[str, Family] = {
     "hostfile": of_files(["hostfile"], ["data"], OF_HOSTFILE),
     "json": of_files(["n.json"], ["data"], OF_SETTINGS),
     "settings": of_settings,
+    "training": of_training,
     "command line": of_command_line,
     "names": of_names,
     "environment": of_environment,

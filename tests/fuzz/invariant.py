@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .server import GIB, SECONDS, Command, Outcome
+from .server import GIB, Command, Outcome
 from .workspace import Entry, changed, may_change
 
 # beyond what the server holds itself
@@ -50,7 +50,7 @@ def failures(
 def _of_the_end(outcome: Outcome, own_peak: int) -> list[Failure]:
     broken = []
     if outcome.timed_out:
-        broken.append(Failure("hang", f"no end within {SECONDS:.0f} s"))
+        broken.append(Failure("hang", f"no end within {outcome.seconds:.0f} s"))
     elif outcome.code < 0:
         broken.append(Failure("signal", f"ended by signal {-outcome.code}"))
     elif outcome.code not in CODES:
@@ -101,9 +101,14 @@ def _of_files(command: Command, before: dict[str, Entry], after: dict[str, Entry
             broken.append(Failure("left file", path))
         elif not may_change(path, command.changes):
             broken.append(Failure("outside", path))
-        elif path not in before and name.startswith(".") and name != ".lock":
+        elif path not in before and name.startswith(".") and not _is_named(name, command):
             broken.append(Failure("left file", path))
     return broken
+
+
+def _is_named(name: str, command: Command) -> bool:
+    """Whether a hidden file is the folder's lock, or has a name that the user gave."""
+    return name == ".lock" or any(name in word for word in command.argv)
 
 
 def _of_contents(before: dict[str, Entry], after: dict[str, Entry], folder: Path) -> list[Failure]:

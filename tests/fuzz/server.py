@@ -3,8 +3,10 @@ of a command's time."""
 
 import atexit
 import ctypes
+import gc
 import importlib
 import io
+import multiprocessing.util
 import os
 import resource
 import runpy
@@ -14,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,8 +35,10 @@ MEMORY = 3 * GIB
 FILE_SIZE = GIB
 CAPABILITIES_VERSION = 0x20080522
 
-# what commands import as they run
+# what commands import as they run; torch._dynamo where a model's shapes are asked for
 IMPORTS = (
+    "deepspeed",
+    "torch._dynamo",
     "gpt.eval",
     "gpt.generate",
     "gpt.cluster.preflight",
@@ -53,6 +58,7 @@ IMPORTS = (
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",
     "scipy.optimize",
+    "scipy.stats",
     "pyarrow.parquet",
 )
 
@@ -62,7 +68,7 @@ class Command:
     """A command of this project.
 
     tool: its file, such as tools/compare.py. changes: patterns of the paths that it may make or
-    change, relative to its working directory. slow: whether its own work may take minutes.
+    change, relative to its working directory.
     """
 
     tool: str
@@ -92,6 +98,7 @@ def prepare_server() -> None:
     torch.set_num_threads(1)
     for name in IMPORTS:
         importlib.import_module(name)
+    gc.freeze()  # else each child copies what its collector looks at
 
 
 def run(
@@ -174,6 +181,7 @@ def _be_the_command(
 def _become(command: Command, folder: Path, streams: list[int]) -> None:
     """Have this process be as a new one of the command's."""
     os.setpgid(0, 0)
+    _forget_the_end()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     sys.stdin = io.TextIOWrapper(open(0, "rb", closefd=False), encoding="utf-8")
@@ -199,6 +207,15 @@ def _become(command: Command, folder: Path, streams: list[int]) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _limit()
+
+
+def _forget_the_end() -> None:
+    """Leave what the server would do at its own end, such as removing its folders, to the
+    server."""
+    atexit._clear()
+    atexit.register(multiprocessing.util._exit_function)
+    weakref.finalize._registry.clear()
+    weakref.finalize._registered_with_atexit = False
 
 
 def _limit() -> None:

@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from gpt.config.deepspeed_keys import TOP_KEYS
-from gpt.config.keys import ANY, REQUIRED, Key
+from gpt.config.keys import REQUIRED, Key
 
 from . import hostile
 from .first_inputs import SETTINGS
@@ -52,7 +52,7 @@ def put(tree: dict, path: str, value: Any) -> None:
 
 def value_of(rng: random.Random, key: Key) -> Any:
     """A value of a key: hostile, or at the edge of what is legal."""
-    if key.kind == ANY or rng.random() < 0.4:
+    if rng.random() < 0.4:
         return hostile.value(rng)
     if key.choices and rng.random() < 0.8:
         return rng.choice(key.choices)

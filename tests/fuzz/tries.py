@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .families import FAMILIES
 from .invariant import Failure, failures
-from .server import Command, Outcome, run
+from .server import SECONDS, Command, Outcome, run
 from .workspace import Workspace
 
 CASE = "case.json"
@@ -35,17 +35,24 @@ class Result:
 
 class Fuzzer:
     """Tries below a folder of its own. material: the good inputs. plant: called in every command's
-    process before it begins."""
+    process before it begins. seconds: for which a command may run."""
 
-    def __init__(self, folder: Path, material: Path, plant: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        material: Path,
+        plant: Callable[[], None] | None = None,
+        seconds: float = SECONDS,
+    ):
         self._space = folder / WORKSPACE
         self._material = material
         self._plant = plant
+        self._seconds = seconds
 
     def try_one(self, family: str, seed: int, number: int) -> Result:
         space, command = self._set_up(family, seed, number)
         try:
-            ran = run_in(space, command, self._plant)
+            ran = run_in(space, command, self._plant, self._seconds)
         finally:
             space.remove()
         return Result(family, seed, number, command, *ran)
@@ -86,12 +93,15 @@ def again(case: Path, folder: Path) -> tuple[Outcome, list[Failure], str]:
 
 
 def run_in(
-    space: Workspace, command: Command, plant: Callable[[], None] | None = None
+    space: Workspace,
+    command: Command,
+    plant: Callable[[], None] | None = None,
+    seconds: float = SECONDS,
 ) -> tuple[Outcome, list[Failure], str]:
     """(how a command ended, the rules that it broke, the traceback of what nobody foresaw)"""
     before = space.listing()
     own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    outcome = run(command, space.folder, plant)
+    outcome = run(command, space.folder, plant, seconds)
     after = space.listing()
     broken = failures(command, outcome, before, after, space.folder, own_peak)
     reports = sorted((space.folder / "tmp").glob("gpt-error-*"))

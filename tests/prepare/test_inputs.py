@@ -49,8 +49,8 @@ def test_nothing_in_a_folder_is_passed_over(tmp_path, make, message):
 
 
 NO_TEXTS = (
-    "a.txt.gz b.txt.gz sub/B.TXT c.json d.arrow e.md f.csv g.ndjson i.jsonl.bz2 j.jsonl.xz"
-    " k.parquet.gz l.jsonlines noext .hidden .git/config"
+    "a.tar.gz b.tar.gz sub/B.PDF c.json d.npy e.md f.csv g.html i.docx j.zip"
+    " k.parquet.gz l.feather noext .hidden .git/config"
 )
 
 
@@ -60,11 +60,11 @@ def test_files_that_are_passed_over_are_counted_and_kept_on_record(tmp_path, sam
     done = run_command([*COMMAND, *options.split(), sample / "tokenizer.model"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == (
-        "passed over 13 files: 2 .txt.gz, 1 .TXT, 1 .arrow, 1 .csv, 1 .json, 1 .jsonl.bz2,"
-        " 1 .jsonl.xz, 1 .jsonlines, others"
+        "passed over 13 files: 2 .tar.gz, 1 .PDF, 1 .csv, 1 .docx, 1 .feather, 1 .html, 1 .json,"
+        " 1 .md, others"
     )
     provenance = json.loads((tmp_path / "out" / "manifest.json").read_text())["provenance"]
-    assert provenance["passed_over"][".txt.gz"] == 2
+    assert provenance["passed_over"][".tar.gz"] == 2
     assert sum(provenance["passed_over"].values()) == 13
     assert passed_over(write_texts(tmp_path / "only", BOOKS)) == {}
     assert endings_in_words({".md": 1}) == "1 file: 1 .md"
@@ -75,11 +75,11 @@ def test_files_that_are_passed_over_are_counted_and_kept_on_record(tmp_path, sam
 
 
 def test_a_named_file_of_another_ending_is_text(tmp_path):
-    folder = write_texts(tmp_path, {"enwik8": "the sea", "a.txt.gz": "x", "d.arrow": "x"})
+    folder = write_texts(tmp_path, {"enwik8": "the sea", "a.tar.gz": "x", "d.ZIP": "x"})
     (entry,) = find_inputs(folder / "enwik8", False)
     assert (entry.name, entry.size) == ("enwik8", 7)
-    for file in ("a.txt.gz", "d.arrow"):
-        message = f"{file} is neither text nor any of .txt, .* unpack what is compressed"
+    for file in ("a.tar.gz", "d.ZIP"):
+        message = f"{file} is an archive, and is not unpacked: unpack it"
         with pytest.raises(UserError, match=message):
             find_inputs(folder / file, False)
         with pytest.raises(UserError, match=message):
@@ -101,12 +101,13 @@ def test_names_that_are_not_utf8(tmp_path, vocab, run_command):
 
 
 BAD_FOLDERS = {
-    "empty folder": ({}, {"test_every": 2}, "in (holds no .txt file|is not a folder)"),
+    "empty folder": ({}, {"test_every": 2}, "in (holds, at any depth, no|is not a folder)"),
     "no texts": (
-        {"x.arrow": "x", "y.txt.gz": "y"},
+        {"x.csv": "x", "y.tar.gz": "y"},
         {"test_every": 2},
-        "in holds no .txt file, at any depth, nor .*, but 2 files: 1 .arrow, 1 .txt.gz: unpack what"
-        " is compressed, rename or convert the others .Dataset.to_parquet",
+        "in holds, at any depth, no .txt, .jsonl, .jsonlines, .ndjson, .parquet, .arrow file, nor"
+        " one of .txt, .jsonl, .jsonlines, .ndjson, .json packed as .gz, .zst, .bz2, .xz, but 2"
+        " files: 1 .csv, 1 .tar.gz: unpack what is compressed, rename or convert the others",
     ),
     "the hub's layout": (
         {"train-00000-of-00001.parquet": "a", "test-00000-of-00001.parquet": "b", "README.md": "c"},

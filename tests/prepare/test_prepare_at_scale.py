@@ -23,7 +23,7 @@ from gpt.files import FolderLock
 from gpt.prepare import assemble, pipeline, units
 from gpt.prepare import workers as workers_module
 from gpt.prepare.documents import documents
-from gpt.prepare.inputs import find_inputs, inputs_of_folder
+from gpt.prepare.inputs import inputs_of_folder
 from gpt.prepare.splits import Rule
 from gpt.prepare.staging import Job
 from gpt.prepare.texts import Reading
@@ -248,32 +248,6 @@ def test_shards_merged_are_the_dataset_of_one_host(place, run_command):
     done = run_command([*tool, *folders], place)
     assert done.returncode == 0, done.stderr
     check_same(place, "s")
-
-
-EDITED_PLANS = {
-    "a split elsewhere": ({"lists": [["../EVIL", ["0/3.txt"]]]}, "a split cannot be called '../EV"),
-    "another version": ({"test_every": 3}, "plan.json is not as this version writes it"),
-}
-
-
-@pytest.mark.parametrize("rule, message", EDITED_PLANS.values(), ids=EDITED_PLANS.keys())
-def test_a_plan_that_was_edited(tmp_path, vocab, rule, message):
-    folder = write_texts(tmp_path / "in", {f"0/{i}.txt": f"{i}" for i in range(6)})
-    job = Job(Rule(lists=(("test", ("0/3.txt",)),)))
-    out = tmp_path / "out"
-    folders = [tmp_path / f"out.shard-{part}-of-2" for part in (1, 2)]
-    for part, shard in enumerate(folders, 1):
-        inputs = find_inputs(folder, False)
-        pipeline.prepare(inputs, out, job, vocab, shard=(part, 2), say=lambda text: None)
-        plan = json.loads((shard / "plan.json").read_text())
-        if "test_every" in rule:
-            plan["rule"] = rule
-        else:
-            plan["rule"].update(rule)
-        (shard / "plan.json").write_text(json.dumps(plan))
-    with pytest.raises(UserError, match=message):
-        pipeline.merge(folders, tmp_path / "deep" / "out", say=lambda text: None)
-    assert not list(tmp_path.rglob("EVIL")) and not (tmp_path / "deep" / "out").exists()
 
 
 def test_a_folder_of_work_that_is_a_link(tmp_path, vocab):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pyarrow
 import pytest
@@ -19,14 +20,27 @@ from small_corpora import (
 )
 
 from gpt.errors import UserError
-from gpt.prepare import documents, units
-from gpt.prepare import rows as rows_module
+from gpt.prepare import documents, packing, units
 from gpt.prepare.documents import Input
 from gpt.prepare.inputs import find_inputs
 from gpt.prepare.texts import Reading
 
+FILES = [
+    "a.jsonl",
+    "a.jsonl.gz",
+    "a.jsonl.zst",
+    "a.jsonl.bz2",
+    "a.JSONL.XZ",
+    "a.ndjson",
+    "a.jsonlines",
+    "a.json.gz",
+    "a.parquet",
+    "a.arrow",
+    "a.file.arrow",
+]
 
-@pytest.mark.parametrize("file", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+
+@pytest.mark.parametrize("file", FILES)
 def test_rows_are_documents_named_by_their_ids(tmp_path, vocab, file):
     write_rows(tmp_path / "in" / "train" / "deep" / file, ROWS)
     out = build(tmp_path / "in", tmp_path / "out", vocab)
@@ -101,6 +115,66 @@ def test_a_byte_order_mark_before_the_first_row_is_left_out(tmp_path, vocab):
     check_split(build(tmp_path / "in", tmp_path / "out", vocab), "train", {"a.jsonl:1": "sea"})
 
 
+def test_texts_that_are_packed_are_the_same_documents(tmp_path, vocab):
+    texts = {
+        "a.txt": "the whale\r\n" * 300,
+        "b.txt": "Ünder",
+        "c.txt": "\ufeffsea",
+        "d.txt": "ship",
+    }
+    packed = {}
+    for name, ending in zip(texts, (".gz", ".zst", ".bz2", ".XZ")):
+        packed[f"train/{name.upper()}{ending}"] = pack(ending.lower(), texts[name].encode())
+    write_texts(tmp_path / "in", packed)
+    out = build(tmp_path / "in", tmp_path / "out", vocab)
+    expected = {
+        f"{name.upper()}{ending}": texts[name].replace("\r", "").lstrip("\ufeff")
+        for name, ending in zip(texts, (".gz", ".zst", ".bz2", ".XZ"))
+    }
+    check_split(out, "train", in_order(expected))
+    # a named file of another ending is text, packed or not
+    path = tmp_path / "enwik8.gz"
+    path.write_bytes(gzip.compress(b"the sea"))
+    (document,) = documents.documents(find_inputs_of_file(path), Reading())
+    assert document.read() == "the sea"
+
+
+def find_inputs_of_file(path):
+    (entry,) = find_inputs(path, False)
+    return entry
+
+
+LARGE = [{"text": "sea", "id": "a"}, {"text": "whale " * 100, "id": "b"}, {"text": "ship"}]
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "a.jsonl.gz", "a.parquet", "a.arrow"])
+def test_a_row_without_end_is_refused_before_it_fills_the_memory(
+    tmp_path, vocab, file, monkeypatch
+):
+    monkeypatch.setattr("gpt.prepare.texts.BLOCK", 64)
+    rows = [{"id": str(i), **row} for i, row in enumerate(LARGE)]
+    path = write_rows(tmp_path / "in" / "train" / file, rows)
+    with pytest.raises(UserError) as error:
+        build(tmp_path / "in", tmp_path / "out", vocab, largest_row=300)
+    assert str(error.value) == (
+        f"{path}:2 has more than 300 bytes, and a row is held in memory: cut it up, take it out, or"
+        " give --largest_row BYTES"
+    )
+    out = build(tmp_path / "in", tmp_path / "out", vocab, largest_row=700)
+    assert sorted(names_of(out, "train")) == ["2", "a", "b"]
+
+
+def test_a_bomb_takes_no_more_memory_than_a_row_may_have(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b"x" * (64 << 20)))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="a.jsonl.gz:1 has more than 1,000,000 bytes"):
+        list(documents.documents(find_inputs_of_file(path), Reading(largest_row=10**6)))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 16 << 20
+
+
 ROW = [{"text": "a"}]
 
 
@@ -173,6 +247,25 @@ BAD_INPUTS = {
         {"a.jsonl.gz": b"", "b.txt": "sea"},
         {},
         r"a.jsonl.gz is damaged or cut off \(it is empty\): copy it again",
+    ),
+    "an empty bzip2": ({"a.jsonl.bz2": b"", "b.txt": "sea"}, {}, "a.jsonl.bz2 is damaged or cut"),
+    "an empty text": ({"a.txt.gz": b"", "b.txt": "sea"}, {}, "a.txt.gz is damaged or cut off"),
+    "xz cut off": (
+        {"a.txt.xz": pack(".xz", b"the sea" * 99)[:-9]},
+        {},
+        "a.txt.xz is damaged or cut off",
+    ),
+    "no bzip2": ({"a.txt.bz2": b"text"}, {}, "a.txt.bz2 is damaged or cut off"),
+    "no arrow": ({"a.arrow": b"text"}, {}, "a.arrow is no whole Arrow file .*: copy it again"),
+    "deep": (
+        {"a.jsonl": b'{"text": "a", "b": ' + b"[" * 2000 + b"]" * 2000 + b"}"},
+        {},
+        "a.jsonl:1 is not JSON .blocks within blocks, more than 500 deep",
+    ),
+    "a number of many digits": (
+        {"a.jsonl": b'{"text": "a", "b": ' + b"9" * 5000 + b"}"},
+        {},
+        "a.jsonl:1 is not JSON .a number of 5000 digits",
     ),
     "an empty zstd": ({"a.jsonl.zst": b"", "b.txt": "sea"}, {}, "a.jsonl.zst is damaged or cut"),
     "no zstd": ({"a.jsonl.zst": b"text"}, {}, "a.jsonl.zst is damaged or cut off"),
@@ -289,7 +382,7 @@ def test_a_package_that_cannot_be_imported(tmp_path, vocab, monkeypatch):
         def fail(name, reason=reason):
             raise reason
 
-        monkeypatch.setattr(rows_module.importlib, "import_module", fail)
+        monkeypatch.setattr(packing.importlib, "import_module", fail)
         with pytest.raises(UserError, match=f"a.parquet needs the package `pyarrow`, {message}"):
             build(path, tmp_path / "out", vocab, test_every=2)
         monkeypatch.undo()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from packed_documents import reseal
 from small_corpora import BOOKS, build, write_texts
 
 from gpt.data import manifests
@@ -151,6 +152,7 @@ def test_texts_of_other_hashes_are_named(prepared, monkeypatch, at_a_time, of_a_
     hashes = np.load(path)
     hashes[[3, 7, -1], 15] ^= 1
     np.save(path, hashes)
+    reseal(prepared / "out")
     dataset = Dataset(prepared / "out")
     name = dataset.split("train").names()[3]
     assert verify.miscounts(dataset, "train") == [
@@ -164,6 +166,7 @@ def test_texts_are_looked_at_on_several_processes(prepared, monkeypatch):
     path = prepared / "out" / "train" / "doc_hashes.npy"
     hashes = np.load(path)
     np.save(path, ~hashes)
+    reseal(prepared / "out")
     documents = len(hashes)
     (sentence,) = verify.miscounts(Dataset(prepared / "out"), "train", workers=2)
     assert sentence.startswith(f"train: {documents} documents have another text than")

@@ -11,7 +11,7 @@ import yaml
 from conftest import load_command
 from synthetic_runs import amend, evaluation, identified_run, synthetic_run, train, write_lines
 
-from gpt.config.well_formed import require_run_config
+from gpt.config.well_formed import require_all_of_a_run, require_well_formed
 from gpt.errors import UserError
 from gpt.metrics import lines, runs
 from gpt.quantities import contradiction, quantities
@@ -66,7 +66,7 @@ class Reader:
         amend(self.run, MORE_FACTS)
         self._out = folder / "out"
         self._monkeypatch = monkeypatch
-        good_config = runs.read_config(self.good / "config.yaml")
+        good_config = runs.read_run_config(self.good / "config.yaml")
         self._read_config = lambda path: copy.deepcopy(good_config)
         self._tools = {name: load_command(name) for name in ("compare", "report", "plot")}
         # what draws is not at issue, what is drawn is
@@ -82,7 +82,7 @@ class Reader:
         """Have the forged run's config.yaml read as this tree."""
         read = self._read_config
         self._monkeypatch.setattr(
-            runs, "read_config", lambda path: config if path.parent == self.run else read(path)
+            runs, "read_run_config", lambda path: config if path.parent == self.run else read(path)
         )
 
     def read(self, where):
@@ -138,7 +138,8 @@ def test_a_config_that_holds_anything(reader):
     for place, value in cases:
         config = altered(tree, place, value)
         try:
-            require_run_config(reader.run, config)
+            require_well_formed(reader.run, config)
+            require_all_of_a_run(reader.run, config)
         except UserError:
             continue  # and left out with a notice
         accepted.append((config, f"{'.'.join(place)} = {value}"))

@@ -1,10 +1,12 @@
 """Files of rows of all kinds."""
 
+import bz2
 import gzip
 import json
+import lzma
 
 import pyarrow
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 
 # What rows hold, and which texts a dataset of them holds.
 ROWS = [
@@ -38,12 +40,22 @@ def table(rows):
 def write_rows(path, rows):
     """Write rows as the file's ending says; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
+    if path.suffix in (".parquet", ".arrow"):
         rows = [{**row, "id": str(row["id"])} if "id" in row else row for row in rows]
-        parquet.write_table(table(rows), path, row_group_size=2)
+        write_table(path, table(rows))
     else:
-        path.write_bytes(pack(path.suffix, json_lines(rows)))
+        path.write_bytes(pack(path.suffix.lower(), json_lines(rows)))
     return path
+
+
+def write_table(path, content):
+    if path.suffix == ".parquet":
+        parquet.write_table(content, path, row_group_size=2)
+        return
+    # a stream, as Hugging Face's `datasets` saves it, or a file of Arrow's
+    new = ipc.new_file if path.name.endswith(".file.arrow") else ipc.new_stream
+    with new(path, content.schema) as out:
+        out.write_table(content, max_chunksize=2)
 
 
 def pack(suffix, content):
@@ -52,4 +64,5 @@ def pack(suffix, content):
     if suffix == ".zst":
         halves = content[: len(content) // 2], content[len(content) // 2 :]
         return b"".join(pyarrow.compress(half, "zstd", asbytes=True) for half in halves)
-    return gzip.compress(content) if suffix == ".gz" else content
+    packers = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+    return packers[suffix](content) if suffix in packers else content

@@ -55,6 +55,12 @@ class PlainEngine:
         with torch.no_grad():
             return self.module(rows[:, :-1], rows[:, 1:]).item()
 
+    def first_nonfinite_state(self):
+        for name, parameter in self.module.named_parameters():
+            if not parameter.isfinite().all():
+                return name
+        return None
+
     def save(self, folder, tag, state):
         (folder / tag).mkdir(parents=True, exist_ok=True)
         torch.save({"steps": self._steps, **self.module.state_dict()}, folder / tag / WEIGHTS)
@@ -75,4 +81,6 @@ def train(run_dir, sample, allowed=(), resume="auto", engine=PlainEngine, **opti
         trainer.train(engine, World(0, 1, torch.device("cpu")))
     finally:
         trainer.lock.release()
+        if trainer.stop_request is not None:
+            trainer.stop_request.close()
     return trainer

@@ -9,6 +9,7 @@ from conftest import read_metrics, tiny_run
 
 from gpt.config.code import code_of
 from gpt.config.identity import digest
+from gpt.data.datasets import Dataset
 from gpt.errors import UserError
 from gpt.metrics.runs import read_run
 from gpt.training import start
@@ -117,3 +118,50 @@ def test_a_setting_may_be_allowed_by_its_path_its_option_or_its_block(key, sampl
     plain_run.train(run_dir, sample, allowed=[key], **changed)
     (entry,) = saved(run_dir)["changes"]
     assert (entry["setting"], entry["is"]) == ("scheduler.params.max_lr", 0.001)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"last_n": 8}, "last_n was 16, is 8"),
+        ({"max_eval_steps": 3}, "max_eval_steps was 2, is 3"),
+        ({"eval_batch_size": 4}, "eval_batch_size was 16, is 4"),
+        ({"eval_data_split": "python"}, "eval_data_split was test, is python"),
+        ({"tokens_per_second": 7.0}, "tokens_per_second was not set, is 7"),
+    ],
+)
+def test_one_curve_holds_one_measure(changes, words, sample, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    plain_run.train(run_dir, sample, **options(2))
+    with pytest.raises(UserError) as caught:
+        plain_run.train(run_dir, sample, **options(3, **changes))
+    sentence = str(caught.value)
+    del caught  # which keeps the lock of the run's folder
+    assert f"{run_dir} holds a run with other settings ({words}): name another" in sentence
+    (key,) = changes
+    plain_run.train(run_dir, sample, allowed=[key], **options(3, **changes))
+    assert f"notice: changed on resuming: {words}\n" in capsys.readouterr().out
+    assert [entry["setting"] for entry in saved(run_dir)["changes"]] == [key]
+
+
+def test_a_whole_split_is_the_same_in_batches_of_any_size(sample, tmp_path):
+    run_dir = tmp_path / "run"
+    plain_run.train(run_dir, sample, **options(1, max_eval_steps=-1))
+    plain_run.train(run_dir, sample, **options(2, max_eval_steps=-1, eval_batch_size=4))
+    assert saved(run_dir)["changes"] == []
+
+
+@pytest.mark.parametrize("key", ["dataset", "dataset.tokenizer"])
+def test_another_tokenizer_is_let_in_by_nothing(key, sample, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    plain_run.train(run_dir, sample, **options(1))
+    facts = Dataset.facts
+    monkeypatch.setattr(
+        Dataset, "facts", lambda self, scored: {**facts(self, scored), "tokenizer": "0" * 64}
+    )
+    with pytest.raises(UserError) as caught:
+        plain_run.train(run_dir, sample, allowed=[key], **options(2))
+    assert str(caught.value) == (
+        f"--allow_change {key}: dataset.tokenizer is another one, and that cannot change within a"
+        " run: name another --run_dir"
+    )

@@ -1,5 +1,7 @@
 """The dataset of a run beside its configuration: one report of all mistakes."""
 
+import shutil
+
 import pytest
 from conftest import tiny_run
 
@@ -91,3 +93,19 @@ def test_a_sample_that_nobody_built_here_gets_a_sentence(tmp_path, monkeypatch):
     assert data.awaits_sample and data.mistakes() == []
     with pytest.raises(UserError, match=f"^{SAMPLE} holds no dataset"):
         data.open()
+
+
+def test_a_scored_split_that_is_not_as_it_was_written_is_refused_before_training(sample, tmp_path):
+    shutil.copytree(sample, tmp_path / "data")
+    path = tmp_path / "data" / "test" / "tokens.bin"
+    content = bytearray(path.read_bytes())
+    content[5000:25_000] = bytes(20_000)
+    path.write_bytes(content)
+    gpt = {"data_root": str(tmp_path / "data")}
+    data = RunData(drafted(gpt=gpt), may_be_absent=False, hash_scored=True)
+    (mistake,) = data.mistakes()
+    assert mistake.startswith(f"{path} is not as it was written (its sha256 is another than in")
+    assert RunData(drafted(gpt=gpt), may_be_absent=False).mistakes() == []
+    # another split than the one that is scored
+    train = {**gpt, "eval_data_split": "train"}
+    assert RunData(drafted(gpt=train), False, hash_scored=True).mistakes() == []

@@ -166,7 +166,7 @@ wait_in_c()
 """
 
 
-@pytest.mark.parametrize("first", ["TERM", "INT", "USR1"])
+@pytest.mark.parametrize("first", ["TERM", "INT", "USR1", "USR2", "HUP", "XCPU"])
 def test_a_signal_is_heard_while_the_main_thread_waits_in_c(first):
     command = [sys.executable, "-c", IN_C, ROOT, ROOT / "tests" / "support"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -204,6 +204,50 @@ def test_a_launchers_sigterm_beside_the_terminals_sigint_is_one_request():
         assert process.poll() is None
     finally:
         end.cancel()
+        process.kill()
+        process.wait()
+
+
+def test_under_nohup_a_lost_terminal_is_no_request():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop = StopRequest()
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        wait_for(lambda: stop.reason, 30, "hearing one")
+        stop.close()
+        assert stop.reason == "SIGUSR1"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+SAVED = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from gpt.training.signals import StopRequest
+stop = StopRequest()
+stop.run_is_over()
+print("saved", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_signals_after_the_save_change_no_exit_code():
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVED, ROOT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "saved\n"
+        for _ in range(20):
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+                process.send_signal(number)
+        process.communicate("\n", timeout=60)
+        assert process.returncode == 0
+    finally:
         process.kill()
         process.wait()
 

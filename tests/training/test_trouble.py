@@ -98,7 +98,7 @@ def test_documents_of_a_batch(sample):
         whole = {
             name: np.append(tokens, end)
             for name, tokens in zip(
-                split.names(), np.split(split.tokens, np.cumsum(split.doc_tokens + 1)[:-1])
+                split.names(), np.split(split.tokens[:], np.cumsum(split.doc_tokens + 1)[:-1])
             )
         }
         pieces = sum(

@@ -42,7 +42,8 @@ def measure(preset: str, zero_stage: int, repeats: int, scratch: Path) -> Times:
     engine.step(tokens)  # so that there are moments
     dataset = SimpleNamespace(fingerprint="", vocab=SimpleNamespace(model=b""))
     events = []
-    saver = Saver(config, saved.as_dict(config), dataset, engine, world, events.append, print)
+    resolved = saved.as_dict(config)
+    saver = Saver(config, resolved, dataset, engine, world, lambda: True, events.append, print)
     saver.folder.mkdir()
     saves = []
     for number in range(repeats + 1):
