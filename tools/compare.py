@@ -23,7 +23,7 @@ from gpt.errors import Parser, command, explain_imports
 
 explain_imports()
 
-from gpt.files import require_place_for
+from gpt.files import require_place_for, write_output
 from gpt.metrics.runs import read_runs
 from gpt.results.comparison import group_by_seed
 from gpt.results.leaderboard import COMPUTE, HOURS, leaderboard
@@ -56,7 +56,7 @@ def main():
         print(f"\nnotice: {notice}")
     if args.json:
         text = json.dumps(tables, indent=1, allow_nan=False)
-        Path(args.json).write_text(text + "\n", encoding="utf-8")
+        write_output("--json", args.json, text + "\n")
 
 
 if __name__ == "__main__":

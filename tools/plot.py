@@ -15,6 +15,7 @@ same bytes.
 
 import importlib.util
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,6 +31,8 @@ from gpt.results.comparison import final_losses, group_by_seed
 from gpt.results.methods import add_same_code, same_code
 from gpt.results.scores import texts_differ
 
+MOST_LINES = 200  # in a figure
+
 
 def main():
     args = parse()
@@ -40,6 +43,10 @@ def main():
     notices: list[str] = []
     runs = read_runs(args.runs, notices)
     groups = group_by_seed(runs, same_code(runs, args.same_code, notices))
+    if len(groups) > MOST_LINES:
+        raise UserError(
+            f"{len(groups)} lines cannot be told apart in a figure", mend="draw fewer runs at once"
+        )
     relabel(groups, args.label)
     notices += texts_differ(runs)
     points, laws = {}, {}
@@ -48,7 +55,7 @@ def main():
     if not any(run.last_step for run in runs):
         raise UserError("no run has a line of training yet: there is nothing to draw")
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    require_folder(out)
     output = figures.Output(out, args.format, args.title)
     paths = figures.training(groups, output) + figures.inside(groups, output)
     for axis in AXES:
@@ -123,6 +130,18 @@ def relabel(groups, labels):
         group.method = texts.get(group.method, group.method)
     if len({group.method for group in groups}) < len(methods):
         raise UserError("--label gives two methods one name", mend="give each its own")
+
+
+def require_folder(out):
+    """Make the folder of the figures. Raises UserError where no file can be written there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out {out} cannot be written to ({error.strerror})", mend="name another folder"
+        ) from error
 
 
 def require_packages():

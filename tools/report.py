@@ -21,7 +21,7 @@ from gpt.errors import Parser, UserError, command, explain_imports
 
 explain_imports()
 
-from gpt.files import write_atomically
+from gpt.files import require_place_for, write_output
 from gpt.metrics.runs import read_runs
 from gpt.results.methods import add_same_code, same_code
 from gpt.results.page import page
@@ -38,7 +38,8 @@ def main():
         equal_code = same_code(runs, args.same_code, notices)
         is_last = finished
         reload = None if is_last else args.watch
-        write_atomically(out, page(runs, notices, reload, equal_code))
+        text = page(runs, notices, reload, equal_code)
+        write(out, text, is_last)
         if is_last:
             break
         # the last checkpoint comes after the last evaluation: look once more
@@ -46,7 +47,18 @@ def main():
         time.sleep(args.watch)
     for notice in notices:
         print(f"notice: {notice}")
-    print(f"{out}: {plural(len(runs), 'run')}, {out.stat().st_size / 1e6:.2f} MB")
+    print(f"{out}: {plural(len(runs), 'run')}, {len(text) / 1e6:.2f} MB")
+
+
+def write(out, text, is_last):
+    """Raises UserError where the last page cannot be written. Before that a disk that is full costs
+    a line: the next page may fit."""
+    try:
+        write_output("--out", out, text)
+    except UserError as problem:
+        if is_last:
+            raise
+        print(f"notice: {problem}", flush=True)
 
 
 def parse():
@@ -66,10 +78,9 @@ def parse():
     add_same_code(parser)
     args = parser.parse_args()
     out = Path(args.out)
-    if out.is_dir() or not out.resolve().parent.is_dir() or out.suffix not in (".html", ".htm"):
-        raise UserError(
-            f"--out {out}", mend="give the name of an .html file in a folder that exists"
-        )
+    require_place_for("--out", out)
+    if out.suffix not in (".html", ".htm") and (out.is_file() or not out.exists()):
+        raise UserError(f"--out {out} is no page", mend="give the name of an .html file")
     if args.watch is not None and not 1 <= args.watch <= 86400:
         raise UserError(f"--watch {args.watch:g}", mend="give seconds from 1 to 86400")
     return args

@@ -14,6 +14,7 @@ on the clock until their loss is known.
 """
 
 import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ explain_imports()
 from gpt.compute import classes
 from gpt.config.command_line import parse_command_line
 from gpt.config.run_file import read_file
-from gpt.files import require_place_for
+from gpt.escaping import csv_cell
+from gpt.files import require_place_for, write_atomically, write_output
 from gpt.training import throughput
 
 GIB = 2**30
@@ -182,6 +184,13 @@ def check(args, train_args, train_options):
         raise UserError("command line: --steps, --warmup and --micro_batch must be at least 1")
     if not all(0 < hours < 1e6 for hours in args.hours):
         raise UserError("command line: --hours must be above 0, and below a million")
+    names = [classes.name_of(hours) for hours in args.hours]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"command line: --hours names the class {name} more than once",
+                mend="give each class once",
+            )
     if args.memory_limit is not None and not args.memory_limit > 0:
         raise UserError("command line: --memory_limit must be above 0")
 
@@ -302,23 +311,29 @@ def write_classes(folder, trees):
     names = []
     for hours, tree in trees.items():
         name = f"{classes.name_of(hours)}.json"
-        (folder / name).write_text(classes.text_of(tree), encoding="utf-8")
+        write_atomically(folder / name, classes.text_of(tree))
         names.append(name)
     print(f"wrote {', '.join(names)} to {folder}")
 
 
 def write_results(args, report):
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    if not args.csv:
-        return
+        write_output("--json", args.json, json.dumps(report, indent=1) + "\n")
+    if args.csv:
+        write_output("--csv", args.csv, as_csv(report))
+
+
+def as_csv(report) -> str:
+    """A row per micro batch."""
     facts = {key: value for key, value in report.items() if not isinstance(value, (list, dict))}
     columns = [*COLUMNS, *(key for key in facts if key not in COLUMNS)]
-    with open(args.csv, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        for result in report["results"]:
-            writer.writerow({**facts, **{key: result.get(key) for key in COLUMNS}})
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(columns)
+    for result in report["results"]:
+        row = {**facts, **{key: result.get(key) for key in COLUMNS}}
+        writer.writerow([csv_cell(row[column]) for column in columns])
+    return out.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """A line of metrics.jsonl: whether it is an event whose fields are what readers rely on."""
 
-import json
+import math
 from collections.abc import Callable
 from typing import Any
 
 from gpt.config.keys import LARGEST
 from gpt.config.well_formed import change_problem
 from gpt.metrics.events import AXES
+from gpt.parsing import parse_json
+from gpt.quantities import LARGEST as MOST
 from gpt.quantities import is_number
 
 
@@ -24,7 +26,9 @@ def _is_count(value: Any) -> bool:
 
 def _is_real(value: Any) -> bool:
     """Also one that is not finite, which other tools write as NaN or Infinity."""
-    return isinstance(value, float) or is_number(value)
+    if type(value) is float:
+        return abs(value) <= MOST or not math.isfinite(value)
+    return is_number(value)
 
 
 def _is_code(value: Any) -> bool:
@@ -72,8 +76,8 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 def parse(line: bytes) -> dict[str, Any] | None:
     """The event of a line; None where it is damaged."""
     try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
+        event = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(event, dict) or not isinstance(event.get("event"), str):
         return None
@@ -87,7 +91,9 @@ def is_well_formed(fields: dict[str, Any]) -> bool:
     """Whether the fields of an event, or of an evaluation by eval.py, are of their types. A field
     may be absent, or null."""
     for name, value in fields.items():
+        if value is None:
+            continue
         is_right = CHECKS.get(name)
-        if is_right is not None and value is not None and not is_right(value):
+        if is_right is not None and not is_right(value):
             return False
     return True

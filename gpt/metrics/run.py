@@ -104,9 +104,24 @@ class Run:
         return last_evaluation is not None and last_evaluation["step"] == planned
 
     @property
+    def diverged_at(self) -> int | None:
+        """The step from which on its losses are not finite; None where the last one is finite."""
+        split = self.options.get("eval_data_split")
+        losses = [*self.curve(events.TRAIN), *self.curve(events.EVAL, split)]
+        losses += self.events.get(events.FINAL_EVAL, [])
+        diverged_at = None
+        for event in sorted(filter(_is_scored, losses), key=lambda event: -event["step"]):
+            if math.isfinite(values([event], "loss")[0]):
+                break
+            diverged_at = event["step"]
+        return diverged_at
+
+    @property
     def state(self) -> str:
         """In words: finished, or how far it is."""
         planned = self.options["max_train_steps"]
+        if self.diverged_at is not None:
+            return f"diverged at step {self.diverged_at:,}"
         if self.finished:
             is_evaluated = self.final() is not None or self.whole() is not None
             return "finished" if is_evaluated else "finished, and never evaluated"
@@ -206,6 +221,11 @@ class Run:
             return tokens * self.model.matmul_flops_per_token()
         speed = self.reference_speed
         return tokens / speed / 3600 if speed else None
+
+
+def _is_scored(event: dict) -> bool:
+    """Whether its loss is one of some tokens."""
+    return event.get("tokens") != 0
 
 
 def missing_axis(axis: str, runs: Sequence[Run]) -> str:

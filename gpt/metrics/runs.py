@@ -6,20 +6,28 @@ ones, `resume` and `rewind` those after the step they go back to.
 """
 
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt.config.saved import CONFIG, read_run_config
 from gpt.errors import UserError, in_brief
+from gpt.escaping import in_one_line
 from gpt.metrics import events
 from gpt.metrics.events import CURVES, METRICS
 from gpt.metrics.lines import parse
 from gpt.metrics.run import Run
 from gpt.quantities import contradiction
+from gpt.reading import open_regular
 from gpt.wording import first_of
 
+# of metrics.jsonl: a million steps take a third of it
+MOST_BYTES = 1 << 30
+MOST_BYTES_OF_LINE = 16 << 20
+SHOWN_LINES = 10  # of those that are damaged
 NAME_A_RUN = "give the folder that training made (--run_dir)"
 
 
@@ -32,17 +40,15 @@ def read_runs(paths: Iterable[str | Path], notices: list[str] | None = None) -> 
     """
     places = [Path(path) for path in paths]
     for path in places:
-        if not path.exists():
+        if not os.path.lexists(path):
             raise UserError(f"{path} does not exist", mend=NAME_A_RUN)
     folders = {}
-    problems = []
+    problems: list[UserError] = []
     for path in places:
-        inside = _run_folders(path)
-        if not inside:
-            reason = f"{path} holds no run (no {METRICS}), nor do the folders in it"
-            problems.append(UserError(reason, mend=NAME_A_RUN))
-        for folder in inside:
+        problems_of_path: list[UserError] = []
+        for folder in _run_folders(path, problems_of_path):
             folders[folder.resolve()] = folder
+        problems += problems_of_path
     runs = {}
     for whole_path, folder in folders.items():
         try:
@@ -79,12 +85,57 @@ def _without_copies(runs: dict[Path, Run], notices: list[str]) -> dict[Path, Run
     return kept
 
 
-def _run_folders(path: Path) -> list[Path]:
-    """The run's folder itself, or the folders of runs in it."""
-    if (path / METRICS).is_file():
-        return [path]
-    inside = [file.parent for file in path.glob(f"*/{METRICS}")]
-    return sorted(inside, key=lambda folder: _natural(folder.name))
+def _run_folders(path: Path, problems: list[UserError]) -> list[Path]:
+    """The run's folder itself, or the folders of runs in it, those of which nothing can be read
+    too. problems: gets why a folder cannot be looked into."""
+    try:
+        if _holds_run(path):
+            return [path]
+        entries = list(os.scandir(path)) if path.is_dir() else []
+    except OSError as error:
+        problems.append(_cannot_enter(path, error))
+        return []
+    inside = []
+    names = [entry.name for entry in entries if _may_be_folder(entry)]
+    for name in sorted(names, key=_natural):
+        try:
+            if _holds_run(path / name):
+                inside.append(path / name)
+        except OSError as error:
+            problems.append(_cannot_enter(path / name, error))
+    if not inside and not problems:
+        reason = f"{path} holds no run (no {METRICS}), nor do the folders in it"
+        problems.append(UserError(reason, mend=NAME_A_RUN))
+    return inside
+
+
+def _may_be_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a folder, or a link that leads nowhere."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    try:
+        return stat.S_ISDIR(entry.stat().st_mode)
+    except OSError:
+        return True
+
+
+def _holds_run(folder: Path) -> bool:
+    """Raises OSError where the folder cannot be looked into."""
+    try:
+        os.lstat(folder / METRICS)
+    except NotADirectoryError:
+        return False
+    except FileNotFoundError:
+        os.stat(folder)
+        return False
+    return True
+
+
+def _cannot_enter(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{folder} cannot be looked into ({error.strerror})",
+        mend="have it made readable, or name the runs that are to be read",
+    )
 
 
 def _natural(name: str) -> list:
@@ -106,34 +157,47 @@ def read_run(path: Path) -> Run:
 
 
 def _read_metrics(run: Run) -> None:
-    damaged = []
+    path = run.path / METRICS
+    damaged: list[int] = []
     try:
-        lines = (run.path / METRICS).read_bytes().split(b"\n")
+        with open_regular(path, MOST_BYTES) as file:
+            for number, line in enumerate(_lines(file), 1):
+                event = parse(line)
+                if event is not None:
+                    _require_agreement(event, path, number)
+                    _add(run.events, event)
+                elif line.strip() and _is_whole(line) and len(damaged) <= SHOWN_LINES:
+                    damaged.append(number)
     except OSError as error:
-        raise UserError(f"cannot read {in_brief(error, run.path / METRICS)}") from error
-    # what follows the last line's end: nothing, or a line that is being written
-    last = len(lines)
-    for number, line in enumerate(lines, 1):
-        event = parse(line)
-        if event is not None:
-            _require_agreement(event, f"{run.path / METRICS}:{number}")
-            _add(run.events, event)
-        elif line.strip() and number != last:
-            damaged.append(number)
+        raise UserError(f"cannot read {in_brief(error, path)}") from error
     if damaged:
-        numbers = first_of(damaged, shown=10)
+        numbers = first_of(damaged, SHOWN_LINES)
         which = f"lines {numbers} are" if len(damaged) > 1 else f"line {numbers} is"
-        run.notices.append(f"{run.path / METRICS}: {which} damaged and left out")
+        run.notices.append(f"{path}: {which} damaged and left out")
 
 
-def _require_agreement(event: dict, where: str) -> None:
-    """Raise UserError where the figures of an evaluation contradict themselves."""
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of metrics.jsonl with their ends; of one that is too long, its beginning."""
+    while line := file.readline(MOST_BYTES_OF_LINE):
+        yield line
+        while len(line) == MOST_BYTES_OF_LINE and not line.endswith(b"\n"):
+            line = file.readline(MOST_BYTES_OF_LINE)
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether it is not one that is being written."""
+    return line.endswith(b"\n") or len(line) == MOST_BYTES_OF_LINE
+
+
+def _require_agreement(event: dict, path: Path, number: int) -> None:
+    """Raise UserError where the figures of an evaluation contradict themselves. path, number: of
+    its line."""
     if event["event"] not in (events.EVAL, events.FINAL_EVAL):
         return
     problem = contradiction(event)
     if problem:
         raise UserError(
-            f"{where} contradicts itself: {problem}",
+            f"{path}:{number} contradicts itself: {problem}",
             mend="bring back the line that training wrote",
         )
 
@@ -170,14 +234,20 @@ def _take_away(history: dict, kinds: tuple, after: Any) -> None:
 def _take_away_split(history: dict, after: int, split: str) -> None:
     """Take away the evaluations of a split after a step."""
     lines = history.get(events.EVAL, [])
-    lines[:] = [line for line in lines if line["step"] <= after or line.get("split") != split]
+    of_others = []
+    while lines and lines[-1]["step"] > after:
+        line = lines.pop()
+        if line.get("split") != split:
+            of_others.append(line)
+    lines += reversed(of_others)
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of paths, as few as tell them apart."""
-    parts = 1
-    while True:
-        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+    """The last parts of paths, in one line each, as few as tell them apart."""
+    names = []
+    for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = [in_one_line("/".join(folder.parts[-parts:])) for folder in folders]
         if len(set(names)) == len(folders):
             return names
-        parts += 1
+    # of names that differ in what a line cannot show
+    return [f"{name} ({number})" for number, name in enumerate(names, 1)]

@@ -152,13 +152,26 @@ def _common_name(names: Sequence[str]) -> str:
     return name or f"{names[0]} …"
 
 
+def without_diverged(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
+    """(the groups without the runs that diverged, those runs, in groups of what they have in
+    common)."""
+    parts: tuple[list[Group], list[Group]] = ([], [])
+    for group in groups:
+        for part, has_diverged in zip(parts, (False, True)):
+            runs = [run for run in group.runs if (run.diverged_at is not None) == has_diverged]
+            if runs:
+                name = group.name if len(runs) > 1 else runs[0].name
+                part.append(replace(group, name=name, runs=runs))
+    return parts
+
+
 def finished_only(groups: Sequence[Group], notices: list[str]) -> list[Group]:
     """The groups without what is not finished or was never evaluated; notices say what that is."""
     finished = []
     for group in groups:
         runs = []
         for run in group.runs:
-            if run.finished and is_scored(run):
+            if run.diverged_at is None and run.finished and is_scored(run):
                 runs.append(run)
             else:
                 notices.append(f"{run.name} is left out: {run.state}")

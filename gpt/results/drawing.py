@@ -4,6 +4,7 @@ the same numbers.
 Needs matplotlib (extra `plot`).
 """
 
+import io
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from gpt.escaping import in_one_line, printable
+from gpt.files import write_atomically
 from gpt.results.looks import Place
 from gpt.results.panels import with_scale
 
@@ -147,7 +149,9 @@ def save(figure: Figure, stem: Path, formats: Sequence[str]) -> list[Path]:
     paths = []
     for name in formats:
         path = stem.with_name(f"{stem.name}.{name}")
-        figure.savefig(path, metadata=FORMATS[name])
+        content = io.BytesIO()
+        figure.savefig(content, format=name, metadata=FORMATS[name])
+        write_atomically(path, content.getvalue())
         paths.append(path)
     return paths
 

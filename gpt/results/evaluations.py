@@ -5,6 +5,7 @@ Each is what `eval.py --json` writes, and a block "run" that tells whose weights
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from gpt.errors import UserError
 from gpt.files import write_atomically
 from gpt.metrics.events import METRICS, finite
 from gpt.metrics.lines import is_well_formed
+from gpt.parsing import parse_json
 from gpt.quantities import contradiction
+from gpt.reading import read_bytes
 
 FOLDER = "evaluations"
+MOST_BYTES = 1 << 20  # of one of them
 
 
 def file_of(run_dir: Path, split: str, step: int) -> Path:
@@ -106,8 +110,8 @@ def join(run_dir: Path, result: Mapping[str, Any], weights: Checkpoint) -> str:
 def _content(path: Path) -> Any:
     """Of a JSON file; None where there is none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_json(read_bytes(path, MOST_BYTES))
+    except (OSError, ValueError):
         return None
 
 
@@ -116,10 +120,7 @@ def read(run_dir: Path, config: Mapping[str, Any], split: str, step: int) -> dic
     none. config: the run's config.yaml. Raises UserError where what is there is of another run,
     split or step, or contradicts itself."""
     path = file_of(run_dir, split, step)
-    try:
-        if not path.is_file():
-            return None
-    except OSError:  # of a split whose name is too long for a file
+    if not os.path.lexists(path):
         return None
     result = _content(path)
     mistake = _mistake(result, config, split, step) or _of_other_weights(run_dir, result)

@@ -14,7 +14,7 @@ from gpt.results import drawing
 from gpt.results.comparison import Group
 from gpt.results.leaderboard_text import nominal
 from gpt.results.looks import places
-from gpt.results.panels import INSIDE, LOSS_SCALE, QUANTITIES, TRAINING, Panel, in_unit
+from gpt.results.panels import INSIDE, LOSS_SCALE, QUANTITIES, TRAINING, Panel, drawable, in_unit
 from gpt.results.power_law import LEVEL, Fit, crossings, pairs
 from gpt.wording import plural, timespan
 
@@ -50,6 +50,7 @@ def _curve(
     if columns is None:
         return None
     x, mean, spread = columns
+    x, mean = drawable(x), drawable(mean)
     keep = np.isfinite(x) & np.isfinite(mean) & ((x > 0) | (not AXES[axis].log))
     if not keep.any():
         return None

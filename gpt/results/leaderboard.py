@@ -16,9 +16,10 @@ from gpt.results.comparison import (
     on_one_text,
     trusted_references,
     untold_code,
+    without_diverged,
 )
 from gpt.results.methods import code_parts, in_words, table_settings
-from gpt.results.scores import Scores, final_scores, how_much, split_of
+from gpt.results.scores import Scores, final_scores, held_out_text, how_much, split_of
 
 HOURS = "reference_hours"
 # what equal compute can be measured by; --over
@@ -45,13 +46,16 @@ def leaderboard(groups: Sequence[Group], notices: list[str], over: str = HOURS) 
 
     Raises UserError where runs cannot be compared; notices get what was left out.
     """
-    finished = finished_only(groups, notices)
+    sound, diverged = without_diverged(groups)
+    finished = finished_only(sound, notices)
     if not finished:
+        notices += [f"{run.name} {run.state}" for group in diverged for run in group.runs]
         raise UserError("; ".join(["none of the runs is finished and evaluated", *notices]))
     over, comparable = _over(finished, notices, over)
     comparable = on_one_text(comparable, notices)
     runs = [run for group in comparable for run in group.runs]
     scores = final_scores(runs, notices)
+    shown = [*comparable, *_beside(comparable, diverged, over, notices)]
     notices += untold_code(comparable)
     if over == "tokens" and not scores.one_tokenizer:
         notices.append(
@@ -68,7 +72,7 @@ def leaderboard(groups: Sequence[Group], notices: list[str], over: str = HOURS) 
         "over": over,
         "classes": [
             _class_table(places, over, scores)
-            for places in by_class([_place(group, over) for group in comparable])
+            for places in by_class([_place(group, over) for group in shown])
         ],
     }
 
@@ -87,6 +91,20 @@ def _over(finished: Sequence[Group], notices: list[str], over: str) -> tuple[str
         notices.append("runs without a class are shown by --over tokens, or --over flops")
     notices += mixed_references(trusted)
     return over, trusted
+
+
+def _beside(
+    comparable: Sequence[Group], diverged: Sequence[Group], over: str, notices: list[str]
+) -> list[Group]:
+    """Of the groups that diverged, those that stand in a table with the comparable ones."""
+    groups = []
+    for group in diverged:
+        run = group.runs[0]
+        if run.planned(over) and held_out_text(run) == held_out_text(comparable[0].runs[0]):
+            groups.append(group)
+        else:
+            notices += [f"{run.name} is left out: {run.state}" for run in group.runs]
+    return groups
 
 
 def _place(group: Group, over: str) -> Place:
@@ -147,8 +165,9 @@ def _row(group: Group, scores: Scores) -> dict[str, Any]:
         "seeds": group.seeds,
         "run_dirs": [str(run.path) for run in group.runs],
     }
+    row["diverged_at"] = [run.diverged_at for run in group.runs if run.diverged_at is not None]
     for name in FIGURES:
-        row[name] = _statistics(scores.of(group.runs, name))
+        row[name] = None if row["diverged_at"] else _statistics(scores.of(group.runs, name))
     if not scores.one_tokenizer:
         row["loss"] = None
     last_events = [
@@ -170,5 +189,7 @@ def _statistics(numbers: np.ndarray) -> dict[str, Any] | None:
     }
 
 
-def _rank(row: Mapping[str, Any]) -> float:
-    return row["normalised_ppl"]["mean"] if row["normalised_ppl"] else math.inf
+def _rank(row: Mapping[str, Any]) -> tuple[bool, float]:
+    """What diverged comes last."""
+    figure = row["normalised_ppl"]
+    return bool(row["diverged_at"]), figure["mean"] if figure else math.inf

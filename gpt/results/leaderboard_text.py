@@ -97,8 +97,9 @@ def nominal(hours: float) -> str:
 
 def _columns(table: Mapping[str, Any]) -> list[Column]:
     rows = table["rows"]
+    ranked = enumerate(rows, 1)  # those that diverged come last
     columns = [
-        Column("", [str(place) for place in range(1, len(rows) + 1)]),
+        Column("", ["-" if row["diverged_at"] else str(place) for place, row in ranked]),
         Column("run", [row["name"] for row in rows], is_number=False),
         Column("model", [_model(row) for row in rows], is_number=False),
         Column("parameters", [f"{row['parameters'] / 1e6:,.4g} M" for row in rows]),
@@ -110,6 +111,10 @@ def _columns(table: Mapping[str, Any]) -> list[Column]:
     columns.append(Column("seeds", [str(len(row["seeds"])) for row in rows]))
     for name, key in FIGURES.items():
         columns.append(Column(name, [_figure(row[key], ".4f") for row in rows]))
+    for place, row in enumerate(rows):
+        if row["diverged_at"]:
+            steps = ", ".join(f"{step:,}" for step in row["diverged_at"])
+            columns[-len(FIGURES)].cells[place] = f"diverged at step {steps}"
     return [*columns, _time(rows)]
 
 

@@ -18,7 +18,7 @@ from gpt.metrics.events import (
 from gpt.metrics.run import Run, values
 from gpt.results.comparison import Group
 from gpt.results.looks import Place, places
-from gpt.results.panels import DEVICE, INSIDE, LOSS_SCALE, LOSSES, TRAINING, in_unit
+from gpt.results.panels import DEVICE, INSIDE, LOSS_SCALE, LOSSES, TRAINING, drawable, in_unit
 
 CHARTS = (*LOSSES, *TRAINING, *DEVICE, *INSIDE)
 # of a curve's steps; each keeps its least and greatest loss, and its greatest gradient norm
@@ -116,7 +116,7 @@ def _outline(columns: dict[str, np.ndarray], steps: int) -> np.ndarray:
 
 def _short(columns: dict[str, np.ndarray], kept: np.ndarray) -> dict[str, list]:
     return {
-        name: [_rounded(float(number)) for number in column[kept]]
+        name: [_rounded(float(number)) for number in drawable(column[kept])]
         for name, column in columns.items()
     }
 

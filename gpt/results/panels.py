@@ -4,9 +4,14 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from gpt.metrics.events import ACTIVATIONS, EVAL, NORMS, TRAIN
 from gpt.wording import TIME_NAMES, TIME_UNITS, time_unit
 
+# of the numbers that are drawn: those of two ends of an axis can be divided, and raised to powers
+SMALLEST = 1e-100
+LARGEST = 1e100
 QUANTITIES = {"loss": "loss (nats per token)", "normalised_ppl": "normalised perplexity (per byte)"}
 
 
@@ -57,6 +62,13 @@ DEVICE = (
     Panel("mfu", (TRAIN,), "mfu", "model FLOPs utilisation"),
     Panel("memory", (TRAIN,), "memory", "memory, peak so far (bytes)"),
 )
+
+
+def drawable(numbers: np.ndarray) -> np.ndarray:
+    """The same with not-a-number for those that are too large or too small for an axis."""
+    sizes = np.abs(numbers)
+    is_drawable = (sizes <= LARGEST) & ((sizes >= SMALLEST) | (sizes == 0))
+    return np.where(is_drawable, numbers, np.nan)
 
 
 def in_unit(label: str, largest: float) -> tuple[str, float]:

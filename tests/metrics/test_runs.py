@@ -2,8 +2,12 @@
 
 import json
 import math
+import os
 import shutil
 import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +27,7 @@ from synthetic_runs import (
 from gpt.config.shape import family
 from gpt.data.datasets import Dataset
 from gpt.errors import UserError
+from gpt.metrics import runs
 from gpt.metrics.run import values
 from gpt.metrics.runs import read_runs
 
@@ -426,3 +431,83 @@ def test_a_copy_of_a_run_is_no_second_run(finished, tmp_path):
     notices = []
     (run,) = read_runs([tmp_path], notices)
     assert run.name == "a" and notices == ["b is left out: it is a copy of a"]
+
+
+@contextmanager
+def as_nobody():
+    """Without root's leave to look into every folder."""
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_cannot_be_looked_into_is_told():
+    folder = Path(tempfile.mkdtemp(prefix="runs-"))  # below folders that are everybody's
+    notices = []
+    try:
+        folder.chmod(0o755)
+        for name in ("a", "b", "c"):
+            synthetic_run(folder / name, 5)
+        (folder / "b").chmod(0o700)
+        (folder / "c/metrics.jsonl").chmod(0o600)
+        with as_nobody():
+            names = [run.name for run in read_runs([folder], notices)]
+    finally:
+        shutil.rmtree(folder)
+    assert names == ["a"] and notices == [
+        f"left out: {folder}/b cannot be looked into (Permission denied): have it made readable, or"
+        " name the runs that are to be read",
+        f"left out: cannot read {folder}/c/metrics.jsonl: Permission denied",
+    ]
+
+
+def test_what_is_no_run_ends_and_costs_a_notice(tmp_path):
+    synthetic_run(tmp_path / "a", 5)
+    for name in ("pipe", "folder", "nowhere", "endless", "huge"):
+        config_yaml(tmp_path / name)
+    os.mkfifo(tmp_path / "pipe/metrics.jsonl")
+    (tmp_path / "folder/metrics.jsonl").mkdir()
+    (tmp_path / "nowhere/metrics.jsonl").symlink_to("/none")
+    (tmp_path / "endless/metrics.jsonl").symlink_to("/dev/zero")
+    with open(tmp_path / "huge/metrics.jsonl", "w") as file:
+        file.truncate(100 << 30)  # of which no disk holds anything
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("/none")
+    (tmp_path / "self").symlink_to(".")  # which holds runs, and is none
+    notices = []
+    (run,) = read_runs([tmp_path], notices)
+    reasons = {
+        "folder": "Is a directory",
+        "nowhere": "No such file or directory",
+        "endless": "a pipe or a device, not a file",
+        "huge": "more than the 1,073,741,824 bytes that such a file may have",
+        "pipe": "a pipe or a device, not a file",
+        "gone": "No such file or directory",
+        "loop": "Too many levels of symbolic links",
+    }
+    assert run.name == "a" and len(notices) == len(reasons)
+    for name, reason in reasons.items():
+        (notice,) = [text for text in notices if f"{tmp_path}/{name}" in text]
+        assert reason in notice
+
+
+def test_a_line_that_is_too_long_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "MOST_BYTES_OF_LINE", 1000)
+    config_yaml(tmp_path / "run")
+    long = json.dumps({**train(2, 6.0), "more": "x" * 5000}) + "\n"
+    write_lines(tmp_path / "run", [train(1, 7.0), long, train(3, 5.0), "y" * 3000], end="")
+    (run,) = read_runs([tmp_path / "run"])
+    assert [event["step"] for event in run.curve("train")] == [1, 3]
+    assert run.notices == [f"{tmp_path}/run/metrics.jsonl: lines 2, 4 are damaged and left out"]
+
+
+def test_names_that_differ_in_controls_alone_are_told_apart(tmp_path):
+    for name in ("a\n", "a\\n"):
+        synthetic_run(tmp_path / name, 5)
+    names = [run.name for run in read_runs([tmp_path])]
+    assert len(set(names)) == 2 and not any("\n" in name for name in names)

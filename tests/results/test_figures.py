@@ -1,5 +1,7 @@
 """Figures of runs, as a reader sees them."""
 
+import errno
+import os
 import re
 import sys
 from itertools import combinations
@@ -14,7 +16,7 @@ from matplotlib.text import Text
 from scipy import optimize
 from synthetic_runs import evaluation, synthetic_run, train, write_lines
 
-from gpt.errors import UserError
+from gpt.errors import UserError, in_words
 from gpt.metrics.runs import read_runs
 from gpt.results import drawing, figures, power_law
 from gpt.results.comparison import final_losses, group_by_seed
@@ -436,3 +438,45 @@ def test_log_axes_have_ticks_to_read_off(low, high):
         and all(low <= tick <= high for tick in ticks)
         and len(set(ticks)) == len(ticks)
     )
+
+
+def test_figures_that_cannot_be_written_are_told(tmp_path, monkeypatch):
+    synthetic_run(tmp_path / "run", 5)
+    (tmp_path / "file").write_text("x")
+    for out, reason in (("file", "File exists"), ("file/figures", "Not a directory")):
+        with pytest.raises(UserError) as error:
+            in_process(monkeypatch, tmp_path, "run", "--out", out)
+        assert str(error.value) == (
+            f"--out {out} cannot be written to ({reason}): name another folder"
+        )
+
+    def full(aside, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError) as told:
+        in_process(monkeypatch, tmp_path, "run", "--out", "out", "--format", "svg")
+    # which names the file, as the command says it
+    assert in_words(told.value).what.startswith("out/training.svg: No space left on device")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_numbers_beyond_an_axis_are_left_out(tmp_path):
+    losses = [4.0, 1e300, 3.0, 5e-324, 2.5, -1e300]
+    run = synthetic_run(tmp_path / "run", 6, loss=lambda step: 3.0)
+    lines = [train(step, loss) for step, loss in enumerate(losses, 1)]
+    lines = [{**line, "normalised_ppl": line["loss"]} for line in lines]
+    write_lines(run, [*lines, evaluation(6, 3.0)])
+    groups = group_by_seed(read_runs([run]))
+    curve = figures._curve(groups[0], "steps", "train", "loss")
+    assert curve.mean.tolist() == [4.0, 3.0, 2.5]
+    for quantity in figures.QUANTITIES:
+        figures.curves(groups, "steps", quantity, Output(tmp_path, ["svg"]))
+
+
+def test_too_many_lines_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot, "MOST_LINES", 1)
+    for name in ("a", "b"):
+        synthetic_run(tmp_path / name, 5, comment=name, n_layers=2 + (name == "b"))
+    with pytest.raises(UserError, match="2 lines cannot be told apart in a figure"):
+        in_process(monkeypatch, tmp_path, "a", "b", "--out", "out")

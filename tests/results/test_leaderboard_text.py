@@ -1,5 +1,6 @@
 """What a reader of the leaderboard sees."""
 
+import json
 import sys
 
 import numpy as np
@@ -15,6 +16,9 @@ from synthetic_runs import (
     write_lines,
 )
 
+from gpt.errors import UserError
+from gpt.metrics.runs import read_runs
+from gpt.results.comparison import final_losses, group_by_seed
 from gpt.results.leaderboard_text import heading
 
 compare = load_command("compare")
@@ -113,7 +117,7 @@ def test_beyond_a_few_columns_differences_are_named(tmp_path, monkeypatch, capsy
         "run/scheduler/params/min_lr": 0.1,
         "run/scheduler/params/warmup_steps": 1,
         "run/optimizer/params/eps": 0.1,
-        "run/gpt/compile": True,
+        "run/gpt/compile": "default",
     }
     identified_run(tmp_path / "a", tokens_per_second=HOUR)
     amend(identified_run(tmp_path / "b", tokens_per_second=HOUR), other)
@@ -229,3 +233,48 @@ def test_two_tokenizers_are_compared_by_bytes(tmp_path, monkeypatch, capsys):
         "the runs have different tokenizers: figures per token (the loss) say nothing of which is"
         " better, and a token of context is not as much text for all"
     ]
+
+
+def diverge(run, step):
+    """Have a run's losses be no numbers from a step on, as the trainer writes it."""
+    lines = []
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        if line["step"] >= step:
+            names = ("total_loss", "text_nats", "loss", "ppl", "normalised_loss", "normalised_ppl")
+            line.update({name: None for name in (*names, "bits_per_byte") if name in line})
+        lines.append(line)
+    write_lines(run, lines)
+
+
+def test_a_run_that_diverged_has_a_row_and_no_rank(tmp_path, monkeypatch, capsys):
+    for name, final in (("a", 1.4), ("b", 1.2), ("c", 1.3)):
+        run = identified_run(tmp_path / name, final=final, tokens_per_second=HOUR)
+        amend(run, {"run/gpt/variant": name})
+    diverge(tmp_path / "c", 7)
+    for seed, final in enumerate((1.5, 1.5, 1.5)):
+        identified_run(tmp_path / f"d-{seed}", final=final, seed=seed, tokens_per_second=HOUR)
+    diverge(tmp_path / "d-1", 12)
+    rows, _, notices, _ = tables(monkeypatch, capsys, tmp_path)
+    assert [(row[""], row["run"], row["normalised perplexity"]) for row in rows] == [
+        ("1", "b", f"{np.exp(1.2):.4f}"),
+        ("2", "a", f"{np.exp(1.4):.4f}"),
+        ("3", "d", f"{np.exp(1.5):.4f}, {np.exp(1.5):.4f}"),
+        ("-", "c", "diverged at step 7"),
+        ("-", "d-1", "diverged at step 12"),
+    ]
+    assert rows[3]["bits per byte"] == "-" and notices == []
+    law_notices = []
+    points = final_losses(group_by_seed(read_runs([tmp_path])), "flops", law_notices)
+    assert sorted(points) == ["2x32-mlp64-attn16", "a", "b"]
+    assert law_notices == [
+        "c is left out: diverged at step 7",
+        "d-1 is left out: diverged at step 12",
+    ]
+
+
+def test_runs_that_all_diverged_are_told(tmp_path, monkeypatch):
+    diverge(identified_run(tmp_path / "a", tokens_per_second=HOUR), 1)
+    monkeypatch.setattr(sys, "argv", ["compare.py", str(tmp_path)])
+    with pytest.raises(UserError) as error:
+        compare.main()
+    assert str(error.value) == ("none of the runs is finished and evaluated; a diverged at step 1")

@@ -1,5 +1,6 @@
 """The report page, as a real browser shows it."""
 
+import errno
 import html
 import json
 import math
@@ -444,11 +445,11 @@ def wait_for(condition, seconds=60):
         (["none"], "none does not exist: give the folder that training made (--run_dir)"),
         (
             ["run", "--out", "report.txt"],
-            "--out report.txt: give the name of an .html file in a folder that exists",
+            "--out report.txt is no page: give the name of an .html file",
         ),
         (
             ["run", "--out", "no/report.html"],
-            "--out no/report.html: give the name of an .html file in a folder that exists",
+            "--out no/report.html: give the name of a file in a folder that exists",
         ),
         (["run", "--watch", "0"], "--watch 0: give seconds from 1 to 86400"),
         (["run", "--watch", "x"], "command line: argument --watch: invalid float value: 'x'"),
@@ -472,3 +473,41 @@ def test_a_run_that_has_just_begun_has_a_page_that_follows_it(lines, curves, tmp
     dom, console = browse(page, tmp_path)
     assert console == [] and re.findall(r'data-name="([^"]*)"', dom)[:1] == curves
     assert "at step 0 of 6" in dom and ("no evaluation yet" in dom) == (not lines)
+
+
+def test_a_full_disk_costs_a_watching_report_a_line(tmp_path, monkeypatch, capsys):
+    run = synthetic_run(tmp_path / "run", 5)
+    out = tmp_path / "report.html"
+    argv = ["report.py", str(run), "--out", str(out), "--watch", "1"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(report.time, "sleep", lambda seconds: None)
+    replace = os.replace
+    tries = []
+
+    def full_at_first(aside, path):
+        tries.append(path)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(aside, path)
+
+    monkeypatch.setattr(os, "replace", full_at_first)
+    report.main()
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"notice: --out {out} cannot be written (No space left on device): make room, or give the"
+        " name of a file in another folder"
+    )
+    assert sorted(os.listdir(tmp_path)) == ["report.html", "run"]
+    tries.clear()
+    monkeypatch.setattr(sys, "argv", argv[:-2])
+    with pytest.raises(UserError, match="cannot be written .No space left on device.: make room"):
+        report.main()
+
+
+def test_texts_that_are_no_unicode_are_shown(tmp_path):
+    run = synthetic_run(tmp_path / os.fsdecode(b"run\xff"), 5, comment=os.fsdecode(b"c\xff"))
+    spike = {**EVENTS[2], "documents": [os.fsdecode(b"text\xff")], "step": 5}
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(spike) + "\n")
+    shown = write_page(tmp_path, [run]).read_text(encoding="utf-8")
+    for text in (r"run\udcff", r"c\udcff", r"text\udcff"):
+        assert text in shown

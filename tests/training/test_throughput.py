@@ -6,12 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, tiny_run, write_run
+from conftest import ROOT, load_command, tiny_run, write_run
 
 from gpt.compute import classes
 from gpt.config.resolve import load, resolve
 from gpt.errors import UserError
 
+throughput = load_command("throughput")
 THROUGHPUT = ROOT / "tools" / "throughput.py"
 
 RATE = classes.Rate(1000, 10**6, "fp16")
@@ -211,6 +212,10 @@ BAD = [
     ),
     (["--ds_config", "tiny.json", "--gpt.sed", "null"], "gpt.sed is not a known key"),
     (["--ds_config", "tiny.json", "--hours", "0"], "--hours must be above 0, and below a million"),
+    (
+        ["--ds_config", "tiny.json", "--hours", "6", "0.1", "0.10000001"],
+        "--hours names the class 0.1h more than once: give each class once",
+    ),
     (["--ds_config", "tiny.json", "--memory_limit", "nan"], "--memory_limit must be above 0"),
     (
         ["--ds_config", "flat.json", "--seed", "1", "--precision", "bf16"],
@@ -272,3 +277,10 @@ def test_a_mistake_ends_before_anything_is_measured(options, sentence, tmp_path,
     assert sentence in done.stderr
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["6h.json", "flat.json", "linear.json", "tiny.json"]
+
+
+def test_a_cell_of_the_csv_is_no_formula():
+    report = {"config": "=1+1|' cmd", "results": [{"micro_batch": 4, "status": "-1\n"}]}
+    head, row = csv.reader(throughput.as_csv(report).splitlines())
+    assert dict(zip(head, row))["config"] == "'=1+1|' cmd"
+    assert dict(zip(head, row))["status"] == "'-1\\n"
