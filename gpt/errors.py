@@ -193,12 +193,14 @@ def tell(error: Exception, who: str = "", reports: Path | None = None) -> None:
         sys.stderr.flush()
 
 
-def command(main: Callable[[], int | None], needs_output: bool = True) -> NoReturn:
+def command(
+    main: Callable[[], int | None], needs_output: bool = True, is_rank: bool = False
+) -> NoReturn:
     """Run a command's `main()` and leave the process with its exit code: 0 done, 2 a user's
     mistake, 1 a failed run or a fault of the trainer's own.
 
     needs_output: whether what the command prints is what it is for, so that it fails where that
-    cannot be written.
+    cannot be written. is_rank: whether other ranks may run beside it, of whom one tells for all.
     """
     standard_streams.make_usable()
     try:
@@ -210,11 +212,11 @@ def command(main: Callable[[], int | None], needs_output: bool = True) -> NoRetu
     except KeyboardInterrupt:
         code = 130
     except Exception as caught:
-        code = _fail(caught)
+        code = _fail(caught, is_rank)
     _leave(code)
 
 
-def _fail(caught: Exception) -> int:
+def _fail(caught: Exception, is_rank: bool) -> int:
     """Tell what ended a command; its exit code."""
     if isinstance(caught, OutputError):
         standard_streams.discard(sys.stdout)
@@ -226,7 +228,10 @@ def _fail(caught: Exception) -> int:
         error = RunError("there is not enough memory here; what was whole before is whole still")
     elif not isinstance(error, (UserError, RunError)):
         error = unforeseen(error)
-    _tell_once(error)
+    if is_rank:
+        _tell_once(error)
+    else:
+        tell(error)
     return 2 if isinstance(error, UserError) else 1
 
 

@@ -196,8 +196,10 @@ def targets_of(args: argparse.Namespace, source: "Source") -> list[Target]:
             f"{source.config_file} does not tell which dataset the model was trained on",
             mend="give --data_root",
         )
-    from gpt.data.datasets import Dataset
+    from gpt.data.datasets import TAKEN_UNHASHED, Dataset
 
+    if args.skip_data_hash:
+        notify(TAKEN_UNHASHED)
     dataset = Dataset(root)
     require_own_tokenizer(dataset.vocab, source, str(dataset.root))
     targets = []
@@ -208,9 +210,7 @@ def targets_of(args: argparse.Namespace, source: "Source") -> list[Target]:
             "documents": dataset.documents(name),
         }
         split = dataset.split(name)
-        if args.skip_data_hash:
-            notify(split.taken_unhashed)
-        else:
+        if not args.skip_data_hash:
             split.require_as_written()
         targets.append(Target(facts, split, dataset.vocab))
     return targets

@@ -74,9 +74,12 @@ def _name_beside(path: Path) -> Path:
     """A hidden name in a path's folder that nobody can foresee."""
     if not path.name:
         raise UserError(f"{path} has no name of its own", mend="name a file or folder in it")
-    # a file system counts bytes
-    name = os.fsdecode(os.fsencode(path.name)[:100])
-    return path.with_name(f".{name}.{secrets.token_hex(4)}.new")
+    return path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(4)}.new")
+
+
+def _shortened(name: str) -> str:
+    """A name that leaves room for more; a file system counts bytes."""
+    return os.fsdecode(os.fsencode(name)[:100])
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -261,8 +264,11 @@ def _locked_folder_beside(path: Path) -> tuple[Path, int]:
 def _remove_abandoned(path: Path) -> None:
     """Remove what processes that have died were building for a path: the user's own folders of such
     a name, which nobody keeps locked."""
-    name = re.compile(rf"\.{re.escape(path.name[:100])}\.[0-9a-f]{{8}}\.new")
-    for folder in [*path.parent.iterdir()]:
+    name = re.compile(rf"\.{re.escape(_shortened(path.name))}\.[0-9a-f]{{8}}\.new")
+    folders: list[Path] = []
+    with suppress(OSError):  # not everybody who may write there may list it
+        folders = [*path.parent.iterdir()]
+    for folder in folders:
         if name.fullmatch(folder.name):
             with suppress(OSError):  # it is locked, or its disk has no locks
                 _remove_if_unlocked(folder)

@@ -8,6 +8,7 @@ Exit code 0: done; 2: a mistake in the input; 1: the run cannot go on.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,14 +32,20 @@ def main() -> None:
     from gpt.cluster.launch import launched
     from gpt.config.command_line import parse_command_line
     from gpt.config.resolve import read
+    from gpt.data.datasets import TAKEN_UNHASHED
     from gpt.training.run_data import RunData
 
     args = parse_command_line(sys.argv[1:])
     only_tell = args.dry_run or args.explain
     launch = launched()
     draft = read(args.ds_config, args.world_size or launch.size, args.overrides)
-    data = RunData(draft, may_be_absent=only_tell, skip_hash=args.skip_data_hash)
+    # each host may have a copy of its own, whose first rank looks at it
+    is_first_of_host = os.environ.get("LOCAL_RANK", "0") == "0"
+    hash_scored = is_first_of_host and not only_tell and not args.skip_data_hash
+    data = RunData(draft, may_be_absent=only_tell, hash_scored=hash_scored)
     draft.add(data.mistakes())
+    if args.skip_data_hash:
+        draft.notices.append(TAKEN_UNHASHED)
     config = draft.settle()
     if only_tell:
         if launch.rank == 0:
@@ -129,12 +136,14 @@ def kernels_of(
     config: "Config", device: "torch.device"
 ) -> tuple[tuple[str, str] | None, str | None]:
     """((which kernels to run, why), None), or (None, the user's mistake). A mistake that this
-    rank's device alone may have: the ranks learn of it from each other before one raises it."""
+    rank's machine alone may have: the ranks learn of it from each other before one raises it."""
     from gpt.compute.hardware import DTYPES
+    from gpt.engine import boundary
     from gpt.kernels.choice import choose, require_compiler
 
     options = config.options
     try:
+        boundary.require_acceptable(config)
         if options.compile != "none":
             require_compiler(device.type)
         return choose(options.kernels, device, config.model, DTYPES[config.precision]), None
@@ -144,4 +153,4 @@ def kernels_of(
 
 if __name__ == "__main__":
     # a log that is full is no reason to end a run
-    command(main, needs_output=False)
+    command(main, needs_output=False, is_rank=True)

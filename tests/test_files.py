@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -50,7 +51,12 @@ def test_a_replaced_file_keeps_its_permissions_and_a_new_one_has_the_users(tmp_p
 
 
 def test_what_a_dead_process_was_building_is_removed_and_what_a_living_one_builds_is_not(tmp_path):
+    long_name = "ü" * 100
     abandoned = tmp_path / ".out.0123abcd.new"
+    (tmp_path / f".{'ü' * 50}.0123abcd.new").mkdir()
+    with built_aside(tmp_path / long_name):
+        assert len(os.listdir(tmp_path)) == 1
+    shutil.rmtree(tmp_path / long_name)
     others = [tmp_path / name for name in (".out.0123abcg.new", ".other.0123abcd.new", ".out.new")]
     for folder in (abandoned, *others):
         folder.mkdir()

@@ -8,8 +8,8 @@ on.
 
 A class is a run's JSON, or the name of one in ds_configs/. Options of train.py hold for all runs.
 Every run is kept in OUT/CLASS, or OUT/CLASS-seedN; OUT/sweep.json tells how far each is. SIGTERM,
-SIGINT, SIGUSR1 or SIGHUP has the present run saved, and the sweep ends; after that, or after a
-kill, the same command goes on. Exit code 1: some runs could not be finished.
+SIGINT, SIGHUP, SIGUSR1 or SIGUSR2 has the present run saved, and the sweep ends; after that, or
+after a kill, the same command goes on. Exit code 1: some runs could not be finished.
 """
 
 import shlex

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt.checkpoint.checkpoint import Checkpoint
-from gpt.checkpoint.manifest import Manifest
+from gpt.checkpoint.manifest import FILE_NAME, MANIFEST, Manifest
 from gpt.config.saved import CONFIG
 from gpt.errors import UserError
 from gpt.files import hash_file, sync, write_atomically
@@ -54,7 +54,12 @@ def _set_aside_tag(step: int):
 def own_files(folder: Path | str, rank: int) -> dict:
     """{name: size and sha256} of the files that `rank` wrote into a staged checkpoint, written
     through to the disk."""
-    own = [path for path in sorted(Path(folder).iterdir()) if rank_of(path) == rank]
+    own = [
+        path
+        for path in sorted(Path(folder).iterdir())
+        # a network's disk has hidden files of its own
+        if rank_of(path) == rank and FILE_NAME.fullmatch(path.name)
+    ]
     for path in own:
         sync(path)
     return {path.name: hash_file(path) for path in own}
@@ -103,7 +108,7 @@ def clean_up(folder: Path | str) -> None:
             os.rename(path, folder / tag)
         else:
             _remove(path)
-    for path in folder.glob(f".{LATEST}*.new"):
+    for path in [*folder.glob(f".{LATEST}*.new"), *folder.glob(f"{_TAG}*/.{MANIFEST}.*.new")]:
         path.unlink()
 
 

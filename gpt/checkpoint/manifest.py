@@ -29,7 +29,7 @@ PROBE_DOUBT = 5
 # whole numbers that are believed
 _MOST = 2**63
 # of DeepSpeed's files and ours, which lie in the checkpoint's own folder
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 # what a run needs in order to go on
 _NEEDED = (
@@ -139,7 +139,7 @@ def _are_files(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     for name, facts in value.items():
-        if not _FILE_NAME.fullmatch(name) or not isinstance(facts, dict):
+        if not FILE_NAME.fullmatch(name) or not isinstance(facts, dict):
             return False
         if not _is_count(facts.get("size")) or not isinstance(facts.get("sha256"), str):
             return False

@@ -216,16 +216,25 @@ class Saver:
     def _failed(self, pending: "_Pending"):
         """Tell of a checkpoint that could not be written, and remove what there is of it."""
         step = pending.manifest.step
+        if self._world.gather(self._is_saved_one_removed())[0]:
+            self._saved = None
+        latest = "there is no checkpoint"
+        if self.saved_step is not None:
+            latest = f"the latest checkpoint is that of step {self.saved_step}"
         self._report({"event": events.CHECKPOINT_FAILED, "step": step, "reason": pending.failure})
         self._say(
             f"WARNING: the checkpoint of step {step} could not be written ({pending.failure});"
-            " training goes on, the latest checkpoint is that of step"
-            f" {self.saved_step or 0}"
+            f" training goes on, {latest}"
         )
         if self._world.rank == 0 and self._owns_folder():
             with suppress(OSError):  # the next start tries it again
                 folders.clean_up(self.folder)
-        self._world.barrier()
+
+    def _is_saved_one_removed(self) -> bool:
+        """Whether somebody has removed the latest checkpoint, for room perhaps; rank 0 looks."""
+        if self._world.rank != 0 or self._saved is None or not self._owns_folder():
+            return False
+        return not (self.folder / folders.tag_of(self._saved.step)).is_dir()
 
     def _agreed_hindrance(self, loss: float, staged: Path) -> str | None:
         """Why no checkpoint shall be written, or None: the first that any rank has against it.
@@ -260,6 +269,7 @@ class Saver:
         config = self._config
         need = checkpoint_bytes(config.model, config.zero_stage, config.precision, config.moments)
         try:
+            self.folder.mkdir(exist_ok=True)  # removed for room, perhaps
             free = shutil.disk_usage(self.folder).free
         except OSError as error:
             return in_brief(error)

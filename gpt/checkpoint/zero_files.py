@@ -147,10 +147,20 @@ def _require_floats(*tensors: Any) -> None:
             raise ValueError("what should be weights is no tensor of floating numbers")
 
 
+def _require_shapes(shapes: dict) -> None:
+    """Raise ValueError unless this is {parameter name: shape}."""
+    for name, shape in shapes.items():
+        are_sizes = isinstance(shape, tuple) and all(type(size) is int for size in shape)
+        if not are_sizes or min(shape, default=0) < 0:
+            raise ValueError(f"the shape of {name} is none")
+
+
 def _shared(source: Path, model: dict, states: list[dict]) -> FullState:
     """Stages 1 to 3: every rank's optimizer file holds its stretches of weights and moments."""
     stage = int(states[0]["zero_stage"])
     groups = model["param_shapes"]
+    for shapes in groups:
+        _require_shapes(shapes)
     if stage == 3:
         flat = [state["fp32_flat_groups"] for state in states]
         inner = [state["optimizer_state_dict"]["state"] for state in states]

@@ -94,8 +94,9 @@ class Failures:
         detail = f" ({allocation[0].lower()})" if allocation else ""
         return RunError(
             f"out of memory after step {step}{detail}: raise gradient_accumulation_steps, set"
-            " --activation_checkpointing true, or take a higher ZeRO stage (--dry_run tells what"
-            " each of them needs); the same command goes on from the latest checkpoint"
+            " --activation_checkpointing true, lower zero_optimization.reduce_bucket_size, or take"
+            " a higher ZeRO stage (--dry_run tells what each of them needs); the same command goes"
+            " on from the latest checkpoint"
         )
 
     def _explained_loss(self, reason: str, step: int) -> RunError:

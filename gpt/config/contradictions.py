@@ -133,11 +133,13 @@ def _loading(draft: Draft) -> Iterator[Mistake]:
         )
 
 
-def _nesterov_without_momentum(draft: Draft) -> Iterator[Mistake]:
+def _nesterov_of_what_sgd_has_not(draft: Draft) -> Iterator[Mistake]:
     params = "optimizer.params"
     momentum = draft.get(f"{params}.momentum")
     if draft.get(f"{params}.nesterov") and (momentum == 0 or draft.lacks(f"{params}.momentum")):
         yield about(f"{params}.nesterov", f"needs {params}.momentum above 0")
+    elif draft.get(f"{params}.nesterov") and draft.get(f"{params}.dampening"):
+        yield about(f"{params}.nesterov", f"needs {params}.dampening 0: leave that out")
 
 
 def _evaluation_of_nothing(draft: Draft) -> Iterator[Mistake]:
@@ -234,7 +236,7 @@ RULES = (
     _odd_bucket,
     _divided_before_the_sum,
     _loading,
-    _nesterov_without_momentum,
+    _nesterov_of_what_sgd_has_not,
     _amsgrad_of_deepspeed,
     _evaluation_of_nothing,
     _two_learning_rates,

@@ -10,16 +10,17 @@ Only their form is looked at here. Whether a run has such a key, and whether the
 asked when the whole configuration is checked.
 """
 
-import json
 import re
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gpt.config.keys import PAIR, TEXTS, Key, block_of
+from gpt.config.keys import PAIR, TEXTS, Key, block_of, number_in
 from gpt.config.option_names import key_at, path_of
 from gpt.config.synonyms import hint_for_block
 from gpt.errors import UserError
+from gpt.parsing import parse_json
 
 
 def take_values(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -28,9 +29,9 @@ def take_values(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     rest: list[str] = []
     values: dict[str, Any] = {}
     options: dict[str, str] = {}
-    words = list(argv)
+    words = deque(argv)
     while words:
-        word = words.pop(0)
+        word = words.popleft()
         option, has_value, text = word.partition("=")
         path = path_of(option)
         if path is None:
@@ -53,22 +54,24 @@ def take_values(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def _refuse_blocks_with_values(options: dict[str, str]) -> None:
     """options: {dotted path: option that sets it}."""
     for path, option in options.items():
-        for block, whole in options.items():
-            if path.startswith(f"{block}."):
-                raise UserError(
-                    f"command line: {whole} sets a whole block, and {option} a value in it",
-                    mend="give one of them",
-                )
+        block = path.rpartition(".")[0]
+        while block and block not in options:
+            block = block.rpartition(".")[0]
+        if block:
+            raise UserError(
+                f"command line: {options[block]} sets a whole block, and {option} a value in it",
+                mend="give one of them",
+            )
 
 
-def _take_words(path: str, words: list[str]) -> list[str]:
+def _take_words(path: str, words: deque[str]) -> list[str]:
     """Take an option's value from the front of the words behind it: one word, or all up to the next
     option where it may be a list."""
     key = key_at(path)
     is_list = key is None or (isinstance(key, Key) and key.kind in (PAIR, TEXTS))
     taken: list[str] = []
     while words and not words[0].startswith("--") and (is_list or not taken):
-        taken.append(words.pop(0))
+        taken.append(words.popleft())
     return taken
 
 
@@ -87,16 +90,18 @@ def _value(option: str, path: str, texts: list[str]) -> Any:
         # brackets and commas as in JSON or not, and spaces around them or not
         texts = re.sub(r"[\[\](),]", " ", " ".join(texts)).split()
     values = [_parsed(text) for text in texts]
+    if kind == TEXTS and not isinstance(values[0], list):
+        return texts
     return values[0] if len(values) == 1 else values
 
 
 def _parsed(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    read_json = partial(json.loads, object_pairs_hook=partial(block_of, place="command line"))
-    for read in (int, float, read_json):
-        try:
-            return read(text)
-        except (ValueError, RecursionError):
-            pass
-    return text
+    number = number_in(text)
+    if number is not None:
+        return number
+    try:
+        return parse_json(text, block_of=partial(block_of, place="command line"))
+    except ValueError:
+        return text

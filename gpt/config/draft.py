@@ -11,7 +11,10 @@ from gpt.config.run_config import Config
 from gpt.config.schedule import CosineSchedule
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
 from gpt.errors import UserError
+from gpt.escaping import in_one_line
 
+# mistakes that a report tells
+MOST_TOLD = 100
 # the source of its values
 COMMAND_LINE = "command line"
 
@@ -179,13 +182,16 @@ class Draft:
         sentences = [self._located(mistake) for mistake in self.mistakes]
         if len(sentences) == 1:
             return sentences[0]
-        lines = [f"  {number}. {sentence}" for number, sentence in enumerate(sentences, 1)]
+        shown = sentences[:MOST_TOLD]
+        lines = [f"  {number}. {sentence}" for number, sentence in enumerate(shown, 1)]
+        if len(sentences) > MOST_TOLD:
+            lines.append(f"  and {len(sentences) - MOST_TOLD:,} more")
         return "\n".join([f"{self.file}: {len(sentences)} mistakes", *lines])
 
     def _located(self, mistake: Mistake) -> str:
         if not mistake.path:
             return mistake.sentence
-        return f"{self._source(mistake.path)}: {mistake.sentence}"
+        return in_one_line(f"{self._source(mistake.path)}: {mistake.sentence}")
 
     def _source(self, path: str) -> str:
         """Where the value at a dotted path comes from, or the innermost block around it."""

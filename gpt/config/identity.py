@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from gpt.config.keys import LARGEST
 from gpt.config.run_config import leaves, value_at
 
 RUN = "run"  # the block of config.yaml that resolves to the run again
@@ -110,7 +111,8 @@ def _plain(value: Any) -> Any:
     """The same number is the same, whether it was written as 1 or 1.0."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST
+    return int(value) if is_whole else value
 
 
 def _says_something(path: str, value: Any) -> bool:

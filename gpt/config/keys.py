@@ -4,11 +4,13 @@ import difflib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from gpt.errors import UserError
+from gpt.parsing import MOST_DIGITS
 
 REQUIRED = object()
 
@@ -17,6 +19,8 @@ LARGEST = 2**53
 
 # characters of a value in a sentence
 MOST_SHOWN = 120
+
+_NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|nan)", re.IGNORECASE)
 
 # kinds of values beside Python's types: two floats in [0, 1), and a list of texts
 PAIR = "pair"
@@ -61,9 +65,9 @@ class Key:
         return self._out_of_choices(value)
 
     def _problem_of_number(self, value: Any) -> str | None:
-        if self.kind is int and not (_is_number(value) and isinstance(value, int)):
+        if self.kind is int and not (is_number(value) and isinstance(value, int)):
             return f"is {in_json(value)}, not a whole number"
-        if not _is_number(value):
+        if not is_number(value):
             hint = " (leave the quotes out)" if _reads_as_number(value) else ""
             return f"is {in_json(value)}, not a number{hint}"
         return self._out_of_range(value) or self._out_of_choices(value)
@@ -99,18 +103,24 @@ def block_of(pairs: list[tuple[str, Any]], place: str) -> dict[str, Any]:
 
 
 def in_json(value: Any) -> str:
-    """A value for a sentence, with null, true and false as a file and a command line have them."""
-    if isinstance(value, dict):
-        inner = [f"{name!r}: {in_json(inner)}" for name, inner in value.items()]
-        return "{" + ", ".join(inner) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(in_json, value)) + "]"
-    is_word = value is None or isinstance(value, bool)
-    text = json.dumps(value) if is_word else repr(value)
+    """A value for a sentence, with null, true and false as a file and a command line have them; a
+    long one cut."""
+    text = _whole_in_json(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}… ({len(text):,} characters)"
 
 
-def _is_number(value: Any) -> bool:
+def _whole_in_json(value: Any) -> str:
+    if isinstance(value, dict):
+        inner = [f"{name!r}: {_whole_in_json(inner)}" for name, inner in value.items()]
+        return "{" + ", ".join(inner) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_whole_in_json, value)) + "]"
+    is_word = value is None or isinstance(value, bool)
+    return json.dumps(value) if is_word else repr(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float; true and false are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -127,17 +137,20 @@ def _is_pair(value: Any) -> bool:
     """Whether it is two numbers in [0, 1)."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         return False
-    return all(_is_number(number) and 0 <= number < 1 for number in value)
+    return all(is_number(number) and 0 <= number < 1 for number in value)
 
 
 def _reads_as_number(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
+    return isinstance(value, str) and number_in(value) is not None
+
+
+def number_in(text: str) -> int | float | None:
+    """The number that a text is, as JSON or a person writes it; None where it is none. Python takes
+    more for a number: 1_0, blanks around it, the digits of other scripts."""
+    if _NUMBER.fullmatch(text) is None:
+        return None
+    is_whole = text.lstrip("+-").isdecimal() and len(text) <= MOST_DIGITS
+    return int(text) if is_whole else float(text)
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

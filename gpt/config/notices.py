@@ -10,6 +10,7 @@ from gpt.config.draft import Draft
 from gpt.config.keys import Key
 from gpt.config.optimizer_keys import COSINE, CYCLE_STEPS, WARMUP_STEPS
 from gpt.config.option_names import key_at, option_of
+from gpt.config.reference import precision_of
 from gpt.config.run_config import leaves
 from gpt.config.schedule import CosineSchedule
 from gpt.config.shape import load_presets
@@ -28,6 +29,8 @@ RATES_AFTER = {
     "WarmupCosineLR": "its smallest learning rate",
     "OneCycle": "cycle_min_lr",
 }
+# elements of a bucket whose memory counts
+LARGE_BUCKET = 10**8
 # how the meaning of a key begins that nothing depends on
 NO_EFFECT = "no effect"
 
@@ -151,6 +154,21 @@ def _without_effect(draft: Draft) -> Iterator[str]:
         yield f"without effect at ZeRO stage {stage}, being of stage 3: {', '.join(of_stage_3)}"
 
 
+def _bucket_of_many_models(draft: Draft) -> Iterator[str]:
+    path = "zero_optimization.reduce_bucket_size"
+    size = draft.get(path)
+    model = draft.model
+    if model is None or not size or not draft.get("zero_optimization.stage"):
+        return
+    parameters = model.parameters()
+    width = 4 if precision_of(draft) == "fp32" else 2
+    if size > max(10 * parameters, LARGE_BUCKET):
+        yield (
+            f"{path} {size:,} takes {size * width / 1e9:,.1f} GB of each rank, and the"
+            f" model has {parameters:,} parameters: as many are enough"
+        )
+
+
 def _division_that_stage_1_ignores(draft: Draft) -> Iterator[str]:
     scatters = draft.get("zero_optimization.reduce_scatter") is not False
     if draft.get("zero_optimization.stage") != 1 or not scatters:
@@ -170,5 +188,6 @@ RULES = (
     _unused_learning_rate,
     _unusual_shape,
     _without_effect,
+    _bucket_of_many_models,
     _division_that_stage_1_ignores,
 )

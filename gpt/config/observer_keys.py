@@ -3,7 +3,7 @@
 from gpt.config.keys import TEXTS, Key
 
 _MONITOR = {
-    "output_path": Key(str, doc='folder, default "": the current one'),
+    "output_path": Key(str, "", "folder; empty: the current one"),
     "job_name": Key(str, doc="folder in that, default DeepSpeedJobName"),
 }
 
@@ -20,7 +20,10 @@ OBSERVER_KEYS = {
             int, doc="optimiser steps before the one that is counted, default 1", minimum=1
         ),
         "module_depth": Key(
-            int, doc="levels of nested modules to sum up by, default -1: all of them", minimum=-1
+            int,
+            doc="levels of nested modules to sum up by, default -1: all of them",
+            minimum=-1,
+            maximum=4,
         ),
         "top_modules": Key(int, doc="modules named for each level, default 1", minimum=1),
         "detailed": Key(bool, doc="print the figures of every module too, default true"),

@@ -135,7 +135,7 @@ _LEARNING_RATE = {"lr": Key(float, doc=f"learning rate; not with {COSINE}, which
 _ADAM = {
     **_LEARNING_RATE,
     "betas": Key(PAIR, [0.9, 0.95], "decay of the first and second moment"),
-    "eps": Key(float, 1e-8, "added to the root of the second moment", above=0),
+    "eps": Key(float, 1e-8, "added to the root of the second moment", minimum=1e-38),
     "weight_decay": Key(float, 0.0, "decoupled weight decay", minimum=0),
     "torch_adam": Key(
         bool, True, "torch's fused Adam; false: DeepSpeed's, which is compiled on first use"

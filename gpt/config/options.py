@@ -135,6 +135,7 @@ class Options:
         1800.0,
         "seconds without progress after which all ranks show their stacks and end; "
         "0 or less: never",
+        maximum=10**8,
     )
     logger_type: str = option(
         str,
@@ -149,7 +150,8 @@ class Options:
         None,
         "throughput of the compute class's reference device, for "
         "reference_hours in metrics.jsonl and for --dry_run",
-        above=0,
+        minimum=1e-3,
+        maximum=10**12,
     )
     reference_flops_per_token: int | None = option(
         int,

@@ -80,6 +80,9 @@ REFUSED = {
     ),
     "zero_optimization.compute_grad_norm": "norms of the gradient are always reported",
     "zero_optimization.leaf_module": "the model has no such modules",
+    "zero_optimization.stage3_module_granularity_threshold": (
+        "each block is gathered whole as it is, and the whole model cannot be: leave it out"
+    ),
     "optimizer.legacy_fusion": "it is fixed by optimizer.type",
     "comet.api_key": "config.yaml would show it: set COMET_API_KEY in the environment",
     "data_types.param_dtype": _ONE_TYPE,

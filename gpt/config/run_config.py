@@ -66,6 +66,8 @@ class Config:
         """The same run in fp32, with a notice that says why; a throughput that was measured in
         another precision is not its own, but for one that the command line gives to the run."""
         fp16 = {**self.deepspeed["fp16"], "enabled": False}
+        # without these sums are in the run's precision, fp32
+        deepspeed = {name: value for name, value in self.deepspeed.items() if name != "data_types"}
         options = self.options
         notices = [*self.notices, reason]
         is_own = self.sources.get("gpt.tokens_per_second") == "command line"
@@ -82,7 +84,7 @@ class Config:
         return dataclasses.replace(
             self,
             options=options,
-            deepspeed={**self.deepspeed, "fp16": fp16},
+            deepspeed={**deepspeed, "fp16": fp16},
             sources={**self.sources, "fp16.enabled": f"derived: {reason}"},
             notices=tuple(notices),
         )

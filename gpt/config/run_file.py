@@ -8,6 +8,7 @@ from typing import Any
 from gpt.config import saved
 from gpt.config.keys import block_of, nearest
 from gpt.errors import UserError
+from gpt.escaping import in_one_line
 from gpt.parsing import ParseError, lines_of_keys, parse_json
 from gpt.reading import read_text
 
@@ -23,6 +24,8 @@ def read_file(path: str | Path) -> tuple[Any, str, dict[str, int]]:
 
     Raises UserError where it is not readable, and where a key stands twice in one block.
     """
+    if not str(path):
+        raise UserError("the config's name is empty", mend="give a file")
     path = Path(path)
     text = _read_text(path)
     if path.suffix in (".yaml", ".yml"):
@@ -38,7 +41,8 @@ def _read_text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         hint = _nearest_file(path) if isinstance(error, FileNotFoundError) else ""
-        raise UserError(f"cannot read the config {path}: {reason}{hint}") from error
+        name = in_one_line(str(path))
+        raise UserError(f"cannot read the config {name}: {reason}{hint}") from error
 
 
 def _nearest_file(path: Path) -> str:

@@ -32,7 +32,7 @@ _OTHER_NAMES = {
     "gpt.activation_checkpointing": (
         "gradient_checkpointing checkpoint_activations recompute_activations"
     ),
-    "gpt.comment": "note notes description _comment",
+    "gpt.comment": "note notes description",
     "gpt.compile": "torch_compile",
     "gpt.data_root": "data data_dir data_path dataset dataset_dir",
     "gpt.eval_every": "eval_interval eval_steps val_every val_interval",

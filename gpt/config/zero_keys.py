@@ -171,14 +171,6 @@ ZERO_KEYS = {
         ),
         minimum=0,
     ),
-    "stage3_module_granularity_threshold": Key(
-        int,
-        doc=(
-            "modules with at most so many elements per submodule are gathered whole; default 0: "
-            "none but the model's blocks, which always are"
-        ),
-        minimum=0,
-    ),
     "contiguous_gradients": Key(
         bool,
         doc=(

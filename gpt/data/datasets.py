@@ -21,6 +21,12 @@ from gpt.files import hash_file
 from gpt.parsing import parse_json
 from gpt.reading import read_bytes
 
+# What there is to tell where `Split.require_as_written` is left out.
+TAKEN_UNHASHED = (
+    "the tokens that are evaluated are taken by their size alone, not by their sha256"
+    " (--skip_data_hash)"
+)
+
 # What to do about a file of a dataset that is damaged.
 MEND = "prepare the dataset again, or copy that file again"
 
@@ -105,11 +111,6 @@ class Split:
                 " so that what is measured on it would be wrong",
                 mend=MEND,
             )
-
-    @property
-    def taken_unhashed(self) -> str:
-        """What there is to tell where `require_as_written` is left out."""
-        return f"{self._path} is taken by its size alone, not by its sha256 (--skip_data_hash)"
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError where ids that were read from this split are none of the vocabulary's."""

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -34,7 +33,8 @@ from gpt.cluster.world import World, to_device
 from gpt.compute.hardware import DTYPES, keep_freed_memory, share_cores
 from gpt.compute.memory import is_offloaded
 from gpt.config.run_config import Config
-from gpt.engine import loss_scale, read_back
+from gpt.engine import acceptance, loss_scale, read_back
+from gpt.engine.acceptance import settings_of
 from gpt.engine.device import prepare_gpu
 from gpt.engine.gradients import find_by_norm, forget, sum_in_fp32
 from gpt.engine.loss_scale import LossScaleExhausted
@@ -54,10 +54,20 @@ def _only_errors(record: logging.LogRecord):
 logging.getLogger("DeepSpeed").addFilter(_only_errors)
 warnings.filterwarnings("ignore", category=FutureWarning)
 
-import deepspeed
+try:
+    import deepspeed
+except ValueError as refusal:
+    if "DS_ACCELERATOR" not in os.environ:
+        raise
+    raise UserError(
+        f"the environment's DS_ACCELERATOR is {os.environ['DS_ACCELERATOR']!r} ({refusal})",
+        mend="unset it, and DeepSpeed takes the device that is there",
+    ) from refusal
 import deepspeed.ops
 from deepspeed.ops.op_builder import AsyncIOBuilder
+from deepspeed.runtime import lr_schedules
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
@@ -156,35 +166,13 @@ class StepResult:
     norms: dict | None  # {"weight" | "gradient" | "update": {parameter group: 2-norm}}
 
 
-def _require_nvme(config: Config):
-    """Raise UserError where parts shall be offloaded to NVMe, and what DeepSpeed needs for it
-    cannot be compiled."""
-    zero = config.deepspeed["zero_optimization"]
-    for block in ("offload_optimizer", "offload_param"):
-        on_nvme = zero.get(block, {}).get("device") == "nvme"
-        if on_nvme and not AsyncIOBuilder().is_compatible(verbose=False):
-            raise UserError(
-                f"zero_optimization.{block}.device is nvme, which DeepSpeed's async_io operator"
-                " serves, and it cannot be compiled here",
-                mend="install a C++ compiler and libaio with its headers (Debian: g++ libaio-dev),"
-                " or offload to cpu",
-            )
-
-
-def _settings(config: Config):
-    """What DeepSpeed gets."""
-    optimizer = {**config.deepspeed["optimizer"]}
-    if config.schedule is not None:
-        # the rate that the optimizer is made with; the schedule sets it before every step
-        optimizer["params"] = {**optimizer["params"], "lr": config.schedule.lr(1)}
-    return {
-        **config.deepspeed,
-        "optimizer": optimizer,
-        "steps_per_print": sys.maxsize,
-        # It would wait for the device twice per micro-batch; gpt.metrics.meter measures without
-        # waiting.
-        "timers": {"throughput": {"enabled": False}},
-    }
+def require_acceptable(config: Config) -> None:
+    """Raise UserError where this machine or DeepSpeed refuse a configuration."""
+    device = deepspeed.accelerator.get_accelerator().device_name()
+    acceptance.require_machine(
+        config, device, lambda: AsyncIOBuilder().is_compatible(verbose=False)
+    )
+    acceptance.require_deepspeed(config, DeepSpeedConfig, lr_schedules)
 
 
 def _gather_by_block(model: torch.nn.Module):
@@ -211,8 +199,8 @@ class Engine:
         world: World,
         weights: Iterable[tuple[str, torch.Tensor]] = (),
     ):
-        _require_nvme(config)
-        settings = _settings(config)
+        require_acceptable(config)
+        settings = settings_of(config)
         self._stage = config.zero_stage
         if is_offloaded(config.deepspeed["zero_optimization"], "offload_optimizer"):
             # Its Adam runs on the cores, whatever the model runs on.

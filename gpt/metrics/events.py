@@ -14,6 +14,7 @@ START = "start"
 RESUME = "resume"
 STOPPED = "stopped"
 FAILED = "failed"
+SUSPENDED = "suspended"  # the process stood still, by somebody else's will
 CHECKPOINT = "checkpoint"
 CHECKPOINT_FAILED = "checkpoint_failed"
 
@@ -33,7 +34,7 @@ REWIND = "rewind"
 # the other events are things that happened, and stay so
 CURVES = (TRAIN, EVAL, FINAL_EVAL, NORMS, ACTIVATIONS)
 ALARMS = (OVERFLOW, SPIKE, SKIP, REWIND, FAILED, CHECKPOINT_FAILED, STOPPED)
-HAPPENINGS = (START, RESUME, CHECKPOINT, *ALARMS)
+HAPPENINGS = (START, RESUME, SUSPENDED, CHECKPOINT, *ALARMS)
 
 
 def finite(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from gpt.compute import hardware
 from gpt.config.identity import sequences_until
 from gpt.config.run_config import Config
 from gpt.metrics.events import AXES
+from gpt.metrics.running_time import RunningTime
 
 # of a step's wall time; "other" is what belongs to no other
 PARTS = ("data", "forward", "backward", "step", "eval", "checkpoint", "other")
@@ -22,10 +23,11 @@ class Clock:
     """Time spent on optimiser steps, with pauses for evaluations and checkpoints left out. It
     stands until `go_on`.
 
-    seconds: what earlier processes of the run have spent.
+    seconds: what earlier processes of the run have spent. now: tells the time, in seconds.
     """
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float, now: Callable[[], float]):
+        self._now = now
         self._running_since: float | None = None
         self._spent = seconds
 
@@ -34,12 +36,12 @@ class Clock:
         self._running_since = None
 
     def go_on(self) -> None:
-        self._running_since = time.perf_counter()
+        self._running_since = self._now()
 
     def seconds(self) -> float:
         if self._running_since is None:
             return self._spent
-        return self._spent + (time.perf_counter() - self._running_since)
+        return self._spent + (self._now() - self._running_since)
 
 
 class TimeSplit:
@@ -97,12 +99,20 @@ class Meter:
     """Measures one process's part of a run on `world`. It stands until `start`.
 
     seconds: of training that were spent before. changes: what was changed on resuming, as in
-    config.yaml.
+    config.yaml. running_time: the clock that training is measured by.
     """
 
     def __init__(
-        self, config: Config, world: World, seconds: float, changes: Sequence[Mapping] = ()
+        self,
+        config: Config,
+        world: World,
+        seconds: float,
+        changes: Sequence[Mapping],
+        running_time: RunningTime,
     ):
+        self._running_time = running_time
+        self._left_out_of_parts = running_time.suspended
+        self._told = running_time.suspended
         self._changes = changes
         self._config = config
         self._world = world
@@ -110,7 +120,7 @@ class Meter:
         self.flops_per_token = config.model.matmul_flops_per_token()
         self.device = hardware.device_name(world.device)
         self.peak_flops = hardware.peak_flops(self.device, config.precision)
-        self._clock = Clock(seconds)
+        self._clock = Clock(seconds, running_time.now)
         self._split = TimeSplit(world.device)
         self.mark = self._split.mark
         self.settle = self._split.settle
@@ -118,7 +128,7 @@ class Meter:
 
     def start(self, step: int) -> None:
         """Training goes on after `step`."""
-        self._split.take()
+        self._parts()
         self._clock.go_on()
         self.begin_stretch(step)
 
@@ -175,5 +185,22 @@ class Meter:
             "tokens_per_second": speed,
             "mfu": utilisation,
             "memory": hardware.peak_memory(self._world.device),
-            "seconds": self._split.take(),
+            "seconds": self._parts(),
         }
+
+    def _parts(self) -> dict[str, float]:
+        """{part: seconds} since the last call. What the process was suspended for was counted with
+        one part, the longest therefore."""
+        parts = self._split.take()
+        suspended = self._running_time.suspended
+        longest = max(parts, key=lambda part: parts[part])
+        parts[longest] = max(0.0, parts[longest] - (suspended - self._left_out_of_parts))
+        self._left_out_of_parts = suspended
+        return parts
+
+    def new_suspension(self) -> float:
+        """Seconds for which the process was suspended since the last call."""
+        suspended = self._running_time.suspended
+        new = suspended - self._told
+        self._told = suspended
+        return new

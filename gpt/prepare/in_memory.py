@@ -22,9 +22,6 @@ class TextSplit:
     documents: int
     bytes: int
 
-    def read(self, first: int, count: int) -> np.ndarray:
-        return self.tokens[first : first + count]
-
     def check_ids(self, ids: np.ndarray) -> None:
         """They are the vocabulary's, which has just made them."""
 

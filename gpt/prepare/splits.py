@@ -6,16 +6,18 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gpt.data import manifests
 from gpt.errors import UserError
 from gpt.prepare.rows import NO_NAMES
+from gpt.reading import read_text
 
 TRAIN = "train"
 TEST = "test"
 VALID = "valid"
+# bytes of a list of names, which may be those of millions
+MOST_OF_LIST = 1 << 30
 
 
 class SameName(UserError):
@@ -202,7 +204,7 @@ def read_lists(options: Iterable[str]) -> tuple[tuple[str, tuple[str, ...]], ...
         if split in dict(lists):
             raise UserError(f"--split_list {option}: the split {split!r} has a list already")
         try:
-            lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(file, MOST_OF_LIST, encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{file} is not UTF-8 at byte {error.start}",

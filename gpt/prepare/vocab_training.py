@@ -1,15 +1,15 @@
 """Training a SentencePiece vocabulary on a bounded sample of documents."""
 
-import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
-
 from gpt.data.vocab import END_OF_DOCUMENT, Vocab
 from gpt.errors import UserError
+from gpt.escaping import in_one_line
+from gpt.prepare import trainer_process
 from gpt.prepare.documents import Input, documents, file_of_rows, holds_rows
 from gpt.prepare.splits import TRAIN, Rule
 from gpt.prepare.texts import Document, NotUTF8, Reading
@@ -149,39 +149,22 @@ def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Vocab:
         raise UserError(
             f"--vocab_size {vocab_size} is too large", mend=f"give at most {LARGEST_VOCABULARY}"
         )
-    model = io.BytesIO()
-    mistakes: list[UserError] = []
-    has_text = False
-
-    def sentences() -> Iterator[str]:
-        # SentencePiece would swallow a mistake that is raised in here
-        nonlocal has_text
-        try:
-            for sentence in _sentences(documents):
-                has_text = True
-                yield sentence
-        except UserError as error:
-            mistakes.append(error)
-
-    failure = None
-    sentencepiece.set_random_generator_seed(0)
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences(),
-            model_writer=model,
-            vocab_size=vocab_size,
-            minloglevel=2,
-            **TOKENIZER_OPTIONS,
-        )
-    except RuntimeError as error:
-        failure = error
-    if mistakes:
-        raise mistakes[0]
-    if not has_text:
+    sentences = iter(_sentences(documents))
+    first = next(sentences, None)
+    if first is None:
         raise UserError("no tokenizer can be trained: the documents of `train` hold no text")
-    if failure is not None:
-        raise _training_mistake(str(failure), vocab_size) from failure
-    return Vocab(model.getvalue())
+    options = {"vocab_size": vocab_size, "minloglevel": 2, **TOKENIZER_OPTIONS}
+    try:
+        model = trainer_process.train(itertools.chain([first], sentences), options)
+    except trainer_process.TrainingError as error:
+        raise _training_mistake(str(error), vocab_size) from error
+    except trainer_process.TrainerLost as error:
+        raise UserError(
+            f"the tokenizer's training ended with exit code {error.returncode}, for want of memory"
+            " perhaps",
+            mend="free some, or give a tokenizer with --tokenizer",
+        ) from error
+    return Vocab(model)
 
 
 def _training_mistake(message: str, vocab_size: int) -> UserError:
@@ -200,5 +183,5 @@ def _training_mistake(message: str, vocab_size: int) -> UserError:
         )
     return UserError(
         f"no tokenizer of {vocab_size} ids could be trained on the text (SentencePiece says:"
-        f" {message.strip()})"
+        f" {in_one_line(message.strip())})"
     )

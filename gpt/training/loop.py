@@ -22,6 +22,7 @@ from gpt.files import FolderLock, is_locked_by
 from gpt.metrics import events
 from gpt.metrics.activations import ActivationStatistics
 from gpt.metrics.meter import Meter
+from gpt.metrics.running_time import RunningTime
 from gpt.metrics.sinks import Metrics
 from gpt.metrics.terminal import Progress
 from gpt.model import build
@@ -38,7 +39,6 @@ if TYPE_CHECKING:  # it loads DeepSpeed
 # of batch 0, whose loss is kept with every checkpoint
 PROBE_ROWS = 2
 PROBE_TOKENS = 32
-MEND_DIVERGENCE = "lower max_lr, or set gradient_clipping,"
 
 
 class Prepared(Protocol):
@@ -71,13 +71,13 @@ class Loop:
         world: World,
         watchdog: Watchdog,
         stop_request: StopRequest,
+        running_time: RunningTime,
     ):
         config = prepared.config
         options = config.options
         token = prepared.lock and prepared.lock.token
         self._start_tag, token = world.gather((prepared.start_tag, token))[0]
         require_one_folder(config.run_dir, token, world)
-        lock = prepared.lock
         self._config = config
         self._saved_config = prepared.saved_config
         self._course = prepared.course
@@ -105,7 +105,7 @@ class Loop:
             prepared.dataset,
             self._engine,
             world,
-            lambda: lock.holds if lock else is_locked_by(config.run_dir, token),
+            lambda: self._lock.holds if self._lock else is_locked_by(config.run_dir, token),
             metrics.write,
             progress.say,
         )
@@ -118,7 +118,7 @@ class Loop:
             self._notices.append(f"the first weights are those of {options.init_from}")
         progress.start(self._course.step)
         changes = world.gather(prepared.saved_config[CHANGES])[0]
-        self._meter = Meter(config, world, seconds, changes)
+        self._meter = Meter(config, world, seconds, changes, running_time)
         self._reports = Reports(config, self._course, self._engine, self._meter, metrics, progress)
         self._trouble = Trouble(
             config,
@@ -160,6 +160,7 @@ class Loop:
                 self._save()
             if course.owes_evaluation(options):
                 self._evaluate()
+            self._tell_suspension()
         self._saver.finish()
         if self._saver.saved_step != course.step:
             self._save()
@@ -173,6 +174,11 @@ class Loop:
         if hindrance is not None:
             raise AgreedUserError(f"{hindrance}; nothing was trained")
         self._reports.begin(self._notices, self._kernels, self._saved_config, bool(self._start_tag))
+
+    def _tell_suspension(self) -> None:
+        seconds = self._meter.new_suspension()
+        if seconds:
+            self._reports.suspended(seconds)
 
     def _begin_files(self) -> str | None:
         """Write the run's files, on rank 0; returns why they cannot be written."""
@@ -206,18 +212,14 @@ class Loop:
         options = self._config.options
         step = self._course.step
         saver = self._saver
+        if saver.saved_step != step or self._is_unscored:
+            self._require_numbers()
         if saver.saved_step != step:
             self._fail(
                 f"the last checkpoint could not be written to {saver.folder} ({saver.failure});"
                 f" {self._how_to_go_on()}"
             )
         if self._course.is_finished(options):
-            if self._is_unscored:
-                split = options.eval_data_split
-                self._fail(
-                    f"the run has diverged: the weights of step {step} give no finite loss on"
-                    f" {split}: {MEND_DIVERGENCE} in another --run_dir"
-                )
             folder = self._lock.place if self._lock is not None else None
             folder = folder or self._config.run_dir
             self._reports.done(folders.of_run(folder) / folders.tag_of(step))
@@ -227,6 +229,26 @@ class Loop:
                 self._stop_reason,
                 self._stop_request.seconds_ago(),
                 self._stop_request.launchers_part(self._stop_reason),
+            )
+
+    def _require_numbers(self) -> None:
+        """Raise AgreedError where the weights, or what they give, are no numbers any more."""
+        places = self._world.gather(self._engine.first_nonfinite_state())
+        place = next((place for place in places if place is not None), None)
+        problem = None
+        if place is not None:
+            problem = f"{place} is not finite"
+        elif self._is_unscored:
+            problem = f"the loss on {self._config.options.eval_data_split} is not finite"
+        elif not math.isfinite(self._engine.probe(self._probe)):
+            problem = "the loss on the probe batch is not finite"
+        if problem is not None:
+            saved_step = self._saver.saved_step
+            latest = "none" if saved_step is None else f"that of step {saved_step}"
+            self._fail(
+                f"the run has diverged: after step {self._course.step} {problem}; the latest"
+                f" checkpoint is {latest}: lower max_lr, or set gradient_clipping, in another"
+                " --run_dir"
             )
 
     def _fail(self, reason: str) -> NoReturn:

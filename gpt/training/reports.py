@@ -161,6 +161,15 @@ class Reports:
         first_weights = "as given" if options.init_from else "untrained"
         self._progress.say(evaluation_line(step, split, of_tokens, scores, first_weights))
 
+    def suspended(self, seconds: float) -> None:
+        """This process stood still for so long."""
+        step = self._course.step
+        self._metrics.write({"event": events.SUSPENDED, "step": step, "seconds": seconds})
+        self._progress.say(
+            f"notice: this process was suspended for {seconds:.0f} s until step {step}, which the"
+            " hours of training leave out"
+        )
+
     def data_repeats(self) -> None:
         """The step that was just made is the first one with tokens that were trained on before."""
         self._progress.say(

@@ -24,15 +24,15 @@ class RunData:
     """The dataset that a draft of a configuration names. Its mistakes are for the draft's report,
     and a vocabulary size that the draft lacks is set to the dataset's.
 
-    may_be_absent: whether the configuration is only looked at, with nothing trained. skip_hash:
-    whether the tokens that are evaluated are taken as they are.
+    may_be_absent: whether the configuration is only looked at, with nothing trained. hash_scored:
+    whether the tokens that are evaluated are held against their sha256.
     """
 
-    def __init__(self, draft: Draft, may_be_absent: bool, skip_hash: bool = False):
+    def __init__(self, draft: Draft, may_be_absent: bool, hash_scored: bool = False):
         # None: absent, not looked at, or no dataset
         self.dataset: Dataset | None = None
         self._may_be_absent = may_be_absent
-        self._skip_hash = skip_hash
+        self._hash_scored = hash_scored
         self._draft = draft
         # None stands for a mistaken value
         self._root: str | None = draft.get("gpt.data_root")
@@ -95,7 +95,5 @@ class RunData:
         if not self._eval_split:
             return
         scored = dataset.split(self._eval_split)
-        if self._skip_hash:
-            self._draft.notices.append(scored.taken_unhashed)
-        else:
+        if self._hash_scored:
             scored.require_as_written()

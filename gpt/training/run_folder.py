@@ -35,11 +35,19 @@ def require_own(run_dir: Path) -> None:
     for name, kind in OTHER_KINDS.items():
         if os.path.lexists(run_dir / name):
             raise UserError(f"{run_dir} is {kind} (it holds {name})", mend=ANOTHER)
-    for name, is_of_a_run in FILES.items():
+    for name, problem_of in FILES.items():
         path = run_dir / name
         if os.path.lexists(path):
-            _require_file_of_a_run(path, is_of_a_run)
+            _require_file_of_a_run(path, problem_of)
     _require_folders_of_a_run(run_dir)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what a kill left of files that were being written. The run's folder is locked."""
+    for name in (CONFIG, run_documents.FILE, f"{WANDB}/id"):
+        path = run_dir / name
+        for leftover in path.parent.glob(f".{path.name}.{8 * '[0-9a-f]'}.new"):
+            leftover.unlink()
 
 
 def _require_folders(run_dir: Path) -> None:
@@ -68,13 +76,13 @@ def _require_outside_of_datasets(run_dir: Path) -> None:
             )
 
 
-def _require_file_of_a_run(path: Path, is_of_a_run: Callable[[Path], bool]) -> None:
+def _require_file_of_a_run(path: Path, problem_of: Callable[[Path], str | None]) -> None:
     if not stat.S_ISREG(path.lstat().st_mode):
         raise UserError(f"{path} is a link or no file, and a run writes there", mend=ANOTHER)
-    if not is_of_a_run(path):
+    problem = problem_of(path)
+    if problem is not None:
         raise UserError(
-            f"{path} was not written by a run, which would write over it",
-            mend=f"{ANOTHER}, or move that file away",
+            f"{problem}, and a run would write over it", mend=f"{ANOTHER}, or move that file away"
         )
 
 
@@ -91,29 +99,32 @@ def _require_folders_of_a_run(run_dir: Path) -> None:
             )
 
 
-def _is_config(path: Path) -> bool:
+def _not_a_config(path: Path) -> str | None:
     try:
         read_config(path)
-    except UserError:
-        return False
-    return True
+    except UserError as error:
+        return error.what
+    return None
 
 
-def _holds_events(path: Path) -> bool:
-    """Whether a metrics.jsonl has an event near its beginning, or nothing but the beginning of its
-    first line, which is what a kill may leave."""
+def _no_events(path: Path) -> str | None:
+    """Whether a metrics.jsonl has no event near its beginning, nor is the beginning of its first
+    line, which is what a kill may leave."""
     with open_regular(path) as file:
         content = file.read(LOOKED_AT)
     lines = content.split(b"\n")
-    if len(lines) == 1:
-        return content.startswith(b'{"event": ') or not content
-    return any(parse(line) is not None for line in lines)
+    if not content or (len(lines) == 1 and content.startswith(b'{"event": ')):
+        return None
+    if any(parse(line) is not None for line in lines):
+        return None
+    return f"{path} holds no event of a run"
 
 
-def _holds_documents(path: Path) -> bool:
+def _no_documents(path: Path) -> str | None:
     with open_regular(path) as file:
-        return file.read(len(run_documents.BEGINNING)) == run_documents.BEGINNING
+        begins_so = file.read(len(run_documents.BEGINNING)) == run_documents.BEGINNING
+    return None if begins_so else f"{path} was not written by a run"
 
 
-# {name of a file in a run's folder: whether one of that name is of a run}
-FILES = {CONFIG: _is_config, METRICS: _holds_events, run_documents.FILE: _holds_documents}
+# {name of a file in a run's folder: what says why a file of that name is not a run's, or None}
+FILES = {CONFIG: _not_a_config, METRICS: _no_events, run_documents.FILE: _no_documents}

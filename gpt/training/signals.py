@@ -12,7 +12,15 @@ import psutil
 
 from gpt.cluster.launch import launchers, over_ssh, own_exception
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+# of a person, a terminal that is gone, a scheduler (Grid Engine: SIGUSR2), a limit on CPU time
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 # DeepSpeed's launcher kills what still runs so long after it was told to end
 LAUNCHER_SECONDS = 30
 GRACE_SECONDS = LAUNCHER_SECONDS - 5
@@ -28,8 +36,8 @@ def heard() -> list[signal.Signals]:
 class StopRequest:
     """`reason` is None until this process is asked to stop, then a few words.
 
-    SIGTERM, SIGINT, SIGUSR1 and SIGHUP ask; a second SIGINT leaves at once. SIGHUP is let be where
-    it is ignored, as under nohup. A SIGTERM beside the first does
+    SIGNALS ask; a second SIGINT leaves at once. SIGHUP is let be where it is ignored, as under
+    nohup. A SIGTERM beside the first does
     not count: at Ctrl-C in a terminal DeepSpeed's launcher sends one to its ranks. A thread
     hears them, for Python's handlers run in the main thread and would wait until that comes back
     from CUDA. However long the answer takes, no signal ends this process: who sent it, a launcher

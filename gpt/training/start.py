@@ -30,7 +30,7 @@ from gpt.metrics.events import CHECKPOINT, METRICS
 from gpt.metrics.runs import read_run
 from gpt.training import run_documents
 from gpt.training.course import Course
-from gpt.training.run_folder import require_own
+from gpt.training.run_folder import remove_leftovers, require_own
 from gpt.wording import plural
 
 # prefixes of the settings that a checkpoint's tensors and states have their shapes from, or that
@@ -73,6 +73,7 @@ def claim(
     folder = folders.of_run(run_dir)
     # a mistake below shall leave no new folder behind
     lock = _lock(run_dir) if run_dir.exists() else None
+    remove_leftovers(run_dir)
     if folder.exists():
         folders.clean_up(folder)
     is_finished = False

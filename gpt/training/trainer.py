@@ -14,6 +14,7 @@ from gpt.data.datasets import Dataset
 from gpt.data.streams import Ahead, Streams
 from gpt.errors import AgreedError, AgreedUserError
 from gpt.evaluation import Evaluator
+from gpt.metrics.running_time import RunningTime
 from gpt.metrics.sinks import require_loggers
 from gpt.metrics.terminal import say_line
 from gpt.training.course import Course
@@ -108,10 +109,11 @@ class Trainer:
             self._say_finished(world)
             return
         stop_request = self.stop_request = StopRequest()
+        running_time = RunningTime()
         watchdog = Watchdog(world, self.config.options.step_timeout)
         failures = Failures(world, watchdog, self.config.run_dir)
         try:
-            Loop(self, make_engine, world, watchdog, stop_request).run()
+            Loop(self, make_engine, world, watchdog, stop_request, running_time).run()
         except (AgreedError, AgreedUserError):
             raise
         except Exception as error:
@@ -119,6 +121,7 @@ class Trainer:
         finally:
             failures.close()
             watchdog.close()
+            running_time.close()
             stop_request.run_is_over()
             self.batches.close()
 

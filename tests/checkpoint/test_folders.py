@@ -78,8 +78,17 @@ def test_what_a_crash_leaves_is_put_right(run):
     # killed between setting aside and renaming
     os.rename(folder / "global_step6", folder / ".global_step6.old")
     (folder / ".global_step7.staging").mkdir()
+    leftover = folder / "global_step5/.checkpoint.json.0123abcd.new"
+    leftover.touch()
     folders.clean_up(folder)
     assert sorted(os.listdir(folder)) == ["global_step4", "global_step5", "global_step6", "latest"]
+    assert not leftover.exists()
+
+
+def test_what_a_network_disk_hides_is_no_part_of_a_checkpoint(tmp_path):
+    for name in ("mp_rank_00_model_states.pt", ".nfs00000001", "._mp_rank_00_model_states.pt"):
+        (tmp_path / name).touch()
+    assert list(folders.own_files(tmp_path, 0)) == ["mp_rank_00_model_states.pt"]
 
 
 @pytest.mark.parametrize(

@@ -256,3 +256,19 @@ def test_a_checkpoint_is_not_written_through_a_link(sample, tmp_path):
         f"{LinkingEngine.folder}/.global_step2.staging is a link, where a folder of ours should be"
     ]
     assert sorted(os.listdir(LinkingEngine.folder)) == ["global_step1", "global_step3", "latest"]
+
+
+class RemovedEngine(PlainEngine):
+    """While it computes step 3 somebody removes the checkpoints for room."""
+
+    def step(self, *arguments):
+        if self._steps == 2:
+            shutil.rmtree(self.folder)
+        return super().step(*arguments)
+
+
+def test_a_run_whose_checkpoints_are_removed_keeps_its_next_ones(sample, tmp_path):
+    RemovedEngine.folder = tmp_path / "run/checkpoints"
+    options = {"max_train_steps": 5, "log_ckpt_every": 2}
+    train(tmp_path / "run", sample, engine=RemovedEngine, gpt=options)
+    assert folders.newest_good(RemovedEngine.folder, []) == "global_step5"

@@ -40,6 +40,11 @@ def overrides_of(line):
         ("--optimizer.params.betas [0.9, 0.95]", {"optimizer.params.betas": [0.9, 0.95]}),
         ("--optimizer.params.betas 0.9,0.95", {"optimizer.params.betas": [0.9, 0.95]}),
         ('--comms_logger {"enabled":true}', {"comms_logger": {"enabled": True}}),
+        ("--comms_logger.prof_ops all_reduce", {"comms_logger.prof_ops": ["all_reduce"]}),
+        ('--comms_logger.prof_ops ["a","b"]', {"comms_logger.prof_ops": ["a", "b"]}),
+        # what Python takes for a number, and neither JSON nor a person means as one
+        ("--seed 1_0", {"gpt.seed": "1_0"}),
+        ("--seed \u0663", {"gpt.seed": "\u0663"}),
         ("--tokens_per_second null", {"gpt.tokens_per_second": None}),
         ("--gpt.comment null --scheduler null", {"gpt.comment": None, "scheduler": None}),
     ],
@@ -189,7 +194,7 @@ def test_a_block_from_the_command_line_is_no_longer_the_files(tmp_path):
     path.write_text(json.dumps(tiny_run(optimizer={"type": "Adam", "params": {"eps": 1}})))
     with pytest.raises(UserError) as caught:
         load(path, 1, overrides_of('--optimizer.params {"eps":-1,"betas":null}'))
-    assert str(caught.value) == "command line: optimizer.params.eps is -1, must be above 0"
+    assert str(caught.value) == "command line: optimizer.params.eps is -1, must be at least 1e-38"
 
 
 def test_a_schedules_option_needs_the_schedule():

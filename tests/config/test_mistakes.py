@@ -154,13 +154,58 @@ BAD = [
     ),
     (
         "optimizer",
+        {"type": "SGD", "params": {"momentum": 0.9, "nesterov": True, "dampening": 0.1}},
+        "optimizer.params.nesterov needs optimizer.params.dampening 0: leave that out",
+    ),
+    (
+        "gpt.step_timeout",
+        1e15,
+        "gpt.step_timeout is 1000000000000000.0, must be at most 100000000",
+    ),
+    ("gpt.tokens_per_second", 1e-320, "gpt.tokens_per_second is 1e-320, must be at least 0.001"),
+    (
+        "gpt.tokens_per_second",
+        1e308,
+        "gpt.tokens_per_second is 1e+308, must be at most 1000000000000",
+    ),
+    (
+        "gpt.run_dir",
+        "a\0b",
+        "gpt.run_dir is 'a\\x00b', with a character that no file's name can have",
+    ),
+    ("gpt.seed", 10**400, "gpt.seed is beyond 9007199254740992, too large to be meant"),
+    (
+        "gpt.spike_zscore",
+        10**400,
+        "gpt.spike_zscore is beyond 9007199254740992, too large to be meant",
+    ),
+    ("gradient_clipping", True, "gradient_clipping is true, not a number"),
+    (
+        "zero_optimization.stage3_module_granularity_threshold",
+        10**6,
+        "zero_optimization.stage3_module_granularity_threshold is not supported here: each block is"
+        " gathered whole as it is, and the whole model cannot be: leave it out",
+    ),
+    (
+        "flops_profiler",
+        {"enabled": True, "profile_step": "x"},
+        "flops_profiler.profile_step is 'x', not a whole number",
+    ),
+    (
+        "comms_logger",
+        {"enabled": True, "prof_ops": "all_reduce"},
+        "comms_logger.prof_ops is 'all_reduce', not a list of texts",
+    ),
+    ("tensorboard", {"enabled": True, "job_name": 5}, "tensorboard.job_name is 5, not a text"),
+    (
+        "optimizer",
         {"type": "SGD", "params": {"nesterov": True}},
         "optimizer.params.nesterov needs optimizer.params.momentum above 0",
     ),
     (
         "optimizer",
         {"type": "Adam", "params": {"eps": 0}},
-        "optimizer.params.eps is 0, must be above 0",
+        "optimizer.params.eps is 0, must be at least 1e-38",
     ),
     (
         "optimizer",

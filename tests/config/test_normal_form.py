@@ -31,6 +31,11 @@ def test_a_float_that_is_whole_is_a_whole_number():
         ("bf16.check_grad_overflow", True),
         ("comms_logger", {"enabled": False, "verbose": True}),
         ("comms_logger", {}),
+        ("tensorboard", {"enabled": False, "output_path": "", "job_name": ""}),
+        ("wandb", {"team": "", "project": ""}),
+        ("flops_profiler", {"enabled": False, "profile_step": 1}),
+        ("_comment", "what this is"),
+        ("zero_optimization._comment_on_stages", ["a", "list"]),
     ],
 )
 def test_what_is_switched_off_is_left_out(path, value):
@@ -50,3 +55,18 @@ def test_what_is_switched_on_is_refused_or_stays():
             resolve(tiny_run(**{key: {"enabled": True}}), "tiny")
     logger = {"enabled": True}
     assert resolve(tiny_run(comms_logger=logger), "tiny").deepspeed["comms_logger"] == logger
+
+
+@pytest.mark.parametrize("betas", [[0, 0.95], [0.9, 0]])
+def test_a_whole_number_among_betas_is_a_float(betas):
+    optimizer = {"type": "Adam", "params": {"betas": betas}}
+    resolved = resolve(tiny_run(optimizer=optimizer), "tiny").deepspeed["optimizer"]["params"]
+    assert resolved["betas"] == betas
+    assert all(type(value) is float for value in resolved["betas"])
+
+
+@pytest.mark.parametrize("value", [2000, 1e5])
+def test_how_often_deepspeed_prints_is_told_to_be_left_out(value):
+    config = resolve(tiny_run(steps_per_print=value), "tiny")
+    assert "steps_per_print" not in config.deepspeed
+    assert any(notice.startswith("steps_per_print is left out") for notice in config.notices)

@@ -138,3 +138,14 @@ def test_how_often_deepspeed_prints_is_left_out():
         'steps_per_print is left out: progress is printed by "gpt": {"log_terminal_every"},'
         " details by --verbose",
     )
+
+
+def test_a_bucket_of_many_models_is_told():
+    zero = {"stage": 1, "reduce_bucket_size": 5e8}
+    parameters = resolve(tiny_run(), "tiny").model.parameters()
+    assert any(
+        notice.startswith("zero_optimization.reduce_bucket_size 500,000,000 takes 2.0 GB")
+        for notice in notices_of(zero_optimization=zero)
+    )
+    zero["reduce_bucket_size"] = parameters
+    assert notices_of(zero_optimization=zero) == ()

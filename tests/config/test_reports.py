@@ -99,3 +99,24 @@ def test_an_option_of_our_schedule_needs_our_schedule(tmp_path):
         match="--max_lr sets a parameter of LanguiniCosineLR, but the scheduler is WarmupLR",
     ):
         resolve(tree, "tiny", 1, {"scheduler.params.max_lr": 1.0})
+
+
+def test_of_thousands_of_mistakes_the_first_are_told():
+    with pytest.raises(UserError) as caught:
+        resolve(tiny_run(**{f"key{number}": 1 for number in range(300)}), "tiny")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "tiny: 300 mistakes"
+    assert lines[-1] == "  and 200 more"
+    assert len(lines) == 102
+
+
+def test_a_mistake_is_one_line_whatever_its_key_holds():
+    with pytest.raises(UserError) as caught:
+        resolve(tiny_run(**{"a\x1b[2J\nb": 1}), "tiny")
+    assert str(caught.value) == r"tiny: a\x1b[2J\nb is not a known key"
+
+
+def test_a_long_value_is_cut():
+    with pytest.raises(UserError) as caught:
+        resolve(tiny_run(train_batch_size=["x"] * 1000), "tiny")
+    assert "(5,000 characters), not a whole number" in str(caught.value)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from conftest import tiny_run
 
+from gpt.config.identity import curve
 from gpt.config.resolve import read, resolve
 from gpt.config.saved import read_config, read_run_config, saved_config, write_config
 from gpt.errors import UserError
@@ -80,8 +81,19 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path, name):
     path = tmp_path / name
     os.mkfifo(path)
     for reader in (read_config, read):
-        with pytest.raises(UserError, match=r"cannot read .*: not a regular file"):
+        with pytest.raises(UserError, match=r"cannot read .*: a pipe or a device"):
             reader(path)
+
+
+@pytest.mark.parametrize("rate", [1e-5, 1.0, 2.0**53, 1e30, 1e308])
+def test_a_rate_that_was_changed_is_read_back(saved, rate):
+    before = resolve(tiny_run(), "tiny")
+    after = resolve(tiny_run(), "tiny", overrides={"scheduler.params.max_lr": rate})
+    was, now = (curve(saved_config(config, {}, {}, 5, None)) for config in (before, after))
+    path = "scheduler.params.max_lr"
+    change = {"step": 3, "setting": path, "was": was[path], "is": now[path]}
+    edit(saved, "changes", [change])
+    assert read_config(saved)["changes"] == [change]
 
 
 def test_a_value_that_occurs_twice_is_written_twice(tmp_path):

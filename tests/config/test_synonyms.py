@@ -87,7 +87,6 @@ def test_an_option_of_a_tool_is_named_where_the_tool_has_it(load_tool):
         ("gpt.weight_decay", "is not known there: it is optimizer.params.weight_decay"),
         ("epochs", f"is not a known key: {ABSENT['epochs']}"),
         ("fp16.fp16", "is not a known key (did you mean 'enabled'?)"),
-        ("_comment", "is not known there: it is gpt.comment"),
         ("comment", "is not known there: it belongs in gpt.comment"),
     ],
 )

@@ -44,6 +44,8 @@ def main() -> int:
             made = args.material or folder / "material"
             if not made.exists():
                 material.make(made)
+            if "hf" in args.families and not (made / "hf").exists():
+                material.make_hf(made)
             held = fuzz(args, folder, made)
     finally:
         shutil.rmtree(folder)

@@ -83,6 +83,10 @@ OF_LANGUINI = (
         ("out",),
     ),
 )
+OF_HF = (
+    Command("tools/export_hf.py", ["--back", "hf", "out"], ("out",)),
+    Command("tools/export_hf.py", ["--back", "hf", "out", *TOKENIZER], ("out",)),
+)
 OF_SWEEP = (
     Command(
         "tools/sweep.py",
@@ -274,7 +278,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "inputs": of_files(["texts", "rows"], [], OF_INPUTS),
     "preparing": of_files(SHARDS, ["texts"], OF_PREPARING),
+    "split list": of_files(["rows/held_out.txt"], ["rows"], OF_INPUTS[-4:]),
     "languini": of_files(["languini", "model.pt"], ["data"], OF_LANGUINI),
+    "hf": of_files(["hf"], ["data"], OF_HF),
     "tokenizer": of_files(
         ["data/tokenizer.model"],
         ["data", "texts", "languini", "model.pt", "export", "n.json"],

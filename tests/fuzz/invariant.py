@@ -101,9 +101,14 @@ def _of_files(command: Command, before: dict[str, Entry], after: dict[str, Entry
             broken.append(Failure("left file", path))
         elif not may_change(path, command.changes):
             broken.append(Failure("outside", path))
-        elif path not in before and name.startswith(".") and name != ".lock":
+        elif path not in before and name.startswith(".") and not _is_named(name, command):
             broken.append(Failure("left file", path))
     return broken
+
+
+def _is_named(name: str, command: Command) -> bool:
+    """Whether a hidden file is the folder's lock, or has a name that the user gave."""
+    return name == ".lock" or any(name in word for word in command.argv)
 
 
 def _of_contents(before: dict[str, Entry], after: dict[str, Entry], folder: Path) -> list[Failure]:

@@ -1,5 +1,6 @@
 """Good inputs of every command, which the fuzzer damages copies of."""
 
+import shutil
 from pathlib import Path
 
 from .server import Command, run
@@ -15,14 +16,19 @@ def make(folder: Path) -> None:
     for name in ("home", "tmp"):
         (folder / name).mkdir(parents=True)
     _run(folder, "tests/fuzz/first_inputs.py")
-    for name in ("a", "b"):
-        _run(folder, "gpt/train.py", "--ds_config", "n.json", "--run_dir", f"runs/{name}")
+    _run(folder, "gpt/train.py", "--ds_config", "n.json", "--run_dir", "runs/a")
+    shutil.copytree(folder / "runs" / "a", folder / "runs" / "b")
     _run(folder, "tools/zero_to_fp32.py", "runs/a/checkpoints", "export")
     _run(folder, "gpt/eval.py", "--checkpoint_file", WEIGHTS, "--join", "runs/a")
     for shard in ("1/2", "2/2"):
         _run(folder, "tools/prepare_data.py", *OF_TEXTS, "--out", "half", "--shard", shard)
     sweep = ("--classes", "n.json", "--out", "swept", "--launcher", "false")
     _run(folder, "tools/sweep.py", *sweep, code=1)
+
+
+def make_hf(folder: Path) -> None:
+    """Make, beside it, what transformers opens: the package is slow to import."""
+    _run(folder, "tools/export_hf.py", "export", "hf")
 
 
 def _run(folder: Path, tool: str, *argv: str, code: int = 0) -> None:

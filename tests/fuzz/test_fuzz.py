@@ -20,6 +20,8 @@ from .workspace import Workspace
 
 # of each family in the usual suite; `python -m tests.fuzz` goes on for hours
 TRIES = 12
+# of whole runs, which take longer
+TRIES_OF_TRAINING = 4
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,10 @@ def fuzzer(good_inputs, tmp_path):
     return tries.Fuzzer(tmp_path, good_inputs)
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+# transformers' folder is slow to make
+@pytest.mark.parametrize("family", sorted(families.FAMILIES.keys() - {"hf"}))
 def test_no_try_breaks_a_rule(fuzzer, family):
-    for number in range(TRIES):
+    for number in range(TRIES_OF_TRAINING if family == "training" else TRIES):
         result = fuzzer.try_one(family, 0, number)
         assert result.broken == [], f"{family} {number}: {result.command}\n{result.traceback}"
 

@@ -1,5 +1,7 @@
 """Which split a document belongs to: by a rule, by lists."""
 
+import os
+
 import pytest
 from small_corpora import BOOKS, build, check_split, in_order, names_of, write_texts
 
@@ -64,6 +66,12 @@ def test_bad_split_list(tmp_path, vocab, option, message):
     folder = write_texts(tmp_path / "in", BOOKS)
     with pytest.raises(UserError, match=message):
         build(folder, tmp_path / "out", vocab, lists=read_lists([option.format(tmp_path)]))
+
+
+def test_a_list_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "list")
+    with pytest.raises(OSError, match="a pipe or a device, not a file"):
+        read_lists([f"test={tmp_path / 'list'}"])
 
 
 @pytest.mark.parametrize("rule", [Rule(lists=(("test", ("x",)),)), Rule(2)])

@@ -1,13 +1,20 @@
 """Training a vocabulary on documents."""
 
+import io
+import json
 import re
+import subprocess
+import sys
 
 import pytest
+import sentencepiece
 from small_corpora import BOOKS, book, build, check_split, in_order, write_texts
 
+from gpt.data.vocab import Vocab
 from gpt.errors import UserError
+from gpt.prepare import trainer_process
 from gpt.prepare.texts import Document
-from gpt.prepare.vocab_training import train_tokenizer
+from gpt.prepare.vocab_training import TOKENIZER_OPTIONS, train_tokenizer
 
 
 def test_vocabulary_too_large_for_the_text():
@@ -23,6 +30,38 @@ def test_vocabulary_too_large_for_the_text():
 def test_no_text_to_train_on():
     with pytest.raises(UserError, match="the documents of `train` hold no text"):
         train_tokenizer([Document("a", ""), Document("b", "\n\n")], 300)
+
+
+def test_a_trainer_that_is_ended_is_told(monkeypatch):
+    for code in ("import os; os.abort()", "import sys; sys.stdin.read(); raise MemoryError"):
+        monkeypatch.setattr(trainer_process, "COMMAND", [sys.executable, "-c", code])
+        with pytest.raises(UserError) as error:
+            train_tokenizer([Document("a", book(1))], 300)
+        returncode = -6 if "abort" in code else 1
+        assert str(error.value) == (
+            f"the tokenizer's training ended with exit code {returncode}, for want of memory"
+            " perhaps: free some, or give a tokenizer with --tokenizer"
+        )
+
+
+def test_a_trainer_whose_texts_end_early_makes_nothing():
+    """As when the process that sends them is killed."""
+    options = json.dumps({"vocab_size": 300, **TOKENIZER_OPTIONS}).encode()
+    done = subprocess.run(
+        trainer_process.COMMAND, input=options + b"\nsea\nship\n", capture_output=True
+    )
+    assert done.returncode == 1 and done.stdout == b""
+
+
+def test_the_model_is_the_one_that_sentencepiece_trains_by_itself():
+    model = io.BytesIO()
+    sentencepiece.set_random_generator_seed(0)
+    lines = book(1).split("\n")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=300, **TOKENIZER_OPTIONS
+    )
+    trained = train_tokenizer([Document("a", book(1))], 300)
+    assert trained.fingerprint == Vocab(model.getvalue()).fingerprint
 
 
 def test_vocabulary_too_small_for_the_characters():

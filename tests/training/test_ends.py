@@ -95,7 +95,7 @@ def test_metrics_that_are_gone_are_told(finished, sample, tmp_path, capsys):
 
 
 class Diverging(plain_run.PlainEngine):
-    """Its weights are no numbers after its last step."""
+    """Its weights are no numbers after its last step, whether or not a save notices it."""
 
     def step(self, batch, *args, **options):
         result = super().step(batch, *args, **options)
@@ -105,22 +105,28 @@ class Diverging(plain_run.PlainEngine):
         return result
 
     def probe(self, tokens):
-        return 1.0
+        return super().probe(tokens) if self.is_noticed else 1.0
+
+    def first_nonfinite_state(self):
+        return super().first_nonfinite_state() if self.is_noticed else None
 
 
+@pytest.mark.parametrize("is_noticed", [True, False], ids=["by the save", "by the evaluation"])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_run_that_ends_without_a_finite_loss_has_failed(steps, sample, tmp_path, capsys):
+def test_a_run_that_ends_without_a_finite_loss_has_failed(
+    steps, is_noticed, sample, tmp_path, capsys
+):
     run_dir = tmp_path / "run"
-    engine = type("Engine", (Diverging,), {"last_step": steps})
+    engine = type("Engine", (Diverging,), {"last_step": steps, "is_noticed": is_noticed})
     for _ in range(2):  # the same command finds the same
         with pytest.raises(AgreedError) as caught:
             plain_run.train(
                 run_dir, sample, engine=engine, gpt={"max_train_steps": steps, "eval_every": 1}
             )
-        assert str(caught.value) == (
-            f"the run has diverged: the weights of step {steps} give no finite loss on test: lower"
-            " max_lr, or set gradient_clipping, in another --run_dir"
-        )
+        sentence = str(caught.value)
+        assert sentence.startswith(f"the run has diverged: after step {steps} ")
+        assert "is not finite; the latest checkpoint is " in sentence
+        assert sentence.endswith(": lower max_lr, or set gradient_clipping, in another --run_dir")
         assert "done:" not in capsys.readouterr().out
         assert read_metrics(run_dir)[-1]["event"] == "failed"
     assert read_metrics(run_dir, "eval")[-1]["loss"] is None

@@ -102,13 +102,10 @@ def test_a_scored_split_that_is_not_as_it_was_written_is_refused_before_training
     content[5000:25_000] = bytes(20_000)
     path.write_bytes(content)
     gpt = {"data_root": str(tmp_path / "data")}
-    (mistake,) = RunData(drafted(gpt=gpt), may_be_absent=True).mistakes()
+    data = RunData(drafted(gpt=gpt), may_be_absent=False, hash_scored=True)
+    (mistake,) = data.mistakes()
     assert mistake.startswith(f"{path} is not as it was written (its sha256 is another than in")
-    draft = drafted(gpt=gpt)
-    assert RunData(draft, may_be_absent=True, skip_hash=True).mistakes() == []
-    assert draft.notices[-1] == (
-        f"{path} is taken by its size alone, not by its sha256 (--skip_data_hash)"
-    )
+    assert RunData(drafted(gpt=gpt), may_be_absent=False).mistakes() == []
     # another split than the one that is scored
     train = {**gpt, "eval_data_split": "train"}
-    assert RunData(drafted(gpt=train), may_be_absent=True).mistakes() == []
+    assert RunData(drafted(gpt=train), False, hash_scored=True).mistakes() == []

@@ -135,7 +135,7 @@ def test_a_sweep_looks_at_every_folder_before_its_first_run(sample, tmp_path):
     folder = tmp_path / "out" / "tiny-seed1"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("my: settings\n")
-    with pytest.raises(UserError, match=f"{folder}/config.yaml was not written by a run"):
+    with pytest.raises(UserError, match=f"{folder}/config.yaml .*, and a run would write over it"):
         sweep.plan([str(config)], [0, 1], tmp_path / "out", {})
 
 
@@ -144,3 +144,22 @@ def test_a_folder_of_other_files_is_no_hindrance(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     require_own(tmp_path)
     require_own(tmp_path / "new")
+
+
+def test_what_a_kill_left_of_a_file_goes_with_the_next_start(finished, sample, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir)
+    for name in (".config.yaml.0123abcd.new", ".documents.json.0123abcd.new", ".mine.new"):
+        (run_dir / name).write_text("half")
+    plain_run.train(run_dir, sample, gpt=SHORT)
+    assert [path.name for path in run_dir.glob("*.new")] == [".mine.new"]
+
+
+def test_a_copy_of_hard_links_leaves_the_first_run_as_it_is(finished, sample, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(finished, run_dir, copy_function=os.link)
+    before = (finished / "metrics.jsonl").read_bytes()
+    (run_dir / ".lock").unlink()
+    plain_run.train(run_dir, sample, gpt={**SHORT, "max_train_steps": 3})
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert (run_dir / "metrics.jsonl").read_bytes().startswith(before)

@@ -166,7 +166,7 @@ wait_in_c()
 """
 
 
-@pytest.mark.parametrize("first", ["TERM", "INT", "USR1", "HUP"])
+@pytest.mark.parametrize("first", ["TERM", "INT", "USR1", "USR2", "HUP", "XCPU"])
 def test_a_signal_is_heard_while_the_main_thread_waits_in_c(first):
     command = [sys.executable, "-c", IN_C, ROOT, ROOT / "tests" / "support"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
