@@ -6,6 +6,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # it loads torch
 # metrics that TensorBoard gets over every axis
 OVER_ALL_AXES = ("loss", "normalised_ppl")
 WANDB = "wandb"  # the folder that wandb makes in the run's
+# events at which metrics.jsonl is looked for under its name
+LOOKED_AFTER = (events.EVAL, events.FINAL_EVAL, events.CHECKPOINT)
 BLOCK = 1 << 16  # bytes of metrics.jsonl that are looked through at a time
 WANDB_MODES = ("offline", "online", "shared", "disabled", "dryrun", "run")
 
@@ -59,17 +62,40 @@ class JsonLines:
             descriptor = open_own(path, os.O_RDWR | os.O_APPEND)
         _drop_partial_line(descriptor)
         self._file = open(descriptor, "ab", buffering=0)
+        self._folder = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         self._unwritten = b""
 
     def write(self, event: dict) -> None:
+        if event["event"] in LOOKED_AFTER:
+            self._find_again()
         self._unwritten += json.dumps(finite(event), allow_nan=False).encode() + b"\n"
         while self._unwritten:
             self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+
+    def _find_again(self) -> None:
+        """Where the file has lost its name, to an editor perhaps, go on in the one of that name, in
+        the folder that the run has, whatever that is called now."""
+        path = Path(f"/proc/self/fd/{self._folder}") / self.name
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.lstat(path), os.fstat(self._file.fileno())):
+                return
+        if not path.parent.exists():  # of a system without /proc
+            return
+        descriptor = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        self._file.close()
+        self._file = open(descriptor, "ab", buffering=0)
+        say_line(
+            f"WARNING: {self.name} was removed or replaced by another file: what is measured from"
+            " now on goes there, what was measured lately may be lost",
+            sys.stderr,
+        )
 
     def go_back(self, kept: Mapping[str, float] | None) -> None:
         """Nothing: the event that says so is a line here."""
 
     def close(self) -> None:
+        if not self._file.closed:
+            os.close(self._folder)
         self._file.close()
 
 

@@ -220,8 +220,9 @@ class Loop:
                 f" {self._how_to_go_on()}"
             )
         if self._course.is_finished(options):
-            folder = self._lock.place if self._lock is not None else None
-            folder = folder or self._config.run_dir
+            folder = self._config.run_dir
+            if self._lock is not None and not self._lock.holds:
+                folder = self._lock.place or folder
             self._reports.done(folders.of_run(folder) / folders.tag_of(step))
         else:
             assert self._stop_reason is not None, "nothing else ends a run early"
@@ -373,6 +374,8 @@ class Loop:
 
     def _save(self) -> None:
         course = self._course
+        if self._lock is not None and not self._lock.holds:
+            self._reports.lost_folder(self._folder_in_words(self._lock))
         with self._meter.paused("checkpoint"):
             self._watchdog.progress(f"saving after step {course.step}")
             seconds = self._meter.seconds

@@ -170,6 +170,12 @@ class Reports:
             " hours of training leave out"
         )
 
+    def lost_folder(self, what: str) -> None:
+        """what: became of the run's folder, in words."""
+        self._progress.say(
+            f"WARNING: {what}; move it back, for nothing more can be saved until it has its name"
+        )
+
     def data_repeats(self) -> None:
         """The step that was just made is the first one with tokens that were trained on before."""
         self._progress.say(

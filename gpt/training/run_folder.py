@@ -52,6 +52,8 @@ def remove_leftovers(run_dir: Path) -> None:
 
 def _require_folders(run_dir: Path) -> None:
     for path in (run_dir, folders.of_run(run_dir)):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link that leads nowhere", mend=f"mend it, or {ANOTHER}")
         if os.path.lexists(path) and not path.is_dir():
             raise UserError(f"{path} is a file, where a run wants to be kept", mend=ANOTHER)
 

@@ -51,6 +51,35 @@ def test_lines_that_a_disk_does_not_take_are_written_later(tmp_path, capsys):
     ]
 
 
+@pytest.mark.parametrize("how", ["removed", "replaced", "moved with its folder"])
+def test_metrics_that_lose_their_name_while_a_run_is_at_work(how, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    metrics = Metrics(active=True)
+    metrics.open(folder, CONFIG, {}, kept=None)
+    metrics.write({"event": "train", "step": 1})
+    if how == "moved with its folder":
+        folder = folder.rename(tmp_path / "moved")
+    else:
+        (folder / "metrics.jsonl").unlink()
+    if how == "replaced":
+        (folder / "metrics.jsonl").write_text('{"event": "train", "step": 1}\n')
+    for event in ("train", "eval", "train"):
+        metrics.write({"event": event, "step": 2})
+    metrics.close()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["event"] for line in lines]
+    told = capsys.readouterr().err
+    expected = {
+        "removed": ["eval", "train"],
+        "replaced": ["train", "eval", "train"],
+        "moved with its folder": ["train", "train", "eval", "train"],
+    }
+    assert kinds == expected[how]
+    assert ("WARNING: metrics.jsonl was removed or replaced" in told) == (how[0] == "r")
+    assert not (tmp_path / "run").exists() or folder.name == "run"
+
+
 def test_what_json_has_no_number_for_is_null():
     content = finite([{"loss": float("nan"), "languini": {"ppl": float("inf"), "tokens": 3}}, 1.5])
     assert (

@@ -146,7 +146,7 @@ class Moved(plain_run.PlainEngine):
         return super().step(batch, *args, **options)
 
 
-def test_a_run_writes_on_into_the_metrics_that_it_opened(sample, tmp_path):
+def test_a_run_writes_on_into_the_metrics_that_it_opened(sample, tmp_path, capsys):
     run_dir = tmp_path / "run"
     engine = type("Engine", (Moved,), {"run_dir": run_dir})
     gpt = {"max_train_steps": 3, "eval_every": 0, "log_ckpt_every": 1}
@@ -155,6 +155,9 @@ def test_a_run_writes_on_into_the_metrics_that_it_opened(sample, tmp_path):
     moved = tmp_path / "moved"
     where = f"the run's folder {run_dir} was renamed: it is {moved} now, with the run as of step "
     assert where in str(caught.value)
+    assert f"it is {moved} now; move it back, for nothing more can be saved" in (
+        capsys.readouterr().out
+    )
     assert [event["step"] for event in read_metrics(moved, "train")] == [1, 2, 3]
     assert [path.name for path in run_dir.iterdir()] == [".lock"]
 

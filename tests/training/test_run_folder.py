@@ -139,6 +139,12 @@ def test_a_sweep_looks_at_every_folder_before_its_first_run(sample, tmp_path):
         sweep.plan([str(config)], [0, 1], tmp_path / "out", {})
 
 
+def test_a_disk_that_is_not_mounted_is_told(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "scratch")
+    with pytest.raises(UserError, match="run is a link that leads nowhere: mend it, or name"):
+        require_own(tmp_path / "run")
+
+
 def test_a_folder_of_other_files_is_no_hindrance(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "checkpoints").mkdir()
