@@ -171,6 +171,7 @@ def prepare_texts(args):
     from gpt.data.vocab import Vocab
     from gpt.files import require_new_folder
     from gpt.prepare import pipeline
+    from gpt.prepare.documents import holds_rows
     from gpt.prepare.inputs import endings_in_words, find_inputs, passed_over
     from gpt.prepare.splits import Rule, read_lists
     from gpt.prepare.staging import Job
@@ -186,6 +187,9 @@ def prepare_texts(args):
     not_read = passed_over(args.input) if os.path.isdir(args.input) else {}
     if not_read:
         say(f"passed over {endings_in_words(not_read)}")
+    fields = [f"--{name}" for name in ("text_field", "id_field") if getattr(args, name) is not None]
+    if fields and not any(holds_rows(entry) for entry in inputs):
+        say(f"notice: {' and '.join(fields)} changes nothing: no input holds rows")
     if args.tokenizer is not None:
         tokenizer = Vocab.load(args.tokenizer)
     else:

@@ -262,6 +262,6 @@ def _require_room(out: Path, size: int):
     free, place = free_space(out)
     if free < size:
         raise UserError(
-            f"{out} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {place}",
+            f"{out} needs {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free in {place}",
             mend="make room, or name a folder on another disk",
         )

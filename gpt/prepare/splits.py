@@ -204,12 +204,14 @@ def read_lists(options: Iterable[str]) -> tuple[tuple[str, tuple[str, ...]], ...
         if split in dict(lists):
             raise UserError(f"--split_list {option}: the split {split!r} has a list already")
         try:
-            lines = read_text(file, MOST_OF_LIST, encoding="utf-8-sig").splitlines()
+            text = read_text(file, MOST_OF_LIST, encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{file} is not UTF-8 at byte {error.start}",
                 mend="--split_list takes a list of names",
             ) from error
+        # a name may hold what else is taken for a line's end, such as U+2028
+        lines = text.replace("\r\n", "\n").split("\n")
         names = tuple(dict.fromkeys(line for line in lines if line.strip()))
         if not names:
             raise UserError(f"{file} lists no document", mend="one name per line belongs there")

@@ -22,6 +22,9 @@ from gpt.reading import read_text
 
 PLAN = "plan.json"
 
+# Of the plan and of the encoded units.
+FORMAT = 2
+
 # The folder in which the dataset is packed.
 PACKED = "dataset"
 
@@ -56,6 +59,8 @@ class Job:
 class Plan:
     """What may not change until the dataset is there: plan.json, value by value."""
 
+    format: int
+    """FORMAT of the version that encoded the units."""
     shard: list[int]
     """[i, n]: the i-th of n parts."""
     inputs: dict[str, Any]
@@ -90,6 +95,7 @@ class Plan:
         else:
             tokenizer_facts = tokenizer
         return cls(
+            format=FORMAT,
             shard=list(shard),
             inputs={"files": len(inputs), "sha256": _hash_of(lines)},
             state=_hash_of(times),
@@ -118,13 +124,18 @@ class Plan:
             plan.job()
             part, parts = plan.shard
             has_counts = all(type(count) is int for count in (part, parts, plan.units))
-            is_whole = has_counts and 1 <= part <= parts <= MOST_SHARDS and plan.units >= 0
+            is_whole = (
+                plan.format == FORMAT
+                and has_counts
+                and 1 <= part <= parts <= MOST_SHARDS
+                and plan.units >= 0
+            )
         except (KeyError, TypeError, ValueError):
             is_whole = False
         if not is_whole:
             raise UserError(
                 f"{path} is not as this version writes it",
-                mend="encode the texts again, with one version on all hosts",
+                mend="remove its folder, and encode the texts again, with one version on all hosts",
             )
         return plan
 

@@ -96,6 +96,11 @@ def _serve(work: Callable[[Any, Callable[[int], object]], Any], connection: Conn
                 result = work(task, sums.add)
             except Exception as caught:
                 error = in_words(caught)
+                if isinstance(error, MemoryError):
+                    error = UserError(
+                        "a worker process had not enough memory",
+                        mend="give fewer --workers, or a smaller --largest_row",
+                    )
                 if not isinstance(error, UserError):
                     raise
                 connection.send(("mistake", error))

@@ -56,12 +56,15 @@ NO_TEXTS = (
 
 def test_files_that_are_passed_over_are_counted_and_kept_on_record(tmp_path, sample, run_command):
     write_texts(tmp_path / "in", {**BOOKS, **dict.fromkeys(NO_TEXTS.split(), "text")})
-    options = "--input in --test_every 4 --out out --tokenizer"
+    options = "--input in --test_every 4 --out out --text_field body --tokenizer"
     done = run_command([*COMMAND, *options.split(), sample / "tokenizer.model"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == (
         "passed over 13 files: 2 .tar.gz, 1 .PDF, 1 .csv, 1 .docx, 1 .feather, 1 .html, 1 .json,"
         " 1 .md, others"
+    )
+    assert done.stdout.splitlines()[1] == (
+        "notice: --text_field changes nothing: no input holds rows"
     )
     provenance = json.loads((tmp_path / "out" / "manifest.json").read_text())["provenance"]
     assert provenance["passed_over"][".tar.gz"] == 2

@@ -365,3 +365,12 @@ def test_a_document_in_work_counts_where_its_file_is_its_text(monkeypatch, plain
     lines = []
     workers_module.EncodingReport({0: 4_000_000}, plain, lines.append).advance(1_000_000)
     assert progress in lines[0] and lines[0].startswith("1 MB of text encoded")
+
+
+def short_of_memory(task, report):
+    raise MemoryError
+
+
+def test_a_worker_that_is_short_of_memory_says_so_in_a_sentence():
+    with pytest.raises(UserError, match="a worker process had not enough memory: give fewer"):
+        list(workers_module.spread(short_of_memory, [1, 2], 2, lambda number: None))

@@ -117,3 +117,9 @@ def test_a_name_in_two_lists_and_a_split_of_a_list_and_a_rule():
     message = "--test_every and --split_list test=… both make the split 'test': give one of them"
     with pytest.raises(UserError, match=message):
         Rule(3, (("test", ("a",)),))
+
+
+def test_a_line_of_a_list_ends_where_a_line_ends(tmp_path):
+    (tmp_path / "list").write_bytes("\ufeffa\u2028b.txt\r\n\nc\x85\x0bd.txt".encode())
+    ((split, names),) = read_lists([f"test={tmp_path}/list"])
+    assert (split, names) == ("test", ("a\u2028b.txt", "c\x85\x0bd.txt"))

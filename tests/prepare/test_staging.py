@@ -78,7 +78,12 @@ BAD_PLANS = {
     "no pair": (lambda plan: plan.update(shard=[1]), "is not as this version writes it"),
     "another version": (
         lambda plan: plan.update(rule={"test_every": 3}),
-        "is not as this version writes it: encode the texts again, with one version on all hosts",
+        "is not as this version writes it: remove its folder, and encode the texts again, with one"
+        " version on all hosts",
+    ),
+    "units of an earlier version": (
+        lambda plan: plan.pop("format"),
+        "is not as this version writes it: remove its folder, and encode the texts again, with one",
     ),
     "a field more": (lambda plan: plan.update(more=1), "is not as this version writes it"),
     "a field less": (lambda plan: plan.pop("duplicates"), "is not as this version writes it"),
