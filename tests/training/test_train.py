@@ -261,7 +261,7 @@ def test_a_disk_without_locks_is_a_mistake(tmp_path, monkeypatch):
     monkeypatch.setattr(files.fcntl, "flock", flock)
     with pytest.raises(
         UserError,
-        match=r"run/.lock cannot be locked \(Function not implemented\): name a folder with room",
+        match=r"run/.lock cannot be locked \(Function not implemented\): name a folder on a disk",
     ):
         FolderLock(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
