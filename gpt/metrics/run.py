@@ -18,6 +18,9 @@ from gpt.wording import listed
 
 # axes that follow exactly from a run's config.yaml
 COMPUTE = ("tokens", "flops", "reference_hours")
+# tokens per second that any accelerator reaches
+SLOWEST = 1e-6
+FASTEST = 1e12
 
 
 @dataclass
@@ -161,7 +164,8 @@ class Run:
             return None
         if precision not in (None, self.config.get("precision")):
             return None
-        return self.options.get("tokens_per_second")
+        speed = self.options.get("tokens_per_second")
+        return speed if speed and SLOWEST <= speed <= FASTEST else None
 
     @property
     def tells_reference(self) -> bool:
