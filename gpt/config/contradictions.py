@@ -199,7 +199,8 @@ def _no_step_after_warmup(draft: Draft) -> Iterator[Mistake]:
     total = draft.get("scheduler.params.total_num_steps")
     path = "scheduler.params.warmup_num_steps"
     warmup = draft.get(path)
-    if total is None:
+    # the parameters of a scheduler that is none are not checked
+    if total is None or draft.get("scheduler.type") is None:
         return
     if draft.lacks(path) and total <= WARMUP_STEPS:
         yield about(

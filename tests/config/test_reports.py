@@ -120,3 +120,9 @@ def test_a_long_value_is_cut():
     with pytest.raises(UserError) as caught:
         resolve(tiny_run(train_batch_size=["x"] * 1000), "tiny")
     assert "(5,000 characters), not a whole number" in str(caught.value)
+
+
+def test_parameters_of_a_scheduler_that_is_none():
+    with pytest.raises(UserError) as caught:
+        resolve(tiny_run(scheduler={"type": "x", "params": {"total_num_steps": "a"}}), "tiny")
+    assert str(caught.value).startswith("tiny: scheduler.type is 'x', must be one of ")
