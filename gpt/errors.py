@@ -93,6 +93,8 @@ def in_words(error: Exception) -> Exception:
         return UserError(f"{path}: {error.strerror}; make the path usable or give another one")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"a file does not fit on its disk: {error.strerror}", mend="make room")
+    if isinstance(error, FileNotFoundError):  # of the working directory, which has no name
+        return UserError("the folder that this command was started in is gone: start it in another")
     # of a dying disk, or a file server that is gone
     if isinstance(error, OSError) and error.errno is not None:
         return RunError(

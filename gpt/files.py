@@ -20,6 +20,16 @@ from gpt.standard_streams import OutputError
 
 LOCK = ".lock"
 TOKEN_BYTES = 8
+_ANOTHER_DISK = "name a folder on a disk that has file locks (Lustre: mounted with -o flock)"
+# where the reason is not that the folder is somebody else's
+_MEND_LOCK = {
+    errno.ENOSYS: _ANOTHER_DISK,
+    errno.ENOLCK: _ANOTHER_DISK,
+    errno.EOPNOTSUPP: _ANOTHER_DISK,
+    errno.ENOSPC: "make room, or name a folder on another disk",
+    errno.EDQUOT: "make room, or name a folder on another disk",
+    errno.ELOOP: "name another folder, or remove that link if nothing needs it",
+}
 # how a file of ours is opened where others may write too: never through a link that they laid
 _OWN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -315,12 +325,10 @@ class FolderLock:
             raise LockedError(f"{other} {folder}", mend) from error
         except OSError as error:
             self.remove_unused()
-            raise UserError(
-                f"{self._path} cannot be locked ({error.strerror})",
-                # Lustre as many clusters mount it
-                mend="name a folder with room on a disk that has file locks (Lustre: mounted with"
-                " -o flock)",
-            ) from error
+            mend = _MEND_LOCK.get(
+                error.errno or 0, "name another folder, or have its owner let you write there"
+            )
+            raise UserError(f"{self._path} cannot be locked ({error.strerror})", mend) from error
 
     def _lock(self) -> BinaryIO:
         """The lock's file, locked, with the token in it."""
@@ -367,8 +375,10 @@ class FolderLock:
             if not self._path.exists():
                 self._file = self._lock()
             return self._is_at_place(self._file)
-        except (OSError, UserError):
+        except (FileNotFoundError, UserError):
             return False
+        except OSError:  # a file server that came back knows what is open no more
+            return is_locked_by(self._folder, self.token)
 
     @property
     def place(self) -> Path | None:

@@ -80,11 +80,11 @@ def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") 
 def train(args: argparse.Namespace, launch: "Launch", config: "Config", data: "RunData") -> None:
     """Train as one of the launcher's ranks."""
     from gpt.engine import boundary
-    from gpt.files import require_place_for, write_output
+    from gpt.files import write_output
     from gpt.training.trainer import Trainer
 
-    if args.stopped_file:
-        require_place_for("--stopped_file", args.stopped_file)
+    if args.stopped_file and launch.rank == 0:
+        remove_stopped_file(args.stopped_file)
 
     def make_trainer() -> "Trainer":
         assert kernels is not None, "without them there is a mistake, which is told"
@@ -130,6 +130,26 @@ def train(args: argparse.Namespace, launch: "Launch", config: "Config", data: "R
         if trainer is not None and trainer.lock is not None:
             trainer.lock.remove_unused()
     boundary.disconnect()
+
+
+def remove_stopped_file(path: str) -> None:
+    """Remove what an earlier start has left, so that the file tells of this one alone. Raises
+    UserError where it is something else, or cannot be made."""
+    from gpt.files import require_place_for
+    from gpt.reading import read_bytes
+
+    require_place_for("--stopped_file", path)
+    try:
+        is_a_step = read_bytes(path, most=32).strip().isdigit()
+    except FileNotFoundError:
+        return
+    except OSError:
+        is_a_step = False
+    if not is_a_step:
+        raise UserError(
+            f"--stopped_file {path} is a file of something else", mend="name one that is not there"
+        )
+    Path(path).unlink()
 
 
 def kernels_of(

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from devices import pytest_configure  # noqa: F401  (a hook)
+from without_torch import skip_if_it_was_needed
 
 from gpt.errors import UserError
 from gpt.prepare.sample import prepare_sample
@@ -27,6 +27,8 @@ def sample(tmp_path_factory):
 @pytest.fixture(scope="module")
 def one_thread():
     """On tensors as small as these, threads only wait for one another."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -40,7 +42,7 @@ def run_command():
 
     def run(command, cwd, timeout=240, **env):
         command = [str(part) for part in command]
-        return subprocess.run(
+        done = subprocess.run(
             command,
             cwd=cwd,
             timeout=timeout,
@@ -48,6 +50,8 @@ def run_command():
             capture_output=True,
             env=environment(**env),
         )
+        skip_if_it_was_needed(done.stderr)
+        return done
 
     return run
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt import files
 from gpt.errors import UserError
 from gpt.files import (
     LOCK,
@@ -186,3 +187,34 @@ def test_a_file_whose_folder_may_not_change_is_written_all_the_same(tmp_path, mo
     os.symlink("mounted", tmp_path / "link")
     with pytest.raises(UserError, match="--json .*link cannot be written"):
         write_output("--json", tmp_path / "link", "x")
+
+
+def test_a_lock_survives_a_file_server_that_forgets_what_is_open(tmp_path, monkeypatch):
+    lock = FolderLock(tmp_path / "run")
+
+    def samestat(*stats):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os.path, "samestat", samestat)
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+    assert lock.holds
+    (tmp_path / "run").rename(tmp_path / "renamed")
+    assert not lock.holds
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).write_text("0" * 16)
+    assert not lock.holds
+
+
+def test_what_to_do_about_a_lock_depends_on_what_is_the_matter(tmp_path, monkeypatch):
+    def fail(number):
+        def flock(*args):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(UserError) as caught:
+            FolderLock(tmp_path / "run")
+        return str(caught.value)
+
+    assert "on a disk that has file locks" in fail(errno.ENOLCK)
+    assert "make room" in fail(errno.ENOSPC)
+    assert "have its owner let you write there" in fail(errno.EACCES)

@@ -103,3 +103,18 @@ def test_a_child_has_all_streams_too(tmp_path):
     body = f"import subprocess; subprocess.run([sys.executable, '-c', {child!r}])"
     assert run(body, "<&- >&- 2>&-", cwd=tmp_path).returncode == 0
     assert (tmp_path / "f").read_text() == "[0, 0, 0]\n"
+
+
+def test_a_working_directory_that_is_gone(tmp_path):
+    (tmp_path / "gone").mkdir()
+    done = run("import os; os.rmdir(os.getcwd()); os.getcwd()", cwd=tmp_path / "gone")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: the folder that this command was started in is gone: start it in another\n",
+    )
+
+
+def test_a_disk_that_dies_is_no_fault_of_the_trainer():
+    done = run("import errno; raise OSError(errno.EIO, 'Input/output error')")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the system failed: Input/output error; ")

@@ -61,7 +61,8 @@ def main():
 
 
 def export(folder, out):
-    from gpt.checkpoint.weights import WEIGHTS, load_model, open_folder, write_tensors
+    from gpt.checkpoint.tensor_files import WEIGHTS, write_tensors
+    from gpt.checkpoint.weights import load_model, open_folder
     from gpt.convert import transformers_gpt2, transformers_tokenizer
     from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
@@ -195,7 +196,8 @@ def compare_ids(folder, vocab, transformers) -> str | None:
 
 
 def back(folder, out, tokenizer=None):
-    from gpt.checkpoint.weights import WEIGHTS, write_folder
+    from gpt.checkpoint.tensor_files import WEIGHTS
+    from gpt.checkpoint.weights import write_folder
     from gpt.convert import transformers_gpt2, transformers_tokenizer
     from gpt.data.vocab import Vocab
     from gpt.files import hash_file

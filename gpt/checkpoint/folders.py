@@ -89,12 +89,12 @@ def commit(folder: Path | str, manifest: Manifest) -> Path:
     return final
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, ignore_errors: bool = True) -> None:
     """Remove a folder, as far as it can be; of a link the link, not what it points at."""
     if path.is_symlink():
         path.unlink()
     else:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors)
 
 
 def clean_up(folder: Path | str) -> None:
@@ -128,10 +128,11 @@ def retain(folder: Path | str, keep_last: int, keep_every: int) -> None:
         # out of sight at once, so that no half of it can be found
         doomed = folder / staging_tag(step_of(tag))
         try:
+            _remove(doomed)
             os.rename(folder / tag, doomed)
+            _remove(doomed, ignore_errors=False)
         except OSError as error:
             failure = error
-        _remove(doomed)
     if failure is not None:
         raise failure
 

@@ -10,28 +10,26 @@ runs/24h/export/
 the mean of several checkpoints'.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.manifest import MANIFEST, PROBE_DOUBT, Manifest, Probe, same_loss
+from gpt.checkpoint.tensor_files import WEIGHTS, WeightsFile, write_tensors
 from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.config.saved import CONFIG, model_config, write_config
 from gpt.config.shape import ModelConfig
 from gpt.data.manifests import TOKENIZER
-from gpt.errors import UserError, in_brief
+from gpt.errors import UserError
 from gpt.files import built_aside, hash_file, require_new_folder
 from gpt.model import GPT
-from gpt.reading import open_regular, read_bytes
+from gpt.reading import read_bytes
 
-WEIGHTS = "model.safetensors"
 # of a folder that transformers made
 HF_CONFIG = "config.json"
 
@@ -248,25 +246,6 @@ def require_our_layout(folder: Path) -> None:
         )
 
 
-def write_tensors(path: Path, weights: Mapping[str, torch.Tensor], metadata: dict) -> None:
-    """Write fp32 tensors in the format of safetensors, one at a time: the header's length in 8
-    bytes, a JSON header, the values. Raises OSError, as on a full disk, which the library tells as
-    an error of its own."""
-    header = {"__metadata__": metadata}
-    end = 0
-    for name, weight in weights.items():
-        start = end
-        end += 4 * weight.numel()
-        shape = list(weight.shape)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for weight in weights.values():
-            file.write(weight.contiguous().numpy().data.cast("B"))
-
-
 def _probe_loss(model: GPT, checkpoint: Checkpoint) -> float | None:
     """The model's loss on the checkpoint's probe batch, nats per token; None without one."""
     tokens = torch.tensor(checkpoint.manifest.probe.tokens)
@@ -355,41 +334,6 @@ def _compare(path: Path, weights: Mapping[str, torch.Tensor]):
     assert written.keys() == weights.keys(), "safetensors lost or added a tensor"
     for name, weight in weights.items():
         assert torch.equal(written[name], weight), f"safetensors changed {name}"
-
-
-class WeightsFile(Mapping):
-    """{name: tensor} of a safetensors file, each read when it is asked for. Raises UserError where
-    it is none."""
-
-    def __init__(self, path: Path | str):
-        try:
-            self._open_file = open_regular(path)
-            # the library itself takes no name that is not UTF-8, and waits for a pipe's writer
-            self._tensors = safe_open(f"/dev/fd/{self._open_file.fileno()}", framework="pt")
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{path} does not exist",
-                mend="consolidate a checkpoint with `python tools/zero_to_fp32.py CHECKPOINT_DIR"
-                " OUTPUT_DIR`",
-            ) from error
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path} is not a safetensors file ({in_brief(error)})",
-                mend=f"give the {WEIGHTS} that tools/zero_to_fp32.py wrote; files with pickles are"
-                " never loaded",
-            ) from error
-        self._names = dict.fromkeys(self._tensors.keys())
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._tensors.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def load_model(weights_file: Path | str, config: dict, where: Path | str) -> GPT:

@@ -280,6 +280,14 @@ def load_weights_only(
         ) from error
 
 
+def why_not_written(error: Exception, path: str) -> str:
+    """Why a file could not be written by torch.save, which tells the end of the room by the places
+    in the file that it is at."""
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):
+        return f"{path}: the disk is full, or a file may not grow so large (ulimit -f)"
+    return in_brief(error, path)
+
+
 _GET_ANEW = "get the file anew, or use another one"
 
 

@@ -23,8 +23,9 @@ from gpt.errors import RunError, UserError, in_brief
 
 CALL = "part of the latest try"
 SCHEME = "gpt"
-# where hosts come up together, their names are known a little later than they are
-RESOLVE_SECONDS = 30.0
+# rank 0 knows its own name; to hosts that come up together it is known a little later than they are
+RESOLVE_SECONDS = 10.0
+RESOLVE_SECONDS_OF_OTHERS = 60.0
 # for rank 0 to reach the store that it keeps itself
 OWN_STORE_SECONDS = 60.0
 
@@ -83,7 +84,8 @@ def is_kept_by_torchrun() -> bool:
 def join(launch: Launch, seconds: float) -> torch.distributed.Store:
     """The whole store, which rank 0 opens unless torchrun keeps it. Raises UserError where rank 0
     cannot open it, RunError where it is out of reach for `seconds`."""
-    _require_known(os.environ["MASTER_ADDR"])
+    patience = RESOLVE_SECONDS if launch.rank == 0 else RESOLVE_SECONDS_OF_OTHERS
+    _require_known(os.environ["MASTER_ADDR"], patience)
     kept_here = launch.rank == 0 and not is_kept_by_torchrun()
     try:
         if not kept_here:
@@ -105,9 +107,10 @@ def join(launch: Launch, seconds: float) -> torch.distributed.Store:
         ) from error
 
 
-def _require_known(address: str) -> None:
-    """Raise UserError where a name leads to no address: torch would try it for minutes."""
-    end = time.monotonic() + RESOLVE_SECONDS
+def _require_known(address: str, seconds: float) -> None:
+    """Raise UserError where a name leads to no address for so long: torch would try it for
+    minutes."""
+    end = time.monotonic() + seconds
     while True:
         try:
             socket.getaddrinfo(address, None)

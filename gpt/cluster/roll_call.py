@@ -113,8 +113,10 @@ def _come(
             board = part_of(whole, part)
             if board.check([VERDICT]):
                 verdict = json.loads(board.get(VERDICT))
-                board.add(READ, 1)
-                return part, verdict
+                # else it is on a rank before this one, which did not come: another try begins
+                if rank not in verdict["absent"] or not is_kept_by_torchrun():
+                    board.add(READ, 1)
+                    return part, verdict
         time.sleep(pause)
         pause = min(1.2 * pause, 1.0)  # few questions of many ranks that wait long
     if part is not None and not is_first:
@@ -130,7 +132,7 @@ def _judge(board: torch.distributed.Store, launch: Launch, seconds: float) -> di
     """Rank 0's verdict on the notes of all ranks.
 
     {"mistake": a sentence or None, "users": whether that is the user's, "present": how many ranks
-    have come, "hosts" and "addresses": theirs}
+    have come, "absent": those that have not, "hosts" and "addresses": theirs}
     """
     keys = [f"rank {rank}" for rank in range(launch.size)]
     all_have_come = _until(lambda: board.check(keys), min(seconds, NOTICE_SECONDS))
@@ -155,6 +157,7 @@ def _judge(board: torch.distributed.Store, launch: Launch, seconds: float) -> di
         "mistake": mistake,
         "users": users,
         "present": len(notes),
+        "absent": absent,
         "hosts": [note["host"] for note in notes.values()],
         "addresses": [note["address"] for note in notes.values()],
     }
@@ -238,7 +241,7 @@ def require_interfaces() -> None:
     """Raise UserError where gloo shall listen on a network interface that this host has not: torch
     says so too late, and not of which host."""
     names = os.environ.get("GLOO_SOCKET_IFNAME")
-    if names is None:
+    if not names:  # torch takes an empty one as none
         return
     present = interfaces()
     absent = [name for name in names.split(",") if name not in present]

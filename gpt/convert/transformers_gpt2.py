@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gpt.checkpoint.weights import WeightsFile, expected_shapes
+from gpt.checkpoint.tensor_files import WeightsFile
+from gpt.checkpoint.weights import expected_shapes
 from gpt.config.saved import foreign_config, model_config, write_config
 from gpt.config.shape import ModelConfig
 from gpt.data.vocab import Vocab

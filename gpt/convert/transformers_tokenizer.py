@@ -45,6 +45,9 @@ def save_tokenizer(vocab: Vocab, seq_len: int, folder: Path | str) -> None:
         model_max_length=seq_len,
         clean_up_tokenization_spaces=False,
     )
+    # written here first: the library tells a full disk by an exception without a type
+    text = fast.backend_tokenizer.to_str(pretty=True)
+    (Path(folder) / "tokenizer.json").write_text(text, encoding="utf-8")
     fast.save_pretrained(folder)
     # transformers 5 writes a name that 4 does not know
     path = Path(folder) / "tokenizer_config.json"

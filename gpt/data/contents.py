@@ -34,6 +34,7 @@ def document_of(dataset: Dataset, split: Split, name: str) -> dict[str, Any]:
     index = names.index(name)
     end = int(np.sum(split.doc_tokens[: index + 1] + 1)) - 1
     ids = split.tokens.read(end - int(split.doc_tokens[index]), int(split.doc_tokens[index]))
+    split.check_ids(ids)
     return {**documents_of(split)[index], "text": text_of(dataset.vocab, ids)}
 
 

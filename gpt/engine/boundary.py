@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.distributed
 
-from gpt.checkpoint.zero_files import FullState, load_weights_only
+from gpt.checkpoint.zero_files import FullState, load_weights_only, why_not_written
 from gpt.cluster.launch import Launch, launched
 from gpt.cluster.roll_call import JOIN_SECONDS, Deadline, require_interfaces, roll_call
 from gpt.cluster.watchdog import STARTING_SECONDS
@@ -43,7 +43,7 @@ from gpt.engine.placement import blocks_of, place
 from gpt.engine.read_back import keeping_settings, reading
 from gpt.engine.schedule import Schedule, set_lr
 from gpt.engine.shards import shards_of
-from gpt.errors import RunError, UserError, in_brief
+from gpt.errors import RunError, UserError
 
 
 def _only_errors(record: logging.LogRecord):
@@ -402,7 +402,7 @@ class _CarefulFiles(TorchCheckpointEngine):
         try:
             work()
         except Exception as error:
-            self.failure = self.failure or in_brief(error, path)
+            self.failure = self.failure or why_not_written(error, path)
 
     def load(self, path: str, map_location: Any = None):
         return load_weights_only(path, _PICKLED, map_location)

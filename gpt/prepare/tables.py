@@ -1,7 +1,7 @@
 """Documents in the columns of tables: .parquet files, and .arrow files as Hugging Face's `datasets`
 saves them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from gpt.reading import open_regular
 # Arrow's types of a column of texts.
 TEXT_KINDS = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
 
-# Rows of a Parquet file that are in memory at a time.
+# Rows of a Parquet file that are in memory at a time, as long as their bytes allow.
 AT_A_TIME = 16
+MOST_IN_MEMORY = 1 << 30
 
 # How an .arrow file begins that is not a stream.
 MAGIC = b"ARROW1"
@@ -63,7 +64,8 @@ def parquet_rows(path: Path, part: Part | None, reading: Reading) -> Iterator[Ro
         part = part or Part(0, file.num_row_groups, 0)
         groups = range(part.first, part.end)
         number = part.rows_before
-        for batch in file.iter_batches(batch_size=AT_A_TIME, columns=columns, row_groups=groups):
+        size = _rows_at_a_time(file, groups, reading)
+        for batch in file.iter_batches(batch_size=size, columns=columns, row_groups=groups):
             yield from _rows_of_batch(batch, number, path, reading)
             number += len(batch)
 
@@ -106,22 +108,50 @@ def _columns(path: Path, schema: Any, reading: Reading) -> list[str]:
     return [reading.text_field]
 
 
-def _rows_of_batch(batch: Any, rows_before: int, path: Path, reading: Reading) -> Iterator[Row]:
-    """The rows of a pyarrow.RecordBatch."""
-    import pyarrow
+def _rows_at_a_time(file: Any, groups: Iterable[int], reading: Reading) -> int:
+    """Rows that are in memory together, of a pyarrow.parquet.ParquetFile. Each may be the largest
+    text of its column, which the file holds but once."""
+    most = 1
+    for group in groups:
+        facts = file.metadata.row_group(group)
+        for index in range(facts.num_columns):
+            column = facts.column(index)
+            if column.path_in_schema in (reading.text_field, reading.id_field):
+                most = max(most, column.total_uncompressed_size)
+    return max(1, min(AT_A_TIME, MOST_IN_MEMORY // most))
 
+
+def _rows_of_batch(batch: Any, rows_before: int, path: Path, reading: Reading) -> Iterator[Row]:
+    """The rows of a pyarrow.RecordBatch, taken out one by one: many may share a text."""
     texts = batch.column(reading.text_field)
-    if isinstance(texts, pyarrow.DictionaryArray):
-        texts = texts.dictionary_decode()
-    texts = texts.cast(pyarrow.large_binary())
-    ids = [None] * len(texts)
+    ids = None
     if reading.id_field in batch.schema.names:
-        ids = batch.column(reading.id_field).to_pylist()
-    for number, (text, value) in enumerate(zip(texts, ids), rows_before + 1):
+        ids = batch.column(reading.id_field)
+    for index in range(len(batch)):
+        number = rows_before + index + 1
         where = f"{path}:{number}"
-        content = text.as_py() or b""
-        require_row_size(len(content), where, reading)
-        yield Row(number, name_of(value, where), content)
+        name = None
+        if ids is not None:
+            value = _value(ids[index])
+            if hasattr(value, "as_buffer"):
+                _bytes(value, where, reading)
+            name = name_of(value.as_py(), where)
+        yield Row(number, name, _bytes(_value(texts[index]), where, reading))
+
+
+def _value(scalar: Any) -> Any:
+    """A pyarrow scalar, the one of its dictionary where it has one."""
+    return getattr(scalar, "value", scalar) if hasattr(scalar, "dictionary") else scalar
+
+
+def _bytes(text: Any, where: str, reading: Reading) -> bytes:
+    """Of a pyarrow scalar of text; none where it is null. Raises UserError where they are too
+    many."""
+    if not text.is_valid:
+        return b""
+    content = text.as_buffer()
+    require_row_size(content.size, where, reading)
+    return content.to_pybytes()
 
 
 def _require_text_column(path: Path, schema: Any, column: str) -> None:

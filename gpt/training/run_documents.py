@@ -13,14 +13,12 @@ from gpt.errors import UserError
 from gpt.escaping import in_one_line
 from gpt.files import write_atomically
 from gpt.parsing import parse_json
-from gpt.reading import read_text
+from gpt.reading import open_regular
 from gpt.wording import listed, plural
 
 FILE = "documents.json"
 BEGINNING = b'{"fingerprint": '
 SHOWN = 3
-# a name and a hash of each of some 50 million documents
-MOST_BYTES = 8 << 30
 
 Documents = list[tuple[str, str]]  # (name, what tells its text from others), in their order
 
@@ -84,7 +82,8 @@ def _documents(split: Split) -> Documents:
 def _read(run_dir: Path) -> dict:
     """What `keep` wrote; {} where there is none that can be read."""
     try:
-        kept = parse_json(read_text(run_dir / FILE, MOST_BYTES))
+        with open_regular(run_dir / FILE) as file:
+            kept = parse_json(file.read())
     except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) and isinstance(kept.get("splits"), dict) else {}

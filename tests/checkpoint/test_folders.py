@@ -114,6 +114,20 @@ def test_retention(tmp_path):
     assert len(folders.committed(tmp_path)) == 4
 
 
+def test_what_cannot_be_removed_is_told(tmp_path, monkeypatch):
+    for step in (1, 2):
+        (tmp_path / f"global_step{step}").mkdir()
+
+    def rmtree(path, ignore_errors=False):
+        if not ignore_errors:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(folders.shutil, "rmtree", rmtree)
+    with pytest.raises(PermissionError) as error:
+        folders.retain(tmp_path, 1, 0)
+    assert error.value.filename == f"{tmp_path}/.global_step1.staging"
+
+
 def test_the_tool_names_what_is_damaged(run, run_command):
     tool = [sys.executable, ROOT / "tools/verify_checkpoint.py"]
     done = run_command([*tool, "runs/tiny/checkpoints"], run)

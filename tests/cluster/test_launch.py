@@ -345,7 +345,8 @@ def test_what_the_slurm_script_starts(slurm_script, tmp_path):
     assert words[len(options) :] == [*train, "--stopped_file", f"{tmp_path}/slurm-7.stopped"]
 
 
-PREEMPTED = "PreemptTime=2030-01-01T00:00:00"
+START = "StartTime=2030-01-02T00:00:00 EndTime=Unknown"
+PREEMPTED = f"{START} PreemptTime=2030-01-02T00:01:00"
 
 
 @pytest.mark.parametrize(
@@ -357,6 +358,8 @@ PREEMPTED = "PreemptTime=2030-01-01T00:00:00"
         ("5", "exit 1", "PreemptTime=None", False, 1),
         (None, "exit 143", "PreemptTime=None", False, 143),  # of two tasks one had a mistake
         (None, "exit 143", PREEMPTED, True, 0),  # before training began
+        # once, before an earlier start
+        ("5", "exit 2", f"{START} PreemptTime=2030-01-01T23:00:00", False, 2),
         (None, "echo 9 > slurm-7.stopped", "", True, 0),
         ("5", "echo 9 > slurm-7.stopped", "", True, 0),
         ("9", "echo 9 > slurm-7.stopped", "", False, 1),  # no step further

@@ -1,5 +1,6 @@
 """Ranks that are started anew, at the store where those before them met."""
 
+import json
 import random
 import subprocess
 import threading
@@ -60,6 +61,14 @@ def test_every_try_meets_in_a_part_of_its_own(order, torchruns_store):
         (part,) = {met.part for met in meetings.values()}
         parts.add(part)
     assert len(parts) == 3
+
+
+def test_a_verdict_on_a_rank_that_had_not_come_is_not_on_its_successor(torchruns_store):
+    left = meeting.part_of(torchruns_store, meeting.call_out(torchruns_store))
+    verdict = {"mistake": "rank 1 had not come", "users": False, "present": 1, "absent": [1]}
+    left.set("verdict", json.dumps({**verdict, "hosts": ["a"], "addresses": ["10.0.0.1"]}))
+    met = meet([1, 0])
+    assert met[0].part == met[1].part
 
 
 def test_who_waits_for_a_rank_0_that_died_comes_to_the_next(torchruns_store):

@@ -63,12 +63,13 @@ def test_ranks_of_different_launches_and_data_are_refused():
 
 
 def test_an_interface_that_is_not_there(monkeypatch):
-    for names in ("nope", "lo,nope", ""):
+    for names in ("nope", "lo,nope"):
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", names)
-        with pytest.raises(UserError, match="has no network interface '(nope)?', but .*: name one"):
+        with pytest.raises(UserError, match="has no network interface 'nope', but .*: name one"):
             require_interfaces()
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    require_interfaces()
+    for names in ("lo", ""):
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", names)
+        require_interfaces()
 
 
 @pytest.mark.slow

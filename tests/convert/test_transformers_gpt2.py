@@ -457,6 +457,26 @@ def test_private_weights_stay_private(vocab, tmp_path, load_tool):
     }
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk(exported, tmp_path, load_tool, run_command):
+    """Wherever it fills: at the weights, at the tokenizer."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = (exported[2] / "model.safetensors").stat().st_size // 1024
+    for room in (size // 2, size + 24, size + 90):
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={room}k", "tmpfs", disk]
+        if run_command(mount, tmp_path).returncode:
+            pytest.skip("this machine mounts no tmpfs")
+        try:
+            mistake = load_tool("export_hf").mistake(exported[0], disk / "out")
+            assert mistake == (
+                f"{disk}/out does not fit on its disk: make room, or name a folder on another one"
+            )
+            assert os.listdir(disk) == []
+        finally:
+            run_command(["umount", disk], tmp_path)
+
+
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 

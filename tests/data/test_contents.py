@@ -59,6 +59,20 @@ def test_a_batch_in_words_is_the_batch(dataset, count, seq_len):
         assert list(dict.fromkeys(documents)) == streams.documents(index)
 
 
+def test_ids_that_are_none_of_the_vocabulary_s(dataset):
+    split = dataset.split("train")
+    path = dataset.root / "train" / "tokens.bin"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    name = split.names()[-1]
+    for read in (
+        lambda: contents.document_of(dataset, split, name),
+        lambda: contents.batch_of(dataset, Streams(split, 2, 8), 0, range(2)),
+        lambda: contents.histogram_of(dataset, split),
+    ):
+        with pytest.raises(UserError, match="is damaged: it holds the id 65535, and the tokenizer"):
+            read()
+
+
 def test_a_histogram_counts_all(dataset, monkeypatch):
     monkeypatch.setattr(contents, "AT_A_TIME", 7)
     split = dataset.split("train")

@@ -98,7 +98,7 @@ def test_batch_depends_on_its_step_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, count, seq_len", [("train", 1, 512), ("train", 16, 100), ("python", 79, 33)]
+    "name, count, seq_len", [("train", 1, 512), ("train", 16, 100), ("python", 25, 33)]
 )
 def test_batches_of_the_sample(sample, name, count, seq_len):
     packed = np.fromfile(sample / name / "tokens.bin", "<u2").tolist()

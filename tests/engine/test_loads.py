@@ -2,6 +2,8 @@
 files do not fit them or each other."""
 
 import math
+import resource
+import signal
 
 import pytest
 import tiny_engines
@@ -123,3 +125,20 @@ def test_a_forged_checkpoint_is_refused(tmp_path, capfd):
             f"{tmp_path / name} is not a whole checkpoint of such a run ("
         )
         assert words in sentences[name] and "\n" not in sentences[name], name
+
+
+def test_a_file_that_cannot_grow_is_told_as_such(tmp_path, capfd):
+    def work(world, waits):
+        engine = trained(world, 1)
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        reason = engine.save(tmp_path, "global_step1", {"step": 1})
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        return reason
+
+    reason = tiny_engines.on_ranks(1, work, capfd)
+    assert reason == (
+        f"{tmp_path}/global_step1/mp_rank_00_model_states.pt: the disk is full, or a file may not"
+        " grow so large (ulimit -f)"
+    )

@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from . import command_lines, hostile, seals, settings
+from . import command_lines, damage, hostile, seals, settings
 from .material import OF_TEXTS, WEIGHTS
 from .server import Command
 from .workspace import Workspace
@@ -140,7 +140,7 @@ def of_files(damaged: Sequence[str], beside: Sequence[str], commands: Sequence[C
         space.add(*damaged, *beside)
         paths = space.files(*damaged)
         for path in rng.sample(paths, min(len(paths), rng.choice((1, 1, 1, 2)))):
-            hostile.damage_file(rng, path)
+            damage.damage_file(rng, path)
             if rng.random() < 0.5:
                 seals.renew(space.folder, path)
         return rng.choice(commands)
@@ -165,7 +165,7 @@ def of_training(rng: random.Random, space: Workspace) -> Command:
         space.add("runs")
         argv += ["--max_train_steps", "5"]
         if rng.random() < 0.7:
-            hostile.damage_file(rng, rng.choice(space.files("runs/a")))
+            damage.damage_file(rng, rng.choice(space.files("runs/a")))
             return Command("gpt/train.py", argv, ("runs/a/*", "runs/a"))
     text = hostile.as_json(settings.damaged(rng))
     (space.folder / "n.json").write_bytes(text.encode("utf-8", "surrogatepass"))

@@ -3,6 +3,7 @@ of a command's time."""
 
 import atexit
 import ctypes
+import faulthandler
 import gc
 import importlib
 import io
@@ -182,6 +183,7 @@ def _become(command: Command, folder: Path, streams: list[int]) -> None:
     """Have this process be as a new one of the command's."""
     os.setpgid(0, 0)
     _forget_the_end()
+    faulthandler.disable()  # which pytest enables
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     sys.stdin = io.TextIOWrapper(open(0, "rb", closefd=False), encoding="utf-8")

@@ -82,7 +82,7 @@ PLANTED = {
     "traceback": lambda: os.write(2, b"Traceback (most recent call last):\n  planted\n"),
     "unforeseen": raise_error,
     "hang": lambda: time.sleep(600),
-    "memory": lambda: b"x" * (5 * server.GIB // 2),
+    "memory": lambda: bytes(1 << 40),
     "control": lambda: os.write(1, b"\x1b]0;planted\x07"),
     "outside": write_to_victim,
     "signal": lambda: os.kill(os.getpid(), signal.SIGSEGV),

@@ -4,6 +4,7 @@ import gzip
 import json
 import tracemalloc
 
+import files_of_rows
 import pyarrow
 import pytest
 from files_of_rows import ROWS, TEXTS, json_lines, pack, write_rows
@@ -173,6 +174,22 @@ def test_a_bomb_takes_no_more_memory_than_a_row_may_have(tmp_path):
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 16 << 20
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+@pytest.mark.parametrize("column", ["text", "id"])
+def test_rows_that_share_a_large_value_are_not_in_memory_together(tmp_path, ending, column):
+    large = pyarrow.DictionaryArray.from_arrays([0] * 2000, ["x" * (4 << 20)])
+    small = pyarrow.array([str(i) for i in range(2000)])
+    columns = {"text": small, "id": small, column: large}
+    path = tmp_path / f"a{ending}"
+    files_of_rows.write_table(path, pyarrow.table(columns))
+    before = pyarrow.total_allocated_bytes()
+    (entry,) = find_inputs(path, False)
+    rows = documents.documents(entry, Reading(largest_row=10**6))
+    with pytest.raises(UserError, match=f"a{ending}:1 has more than 1,000,000 bytes"):
+        next(rows)
+    assert pyarrow.total_allocated_bytes() - before < 200 << 20
 
 
 ROW = [{"text": "a"}]

@@ -261,7 +261,7 @@ def test_a_disk_without_locks_is_a_mistake(tmp_path, monkeypatch):
     monkeypatch.setattr(files.fcntl, "flock", flock)
     with pytest.raises(
         UserError,
-        match=r"run/.lock cannot be locked \(Function not implemented\): name a folder with room",
+        match=r"run/.lock cannot be locked \(Function not implemented\): name a folder on a disk",
     ):
         FolderLock(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -329,3 +329,20 @@ def test_pickles_with_code_are_never_run(one_rank, tmp_path, run_command):
         assert done.returncode == 2 and "files with pickles are never loaded" in done.stderr
         (folder / name).write_bytes(content)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_file_that_tells_of_an_earlier_stop_is_removed(tmp_path, load_tool):
+    """Else a script would start a run again that is done."""
+    remove = load_tool("train", folder="gpt").remove_stopped_file
+    stopped = tmp_path / "stopped"
+    remove(stopped)
+    stopped.write_text("40\n")
+    remove(stopped)
+    assert not stopped.exists()
+    for content in ("", "my notes", "1" * 100):
+        stopped.write_text(content)
+        with pytest.raises(UserError, match="stopped is a file of something else: name one that"):
+            remove(stopped)
+        assert stopped.read_text() == content
+    with pytest.raises(UserError, match="give the name of a file in a folder that exists"):
+        remove(tmp_path / "absent" / "stopped")
