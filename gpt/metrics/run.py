@@ -18,9 +18,6 @@ from gpt.wording import listed
 
 # axes that follow exactly from a run's config.yaml
 COMPUTE = ("tokens", "flops", "reference_hours")
-# tokens per second that any accelerator reaches
-SLOWEST = 1e-6
-FASTEST = 1e12
 
 
 @dataclass
@@ -168,8 +165,7 @@ class Run:
             return None
         if precision not in (None, self.config.get("precision")):
             return None
-        speed = self.options.get("tokens_per_second")
-        return speed if speed and SLOWEST <= speed <= FASTEST else None
+        return self.options.get("tokens_per_second")
 
     @property
     def tells_reference(self) -> bool:
