@@ -42,6 +42,12 @@ def main():
         default=HOURS,
         help="what equal compute is measured by (default: reference accelerator-hours)",
     )
+    parser.add_argument(
+        "--split",
+        metavar="NAME",
+        help="rank by this split, as gpt/eval.py --join scored it; default: the one that training"
+        " scored",
+    )
     add_same_code(parser)
     parser.add_argument("--json", metavar="FILE", help="write the tables here as well")
     args = parser.parse_args()
@@ -50,7 +56,7 @@ def main():
     notices: list[str] = []
     runs = read_runs(args.runs, notices)
     groups = group_by_seed(runs, same_code(runs, args.same_code, notices))
-    tables = leaderboard(groups, notices, args.over)
+    tables = leaderboard(groups, notices, args.over, args.split)
     print("\n".join(markdown(tables)))
     for notice in dict.fromkeys(notices):
         print(f"\nnotice: {notice}")

@@ -43,10 +43,6 @@ def main():
     notices: list[str] = []
     runs = read_runs(args.runs, notices)
     groups = group_by_seed(runs, same_code(runs, args.same_code, notices))
-    if len(groups) > MOST_LINES:
-        raise UserError(
-            f"{len(groups)} lines cannot be told apart in a figure", mend="draw fewer runs at once"
-        )
     relabel(groups, args.label)
     notices += texts_differ(runs)
     points, laws = {}, {}
@@ -57,13 +53,11 @@ def main():
     out = Path(args.out)
     require_folder(out)
     output = figures.Output(out, args.format, args.title)
-    paths = figures.training(groups, output) + figures.inside(groups, output)
-    for axis in AXES:
-        lacking = [run for run in runs if not has_axis(run, axis)]
-        if lacking:
-            notices.append(missing_axis(axis, lacking))
-        for quantity in figures.QUANTITIES:
-            paths += figures.curves(groups, axis, quantity, output)
+    paths = []
+    if len(groups) <= MOST_LINES:
+        paths += draw_curves(groups, output, notices)
+    else:
+        notices.append(f"no curves: {len(groups)} lines cannot be told apart in a figure")
     if laws:
         split = groups[0].runs[0].options["eval_data_split"]
         classes = figures.class_names(groups, args.scaling)
@@ -71,8 +65,25 @@ def main():
         print("\n".join(power_law.describe(laws, figures.UNITS[args.scaling])))
     for notice in dict.fromkeys(notices):
         print(f"notice: {notice}")
+    if not paths:
+        return
     names = ", ".join(dict.fromkeys(path.stem for path in paths))
     print(f"{out}: {names} ({', '.join(f'.{name}' for name in args.format)})")
+
+
+def draw_curves(groups, output, notices):
+    """The paths of the figures of curves; notices get the axes that runs lack."""
+    from gpt.results import figures
+
+    paths = figures.training(groups, output) + figures.inside(groups, output)
+    runs = [run for group in groups for run in group.runs]
+    for axis in AXES:
+        lacking = [run for run in runs if not has_axis(run, axis)]
+        if lacking:
+            notices.append(missing_axis(axis, lacking))
+        for quantity in figures.QUANTITIES:
+            paths += figures.curves(groups, axis, quantity, output)
+    return paths
 
 
 def parse():

@@ -18,9 +18,6 @@ from gpt.wording import listed
 
 # axes that follow exactly from a run's config.yaml
 COMPUTE = ("tokens", "flops", "reference_hours")
-# tokens per second that any accelerator reaches
-SLOWEST = 1e-6
-FASTEST = 1e12
 
 
 @dataclass
@@ -108,16 +105,20 @@ class Run:
 
     @property
     def diverged_at(self) -> int | None:
-        """The step from which on its losses are not finite; None where the last one is finite."""
+        """The step from which on its losses are not finite; None where the last one is finite, and
+        where one batch in the middle of training may be all that is wrong."""
         split = self.options.get("eval_data_split")
+        # at one step the evaluation comes last
         losses = [*self.curve(events.TRAIN), *self.curve(events.EVAL, split)]
         losses += self.events.get(events.FINAL_EVAL, [])
-        diverged_at = None
-        for event in sorted(filter(_is_scored, losses), key=lambda event: -event["step"]):
+        by_step = sorted(filter(_is_scored, losses), key=lambda event: event["step"])
+        diverged = []
+        for event in reversed(by_step):
             if math.isfinite(values([event], "loss")[0]):
                 break
-            diverged_at = event["step"]
-        return diverged_at
+            diverged.append(event)
+        is_certain = len(diverged) > 1 or self.last_step >= self.options["max_train_steps"]
+        return diverged[-1]["step"] if diverged and is_certain else None
 
     @property
     def state(self) -> str:
@@ -164,8 +165,7 @@ class Run:
             return None
         if precision not in (None, self.config.get("precision")):
             return None
-        speed = self.options.get("tokens_per_second")
-        return speed if speed and SLOWEST <= speed <= FASTEST else None
+        return self.options.get("tokens_per_second")
 
     @property
     def tells_reference(self) -> bool:

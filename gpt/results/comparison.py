@@ -152,33 +152,27 @@ def _common_name(names: Sequence[str]) -> str:
     return name or f"{names[0]} …"
 
 
-def without_diverged(groups: Sequence[Group]) -> tuple[list[Group], list[Group]]:
-    """(the groups without the runs that diverged, those runs, in groups of what they have in
-    common)."""
-    parts: tuple[list[Group], list[Group]] = ([], [])
+def with_runs(groups: Sequence[Group], is_wanted: Callable[[Run], bool]) -> list[Group]:
+    """The groups with those of their runs for which `is_wanted` holds; none is empty."""
+    remaining = []
     for group in groups:
-        for part, has_diverged in zip(parts, (False, True)):
-            runs = [run for run in group.runs if (run.diverged_at is not None) == has_diverged]
-            if runs:
-                name = group.name if len(runs) > 1 else runs[0].name
-                part.append(replace(group, name=name, runs=runs))
-    return parts
+        runs = [run for run in group.runs if is_wanted(run)]
+        if runs:
+            name = group.name if len(runs) > 1 else runs[0].name
+            remaining.append(replace(group, name=name, runs=runs))
+    return remaining
 
 
 def finished_only(groups: Sequence[Group], notices: list[str]) -> list[Group]:
     """The groups without what is not finished or was never evaluated; notices say what that is."""
-    finished = []
+
+    def is_finished(run: Run) -> bool:
+        return run.diverged_at is None and run.finished and is_scored(run)
+
     for group in groups:
-        runs = []
-        for run in group.runs:
-            if run.diverged_at is None and run.finished and is_scored(run):
-                runs.append(run)
-            else:
-                notices.append(f"{run.name} is left out: {run.state}")
-        if runs:
-            name = group.name if len(runs) > 1 else runs[0].name
-            finished.append(replace(group, name=name, runs=runs))
-    return finished
+        unfinished = [run for run in group.runs if not is_finished(run)]
+        notices += [f"{run.name} is left out: {run.state}" for run in unfinished]
+    return with_runs(groups, is_finished)
 
 
 def on_one_text(groups: Sequence[Group], notices: list[str]) -> Sequence[Group]:

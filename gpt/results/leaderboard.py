@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt.errors import UserError
 from gpt.metrics.events import TRAIN
-from gpt.metrics.run import values
+from gpt.metrics.run import Run, values
 from gpt.results.comparison import (
     Group,
     finished_only,
@@ -16,10 +16,17 @@ from gpt.results.comparison import (
     on_one_text,
     trusted_references,
     untold_code,
-    without_diverged,
+    with_runs,
 )
 from gpt.results.methods import code_parts, in_words, table_settings
-from gpt.results.scores import Scores, final_scores, held_out_text, how_much, split_of
+from gpt.results.scores import (
+    Scores,
+    final_scores,
+    held_out_text,
+    how_much,
+    joined_scores,
+    split_of,
+)
 
 HOURS = "reference_hours"
 # what equal compute can be measured by; --over
@@ -41,20 +48,23 @@ class Place(NamedTuple):
     half_step: float  # steps are whole numbers, so compute is known to half a step
 
 
-def leaderboard(groups: Sequence[Group], notices: list[str], over: str = HOURS) -> dict[str, Any]:
-    """The tables as plain values. over: one of COMPUTE, by which compute is equal.
+def leaderboard(
+    groups: Sequence[Group], notices: list[str], over: str = HOURS, split: str | None = None
+) -> dict[str, Any]:
+    """The tables as plain values. over: one of COMPUTE, by which compute is equal. split: which is
+    ranked by, as eval.py joined it to the runs; None: the one that training scored.
 
     Raises UserError where runs cannot be compared; notices get what was left out.
     """
-    sound, diverged = without_diverged(groups)
+    sound = with_runs(groups, lambda run: run.diverged_at is None)
+    diverged = with_runs(groups, lambda run: run.diverged_at is not None)
     finished = finished_only(sound, notices)
     if not finished:
         notices += [f"{run.name} {run.state}" for group in diverged for run in group.runs]
         raise UserError("; ".join(["none of the runs is finished and evaluated", *notices]))
     over, comparable = _over(finished, notices, over)
-    comparable = on_one_text(comparable, notices)
+    comparable, scores = _scored(comparable, split, notices)
     runs = [run for group in comparable for run in group.runs]
-    scores = final_scores(runs, notices)
     shown = [*comparable, *_beside(comparable, diverged, over, notices)]
     notices += untold_code(comparable)
     if over == "tokens" and not scores.one_tokenizer:
@@ -64,8 +74,8 @@ def leaderboard(groups: Sequence[Group], notices: list[str], over: str = HOURS) 
     first = runs[0]
     return {
         "dataset": first.fingerprint if len({run.fingerprint for run in runs}) == 1 else None,
-        "split": first.options["eval_data_split"],
-        "documents": split_of(first).get("documents"),
+        "split": split or first.options["eval_data_split"],
+        "documents": _documents(first, scores, split),
         "bytes": scores.figures[first.name]["bytes"],
         "scored": how_much(runs, scores),
         "whole_split": scores.whole,
@@ -75,6 +85,22 @@ def leaderboard(groups: Sequence[Group], notices: list[str], over: str = HOURS) 
             for places in by_class([_place(group, over) for group in shown])
         ],
     }
+
+
+def _scored(
+    groups: Sequence[Group], split: str | None, notices: list[str]
+) -> tuple[Sequence[Group], Scores]:
+    """(the groups that measure the same, by what they are ranked)."""
+    if split is None:
+        groups = on_one_text(groups, notices)
+        return groups, final_scores([run for group in groups for run in group.runs], notices)
+    scores = joined_scores([run for group in groups for run in group.runs], split, notices)
+    return with_runs(groups, lambda run: run.name in scores.figures), scores
+
+
+def _documents(run: Run, scores: Scores, split: str | None) -> str | None:
+    """The hash of the documents that were scored."""
+    return (split_of(run) if split is None else scores.figures[run.name]).get("documents")
 
 
 def _over(finished: Sequence[Group], notices: list[str], over: str) -> tuple[str, Sequence[Group]]:

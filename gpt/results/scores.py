@@ -77,13 +77,52 @@ def final_scores(runs: Sequence[Run], notices: list[str]) -> Scores:
     reason = incomparable(runs, figures)
     if reason:
         raise UserError(f"these runs cannot be compared: {reason}")
-    tokenizers = {_tokenizer(run) for run in runs}
-    if len(tokenizers) > 1:
-        notices.append(
-            "the runs have different tokenizers: figures per token (the loss) say nothing of"
-            " which is better, and a token of context is not as much text for all"
+    return Scores(figures, is_of_whole, has_one_tokenizer(runs, notices))
+
+
+def has_one_tokenizer(runs: Sequence[Run], notices: list[str]) -> bool:
+    """Notices get what that means where there are several."""
+    if len({_tokenizer(run) for run in runs}) <= 1:
+        return True
+    notices.append(
+        "the runs have different tokenizers: figures per token (the loss) say nothing of"
+        " which is better, and a token of context is not as much text for all"
+    )
+    return False
+
+
+def joined_scores(runs: Sequence[Run], split: str, notices: list[str]) -> Scores:
+    """Of those of the finished runs to which an evaluation of another split is joined; notices name
+    the others. Raises UserError where there is none, or where they do not measure the same."""
+    figures = {}
+    for run in runs:
+        planned = run.options["max_train_steps"]
+        try:
+            evaluation = evaluations.read(run.path, run.config, split, planned)
+        except UserError as problem:
+            notices.append(f"{run.name} is left out: {problem}")
+            continue
+        if evaluation is None:
+            notices.append(f"{run.name} is left out: no evaluation of {split!r} is joined to it")
+        else:
+            figures[run.name] = evaluation
+    scored = [run for run in runs if run.name in figures]
+    if not scored:
+        raise UserError(
+            f"no run has an evaluation of the split {split!r}",
+            mend="make them with `python gpt/eval.py --join RUN`",
         )
-    return Scores(figures, is_of_whole, one_tokenizer=len(tokenizers) == 1)
+    for first, second in zip(scored, scored[1:]):
+        both = figures[first.name], figures[second.name]
+        texts = [evaluation.get("documents") for evaluation in both]
+        difference = _other_measure(first, second, *both)
+        if None in texts or texts[0] != texts[1]:
+            difference = f"were evaluated on different texts (documents {_short(texts)})"
+        if difference:
+            raise UserError(
+                f"these runs cannot be compared: {first.name} and {second.name} {difference}"
+            )
+    return Scores(figures, True, has_one_tokenizer(scored, notices))
 
 
 def incomparable(

@@ -164,3 +164,31 @@ def test_weights_that_other_code_trained(joined, tmp_path, capsys):
     )
     with pytest.raises(UserError, match="export has no checkpoint.json, which tells what its"):
         evaluate(*options[:2], "--join", run)
+
+
+def test_a_leaderboard_of_another_split(joined, finished, tmp_path, monkeypatch, capsys):
+    for name in ("a", "b"):
+        shutil.copytree(joined[0], tmp_path / name, ignore=shutil.ignore_patterns("*.pt"))
+    metrics = tmp_path / "b/metrics.jsonl"  # of a run on another host, which is no copy
+    metrics.write_text(metrics.read_text().replace('"host": "', '"host": "other-'))
+    weights = finished / "export/model.safetensors"
+    evaluate("--checkpoint_file", weights, "--eval_data_split", "python", "--join", tmp_path / "a")
+    told = json.loads((tmp_path / "a/evaluations/python-step6.json").read_text())
+    capsys.readouterr()
+    argv = ["compare.py", str(tmp_path), "--over", "tokens", "--split"]
+    monkeypatch.setattr(sys, "argv", [*argv, "python"])
+    load_command("compare").main()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.startswith("Final evaluation on 'python': the whole split, ")
+    assert f"{told['bytes']:,} bytes" in first
+    (row,) = [line for line in lines if line.startswith("| 1 ")]
+    assert f"| {told['normalised_ppl']:.4f} | {told['bits_per_byte']:.4f} |" in row
+    notices = [line for line in lines if line.startswith("notice")]
+    assert notices == ["notice: b is left out: no evaluation of 'python' is joined to it"]
+    monkeypatch.setattr(sys, "argv", [*argv, "java"])
+    with pytest.raises(UserError) as error:
+        load_command("compare").main()
+    assert str(error.value) == (
+        "no run has an evaluation of the split 'java': make them with `python gpt/eval.py --join"
+        " RUN`"
+    )

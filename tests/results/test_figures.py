@@ -474,9 +474,12 @@ def test_numbers_beyond_an_axis_are_left_out(tmp_path):
         figures.curves(groups, "steps", quantity, Output(tmp_path, ["svg"]))
 
 
-def test_too_many_lines_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(plot, "MOST_LINES", 1)
-    for name in ("a", "b"):
-        synthetic_run(tmp_path / name, 5, comment=name, n_layers=2 + (name == "b"))
-    with pytest.raises(UserError, match="2 lines cannot be told apart in a figure"):
-        in_process(monkeypatch, tmp_path, "a", "b", "--out", "out")
+def test_too_many_lines_have_a_law_and_no_curves(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plot, "MOST_LINES", 2)
+    for steps in (10, 20, 40):
+        synthetic_run(tmp_path / f"runs/{steps}", steps, final=2 / steps)
+    options = ("--out", "out", "--scaling", "flops", "--format", "svg")
+    in_process(monkeypatch, tmp_path, "runs", *options)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scaling.svg"]
+    told = capsys.readouterr().out
+    assert "notice: no curves: 3 lines cannot be told apart in a figure" in told

@@ -278,3 +278,17 @@ def test_runs_that_all_diverged_are_told(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         compare.main()
     assert str(error.value) == ("none of the runs is finished and evaluated; a diverged at step 1")
+
+
+def test_one_batch_without_a_loss_is_no_divergence(tmp_path):
+    run = identified_run(tmp_path / "a")
+    lines = [train(11, 3.0), train(12, None), evaluation(12, 3.0)]
+    write_lines(run, lines)
+    (finished,) = read_runs([run])
+    assert finished.diverged_at is None and finished.state == "finished"
+    write_lines(run, [train(5, 3.0), train(6, None)])
+    (at_work,) = read_runs([run])
+    assert at_work.diverged_at is None
+    write_lines(run, [train(11, 3.0), train(12, None)])
+    (ended,) = read_runs([run])
+    assert ended.diverged_at == 12

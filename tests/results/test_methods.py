@@ -83,7 +83,7 @@ DIFFERENT = {
     "other text": {"dataset/train/documents": "3" * 64},
     "other weight decay": {"run/optimizer/params/weight_decay": 0.1},
     "other rate": {"run/scheduler/params/max_lr": 0.5},
-    "compiled": {"run/gpt/compile": True},
+    "compiled": {"run/gpt/compile": "default"},
 }
 
 
