@@ -76,7 +76,7 @@ def main(config_file, out, data, *flags):
         ):
             result[name].append(value)
     staged = folders.staging_tag(1)
-    run.save(out, staged, {"step": step})
+    run.save(out, staged, {"step": 1})
     full = boundary.deepspeed.utils.safe_get_full_fp32_param
     stage0 = config.zero_stage == 0
     result["weights"] = {
