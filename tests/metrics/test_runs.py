@@ -290,7 +290,7 @@ MISTAKES = {
         lambda run: break_config(
             run / "config.yaml", lambda tree: tree["run"]["gpt"].update(tokens_per_second=0)
         ),
-        "{run}/config.yaml: run.gpt.tokens_per_second is 0, must be above 0: use the file",
+        "{run}/config.yaml: run.gpt.tokens_per_second is 0, must be at least 0.001: use the file",
     ),
     "a hash for the code": (
         lambda run: amend(run, {"code": "abc"}),
