@@ -146,10 +146,13 @@ def _commit(project: str) -> str | None:
 
 def _dataset(root: str) -> str | None:
     """The dataset's fingerprint, as gpt.data.datasets computes it; None where there is none."""
+    path = os.path.join(root, "manifest.json")
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return None
     try:
-        with open(os.path.join(root, "manifest.json"), encoding="utf-8") as file:
-            manifest = json.load(file)
-    except (OSError, ValueError):
+        with open(path, encoding="utf-8") as file:
+            manifest = json.loads(file.read(64 << 20))
+    except (OSError, ValueError, RecursionError):
         return None
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from hosts import Hosts, missing
 
-from gpt.cluster import host_checks, preflight
+from gpt.cluster import host_checks, host_report, preflight
 
 ANSWERS = {  # the stand-in's script -> what is made of it
     "all at once": ("""printf '%s\\n{"host": "a"}\\n' $(date +%s)""", {"host": "a"}, ""),
@@ -65,6 +65,15 @@ def test_a_machine_without_ssh(tmp_path, monkeypatch, load_tool):
     monkeypatch.setenv("PATH", str(tmp_path))
     sentence = load_tool("preflight").mistake("--hostfile", tmp_path / "hostfile")
     assert sentence.startswith("there is no ssh here, by which the hosts are asked, and by which")
+
+
+def test_a_manifest_that_is_none(tmp_path):
+    path = tmp_path / "manifest.json"
+    os.mkfifo(path)
+    assert host_report._dataset(str(tmp_path)) is None
+    path.unlink()
+    path.write_text("[" * 100_000)
+    assert host_report._dataset(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize(
