@@ -126,10 +126,10 @@ def test_the_engine_does_what_plain_torch_does(stage, ranks, clip, sample, tmp_p
     # Adam's first steps are as large as lr whatever the gradient's size
     for name, weight in weights.items():
         assert (run["weights"][name] - weight).abs().mean() < 2e-5, name
-    stored = read_state(tmp_path / "global_step1")
+    stored = read_state(tmp_path / "global_step6")
     assert (stored.step, stored.stage) == (6, stage)
     assert all(torch.equal(stored.weights[name], run["weights"][name]) for name in weights)
-    consolidate(tmp_path / "global_step1", tmp_path / "export")
+    consolidate(tmp_path / "global_step6", tmp_path / "export")
     written = load_file(tmp_path / "export/model.safetensors")
     assert all(torch.equal(written[name], run["weights"][name]) for name in weights)
 
@@ -167,4 +167,4 @@ def test_fp16_skips_overflows_and_repeats_the_batch(sample, tmp_path, run_comman
     assert run["loss"] == pytest.approx(losses, abs=5e-3)
     assert run["grad_norm"] == pytest.approx(norms, rel=2e-2)
     assert run["lr"] == [load(config).schedule.lr(step) for step in (1, 2, 3)]
-    assert read_state(tmp_path / "global_step1").weights["head.weight"].dtype == torch.float32
+    assert read_state(tmp_path / "global_step3").weights["head.weight"].dtype == torch.float32

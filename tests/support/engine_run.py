@@ -75,8 +75,8 @@ def main(config_file, out, data, *flags):
             ("lr", lr),
         ):
             result[name].append(value)
-    staged = folders.staging_tag(1)
-    run.save(out, staged, {"step": 1})
+    staged = folders.staging_tag(step)
+    run.save(out, staged, {"step": step})
     full = boundary.deepspeed.utils.safe_get_full_fp32_param
     stage0 = config.zero_stage == 0
     result["weights"] = {
@@ -94,7 +94,7 @@ def main(config_file, out, data, *flags):
             for rank in range(world.size)
             for name, facts in folders.own_files(out / staged, rank).items()
         }
-        folders.commit(out, Manifest(step=1, precision=config.precision, files=files))
+        folders.commit(out, Manifest(step=step, precision=config.precision, files=files))
     boundary.disconnect()
 
 
