@@ -324,7 +324,7 @@ class FolderLock:
         except BlockingIOError as error:
             raise LockedError(f"{other} {folder}", mend) from error
         except OSError as error:
-            self.remove_unused()
+            self._remove_made()
             mend = _MEND_LOCK.get(
                 error.errno or 0, "name another folder, or have its owner let you write there"
             )
@@ -394,9 +394,14 @@ class FolderLock:
         os.close(self._folder_held)
 
     def remove_unused(self) -> None:
-        """Remove the folders that were made for this lock, if nothing else was put into them."""
+        """Remove the folders that were made for this lock, if nothing else was put into them and
+        nobody else keeps them."""
+        if self.holds:
+            self._remove_made()
+
+    def _remove_made(self) -> None:
         with suppress(OSError):
             if self._made and os.listdir(self._folder) == [LOCK]:
-                (self._folder / LOCK).unlink()
+                self._path.unlink()
                 for folder in self._made:
                     folder.rmdir()
