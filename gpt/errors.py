@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from gpt import standard_streams
 from gpt.escaping import in_one_line
 from gpt.standard_streams import OutputError
+from gpt.wording import nearest
 
 # whose imports fail by a fault of their own
 OWN_PACKAGES = ("gpt", "tools", "__main__")
@@ -77,6 +78,22 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **options,
         )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._unknown(unknown))
+        return parsed
+
+    def _unknown(self, words: list[str]) -> str:
+        """What is wrong with words that belong to no option."""
+        for word in words:
+            option = word.partition("=")[0]
+            if option.startswith("--"):
+                return f"unknown option {option}{nearest(option, self._option_string_actions)}"
+        # as of a pattern that the shell has put names in place of
+        several = f", and {len(words) - 1} more words" if len(words) > 1 else ""
+        return f"{words[0]!r}{several}: no option takes that; one that takes a path takes one path"
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"command line: {message} (--help lists the options)")

@@ -328,7 +328,7 @@ class FolderLock:
                 mend += f", or remove that {LOCK} where it is a copy's"
             raise LockedError(what, mend) from error
         except OSError as error:
-            self.remove_unused()
+            self._remove_made()
             mend = _MEND_LOCK.get(
                 error.errno or 0, "name another folder, or have its owner let you write there"
             )
@@ -404,9 +404,14 @@ class FolderLock:
         os.close(self._folder_held)
 
     def remove_unused(self) -> None:
-        """Remove the folders that were made for this lock, if nothing else was put into them."""
+        """Remove the folders that were made for this lock, if nothing else was put into them and
+        nobody else keeps them."""
+        if self.holds:
+            self._remove_made()
+
+    def _remove_made(self) -> None:
         with suppress(OSError):
             if self._made and os.listdir(self._folder) == [LOCK]:
-                (self._folder / LOCK).unlink()
+                self._path.unlink()
                 for folder in self._made:
                     folder.rmdir()

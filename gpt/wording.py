@@ -1,6 +1,7 @@
 """Numbers and lists in sentences."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 def duration(seconds: float) -> str:
@@ -46,3 +47,11 @@ def first_of(names: Sequence, shown: int) -> str:
     """The first names, and a sign that there are others: a, b, …"""
     text = ", ".join(map(str, names[:shown]))
     return f"{text}, …" if len(names) > shown else text
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """The words (did you mean …?) for the known name closest to `name`, or an empty text where none
+    is close. prefix: what stands before both."""
+    # at 0.6, difflib's own choice, lr is near min_lr and dropout near data_root
+    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.7)
+    return f" (did you mean '{prefix}{matches[0]}'?)" if matches else ""

@@ -97,3 +97,24 @@ def test_a_mistake_of_all_ranks_is_left_to_the_first_of_the_host(local_rank, ord
     monkeypatch.setattr(errors, "tell", lambda error: seen.append("told"))
     errors._tell_once(UserError("x"))
     assert seen == order
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["--inptu", "x"], "unknown option --inptu (did you mean '--input'?)"),
+        (["--inptu=x"], "unknown option --inptu (did you mean '--input'?)"),
+        (["--zzz"], "unknown option --zzz"),
+        (["--input", "a", "b"], "'b': no option takes that; one that takes a path takes one path"),
+        (
+            ["--input", "a", "b", "c", "d"],
+            "'b', and 2 more words: no option takes that; one that takes a path takes one path",
+        ),
+    ],
+)
+def test_words_that_belong_to_no_option(words, sentence):
+    parser = errors.Parser("a command")
+    parser.add_argument("--input")
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(words)
+    assert str(caught.value) == f"command line: {sentence} (--help lists the options)"

@@ -249,3 +249,15 @@ def test_what_to_do_about_a_lock_depends_on_what_is_the_matter(tmp_path, monkeyp
     assert "on a disk that has file locks" in fail(errno.ENOLCK)
     assert "make room" in fail(errno.ENOSPC)
     assert "have its owner let you write there" in fail(errno.EACCES)
+
+
+def test_what_another_process_keeps_is_not_removed(tmp_path):
+    """The folder was removed by hand, and another run began there, before this one ended."""
+    first = FolderLock(tmp_path / "run")
+    (tmp_path / "run" / LOCK).unlink()
+    (tmp_path / "run").rmdir()
+    second = FolderLock(tmp_path / "run")
+    first.remove_unused()
+    assert second.holds and (tmp_path / "run" / LOCK).read_text() == second.token
+    second.remove_unused()
+    assert not (tmp_path / "run").exists()

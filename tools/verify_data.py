@@ -25,8 +25,10 @@ def main():
         metavar="PLACE",
         help="what it was made of: a folder, a file, or - for a list of paths",
     )
-    parser.add_argument("--text_field", default="text", help="as it was given then")
-    parser.add_argument("--id_field", default="id", help="as it was given then")
+    parser.add_argument(
+        "--text_field", help="as it was given then, where the dataset does not tell"
+    )
+    parser.add_argument("--id_field", help="as it was given then, where the dataset does not tell")
     parser.add_argument("--largest_row", type=int, default=1 << 28, help="as it was given then")
     args = parser.parse_args()
 
@@ -69,8 +71,8 @@ def look_inside(root, args):
     listed = getattr(sys.stdin, "buffer", ()) if args.source == "-" else ()
     inputs = find_inputs(args.source, by_folder, listed)
     reading = Reading(
-        args.text_field,
-        args.id_field,
+        args.text_field or treatment.get("text_field", "text"),
+        args.id_field or treatment.get("id_field", "id"),
         treatment.get("bad_utf8", "refuse"),
         treatment.get("cut_documents"),
         args.largest_row,

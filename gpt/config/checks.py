@@ -4,10 +4,11 @@ range."""
 from typing import Any
 
 from gpt.config.draft import Mistake, about
-from gpt.config.keys import REQUIRED, Key, in_json, nearest
+from gpt.config.keys import REQUIRED, Key, in_json
 from gpt.config.option_names import homes
 from gpt.config.refused_keys import REFUSED
 from gpt.config.synonyms import hint_for_block, hint_for_key
+from gpt.wording import nearest
 
 
 def check(block: Any, keys: dict[str, Any], path: str = "") -> list[Mistake]:

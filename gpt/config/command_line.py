@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable
 
 from gpt.config.dotted_options import take_values
-from gpt.config.keys import REQUIRED, Key, nearest
+from gpt.config.keys import REQUIRED, Key
 from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.shape import load_presets
 from gpt.config.synonyms import hint_for_option
 from gpt.errors import Parser, UserError
+from gpt.wording import nearest
 
 # flags of train.py that are no values of a run
 OWN_FLAGS = (

@@ -1,11 +1,9 @@
 """A key of a run's JSON: its type, default, limits and meaning."""
 
-import difflib
 import json
 import math
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,11 +157,3 @@ def number_in(text: str) -> int | float | None:
         return None
     is_whole = text.lstrip("+-").isdecimal() and len(text) <= MOST_DIGITS
     return int(text) if is_whole else float(text)
-
-
-def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """The words (did you mean …?) for the known name closest to `name`, or an empty text where none
-    is close. prefix: what stands before both."""
-    # at 0.6, difflib's own choice, lr is near min_lr and dropout near data_root
-    matches = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.7)
-    return f" (did you mean '{prefix}{matches[0]}'?)" if matches else ""

@@ -18,7 +18,7 @@ from gpt.config.checks import check
 from gpt.config.contradictions import contradictions
 from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.draft import COMMAND_LINE, Draft, Mistake
-from gpt.config.keys import REQUIRED, Key, in_json, nearest
+from gpt.config.keys import REQUIRED, Key, in_json
 from gpt.config.normal_form import normalise
 from gpt.config.notices import notices
 from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
@@ -29,6 +29,7 @@ from gpt.config.run_config import Config
 from gpt.config.run_file import read_file
 from gpt.config.shape import PRESET_KEYS, SHAPE_KEYS, load_presets
 from gpt.errors import UserError
+from gpt.wording import nearest
 
 
 def load(path: str | Path, world_size: int = 1, overrides: dict[str, Any] | None = None) -> Config:

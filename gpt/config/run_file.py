@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config import saved
-from gpt.config.keys import block_of, nearest
+from gpt.config.keys import block_of
 from gpt.errors import UserError
 from gpt.escaping import in_one_line
 from gpt.parsing import ParseError, lines_of_keys, parse_json
 from gpt.reading import read_text
+from gpt.wording import nearest
 
 # the folder of the configs that come with the trainer
 SHIPPED = "ds_configs"

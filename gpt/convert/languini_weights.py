@@ -14,12 +14,12 @@ import torch
 from gpt.checkpoint import zero_files
 from gpt.checkpoint.weights import expected_shapes, write_folder
 from gpt.checkpoint.zero_files import Joined
-from gpt.config.keys import nearest
 from gpt.config.saved import foreign_config
 from gpt.config.shape import ModelConfig, load_presets
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import hash_file, require_new_folder
+from gpt.wording import nearest
 
 # of DistributedDataParallel and torch.compile
 _WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")

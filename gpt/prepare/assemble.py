@@ -115,8 +115,7 @@ def _treatment(job: Job) -> dict[str, Any]:
         "line_ends": "CRLF is read as LF",
         "order": "by sha256 of the document's name",
         "byte_order_mark": "left out at a document's beginning",
-        "bad_utf8": job.reading.bad_utf8,
-        "cut_documents": job.reading.cut_documents,
+        **job.reading.facts(),
         "duplicates": job.duplicates,
     }
 

@@ -20,7 +20,6 @@ from gpt.config.identity import (
     differences_of,
     is_free,
 )
-from gpt.config.keys import nearest
 from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, RUN, saved_config
@@ -32,7 +31,7 @@ from gpt.metrics.runs import read_run
 from gpt.training import run_documents
 from gpt.training.course import Course
 from gpt.training.run_folder import remove_leftovers, require_own
-from gpt.wording import plural
+from gpt.wording import nearest, plural
 
 # prefixes of the settings that a checkpoint's tensors and states have their shapes from, or that
 # say what its ids mean

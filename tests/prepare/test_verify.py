@@ -45,6 +45,17 @@ def test_all_is_as_made(prepared, run_command):
     )
 
 
+def test_fields_of_other_names_are_known_by_the_dataset(sample, tmp_path, run_command):
+    rows = [{"title": str(n), "id": 7, "body": f"the whale {n}"} for n in range(8)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_texts(tmp_path / "in", {"rows.jsonl": text})
+    vocab = Vocab.load(sample / "tokenizer.model")
+    fields = {"text_field": "body", "id_field": "title"}
+    build(tmp_path / "in", tmp_path / "out", vocab, test_every=4, **fields)
+    done = run_command([*COMMAND, "out", "--source", "in"], tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_file_of_any_flipped_byte_is_named(prepared):
     out, rng = prepared / "out", random.Random(0)
     manifest = manifests.read(out)
