@@ -202,15 +202,17 @@ def _compare(
     """
     differences = differences_of(old, new)
     _require_allowable(allowed, differences, old, new, run_dir)
-    refused = []
-    for path, values in differences.items():
-        if not is_free(path) and not _names(allowed, path):
-            refused.append(_difference_in_words(path, values, old, new, run_dir))
+    refused = [path for path in differences if not is_free(path) and not _names(allowed, path)]
     if refused:
+        words = [
+            _difference_in_words(path, differences[path], old, new, run_dir) for path in refused
+        ]
+        mends = ["name another --run_dir", "give the settings that it began with"]
+        if not any(path.startswith(FIXED) for path in refused):
+            mends.append("allow a change on purpose with --allow_change KEY")
         raise UserError(
-            f"{run_dir} holds a run with other settings ({'; '.join(refused)})",
-            mend="name another --run_dir, give the settings that it began with, or allow a change"
-            " on purpose with --allow_change KEY",
+            f"{run_dir} holds a run with other settings ({'; '.join(words)})",
+            mend=f"{', '.join(mends[:-1])}, or {mends[-1]}",
         )
     return differences
 
