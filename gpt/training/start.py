@@ -207,12 +207,15 @@ def _compare(
         words = [
             _difference_in_words(path, differences[path], old, new, run_dir) for path in refused
         ]
-        mends = ["name another --run_dir", "give the settings that it began with"]
+        mend = "name another --run_dir, or give the settings that it began with"
         if not any(path.startswith(FIXED) for path in refused):
-            mends.append("allow a change on purpose with --allow_change KEY")
+            mend = (
+                "name another --run_dir, give the settings that it began with, or allow a change on"
+                " purpose with --allow_change KEY"
+            )
         raise UserError(
             f"{run_dir} holds a run with other settings ({'; '.join(words)})",
-            mend=f"{', '.join(mends[:-1])}, or {mends[-1]}",
+            mend=mend,
         )
     return differences
 
