@@ -2,7 +2,7 @@
 all."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from gpt.config.identity import (
 from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, RUN, saved_config
+from gpt.config.shape import SHAPE_KEYS
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
@@ -31,7 +32,7 @@ from gpt.metrics.runs import read_run
 from gpt.training import run_documents
 from gpt.training.course import Course
 from gpt.training.run_folder import remove_leftovers, require_own
-from gpt.wording import nearest, plural
+from gpt.wording import listed, nearest, plural
 
 # prefixes of the settings that a checkpoint's tensors and states have their shapes from, or that
 # say what its ids mean
@@ -202,27 +203,35 @@ def _compare(
     """
     differences = differences_of(old, new)
     _require_allowable(allowed, differences, old, new, run_dir)
-    refused = [path for path in differences if not is_free(path) and not _names(allowed, path)]
+    refused = []
+    for path in differences:
+        if not is_free(path) and not _names(allowed, path):
+            refused.append(path)
     if refused:
         words = [
             _difference_in_words(path, differences[path], old, new, run_dir) for path in refused
         ]
-        mend = "name another --run_dir, or give the settings that it began with"
-        if not any(path.startswith(FIXED) for path in refused):
-            mend = (
-                "name another --run_dir, give the settings that it began with, or allow a change on"
-                " purpose with --allow_change KEY"
-            )
         raise UserError(
             f"{run_dir} holds a run with other settings ({'; '.join(words)})",
-            mend=mend,
+            mend="name another --run_dir, or give the settings that it began with"
+            + _how_to_allow(refused),
         )
     return differences
 
 
+def _how_to_allow(paths: Sequence[str]) -> str:
+    """The end of a sentence on settings that are refused: what allows them, where anything does."""
+    fixed = [path for path in paths if path.startswith(FIXED)]
+    if fixed:
+        return f" ({listed(fixed, shown=3)} cannot change within a run)"
+    options = " ".join(f"--allow_change {path}" for path in paths)
+    return f"; {options} allows the change on purpose"
+
+
 def _setting(key: str) -> str:
     """A setting by its path, whether it is called so or by its option: max_lr, gpt.seed."""
-    return OVERRIDES.get(key, key).removeprefix("gpt.")
+    path = OVERRIDES.get(key, key).removeprefix("gpt.")
+    return f"model.{path}" if path in SHAPE_KEYS else path
 
 
 def _names(keys: Iterable[str], path: str) -> bool:
