@@ -85,7 +85,9 @@ def curves(groups: Sequence[Group], axis: str, quantity: str, output: Output) ->
     if not lines:
         return []
     drawn = [curve for _, _, *both in lines for curve in both if curve is not None]
-    label, per_unit = in_unit(AXES[axis].label, max(curve.x.max() for curve in drawn))
+    smallest_x = min(curve.x.min() for curve in drawn)
+    largest_x = max(curve.x.max() for curve in drawn)
+    label, per_unit = in_unit(AXES[axis].label, largest_x)
     ends = []
     for name, look, train, held_out in lines:
         if train is not None:
@@ -96,10 +98,10 @@ def curves(groups: Sequence[Group], axis: str, quantity: str, output: Output) ->
             _plot_held_out(axes, held_out, look)
             x, mean = held_out.x, held_out.mean
         ends.append((x[-1], mean[-1], name, look))
-    x = np.concatenate([curve.x for curve in drawn]) * per_unit
+    x_range = (smallest_x * per_unit, largest_x * per_unit)
     y = np.concatenate([curve.mean for curve in drawn])
     plain = axis != "flops"
-    drawing.set_up(axes.xaxis, label, x.min(), x.max(), AXES[axis].log, plain)
+    drawing.set_up(axes.xaxis, label, *x_range, AXES[axis].log, plain)
     drawing.set_up(axes.yaxis, QUANTITIES[quantity], y.min(), y.max(), log=True)
     drawing.note(axes, _notes(splits, drawn, lines))
     drawing.label_ends(axes, ends)

@@ -42,7 +42,12 @@ def test_what_is_no_hostfile(tmp_path):
     for content in (b"\xff\xfe\x00binary", b"node1 slots=8\n" * 100_000):
         path.write_bytes(content)
         mistakes.append(mistake(path))
-    words = ["not a regular file", "Is a directory", "is not UTF-8 text", "more than the 1,048,576"]
+    words = [
+        "a pipe or a device, not a file",
+        "Is a directory",
+        "is not UTF-8 text",
+        "more than the 1,048,576",
+    ]
     for sentence, reason in zip(mistakes, words, strict=True):
         assert f"the hostfile {path}" in sentence and reason in sentence
         assert 'write one line per host, such as "node1 slots=8"' in sentence

@@ -9,8 +9,12 @@ import pytest
 
 NEED_IT = ("torch", "deepspeed")
 ABSENT = [name for name in NEED_IT if importlib.util.find_spec(name) is None]
-# what a command says, before it does anything
-SENTENCES = [f"the package {name!r} is not installed here" for name in ABSENT]
+# what a command says before it does anything, and what Python says of a test's own script
+SENTENCES = [
+    sentence
+    for name in ABSENT
+    for sentence in (f"the package {name!r} is not installed here", f"No module named {name!r}")
+]
 
 
 class Absent(importlib.abc.MetaPathFinder):
