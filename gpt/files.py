@@ -322,9 +322,13 @@ class FolderLock:
             self._file = self._lock()
             self._folder_held = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except BlockingIOError as error:
-            raise LockedError(f"{other} {folder}", mend) from error
+            what = f"{other} {folder}"
+            if self._path.exists() and self._path.lstat().st_nlink > 1:
+                what += f", or in a folder that shares its {LOCK} by a hard link"
+                mend += f", or remove that {LOCK} where it is a copy's"
+            raise LockedError(what, mend) from error
         except OSError as error:
-            self.remove_unused()
+            self._remove_made()
             mend = _MEND_LOCK.get(
                 error.errno or 0, "name another folder, or have its owner let you write there"
             )
@@ -337,8 +341,12 @@ class FolderLock:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_at_place(file):
-                    self._write_token(file)
-                    return file
+                    self._require_ours(file)
+                    if os.fstat(file.fileno()).st_nlink == 1:
+                        self._write_token(file)
+                        return file
+                    # a copy by hard links shares it, and each would keep the other locked
+                    self._path.unlink()
             except BaseException:
                 file.close()
                 raise
@@ -352,7 +360,7 @@ class FolderLock:
         except FileNotFoundError:
             return False
 
-    def _write_token(self, file: BinaryIO) -> None:
+    def _require_ours(self, file: BinaryIO) -> None:
         """Raises UserError where the file holds anything but the token of a lock before."""
         length = 2 * TOKEN_BYTES
         content = file.read(length + 1)
@@ -361,6 +369,8 @@ class FolderLock:
                 f"{self._path} is a file of something else",
                 mend="name another folder, or remove that file if nothing needs it",
             )
+
+    def _write_token(self, file: BinaryIO) -> None:
         file.seek(0)
         file.write(self.token.encode())
         os.fsync(file.fileno())
@@ -394,9 +404,14 @@ class FolderLock:
         os.close(self._folder_held)
 
     def remove_unused(self) -> None:
-        """Remove the folders that were made for this lock, if nothing else was put into them."""
+        """Remove the folders that were made for this lock, if nothing else was put into them and
+        nobody else keeps them."""
+        if self.holds:
+            self._remove_made()
+
+    def _remove_made(self) -> None:
         with suppress(OSError):
             if self._made and os.listdir(self._folder) == [LOCK]:
-                (self._folder / LOCK).unlink()
+                self._path.unlink()
                 for folder in self._made:
                     folder.rmdir()

@@ -114,6 +114,37 @@ def test_a_lock_is_told_from_a_file_of_something_else(tmp_path):
         FolderLock(tmp_path)
 
 
+def test_a_copy_by_hard_links_has_a_lock_of_its_own(tmp_path):
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    FolderLock(run).release()
+    copy.mkdir()
+    os.link(run / LOCK, copy / LOCK)
+    lock = FolderLock(copy)
+    other = FolderLock(run)
+    assert lock.holds and other.holds
+    with pytest.raises(LockedError):
+        FolderLock(copy)
+    other.release()
+    lock.release()
+
+
+def test_a_copy_of_a_folder_at_work_says_how_to_unlock_it(tmp_path):
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    lock = FolderLock(run)
+    copy.mkdir()
+    os.link(run / LOCK, copy / LOCK)
+    with pytest.raises(LockedError) as caught:
+        FolderLock(copy)
+    assert str(caught.value) == (
+        f"another process is at work in {copy}, or in a folder that shares its .lock by a hard"
+        " link: wait for it, or name another folder, or remove that .lock where it is a copy's"
+    )
+    (copy / LOCK).unlink()
+    FolderLock(copy).release()
+    assert lock.holds
+    lock.release()
+
+
 def test_a_lock_knows_its_folder(tmp_path):
     folder = tmp_path / "run"
     lock = FolderLock(folder)
@@ -218,3 +249,15 @@ def test_what_to_do_about_a_lock_depends_on_what_is_the_matter(tmp_path, monkeyp
     assert "on a disk that has file locks" in fail(errno.ENOLCK)
     assert "make room" in fail(errno.ENOSPC)
     assert "have its owner let you write there" in fail(errno.EACCES)
+
+
+def test_what_another_process_keeps_is_not_removed(tmp_path):
+    """The folder was removed by hand, and another run began there, before this one ended."""
+    first = FolderLock(tmp_path / "run")
+    (tmp_path / "run" / LOCK).unlink()
+    (tmp_path / "run").rmdir()
+    second = FolderLock(tmp_path / "run")
+    first.remove_unused()
+    assert second.holds and (tmp_path / "run" / LOCK).read_text() == second.token
+    second.remove_unused()
+    assert not (tmp_path / "run").exists()

@@ -14,6 +14,7 @@ same bytes.
 """
 
 import importlib.util
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,8 @@ from gpt.results.methods import add_same_code, same_code
 from gpt.results.scores import texts_differ
 
 MOST_LINES = 200  # in a figure
+# nothing is shown on a screen, and what a notebook has set may be no package of this Python
+os.environ["MPLBACKEND"] = "agg"
 
 
 def main():

@@ -36,14 +36,25 @@ def main():
     stop = sweep.Stop()
     sweep.train_all(runs, out, launcher, train_args, stop)
     print(sweep.table(runs))
-    unfinished = [run.name for run in runs if run.status != sweep.FINISHED]
+    diverged = [run.name for run in runs if run.status == sweep.DIVERGED]
+    done = (sweep.FINISHED, sweep.DIVERGED)
+    unfinished = [run.name for run in runs if run.status not in done]
     if stop.reason:
         print(f"stopped by {stop.reason}: the same command goes on")
-    elif unfinished:
-        raise RunError(
+        return
+    problems = []
+    if unfinished:
+        problems.append(
             f"not finished: {', '.join(unfinished)}; what stood in the way is told above, and the"
             " same command tries again"
         )
+    if diverged:
+        problems.append(
+            f"diverged: {', '.join(diverged)}; they are not trained again: lower max_lr, or set"
+            " gradient_clipping, in another --out"
+        )
+    if problems:
+        raise RunError("; ".join(problems))
 
 
 def parse():

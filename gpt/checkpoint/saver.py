@@ -274,7 +274,7 @@ class Saver:
         except OSError as error:
             return in_brief(error)
         if free < need:
-            return f"it needs about {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+            return f"it needs about {need / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
         if staged.is_symlink():
             return f"{staged} is a link, where a folder of ours should be"
         return None

@@ -40,7 +40,7 @@ class WeightsFile(Mapping):
         try:
             self._open_file = open_regular(path)
             # the library itself takes no name that is not UTF-8, and waits for a pipe's writer
-            self._tensors = safe_open(f"/dev/fd/{self._open_file.fileno()}", framework="pt")
+            self._tensors = safe_open(f"/proc/self/fd/{self._open_file.fileno()}", framework="pt")
         except FileNotFoundError as error:
             raise UserError(
                 f"{path} does not exist",

@@ -15,6 +15,10 @@ REQUIRED = object()
 # whole numbers beyond it are no exact floats, and surely mistakes
 LARGEST = 2**53
 
+# characters of a text, as many as a path may have: config.yaml, which holds them all, must stay one
+# that can be read
+LONGEST_TEXT = 4096
+
 # characters of a value in a sentence
 MOST_SHOWN = 120
 
@@ -46,7 +50,9 @@ class Key:
             return None if _is_pair(value) else f"is {in_json(value)}, not two numbers in [0, 1)"
         if self.kind == TEXTS:
             is_list = isinstance(value, list) and all(isinstance(text, str) for text in value)
-            return None if is_list else f"is {in_json(value)}, not a list of texts"
+            if not is_list:
+                return f"is {in_json(value)}, not a list of texts"
+            return self._problem_of_text("".join(value)) if any(value) else None
         if self.kind is bool:
             return None if isinstance(value, bool) else f"is {in_json(value)}, not true or false"
         if self.kind is str:
@@ -58,8 +64,10 @@ class Key:
             return f"is {in_json(value)}, not a text"
         if not value and self.default != "":
             return "is empty"
-        if not _is_nameable(value):
-            return f"is {in_json(value)}, with a character that no file's name can have"
+        if len(value) > LONGEST_TEXT:
+            return f"has {len(value):,} characters, and at most {LONGEST_TEXT:,} are kept"
+        if not _is_text(value):
+            return f"is {in_json(value)}, with a NUL or half a character, which no text may have"
         return self._out_of_choices(value)
 
     def _problem_of_number(self, value: Any) -> str | None:
@@ -122,9 +130,9 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_nameable(text: str) -> bool:
-    """Whether a path may hold the text: no NUL in it, and no half of a character but those that
-    stand for bytes."""
+def _is_text(text: str) -> bool:
+    """Whether a path may be it, or a comment: no NUL in it, and no half of a character but those
+    that stand for bytes."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:

@@ -285,7 +285,8 @@ def _batch(draft: Draft) -> BatchPlan | None:
             f" step that each of {plan.world_size} rank(s) has"
         )
         draft.put(MICRO, plan.micro_size, source)
-        if 2 * plan.micro_size < plan.micro_limit:
+        takes_whole_batch = plan.micro_size == plan.train_batch_size
+        if 2 * plan.micro_size < plan.micro_limit and not takes_whole_batch:
             draft.notices.append(_smaller_than_its_limit(plan))
     return plan
 

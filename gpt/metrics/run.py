@@ -33,6 +33,7 @@ class Run:
     name: str = ""  # as short as it is distinct among the runs read together
     events: dict = field(default_factory=dict)
     notices: list = field(default_factory=list)  # sentences on what could not be read
+    last_event: dict = field(default_factory=dict)
 
     @property
     def options(self) -> dict:
@@ -105,8 +106,9 @@ class Run:
 
     @property
     def diverged_at(self) -> int | None:
-        """The step from which on its losses are not finite; None where the last one is finite, and
-        where one batch in the middle of training may be all that is wrong."""
+        """The step from which on its losses are not finite, or after which training found its
+        weights to be no numbers; None where the last loss is finite, and where one batch in the
+        middle of training may be all that is wrong."""
         split = self.options.get("eval_data_split")
         # at one step the evaluation comes last
         losses = [*self.curve(events.TRAIN), *self.curve(events.EVAL, split)]
@@ -118,7 +120,21 @@ class Run:
                 break
             diverged.append(event)
         is_certain = len(diverged) > 1 or self.last_step >= self.options["max_train_steps"]
-        return diverged[-1]["step"] if diverged and is_certain else None
+        if diverged and (is_certain or self._ended_diverged):
+            return diverged[-1]["step"]
+        return self.last_event["step"] if self._ended_diverged else None
+
+    @property
+    def has_ended_diverged(self) -> bool:
+        """Whether the same command would find no more than that it diverged."""
+        is_over = self._ended_diverged or self.last_step >= self.options["max_train_steps"]
+        return is_over and self.diverged_at is not None
+
+    @property
+    def _ended_diverged(self) -> bool:
+        """Whether training ended for that reason, and did not go on since."""
+        is_failure = self.last_event.get("event") == events.FAILED
+        return is_failure and self.last_event.get("diverged") is True
 
     @property
     def state(self) -> str:

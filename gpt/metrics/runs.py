@@ -166,6 +166,7 @@ def _read_metrics(run: Run) -> None:
                 if event is not None:
                     _require_agreement(event, path, number)
                     _add(run.events, event)
+                    run.last_event = event
                 elif line.strip() and _is_whole(line) and len(damaged) <= SHOWN_LINES:
                     damaged.append(number)
     except OSError as error:

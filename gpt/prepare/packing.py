@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpt.errors import UserError
 from gpt.reading import open_regular
 
 # Bytes of text to one of a packed file, at most as a rule, by its ending.
 PACKINGS = {".gz": 3, ".zst": 4, ".bz2": 5, ".xz": 5}
+
+# Bytes that unpacking a file may take, in each worker; `xz -9` asks for 65 MiB.
+MOST_MEMORY = 1 << 30
 
 
 def packing_of(path: Path | str) -> str:
@@ -44,6 +47,8 @@ def opened(path: Path) -> Iterator[Any]:
             with pyarrow.input_stream(pyarrow.PythonFile(file, "r"), compression="zstd") as stream:
                 yield stream
             return
+        if packing == ".xz":
+            _require_memory(path, file)
         openers: dict[str, Callable[[Any], Any]] = {
             ".gz": gzip.open,
             ".bz2": bz2.open,
@@ -51,6 +56,21 @@ def opened(path: Path) -> Iterator[Any]:
         }
         with openers[packing](file) as unpacked:
             yield unpacked
+
+
+def _require_memory(path: Path, file: BinaryIO) -> None:
+    """Raise UserError where a file of xz asks for more memory than MOST_MEMORY, as its beginning
+    tells."""
+    try:
+        lzma.LZMADecompressor(memlimit=MOST_MEMORY).decompress(file.read(1 << 16), max_length=1)
+    except lzma.LZMAError as error:
+        if "limit" not in str(error):
+            raise
+        raise UserError(
+            f"{path} takes more than {MOST_MEMORY >> 20:,} MiB of memory to be unpacked",
+            mend="pack it again, with `xz -9` at most, or take it out",
+        ) from error
+    file.seek(0)
 
 
 @contextmanager

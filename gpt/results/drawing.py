@@ -77,6 +77,7 @@ FORMATS: dict[str, Any] = {
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 LONGEST_NAME = 36  # characters that are shown whole
+LONGEST_TITLE = 500  # characters; more would reach out of the figure, and take minutes to set
 
 
 def style(place: Place) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def new_figure(
         figure.text(
             LEFT / WIDTH,
             1 - 0.1 / whole,
-            printable(title),
+            printable(title[:LONGEST_TITLE]),
             va="top",
             fontsize=TITLE,
             parse_math=False,

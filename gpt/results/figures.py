@@ -16,7 +16,7 @@ from gpt.results.leaderboard_text import nominal
 from gpt.results.looks import places
 from gpt.results.panels import INSIDE, LOSS_SCALE, QUANTITIES, TRAINING, Panel, drawable, in_unit
 from gpt.results.power_law import LEVEL, Fit, crossings, pairs
-from gpt.wording import plural, timespan
+from gpt.wording import first_of, plural, timespan
 
 # of the axes over which laws are fitted
 UNITS = {"reference_hours": "h", "flops": "FLOPs"}
@@ -113,7 +113,8 @@ def _notes(splits: set[str], drawn: list[Curve], lines: list[tuple]) -> str:
     notes = []
     held_out = [curve for *_, curve in lines if curve is not None]
     if splits:
-        notes.append(f"marked: held out ({', '.join(sorted(splits))})")
+        names = [drawing.short(split) for split in sorted(splits)]
+        notes.append(f"marked: held out ({first_of(names, shown=3)})")
     if any(_is_apart(curve) for curve in held_out):
         notes.append("apart at 0: before training")
     if any(train is not None for _, _, train, _ in lines):

@@ -249,11 +249,12 @@ class Loop:
             self._fail(
                 f"the run has diverged: after step {self._course.step} {problem}; the latest"
                 f" checkpoint is {latest}: lower max_lr, or set gradient_clipping, in another"
-                " --run_dir"
+                " --run_dir",
+                diverged=True,
             )
 
-    def _fail(self, reason: str) -> NoReturn:
-        self._reports.failed(reason)
+    def _fail(self, reason: str, diverged: bool = False) -> NoReturn:
+        self._reports.failed(reason, diverged)
         raise AgreedError(reason)
 
     def _how_to_go_on(self) -> str:

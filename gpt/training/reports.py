@@ -190,9 +190,17 @@ class Reports:
             f" {self._config.options.max_train_steps}: nothing to do"
         )
 
-    def failed(self, reason: str) -> None:
-        """The run is at its end, and it is no good one."""
-        self._metrics.write({"event": events.FAILED, "step": self._course.step, "reason": reason})
+    def failed(self, reason: str, diverged: bool) -> None:
+        """The run is at its end, and it is no good one. diverged: its weights, or what they give,
+        are no numbers any more."""
+        self._metrics.write(
+            {
+                "event": events.FAILED,
+                "step": self._course.step,
+                "reason": reason,
+                "diverged": diverged,
+            }
+        )
         self.close()
 
     def done(self, checkpoint: Path) -> None:

@@ -2,7 +2,8 @@
 all."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from gpt.config.identity import (
 from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, RUN, saved_config
+from gpt.config.shape import SHAPE_KEYS
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.files import FolderLock, is_locked_by
@@ -30,7 +32,7 @@ from gpt.metrics.runs import read_run
 from gpt.training import run_documents
 from gpt.training.course import Course
 from gpt.training.run_folder import remove_leftovers, require_own
-from gpt.wording import nearest, plural
+from gpt.wording import listed, nearest, plural
 
 # prefixes of the settings that a checkpoint's tensors and states have their shapes from, or that
 # say what its ids mean
@@ -128,6 +130,11 @@ def _require_finished(config: Config, resolved: dict, resume: str, allowed: Iter
     run = read_run(run_dir)
     resolved = _with_first_weights_of(run.config, config, resolved)
     differences = _compare(run.config, resolved, allowed, run_dir)
+    if run.has_ended_diverged:
+        raise UserError(
+            f"{run_dir} holds a run that diverged at step {run.diverged_at}",
+            mend="lower max_lr, or set gradient_clipping, in another --run_dir",
+        )
     is_same = all(is_free(path) for path in differences)
     if not (is_same and run.finished and run.last_step == config.options.max_train_steps):
         raise UserError(
@@ -197,21 +204,34 @@ def _compare(
     differences = differences_of(old, new)
     _require_allowable(allowed, differences, old, new, run_dir)
     refused = []
-    for path, values in differences.items():
+    for path in differences:
         if not is_free(path) and not _names(allowed, path):
-            refused.append(_difference_in_words(path, values, old, new, run_dir))
+            refused.append(path)
     if refused:
+        words = [
+            _difference_in_words(path, differences[path], old, new, run_dir) for path in refused
+        ]
         raise UserError(
-            f"{run_dir} holds a run with other settings ({'; '.join(refused)})",
-            mend="name another --run_dir, give the settings that it began with, or allow a change"
-            " on purpose with --allow_change KEY",
+            f"{run_dir} holds a run with other settings ({'; '.join(words)})",
+            mend="name another --run_dir, or give the settings that it began with"
+            + _how_to_allow(refused),
         )
     return differences
 
 
+def _how_to_allow(paths: Sequence[str]) -> str:
+    """The end of a sentence on settings that are refused: what allows them, where anything does."""
+    fixed = [path for path in paths if path.startswith(FIXED)]
+    if fixed:
+        return f" ({listed(fixed, shown=3)} cannot change within a run)"
+    options = " ".join(f"--allow_change {path}" for path in paths)
+    return f"; {options} allows the change on purpose"
+
+
 def _setting(key: str) -> str:
     """A setting by its path, whether it is called so or by its option: max_lr, gpt.seed."""
-    return OVERRIDES.get(key, key).removeprefix("gpt.")
+    path = OVERRIDES.get(key, key).removeprefix("gpt.")
+    return f"model.{path}" if path in SHAPE_KEYS else path
 
 
 def _names(keys: Iterable[str], path: str) -> bool:
@@ -293,12 +313,17 @@ class Reached(NamedTuple):
     step: int
     finished: bool
     config: dict | None  # its config.yaml; None where there is no run
+    has_diverged: bool = False
 
 
-def reached(config: Config, dataset: Dataset) -> tuple[int, bool]:
-    """(step of the latest checkpoint in `config.run_dir`, whether nothing of the run is left to
-    do); (0, False) without one, unless the run's metrics tell that it was finished, before its
-    checkpoints were deleted.
+NOT_BEGUN = Reached(0, False, None)
+
+
+def reached(config: Config, dataset: Dataset) -> Reached:
+    """How far the run in `config.run_dir` has come: the step of the latest checkpoint, whether
+    nothing of it is left to do, and whether it has diverged, at its end. Without a checkpoint it is
+    at step 0, unless the run's metrics tell that it has diverged, or that it was finished, before
+    its checkpoints were deleted.
 
     A damaged checkpoint is left for training to deal with, and precision for the machine that
     trains. Raises UserError where the checkpoint is of a run with other settings.
@@ -306,27 +331,31 @@ def reached(config: Config, dataset: Dataset) -> tuple[int, bool]:
     try:
         earlier = _reached(config)
     except UserError:
-        return 0, False
+        return NOT_BEGUN
     if earlier.config is None:
-        return 0, False
+        return NOT_BEGUN
+    if config.precision == "fp16" and earlier.config.get("precision") == "fp32":
+        config = config.without_fp16("the machine that trained had none")
     now = config_to_save(config, dataset, kernels=None)
     now["precision"] = earlier.config.get("precision")
     _compare(earlier.config, now, allowed=(), run_dir=config.run_dir)
-    return earlier.step, earlier.finished
+    return earlier
 
 
 def _reached(config: Config) -> Reached:
     folder = folders.of_run(config.run_dir)
     tag = folders.latest(folder)
-    last = config.options.max_train_steps
+    run = None
+    with suppress(UserError):  # the checkpoint alone tells then
+        run = read_run(config.run_dir)
+    if run is not None and run.has_ended_diverged:
+        return Reached(run.last_step, False, run.config, has_diverged=True)
     if tag is not None:
         checkpoint = Checkpoint.open(folder / tag)
         course = Course()
         course.go_on_from(checkpoint.manifest)
         finished = course.is_finished(config.options)
         return Reached(checkpoint.step, finished, checkpoint.config)
-    if (config.run_dir / METRICS).is_file():
-        run = read_run(config.run_dir)
-        if run.finished and run.last_step == last:
-            return Reached(last, True, run.config)
-    return Reached(0, False, None)
+    if run is not None and run.finished and run.last_step == config.options.max_train_steps:
+        return Reached(run.last_step, True, run.config)
+    return NOT_BEGUN

@@ -34,6 +34,7 @@ UNFINISHED = "unfinished"
 WAITING = "waiting"  # not begun
 RUNNING = "running"
 FAILED = "failed"
+DIVERGED = "diverged"  # training it again would find the same
 
 
 class Stop:
@@ -103,14 +104,17 @@ class SweptRun:
 
         if self._data.awaits_sample:  # the first run builds it
             return self.status
-        self.step, finished = reached(self.config, self._data.open())
-        if finished:
+        place = reached(self.config, self._data.open())
+        self.step = place.step
+        if place.has_diverged:
+            self.status = DIVERGED
+        elif place.finished:
             self.status = FINISHED
         elif self.step:
             self.status = UNFINISHED
         else:
             self.status = WAITING
-        if finished:
+        if self.status == FINISHED:
             self._read_results()
         return self.status
 
@@ -152,9 +156,10 @@ class SweptRun:
         process = subprocess.Popen([*command, *train_args], start_new_session=True)
         code = stop.wait_for(process)
         self.wait_for_others()  # a launcher may end before its ranks have saved
-        if self.look() != FINISHED and code != 0 and not stop.reason:
-            self.status = FAILED
-            print(f"{self.name} ended with exit code {code} at step {self.step}", flush=True)
+        if self.look() in (FINISHED, DIVERGED) or code == 0 or stop.reason:
+            return
+        self.status = FAILED
+        print(f"{self.name} ended with exit code {code} at step {self.step}", flush=True)
 
     def summary(self) -> dict[str, Any]:
         """What sweep.json tells of the run."""
@@ -220,7 +225,7 @@ def train_all(
         if stop.reason:
             break
         run.wait_for_others(stop)
-        if run.look() == FINISHED or stop.reason:
+        if run.look() in (FINISHED, DIVERGED) or stop.reason:
             continue
         place = f"run {number} of {len(runs)}"
         print(f"--- {place}: {run.name}, from step {run.step} of {run.last_step}", flush=True)

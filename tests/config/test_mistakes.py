@@ -171,7 +171,17 @@ BAD = [
     (
         "gpt.run_dir",
         "a\0b",
-        "gpt.run_dir is 'a\\x00b', with a character that no file's name can have",
+        "gpt.run_dir is 'a\\x00b', with a NUL or half a character, which no text may have",
+    ),
+    (
+        "gpt.comment",
+        "a\0b",
+        "gpt.comment is 'a\\x00b', with a NUL or half a character, which no text may have",
+    ),
+    (
+        "gpt.comment",
+        "a" * 4097,
+        "gpt.comment has 4,097 characters, and at most 4,096 are kept",
     ),
     ("gpt.seed", 10**400, "gpt.seed is beyond 9007199254740992, too large to be meant"),
     (

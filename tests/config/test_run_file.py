@@ -89,6 +89,7 @@ def test_checkpoints_do_not_depend_on_how_a_batch_was_shared_out():
         (32, 256, 8, None),
         (32, 128, 8, None),
         (4, 8, 1, None),
+        (32, 8, 1, None),
         (
             32,
             256,

@@ -7,6 +7,7 @@ import yaml
 from conftest import tiny_run
 
 from gpt.config.identity import curve
+from gpt.config.keys import LONGEST_TEXT
 from gpt.config.resolve import read, resolve
 from gpt.config.saved import read_config, read_run_config, saved_config, write_config
 from gpt.errors import UserError
@@ -94,6 +95,15 @@ def test_a_rate_that_was_changed_is_read_back(saved, rate):
     change = {"step": 3, "setting": path, "was": was[path], "is": now[path]}
     edit(saved, "changes", [change])
     assert read_config(saved)["changes"] == [change]
+
+
+@pytest.mark.parametrize("text", ["a", "\u6f22", "\U0001f600", "a\n", "a: #'\"", "\x1b"])
+def test_the_longest_texts_are_read_back(tmp_path, text):
+    names = ("run_dir", "init_from", "variant", "comment", "data_root", "wandb_project_name")
+    gpt = dict.fromkeys(names, (text * LONGEST_TEXT)[:LONGEST_TEXT])
+    config = resolve(tiny_run(gpt=gpt), "tiny")
+    write_config(tmp_path / "config.yaml", saved_config(config, {}, {}, 5, "torch"))
+    assert gpt.items() <= read_config(tmp_path / "config.yaml")["run"]["gpt"].items()
 
 
 def test_a_value_that_occurs_twice_is_written_twice(tmp_path):

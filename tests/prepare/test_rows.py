@@ -3,6 +3,7 @@
 import gzip
 import json
 import tracemalloc
+import zlib
 
 import files_of_rows
 import pyarrow
@@ -195,6 +196,15 @@ def test_rows_that_share_a_large_value_are_not_in_memory_together(tmp_path, endi
 ROW = [{"text": "a"}]
 
 
+def with_largest_dictionary(packed):
+    """A file of xz whose header claims that unpacking takes 4 GiB (the .xz format, 3.1 and
+    5.3.1)."""
+    header = bytearray(packed[12 : 12 + 4 * (packed[12] + 1)])
+    header[4] = 40
+    header[-4:] = zlib.crc32(header[:-4]).to_bytes(4, "little")
+    return packed[:12] + header + packed[12 + len(header) :]
+
+
 BAD_INPUTS = {
     "not JSON": (
         {"a.jsonl": b'{"text": "a"}\n{"text": \n'},
@@ -271,6 +281,11 @@ BAD_INPUTS = {
         {"a.txt.xz": pack(".xz", b"the sea" * 99)[:-9]},
         {},
         "a.txt.xz is damaged or cut off",
+    ),
+    "xz of 4 GiB of memory": (
+        {"a.txt.xz": with_largest_dictionary(pack(".xz", b"the sea"))},
+        {},
+        "a.txt.xz takes more than 1,024 MiB of memory to be unpacked: pack it again, with `xz -9`",
     ),
     "no bzip2": ({"a.txt.bz2": b"text"}, {}, "a.txt.bz2 is damaged or cut off"),
     "no arrow": ({"a.arrow": b"text"}, {}, "a.arrow is no whole Arrow file .*: copy it again"),

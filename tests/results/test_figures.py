@@ -474,6 +474,24 @@ def test_numbers_beyond_an_axis_are_left_out(tmp_path):
         figures.curves(groups, "steps", quantity, Output(tmp_path, ["svg"]))
 
 
+def test_what_a_notebook_has_set_is_no_concern_of_figures(tmp_path, run_command):
+    synthetic_run(tmp_path / "run", 10, final=2.0)
+    command = [sys.executable, ROOT / "tools/plot.py", "run", "--out", "out", "--format", "svg"]
+    done = run_command(command, tmp_path, MPLBACKEND="module://no_such.package")
+    assert done.returncode == 0 and (tmp_path / "out/loss_steps.svg").exists(), done.stderr
+
+
+def test_names_of_any_length_are_cut(tmp_path):
+    split = "x" * 100_000
+    run = synthetic_run(tmp_path / "run", 10, eval_data_split="test")
+    write_lines(run, [train(10, 3.0), evaluation(10, 3.0, split=split)])
+    output = Output(tmp_path, ["svg"], title="y" * 100_000)
+    (path,) = figures.curves(group_by_seed(read_runs([run])), "steps", "loss", output)
+    figure = path.read_text()
+    assert 18 * "x" + "…" + 17 * "x" in figure and 40 * "x" not in figure
+    assert 500 * "y" in figure and 501 * "y" not in figure
+
+
 def test_too_many_lines_have_a_law_and_no_curves(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plot, "MOST_LINES", 2)
     for steps in (10, 20, 40):

@@ -292,3 +292,24 @@ def test_one_batch_without_a_loss_is_no_divergence(tmp_path):
     write_lines(run, [train(11, 3.0), train(12, None)])
     (ended,) = read_runs([run])
     assert ended.diverged_at == 12
+
+
+def test_a_run_whose_training_found_no_numbers_at_its_end_has_diverged(tmp_path):
+    """The last loss is that of the weights before."""
+    run = identified_run(tmp_path / "a")
+    failed = {"event": "failed", "step": 12, "reason": "the run has diverged", "diverged": True}
+    lines = [train(11, 3.0), train(12, 3.0)]
+    states = {}
+    for name, ending in {
+        "diverged": [failed],
+        "went on": [failed, {"event": "resume", "step": 11}, train(12, 3.0), evaluation(12, 3.0)],
+        "not saved": [evaluation(12, 3.0), {**failed, "diverged": False}],
+        "forged": [evaluation(12, 3.0), {**failed, "diverged": "no"}],
+    }.items():
+        write_lines(run, [*lines, *ending])
+        (read,) = read_runs([run])
+        states[name] = read.state
+    assert states == {
+        "diverged": "diverged at step 12",
+        **dict.fromkeys(("went on", "not saved", "forged"), "finished"),
+    }

@@ -7,12 +7,15 @@ import shutil
 
 import plain_run
 import pytest
-from conftest import read_metrics
+from conftest import read_metrics, tiny_run
 
 from gpt.checkpoint import folders
+from gpt.config.resolve import resolve
+from gpt.data.datasets import Dataset
 from gpt.errors import AgreedError, AgreedUserError, UserError
 from gpt.metrics import sinks
 from gpt.training import loop, run_documents
+from gpt.training.start import reached
 
 SHORT = {"max_train_steps": 2, "eval_every": 0}
 
@@ -61,7 +64,12 @@ GONE = "holds a run that came to step 2, and its checkpoints are gone: nothing c
 @pytest.mark.parametrize(
     "changes, allowed, sentence",
     [
-        ({"seed": 9}, [], "holds a run with other settings (seed was 0, is 9)"),
+        (
+            {"seed": 9},
+            [],
+            "holds a run with other settings (seed was 0, is 9): name another --run_dir, or give"
+            " the settings that it began with; --allow_change seed allows the change on purpose",
+        ),
         ({"seed": 9}, ["seed"], GONE),
         ({"max_train_steps": 4}, [], GONE),
     ],
@@ -130,6 +138,36 @@ def test_a_run_that_ends_without_a_finite_loss_has_failed(
         assert "done:" not in capsys.readouterr().out
         assert read_metrics(run_dir)[-1]["event"] == "failed"
     assert read_metrics(run_dir, "eval")[-1]["loss"] is None
+
+
+def test_what_cannot_change_is_not_offered_to_be_allowed(stripped, sample):
+    with pytest.raises(UserError) as caught:
+        plain_run.train(stripped, sample, gpt={**SHORT, "n_layers": 1})
+    assert "model.n_layers was 2, is 1" in str(caught.value)
+    assert str(caught.value).endswith(
+        ": name another --run_dir, or give the settings that it began with"
+    )
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_run_that_diverged_at_its_end_is_not_called_finished(has_checkpoint, sample, tmp_path):
+    run_dir = tmp_path / "run"
+    engine = type("Engine", (Diverging,), {"last_step": 3, "is_noticed": True})
+    gpt = {"max_train_steps": 3, "eval_every": 1, "log_ckpt_every": 2}
+    with pytest.raises(AgreedError):
+        plain_run.train(run_dir, sample, engine=engine, gpt=gpt)
+    if not has_checkpoint:
+        shutil.rmtree(run_dir / "checkpoints")
+    tree = tiny_run(gpt={"data_root": str(sample), "run_dir": str(run_dir), **gpt})
+    run = reached(resolve(tree, "tiny"), Dataset(sample))
+    assert (run.step, run.finished, run.has_diverged) == (3, False, True)
+    if not has_checkpoint:
+        with pytest.raises(UserError) as caught:
+            plain_run.train(run_dir, sample, engine=engine, gpt=gpt)
+        assert str(caught.value) == (
+            f"{run_dir} holds a run that diverged at step 3: lower max_lr, or set"
+            " gradient_clipping, in another --run_dir"
+        )
 
 
 # ---- Another folder under its name

@@ -165,3 +165,23 @@ def test_another_tokenizer_is_let_in_by_nothing(key, sample, tmp_path, monkeypat
         f"--allow_change {key}: dataset.tokenizer is another one, and that cannot change within a"
         " run: name another --run_dir"
     )
+
+
+def test_a_refusal_tells_what_would_allow_it_and_what_nothing_does(sample, tmp_path):
+    run_dir = tmp_path / "run"
+    plain_run.train(run_dir, sample, **options(1))
+    with pytest.raises(UserError) as caught:
+        plain_run.train(run_dir, sample, **options(2, seed=5, last_n=8))
+    sentence = str(caught.value)
+    assert sentence.endswith(
+        "--allow_change seed --allow_change last_n allows the change on purpose"
+    )
+    with pytest.raises(UserError) as caught:
+        plain_run.train(run_dir, sample, **options(2, seed=5, n_layers=3))
+    sentence = str(caught.value)
+    assert sentence.endswith(
+        "or give the settings that it began with (model.n_layers cannot change within a run)"
+    )
+    del caught  # which keeps the lock of the run's folder
+    with pytest.raises(UserError, match="--allow_change n_layers: model.n_layers was ., is 3, and"):
+        plain_run.train(run_dir, sample, allowed=["n_layers"], **options(2, n_layers=3))

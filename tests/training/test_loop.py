@@ -190,7 +190,7 @@ def test_a_whole_evaluation_that_is_stopped_is_owed(sample, tmp_path, monkeypatc
 
     def is_finished():
         tree = {"data_root": str(sample), "run_dir": str(run_dir), **gpt}
-        return reached(resolve(tiny_run(gpt=tree), "tiny"), Dataset(sample))
+        return reached(resolve(tiny_run(gpt=tree), "tiny"), Dataset(sample))[:2]
 
     with monkeypatch.context() as patched:
         stop_in_evaluation(3, patched)

@@ -138,6 +138,26 @@ def test_a_run_that_fails_does_not_stop_the_others(ladder, tmp_path, run_command
     }
 
 
+def test_a_run_that_diverged_is_told_and_not_trained_again(ladder, tmp_path, run_command):
+    command = [sys.executable, SWEEP, "--classes", ladder / "short.json", "--out", "out"]
+    command += ["--max_lr", "1e30", "--max_train_steps", "1", "--eval_every", "1"]
+    metrics = tmp_path / "out/short/metrics.jsonl"
+    events = []
+    for is_first in (True, False):
+        done = run_command(command, tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.endswith(
+            "error: diverged: short; they are not trained again: lower max_lr, or set"
+            " gradient_clipping, in another --out\n"
+        )
+        assert ("--- run 1 of 1" in done.stdout) == is_first
+        assert re.search(r"\nshort +1 +\S+ +diverged\n", done.stdout)
+        entry = summary(tmp_path)["short"]
+        assert (entry["status"], entry["step"]) == ("diverged", 1)
+        events.append(metrics.read_text())
+    assert events[0] == events[1]
+
+
 BAD = [
     (["--out", "o"], "the following arguments are required: --classes"),
     (["--classes", "6x", "--out", "o"], "cannot read the config 6x: No such file or directory"),

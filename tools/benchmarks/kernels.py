@@ -10,6 +10,7 @@ if __name__ == "__main__":
     raise SystemExit("error: this is a part of `python tools/bench.py kernels`: run that")
 
 import math
+import os
 import statistics
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -185,14 +186,13 @@ LOOKS = {"ours": ("o", "black"), "eager": ("s", "none"), "compiled": ("^", "none
 
 def draw(result: dict, path: str):
     """One figure: achieved FLOP/s over FLOPs per byte, under the measured roofline."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever a notebook has set
     try:
-        import matplotlib
+        from matplotlib import pyplot
     except ImportError as error:
         raise UserError(
             "--png needs the package matplotlib", mend="run `pip install -e '.[bench]'`"
         ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
     rows = sorted(result["kernels"], key=_intensity)
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
