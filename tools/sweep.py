@@ -92,20 +92,23 @@ def options_of_runs(train_args, own_names) -> dict:
     if any(word.partition("=")[0] == "--ds_config" for word in train_args):
         raise UserError("command line: --ds_config is not for a sweep", mend="give --classes")
     parsed = parse_command_line(["--ds_config", "", *train_args], tool_options=own_names)
-    not_for_a_sweep = (
-        {"gpt", "gpt.run_dir", "gpt.seed"} & parsed.overrides.keys(),
-        parsed.dry_run,
-        parsed.explain,
-        parsed.world_size,
-        parsed.allow_change,
-        parsed.resume != "auto",
-    )
-    if any(not_for_a_sweep):
-        raise UserError(
-            "command line: --run_dir, --seed, --resume, --allow_change, --dry_run, --explain,"
-            " --world_size and the whole block --gpt are not for a sweep",
-            mend="give --out and --seeds",
-        )
+    options = {
+        "--run_dir": "gpt.run_dir" in parsed.overrides,
+        "--seed": "gpt.seed" in parsed.overrides,
+        "--gpt": "gpt" in parsed.overrides,
+        "--resume": parsed.resume != "auto",
+        "--allow_change": parsed.allow_change,
+        "--dry_run": parsed.dry_run,
+        "--explain": parsed.explain,
+        "--world_size": parsed.world_size,
+    }
+    for option, is_there in options.items():
+        if is_there:
+            raise UserError(
+                f"command line: {option} is not for a sweep",
+                mend="--out and --seeds name the runs; `gpt/train.py --ds_config CLASS --dry_run`"
+                " tells what one will cost",
+            )
     return parsed.overrides
 
 

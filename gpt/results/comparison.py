@@ -21,7 +21,13 @@ from gpt.results.methods import (
     method_names,
     settings_of,
 )
-from gpt.results.scores import final_scores, held_out_text, is_scored
+from gpt.results.scores import (
+    final_scores,
+    held_out_text,
+    incomparable,
+    is_scored,
+    whole_split,
+)
 from gpt.wording import listed
 
 
@@ -193,6 +199,21 @@ def on_one_text(groups: Sequence[Group], notices: list[str]) -> Sequence[Group]:
     return most
 
 
+def of_one_measure(groups: Sequence[Group], notices: list[str]) -> Sequence[Group]:
+    """The groups without the runs that scored a part of their split, where as many scored the whole
+    of it and the parts are not the same; notices name them."""
+    runs = [run for group in groups for run in group.runs]
+    whole = {run.name for run in runs if whole_split(run)[0] is not None}
+    partly = [run.name for run in runs if run.name not in whole]
+    if not partly or len(partly) > len(whole) or incomparable(runs) is None:
+        return groups
+    notices.append(
+        f"{listed(partly, shown=3)} left out: scored on a part of the split alone;"
+        " `python gpt/eval.py --join RUN` scores all of it"
+    )
+    return with_runs(groups, lambda run: run.name in whole)
+
+
 def trusted_references(groups: Sequence[Group], notices: list[str]) -> list[Group]:
     """The groups whose hours of a reference accelerator can be believed; notices say of the others
     why not.
@@ -300,7 +321,7 @@ def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict
     if axis == "reference_hours":
         finished = trusted_references(finished, notices)
         notices += mixed_references(finished)
-    comparable = on_one_text(finished, notices)
+    comparable = of_one_measure(on_one_text(finished, notices), notices)
     scores = final_scores([run for group in comparable for run in group.runs], notices)
     points: dict[str, list[tuple]] = {}
     for group in comparable:

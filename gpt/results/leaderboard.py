@@ -13,6 +13,7 @@ from gpt.results.comparison import (
     Group,
     finished_only,
     mixed_references,
+    of_one_measure,
     on_one_text,
     trusted_references,
     untold_code,
@@ -92,7 +93,7 @@ def _scored(
 ) -> tuple[Sequence[Group], Scores]:
     """(the groups that measure the same, by what they are ranked)."""
     if split is None:
-        groups = on_one_text(groups, notices)
+        groups = of_one_measure(on_one_text(groups, notices), notices)
         return groups, final_scores([run for group in groups for run in group.runs], notices)
     scores = joined_scores([run for group in groups for run in group.runs], split, notices)
     return with_runs(groups, lambda run: run.name in scores.figures), scores

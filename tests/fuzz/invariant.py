@@ -11,9 +11,9 @@ from .workspace import Entry, changed, may_change
 
 # beyond what the server holds itself
 MOST_MEMORY = 2 * GIB
-# in the folder of temporary files: the report of what nobody foresaw, which is a failure already,
-# and torch's own cache
-ALLOWED = ("gpt-error-", "torchinductor_")
+# What is none of the command's own: the report of what nobody foresaw, which is a failure already,
+# torch's cache, and what the package wandb keeps.
+ALLOWED = re.compile(r"tmp/(gpt-error-|torchinductor_)|(tmp|home)/.*wandb|home/\.cache$")
 CODES = (0, 1, 2)
 # what moves a terminal's cursor, changes its settings, or turns the direction of text
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
@@ -95,7 +95,7 @@ def _of_files(command: Command, before: dict[str, Entry], after: dict[str, Entry
     broken = []
     for path in changed(before, after):
         name = os.path.basename(path)
-        if path.startswith(tuple(f"tmp/{name}" for name in ALLOWED)):
+        if ALLOWED.match(path):
             continue
         if path.startswith("tmp" + os.sep):
             broken.append(Failure("left file", path))

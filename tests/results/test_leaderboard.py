@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import load_command
-from synthetic_runs import evaluation, synthetic_run, train, write_lines
+from synthetic_runs import evaluation, identified_run, synthetic_run, train, write_lines
 
 from gpt.errors import UserError
 from gpt.results.comparison import Group
@@ -136,6 +136,21 @@ def test_hours_of_what_may_be_two_accelerators_are_pointed_out(tmp_path, monkeyp
     assert not any(
         line.startswith("notice") for line in table(monkeypatch, capsys, tmp_path, "b", "c")
     )
+
+
+def test_a_run_that_scored_a_part_alone_is_named_and_left_out(tmp_path, monkeypatch, capsys):
+    for name, layers in (("a", 2), ("b", 3), ("part", 4)):
+        identified_run(tmp_path / name, n_layers=layers)
+        if name != "part":
+            whole = evaluation(12, 3.0, scored=20000, of_tokens=5000)
+            write_lines(tmp_path / name, [train(12, 3.0), whole])
+    lines = table(monkeypatch, capsys, tmp_path, ".", "--over", "tokens")
+    rows = [line.split("|")[2].strip() for line in lines if line.startswith("| ")]
+    assert sorted(rows[1:]) == ["a", "b"]
+    assert (
+        "notice: part left out: scored on a part of the split alone; `python gpt/eval.py --join"
+        " RUN` scores all of it"
+    ) in lines
 
 
 REFUSED = {

@@ -145,7 +145,8 @@ def test_what_cannot_change_is_not_offered_to_be_allowed(stripped, sample):
         plain_run.train(stripped, sample, gpt={**SHORT, "n_layers": 1})
     assert "model.n_layers was 2, is 1" in str(caught.value)
     assert str(caught.value).endswith(
-        ": name another --run_dir, or give the settings that it began with"
+        ": name another --run_dir, or give the settings that it began with (model.n_layers cannot"
+        " change within a run)"
     )
 
 

@@ -183,5 +183,7 @@ def test_a_refusal_tells_what_would_allow_it_and_what_nothing_does(sample, tmp_p
         "or give the settings that it began with (model.n_layers cannot change within a run)"
     )
     del caught  # which keeps the lock of the run's folder
-    with pytest.raises(UserError, match="--allow_change n_layers: model.n_layers was ., is 3, and"):
+    with pytest.raises(
+        UserError, match="--allow_change model.n_layers: model.n_layers was ., is 3, and"
+    ):
         plain_run.train(run_dir, sample, allowed=["n_layers"], **options(2, n_layers=3))

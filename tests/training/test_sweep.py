@@ -165,7 +165,7 @@ BAD = [
     (["--classes", "a.json", "--seeds", "1", "1", "--out", "o"], "the seed 1 is given twice"),
     (
         ["--classes", "a.json", "--out", "o", "--seed", "1"],
-        "are not for a sweep: give --out and --seeds",
+        "is not for a sweep: --out and --seeds name the runs",
     ),
     (
         ["--classes", "a.json", "--out", "o", "--max_lr", "-1"],
@@ -175,7 +175,7 @@ BAD = [
         ["--classes", "a.json", "--out", "o", "--ds_config=b.json"],
         "--ds_config is not for a sweep: give --classes",
     ),
-    (["--classes", "a.json", "--out", "o", "--gpt", "null"], "are not for a sweep"),
+    (["--classes", "a.json", "--out", "o", "--gpt", "null"], "--gpt is not for a sweep"),
     (["--classes", "a.json", "--out", "o", "--data_root", "nowhere"], "nowhere"),
     (
         ["--classes", "a.json", "--out", "o", "--launcher", "deepspee --num_gpus 2"],
