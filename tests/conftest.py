@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from devices import pytest_configure  # noqa: F401  (a hook)
-from without_torch import skip_if_it_was_needed
+from without_torch import ABSENT, skip_if_it_was_needed
 
 from gpt.errors import UserError
 from gpt.prepare.sample import prepare_sample
@@ -42,6 +42,8 @@ def run_command():
 
     def run(command, cwd, timeout=240, **env):
         command = [str(part) for part in command]
+        if command[0] in ABSENT:
+            pytest.skip(f"{command[0]} is not installed")
         done = subprocess.run(
             command,
             cwd=cwd,

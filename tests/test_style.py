@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from without_torch import needs_torch
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_HAND_SET_TABLES = 10
@@ -18,6 +19,7 @@ def test_ruff_finds_nothing(check):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@needs_torch
 def test_mypy_finds_nothing():
     done = subprocess.run(
         [sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, timeout=400

@@ -49,6 +49,9 @@ def train(sentences: Iterable[str], options: dict[str, Any]) -> bytes:
     finally:
         process.kill()
         process.wait()
+        # else Python 3.13 tells of the pipe, beside what `sentences` raised
+        with suppress(BrokenPipeError):
+            process.stdin.close()
     if answer.startswith(FAILED):
         raise TrainingError(answer[len(FAILED) :].decode("utf-8", "replace"))
     if process.returncode or not answer:

@@ -9,6 +9,8 @@ import pytest
 
 NEED_IT = ("torch", "deepspeed")
 ABSENT = [name for name in NEED_IT if importlib.util.find_spec(name) is None]
+# for a test that starts a process of its own
+needs_torch = pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}")
 # what a command says before it does anything, and what Python says of a test's own script
 SENTENCES = [
     sentence

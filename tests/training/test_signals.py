@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, read_metrics, write_run
+from without_torch import needs_torch
 
 from gpt.checkpoint import folders
 from gpt.cluster import launch
@@ -138,11 +139,13 @@ def check(who, name, port, sample, folder, run_command):
     )
 
 
+@needs_torch
 @pytest.mark.parametrize("who, name", QUICK)
 def test_a_signal_saves_and_ends_all(who, name, sample, tmp_path, run_command):
     check(who, name, 29641 + QUICK.index((who, name)), sample, tmp_path, run_command)
 
 
+@needs_torch
 @pytest.mark.slow
 @pytest.mark.parametrize("who, name", SLOW)
 def test_every_other_signal_to_every_other_process(who, name, sample, tmp_path, run_command):
@@ -166,6 +169,7 @@ wait_in_c()
 """
 
 
+@needs_torch
 @pytest.mark.parametrize("first", ["TERM", "INT", "USR1", "USR2", "HUP", "XCPU"])
 def test_a_signal_is_heard_while_the_main_thread_waits_in_c(first):
     command = [sys.executable, "-c", IN_C, ROOT, ROOT / "tests" / "support"]
@@ -189,6 +193,7 @@ def test_a_signal_is_heard_while_the_main_thread_waits_in_c(first):
         process.wait()
 
 
+@needs_torch
 def test_a_launchers_sigterm_beside_the_terminals_sigint_is_one_request():
     """Both at once, as a rank gets them that was busy while someone pressed Ctrl-C."""
     command = [sys.executable, "-c", IN_C, ROOT, ROOT / "tests" / "support"]
@@ -314,6 +319,7 @@ def test_without_a_launcher_only_those_who_do_not_act_are_ended(heeded, monkeypa
     assert ended == ([] if heeded else [1])
 
 
+@needs_torch
 def test_a_run_outlives_the_shell_that_started_it(sample, tmp_path):
     config = write_run(tmp_path, gpt={"data_root": str(sample), "max_train_steps": 40})
     subprocess.run(

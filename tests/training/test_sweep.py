@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import ROOT, read_metrics, write_run
+from without_torch import needs_torch
 
 SWEEP = ROOT / "tools" / "sweep.py"
 STEPS = 400
@@ -46,6 +47,7 @@ def summary(folder):
     }
 
 
+@needs_torch
 @pytest.mark.parametrize(
     "how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )
