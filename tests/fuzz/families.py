@@ -167,7 +167,7 @@ def of_training(rng: random.Random, space: Workspace) -> Command:
         if rng.random() < 0.7:
             damage.damage_file(rng, rng.choice(space.files("runs/a")))
             return Command("gpt/train.py", argv, ("runs/a/*", "runs/a"))
-    text = hostile.as_json(settings.damaged(rng))
+    text = hostile.as_json(settings.without_compiling(settings.damaged(rng)))
     (space.folder / "n.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     return Command("gpt/train.py", argv, ("runs", "runs/*", "wandb*"))
 
