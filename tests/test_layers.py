@@ -14,6 +14,7 @@ FLOORS = [
         "gpt.errors",
         "gpt.escaping",
         "gpt.files",
+        "gpt.locking",
         "gpt.parsing",
         "gpt.reading",
         "gpt.standard_streams",

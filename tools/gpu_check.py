@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 from gpt.errors import Parser, UserError, command
-from gpt.files import FolderLock, when_full
+from gpt.files import when_full
+from gpt.locking import FolderLock
 from tools.gpu_stages import STAGES, report
 from tools.gpu_stages.findings import RESULTS, Findings
 

@@ -13,7 +13,8 @@ from typing import Any
 from gpt.data import manifests
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.files import LOCK, FolderLock, write_atomically
+from gpt.files import write_atomically
+from gpt.locking import LOCK, FolderLock
 from gpt.parsing import parse_json
 from gpt.prepare.documents import Input
 from gpt.prepare.splits import Rule

@@ -18,7 +18,7 @@ from gpt.data.datasets import Dataset
 from gpt.data.streams import Ahead, Streams
 from gpt.errors import AgreedError, AgreedUserError, UserError, in_brief
 from gpt.evaluation import Evaluator, Tally, summary
-from gpt.files import FolderLock, is_locked_by
+from gpt.locking import FolderLock, is_locked_by
 from gpt.metrics import events
 from gpt.metrics.activations import ActivationStatistics
 from gpt.metrics.meter import Meter

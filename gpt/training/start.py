@@ -26,7 +26,7 @@ from gpt.config.saved import CONFIG, RUN, saved_config
 from gpt.config.shape import SHAPE_KEYS
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
-from gpt.files import FolderLock, is_locked_by
+from gpt.locking import FolderLock, is_locked_by
 from gpt.metrics.events import CHECKPOINT, METRICS
 from gpt.metrics.runs import read_run
 from gpt.training import run_documents

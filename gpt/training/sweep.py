@@ -15,7 +15,8 @@ from typing import Any
 from gpt.config.resolve import read
 from gpt.config.run_config import Config
 from gpt.errors import UserError
-from gpt.files import FolderLock, LockedError, write_atomically
+from gpt.files import write_atomically
+from gpt.locking import FolderLock, LockedError
 from gpt.metrics.runs import read_run
 from gpt.parsing import parse_json
 from gpt.reading import read_text

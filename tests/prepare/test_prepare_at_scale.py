@@ -19,7 +19,7 @@ from small_corpora import build, files_of, write_texts
 
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.files import FolderLock
+from gpt.locking import FolderLock
 from gpt.prepare import assemble, pipeline, units
 from gpt.prepare import workers as workers_module
 from gpt.prepare.documents import documents

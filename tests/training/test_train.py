@@ -13,11 +13,12 @@ import torch
 from conftest import ROOT, read_metrics, write_run
 from safetensors.torch import load_file
 
-from gpt import files
+from gpt import locking
 from gpt.checkpoint.manifest import read_content, write_content
 from gpt.checkpoint.weights import consolidate
 from gpt.errors import UserError
-from gpt.files import FolderLock, hash_file
+from gpt.files import hash_file
+from gpt.locking import FolderLock
 
 TRAIN = ROOT / "gpt" / "train.py"
 
@@ -258,7 +259,7 @@ def test_a_disk_without_locks_is_a_mistake(tmp_path, monkeypatch):
     def flock(*args):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(files.fcntl, "flock", flock)
+    monkeypatch.setattr(locking.fcntl, "flock", flock)
     with pytest.raises(
         UserError,
         match=r"run/.lock cannot be locked \(Function not implemented\): name a folder on a disk",
