@@ -11,6 +11,7 @@ import psutil
 import pytest
 from conftest import ROOT, read_metrics, write_run
 from hosts import Hosts, missing
+from without_torch import needs_torch
 
 from gpt.checkpoint import folders
 
@@ -21,7 +22,7 @@ ENV = {
     "PDSH_SSH_ARGS_APPEND": "-o ServerAliveInterval=2 -o ServerAliveCountMax=3",
 }
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+pytestmark = [needs_torch, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 
 
 @pytest.fixture(scope="module")
