@@ -22,7 +22,7 @@ ENV = {
     "PDSH_SSH_ARGS_APPEND": "-o ServerAliveInterval=2 -o ServerAliveCountMax=3",
 }
 
-pytestmark = [needs_torch, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,7 @@ def check_the_rest(hosts, folder, name):
     assert curve == pytest.approx(losses(folder / "whole"), abs=1e-5)
 
 
+@needs_torch
 def test_a_host_that_is_cut_off_is_named_and_the_run_goes_on_without_it(two, folder, sample):
     process = start_training(two, folder, sample, 8)
     try:
@@ -176,6 +177,7 @@ def test_a_host_that_is_cut_off_is_named_and_the_run_goes_on_without_it(two, fol
     )
 
 
+@needs_torch
 @pytest.mark.parametrize("fault", ["vanish=1@12", pytest.param(None, marks=pytest.mark.slow)])
 def test_under_slurm_a_killed_rank_ends_all_and_is_named(fault, two, folder, sample):
     """What srun sets, and no launcher that would notice a death. fault: see planted.py; without one
