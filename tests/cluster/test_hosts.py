@@ -11,6 +11,7 @@ import psutil
 import pytest
 from conftest import ROOT, read_metrics, write_run
 from hosts import Hosts, missing
+from without_torch import needs_torch
 
 from gpt.checkpoint import folders
 
@@ -137,6 +138,7 @@ def check_the_rest(hosts, folder, name):
     assert curve == pytest.approx(losses(folder / "whole"), abs=1e-5)
 
 
+@needs_torch
 def test_a_host_that_is_cut_off_is_named_and_the_run_goes_on_without_it(two, folder, sample):
     process = start_training(two, folder, sample, 8)
     try:
@@ -175,6 +177,7 @@ def test_a_host_that_is_cut_off_is_named_and_the_run_goes_on_without_it(two, fol
     )
 
 
+@needs_torch
 @pytest.mark.parametrize("fault", ["vanish=1@12", pytest.param(None, marks=pytest.mark.slow)])
 def test_under_slurm_a_killed_rank_ends_all_and_is_named(fault, two, folder, sample):
     """What srun sets, and no launcher that would notice a death. fault: see planted.py; without one
