@@ -4,6 +4,7 @@ into memory, where a file that ends early ends the process."""
 import math
 import os
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,15 @@ def parse(content: bytes) -> np.ndarray | None:
     if layout is None:
         return None
     values = np.frombuffer(content, layout.dtype, layout.numbers, layout.first_byte)
+    if layout.dtype.kind == "U" and values.size and not _are_characters(values):
+        return None
     return values.reshape(layout.shape, order="F" if layout.in_columns else "C")
+
+
+def _are_characters(texts: np.ndarray) -> bool:
+    """Whether texts consist of what Unicode has: of another number Python makes a broken text."""
+    codes = texts.view(texts.dtype.byteorder.replace("|", "=") + "u4")
+    return int(codes.max(initial=0)) <= sys.maxunicode
 
 
 class TokenFile:

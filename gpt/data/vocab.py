@@ -40,7 +40,10 @@ class Vocab:
                 self.size = self._sp.vocab_size()
             if self.size:
                 self.eod_id = self._find_eod()
+                self._pieces = [self._sp.id_to_piece(i) for i in range(self.size)]
                 self._bytes = [self._piece_bytes(i) for i in range(self.size)]
+                byte_ids = [i for i in range(self.size) if self._sp.is_byte(i)]
+                self._byte_ids = {self._byte_value(i): i for i in byte_ids}
         except (RuntimeError, ValueError):
             self.size = 0
         if not self.size:
@@ -52,7 +55,6 @@ class Vocab:
         # all tokens' bytes on end, and where each token's begin
         self._table = np.frombuffer(b"".join(self._bytes), np.uint8)
         self._table_starts = np.cumsum(self.byte_lengths) - self.byte_lengths
-        self._byte_ids = {self._byte_value(i): i for i in range(self.size) if self._sp.is_byte(i)}
         self._knows_all_bytes = len(self._byte_ids) == 256
         # A zero-width cut after the "<" keeps a literal "<D>" in a text from becoming the end of a
         # document.
@@ -84,7 +86,7 @@ class Vocab:
                 kind = "control"
             else:
                 kind = "piece"
-            digest.update(f"{i}\t{kind}\t{self._sp.id_to_piece(i)}\n".encode())
+            digest.update(f"{i}\t{kind}\t{self._pieces[i]}\n".encode())
         return digest.hexdigest()
 
     @property
@@ -106,7 +108,7 @@ class Vocab:
         )
 
     def _byte_value(self, token: int) -> int:
-        return int(self._sp.id_to_piece(token)[3:5], 16)  # "<0x0A>"
+        return int(self._pieces[token][3:5], 16)  # "<0x0A>"
 
     def _piece_bytes(self, token: int) -> bytes:
         if token == self.eod_id or self._sp.is_control(token):
@@ -115,7 +117,7 @@ class Vocab:
             return b""
         if self._sp.is_byte(token):
             return bytes([self._byte_value(token)])
-        return self._sp.id_to_piece(token).replace(BLANK, " ").encode()
+        return self._pieces[token].replace(BLANK, " ").encode()
 
     def text_bytes(self, ids: np.ndarray) -> bytes:
         """The bytes that tokens stand for."""

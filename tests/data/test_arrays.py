@@ -62,6 +62,16 @@ def test_what_is_no_plain_array_is_none():
         assert arrays.parse(damaged) is None, name
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_texts_of_numbers_that_are_no_characters_are_none(order):
+    texts = np.array(["a", "bc"], f"{order}U2")
+    assert arrays.parse(stored(texts)).tolist() == ["a", "bc"]
+    for code in (0x110000, 0x1000069, 0xFFFFFFFF):
+        codes = texts.copy().view(f"{order}u4")
+        codes[1] = code
+        assert arrays.parse(stored(codes.view(texts.dtype))) is None
+
+
 def test_a_flipped_bit_of_a_header_is_refused_or_harmless():
     content = stored(np.arange(5))
     refused = 0

@@ -197,3 +197,11 @@ def test_an_empty_file_is_refused_without_a_word_of_sentencepieces(tmp_path, cap
     with pytest.raises(UserError, match="empty.model is not a SentencePiece model"):
         Vocab.load(tmp_path / "empty.model")
     assert capfd.readouterr() == ("", "")
+
+
+def test_pieces_that_are_no_text_are_no_tokenizer(model):
+    """As a flipped bit leaves them, which SentencePiece itself takes."""
+    for piece, damaged in ((b"<unk>", b"<\xffnk>"), (b"<0x41>", b"<0xzz>")):
+        assert model.count(piece) == 1
+        with pytest.raises(UserError, match="is not a SentencePiece model"):
+            Vocab(model.replace(piece, damaged))
