@@ -19,9 +19,9 @@ from . import families, material, server, tries
 from .workspace import Workspace
 
 # of each family in the usual suite; `python -m tests.fuzz` goes on for hours
-TRIES = 12
+TRIES = 6
 # of whole runs, which take longer
-TRIES_OF_TRAINING = 4
+TRIES_OF_TRAINING = 2
 
 
 @pytest.fixture(scope="module")

@@ -99,4 +99,4 @@ def main(config_file, out, data, *flags):
 
 
 if __name__ == "__main__":
-    command(lambda: main(*sys.argv[1:]))
+    command(lambda: main(*sys.argv[1:]), is_rank=True)

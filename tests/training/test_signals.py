@@ -153,7 +153,9 @@ def test_every_other_signal_to_every_other_process(who, name, sample, tmp_path, 
 
 
 IN_C = """
-import sys, threading, time
+import signal, sys, threading, time
+# the tests themselves may run under nohup
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 sys.path[:0] = sys.argv[1:]
 from forked import wait_in_c
 from gpt.training.signals import StopRequest
