@@ -79,6 +79,13 @@ class Parser(argparse.ArgumentParser):
             **options,
         )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for word in sys.argv[1:] if args is None else args:
+            # argparse makes an empty list of it
+            if word.startswith("--") and word.endswith("=--"):
+                self.error(f"{word} gives no value")
+        return super().parse_known_args(args, namespace)
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:

@@ -105,6 +105,7 @@ def test_a_mistake_of_all_ranks_is_left_to_the_first_of_the_host(local_rank, ord
         (["--inptu", "x"], "unknown option --inptu (did you mean '--input'?)"),
         (["--inptu=x"], "unknown option --inptu (did you mean '--input'?)"),
         (["--zzz"], "unknown option --zzz"),
+        (["--input=--"], "--input=-- gives no value"),
         (["--input", "a", "b"], "'b': no option takes that; one that takes a path takes one path"),
         (
             ["--input", "a", "b", "c", "d"],

@@ -22,6 +22,8 @@ from gpt.escaping import in_one_line, printable
 
 TRAIN = "train"
 LARGEST = 2**31 - 1
+# tokens, which are all held and shown
+LARGEST_BATCH = 1 << 26
 BAR = 40  # characters of a histogram's longest bar
 
 
@@ -86,8 +88,8 @@ def require_consistent(args):
         )
     if args.batch < 0 or args.train_batch_size < 1 or args.seq_len < 1:
         raise UserError("--batch counts from 0, --train_batch_size and --seq_len from 1")
-    if max(args.batch, args.train_batch_size, args.seq_len) > LARGEST:
-        raise UserError("no run has such a batch", mend=f"give numbers up to {LARGEST:,}")
+    if args.batch > LARGEST or args.train_batch_size * args.seq_len > LARGEST_BATCH:
+        raise UserError("no run has such a batch", mend=f"it has {LARGEST_BATCH:,} tokens at most")
     if (args.rank is None) != (args.world_size is None):
         raise UserError("--rank and --world_size belong together", mend="give both, or neither")
     if args.rank is not None and not 0 <= args.rank < args.world_size:

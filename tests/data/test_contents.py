@@ -123,6 +123,9 @@ def test_a_reader_that_has_seen_enough(dataset):
 BAD_COMMANDS = {
     "--batch 3": "--batch needs --train_batch_size and --seq_len: give those of the run",
     "--seq_len 3": "--seq_len is for --batch: give --batch N, or leave it out",
+    "--batch 1 --train_batch_size 4 --seq_len 2147483647": (
+        "no run has such a batch: it has 67,108,864 tokens at most"
+    ),
     "--batch 3 --train_batch_size 4 --seq_len 8 --rank 2 --world_size 2": (
         "there is no rank 2 of 2: ranks count from 0"
     ),
