@@ -219,19 +219,17 @@ def tell(error: Exception, who: str = "", reports: Path | None = None) -> None:
         sys.stderr.flush()
 
 
-def command(
-    main: Callable[[], int | None], needs_output: bool = True, is_rank: bool = False
-) -> NoReturn:
+def command(main: Callable[[], int | None], is_rank: bool = False) -> NoReturn:
     """Run a command's `main()` and leave the process with its exit code: 0 done, 2 a user's
     mistake, 1 a failed run or a fault of the trainer's own.
 
-    needs_output: whether what the command prints is what it is for, so that it fails where that
-    cannot be written. is_rank: whether other ranks may run beside it, of whom one tells for all.
+    is_rank: whether other ranks may run beside it, of whom one tells for all. What a rank prints is
+    a log; what another command prints is what it is for, so it fails where that cannot be written.
     """
     standard_streams.make_usable()
     try:
         code = main() or 0
-        if needs_output:
+        if not is_rank:
             sys.stdout.flush()
     except SilentError as silent:
         code = silent.code

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from gpt.errors import UserError
 from gpt.files import open_own
-from gpt.reading import read_text
+from gpt.reading import name_of_open, read_text
 
 LOCK = ".lock"
 TOKEN_BYTES = 8
@@ -141,7 +141,7 @@ class FolderLock:
     def place(self) -> Path | None:
         """Where the folder that was locked is now; None where it is gone, or cannot be told."""
         with suppress(OSError):
-            path = Path(os.readlink(f"/proc/self/fd/{self._folder_held}"))
+            path = Path(os.readlink(name_of_open(self._folder_held)))
             if os.path.samestat(os.stat(path), os.fstat(self._folder_held)):
                 return path
         return None

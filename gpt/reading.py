@@ -32,6 +32,12 @@ def open_regular(path: Path | str, most: int | None = None) -> BinaryIO:
         raise
 
 
+def name_of_open(descriptor: int) -> str:
+    """A name, in UTF-8, by which what this process has open can be opened again, or found, whatever
+    it is called now."""
+    return f"/proc/self/fd/{descriptor}"
+
+
 def read_bytes(path: Path | str, most: int = MOST_BYTES) -> bytes:
     """The content of a regular file. Raises OSError, also where it has more than `most` bytes."""
     with open_regular(path, most) as file:

@@ -172,5 +172,4 @@ def kernels_of(
 
 
 if __name__ == "__main__":
-    # a log that is full is no reason to end a run
-    command(main, needs_output=False, is_rank=True)
+    command(main, is_rank=True)

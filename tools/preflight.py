@@ -23,7 +23,6 @@ explain_imports()
 from gpt.config.options import SAMPLE
 
 LONGEST_TIMEOUT = 3600
-LAST_PORT = 65535
 
 
 def main():
@@ -79,6 +78,8 @@ def main():
 
 def check(args):
     """Raise UserError where a number is out of its range."""
+    from gpt.cluster.launch import LAST_PORT
+
     if not 1 <= args.timeout <= LONGEST_TIMEOUT:
         raise UserError(
             f"command line: --timeout {args.timeout:g}",

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gpt.errors import UserError, in_brief
-from gpt.reading import open_regular
+from gpt.reading import name_of_open, open_regular
 
 WEIGHTS = "model.safetensors"
 
@@ -40,7 +40,7 @@ class WeightsFile(Mapping):
         try:
             self._open_file = open_regular(path)
             # the library itself takes no name that is not UTF-8, and waits for a pipe's writer
-            self._tensors = safe_open(f"/proc/self/fd/{self._open_file.fileno()}", framework="pt")
+            self._tensors = safe_open(name_of_open(self._open_file.fileno()), framework="pt")
         except FileNotFoundError as error:
             raise UserError(
                 f"{path} does not exist",

@@ -18,7 +18,7 @@ import torch
 
 from gpt.checkpoint import folders
 from gpt.errors import UserError, in_brief
-from gpt.reading import open_regular
+from gpt.reading import name_of_open, open_regular
 
 
 class _StandIn:
@@ -253,7 +253,7 @@ def load_weights_only(
     try:
         with open_regular(path) as file, torch.serialization.safe_globals(list(classes)):
             # mapped by name, which torch takes in UTF-8 only
-            name = f"/dev/fd/{file.fileno()}"
+            name = name_of_open(file.fileno())
             return torch.load(name, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = str(error)

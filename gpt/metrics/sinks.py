@@ -19,7 +19,7 @@ from gpt.metrics import events
 from gpt.metrics.events import AXES, CURVES, METRICS, TENSORBOARD, finite
 from gpt.metrics.lines import parse
 from gpt.metrics.terminal import say_line
-from gpt.reading import open_regular, read_text
+from gpt.reading import name_of_open, open_regular, read_text
 
 if TYPE_CHECKING:  # it loads torch
     from torch.utils.tensorboard import SummaryWriter
@@ -75,7 +75,7 @@ class JsonLines:
     def _find_again(self) -> None:
         """Where the file has lost its name, to an editor perhaps, go on in the one of that name, in
         the folder that the run has, whatever that is called now."""
-        path = Path(f"/proc/self/fd/{self._folder}") / self.name
+        path = Path(name_of_open(self._folder)) / self.name
         with suppress(FileNotFoundError):
             if os.path.samestat(os.lstat(path), os.fstat(self._file.fileno())):
                 return

@@ -22,6 +22,7 @@ from gpt.results.methods import (
     settings_of,
 )
 from gpt.results.scores import (
+    Scores,
     final_scores,
     held_out_text,
     incomparable,
@@ -214,6 +215,13 @@ def of_one_measure(groups: Sequence[Group], notices: list[str]) -> Sequence[Grou
     return with_runs(groups, lambda run: run.name in whole)
 
 
+def scored_alike(groups: Sequence[Group], notices: list[str]) -> tuple[Sequence[Group], Scores]:
+    """(the groups that measure the same, by the split that training scored, their scores). Raises
+    UserError where most do not; notices name the others."""
+    groups = of_one_measure(on_one_text(groups, notices), notices)
+    return groups, final_scores([run for group in groups for run in group.runs], notices)
+
+
 def trusted_references(groups: Sequence[Group], notices: list[str]) -> list[Group]:
     """The groups whose hours of a reference accelerator can be believed; notices say of the others
     why not.
@@ -321,8 +329,7 @@ def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict
     if axis == "reference_hours":
         finished = trusted_references(finished, notices)
         notices += mixed_references(finished)
-    comparable = of_one_measure(on_one_text(finished, notices), notices)
-    scores = final_scores([run for group in comparable for run in group.runs], notices)
+    comparable, scores = scored_alike(finished, notices)
     points: dict[str, list[tuple]] = {}
     for group in comparable:
         x = group.runs[0].planned(axis)

@@ -13,8 +13,7 @@ from gpt.results.comparison import (
     Group,
     finished_only,
     mixed_references,
-    of_one_measure,
-    on_one_text,
+    scored_alike,
     trusted_references,
     untold_code,
     with_runs,
@@ -22,7 +21,6 @@ from gpt.results.comparison import (
 from gpt.results.methods import code_parts, in_words, table_settings
 from gpt.results.scores import (
     Scores,
-    final_scores,
     held_out_text,
     how_much,
     joined_scores,
@@ -93,8 +91,7 @@ def _scored(
 ) -> tuple[Sequence[Group], Scores]:
     """(the groups that measure the same, by what they are ranked)."""
     if split is None:
-        groups = of_one_measure(on_one_text(groups, notices), notices)
-        return groups, final_scores([run for group in groups for run in group.runs], notices)
+        return scored_alike(groups, notices)
     scores = joined_scores([run for group in groups for run in group.runs], split, notices)
     return with_runs(groups, lambda run: run.name in scores.figures), scores
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt.checkpoint import folders, manifest
+from gpt.checkpoint.tensor_files import WEIGHTS
 from gpt.config.saved import CONFIG, read_config
 from gpt.data import manifests
 from gpt.errors import UserError
@@ -21,7 +22,7 @@ LOOKED_AT = 1 << 20
 # a file that another kind of folder is known by -> what such a folder is
 OTHER_KINDS = {
     manifest.MANIFEST: "a checkpoint",
-    "model.safetensors": "a folder of weights",
+    WEIGHTS: "a folder of weights",
 }
 ANOTHER = "name another --run_dir"
 

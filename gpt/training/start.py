@@ -28,6 +28,7 @@ from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.locking import FolderLock, is_locked_by
 from gpt.metrics.events import CHECKPOINT, METRICS
+from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
 from gpt.training import run_documents
 from gpt.training.course import Course
@@ -79,8 +80,9 @@ def claim(
         folders.clean_up(folder)
     is_finished = False
     tag = None
-    if not folders.committed(folder) and _had_checkpoints(run_dir):
-        _require_finished(config, resolved, resume, allowed)
+    stripped = None if folders.committed(folder) else _run_that_had_checkpoints(run_dir)
+    if stripped is not None:
+        _require_finished(stripped, config, resolved, resume, allowed)
         is_finished = True
     else:
         tag = _tag_to_resume(run_dir, resume, notices)
@@ -116,18 +118,21 @@ def _has_content(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
-def _had_checkpoints(run_dir: Path) -> bool:
-    """Whether a run's metrics tell of checkpoints."""
-    has_files = all((run_dir / name).is_file() for name in (CONFIG, METRICS))
-    return has_files and CHECKPOINT in read_run(run_dir).events
+def _run_that_had_checkpoints(run_dir: Path) -> Run | None:
+    """The run in a folder, where its metrics tell of checkpoints."""
+    if not all((run_dir / name).is_file() for name in (CONFIG, METRICS)):
+        return None
+    run = read_run(run_dir)
+    return run if CHECKPOINT in run.events else None
 
 
-def _require_finished(config: Config, resolved: dict, resume: str, allowed: Iterable[str]) -> None:
+def _require_finished(
+    run: Run, config: Config, resolved: dict, resume: str, allowed: Iterable[str]
+) -> None:
     """Of a run whose checkpoints were removed: raise UserError unless it was finished before, and
     is asked for with the settings that it had."""
     run_dir = config.run_dir
     _require_no_run(run_dir, resume)
-    run = read_run(run_dir)
     resolved = _with_first_weights_of(run.config, config, resolved)
     differences = _compare(run.config, resolved, allowed, run_dir)
     if run.has_ended_diverged:

@@ -321,7 +321,7 @@ def train_with(faults: str):
         train.main()
         plant.require_all_struck()
 
-    command(main, needs_output=False, is_rank=True)
+    command(main, is_rank=True)
 
 
 if __name__ == "__main__":
