@@ -61,7 +61,8 @@ def main():
 
 
 def export(folder, out):
-    from gpt.checkpoint.tensor_files import WEIGHTS, write_tensors
+    from gpt.checkpoint.manifest import WEIGHTS
+    from gpt.checkpoint.tensor_files import write_tensors
     from gpt.checkpoint.weights import load_model, open_folder
     from gpt.convert import transformers_gpt2, transformers_tokenizer
     from gpt.data.manifests import TOKENIZER
@@ -196,7 +197,7 @@ def compare_ids(folder, vocab, transformers) -> str | None:
 
 
 def back(folder, out, tokenizer=None):
-    from gpt.checkpoint.tensor_files import WEIGHTS
+    from gpt.checkpoint.manifest import WEIGHTS
     from gpt.checkpoint.weights import write_folder
     from gpt.convert import transformers_gpt2, transformers_tokenizer
     from gpt.data.vocab import Vocab

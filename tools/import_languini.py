@@ -81,7 +81,7 @@ def main():
         print(f"wrote {args.out}; use it with --data_root {args.out} --vocab_size {vocab.size}")
         return
 
-    from gpt.checkpoint.tensor_files import WEIGHTS
+    from gpt.checkpoint.manifest import WEIGHTS
     from gpt.convert.languini_weights import import_weights
 
     shape, step = import_weights(args.file, vocab, args.out, args.head_dim, args.preset)

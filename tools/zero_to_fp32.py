@@ -30,7 +30,7 @@ def main():
     if args.average is not None and args.average < 2:
         raise UserError(f"--average {args.average}", mend="give a number from 2 on")
 
-    from gpt.checkpoint.tensor_files import WEIGHTS
+    from gpt.checkpoint.manifest import WEIGHTS
     from gpt.checkpoint.weights import consolidate, consolidate_mean
 
     if args.average:

@@ -19,6 +19,7 @@ from gpt.parsing import parse_json
 from gpt.reading import read_text
 
 MANIFEST = "checkpoint.json"
+WEIGHTS = "model.safetensors"
 FORMAT = 2
 # Relative difference between two computations of the probe batch's loss from the same weights:
 # summation order in fp32; in 16 bits also the rounding of weights and activations, since

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from gpt.checkpoint.manifest import WEIGHTS
 from gpt.errors import UserError, in_brief
 from gpt.reading import name_of_open, open_regular
-
-WEIGHTS = "model.safetensors"
 
 
 def write_tensors(path: Path, weights: Mapping[str, torch.Tensor], metadata: dict) -> None:

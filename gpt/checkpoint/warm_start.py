@@ -9,7 +9,8 @@ import dataclasses
 from pathlib import Path
 
 from gpt.checkpoint.checkpoint import Checkpoint
-from gpt.checkpoint.tensor_files import WEIGHTS, WeightsFile
+from gpt.checkpoint.manifest import WEIGHTS
+from gpt.checkpoint.tensor_files import WeightsFile
 from gpt.checkpoint.weights import check, open_folder
 from gpt.checkpoint.zero_files import FullState
 from gpt.config.shape import ModelConfig

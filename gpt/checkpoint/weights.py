@@ -19,8 +19,8 @@ import torch
 
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
-from gpt.checkpoint.manifest import MANIFEST, PROBE_DOUBT, Manifest, Probe, same_loss
-from gpt.checkpoint.tensor_files import WEIGHTS, WeightsFile, write_tensors
+from gpt.checkpoint.manifest import MANIFEST, PROBE_DOUBT, WEIGHTS, Manifest, Probe, same_loss
+from gpt.checkpoint.tensor_files import WeightsFile, write_tensors
 from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.config.saved import CONFIG, model_config, write_config
 from gpt.config.shape import ModelConfig

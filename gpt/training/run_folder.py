@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt.checkpoint import folders, manifest
-from gpt.checkpoint.tensor_files import WEIGHTS
+from gpt.checkpoint.manifest import WEIGHTS
 from gpt.config.saved import CONFIG, read_config
 from gpt.data import manifests
 from gpt.errors import UserError
