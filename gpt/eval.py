@@ -26,12 +26,12 @@ from gpt.checkpoint.weights import file_of_weights
 from gpt.files import require_place_for, write_output
 
 if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command line
+    from gpt.architecture.architecture import Model
     from gpt.checkpoint.checkpoint import Checkpoint
     from gpt.checkpoint.sources import Source
     from gpt.data.datasets import Dataset
     from gpt.data.vocab import Vocab
     from gpt.evaluation import Stream
-    from gpt.model import GPT
 
 # tokens of a batch, if --batch_size does not say how many windows
 BATCH_TOKENS = 8192
@@ -280,7 +280,7 @@ def evaluate(
 
 
 def scores_of(
-    model: "GPT", target: Target, batch_size: int | None, seq_len: int, last_n: int, device: str
+    model: "Model", target: Target, batch_size: int | None, seq_len: int, last_n: int, device: str
 ) -> dict:
     """What gpt.evaluation.summary finds, with a bar on a terminal meanwhile."""
     from tqdm import tqdm

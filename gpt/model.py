@@ -30,7 +30,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt.config.run_config import Config
 from gpt.config.shape import ModelConfig
 from gpt.kernels.attention import causal_attention, split_heads
 from gpt.kernels.gelu import linear_gelu
@@ -279,14 +278,6 @@ class GPT(nn.Module):
                 block, None, stream, needed, use_reentrant=False, preserve_rng_state=False
             )
         return branch, stream
-
-
-def build(config: Config, kernels: str) -> GPT:
-    """The model that a run trains, without its memory: its weights come one by one. kernels:
-    "torch" or "triton"."""
-    options = config.options
-    with torch.device("meta"):
-        return GPT(config.model, None, options.activation_checkpointing, kernels, options.compile)
 
 
 def main() -> None:

@@ -69,10 +69,11 @@ def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") 
         print(dry_run.explain(config))
     if args.dry_run:
         if config.options.init_from:
+            from gpt.architecture.architecture import Architecture
             from gpt.checkpoint import warm_start
 
             tokenizer = dataset.vocab.fingerprint if dataset else None
-            warm_start.origin(config.options.init_from, config.model, tokenizer)
+            warm_start.origin(config.options.init_from, Architecture.of(config), tokenizer)
         require_own(config.run_dir)
         print(dry_run.report(config, dataset, args.interconnect))
 

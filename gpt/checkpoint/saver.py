@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from gpt.architecture.architecture import Architecture
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.manifest import Manifest, Probe, same_loss
@@ -330,7 +331,7 @@ class Saver:
             self._engine.load(self.folder, tag)
         else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
             state = read_state(checkpoint.path)
-            check(state.weights, config.model, checkpoint.path)
+            check(state.weights, Architecture.of(config), checkpoint.path)
             self._engine.adopt(state, manifest.loss_scale)
             notices.append(f"the checkpoint was written by {then}, and goes on with {now}")
         self._require_same_loss(checkpoint, probe)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt.architecture.architecture import Model
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.manifest import MANIFEST
@@ -14,7 +15,6 @@ from gpt.config.saved import CONFIG, model_config, read_config
 from gpt.config.shape import ModelConfig
 from gpt.data.manifests import TOKENIZER
 from gpt.errors import UserError
-from gpt.model import GPT
 
 Notify = Callable[[str], object]  # gets sentences of which the user should know
 # parts of the code that a model computes with
@@ -31,7 +31,7 @@ class Source:
     tokenizer: Path
     step: int | None
     checkpoint: Checkpoint | None  # their folder; None where no manifest vouches for it
-    load: Callable[[], GPT]
+    load: Callable[[], Model]
 
     @property
     def shape(self) -> ModelConfig:
@@ -87,7 +87,7 @@ def of_run(run: Path, notify: Notify) -> list[Source]:
 
 
 def _of_checkpoint(checkpoint: Checkpoint, notify: Notify) -> Source:
-    def load() -> GPT:
+    def load() -> Model:
         model, doubt = load_checkpoint(checkpoint)
         if doubt:
             notify(f"{checkpoint.path}: {doubt}")

@@ -8,6 +8,7 @@ the optimizer updates.
 import dataclasses
 from pathlib import Path
 
+from gpt.architecture.architecture import Architecture
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.manifest import WEIGHTS
 from gpt.checkpoint.tensor_files import WeightsFile
@@ -18,7 +19,7 @@ from gpt.data.manifests import TOKENIZER
 from gpt.errors import UserError
 
 
-def origin(folder: Path | str, model: ModelConfig, tokenizer: str | None) -> dict:
+def origin(folder: Path | str, model: Architecture, tokenizer: str | None) -> dict:
     """{"folder", "step", "sha256"} of weights that are whole and fit the run, for its config.yaml.
     Raises UserError.
 
@@ -26,7 +27,7 @@ def origin(folder: Path | str, model: ModelConfig, tokenizer: str | None) -> dic
     """
     folder = Path(folder)
     checkpoint = open_folder(folder)
-    _require_shape(checkpoint, model)
+    _require_shape(checkpoint, model.shape)
     check(WeightsFile(folder / WEIGHTS), model, folder / WEIGHTS)
     dataset = checkpoint.config.get("dataset")
     trained_on = dataset.get("tokenizer") if isinstance(dataset, dict) else None
@@ -58,7 +59,7 @@ def _require_shape(checkpoint: Checkpoint, model: ModelConfig):
         )
 
 
-def state(folder: Path | str, model: ModelConfig) -> FullState:
+def state(folder: Path | str, model: Architecture) -> FullState:
     """The weights, for gpt.engine.boundary.Engine.adopt; every rank reads them. Raises UserError
     where they are not on its host, or are others there."""
     weights_file = Path(folder) / WEIGHTS

@@ -10,34 +10,26 @@ runs/24h/export/
 the mean of several checkpoints'.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from gpt.architecture.architecture import Architecture, Model
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.manifest import MANIFEST, PROBE_DOUBT, WEIGHTS, Manifest, Probe, same_loss
 from gpt.checkpoint.tensor_files import WeightsFile, write_tensors
 from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.config.saved import CONFIG, model_config, write_config
-from gpt.config.shape import ModelConfig
 from gpt.data.manifests import TOKENIZER
 from gpt.errors import UserError
 from gpt.files import built_aside, hash_file, require_new_folder
-from gpt.model import GPT
 from gpt.reading import read_bytes
 
 # of a folder that transformers made
 HF_CONFIG = "config.json"
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple]:
-    """{parameter name: shape} of a model, without its memory."""
-    with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in GPT(config, seed=None).named_parameters()}
 
 
 @dataclass(frozen=True)
@@ -124,7 +116,7 @@ def consolidate_mean(
 
 
 def _parameters(checkpoint: Checkpoint) -> int:
-    return sum(map(math.prod, expected_shapes(checkpoint.shape).values()))
+    return Architecture(checkpoint.shape).parameters()
 
 
 class Mean(Mapping):
@@ -168,7 +160,7 @@ def _tokenizer_of(source: Path) -> bytes:
 def _checked_state(checkpoint: Checkpoint) -> FullState:
     """A checkpoint's tensors; its weights are those that its config.yaml calls for."""
     state = read_state(checkpoint.path)
-    check(state.weights, checkpoint.shape, checkpoint.path)
+    check(state.weights, Architecture(checkpoint.shape), checkpoint.path)
     if state.step != checkpoint.step:
         raise UserError(
             f"{checkpoint.path}: its tensors are of step {state.step}, its {MANIFEST} of step"
@@ -178,14 +170,12 @@ def _checked_state(checkpoint: Checkpoint) -> FullState:
     return state
 
 
-def load_checkpoint(checkpoint: Checkpoint) -> tuple[GPT, str | None]:
+def load_checkpoint(checkpoint: Checkpoint) -> tuple[Model, str | None]:
     """(the model of a run's verified checkpoint, what is doubtful about its loss on the probe
     batch). Raises UserError where that is not the loss that training had."""
     state = _checked_state(checkpoint)
-    with torch.device("meta"):
-        model = GPT(checkpoint.shape, seed=None)
-    model.load_state_dict(dict(state.weights), assign=True)
-    _, doubt = _probe(model.eval(), checkpoint)
+    model = Architecture(checkpoint.shape).with_weights(state.weights)
+    _, doubt = _probe(model, checkpoint)
     return model, doubt
 
 
@@ -246,7 +236,7 @@ def require_our_layout(folder: Path) -> None:
         )
 
 
-def _probe_loss(model: GPT, checkpoint: Checkpoint) -> float | None:
+def _probe_loss(model: Model, checkpoint: Checkpoint) -> float | None:
     """The model's loss on the checkpoint's probe batch, nats per token; None without one."""
     tokens = torch.tensor(checkpoint.manifest.probe.tokens)
     if not tokens.numel():
@@ -261,7 +251,7 @@ def _probe_loss(model: GPT, checkpoint: Checkpoint) -> float | None:
         return model(tokens[:, :-1], tokens[:, 1:]).item()
 
 
-def _probe(model: GPT, checkpoint: Checkpoint) -> tuple[float | None, str | None]:
+def _probe(model: Model, checkpoint: Checkpoint) -> tuple[float | None, str | None]:
     """(the model's loss on the checkpoint's probe batch, what is doubtful about it); None for
     either.
 
@@ -289,17 +279,20 @@ def _probe(model: GPT, checkpoint: Checkpoint) -> tuple[float | None, str | None
     return loss, doubt
 
 
-def check(weights: Mapping[str, torch.Tensor], shape: ModelConfig, source: Path | str) -> None:
+def check(
+    weights: Mapping[str, torch.Tensor], architecture: Architecture, source: Path | str
+) -> None:
     """Raise UserError unless weights are exactly a model's parameters, each of its shape, fp32 and
     finite. source: what messages call the file, or its folder."""
-    # before a model of so many is built, if only on paper
-    if shape.n_layers > len(weights):
+    # before a GPT of so many is built, if only on paper
+    layers = architecture.shape.n_layers
+    if architecture.code is None and layers > len(weights):
         raise UserError(
             f"{source} does not fit its config.yaml: it holds {len(weights)} tensors, and the model"
-            f" has {shape.n_layers} layers",
+            f" has {layers} layers",
             mend="use the config.yaml that was written beside it",
         )
-    shapes = expected_shapes(shape)
+    shapes = architecture.shapes()
     missing = sorted(shapes.keys() - weights.keys())
     extra = sorted(weights.keys() - shapes.keys())
     misfit = None
@@ -336,23 +329,20 @@ def _compare(path: Path, weights: Mapping[str, torch.Tensor]):
         assert torch.equal(written[name], weight), f"safetensors changed {name}"
 
 
-def load_model(weights_file: Path | str, config: dict, where: Path | str) -> GPT:
+def load_model(weights_file: Path | str, config: dict, where: Path | str) -> Model:
     """The model of a config.yaml with the weights of a consolidated file. Raises UserError.
 
     where: what a mistake in the config.yaml is told of.
     """
-    shape = model_config(config, where)
+    architecture = Architecture(model_config(config, where))
     weights = dict(WeightsFile(weights_file))
-    check(weights, shape, weights_file)
-    with torch.device("meta"):
-        model = GPT(shape, seed=None)
-    model.load_state_dict(weights, assign=True)
-    model.eval()
+    check(weights, architecture, weights_file)
+    model = architecture.with_weights(weights)
     _require_kept_loss(model, Path(weights_file).parent)
     return model
 
 
-def _require_kept_loss(model: GPT, folder: Path) -> None:
+def _require_kept_loss(model: Model, folder: Path) -> None:
     """Raise UserError where consolidated weights no longer give the loss on the probe batch that is
     kept beside them: where the model's code is not that which trained them."""
     if not (folder / MANIFEST).is_file():

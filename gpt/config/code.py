@@ -9,7 +9,7 @@ from typing import Any
 PACKAGE = Path(__file__).resolve().parents[1]
 # parts of the package whose code the numbers of a curve come from
 PARTS = {
-    "model": ("model.py",),
+    "model": ("model.py", "architecture"),
     "kernels": ("kernels",),
     "engine": ("engine",),
     "data": ("data",),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from gpt.config.dotted_options import take_values
-from gpt.config.keys import REQUIRED, Key
+from gpt.config.keys import ARGUMENTS, REQUIRED, Key
 from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.shape import load_presets
 from gpt.config.synonyms import hint_for_option
@@ -187,6 +187,6 @@ def _add_override(parser: Parser, name: str, path: str) -> None:
         meaning += f" (default {key.default})"
     parser.add_argument(
         f"--{name}",
-        metavar=key.kind.__name__.upper(),
+        metavar="BLOCK" if key.kind == ARGUMENTS else key.kind.__name__.upper(),
         help=meaning.replace("%", "%%"),
     )

@@ -133,6 +133,19 @@ def _loading(draft: Draft) -> Iterator[Mistake]:
         )
 
 
+def _of_the_gpt_alone(draft: Draft) -> Iterator[Mistake]:
+    """What asks for the modules of the GPT by name, or for code that there is none of."""
+    if draft.lacks("gpt.model_file"):
+        if not draft.lacks("gpt.model_options"):
+            yield about("gpt.model_options", "are given, and no model_file that they are for")
+        return
+    if (draft.get("gpt.log_activations_every") or 0) > 0:
+        yield about(
+            "gpt.log_activations_every",
+            "looks into the blocks of the GPT, and model_file has others: give 0",
+        )
+
+
 def _nesterov_of_what_sgd_has_not(draft: Draft) -> Iterator[Mistake]:
     params = "optimizer.params"
     momentum = draft.get(f"{params}.momentum")
@@ -229,6 +242,7 @@ def _in_the_wrong_order(draft: Draft) -> Iterator[Mistake]:
 
 # in the order in which a report has them
 RULES = (
+    _of_the_gpt_alone,
     _two_precisions,
     _16_bits_without_zero,
     _sums_in_another_type,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from gpt.config.batch import BatchPlan
 from gpt.config.optimizer_keys import COSINE
 from gpt.config.options import OPTION_KEYS, Options
+from gpt.config.own_code import OwnCode
 from gpt.config.run_config import Config
 from gpt.config.schedule import CosineSchedule
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
@@ -58,6 +59,8 @@ class Draft:
         self.notices: list[str] = []
         # None: mistaken, or not yet known
         self.batch: BatchPlan | None = None
+        # None: the GPT
+        self.model_code: OwnCode | None = None
 
     def get(self, path: str) -> Any:
         """The value at a dotted path; None where it is absent, or part of a mistake."""
@@ -151,6 +154,7 @@ class Draft:
             batch=self.batch,
             schedule=schedule,
             deepspeed=deepspeed,
+            model_code=self.model_code,
             sources=self.sources,
             notices=tuple(self.notices),
         )

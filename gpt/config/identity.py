@@ -15,6 +15,8 @@ from gpt.config.run_config import leaves, value_at
 RUN = "run"  # the block of config.yaml that resolves to the run again
 CHANGES = "changes"
 CODE = "code"
+MODEL_FILE = "model_file"
+MODEL_OPTIONS = "model_options"
 VARIANT = "variant"
 CHANGE = {"step", "setting", "was", "is"}  # the keys of one of them
 BATCH_SETTING = "train_batch_size"
@@ -74,6 +76,8 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
     settings |= {
         CODE: (config.get(CODE) or {}).get("parts"),
         "model": config["model"],
+        MODEL_FILE: code_in_words(config.get(MODEL_FILE)),
+        MODEL_OPTIONS: gpt.get(MODEL_OPTIONS),
         "parameters": config.get("parameters"),
         "precision": precision,
         "kernels": config.get("kernels"),
@@ -115,7 +119,15 @@ def _plain(value: Any) -> Any:
     return int(value) if is_whole else value
 
 
+def code_in_words(facts: Mapping[str, Any] | None) -> str | None:
+    """A file of the user's own by its name and hash, from a block of config.yaml."""
+    return f"{facts['name']} {facts['hash']}" if facts else None
+
+
 def _says_something(path: str, value: Any) -> bool:
+    # what an absent argument means is the file's to say
+    if path.startswith(f"{MODEL_OPTIONS}."):
+        return True
     if path in NEUTRAL:
         return value not in (None, NEUTRAL[path])
     return value is not None and value is not False

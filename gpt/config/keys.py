@@ -24,14 +24,17 @@ MOST_SHOWN = 120
 
 _NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|nan)", re.IGNORECASE)
 
-# kinds of values beside Python's types: two floats in [0, 1), and a list of texts
+# kinds of values beside Python's types: two floats in [0, 1), a list of texts, and a block of
+# arguments for code of the user's own, by their names
 PAIR = "pair"
 TEXTS = "texts"
+ARGUMENTS = "arguments"
 
 
 @dataclass(frozen=True)
 class Key:
-    """One value: its type (int, float, bool, str, PAIR or TEXTS), its default and its range."""
+    """One value: its type (int, float, bool, str, or one of the kinds above), its default and its
+    range."""
 
     kind: Any
     default: Any = None
@@ -53,6 +56,8 @@ class Key:
             if not is_list:
                 return f"is {in_json(value)}, not a list of texts"
             return self._problem_of_text("".join(value)) if any(value) else None
+        if self.kind == ARGUMENTS:
+            return _problem_of_arguments(value)
         if self.kind is bool:
             return None if isinstance(value, bool) else f"is {in_json(value)}, not true or false"
         if self.kind is str:
@@ -137,6 +142,25 @@ def _is_text(text: str) -> bool:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         return False
+
+
+def _problem_of_arguments(value: Any) -> str | None:
+    """Arguments are numbers, texts, true or false, or lists of them."""
+    if not isinstance(value, dict):
+        return f"is {in_json(value)}, not a block {{…}}"
+    for name, argument in value.items():
+        if not name.isidentifier():
+            return f"has {name!r}, which is no name of an argument"
+        for item in argument if isinstance(argument, list) else [argument]:
+            if isinstance(item, str):
+                problem = Key(str, "").problem(item)
+            elif isinstance(item, bool):
+                problem = None
+            else:
+                problem = Key(float).problem(item)
+            if problem:
+                return f"has {name}, which {problem}"
+    return None
 
 
 def _is_pair(value: Any) -> bool:

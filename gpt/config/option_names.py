@@ -7,7 +7,7 @@ The keys of the block "gpt", and what the seed project had options for, have a n
 from typing import Any
 
 from gpt.config.deepspeed_keys import TOP_KEYS
-from gpt.config.keys import Key
+from gpt.config.keys import ARGUMENTS, Key
 from gpt.config.optimizer_keys import COSINE
 from gpt.config.options import GPT_KEYS
 
@@ -40,6 +40,9 @@ def path_of(option: str) -> str | None:
     name = option.removeprefix("--")
     if name == option:
         return None
+    block, dot, argument = name.partition(".")
+    if dot and is_of_arguments(OVERRIDES.get(block, "")):
+        return f"{OVERRIDES[block]}.{argument}"
     is_path = "." in name or name in TOP_KEYS
     return OVERRIDES.get(name, name if is_path else None)
 
@@ -60,6 +63,12 @@ def key_at(path: str) -> Key | dict[str, Any] | None:
         else:
             keys = keys.get(name)
     return keys
+
+
+def is_of_arguments(path: str) -> bool:
+    """Whether the value at a dotted path is a block of arguments, which has no table of keys."""
+    key = key_at(path)
+    return isinstance(key, Key) and key.kind == ARGUMENTS
 
 
 def homes(name: str) -> list[str]:

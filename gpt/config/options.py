@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt.config.keys import REQUIRED, Key
+from gpt.config.keys import ARGUMENTS, REQUIRED, Key
 from gpt.config.shape import SHAPE_KEYS
 
 # the dataset that is built by itself where it is absent
@@ -13,7 +13,7 @@ SAMPLE = "data/sample"
 LAST_N = 128
 
 
-def option(kind: type, default: Any, doc: str, **limits: Any) -> Any:
+def option(kind: Any, default: Any, doc: str, **limits: Any) -> Any:
     """A dataclass field that carries its own Key."""
     return field(default=default, metadata={"key": Key(kind, default, doc, **limits)})
 
@@ -23,6 +23,15 @@ class Options:
     """The block "gpt" without the model's shape, which is a ModelConfig of its own."""
 
     preset: str | None = option(str, None, "model shape by name, from gpt/config/presets.yaml")
+    model_file: str | None = option(
+        str,
+        None,
+        "another model than the GPT: a file of Python that defines build(shape, **options), or "
+        "the name of one in gpt/variants (docs/extending.md)",
+    )
+    model_options: dict[str, Any] | None = option(
+        ARGUMENTS, None, "arguments of model_file's build, a block of names and values"
+    )
     activation_checkpointing: bool = option(
         bool,
         False,

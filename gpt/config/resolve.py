@@ -22,8 +22,9 @@ from gpt.config.keys import REQUIRED, Key, in_json
 from gpt.config.normal_form import normalise
 from gpt.config.notices import notices
 from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
-from gpt.config.option_names import key_at, option_of
+from gpt.config.option_names import is_of_arguments, key_at, option_of
 from gpt.config.options import LAST_N
+from gpt.config.own_code import read_own_code
 from gpt.config.reference import precision_of, settle_reference
 from gpt.config.run_config import Config
 from gpt.config.run_file import read_file
@@ -69,6 +70,7 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
     _fill_in_defaults(draft)
     _derive_last_n(draft)
     _fill_in_shape(draft)
+    _read_code(draft)
     draft.mistakes += contradictions(draft)
     draft.batch = _batch(draft)
     draft.notices += notices(draft)
@@ -135,7 +137,7 @@ def _is_below_a_value(draft: Draft, path: str) -> bool:
     """Whether a path of the command line goes on behind a value; noted as a mistake."""
     above = path.rpartition(".")[0]
     while above:
-        if isinstance(key_at(above), Key):
+        if isinstance(key_at(above), Key) and not is_of_arguments(above):
             draft.mistake(f"--{path}", f"is not a known key: {above} is a value, and no block")
             return True
         above = above.rpartition(".")[0]
@@ -255,6 +257,18 @@ def _fill_in_shape(draft: Draft) -> None:
             f"is missing, and so is {', '.join(missing)}: name a preset ({', '.join(presets)}) "
             "or give the whole shape",
         )
+
+
+def _read_code(draft: Draft) -> None:
+    """Read the code of the user's own that the run takes part of itself from."""
+    path = "gpt.model_file"
+    text = draft.get(path)
+    if text is None:
+        return
+    try:
+        draft.model_code = read_own_code(text, path)
+    except UserError as error:
+        draft.mistakes.append(Mistake(path, str(error)))
 
 
 def _batch(draft: Draft) -> BatchPlan | None:

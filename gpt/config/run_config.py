@@ -11,6 +11,7 @@ from typing import Any
 from gpt.config.batch import BatchPlan
 from gpt.config.optimizer_keys import COSINE
 from gpt.config.options import GPT_KEYS, Options
+from gpt.config.own_code import OwnCode
 from gpt.config.schedule import CosineSchedule
 from gpt.config.shape import ModelConfig
 
@@ -27,6 +28,8 @@ class Config:
     # None: DeepSpeed's own scheduler, or a constant learning rate
     schedule: CosineSchedule | None
     deepspeed: dict[str, Any]
+    # of the model; None: the GPT of gpt/model.py
+    model_code: OwnCode | None
     sources: dict[str, str]  # {dotted path of a value: where it comes from}
     notices: tuple[str, ...] = ()  # what was decided otherwise than the file says, and why
 
@@ -107,7 +110,10 @@ class Config:
     @property
     def fingerprint(self) -> str:
         """The same for two runs of the same configuration, whatever their values' sources."""
-        text = json.dumps([self.precision, self.tree()], sort_keys=True)
+        told: list[Any] = [self.precision, self.tree()]
+        if self.model_code is not None:
+            told.append(self.model_code.hash)
+        text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

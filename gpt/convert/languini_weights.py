@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from gpt.architecture.architecture import Architecture
 from gpt.checkpoint import zero_files
-from gpt.checkpoint.weights import expected_shapes, write_folder
+from gpt.checkpoint.weights import write_folder
 from gpt.checkpoint.zero_files import Joined
 from gpt.config.saved import foreign_config
 from gpt.config.shape import ModelConfig, load_presets
@@ -167,7 +168,7 @@ def _parts(state: dict[str, torch.Tensor], shape: ModelConfig, file: Path) -> di
     must be used, and each of ours be made."""
     parts = {}
     used = set()
-    for name, whole_shape in expected_shapes(shape).items():
+    for name, whole_shape in Architecture(shape).shapes().items():
         theirs = _their_names(name)
         rows = whole_shape[0] // len(theirs)
         for part in theirs:

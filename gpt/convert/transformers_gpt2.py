@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gpt.architecture.architecture import Architecture
 from gpt.checkpoint.tensor_files import WeightsFile
-from gpt.checkpoint.weights import expected_shapes
 from gpt.config.saved import foreign_config, model_config, write_config
 from gpt.config.shape import ModelConfig
 from gpt.data.vocab import Vocab
@@ -86,7 +86,7 @@ def require_gpt2_shape(model: ModelConfig) -> None:
 
 def require_gpt2_names(model: ModelConfig) -> None:
     """Raise UserError unless our model's code has exactly the parameters that GPT-2 has."""
-    ours = set(expected_shapes(model))
+    ours = set(Architecture(model).shapes())
     differing = sorted(ours ^ names_of(model).keys())
     if differing:
         state = "has" if differing[0] in ours else "lacks"
@@ -215,7 +215,7 @@ def _check(
     path: Path,
 ):
     """Raise UserError unless each weight has GPT-2's shape for it and is finite."""
-    for ours, shape in expected_shapes(model).items():
+    for ours, shape in Architecture(model).shapes().items():
         theirs, transposed = names[ours]
         expected = shape[::-1] if transposed else shape
         actual = tuple(weights[ours].shape)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.distributed
 
+from gpt.architecture.blocks import blocks_of
 from gpt.checkpoint.zero_files import FullState, load_weights_only, why_not_written
 from gpt.cluster.launch import Launch, launched
 from gpt.cluster.roll_call import JOIN_SECONDS, Deadline, require_interfaces, roll_call
@@ -39,7 +40,7 @@ from gpt.engine.device import prepare_gpu
 from gpt.engine.gradients import find_by_norm, forget, sum_in_fp32
 from gpt.engine.loss_scale import LossScaleExhausted
 from gpt.engine.nonfinite import first_nonfinite
-from gpt.engine.placement import blocks_of, place
+from gpt.engine.placement import place
 from gpt.engine.read_back import keeping_settings, reading
 from gpt.engine.schedule import Schedule, set_lr
 from gpt.engine.shards import shards_of
@@ -179,7 +180,7 @@ def _gather_by_block(model: torch.nn.Module):
     """Under ZeRO 3, have a whole block's weights gathered together, not those of each layer in it:
     a hook per layer costs the host more time than a small block's forward pass costs a GPU, and
     stands in a compiler's way."""
-    blocks = blocks_of(model)
+    blocks = list({type(block) for block in blocks_of(model)})
     if blocks:
         deepspeed.utils.set_z3_leaf_modules(model, blocks)
 

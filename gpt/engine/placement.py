@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from gpt.architecture.architecture import set_parameter
+
 
 def place(
     model: torch.nn.Module,
@@ -25,9 +27,8 @@ def place(
     """
     first: Any = None
     for name, values in weights:
-        owner, _, own_name = name.rpartition(".")
         parameter = torch.nn.Parameter(values.to(device, dtype))
-        setattr(model.get_submodule(owner), own_name, parameter)
+        set_parameter(model, name, parameter)
         if settings["zero_optimization"]["stage"] == 3:
             if first is None:  # makes of it a parameter that can do the same to others
                 module = torch.nn.ParameterList([parameter])
@@ -36,9 +37,5 @@ def place(
             else:
                 first.convert_to_zero_parameters(param_list=[parameter])
         del values  # before the next is drawn
-
-
-def blocks_of(model: torch.nn.Module) -> list[type]:
-    """The classes of the model's blocks: the members of its lists of modules."""
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    return list({type(block) for blocks in lists for block in blocks})
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device, dtype if buffer.is_floating_point() else None)

@@ -32,6 +32,12 @@ class TokenScores(NamedTuple):
     rank: Tensor
 
 
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(logits / cap), which stays within (-cap, cap); the logits themselves without a
+    cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 def _chunks(rows: int, vocab_size: int, device_type: str) -> list[slice]:
     elements = CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["default"])
     size = max(1, elements // vocab_size)
@@ -103,13 +109,19 @@ def _add_narrow(
     gradients: _Gradients,
     part: slice,
     kernels: str,
+    cap: float | None,
 ) -> Tensor:
-    """Nats of one chunk in 16 bits, or by Triton, its gradients added. The gradient takes the
-    logits' place."""
+    """Nats of one chunk in 16 bits, by Triton, or of capped logits, its gradients added. The
+    gradient takes the logits' place."""
     inputs = hidden[part]
-    logits = inputs @ weight.t()
+    logits = capped(inputs @ weight.t(), cap)
     needed = gradients.hidden is not None or gradients.needs_weight
+    slope = None
+    if cap is not None and needed:
+        slope = 1 - (logits / cap).square()
     nats = softmax_gradient_(logits, targets, gradients.shift, needed, kernels)
+    if slope is not None:
+        logits *= slope
     if gradients.hidden is not None:
         torch.mm(logits, weight, out=gradients.hidden[part])
     if not gradients.needs_weight:
@@ -136,17 +148,24 @@ def _scaled(value: Tensor | None, scale: Tensor, dtype: torch.dtype) -> Tensor |
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, kernels: str) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        kernels: str,
+        cap: float | None,
+    ) -> Tensor:
         sum_dtype = statistics_dtype(hidden)
         is_wide = hidden.dtype == sum_dtype
         shift = 1.0 if is_wide else GRADIENT_SHIFT
         gradients = _Gradients(hidden, ctx.needs_input_grad, shift)
         total = torch.zeros((), dtype=sum_dtype, device=hidden.device)
         for part in _chunks(hidden.shape[0], weight.shape[0], hidden.device.type):
-            if is_wide and kernels == "torch":
+            if is_wide and kernels == "torch" and cap is None:
                 nats = _add_wide(hidden, weight, targets[part], gradients, part)
             else:
-                nats = _add_narrow(hidden, weight, targets[part], gradients, part, kernels)
+                nats = _add_narrow(hidden, weight, targets[part], gradients, part, kernels, cap)
             total += nats.sum()
         counted = (targets != IGNORE_INDEX).sum().to(sum_dtype)
         ctx.save_for_backward(gradients.hidden, gradients.weight, counted * gradients.shift)
@@ -160,14 +179,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = grad_loss / divisor
         grad_hidden = _scaled(grad_hidden, scale, ctx.dtype)
         grad_weight = _scaled(grad_weight, scale, ctx.dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, kernels: str = "torch"
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    kernels: str = "torch",
+    cap: float | None = None,
 ) -> Tensor:
-    """Mean over rows of -log softmax(hidden @ weight.T)[target], as an fp32 scalar (fp64 for fp64
-    inputs).
+    """Mean over rows of -log softmax(capped(hidden @ weight.T))[target], as an fp32 scalar (fp64
+    for fp64 inputs).
 
     hidden: (N, H), weight: (V, H) of the same dtype, targets: (N,) int64 in [0, V), or -100 for
     rows that do not count. Beside the gradients (in fp32 for the weight) it holds one chunk of
@@ -177,18 +200,22 @@ def linear_cross_entropy(
         # needs_input_grad would ask for the gradients all the same
         hidden = hidden.detach()
         weight = weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets, kernels)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, kernels, cap)
 
 
 @torch.no_grad()
 def score_tokens(
-    hidden: Tensor, weight: Tensor, targets: Tensor, kernels: str = "torch"
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    kernels: str = "torch",
+    cap: float | None = None,
 ) -> TokenScores:
     """Nats and rank of every target, same arguments as `linear_cross_entropy`; not
     differentiable."""
     nats = torch.empty(hidden.shape[0], dtype=statistics_dtype(hidden), device=hidden.device)
     rank = torch.empty_like(targets)
     for part in _chunks(hidden.shape[0], weight.shape[0], hidden.device.type):
-        logits = matmul(hidden[part], weight.t())
+        logits = capped(matmul(hidden[part], weight.t()), cap)
         nats[part], rank[part] = score_logits(logits, targets[part], kernels)
     return TokenScores(nats, rank)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import torch
 
+from gpt.architecture.architecture import Architecture, build
 from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.saver import Saver
 from gpt.cluster.watchdog import Watchdog
@@ -25,7 +26,6 @@ from gpt.metrics.meter import Meter
 from gpt.metrics.running_time import RunningTime
 from gpt.metrics.sinks import Metrics
 from gpt.metrics.terminal import Progress
-from gpt.model import build
 from gpt.training import run_documents
 from gpt.training.course import Course, is_due
 from gpt.training.reports import Reports
@@ -113,7 +113,7 @@ class Loop:
         self._probe = prepared.streams.batch(0, probe_rows)[:, : PROBE_TOKENS + 1]
         seconds = self._load(self._start_tag) if self._start_tag else 0.0
         if options.init_from and not self._start_tag:
-            weights = warm_start.state(options.init_from, config.model)
+            weights = warm_start.state(options.init_from, Architecture.of(config))
             self._engine.adopt(weights, self._engine.loss_scale)
             self._notices.append(f"the first weights are those of {options.init_from}")
         progress.start(self._course.step)

@@ -1,15 +1,14 @@
 """How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for
 all."""
 
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt.architecture.architecture import Architecture
 from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.checkpoint import Checkpoint
-from gpt.checkpoint.weights import expected_shapes
 from gpt.cluster.world import World
 from gpt.config.code import code_of
 from gpt.config.identity import (
@@ -53,7 +52,7 @@ class Claim(NamedTuple):
 def config_to_save(config: Config, dataset: Dataset, kernels: str | None) -> dict[str, Any]:
     """config.yaml of a run that begins now. kernels: triton or torch; None where they are not
     chosen yet."""
-    parameters = sum(map(math.prod, expected_shapes(config.model).values()))
+    parameters = Architecture.of(config).parameters()
     facts = dataset.facts(config.options.eval_data_split)
     return saved_config(config, facts, code_of(), parameters, kernels)
 
@@ -110,7 +109,7 @@ def claim(
             )
     elif config.options.init_from:
         tokenizer = resolved["dataset"]["tokenizer"]
-        began_from = warm_start.origin(config.options.init_from, config.model, tokenizer)
+        began_from = warm_start.origin(config.options.init_from, Architecture.of(config), tokenizer)
     return Claim(tag, began_from, changes, lock or _lock(run_dir), is_finished)
 
 
@@ -165,7 +164,7 @@ def _with_first_weights_of(earlier: dict, config: Config, resolved: dict) -> dic
     if not was or not now or was == now:
         return resolved
     try:
-        origin = warm_start.origin(now, config.model, resolved["dataset"]["tokenizer"])
+        origin = warm_start.origin(now, Architecture.of(config), resolved["dataset"]["tokenizer"])
     except UserError:
         return resolved
     if origin["sha256"] != (earlier.get("began_from") or {}).get("sha256"):

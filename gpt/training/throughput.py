@@ -275,10 +275,10 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     bytes."""
     import torch
 
+    from gpt.architecture.architecture import build
     from gpt.compute import hardware
     from gpt.engine import boundary
     from gpt.kernels.choice import choose
-    from gpt.model import build
 
     config = resolve(task["tree"], task["name"])
     if config.precision == "fp16" and not boundary.has_fp16():

@@ -22,9 +22,10 @@ TRAIN = ROOT / "gpt" / "train.py"
 
 CONSOLIDATE = """
 import sys
-from gpt.checkpoint.weights import consolidate, expected_shapes
+from gpt.architecture.architecture import Architecture
+from gpt.checkpoint.weights import consolidate
 from gpt.config.shape import ModelConfig
-expected_shapes(ModelConfig(1, 2, 2, 1, 2, 2, 2))  # what torch imports for it is not at issue
+Architecture(ModelConfig(1, 2, 2, 1, 2, 2, 2)).shapes()  # what torch imports for it is not at issue
 print("ready", flush=True)
 sys.stdin.readline()
 consolidate(*sys.argv[1:])

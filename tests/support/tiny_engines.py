@@ -7,9 +7,9 @@ from conftest import tiny_run
 from fake_cuda import fake_cuda
 from forked import fork_ranks
 
+from gpt.architecture.architecture import build
 from gpt.config.resolve import resolve
 from gpt.engine import boundary
-from gpt.model import build
 
 
 def make(world, stage, precision="fp32", accumulation=2, ranks_batch=4, zero=(), **gpt):

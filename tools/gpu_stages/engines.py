@@ -6,12 +6,13 @@ import time
 
 import torch
 
+from gpt.architecture.architecture import build
 from gpt.compute import classes, hardware
 from gpt.compute.stage_tables import memory_at
 from gpt.config.resolve import resolve
 from gpt.engine import boundary
 from gpt.metrics.meter import TimeSplit
-from gpt.model import GPT, build
+from gpt.model import GPT
 from tools.gpu_stages.lab import TINY
 from tools.gpu_stages.profiled import profiled
 

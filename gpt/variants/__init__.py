@@ -1,0 +1,1 @@
+"""Model files that come with the trainer, each called by its name in "model_file"."""
