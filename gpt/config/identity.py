@@ -17,6 +17,8 @@ CHANGES = "changes"
 CODE = "code"
 MODEL_FILE = "model_file"
 MODEL_OPTIONS = "model_options"
+OPTIMIZER_FILE = "optimizer_file"
+OPTIMIZER_OPTIONS = "optimizer_options"
 VARIANT = "variant"
 CHANGE = {"step", "setting", "was", "is"}  # the keys of one of them
 BATCH_SETTING = "train_batch_size"
@@ -78,6 +80,8 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
         "model": config["model"],
         MODEL_FILE: code_in_words(config.get(MODEL_FILE)),
         MODEL_OPTIONS: gpt.get(MODEL_OPTIONS),
+        OPTIMIZER_FILE: code_in_words(config.get(OPTIMIZER_FILE)),
+        OPTIMIZER_OPTIONS: gpt.get(OPTIMIZER_OPTIONS),
         "parameters": config.get("parameters"),
         "precision": precision,
         "kernels": config.get("kernels"),
@@ -126,7 +130,7 @@ def code_in_words(facts: Mapping[str, Any] | None) -> str | None:
 
 def _says_something(path: str, value: Any) -> bool:
     # what an absent argument means is the file's to say
-    if path.startswith(f"{MODEL_OPTIONS}."):
+    if path.startswith((f"{MODEL_OPTIONS}.", f"{OPTIMIZER_OPTIONS}.")):
         return True
     if path in NEUTRAL:
         return value not in (None, NEUTRAL[path])
