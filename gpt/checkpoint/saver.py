@@ -16,6 +16,7 @@ import numpy as np
 from gpt.architecture.architecture import Architecture
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.checkpoint.code_files import write_code
 from gpt.checkpoint.manifest import Manifest, Probe, same_loss
 from gpt.checkpoint.weights import check
 from gpt.checkpoint.zero_files import FullState, read_state
@@ -286,6 +287,7 @@ class Saver:
             if self._world.rank == 0:
                 write_config(pending.staged / CONFIG, self._resolved)
                 (pending.staged / TOKENIZER).write_bytes(self._dataset.vocab.model)
+                write_code(pending.staged, self._config.own_code)
             pending.files = folders.own_files(pending.staged, self._world.rank)
 
     def _commit(self, pending: "_Pending"):

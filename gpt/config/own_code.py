@@ -4,8 +4,10 @@ Read once, hashed, and run from what was read: the file, and the files that it i
 it. A package beside it is no part of it, and is imported as everything else that is installed.
 """
 
+import argparse
 import ast
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ VARIANTS = PACKAGE / "variants"
 # of one file, and of the files that one may bring
 MOST_BYTES = 1 << 20
 MOST_FILES = 64
+# that a file can have beside a run's weights
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.py")
+# the option by which code that came with weights is run
+TRUST = "--trust_model_file"
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,23 @@ def read_own_code(text: str, option: str) -> OwnCode:
             continue
         if len(files) == MOST_FILES:
             raise UserError(f"{option} {path} imports more than {MOST_FILES} files from beside it")
+        if not FILE_NAME.fullmatch(name):
+            raise UserError(
+                f"{option}: {path.parent / name} has a name that no checkpoint can keep",
+                mend="let it be of letters, digits, - and _",
+            )
         files[name] = _read(path.parent / name, option, mend)
         waiting += _imported(files[name], path.with_name(name), option)
     return OwnCode(path, files)
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that may run code which came with weights."""
+    parser.add_argument(
+        TRUST,
+        action="store_true",
+        help="run the model file that came with the weights, where their model is built by one",
+    )
 
 
 def variant_called(name: str) -> Path | None:
