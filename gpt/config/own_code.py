@@ -42,20 +42,30 @@ class OwnCode:
 
     @property
     def hash(self) -> str:
-        """The same for the same files, wherever they lie."""
-        content = hashlib.sha256()
-        for name in sorted(self.files):
-            content.update(f"{name}\0".encode())
-            content.update(hashlib.sha256(self.files[name]).digest())
-        return content.hexdigest()[:SHORT]
+        return hash_of(self.name, self._digests())
 
     def __str__(self) -> str:
         return f"{self.name} {self.hash}"
 
     def facts(self) -> dict[str, Any]:
         """{"name", "hash", "files": {name: sha256}} for a config.yaml."""
-        files = {name: hashlib.sha256(text).hexdigest() for name, text in self.files.items()}
-        return {"name": self.name, "hash": self.hash, "files": files}
+        return {"name": self.name, "hash": self.hash, "files": self._digests()}
+
+    def _digests(self) -> dict[str, str]:
+        return {name: hashlib.sha256(text).hexdigest() for name, text in self.files.items()}
+
+
+def hash_of(name: str, files: Mapping[str, str]) -> str:
+    """12 characters that are the same for the same code, wherever it lies, whatever it is called.
+
+    name: of the file itself. files: {name: sha256} of it and of what it imports, which does so by
+    their names.
+    """
+    content = hashlib.sha256(files[name].encode())
+    for other in sorted(files):
+        if other != name:
+            content.update(f"\0{other}\0{files[other]}".encode(errors="backslashreplace"))
+    return content.hexdigest()[:SHORT]
 
 
 def read_own_code(text: str, option: str) -> OwnCode:
