@@ -9,13 +9,13 @@ trainer's own is run from here.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt.architecture.architecture import Architecture
-from gpt.config.identity import CODE_BLOCKS, MODEL_FILE, MODEL_OPTIONS, RUN, code_in_words
-from gpt.config.own_code import MOST_BYTES, TRUST, OwnCode, read_own_code, variant_called
+from gpt.config.identity import ARGUMENTS_OF, MODEL_FILE, RUN, code_in_words
+from gpt.config.own_code import MOST_BYTES, TRUST, OwnCode, read_own_code, variants
 from gpt.config.saved import CONFIG, model_config
 from gpt.errors import UserError, in_brief
 from gpt.files import write_atomically
@@ -35,6 +35,15 @@ def write_code(folder: Path, codes: Iterable[OwnCode]) -> list[str]:
     return names
 
 
+def keep_code(run_dir: Path, codes: Sequence[OwnCode]) -> None:
+    """Write a run's own code into its folder. Raises OSError."""
+    folder = run_dir / CODE_FOLDER
+    if not codes:
+        return
+    folder.mkdir(exist_ok=True)
+    write_code(folder, codes)
+
+
 def architecture_of(
     config: Mapping[str, Any], config_file: Path | str, folder: Path, trusted: bool
 ) -> Architecture:
@@ -49,7 +58,7 @@ def architecture_of(
         return Architecture(shape)
     require_trust(config, folder, trusted)
     code = _own_variant(facts) or _code_beside(config, folder)
-    options = (config[RUN].get("gpt") or {}).get(MODEL_OPTIONS) or {}
+    options = (config[RUN].get("gpt") or {}).get(ARGUMENTS_OF[MODEL_FILE]) or {}
     return Architecture(shape, code, options)
 
 
@@ -68,11 +77,11 @@ def require_trust(config: Mapping[str, Any], folder: Path, trusted: bool) -> Non
 
 def _own_variant(facts: Mapping[str, Any]) -> OwnCode | None:
     """The trainer's own variant that is this code to the letter."""
-    name = facts["name"].removesuffix(".py")
-    if variant_called(name) is None:
-        return None
-    code = read_own_code(name, MODEL_FILE)
-    return code if code.facts() == facts else None
+    for name in variants():
+        code = read_own_code(name, MODEL_FILE)
+        if code.hash == facts["hash"]:
+            return code
+    return None
 
 
 def _code_beside(config: Mapping[str, Any], folder: Path) -> OwnCode:
@@ -87,8 +96,6 @@ def _code_beside(config: Mapping[str, Any], folder: Path) -> OwnCode:
                 f"{folder / name} is not the file that {CONFIG} tells (its sha256 differs)",
                 mend=_OTHER,
             )
-    if code.facts() != facts:
-        raise UserError(f"{folder / CONFIG} contradicts itself on {MODEL_FILE}", mend=_OTHER)
     _require_no_more(config, folder)
     return code
 
@@ -105,7 +112,7 @@ def _read(path: Path) -> bytes:
 def _require_no_more(config: Mapping[str, Any], folder: Path) -> None:
     """Raise UserError where a file of Python lies with weights that is no part of their run."""
     known = set()
-    for block in CODE_BLOCKS:
+    for block in ARGUMENTS_OF:
         known |= set((config.get(block) or {}).get("files", ()))
     for name in sorted(os.listdir(folder)):
         if name.endswith(".py") and name not in known:

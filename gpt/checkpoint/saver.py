@@ -22,6 +22,7 @@ from gpt.checkpoint.weights import check
 from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.cluster.world import World
 from gpt.compute.memory import checkpoint_bytes
+from gpt.config.identity import own_model
 from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, write_config
 from gpt.data.datasets import Dataset
@@ -329,14 +330,17 @@ class Saver:
         config = self._config
         then = _how(manifest.ranks, manifest.zero_stage, manifest.precision)
         now = _how(self._world.size, config.zero_stage, config.precision)
-        if then == now:
+        is_same_model = own_model(checkpoint.config) == own_model(self._resolved)
+        if then == now and is_same_model:
             self._engine.load(self.folder, tag)
         else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
             state = read_state(checkpoint.path)
             check(state.weights, Architecture.of(config), checkpoint.path)
             self._engine.adopt(state, manifest.loss_scale)
+        if then != now:
             notices.append(f"the checkpoint was written by {then}, and goes on with {now}")
-        self._require_same_loss(checkpoint, probe)
+        if is_same_model:  # another one may compute another loss of the same weights
+            self._require_same_loss(checkpoint, probe)
         self._saved = manifest
         self._evaluation = None  # of a course that was left
         return manifest

@@ -11,7 +11,7 @@ runs/24h/export/
 the mean of several checkpoints'.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,9 @@ from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.code_files import architecture_of, write_code
 from gpt.checkpoint.manifest import MANIFEST, PROBE_DOUBT, WEIGHTS, Manifest, Probe, same_loss
-from gpt.checkpoint.tensor_files import WeightsFile, write_tensors
+from gpt.checkpoint.tensor_files import Mean, WeightsFile, write_tensors
 from gpt.checkpoint.zero_files import FullState, read_state
-from gpt.config.identity import curve
+from gpt.config.identity import own_model
 from gpt.config.own_code import VARIANTS, OwnCode
 from gpt.config.saved import CONFIG, write_config
 from gpt.data.manifests import TOKENIZER
@@ -131,45 +131,20 @@ def _architecture_of(checkpoint: Checkpoint, trusted: bool) -> Architecture:
     return architecture_of(checkpoint.config, folder / CONFIG, folder, trusted)
 
 
-class Mean(Mapping):
-    """{name: fp32 tensor}, the mean of equally named tensors, summed in float64 when it is asked
-    for."""
-
-    def __init__(self, weights: Sequence[Mapping[str, torch.Tensor]]):
-        self._weights = weights
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        total = self._weights[0][name].double()
-        for other in self._weights[1:]:
-            total = total + other[name]
-        return (total / len(self._weights)).float()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights[0])
-
-    def __len__(self) -> int:
-        return len(self._weights[0])
-
-
 def _require_one_model(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise UserError unless checkpoints are of one model."""
     last = checkpoints[-1]
     for checkpoint in checkpoints:
         difference = None
         if checkpoint.shape != last.shape:
-            difference = "shape"
-        elif _code_and_options(checkpoint) != _code_and_options(last):
-            difference = "model_file, or other model_options,"
+            difference = "of another shape than"
+        elif own_model(checkpoint.config) != own_model(last.config):
+            difference = "by another model_file or other model_options than"
         if difference:
             raise UserError(
-                f"{checkpoint.path} is of a model of another {difference} than {last.path}",
+                f"{checkpoint.path} is of a model {difference} {last.path}",
                 mend="average fewer of them",
             )
-
-
-def _code_and_options(checkpoint: Checkpoint) -> dict:
-    settings = curve(checkpoint.config)
-    return {path: value for path, value in settings.items() if path.startswith("model_")}
 
 
 def _tokenizer_of(source: Path) -> bytes:
@@ -310,17 +285,20 @@ def _probe(model: Model, checkpoint: Checkpoint) -> tuple[float | None, str | No
 
 
 def check(
-    weights: Mapping[str, torch.Tensor], architecture: Architecture, source: Path | str
+    weights: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+    source: Path | str,
+    model: str = "its config.yaml",
 ) -> None:
     """Raise UserError unless weights are exactly a model's parameters, each of its shape, fp32 and
-    finite. source: what messages call the file, or its folder."""
+    finite. source: what messages call the file, or its folder. model: what they call the model."""
     # before a model of so many is built, if only on paper; one of the user's may share them
     layers = architecture.shape.n_layers
     code = architecture.code
     is_ours = code is None or code.path.parent == VARIANTS
     if is_ours and layers > len(weights):
         raise UserError(
-            f"{source} does not fit its config.yaml: it holds {len(weights)} tensors, and the model"
+            f"{source} does not fit {model}: it holds {len(weights)} tensors, and the model"
             f" has {layers} layers",
             mend="use the config.yaml that was written beside it",
         )
@@ -334,16 +312,14 @@ def check(
         misfit = f"{extra[0]} is not a parameter of the model"
     if misfit:
         raise UserError(
-            f"{source} does not fit its config.yaml: {misfit}",
+            f"{source} does not fit {model}: {misfit}",
             mend="weights of another program become ours by tools/import_languini.py or"
             " `tools/export_hf.py --back`; those of a changed model need its code",
         )
     for name, weight in weights.items():
         actual = tuple(weight.shape)
         if actual != shapes[name]:
-            raise UserError(
-                f"{source}: {name} has the shape {actual}, its config.yaml says {shapes[name]}"
-            )
+            raise UserError(f"{source}: {name} has the shape {actual}, {model} says {shapes[name]}")
         if weight.dtype != torch.float32:
             raise UserError(f"{source}: {name} is {weight.dtype}, not float32")
         if not bool(torch.isfinite(weight).all()):
@@ -351,6 +327,12 @@ def check(
                 f"{source}: {name} holds values that are not finite",
                 mend="use an earlier checkpoint",
             )
+
+
+def require_fit(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Raise UserError where a checkpoint's weights do not fit the model that a run has now."""
+    model = f"the run's model now, {architecture},"
+    check(read_state(checkpoint.path).weights, architecture, checkpoint.path, model)
 
 
 def _compare(path: Path, weights: Mapping[str, torch.Tensor]):

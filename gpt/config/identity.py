@@ -127,6 +127,14 @@ def code_in_words(facts: Mapping[str, Any] | None) -> str | None:
     return f"{facts['name']} {facts['hash']}" if facts else None
 
 
+def own_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: value} of the settings by which a model is another than the GPT of its shape: nothing
+    of the GPT."""
+    names = (MODEL_FILE, ARGUMENTS_OF[MODEL_FILE])
+    settings = curve(config)
+    return {path: settings[path] for path in settings if path.partition(".")[0] in names}
+
+
 def _says_something(path: str, value: Any) -> bool:
     # what an absent argument means is the file's to say
     if path.partition(".")[0] in ARGUMENTS_OF.values():

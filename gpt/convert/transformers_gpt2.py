@@ -77,8 +77,8 @@ def require_gpt(folder: Path | str, config: Mapping[str, Any]) -> None:
     config.yaml."""
     if config.get(MODEL_FILE):
         raise UserError(
-            f"{folder} is a model that {code_in_words(config[MODEL_FILE])} builds, and transformers'"
-            " GPT-2 computes the baseline's model only",
+            f"{folder} is a model that {code_in_words(config[MODEL_FILE])} builds, and GPT-2 of"
+            " transformers computes the baseline's model only",
             mend="evaluate it by gpt/eval.py, and draw text by tools/sample.py",
         )
 
