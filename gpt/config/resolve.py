@@ -52,7 +52,7 @@ def resolve(
 def read(path: str | Path, world_size: int = 1, overrides: dict[str, Any] | None = None) -> Draft:
     """The draft of the configuration in a run's JSON file or config.yaml. Raises UserError where
     the file holds no configuration at all."""
-    tree, name, lines = read_file(path)
+    tree, name, lines = read_file(path, overrides or {})
     return complete(Draft(tree, name, world_size, Path(path).name, lines), overrides)
 
 

@@ -67,6 +67,11 @@ class Config:
         return self.precision != "fp32" and types.get("grad_accum_dtype") == "fp32"
 
     @property
+    def own_code(self) -> tuple[OwnCode, ...]:
+        """All files of the user's own that the run takes part of itself from."""
+        return () if self.model_code is None else (self.model_code,)
+
+    @property
     def run_dir(self) -> Path:
         """The folder that the run is kept in."""
         return Path(self.options.run_dir or f"runs/{self.name}")
