@@ -9,7 +9,7 @@ from conftest import ROOT, tiny_run
 
 from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.keys import REQUIRED
-from gpt.config.optimizer_keys import COSINE, SCHEDULERS
+from gpt.config.optimizer_keys import OWN_SCHEDULERS, SCHEDULERS
 from gpt.config.refused_keys import REFUSED, REMOVED
 from gpt.config.resolve import load, resolve
 
