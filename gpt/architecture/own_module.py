@@ -16,6 +16,7 @@ What the module may have besides:
     initial_weight(name, shape, generator) -> Tensor
                                      first values of each parameter; without it those that build
                                      gives them, after torch.manual_seed
+    without_gradient                 names of parameters that may stay without a gradient
 """
 
 import dataclasses
@@ -38,8 +39,8 @@ from gpt.config.shape import ModelConfig
 from gpt.errors import UserError, in_brief
 
 BUILD = "build"
-# what code of others may raise; KeyboardInterrupt and the like go through
-_ANY = Exception
+# what code of others may raise; an interrupt goes through
+_ANY = (Exception, SystemExit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +102,12 @@ def telling(code: OwnCode, what: str) -> Iterator[None]:
         raise
     except _ANY as error:
         raise UserError(
-            f"{_place_in(code, error)}: {what} fails ({type(error).__name__}: {in_brief(error)})",
+            f"{_place_in(code, error)}: {what} fails ({in_brief(error)})",
             mend="mend it; tools/check_model.py tries a model file on its own",
         ) from error
 
 
-def _place_in(code: OwnCode, error: Exception) -> str:
+def _place_in(code: OwnCode, error: BaseException) -> str:
     """The innermost line of the user's code that an error went through."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [f"{code.path.parent / name}" for name in code.files]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.config.identity import changes_of, identity, sequences_until
+from gpt.config.identity import MODEL_FILE, changes_of, identity, sequences_until
 from gpt.config.saved import CONFIG
 from gpt.config.shape import ModelConfig, family
 from gpt.metrics import events
@@ -50,7 +50,10 @@ class Run:
 
     @property
     def family(self) -> str:
-        return family(self.config)
+        """What figures and tables call its model: its shape, after the name of its own file."""
+        shape = family(self.config)
+        name = (self.config.get(MODEL_FILE) or {}).get("name")
+        return shape if name is None else f"{name.removesuffix('.py')} {shape}"
 
     @property
     def variant(self) -> str | None:
