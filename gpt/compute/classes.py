@@ -8,7 +8,7 @@ import copy
 import json
 from typing import NamedTuple
 
-from gpt.config.optimizer_keys import COSINE
+from gpt.config.optimizer_keys import COSINE, OWN_SCHEDULERS
 from gpt.config.shape import ModelConfig, load_presets
 from gpt.errors import UserError
 
@@ -116,11 +116,12 @@ def class_tree(tree: dict, hours: float, rate: Rate, micro_size: int, seq_len: i
             mend="choose another of the two",
         )
     scheduler = tree.get("scheduler", {}).get("type")
-    if scheduler != COSINE:
+    if scheduler not in OWN_SCHEDULERS:
+        own = " or ".join(OWN_SCHEDULERS)
         raise UserError(
-            f"the class {name_of(hours)} needs the scheduler {COSINE}, whose decay_steps follow the"
+            f"the class {name_of(hours)} needs the scheduler {own}, whose decay_steps follow the"
             f" class; the config's is {scheduler}",
-            mend=f"give a config with {COSINE}",
+            mend=f"give a config with {own}",
         )
     tokens_per_step = batch * seq_len
     steps = steps_of(hours, rate.tokens_per_second, tokens_per_step)

@@ -8,6 +8,7 @@ from gpt.compute.memory import checkpoint_bytes
 from gpt.compute.stage_tables import memory_table, scaling_table
 from gpt.config.batch import BatchPlan, divisors
 from gpt.config.run_config import Config
+from gpt.config.schedule import CosineSchedule
 from gpt.data.datasets import Dataset
 from gpt.data.windows import windows
 from gpt.files import free_space
@@ -104,10 +105,13 @@ def _learning_rate(config: Config) -> str:
         if scheduler is None:
             return f"learning rate  {config.deepspeed['optimizer']['params']['lr']:g}, constant"
         return f"learning rate  by DeepSpeed's {scheduler['type']}"
-    return (
-        f"learning rate  {schedule.warmup_steps:,} steps of warm-up to {schedule.max_lr:g}, cosine"
-        f" to {schedule.min_lr:g} at step {schedule.decay_steps:,}"
-    )
+    warmup = f"learning rate  {schedule.warmup_steps:,} steps of warm-up to {schedule.max_lr:g},"
+    end = f"to {schedule.min_lr:g} at step {schedule.decay_steps:,}"
+    if isinstance(schedule, CosineSchedule):
+        return f"{warmup} cosine {end}"
+    if schedule.cooldown_share == 0:
+        return f"{warmup} constant"
+    return f"{warmup} constant until step {schedule.cooldown_start:,}, straight line {end}"
 
 
 def _data(config: Config, dataset: Dataset | None) -> list[str]:

@@ -21,7 +21,7 @@ from gpt.config.draft import COMMAND_LINE, Draft, Mistake
 from gpt.config.keys import REQUIRED, Key, in_json
 from gpt.config.normal_form import normalise
 from gpt.config.notices import notices
-from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
+from gpt.config.optimizer_keys import COOLDOWN, COSINE, OPTIMIZERS, OWN_SCHEDULERS, SCHEDULERS
 from gpt.config.option_names import is_of_arguments, key_at, option_of
 from gpt.config.options import LAST_N, OPTIMIZER_FILE, OPTIMIZER_OPTIONS
 from gpt.config.own_code import OwnCode, read_own_code
@@ -147,13 +147,17 @@ def _is_below_a_value(draft: Draft, path: str) -> bool:
 def _is_of_another_scheduler(draft: Draft, path: str) -> bool:
     """Whether an option by its name belongs to a scheduler that the run does not have; noted as a
     mistake."""
-    is_of_cosine = path.startswith("scheduler.") and option_of(path) != f"--{path}"
+    is_named = path.startswith("scheduler.") and option_of(path) != f"--{path}"
     scheduler = draft.get("scheduler.type")
-    if not is_of_cosine or scheduler == COSINE:
+    name = path.rpartition(".")[2]
+    if not is_named or (scheduler in OWN_SCHEDULERS and name in SCHEDULERS[scheduler]):
         return False
-    problem = f"sets a parameter of {COSINE}, but the"
+    owner = COSINE if name in SCHEDULERS[COSINE] else COOLDOWN
+    problem = f"sets a parameter of {owner}, but the"
     if scheduler is None:
-        problem += f" run has no scheduler: give --scheduler.type {COSINE} as well"
+        problem += f" run has no scheduler: give --scheduler.type {owner} as well"
+    elif scheduler in OWN_SCHEDULERS:
+        problem += f" scheduler is {scheduler}: give --scheduler.type {owner} as well"
     else:
         problem += (
             f" scheduler is {scheduler}: set its own parameters, such as"

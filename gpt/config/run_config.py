@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config.batch import BatchPlan
-from gpt.config.optimizer_keys import COSINE, LION
+from gpt.config.optimizer_keys import LION
 from gpt.config.options import GPT_KEYS, Options
 from gpt.config.own_code import OwnCode
-from gpt.config.schedule import CosineSchedule
+from gpt.config.schedule import OwnSchedule
 from gpt.config.shape import ModelConfig
 
 
@@ -26,7 +26,7 @@ class Config:
     model: ModelConfig
     batch: BatchPlan
     # None: DeepSpeed's own scheduler, or a constant learning rate
-    schedule: CosineSchedule | None
+    schedule: OwnSchedule | None
     deepspeed: dict[str, Any]
     # of the model; None: the GPT of gpt/model.py
     model_code: OwnCode | None
@@ -107,7 +107,8 @@ class Config:
         """The run as one JSON tree of resolved values, which resolves to this Config again."""
         tree = dict(self.deepspeed)
         if self.schedule is not None:
-            tree["scheduler"] = {"type": COSINE, "params": dataclasses.asdict(self.schedule)}
+            params = dataclasses.asdict(self.schedule)
+            tree["scheduler"] = {"type": self.schedule.kind, "params": params}
         gpt = {**dataclasses.asdict(self.model), **dataclasses.asdict(self.options)}
         tree["gpt"] = {name: gpt[name] for name in GPT_KEYS}
         return tree
