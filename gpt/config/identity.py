@@ -17,8 +17,10 @@ CHANGES = "changes"
 CODE = "code"
 # code of the user's own, blocks of config.yaml, and the arguments that it gets
 MODEL_FILE = "model_file"
+MODEL_OPTIONS = "model_options"
 OPTIMIZER_FILE = "optimizer_file"
-ARGUMENTS_OF = {MODEL_FILE: "model_options", OPTIMIZER_FILE: "optimizer_options"}
+OPTIMIZER_OPTIONS = "optimizer_options"
+ARGUMENTS_OF = {MODEL_FILE: MODEL_OPTIONS, OPTIMIZER_FILE: OPTIMIZER_OPTIONS}
 VARIANT = "variant"
 CHANGE = {"step", "setting", "was", "is"}  # the keys of one of them
 BATCH_SETTING = "train_batch_size"

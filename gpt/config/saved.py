@@ -12,6 +12,7 @@
     dataset      root, fingerprint, fingerprint of the tokenizer; documents of train, and of the
                  split that is scored
     model_file   name, hash and files of the model's own code, where it is no GPT
+    optimizer_file   the same of the optimizer's, where it is of the user's own
     changes      settings that were changed on resuming, each with its step
     began_from   the origin of its first weights, where they were not drawn
 
@@ -27,7 +28,7 @@ from typing import Any
 import yaml
 
 from gpt.config.batch import ACCUMULATION, MICRO
-from gpt.config.identity import CHANGES, MODEL_FILE, RUN
+from gpt.config.identity import CHANGES, MODEL_FILE, OPTIMIZER_FILE, RUN
 from gpt.config.keys import Key
 from gpt.config.run_config import Config
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
@@ -69,7 +70,8 @@ def saved_config(
     dataset: of gpt.data.datasets.Dataset.facts. code: of gpt.config.code.code_of. parameters: the
     module's. kernels: None where the device that they depend on is not known.
     """
-    own_code = {} if config.model_code is None else {MODEL_FILE: config.model_code.facts()}
+    codes = {MODEL_FILE: config.model_code, OPTIMIZER_FILE: config.optimizer_code}
+    own_code = {name: code.facts() for name, code in codes.items() if code is not None}
     return {
         **as_dict(config),
         **own_code,

@@ -14,6 +14,7 @@ from gpt.config.identity import (
     CHANGES,
     CODE,
     MODEL_FILE,
+    MODEL_OPTIONS,
     OPTIMIZER_FILE,
     SCORING,
     differing,
@@ -242,9 +243,8 @@ def _kinds(words: Sequence[Settings], paths: Sequence[str]) -> int:
 
 # settings that a table shows in columns of their own, or that do not bear on a curve
 IN_TABLES = (MODEL, "variant", "parameters", STEPS, BATCH_SETTING, SCORED)
-MODEL_CODE = (MODEL_FILE, ARGUMENTS_OF[MODEL_FILE])
 # what a reader asks for first
-FIRST = (CHANGES, CODE, *MODEL_CODE, "dataset", "optimizer", "scheduler", "precision")
+FIRST = (CHANGES, CODE, MODEL_FILE, MODEL_OPTIONS, "dataset", "optimizer", "scheduler", "precision")
 
 
 def table_settings(words: Sequence[Settings]) -> list[str]:
@@ -266,7 +266,7 @@ def _weight(path: str, words: Sequence[Settings]) -> tuple:
 
 
 def _part(path: str, value: Any) -> str:
-    speaks_for_itself = path in (MODEL, ARGUMENTS_OF[MODEL_FILE])
+    speaks_for_itself = path in (MODEL, MODEL_OPTIONS)
     return str(value) if speaks_for_itself else f"{label(path)} {shown(path, value)}"
 
 
