@@ -4,15 +4,17 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
-import torch
-from conftest import read_metrics, write_run
+from conftest import write_run
 from own_code_run import MIXING, train_own, write_model
+from safetensors.numpy import load_file
 
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.manifest import read_content, write_content
 from gpt.checkpoint.weights import consolidate
 from gpt.config import own_code
+from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import hash_file
 
@@ -27,7 +29,7 @@ def trained(tmp_path_factory, sample):
     folder = tmp_path_factory.mktemp("own")
     model_file = write_model(folder / "mine")
     run_dir = folder / "run"
-    train_own(run_dir, sample, model_file, eval_every=2, max_eval_steps=-1)
+    train_own(run_dir, sample, model_file, eval_every=2)
     consolidate(run_dir / "checkpoints", run_dir / "export", trusted=True)
     model_file.unlink()
     return folder
@@ -120,26 +122,45 @@ def test_weights_from_elsewhere_run_no_code_by_themselves(
     assert not (tmp_path / "out").exists() and not (tmp_path / "hf").exists()
 
 
-def test_trusted_weights_are_evaluated_as_in_training(run, mark, tmp_path, output_of):
-    in_training = read_metrics(run, "eval")[-1]
+def nats(weights, ids):
+    """-log p of each id but the first, given those before: the model in NumPy, in float64."""
+    own = {name.removeprefix("body."): w.astype(np.float64) for name, w in weights.items()}
+    matrix = own["out.logits.weight"]  # under its first name
+    x = matrix[ids[:-1]]
+    mean = np.cumsum(x, 0) / np.arange(1, len(x) + 1)[:, None]
+    inner = np.maximum(mean @ own["up.weight"].T + own["up.bias"], 0)
+    x = x + inner @ own["down.weight"].T + own["down.bias"]
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    x = x * own["out.norm.weight"] + own["out.norm.bias"]
+    logits = 15 * np.tanh(x @ matrix.T / 15)
+    log_sums = np.log(np.exp(logits).sum(1))
+    return log_sums - logits[np.arange(len(x)), ids[1:]]
+
+
+def test_trusted_weights_are_evaluated(run, mark, tmp_path, output_of):
+    """The loss of a text is the model's, with its weights tied and its logits capped."""
+    text = tmp_path / "text"
+    text.write_text("It was a dark and stormy night.")
+    vocab = Vocab.load(run / "export/tokenizer.model")
+    ids = [*vocab.encode(text.read_text()).tolist(), vocab.eod_id]
     output_of("zero_to_fp32", run / "checkpoints", tmp_path / "out", TRUST)
     assert mark.exists()
+    weights = load_file(tmp_path / "out/model.safetensors")
+    # the first token's context is the end of another document
+    expected = [*nats(weights, ids), *nats(weights, [vocab.eod_id, ids[0]])]
     for source in (
         ("--checkpoint_file", tmp_path / "out/model.safetensors"),
         ("--checkpoints", run),
     ):
         file = tmp_path / "scores.json"
-        output_of("eval", *source, TRUST, "--json", file, folder="gpt")
+        output_of("eval", *source, TRUST, "--text", text, "--json", file, folder="gpt")
         scores = json.loads(file.read_text())
         scores = scores[-1] if isinstance(scores, list) else scores
-        for name in ("loss", "tokens", "bytes"):
-            assert scores[name] == pytest.approx(in_training[name], rel=1e-6)
+        assert scores["tokens"] == len(expected)
+        assert scores["loss"] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_joined_and_averaged(run, tmp_path, output_of):
-    weights = run / "export/model.safetensors"
-    told = output_of("eval", "--checkpoint_file", weights, "--join", run, TRUST, folder="gpt")
-    assert "joined: " in told
+def test_the_mean_of_checkpoints_brings_the_code(run, tmp_path, output_of):
     told = output_of("zero_to_fp32", run / "checkpoints", tmp_path / "mean", "--average", 2, TRUST)
     assert "that are the mean of those after the steps 1, 2" in told
     assert (tmp_path / "mean/mixing.py").read_bytes() == MIXING.encode()
@@ -228,7 +249,7 @@ def test_a_variant_that_is_here_needs_no_word(trained, tmp_path, sample, monkeyp
 
 def test_a_mean_is_of_one_model(run, tmp_path, sample, output_of, load_tool):
     other = write_model(tmp_path / "other", cap=10.0)
-    train_own(run, sample, other, allowed=["model_file"], max_train_steps=3)
+    train_own(run, sample, other, allowed=["model_file"], eval_every=2, max_train_steps=3)
     told = load_tool("zero_to_fp32").mistake(
         run / "checkpoints", tmp_path / "out", "--average", 2, TRUST
     )
@@ -237,7 +258,9 @@ def test_a_mean_is_of_one_model(run, tmp_path, sample, output_of, load_tool):
         f" model_options than {run}/checkpoints/global_step3: average fewer of them"
     )
     # each of them has the code that it was trained by
-    output_of("eval", "--checkpoints", run, TRUST, folder="gpt")
+    text = ("--text", tmp_path / "other/own.py")
+    told = output_of("eval", "--checkpoints", run, TRUST, *text, folder="gpt")
+    assert told.count("\ntext ") == 3
 
 
 def test_names_that_a_checkpoint_cannot_keep(tmp_path):

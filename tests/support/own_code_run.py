@@ -85,6 +85,6 @@ def write_model(folder, name="own.py", cap=15.0, **files):
 
 def train_own(run_dir, sample, model_file, allowed=(), **gpt):
     """Train it for two steps, with a checkpoint of each."""
-    gpt = {"max_train_steps": 2, "log_ckpt_every": 1, "keep_last": 3, **gpt}
+    gpt = {"max_train_steps": 2, "log_ckpt_every": 1, "keep_last": 3, "final_eval": False, **gpt}
     gpt["model_file"] = str(model_file)
     return train(run_dir, sample, allowed, engine=KeepingEngine, gpt=gpt)
