@@ -285,6 +285,17 @@ def _read_code(draft: Draft) -> None:
     """Read the code of the user's own that the run takes parts of itself from."""
     draft.model_code = _own_code(draft, "gpt.model_file")
     draft.optimizer_code = _own_code(draft, OPTIMIZER_FILE)
+    if draft.model_code is None or draft.optimizer_code is None:
+        return
+    # they lie in one folder beside the weights
+    others = draft.model_code.files
+    for name, text in draft.optimizer_code.files.items():
+        if others.get(name, text) != text:
+            draft.mistake(
+                OPTIMIZER_FILE,
+                f"has {draft.optimizer_code.path.with_name(name)}, and model_file another file of"
+                f" that name, {draft.model_code.path.with_name(name)}: rename one of them",
+            )
 
 
 def _own_code(draft: Draft, path: str) -> OwnCode | None:

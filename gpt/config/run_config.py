@@ -69,7 +69,8 @@ class Config:
     @property
     def own_code(self) -> tuple[OwnCode, ...]:
         """All files of the user's own that the run takes part of itself from."""
-        return () if self.model_code is None else (self.model_code,)
+        codes = (self.model_code, self.optimizer_code)
+        return tuple(code for code in codes if code is not None)
 
     @property
     def run_dir(self) -> Path:
@@ -123,7 +124,7 @@ class Config:
     def fingerprint(self) -> str:
         """The same for two runs of the same configuration, whatever their values' sources."""
         told: list[Any] = [self.precision, self.tree()]
-        told += [code.hash for code in (self.model_code, self.optimizer_code) if code is not None]
+        told += [code.hash for code in self.own_code]
         text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
