@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt.config.batch import BATCH
 from gpt.config.deepspeed_keys import TOP_KEYS
-from gpt.config.identity import BATCH_SETTING, CHANGE, CHANGES, CODE, RUN
+from gpt.config.identity import BATCH_SETTING, CHANGE, CHANGES, CODE, MODEL_FILE, RUN
 from gpt.config.keys import REQUIRED, Key
 from gpt.config.optimizer_keys import OPTIMIZERS, SCHEDULERS
 from gpt.config.run_config import value_at
@@ -56,6 +56,7 @@ VALUES = {
     f"{CODE}.hash": _TEXT,
     f"{CODE}.commit": _TEXT,
     f"{CODE}.dirty": Key(bool),
+    **{f"{MODEL_FILE}.{name}": _POSITIVE for name in ("flops_per_token", "flops_counted")},
     "began_from.sha256": _TEXT,
     "dataset.root": _TEXT,
     "dataset.fingerprint": _TEXT,
