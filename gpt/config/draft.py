@@ -5,10 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from gpt.config.batch import BatchPlan
-<<<<<<< HEAD
-=======
-from gpt.config.optimizer_keys import COSINE, MUON
->>>>>>> w-M
+from gpt.config.optimizer_keys import MUON
 from gpt.config.options import OPTION_KEYS, Options
 from gpt.config.own_code import OwnCode
 from gpt.config.run_config import Config
@@ -56,7 +53,7 @@ class Draft:
         self.file = file or name
         self.sources = {path: f"{self.file}:{line}" for path, line in (lines or {}).items()}
         self.mistakes: list[Mistake] = []
-        # what of the file's shape and precision the command line changed
+        # what of the file's model and precision the command line changed
         self.reshaped: list[str] = []
         # what a user should know, though it is no mistake
         self.notices: list[str] = []

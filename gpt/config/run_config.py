@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,14 @@ class Config:
         return tuple(code for code in codes if code is not None)
 
     @property
+    def model_digest(self) -> str | None:
+        """The same for runs that compute with the same model file, options and shape; None of the
+        GPT."""
+        if self.model_code is None:
+            return None
+        return digest_of_model(self.model_code, self.options.model_options, self.model)
+
+    @property
     def run_dir(self) -> Path:
         """The folder that the run is kept in."""
         return Path(self.options.run_dir or f"runs/{self.name}")
@@ -93,6 +101,7 @@ class Config:
                 options,
                 tokens_per_second=None,
                 reference_flops_per_token=None,
+                reference_model=None,
                 reference_precision=None,
             )
             notices.append("no reference hours: tokens_per_second was measured in fp16")
@@ -127,6 +136,12 @@ class Config:
         told += [code.hash for code in self.own_code]
         text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def digest_of_model(code: OwnCode, options: Mapping[str, Any] | None, shape: ModelConfig) -> str:
+    """12 characters that tell models of model files apart."""
+    text = json.dumps([code.hash, options or {}, dataclasses.asdict(shape)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
