@@ -104,7 +104,8 @@ class LanguageModel(nn.Module):
                 yield f"{BODY}.{name}", parameter.detach()
             return
         generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.body.named_parameters():
+        # all names first: a parameter put in its place meanwhile would come again by its second one
+        for name, parameter in list(self.body.named_parameters()):
             values = draw_one(name, parameter.shape, generator)
             if not torch.is_tensor(values) or values.shape != parameter.shape:
                 raise UserError(
