@@ -86,7 +86,7 @@ def test_positions_are_all_that_the_example_changes(rotary, monkeypatch):
     """Against gpt.model.GPT, where neither of the two is told positions."""
     shape = resolve(tiny_run(), "tiny").model
     code = read_own_code(str(rotary), "model_file")
-    build = function_of(code, own_module.BUILD)
+    build = function_of(code, own_module.BUILD, "build")
     monkeypatch.setitem(build.__globals__, "turned", lambda x, angles: x)
     example = own_module.build_module(code, shape, {}, seed=3)
     gpt = GPT(shape, seed=3)
