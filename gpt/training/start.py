@@ -1,7 +1,7 @@
 """How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for
 all."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from gpt.config.identity import (
 )
 from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.run_config import Config
-from gpt.config.saved import CONFIG, RUN, saved_config
+from gpt.config.saved import CONFIG, RUN, read_config, saved_config
 from gpt.config.shape import SHAPE_KEYS
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
@@ -115,8 +115,20 @@ def claim(
             )
     elif config.options.init_from:
         tokenizer = resolved["dataset"]["tokenizer"]
-        began_from = warm_start.origin(config.options.init_from, Architecture.of(config), tokenizer)
+        first_weights = config.options.init_from
+        began_from = warm_start.origin(first_weights, Architecture.of(config), tokenizer)
+        notices += _change_of_model(read_config(Path(first_weights) / CONFIG), resolved)
     return Claim(tag, began_from, changes, lock or _lock(run_dir), is_finished)
+
+
+def _change_of_model(earlier: dict, resolved: dict) -> Iterator[str]:
+    """A sentence where the weights that a run begins with were trained by other code of a
+    model's."""
+    before, now = own_model(earlier), own_model(resolved)
+    paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
+    if paths:
+        words = [_in_words(path, (before.get(path), now.get(path))) for path in paths]
+        yield f"the first weights are of another model: {'; '.join(words)}"
 
 
 def _has_content(path: Path) -> bool:

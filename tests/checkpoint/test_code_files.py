@@ -87,7 +87,7 @@ def commands(run, tmp_path, sample):
     gpt = write_run(tmp_path, gpt={"data_root": str(sample), "run_dir": str(tmp_path / "new")})
     config = run / "config.yaml"
     names_it = "and a config.yaml runs no code by itself: give --model_file "
-    other = "model.safetensors does not fit the run's model, the GPT,: "
+    other = "model.safetensors does not fit the run's model (the GPT): "
     train = ("train", "--ds_config")
     return [
         (("eval", "--checkpoint_file", weights), asks),
