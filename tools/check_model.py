@@ -25,8 +25,8 @@ from gpt.errors import Parser, UserError, command, explain_imports
 
 explain_imports()
 
-from gpt.config.draft import Draft
 from gpt.config.dotted_options import take_values
+from gpt.config.draft import Draft
 from gpt.config.options import SAMPLE
 from gpt.config.resolve import complete
 from gpt.config.shape import PRESET_KEYS

@@ -40,7 +40,7 @@ from gpt.engine.device import prepare_gpu
 from gpt.engine.gradients import find_by_norm, forget, sum_in_fp32
 from gpt.engine.loss_scale import LossScaleExhausted
 from gpt.engine.nonfinite import first_nonfinite
-from gpt.engine.placement import place
+from gpt.engine.placement import keeping_buffers, place
 from gpt.engine.read_back import keeping_settings, reading
 from gpt.engine.schedule import Schedule, set_lr
 from gpt.engine.shards import shards_of
@@ -215,12 +215,13 @@ class Engine:
         if self._stage == 3:
             _gather_by_block(model)
         schedule = config.schedule
-        self._ds, *_ = deepspeed.initialize(
-            model=model,
-            model_parameters=list(model.parameters()),
-            config=settings,
-            lr_scheduler=None if schedule is None else lambda inner: Schedule(inner, schedule),
-        )
+        with keeping_buffers(model):
+            self._ds, *_ = deepspeed.initialize(
+                model=model,
+                model_parameters=list(model.parameters()),
+                config=settings,
+                lr_scheduler=None if schedule is None else lambda inner: Schedule(inner, schedule),
+            )
         if sums_set_by_hand:
             sum_in_fp32(self._ds.optimizer)
         # a second zero_to_fp32.py, which loads pickles as code

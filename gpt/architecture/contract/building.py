@@ -15,7 +15,7 @@ import torch
 
 from gpt.architecture.contract.subject import Subject, own_name
 from gpt.architecture.language_model import LanguageModel
-from gpt.architecture.own_module import load
+from gpt.architecture.own_module import build_of
 from gpt.wording import listed, plural
 
 # what code may change for all that runs beside it: {how messages call it: its value}
@@ -147,7 +147,7 @@ def _restore(before: dict[str, Any]) -> None:
 def imports(subject: Subject) -> str:
     """The file is run, defines build, and changes nothing of the process."""
     with no_side_effects(subject, "importing it"):
-        load(subject.code)
+        build_of(subject.code)
     files = plural(len(subject.code.files), "file")
     return f"{files}, hash {subject.code.hash}; nothing else is changed by it"
 
@@ -209,4 +209,3 @@ def require_same_buffers(subject: Subject) -> None:
                 " runs would differ",
                 mend="draw it with a generator of its own, torch.Generator().manual_seed(…)",
             )
-

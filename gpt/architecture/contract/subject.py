@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gpt.architecture.architecture import Architecture, set_parameter
 from gpt.architecture.language_model import LanguageModel
-from gpt.architecture.own_module import telling
+from gpt.architecture.own_python import telling
 from gpt.config.own_code import OwnCode
 from gpt.errors import UserError
 
