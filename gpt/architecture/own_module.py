@@ -13,6 +13,8 @@ What the module may have besides:
 
     logit_cap                        logits become logit_cap * tanh(logits / logit_cap)
     flops_per_token                  of its matrix products in training, where counting cannot tell
+    fused_matrices                   {parameter name: how many equal matrices lie one under the
+                                     other in it}, such as 3 of q, k and v, which Muon takes apart
     initial_weight(name, shape, generator) -> Tensor
                                      first values of each parameter; without it those that build
                                      gives them, after torch.manual_seed
@@ -38,6 +40,8 @@ from gpt.config.shape import ModelConfig
 from gpt.errors import UserError, in_brief
 
 BUILD = "build"
+SIGNATURE = "build(shape, **options) -> nn.Module"
+MEND = "mend it; tools/check_model.py tries a model file on its own"
 # what code of others may raise; KeyboardInterrupt and the like go through
 _ANY = Exception
 
@@ -75,22 +79,20 @@ def build_module(
     return module
 
 
-def load(code: OwnCode) -> ModuleType:
+def load(code: OwnCode, signature: str = SIGNATURE) -> ModuleType:
     """The module of Python that a model file is, run from what was read of it. Raises UserError
-    where it defines no `build`, or cannot be run."""
+    where it defines no `build`, or cannot be run. signature: of its `build`, for the message."""
     name = _name_of(code)
     module = sys.modules.get(name)
     if module is None:
         module = _run(code, name)
     if not callable(getattr(module, BUILD, None)):
-        raise UserError(
-            f"{code.path} defines no {BUILD}", mend="define build(shape, **options) -> nn.Module"
-        )
+        raise UserError(f"{code.path} defines no {BUILD}", mend=f"define {signature}")
     return module
 
 
 @contextmanager
-def telling(code: OwnCode, what: str) -> Iterator[None]:
+def telling(code: OwnCode, what: str, mend: str = MEND) -> Iterator[None]:
     """Whatever the user's code raises inside becomes a UserError that names its line.
 
     what: of it that is run.
@@ -102,7 +104,7 @@ def telling(code: OwnCode, what: str) -> Iterator[None]:
     except _ANY as error:
         raise UserError(
             f"{_place_in(code, error)}: {what} fails ({type(error).__name__}: {in_brief(error)})",
-            mend="mend it; tools/check_model.py tries a model file on its own",
+            mend=mend,
         ) from error
 
 

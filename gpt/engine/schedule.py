@@ -19,7 +19,8 @@ class Schedule(torch.optim.lr_scheduler.LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        return [self._schedule.lr(self.last_epoch + 1)] * len(self.optimizer.param_groups)
+        lr = self._schedule.lr(self.last_epoch + 1)
+        return [lr * group.get("lr_scale", 1.0) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict:
         return {"last_epoch": self.last_epoch}
