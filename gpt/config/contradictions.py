@@ -7,19 +7,17 @@ already is None there, and what it is part of is left alone.
 from collections.abc import Iterator
 
 from gpt.config.draft import Draft, Mistake, about
-<<<<<<< HEAD
 from gpt.config.optimizer_keys import (
     COOLDOWN,
     COSINE,
+    LION,
+    MUON,
     OWN_SCHEDULERS,
     SCHEDULERS,
     WARMUP_STEPS,
 )
-from gpt.config.schedule import CooldownSchedule, own_schedule
-=======
-from gpt.config.optimizer_keys import COSINE, LION, MUON, WARMUP_STEPS
 from gpt.config.options import OPTIMIZER_FILE, OPTIMIZER_OPTIONS
->>>>>>> w-M
+from gpt.config.schedule import CooldownSchedule, own_schedule
 
 # type of a scheduler -> its parameter for the peak of the learning rate; "lr": the optimizer's
 PEAKS = {

@@ -5,10 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from gpt.config.batch import BatchPlan
-<<<<<<< HEAD
-=======
-from gpt.config.optimizer_keys import COSINE, MUON
->>>>>>> w-M
+from gpt.config.optimizer_keys import MUON
 from gpt.config.options import OPTION_KEYS, Options
 from gpt.config.own_code import OwnCode
 from gpt.config.run_config import Config

@@ -258,7 +258,9 @@ class Runs:
         losses, norms = self._reference
         for event, loss, norm in zip(self._curve(trial), losses, norms, strict=True):
             pairs = (("loss", loss, same_loss), ("gradient norm", norm, same_norm))
-            for (what, expected, tolerance), found in zip(pairs, (event["loss"], event["grad_norm"])):
+            for (what, expected, tolerance), found in zip(
+                pairs, (event["loss"], event["grad_norm"])
+            ):
                 if found is None or not math.isclose(found, expected, rel_tol=tolerance):
                     raise self._subject.mistake(
                         f"on {RANKS} ranks at {trial.name} the {what} of step {event['step']} is"
@@ -332,9 +334,7 @@ def _environment(rank: int, port: str) -> dict[str, str]:
     }
 
 
-def look(
-    subject: Subject, data_root: Path, tell: Callable[[Result], object]
-) -> list[Result]:
+def look(subject: Subject, data_root: Path, tell: Callable[[Result], object]) -> list[Result]:
     """What short runs on two ranks find, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="check_model-") as folder:
         return Runs(subject, data_root, Path(folder)).look(tell)

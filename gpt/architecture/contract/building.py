@@ -209,4 +209,3 @@ def require_same_buffers(subject: Subject) -> None:
                 " runs would differ",
                 mend="draw it with a generator of its own, torch.Generator().manual_seed(…)",
             )
-
