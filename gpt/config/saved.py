@@ -14,7 +14,9 @@
     model_file   name, hash and files of the model's own code, where it is no GPT
     optimizer_file   the same of the optimizer's, where it is of the user's own
     changes      settings that were changed on resuming, each with its step
-    began_from   the origin of its first weights, where they were not drawn
+    began_from   the origin of its first weights, where they were not drawn: folder, step, sha256;
+                 of a branch the trunk's checkpoint, its step and sha256, and the origin of the
+                 trunk's first_weights, where they were not drawn
 
 gpt/config/identity.py tells from it what the run is.
 
@@ -48,6 +50,8 @@ def as_dict(config: Config) -> dict[str, Any]:
     """Plain values for config.yaml: all that a reader needs to know what was run, and where each
     value is from."""
     batch = asdict(config.batch)
+    codes = {MODEL_FILE: config.model_code, OPTIMIZER_FILE: config.optimizer_code}
+    own_code = {name: code.facts() for name, code in codes.items() if code is not None}
     return {
         "name": config.name,
         "precision": config.precision,
@@ -55,6 +59,7 @@ def as_dict(config: Config) -> dict[str, Any]:
         "batch": {"global_size": batch.pop("train_batch_size"), **batch},
         RUN: config.tree(),
         "sources": {path: source for path, _, source in config.values()},
+        **own_code,
     }
 
 
@@ -70,11 +75,8 @@ def saved_config(
     dataset: of gpt.data.datasets.Dataset.facts. code: of gpt.config.code.code_of. parameters: the
     module's. kernels: None where the device that they depend on is not known.
     """
-    codes = {MODEL_FILE: config.model_code, OPTIMIZER_FILE: config.optimizer_code}
-    own_code = {name: code.facts() for name, code in codes.items() if code is not None}
     return {
         **as_dict(config),
-        **own_code,
         "kernels": kernels,
         "parameters": parameters,
         "code": code,
