@@ -19,6 +19,9 @@ PARTS = {
 }
 # of those folders, what starts runs and tells of them, and computes nothing of them
 BESIDE = (
+    "training/branch.py",
+    "training/changes.py",
+    "training/contract_runs.py",
     "training/reports.py",
     "training/run_data.py",
     "training/run_documents.py",
