@@ -199,7 +199,7 @@ def explain_imports() -> None:
     sys.excepthook = hook
 
 
-def in_brief(error: Exception, path: Path | str | None = None) -> str:
+def in_brief(error: BaseException, path: Path | str | None = None) -> str:
     """An error in one line, as part of a message: the file, and what the system says of it or the
     error's own first words."""
     path = path or getattr(error, "filename", None)

@@ -42,7 +42,7 @@ from gpt.engine.gradients import find_by_norm, forget, sum_in_fp32
 from gpt.engine.loss_scale import LossScaleExhausted
 from gpt.engine.nonfinite import first_nonfinite
 from gpt.engine.optimizer import initialize_arguments, mark_for_muon, tell_names
-from gpt.engine.placement import place
+from gpt.engine.placement import keeping_buffers, place
 from gpt.engine.read_back import keeping_settings, reading
 from gpt.engine.schedule import Schedule, set_lr
 from gpt.engine.shards import shards_of
@@ -235,11 +235,12 @@ class Engine:
         parameters = dict(model.named_parameters())
         if is_muon:
             mark_for_muon(parameters, matrices)
-        self._ds, *_ = deepspeed.initialize(
-            model=model,
-            lr_scheduler=None if schedule is None else lambda inner: Schedule(inner, schedule),
-            **initialize_arguments(config, settings, parameters, shapes, groups, _make_muon),
-        )
+        with keeping_buffers(model):
+            self._ds, *_ = deepspeed.initialize(
+                model=model,
+                lr_scheduler=None if schedule is None else lambda inner: Schedule(inner, schedule),
+                **initialize_arguments(config, settings, parameters, shapes, groups, _make_muon),
+            )
         if sums_set_by_hand:
             sum_in_fp32(self._ds.optimizer)
         # a second zero_to_fp32.py, which loads pickles as code

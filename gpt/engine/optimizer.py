@@ -10,11 +10,11 @@ import torch
 
 from gpt.config.optimizer_keys import LION, MUON
 from gpt.config.run_config import Config
+from gpt.engine.schedule import LR_SCALE
 from gpt.optimizers.groups import Group
 from gpt.optimizers.lion import Lion
 from gpt.optimizers.own import Shapes, build_for_zero, build_optimizer
 
-LR_SCALE = "lr_scale"
 # torch.nn.Parameter, which ZeRO 3 has cut up
 Parameters = Mapping[str, Any]
 # keys of optimizer.params that are ours, and make groups

@@ -16,10 +16,10 @@ from gpt.compute.hardware import DTYPES
 from gpt.config.batch import BatchPlan
 from gpt.config.optimizer_keys import LION, MUON
 from gpt.config.run_config import Config
-from gpt.config.schedule import CosineSchedule
+from gpt.config.schedule import OwnSchedule
 from gpt.engine import loss_scale
 from gpt.engine.loss_scale import keeping_rules
-from gpt.engine.schedule import set_lr
+from gpt.engine.schedule import LR_SCALE, set_lr
 from gpt.errors import UserError, in_brief
 from gpt.optimizers.groups import Group
 
@@ -96,16 +96,16 @@ def _scheduler(ds: Any, scheduler: dict) -> Iterator[Setting]:
     yield "scheduler.type", scheduler.get("type"), actual
 
 
-def _learning_rates(ds: Any, schedule: CosineSchedule) -> Iterator[Setting]:
+def _learning_rates(ds: Any, schedule: OwnSchedule) -> Iterator[Setting]:
     groups = ds.optimizer.param_groups
-    scales = [group.get("lr_scale", 1.0) for group in groups]
+    scales = [group.get(LR_SCALE, 1.0) for group in groups]
 
     def of_step(step: int) -> Setting:
         configured = [schedule.lr(step) * scale for scale in scales]
         return f"learning rate of step {step}", configured, [group["lr"] for group in groups]
 
     yield of_step(1)
-    for step in (2, max(1, schedule.warmup_steps), schedule.decay_steps):
+    for step in (2, *schedule.corners):
         ds.lr_scheduler.last_epoch = step - 1
         set_lr(ds)
         yield of_step(step)

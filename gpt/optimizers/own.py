@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt.architecture.own_module import BUILD, load, telling
+from gpt.architecture.own_module import BUILD
+from gpt.architecture.own_python import function_of, telling
 from gpt.config.own_code import OwnCode
 from gpt.errors import UserError, in_brief
 
@@ -43,7 +44,7 @@ def build_optimizer(
     """What an optimizer file's `build` returns. Raises UserError where it cannot, or where that is
     no optimizer of all these parameters, each once."""
     named_parameters = list(parameters)
-    build = load(code, SIGNATURE).__dict__[BUILD]
+    build = function_of(code, BUILD, SIGNATURE)
     with telling(code, BUILD, MEND):
         optimizer = build(list(named_parameters), **options)
     if not isinstance(optimizer, torch.optim.Optimizer):
