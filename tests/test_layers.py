@@ -29,6 +29,7 @@ FLOORS = [
         "gpt.evaluation",
         "gpt.quantities",
         "gpt.compute",
+        "gpt.contract",
         "gpt.prepare",
     },
     {"gpt.metrics", "gpt.checkpoint"},

@@ -26,6 +26,8 @@ from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, RUN, read_config, saved_config
 from gpt.config.shape import SHAPE_KEYS
+from gpt.contract.outputs import require_sound
+from gpt.contract.subject import Subject
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.locking import FolderLock, is_locked_by
@@ -50,6 +52,18 @@ class Claim(NamedTuple):
     changes: list[dict]  # what was changed on resuming, now and before, as in config.yaml
     lock: FolderLock  # kept until the run's end
     is_finished: bool  # before its checkpoints were removed: nothing is left to do
+
+
+def look_at_model(config: Config, notices: list) -> None:
+    """Raise UserError where a model file's model sees later tokens or other rows, or does not
+    repeat itself: no run shall be trained to find that out. `notices` gets a sentence where that
+    cannot be looked at."""
+    architecture = Architecture.of(config)
+    if architecture.code is None:
+        return
+    hindrance = require_sound(Subject(architecture, config.options.seed))
+    if hindrance:
+        notices.append(hindrance)
 
 
 def config_to_save(config: Config, dataset: Dataset, kernels: str | None) -> dict[str, Any]:

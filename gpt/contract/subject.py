@@ -106,6 +106,13 @@ def own_name(parameter: str) -> str:
     return parameter.partition(".")[2]
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN at the same places."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
 def difference(a: Tensor, b: Tensor) -> float:
     """Largest distance of two tensors' numbers, in units of the largest of them."""
     largest = max(a.abs().max().item(), b.abs().max().item())

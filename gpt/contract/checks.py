@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from gpt.architecture.contract import building, gradients, outputs
-from gpt.architecture.contract.subject import Check, Subject
+from gpt.contract import building, gradients, outputs
+from gpt.contract.subject import Check, Subject
 from gpt.errors import UserError
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from gpt.architecture.blocks import blocks_of
-from gpt.architecture.contract.subject import Subject, own_name
 from gpt.architecture.language_model import WITHOUT_GRADIENT, LanguageModel
+from gpt.contract.subject import Subject, own_name
 from gpt.wording import listed
 
 # Step of a finite difference, in units of a parameter's numbers. Wide, so that a model that
