@@ -23,6 +23,7 @@ from gpt.errors import Parser, UserError, command, explain_imports
 explain_imports()
 
 from gpt.checkpoint.weights import file_of_weights
+from gpt.config.own_code import add_trust_option
 from gpt.files import require_place_for, write_output
 
 if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command line
@@ -94,6 +95,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     weights.add_argument(
         "--checkpoints", type=Path, metavar="RUN", help="every checkpoint that a run has kept"
     )
+    add_trust_option(parser)
     parser.add_argument(
         "--config_file", help="the run's config.yaml; default the one beside the weights"
     )
@@ -138,10 +140,11 @@ def main() -> None:
     from gpt.checkpoint import sources
     from gpt.results import evaluations, score_tables
 
+    trusted = args.trust_model_file
     if args.checkpoint_file:
-        weights = [sources.of_file(args.checkpoint_file, args.config_file, notify)]
+        weights = [sources.of_file(args.checkpoint_file, args.config_file, notify, trusted)]
     else:
-        weights = sources.of_run(args.checkpoints, notify)
+        weights = sources.of_run(args.checkpoints, notify, trusted)
     targets = targets_of(args, weights[0])
     joined = None
     if args.join:

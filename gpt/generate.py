@@ -1,7 +1,8 @@
-"""Text from a model, token by token, with the keys and values of earlier tokens kept.
+"""Text from a model, token by token.
 
-The model is a gpt.model.GPT as it is: the pass with a cache goes through its embeddings, blocks and
-head, and brings an attention of its own.
+Of a gpt.model.GPT the keys and values of earlier tokens are kept: the pass with a cache goes
+through its embeddings, blocks and head, and brings an attention of its own. A model of a model file
+computes the whole context anew for every token.
 """
 
 import copy
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gpt.architecture.architecture import Model
+from gpt.architecture.language_model import LanguageModel
 from gpt.errors import UserError, in_brief
 from gpt.model import GPT
 
@@ -85,6 +88,43 @@ class Context:
         return y.transpose(1, 2).reshape(1, end - start, -1)
 
 
+class RecomputedContext:
+    """The same of any other model: the whole context goes through it again with every token."""
+
+    def __init__(self, model: LanguageModel):
+        self._model = model
+        self._device = next(model.parameters()).device
+        self.tokens: list[int] = []
+        self.cut = 0
+
+    @torch.no_grad()
+    def append(self, tokens: list[int]) -> Tensor:
+        """As Context's. Raises UserError where the model cannot compute them."""
+        seq_len = self._model.config.seq_len
+        self.tokens += tokens
+        if len(self.tokens) > seq_len:
+            self.tokens = self.tokens[-max(1, seq_len // 2) :]
+            self.cut += 1
+        ids = torch.tensor(self.tokens, device=self._device)[None]
+        last = torch.tensor([0], device=self._device), torch.tensor([-1], device=self._device)
+        logits = self._model(ids, scored=last)[0].float().cpu()
+        if not bool(torch.isfinite(logits).all()):
+            raise UserError(
+                f"{self._model.code.path}: logits after {len(self.tokens)} tokens are not finite",
+                mend="tools/check_model.py tries a model file on its own",
+            )
+        return logits
+
+
+def context_of(model: Model) -> Context | RecomputedContext:
+    """An empty context of a model. Raises UserError where its pass with a cache would compute
+    something else than the model does."""
+    if isinstance(model, LanguageModel):
+        return RecomputedContext(model)
+    require_same_function(model)
+    return Context(model)
+
+
 def require_same_function(model: GPT) -> None:
     """Raise UserError unless the pass with a cache computes what model(tokens) does, as it does not
     where the model's code was changed."""
@@ -151,7 +191,7 @@ def choose(
 
 
 def generate(
-    context: Context,
+    context: Context | RecomputedContext,
     prompt: list[int],
     count: int,
     eod_id: int,

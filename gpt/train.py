@@ -74,7 +74,7 @@ def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") 
 
             tokenizer = dataset.vocab.fingerprint if dataset else None
             warm_start.origin(config.options.init_from, Architecture.of(config), tokenizer)
-        require_own(config.run_dir)
+        require_own(config.run_dir, has_code=bool(config.own_code))
         print(dry_run.report(config, dataset, args.interconnect))
 
 

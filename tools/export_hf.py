@@ -71,6 +71,7 @@ def export(folder, out):
 
     require_utf8(out)
     checkpoint = open_folder(folder)
+    transformers_gpt2.require_gpt(folder, checkpoint.config)
     shape = checkpoint.shape
     transformers_gpt2.require_gpt2_shape(shape)
     transformers = import_transformers()

@@ -20,6 +20,7 @@ from gpt.errors import Parser, UserError, command, explain_imports
 explain_imports()
 
 from gpt.checkpoint.weights import file_of_weights
+from gpt.config.own_code import add_trust_option
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,6 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=int, default=0, help="the same seed draws the same text (default 0)"
     )
+    add_trust_option(parser)
     parser.add_argument("--device", help="default cuda where there is one, else cpu")
     args = parser.parse_args()
     _require("prompt", args.prompt, _is_utf8(args.prompt), "text in UTF-8")
@@ -84,13 +86,12 @@ def main() -> None:
     from gpt.compute.hardware import usable_device
     from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
-    from gpt.generate import Context, generate, require_same_function
+    from gpt.generate import context_of, generate
 
     config = open_folder(weights.parent).config
     vocab = Vocab.load(weights.with_name(TOKENIZER))
-    model = load_model(weights, config, weights.parent).to(usable_device(args.device))
-    require_same_function(model)
-    context = Context(model)
+    model = load_model(weights, config, weights.parent, args.trust_model_file)
+    context = context_of(model.to(usable_device(args.device)))
     prompt = [vocab.eod_id, *vocab.encode(args.prompt).tolist()]
     print(args.prompt, end="", flush=True)
     text = codecs.getincrementaldecoder("utf-8")("replace")

@@ -199,7 +199,7 @@ def check(args, train_args, train_options):
 def read_run(args, overrides):
     """(the run's JSON with what the command line changes, its name)."""
     if args.ds_config:
-        tree, name, _ = read_file(args.ds_config)
+        tree, name, _ = read_file(args.ds_config, overrides)
     else:
         name = overrides["gpt.preset"]
         tree = classes.shipped_tree(name, classes.batch_of(0))

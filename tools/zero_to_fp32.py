@@ -1,5 +1,5 @@
 """DeepSpeed checkpoint of any ZeRO stage -> model.safetensors (fp32) + config.yaml +
-tokenizer.model, verified.
+tokenizer.model, verified; the model's own code, where it is no GPT, goes with them.
 
     python tools/zero_to_fp32.py runs/24h/checkpoints runs/24h/export [--tag global_step1000]
     python tools/zero_to_fp32.py runs/24h/checkpoints runs/24h/mean --average 5
@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt.config.own_code import add_trust_option
 from gpt.errors import Parser, UserError, command
 
 
@@ -26,6 +27,7 @@ def main():
         metavar="N",
         help="the mean of the weights of the last N checkpoints, up to that one",
     )
+    add_trust_option(parser)
     args = parser.parse_args()
     if args.average is not None and args.average < 2:
         raise UserError(f"--average {args.average}", mend="give a number from 2 on")
@@ -33,10 +35,12 @@ def main():
     from gpt.checkpoint.manifest import WEIGHTS
     from gpt.checkpoint.weights import consolidate, consolidate_mean
 
+    folders = args.checkpoint_dir, args.output_dir
+    trusted = args.trust_model_file
     if args.average:
-        result = consolidate_mean(args.checkpoint_dir, args.output_dir, args.average, args.tag)
+        result = consolidate_mean(*folders, args.average, args.tag, trusted)
     else:
-        result = consolidate(args.checkpoint_dir, args.output_dir, args.tag)
+        result = consolidate(*folders, args.tag, trusted)
     weights = Path(args.output_dir) / WEIGHTS
     print(
         f"{weights}: {result.parameters:,} fp32 parameters {steps_of(result)}, from ZeRO stage"

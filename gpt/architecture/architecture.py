@@ -32,6 +32,9 @@ class Architecture:
         """That of a run."""
         return cls(config.model, config.model_code, config.options.model_options or {})
 
+    def __str__(self) -> str:
+        return "the GPT" if self.code is None else str(self.code)
+
     def build(
         self, kernels: str = "torch", activation_checkpointing: bool = False, compile: str = "none"
     ) -> Model:

@@ -27,6 +27,7 @@ OUTPUT_LAYER = "output_layer"
 LOGIT_CAP = "logit_cap"
 FLOPS_PER_TOKEN = "flops_per_token"
 INITIAL_WEIGHT = "initial_weight"
+WITHOUT_GRADIENT = "without_gradient"
 # under which the user's module stands in the tree
 BODY = "body"
 
@@ -111,6 +112,13 @@ class LanguageModel(nn.Module):
                 )
             yield f"{BODY}.{name}", values.float()
 
+    def outputs(self, tokens: Tensor) -> Tensor:
+        """What the module makes of tokens (B, T): hidden states (B, T, C), or logits (B, T, V)
+        where it names no output layer. Raises UserError where it makes something else."""
+        output = self.body(tokens)
+        self._require_shape(output, tokens)
+        return output
+
     def forward(
         self,
         tokens: Tensor,
@@ -118,8 +126,7 @@ class LanguageModel(nn.Module):
         scored: Scored | None = None,
     ) -> Tensor | TokenScores:
         """As gpt.model.GPT's."""
-        output = self.body(tokens)
-        self._require_shape(output, tokens)
+        output = self.outputs(tokens)
         if scored is not None:
             output = output[scored]
             targets = targets[scored] if targets is not None else None

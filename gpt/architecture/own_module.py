@@ -16,6 +16,7 @@ What the module may have besides:
     initial_weight(name, shape, generator) -> Tensor
                                      first values of each parameter; without it those that build
                                      gives them, after torch.manual_seed
+    without_gradient                 names of parameters that may stay without a gradient
 """
 
 import dataclasses

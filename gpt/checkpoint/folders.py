@@ -2,7 +2,8 @@
 
 runs/24h/checkpoints/latest                 the name of the newest whole checkpoint
 runs/24h/checkpoints/
-    global_step1000/            DeepSpeed's files, config.yaml, tokenizer.model, and
+    global_step1000/            DeepSpeed's files, config.yaml, tokenizer.model, the files of
+                                Python that the run has of the user's own, and
                                 checkpoint.json: step, tokens, ranks, a probe batch with its
                                 loss, and every file's size and sha256. It is written last, so
                                 it marks a whole checkpoint.
@@ -67,7 +68,7 @@ def own_files(folder: Path | str, rank: int) -> dict:
 
 def rank_of(path: Path) -> int:
     """The rank whose part of a checkpoint a file is; 0 for what all share."""
-    match = re.match(r"(?:bf16_)?zero_pp_rank_(\d+)_", path.name)
+    match = re.match(r"(?:bf16_)?zero_pp_rank_(\d+)_.*\.pt", path.name)
     return int(match[1]) if match else 0
 
 

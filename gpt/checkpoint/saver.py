@@ -16,12 +16,14 @@ import numpy as np
 from gpt.architecture.architecture import Architecture
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.checkpoint.code_files import write_code
 from gpt.checkpoint.manifest import Manifest, Probe, same_loss
 from gpt.checkpoint.weights import check
 from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.cluster.world import World
 from gpt.compute.costs import costs_of
 from gpt.compute.memory import checkpoint_bytes
+from gpt.config.identity import own_model
 from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, write_config
 from gpt.data.datasets import Dataset
@@ -288,6 +290,7 @@ class Saver:
             if self._world.rank == 0:
                 write_config(pending.staged / CONFIG, self._resolved)
                 (pending.staged / TOKENIZER).write_bytes(self._dataset.vocab.model)
+                write_code(pending.staged, self._config.own_code)
             pending.files = folders.own_files(pending.staged, self._world.rank)
 
     def _commit(self, pending: "_Pending"):
@@ -329,14 +332,17 @@ class Saver:
         config = self._config
         then = _how(manifest.ranks, manifest.zero_stage, manifest.precision)
         now = _how(self._world.size, config.zero_stage, config.precision)
-        if then == now:
+        is_same_model = own_model(checkpoint.config) == own_model(self._resolved)
+        if then == now and is_same_model:
             self._engine.load(self.folder, tag)
         else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
             state = read_state(checkpoint.path)
             check(state.weights, Architecture.of(config), checkpoint.path)
             self._engine.adopt(state, manifest.loss_scale)
+        if then != now:
             notices.append(f"the checkpoint was written by {then}, and goes on with {now}")
-        self._require_same_loss(checkpoint, probe)
+        if is_same_model:  # another one may compute another loss of the same weights
+            self._require_same_loss(checkpoint, probe)
         self._saved = manifest
         self._evaluation = None  # of a course that was left
         return manifest

@@ -8,6 +8,7 @@ from typing import Any
 from gpt.architecture.architecture import Model
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.checkpoint.code_files import require_trust
 from gpt.checkpoint.manifest import MANIFEST
 from gpt.checkpoint.weights import load_checkpoint, load_model, require_our_layout
 from gpt.config.code import code_of
@@ -45,9 +46,12 @@ class Source:
         return block if isinstance(block, dict) else {}
 
 
-def of_file(weights: Path, config_file: str | None, notify: Notify) -> Source:
-    """A model.safetensors. config_file: None for the one beside it. Raises UserError where its
-    folder is not whole."""
+def of_file(
+    weights: Path, config_file: str | None, notify: Notify, trusted: bool = False
+) -> Source:
+    """A model.safetensors. config_file: None for the one beside it. trusted: whether code that came
+    with the weights may be run. Raises UserError where it may not and would have to be, and where
+    the folder is not whole."""
     if not config_file:
         require_our_layout(weights.parent)
     config_path = Path(config_file or weights.with_name(CONFIG))
@@ -55,6 +59,7 @@ def of_file(weights: Path, config_file: str | None, notify: Notify) -> Source:
     checkpoint = None
     if weights.with_name(MANIFEST).is_file():
         checkpoint = Checkpoint.open(weights.parent).verify()
+    require_trust(config, weights.parent, trusted)
     _notice_other_code(config, notify)
     return Source(
         name=str(weights),
@@ -63,13 +68,13 @@ def of_file(weights: Path, config_file: str | None, notify: Notify) -> Source:
         tokenizer=weights.with_name(TOKENIZER),
         step=checkpoint.step if checkpoint else config.get("step"),
         checkpoint=checkpoint,
-        load=lambda: load_model(weights, config, config_path),
+        load=lambda: load_model(weights, config, config_path, trusted),
     )
 
 
-def of_run(run: Path, notify: Notify) -> list[Source]:
-    """A run's checkpoints, oldest first; a damaged one is left out, with a notice. Raises UserError
-    where none is whole."""
+def of_run(run: Path, notify: Notify, trusted: bool = False) -> list[Source]:
+    """A run's checkpoints, oldest first; a damaged one is left out, with a notice. trusted: as of
+    `of_file`. Raises UserError where none is whole."""
     folder = folders.of_run(run)
     if not folder.is_dir():
         raise UserError(f"{run} holds no checkpoints", mend="give the folder of a run")
@@ -77,18 +82,20 @@ def of_run(run: Path, notify: Notify) -> list[Source]:
     for tag in folders.course(folder):
         try:
             checkpoint = Checkpoint.open(folder / tag).verify()
-            sources.append(_of_checkpoint(checkpoint, notify))
+            sources.append(_of_checkpoint(checkpoint, notify, trusted))
         except UserError as error:
             notify(f"left out: {error}")
     if not sources:
         raise UserError(f"no checkpoint in {folder} is whole", mend="train first")
+    for source in sources:
+        require_trust(source.config, source.config_file.parent, trusted)
     _notice_other_code(sources[-1].config, notify)
     return sources
 
 
-def _of_checkpoint(checkpoint: Checkpoint, notify: Notify) -> Source:
+def _of_checkpoint(checkpoint: Checkpoint, notify: Notify, trusted: bool) -> Source:
     def load() -> Model:
-        model, doubt = load_checkpoint(checkpoint)
+        model, doubt = load_checkpoint(checkpoint, trusted)
         if doubt:
             notify(f"{checkpoint.path}: {doubt}")
         return model

@@ -1,7 +1,7 @@
-"""Files of safetensors: written one tensor at a time, read tensor by tensor."""
+"""Files of safetensors: written one tensor at a time, read tensor by tensor; and their mean."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -64,3 +64,23 @@ class WeightsFile(Mapping):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class Mean(Mapping):
+    """{name: fp32 tensor}, the mean of equally named tensors, summed in float64 when it is asked
+    for."""
+
+    def __init__(self, weights: Sequence[Mapping[str, torch.Tensor]]):
+        self._weights = weights
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        total = self._weights[0][name].double()
+        for other in self._weights[1:]:
+            total = total + other[name]
+        return (total / len(self._weights)).float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights[0])
+
+    def __len__(self) -> int:
+        return len(self._weights[0])

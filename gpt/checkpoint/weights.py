@@ -4,13 +4,14 @@ runs/24h/export/
     model.safetensors    the weights
     config.yaml          of the run that trained them, with their step
     tokenizer.model      of its dataset
+    my_model.py …        the model's own code, where it is no GPT
     checkpoint.json      each file's size and sha256, and where the weights are from
 
 `made_from` in checkpoint.json is {"checkpoint", "sha256"}, or lists of both where the weights are
 the mean of several checkpoints'.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,13 @@ import torch
 from gpt.architecture.architecture import Architecture, Model
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.checkpoint.code_files import architecture_of, write_code
 from gpt.checkpoint.manifest import MANIFEST, PROBE_DOUBT, WEIGHTS, Manifest, Probe, same_loss
-from gpt.checkpoint.tensor_files import WeightsFile, write_tensors
+from gpt.checkpoint.tensor_files import Mean, WeightsFile, write_tensors
 from gpt.checkpoint.zero_files import FullState, read_state
-from gpt.config.saved import CONFIG, model_config, write_config
+from gpt.config.identity import own_model
+from gpt.config.own_code import VARIANTS, OwnCode
+from gpt.config.saved import CONFIG, write_config
 from gpt.data.manifests import TOKENIZER
 from gpt.errors import UserError
 from gpt.files import built_aside, hash_file, require_new_folder
@@ -44,34 +48,42 @@ class Consolidated:
 
 
 def consolidate(
-    checkpoint_dir: Path | str, output_dir: Path | str, tag: str | None = None
+    checkpoint_dir: Path | str,
+    output_dir: Path | str,
+    tag: str | None = None,
+    trusted: bool = False,
 ) -> Consolidated:
     """Write the fp32 weights of a checkpoint into the new folder `output_dir`.
 
     The result is whole or absent: names, shapes, types and values are checked, and its loss on the
-    checkpoint's probe batch. Raises UserError for a missing or damaged checkpoint, or an existing
-    output.
+    checkpoint's probe batch. trusted: whether code of the model's that lies in the checkpoint may
+    be run. Raises UserError for a missing or damaged checkpoint, or an existing output.
     """
     source = folders.find(checkpoint_dir, tag)
     require_new_folder(output_dir)
     checkpoint = Checkpoint.open(source).verify()
-    state = _checked_state(checkpoint)
+    architecture = _architecture_of(checkpoint, trusted)
+    state = _checked_state(checkpoint, architecture)
     probe_loss, doubt = write_folder(
         output_dir,
         state.weights,
         {**checkpoint.config, "step": state.step},
         _tokenizer_of(source),
         {"checkpoint": checkpoint.tag, "sha256": checkpoint.manifest.files_sha256},
-        lambda weights_file: _probe(
-            load_model(weights_file, checkpoint.config, weights_file), checkpoint
-        ),
+        lambda weights_file: _probe(_load(weights_file, architecture), checkpoint),
         checkpoint.manifest.probe.tokens,
+        architecture.code,
     )
-    return Consolidated([state.step], state.stage, _parameters(checkpoint), probe_loss, doubt)
+    parameters = architecture.parameters()
+    return Consolidated([state.step], state.stage, parameters, probe_loss, doubt)
 
 
 def consolidate_mean(
-    checkpoint_dir: Path | str, output_dir: Path | str, count: int, tag: str | None = None
+    checkpoint_dir: Path | str,
+    output_dir: Path | str,
+    count: int,
+    tag: str | None = None,
+    trusted: bool = False,
 ) -> Consolidated:
     """The same of the mean of the last `count` checkpoints' weights, up to `tag`, or the latest.
 
@@ -92,8 +104,9 @@ def consolidate_mean(
         )
     checkpoints = [Checkpoint.open(last.parent / other).verify() for other in tags[-count:]]
     checkpoint = checkpoints[-1]
-    _require_one_shape(checkpoints)
-    states = [_checked_state(other) for other in checkpoints]
+    _require_one_model(checkpoints)
+    architecture = _architecture_of(checkpoint, trusted)
+    states = [_checked_state(other, architecture) for other in checkpoints]
     steps = [state.step for state in states]
     mean = Mean([state.weights for state in states])
     made_from = {
@@ -106,46 +119,30 @@ def consolidate_mean(
         {**checkpoint.config, "step": steps[-1], "mean_of_steps": steps},
         _tokenizer_of(last),
         made_from,
-        lambda weights_file: (
-            _probe_loss(load_model(weights_file, checkpoint.config, weights_file), checkpoint),
-            None,
-        ),
+        lambda weights_file: (_probe_loss(_load(weights_file, architecture), checkpoint), None),
         checkpoint.manifest.probe.tokens,
+        architecture.code,
     )
-    return Consolidated(steps, states[-1].stage, _parameters(checkpoint), probe_loss, None)
+    return Consolidated(steps, states[-1].stage, architecture.parameters(), probe_loss, None)
 
 
-def _parameters(checkpoint: Checkpoint) -> int:
-    return Architecture(checkpoint.shape).parameters()
+def _architecture_of(checkpoint: Checkpoint, trusted: bool) -> Architecture:
+    folder = checkpoint.path
+    return architecture_of(checkpoint.config, folder / CONFIG, folder, trusted)
 
 
-class Mean(Mapping):
-    """{name: fp32 tensor}, the mean of equally named tensors, summed in float64 when it is asked
-    for."""
-
-    def __init__(self, weights: Sequence[Mapping[str, torch.Tensor]]):
-        self._weights = weights
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        total = self._weights[0][name].double()
-        for other in self._weights[1:]:
-            total = total + other[name]
-        return (total / len(self._weights)).float()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights[0])
-
-    def __len__(self) -> int:
-        return len(self._weights[0])
-
-
-def _require_one_shape(checkpoints: Sequence[Checkpoint]) -> None:
+def _require_one_model(checkpoints: Sequence[Checkpoint]) -> None:
     """Raise UserError unless checkpoints are of one model."""
     last = checkpoints[-1]
     for checkpoint in checkpoints:
+        difference = None
         if checkpoint.shape != last.shape:
+            difference = "of another shape than"
+        elif own_model(checkpoint.config) != own_model(last.config):
+            difference = "by another model_file or other model_options than"
+        if difference:
             raise UserError(
-                f"{checkpoint.path} is of a model of another shape than {last.path}",
+                f"{checkpoint.path} is of a model {difference} {last.path}",
                 mend="average fewer of them",
             )
 
@@ -157,10 +154,10 @@ def _tokenizer_of(source: Path) -> bytes:
     return read_bytes(tokenizer)
 
 
-def _checked_state(checkpoint: Checkpoint) -> FullState:
+def _checked_state(checkpoint: Checkpoint, architecture: Architecture) -> FullState:
     """A checkpoint's tensors; its weights are those that its config.yaml calls for."""
     state = read_state(checkpoint.path)
-    check(state.weights, Architecture(checkpoint.shape), checkpoint.path)
+    check(state.weights, architecture, checkpoint.path)
     if state.step != checkpoint.step:
         raise UserError(
             f"{checkpoint.path}: its tensors are of step {state.step}, its {MANIFEST} of step"
@@ -170,11 +167,15 @@ def _checked_state(checkpoint: Checkpoint) -> FullState:
     return state
 
 
-def load_checkpoint(checkpoint: Checkpoint) -> tuple[Model, str | None]:
+def load_checkpoint(checkpoint: Checkpoint, trusted: bool = False) -> tuple[Model, str | None]:
     """(the model of a run's verified checkpoint, what is doubtful about its loss on the probe
-    batch). Raises UserError where that is not the loss that training had."""
-    state = _checked_state(checkpoint)
-    model = Architecture(checkpoint.shape).with_weights(state.weights)
+    batch). Raises UserError where that is not the loss that training had.
+
+    trusted: whether code of the model's that lies in the checkpoint may be run.
+    """
+    architecture = _architecture_of(checkpoint, trusted)
+    state = _checked_state(checkpoint, architecture)
+    model = architecture.with_weights(state.weights)
     _, doubt = _probe(model, checkpoint)
     return model, doubt
 
@@ -187,6 +188,7 @@ def write_folder(
     made_from: dict,
     check: Callable[[Path], tuple[float | None, str | None]] = lambda weights_file: (None, None),
     probe_tokens: list | None = None,
+    code: OwnCode | None = None,
 ) -> tuple[float | None, str | None]:
     """Write a consolidated folder, whole or absent.
 
@@ -194,7 +196,8 @@ def write_folder(
     included. made_from: what the manifest tells of its origin. check(weights_file): a last look at
     what was written, which may raise; the (loss on the probe batch, what is doubtful about it) that
     it returns are returned. probe_tokens: that batch, which is kept with the loss, so that whoever
-    loads the weights computes as the code did that trained them.
+    loads the weights computes as the code did that trained them. code: of the model's own, which is
+    kept with them.
     """
     with built_aside(output) as building:
         metadata = {"format": "pt", "step": str(config["step"])}
@@ -203,7 +206,9 @@ def write_folder(
         (building / TOKENIZER).write_bytes(tokenizer)
         _compare(building / WEIGHTS, weights)
         checked = check(building / WEIGHTS)
-        files = {name: hash_file(building / name) for name in (WEIGHTS, CONFIG, TOKENIZER)}
+        own_files = write_code(building, [code] if code else [])
+        names = (WEIGHTS, CONFIG, TOKENIZER, *own_files)
+        files = {name: hash_file(building / name) for name in names}
         loss, _ = checked
         probe = Probe([], 0.0) if loss is None else Probe(probe_tokens or [], loss)
         manifest = Manifest(step=config["step"], made_from=made_from, files=files, probe=probe)
@@ -280,15 +285,20 @@ def _probe(model: Model, checkpoint: Checkpoint) -> tuple[float | None, str | No
 
 
 def check(
-    weights: Mapping[str, torch.Tensor], architecture: Architecture, source: Path | str
+    weights: Mapping[str, torch.Tensor],
+    architecture: Architecture,
+    source: Path | str,
+    model: str = "its config.yaml",
 ) -> None:
     """Raise UserError unless weights are exactly a model's parameters, each of its shape, fp32 and
-    finite. source: what messages call the file, or its folder."""
-    # before a GPT of so many is built, if only on paper
+    finite. source: what messages call the file, or its folder. model: what they call the model."""
+    # before a model of so many is built, if only on paper; one of the user's may share them
     layers = architecture.shape.n_layers
-    if architecture.code is None and layers > len(weights):
+    code = architecture.code
+    is_ours = code is None or code.path.parent == VARIANTS
+    if is_ours and layers > len(weights):
         raise UserError(
-            f"{source} does not fit its config.yaml: it holds {len(weights)} tensors, and the model"
+            f"{source} does not fit {model}: it holds {len(weights)} tensors, and the model"
             f" has {layers} layers",
             mend="use the config.yaml that was written beside it",
         )
@@ -302,16 +312,14 @@ def check(
         misfit = f"{extra[0]} is not a parameter of the model"
     if misfit:
         raise UserError(
-            f"{source} does not fit its config.yaml: {misfit}",
+            f"{source} does not fit {model}: {misfit}",
             mend="weights of another program become ours by tools/import_languini.py or"
             " `tools/export_hf.py --back`; those of a changed model need its code",
         )
     for name, weight in weights.items():
         actual = tuple(weight.shape)
         if actual != shapes[name]:
-            raise UserError(
-                f"{source}: {name} has the shape {actual}, its config.yaml says {shapes[name]}"
-            )
+            raise UserError(f"{source}: {name} has the shape {actual}, {model} says {shapes[name]}")
         if weight.dtype != torch.float32:
             raise UserError(f"{source}: {name} is {weight.dtype}, not float32")
         if not bool(torch.isfinite(weight).all()):
@@ -319,6 +327,12 @@ def check(
                 f"{source}: {name} holds values that are not finite",
                 mend="use an earlier checkpoint",
             )
+
+
+def require_fit(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Raise UserError where a checkpoint's weights do not fit the model that a run has now."""
+    model = f"the run's model now, {architecture},"
+    check(read_state(checkpoint.path).weights, architecture, checkpoint.path, model)
 
 
 def _compare(path: Path, weights: Mapping[str, torch.Tensor]):
@@ -329,12 +343,18 @@ def _compare(path: Path, weights: Mapping[str, torch.Tensor]):
         assert torch.equal(written[name], weight), f"safetensors changed {name}"
 
 
-def load_model(weights_file: Path | str, config: dict, where: Path | str) -> Model:
+def load_model(
+    weights_file: Path | str, config: dict, where: Path | str, trusted: bool = False
+) -> Model:
     """The model of a config.yaml with the weights of a consolidated file. Raises UserError.
 
-    where: what a mistake in the config.yaml is told of.
+    where: what a mistake in the config.yaml is told of. trusted: whether code of the model's that
+    lies beside the weights may be run.
     """
-    architecture = Architecture(model_config(config, where))
+    return _load(weights_file, architecture_of(config, where, Path(weights_file).parent, trusted))
+
+
+def _load(weights_file: Path | str, architecture: Architecture) -> Model:
     weights = dict(WeightsFile(weights_file))
     check(weights, architecture, weights_file)
     model = architecture.with_weights(weights)

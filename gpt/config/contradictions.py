@@ -7,7 +7,8 @@ already is None there, and what it is part of is left alone.
 from collections.abc import Iterator
 
 from gpt.config.draft import Draft, Mistake, about
-from gpt.config.optimizer_keys import COSINE, WARMUP_STEPS
+from gpt.config.optimizer_keys import COSINE, LION, MUON, WARMUP_STEPS
+from gpt.config.options import OPTIMIZER_FILE, OPTIMIZER_OPTIONS
 
 # type of a scheduler -> its parameter for the peak of the learning rate; "lr": the optimizer's
 PEAKS = {
@@ -133,6 +134,48 @@ def _loading(draft: Draft) -> Iterator[Mistake]:
         )
 
 
+def _optimizer_of_ones_own(draft: Draft) -> Iterator[Mistake]:
+    if draft.lacks(OPTIMIZER_FILE):
+        if not draft.lacks(OPTIMIZER_OPTIONS):
+            yield about(OPTIMIZER_OPTIONS, "are given, and no optimizer_file they are for")
+    elif None not in (draft.get(OPTIMIZER_FILE), draft.get("optimizer")):
+        yield about(
+            OPTIMIZER_FILE,
+            "is set beside the block optimizer: leave one of them out (--optimizer null)",
+        )
+
+
+def _offload_of_others_than_adam(draft: Draft) -> Iterator[Mistake]:
+    path = "zero_optimization.offload_optimizer"
+    kind = draft.get("optimizer.type")
+    is_own = draft.get(OPTIMIZER_FILE) is not None
+    if draft.get(f"{path}.device") in (None, "none") or not (is_own or kind in (MUON, LION)):
+        return
+    name = "one of optimizer_file" if is_own else kind
+    yield about(path, f"works with Adam, AdamW and SGD, and the optimizer is {name}: leave it out")
+
+
+def _muon(draft: Draft) -> Iterator[Mistake]:
+    if draft.get("optimizer.type") != MUON:
+        return
+    if draft.get("zero_optimization.stage") == 0:
+        yield about(
+            "zero_optimization.stage",
+            f"is 0, where DeepSpeed's {MUON} would take q, k and v for one matrix: give 1, 2 or 3",
+        )
+    if draft.get("gradient_clipping"):
+        yield about(
+            "gradient_clipping",
+            f"is {draft.get('gradient_clipping')}, and DeepSpeed would clip the steps of {MUON},"
+            " not its gradients: give 0",
+        )
+    if draft.get("zero_optimization.stage") == 3 and draft.get("zero_optimization.reduce_scatter"):
+        yield about(
+            "zero_optimization.reduce_scatter",
+            f"is true, and {MUON} at stage 3 needs whole gradients on all ranks: leave it out",
+        )
+
+
 def _of_the_gpt_alone(draft: Draft) -> Iterator[Mistake]:
     """What asks for the modules of the GPT by name, or for code that there is none of."""
     if draft.lacks("gpt.model_file"):
@@ -189,6 +232,8 @@ def _no_peak(draft: Draft) -> Iterator[Mistake]:
     peak = PEAKS.get(kind)
     if peak is None:
         return
+    if peak == "lr" and not draft.lacks(OPTIMIZER_FILE):
+        return  # the rate that its file gives it
     path = "optimizer.params.lr" if peak == "lr" else f"scheduler.params.{peak}"
     # WarmupDecayLR takes its own default, 0.001, whatever the optimizer's is
     is_given = kind != "WarmupDecayLR" and not draft.lacks("optimizer.params.lr")
@@ -200,6 +245,8 @@ def _no_peak(draft: Draft) -> Iterator[Mistake]:
 
 
 def _no_learning_rate(draft: Draft) -> Iterator[Mistake]:
+    if not draft.lacks(OPTIMIZER_FILE):
+        return  # whose own rate is constant
     if draft.lacks("scheduler") and draft.lacks("optimizer.params.lr"):
         yield about(
             "scheduler",
@@ -251,6 +298,9 @@ RULES = (
     _odd_bucket,
     _divided_before_the_sum,
     _loading,
+    _optimizer_of_ones_own,
+    _offload_of_others_than_adam,
+    _muon,
     _nesterov_of_what_sgd_has_not,
     _amsgrad_of_deepspeed,
     _evaluation_of_nothing,

@@ -42,7 +42,8 @@ TOP_KEYS: dict[str, Any] = {
         "type": Key(
             str,
             REQUIRED,
-            "Adam is AdamW unless adam_w_mode is false; without this block: Adam",
+            "Adam is AdamW unless adam_w_mode is false; Muon: for the blocks' matrices, AdamW for "
+            "the rest; without this block: Adam",
             choices=tuple(OPTIMIZERS),
             when_missing="",
         ),
@@ -80,7 +81,8 @@ TOP_KEYS: dict[str, Any] = {
     ),
     "zero_allow_untested_optimizer": Key(
         bool,
-        doc="let ZeRO take an optimizer that DeepSpeed does not list; default: true for SGD only",
+        doc="let ZeRO take an optimizer that DeepSpeed does not list; default: true where the "
+        "trainer knows it to be right",
     ),
     "zero_force_ds_cpu_optimizer": Key(
         bool, doc="no effect: of optimizers that a program hands over, as none does here"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from gpt.config.batch import BatchPlan
-from gpt.config.optimizer_keys import COSINE
+from gpt.config.optimizer_keys import COSINE, MUON
 from gpt.config.options import OPTION_KEYS, Options
 from gpt.config.own_code import OwnCode
 from gpt.config.run_config import Config
@@ -61,6 +61,8 @@ class Draft:
         self.batch: BatchPlan | None = None
         # None: the GPT
         self.model_code: OwnCode | None = None
+        # None: the block optimizer tells it
+        self.optimizer_code: OwnCode | None = None
 
     def get(self, path: str) -> Any:
         """The value at a dotted path; None where it is absent, or part of a mistake."""
@@ -155,15 +157,21 @@ class Draft:
             schedule=schedule,
             deepspeed=deepspeed,
             model_code=self.model_code,
+            optimizer_code=self.optimizer_code,
             sources=self.sources,
             notices=tuple(self.notices),
         )
 
     def _derive_what_deepspeed_needs(self, batch: BatchPlan) -> None:
-        params = self.tree["optimizer"]["params"]
-        # element by element, so it may work on stretches of parameters
-        if self.get("optimizer.type") == "SGD":
-            self.put("zero_allow_untested_optimizer", True, "derived: from optimizer.type")
+        params = self.tree.get("optimizer", {}).get("params", {})
+        kind = self.get("optimizer.type")
+        if kind not in ("Adam", "AdamW"):
+            # what it does to stretches of parameters is known to be right
+            setting = "gpt.optimizer_file" if kind is None else "optimizer.type"
+            self.put("zero_allow_untested_optimizer", True, f"derived: from {setting}")
+        if kind == MUON and self.get("zero_optimization.stage") == 3:
+            # whose stage 3 needs every gradient on all ranks
+            self.put("zero_optimization.reduce_scatter", False, "derived: from optimizer.type")
         # bf16 keeps 8 bits of a sum
         sums_bf16 = self.get("bf16.enabled") and batch.accumulation > 1
         if sums_bf16 and self.get("data_types.grad_accum_dtype") is None:

@@ -15,8 +15,12 @@ from gpt.config.run_config import leaves, value_at
 RUN = "run"  # the block of config.yaml that resolves to the run again
 CHANGES = "changes"
 CODE = "code"
+# code of the user's own, blocks of config.yaml, and the arguments that it gets
 MODEL_FILE = "model_file"
 MODEL_OPTIONS = "model_options"
+OPTIMIZER_FILE = "optimizer_file"
+OPTIMIZER_OPTIONS = "optimizer_options"
+ARGUMENTS_OF = {MODEL_FILE: MODEL_OPTIONS, OPTIMIZER_FILE: OPTIMIZER_OPTIONS}
 VARIANT = "variant"
 CHANGE = {"step", "setting", "was", "is"}  # the keys of one of them
 BATCH_SETTING = "train_batch_size"
@@ -72,12 +76,13 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
     scored = dataset.get("scored") or {}
     precision = config.get("precision")
     settings: dict[str, Any] = {name: gpt.get(name) for name in (*OPTIONS, *SCORING)}
+    for file, arguments in ARGUMENTS_OF.items():
+        settings[file] = (config.get(file) or {}).get("hash")
+        settings[arguments] = gpt.get(arguments)
     settings |= {path: value_at(run, path) for path in ROUNDING}
     settings |= {
         CODE: (config.get(CODE) or {}).get("parts"),
         "model": config["model"],
-        MODEL_FILE: code_in_words(config.get(MODEL_FILE)),
-        MODEL_OPTIONS: gpt.get(MODEL_OPTIONS),
         "parameters": config.get("parameters"),
         "precision": precision,
         "kernels": config.get("kernels"),
@@ -124,9 +129,17 @@ def code_in_words(facts: Mapping[str, Any] | None) -> str | None:
     return f"{facts['name']} {facts['hash']}" if facts else None
 
 
+def own_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: value} of the settings by which a model is another than the GPT of its shape: nothing
+    of the GPT."""
+    names = (MODEL_FILE, ARGUMENTS_OF[MODEL_FILE])
+    settings = curve(config)
+    return {path: settings[path] for path in settings if path.partition(".")[0] in names}
+
+
 def _says_something(path: str, value: Any) -> bool:
     # what an absent argument means is the file's to say
-    if path.startswith(f"{MODEL_OPTIONS}."):
+    if path.partition(".")[0] in ARGUMENTS_OF.values():
         return True
     if path in NEUTRAL:
         return value not in (None, NEUTRAL[path])
@@ -214,6 +227,8 @@ def differences_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, 
         is_looked_at = is_told and not is_code(path) and path != VARIANT  # a name makes no curve
         if is_looked_at and before.get(path) != now.get(path):
             differences[path] = (before.get(path), now.get(path))
+    for path in ARGUMENTS_OF.keys() & differences.keys():
+        differences[path] = (code_in_words(old.get(path)), code_in_words(new.get(path)))
     if "eval_data_split" in differences:  # which says why other documents are scored
         differences.pop("dataset.scored", None)
     pairs: dict[str, tuple] = {

@@ -132,8 +132,18 @@ SCHEDULERS = {
 }
 
 _LEARNING_RATE = {"lr": Key(float, doc=f"learning rate; not with {COSINE}, which owns it", above=0)}
+_DECAY_MATRICES_ONLY = {
+    "decay_matrices_only": Key(
+        bool,
+        doc=(
+            "weight decay on parameters of two and more dimensions alone, not on biases and the "
+            "weights of norms; default false"
+        ),
+    )
+}
 _ADAM = {
     **_LEARNING_RATE,
+    **_DECAY_MATRICES_ONLY,
     "betas": Key(PAIR, [0.9, 0.95], "decay of the first and second moment"),
     "eps": Key(float, 1e-8, "added to the root of the second moment", minimum=1e-38),
     "weight_decay": Key(float, 0.0, "decoupled weight decay", minimum=0),
@@ -156,6 +166,43 @@ _ADAM = {
     ),
     "fused": Key(bool, True, "one kernel for all parameters, with torch_adam"),
 }
+_LION = {
+    **_LEARNING_RATE,
+    **_DECAY_MATRICES_ONLY,
+    "betas": Key(
+        PAIR, [0.9, 0.99], "share of the momentum in a step, and decay of the momentum itself"
+    ),
+    "weight_decay": Key(float, 0.0, "decoupled weight decay", minimum=0),
+}
+_MUON = {
+    "lr": Key(
+        float,
+        doc=f"learning rate of the blocks' matrices; not with {COSINE}, which owns it",
+        above=0,
+    ),
+    **_DECAY_MATRICES_ONLY,
+    "adam_lr_scale": Key(
+        float,
+        0.1,
+        "all parameters but the blocks' matrices have so many times the learning rate, under AdamW",
+        above=0,
+    ),
+    "momentum": Key(
+        float, 0.95, "decay of the sum of past gradients, Nesterov's", minimum=0, maximum=1
+    ),
+    "betas": Key(PAIR, [0.9, 0.95], "of AdamW: decay of the first and second moment"),
+    "eps": Key(float, 1e-8, "of AdamW: added to the root of the second moment", minimum=1e-38),
+    "weight_decay": Key(float, 0.0, "decoupled weight decay, of Muon and AdamW", minimum=0),
+    "ns_method": Key(
+        str,
+        "gram",
+        "Newton-Schulz iteration: standard, in bf16; gram, the same on the smaller Gram matrix, "
+        "in fp16, or in fp32 where the device has no fp16",
+        choices=("gram", "standard"),
+    ),
+}
+MUON = "Muon"
+LION = "Lion"
 # type -> parameters
 OPTIMIZERS = {
     "Adam": _ADAM,
@@ -176,4 +223,6 @@ OPTIMIZERS = {
         ),
         "nesterov": Key(bool, doc="Nesterov's momentum, default false; needs momentum above 0"),
     },
+    MUON: _MUON,
+    LION: _LION,
 }

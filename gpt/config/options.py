@@ -32,6 +32,15 @@ class Options:
     model_options: dict[str, Any] | None = option(
         ARGUMENTS, None, "arguments of model_file's build, a block of names and values"
     )
+    optimizer_file: str | None = option(
+        str,
+        None,
+        "in place of the block optimizer: a file of Python that defines build(named_parameters, "
+        "**options), which returns a torch.optim.Optimizer (docs/extending.md)",
+    )
+    optimizer_options: dict[str, Any] | None = option(
+        ARGUMENTS, None, "arguments of optimizer_file's build, a block of names and values"
+    )
     activation_checkpointing: bool = option(
         bool,
         False,
@@ -183,6 +192,8 @@ class Options:
     )
 
 
+OPTIMIZER_FILE = "gpt.optimizer_file"
+OPTIMIZER_OPTIONS = "gpt.optimizer_options"
 OPTION_KEYS = {entry.name: entry.metadata["key"] for entry in dataclasses.fields(Options)}
 # every key of the block, in the order in which config.yaml and --explain show them
 GPT_KEYS = {"preset": OPTION_KEYS["preset"], **SHAPE_KEYS, **OPTION_KEYS}

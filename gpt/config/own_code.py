@@ -4,8 +4,10 @@ Read once, hashed, and run from what was read: the file, and the files that it i
 it. A package beside it is no part of it, and is imported as everything else that is installed.
 """
 
+import argparse
 import ast
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,10 @@ VARIANTS = PACKAGE / "variants"
 # of one file, and of the files that one may bring
 MOST_BYTES = 1 << 20
 MOST_FILES = 64
+# that a file can have beside a run's weights
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.py")
+# the option by which code that came with weights is run
+TRUST = "--trust_model_file"
 
 
 @dataclass(frozen=True)
@@ -36,20 +42,30 @@ class OwnCode:
 
     @property
     def hash(self) -> str:
-        """The same for the same files, wherever they lie."""
-        content = hashlib.sha256()
-        for name in sorted(self.files):
-            content.update(f"{name}\0".encode())
-            content.update(hashlib.sha256(self.files[name]).digest())
-        return content.hexdigest()[:SHORT]
+        return hash_of(self.name, self._digests())
 
     def __str__(self) -> str:
         return f"{self.name} {self.hash}"
 
     def facts(self) -> dict[str, Any]:
         """{"name", "hash", "files": {name: sha256}} for a config.yaml."""
-        files = {name: hashlib.sha256(text).hexdigest() for name, text in self.files.items()}
-        return {"name": self.name, "hash": self.hash, "files": files}
+        return {"name": self.name, "hash": self.hash, "files": self._digests()}
+
+    def _digests(self) -> dict[str, str]:
+        return {name: hashlib.sha256(text).hexdigest() for name, text in self.files.items()}
+
+
+def hash_of(name: str, files: Mapping[str, str]) -> str:
+    """12 characters that are the same for the same code, wherever it lies, whatever it is called.
+
+    name: of the file itself. files: {name: sha256} of it and of what it imports, which does so by
+    their names.
+    """
+    content = hashlib.sha256(files[name].encode())
+    for other in sorted(files):
+        if other != name:
+            content.update(f"\0{other}\0{files[other]}".encode(errors="backslashreplace"))
+    return content.hexdigest()[:SHORT]
 
 
 def read_own_code(text: str, option: str) -> OwnCode:
@@ -69,9 +85,23 @@ def read_own_code(text: str, option: str) -> OwnCode:
             continue
         if len(files) == MOST_FILES:
             raise UserError(f"{option} {path} imports more than {MOST_FILES} files from beside it")
+        if not FILE_NAME.fullmatch(name):
+            raise UserError(
+                f"{option}: {path.parent / name} has a name that no checkpoint can keep",
+                mend="let it be of letters, digits, - and _",
+            )
         files[name] = _read(path.parent / name, option, mend)
         waiting += _imported(files[name], path.with_name(name), option)
     return OwnCode(path, files)
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that may run code which came with weights."""
+    parser.add_argument(
+        TRUST,
+        action="store_true",
+        help="run the model file that came with the weights, where their model is built by one",
+    )
 
 
 def variant_called(name: str) -> Path | None:

@@ -24,8 +24,8 @@ from gpt.config.normal_form import normalise
 from gpt.config.notices import notices
 from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
 from gpt.config.option_names import is_of_arguments, key_at, option_of
-from gpt.config.options import LAST_N
-from gpt.config.own_code import read_own_code
+from gpt.config.options import LAST_N, OPTIMIZER_FILE, OPTIMIZER_OPTIONS
+from gpt.config.own_code import OwnCode, read_own_code
 from gpt.config.reference import precision_of, settle_reference
 from gpt.config.run_config import Config
 from gpt.config.run_file import read_file
@@ -53,7 +53,7 @@ def resolve(
 def read(path: str | Path, world_size: int = 1, overrides: dict[str, Any] | None = None) -> Draft:
     """The draft of the configuration in a run's JSON file or config.yaml. Raises UserError where
     the file holds no configuration at all."""
-    tree, name, lines = read_file(path)
+    tree, name, lines = read_file(path, overrides or {})
     return complete(Draft(tree, name, world_size, Path(path).name, lines), overrides)
 
 
@@ -116,7 +116,7 @@ def override(draft: Draft, overrides: dict[str, Any]) -> None:
         if value is None:
             _take_out(draft, path)
     placed = {path: value for path, value in placed.items() if value is not None}
-    draft.tree.setdefault("optimizer", {"type": "Adam"})
+    _replace_optimizer(draft, placed)
     _replace_batch(draft.tree, placed)
     for block in ("optimizer", "scheduler"):
         if f"{block}.type" in placed:
@@ -183,6 +183,24 @@ def _change_type(draft: Draft, block: str, overrides: dict[str, Any]) -> None:
             f"{block}.params of the file that {kind} does not have are left out:"
             f" {', '.join(foreign)}"
         )
+
+
+def _replace_optimizer(draft: Draft, overrides: dict[str, Any]) -> None:
+    """Take out of a run's JSON the optimizer that the command line's `overrides` replace by a file
+    of the user's, or such a file that they replace by a type; without either the type is Adam."""
+    blocks = [path for path in overrides if path.partition(".")[0] == "optimizer"]
+    if OPTIMIZER_FILE in overrides and not blocks and draft.get("optimizer") is not None:
+        draft.remove("optimizer")
+        draft.notices.append("optimizer of the file is left out: gpt.optimizer_file replaces it")
+    if "optimizer.type" in overrides and OPTIMIZER_FILE not in overrides:
+        if draft.get(OPTIMIZER_FILE) is not None:
+            draft.notices.append(
+                "gpt.optimizer_file of the file is left out: --optimizer.type replaces it"
+            )
+        draft.remove(OPTIMIZER_FILE)
+        draft.remove(OPTIMIZER_OPTIONS)
+    if OPTIMIZER_FILE not in overrides and draft.get(OPTIMIZER_FILE) is None:
+        draft.tree.setdefault("optimizer", {"type": "Adam"})
 
 
 def _replace_batch(tree: dict[str, Any], overrides: dict[str, Any]) -> None:
@@ -263,15 +281,20 @@ def _fill_in_shape(draft: Draft) -> None:
 
 
 def _read_code(draft: Draft) -> None:
-    """Read the code of the user's own that the run takes part of itself from."""
-    path = "gpt.model_file"
+    """Read the code of the user's own that the run takes parts of itself from."""
+    draft.model_code = _own_code(draft, "gpt.model_file")
+    draft.optimizer_code = _own_code(draft, OPTIMIZER_FILE)
+
+
+def _own_code(draft: Draft, path: str) -> OwnCode | None:
     text = draft.get(path)
     if text is None:
-        return
+        return None
     try:
-        draft.model_code = read_own_code(text, path)
+        return read_own_code(text, path)
     except UserError as error:
         draft.mistakes.append(Mistake(path, str(error)))
+        return None
 
 
 def _batch(draft: Draft) -> BatchPlan | None:

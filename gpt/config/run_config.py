@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.config.batch import BatchPlan
-from gpt.config.optimizer_keys import COSINE
+from gpt.config.optimizer_keys import COSINE, LION
 from gpt.config.options import GPT_KEYS, Options
 from gpt.config.own_code import OwnCode
 from gpt.config.schedule import CosineSchedule
@@ -30,6 +30,8 @@ class Config:
     deepspeed: dict[str, Any]
     # of the model; None: the GPT of gpt/model.py
     model_code: OwnCode | None
+    # of the optimizer; None: deepspeed["optimizer"] tells it
+    optimizer_code: OwnCode | None
     sources: dict[str, str]  # {dotted path of a value: where it comes from}
     notices: tuple[str, ...] = ()  # what was decided otherwise than the file says, and why
 
@@ -48,11 +50,15 @@ class Config:
 
     @property
     def moments(self) -> int:
-        """Numbers per parameter that the optimizer keeps beside the weight."""
-        optimizer = self.deepspeed["optimizer"]
-        if optimizer["type"] != "SGD":
+        """Numbers per parameter that the optimizer keeps beside the weight; of one of the user's
+        own they are taken to be two."""
+        optimizer = self.deepspeed.get("optimizer")
+        if optimizer is None:
             return 2
-        return 1 if optimizer["params"].get("momentum") else 0
+        if optimizer["type"] == "SGD":
+            return 1 if optimizer["params"].get("momentum") else 0
+        # of Muon one is kept, and one is made beside it in every step
+        return 1 if optimizer["type"] == LION else 2
 
     @property
     def fp32_sums(self) -> bool:
@@ -67,6 +73,11 @@ class Config:
         if self.model_code is None:
             return None
         return digest_of_model(self.model_code, self.options.model_options, self.model)
+
+    @property
+    def own_code(self) -> tuple[OwnCode, ...]:
+        """All files of the user's own that the run takes part of itself from."""
+        return () if self.model_code is None else (self.model_code,)
 
     @property
     def run_dir(self) -> Path:
@@ -120,8 +131,7 @@ class Config:
     def fingerprint(self) -> str:
         """The same for two runs of the same configuration, whatever their values' sources."""
         told: list[Any] = [self.precision, self.tree()]
-        if self.model_code is not None:
-            told.append(self.model_code.hash)
+        told += [code.hash for code in (self.model_code, self.optimizer_code) if code is not None]
         text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

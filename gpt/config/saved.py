@@ -13,6 +13,7 @@
                  split that is scored
     model_file   name, hash and files of the model's own code, where it is no GPT; its FLOPs per
                  token, as they are used and as they were counted
+    optimizer_file   the same of the optimizer's, where it is of the user's own
     changes      settings that were changed on resuming, each with its step
     began_from   the origin of its first weights, where they were not drawn
 
@@ -29,7 +30,7 @@ from typing import Any
 import yaml
 
 from gpt.config.batch import ACCUMULATION, MICRO
-from gpt.config.identity import CHANGES, MODEL_FILE, RUN
+from gpt.config.identity import CHANGES, MODEL_FILE, OPTIMIZER_FILE, RUN
 from gpt.config.keys import Key
 from gpt.config.run_config import Config
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
@@ -73,9 +74,10 @@ def saved_config(
     module's. kernels: None where the device that they depend on is not known. flops: of a model
     file's module, per token.
     """
-    own_code = {}
+    codes = {MODEL_FILE: config.model_code, OPTIMIZER_FILE: config.optimizer_code}
+    own_code = {name: code.facts() for name, code in codes.items() if code is not None}
     if config.model_code is not None:
-        own_code = {MODEL_FILE: {**config.model_code.facts(), **(flops or {})}}
+        own_code[MODEL_FILE] |= flops or {}
     return {
         **as_dict(config),
         **own_code,

@@ -4,14 +4,24 @@ A file of an earlier version may lack what that version did not know. What stand
 its type and within its limits, and does not contradict itself.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 from gpt.config.batch import BATCH
 from gpt.config.deepspeed_keys import TOP_KEYS
-from gpt.config.identity import BATCH_SETTING, CHANGE, CHANGES, CODE, MODEL_FILE, RUN
+from gpt.config.identity import (
+    ARGUMENTS_OF,
+    BATCH_SETTING,
+    CHANGE,
+    CHANGES,
+    CODE,
+    MODEL_FILE,
+    RUN,
+)
 from gpt.config.keys import REQUIRED, Key
 from gpt.config.optimizer_keys import OPTIMIZERS, SCHEDULERS
+from gpt.config.own_code import hash_of
 from gpt.config.run_config import value_at
 from gpt.config.shape import SHAPE_KEYS
 from gpt.errors import UserError
@@ -38,6 +48,8 @@ BLOCKS = (
     "dataset.train",
     "dataset.scored",
     "began_from",
+    *ARGUMENTS_OF,
+    *(f"{block}.files" for block in ARGUMENTS_OF),
 )
 _COUNT = Key(int, minimum=0)
 _POSITIVE = Key(int, minimum=1)
@@ -73,7 +85,11 @@ VALUES = {
         }.items()
     },
     **{f"{MODEL}.{name}": key for name, key in SHAPE_KEYS.items()},
+    **{f"{block}.{name}": _TEXT for block in ARGUMENTS_OF for name in ("name", "hash")},
 }
+# names and hashes in a block of code of the user's own
+_FILE_NAME = re.compile(r"[^/\x00]+\.py")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 # what stands in two places
 SAME = {
     "batch.global_size": f"{RUN}.{BATCH}",
@@ -94,6 +110,7 @@ def require_well_formed(path: Path | str, config: Any) -> None:
         or _wrong_value(config)
         or _wrong_setting(config[RUN], TOP_KEYS, RUN)
         or _wrong_change(config)
+        or _wrong_own_code(config)
     )
     if problem:
         raise UserError(f"{path}{problem}", mend=MEND)
@@ -185,6 +202,30 @@ def _wrong_key(key: Key, value: Any) -> str | None:
         return key.problem(value)
     # of a key without a default it says that the value is not set
     return None if key.default in (None, REQUIRED) else "is null"
+
+
+def _wrong_own_code(config: dict[str, Any]) -> str | None:
+    """What is wrong with the files of the user's own that a run says it took itself from."""
+    for block in ARGUMENTS_OF:
+        facts = config.get(block)
+        is_set = value_at(config, f"{RUN}.gpt.{block}") is not None
+        if facts is None and not is_set:
+            continue
+        if facts is None:
+            return f" does not tell the name and the hash of {RUN}.gpt.{block}"
+        if not is_set:
+            return f" has the block {block}, and no {RUN}.gpt.{block}"
+        name, files = facts.get("name"), facts.get("files")
+        if not isinstance(files, dict) or name not in files:
+            return f": {block}.files does not tell {block}.name"
+        for file, digest in files.items():
+            if not _FILE_NAME.fullmatch(file):
+                return f": {block}.files has {file!r}, which is no name of a .py file"
+            if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+                return f": {block}.files.{file} is {digest!r}, not a sha256"
+        if facts.get("hash") != hash_of(name, files):
+            return f" contradicts itself: {block}.hash is not that of {block}.files"
+    return None
 
 
 def _wrong_change(config: dict[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ import torch
 
 from gpt.architecture.architecture import Architecture
 from gpt.checkpoint.tensor_files import WeightsFile
+from gpt.config.identity import MODEL_FILE, code_in_words
 from gpt.config.saved import foreign_config, model_config, write_config
 from gpt.config.shape import ModelConfig
 from gpt.data.vocab import Vocab
@@ -69,6 +70,17 @@ class Imported(NamedTuple):
     step: int
     last_n: int | None  # as its run was evaluated; None where that is not told
     tokenizer: str | None  # fingerprint of the vocabulary; likewise
+
+
+def require_gpt(folder: Path | str, config: Mapping[str, Any]) -> None:
+    """Raise UserError where weights are of a model that a model file builds. config: their
+    config.yaml."""
+    if config.get(MODEL_FILE):
+        raise UserError(
+            f"{folder} is a model that {code_in_words(config[MODEL_FILE])} builds, and GPT-2 of"
+            " transformers computes the baseline's model only",
+            mend="evaluate it by gpt/eval.py, and draw text by tools/sample.py",
+        )
 
 
 def require_gpt2_shape(model: ModelConfig) -> None:
@@ -294,9 +306,11 @@ def run_config_of(folder: Path, imported: Imported, vocab: Vocab, sha256: str) -
     what of it is known. sha256: of the folder's WEIGHTS."""
     try:
         run = parse_yaml(read_text(folder / RUN))
-        if run["weights"] == sha256 and model_config(run["config"], RUN) == imported.shape:
+        is_same_model = model_config(run["config"], RUN) == imported.shape
+        is_gpt = run["config"].get(MODEL_FILE) is None
+        if run["weights"] == sha256 and is_same_model and is_gpt:
             return {**run["config"], "step": imported.step}
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         pass  # no file, or none of ours
     config = foreign_config(folder.name, imported.step, imported.shape, vocab.fingerprint)
     if imported.last_n is not None:

@@ -57,7 +57,10 @@ class Run:
 
     @property
     def family(self) -> str:
-        return family(self.config)
+        """What figures and tables call its model: its shape, after the name of its own file."""
+        shape = family(self.config)
+        name = (self.config.get(MODEL_FILE) or {}).get("name")
+        return shape if name is None else f"{name.removesuffix('.py')} {shape}"
 
     @property
     def variant(self) -> str | None:

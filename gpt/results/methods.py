@@ -9,9 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpt.config.identity import (
+    ARGUMENTS_OF,
     BATCH_SETTING,
     CHANGES,
     CODE,
+    MODEL_FILE,
+    MODEL_OPTIONS,
+    OPTIMIZER_FILE,
     SCORING,
     differing,
     identity,
@@ -40,11 +44,12 @@ GROWING = (
 )
 SCORED = "dataset.scored"
 MODEL = "model"
+OPTIMIZER = "optimizer.type"
 SAME_LENGTH = 1.02  # ratio of training tokens up to which two runs are of one length
 SHOWN_SETTINGS = 3  # in a method's name
 SHORT_HASH = 7
 # settings whose values are hashes
-HASHES = ("dataset", "dataset.tokenizer", "dataset.train", SCORED, CODE)
+HASHES = ("dataset", "dataset.tokenizer", "dataset.train", SCORED, CODE, *ARGUMENTS_OF)
 LABELS = {
     "dataset": "dataset",
     "dataset.train": "training text",
@@ -152,10 +157,19 @@ def _text(value: Any) -> str:
 
 
 def in_words(run: Run, settings: Settings) -> dict[str, Any]:
-    """Settings as a reader tells them apart: a shape by its name, the code by one hash, a schedule
-    that ends with the run by no number."""
+    """Settings as a reader tells them apart: a shape by its name, the code by one hash, an
+    optimizer's file by its name, arguments as one text, a schedule that ends with the run by no
+    number."""
     words: dict[str, Any] = {MODEL: run.family}
+    if OPTIMIZER_FILE in settings:
+        words[OPTIMIZER] = run.config[OPTIMIZER_FILE]["name"]
+    for arguments in ARGUMENTS_OF.values():
+        values = {path: settings[path] for path in settings if path.startswith(f"{arguments}.")}
+        if values:
+            words[arguments] = arguments_in_words(values)
     for path, value in settings.items():
+        if path.partition(".")[0] in ARGUMENTS_OF.values():
+            continue
         if is_code(path):
             words[CODE] = settings.get(CODE, run.code)
         elif path.removeprefix(f"{MODEL}.") not in PRESET_KEYS:
@@ -164,6 +178,23 @@ def in_words(run: Run, settings: Settings) -> dict[str, Any]:
         if path in words and words[path] == settings.get(STEPS):
             del words[path]
     return words
+
+
+def arguments_in_words(values: Settings) -> str:
+    """{"model_options.base": 500, "model_options.qk_norm": True} as base=500 qk_norm."""
+    texts = []
+    for path in sorted(values):
+        name = path.partition(".")[2]
+        value = values[path]
+        is_word = isinstance(value, str) and value.isidentifier()
+        # a text that reads like another value keeps its quotes
+        if is_word and value not in ("true", "false", "null"):
+            texts.append(f"{name}={value}")
+        elif value is True:
+            texts.append(name)
+        else:
+            texts.append(f"{name}={json.dumps(value, ensure_ascii=False)}")
+    return " ".join(texts)
 
 
 def method_names(bases: Sequence[str], words: Sequence[Settings]) -> list[str]:
@@ -189,7 +220,7 @@ def method_names(bases: Sequence[str], words: Sequence[Settings]) -> list[str]:
 def telling(words: Sequence[Settings]) -> list[str]:
     """The settings that tell methods apart: all if they are few, else those that suffice."""
     beside = ("variant", "parameters", STEPS, *SCORING, SCORED)
-    paths = [path for path in differing(words) if path not in beside]
+    paths = _readable([path for path in differing(words) if path not in beside], words)
     if len(paths) <= SHOWN_SETTINGS:
         return paths
     chosen: list[str] = []
@@ -197,6 +228,12 @@ def telling(words: Sequence[Settings]) -> list[str]:
         best = max(paths, key=lambda path: _kinds(words, [*chosen, path]))
         chosen.append(best)
     return [path for path in paths if path in chosen]
+
+
+def _readable(paths: Sequence[str], words: Sequence[Settings]) -> list[str]:
+    """The paths without the hashes of files that are told apart by their names."""
+    names = [path for path in paths if path not in ARGUMENTS_OF]
+    return names if _kinds(words, names) == _kinds(words, paths) else list(paths)
 
 
 def _kinds(words: Sequence[Settings], paths: Sequence[str]) -> int:
@@ -207,14 +244,14 @@ def _kinds(words: Sequence[Settings], paths: Sequence[str]) -> int:
 # settings that a table shows in columns of their own, or that do not bear on a curve
 IN_TABLES = (MODEL, "variant", "parameters", STEPS, BATCH_SETTING, SCORED)
 # what a reader asks for first
-FIRST = (CHANGES, CODE, "dataset", "optimizer", "scheduler", "precision")
+FIRST = (CHANGES, CODE, MODEL_FILE, MODEL_OPTIONS, "dataset", "optimizer", "scheduler", "precision")
 
 
 def table_settings(words: Sequence[Settings]) -> list[str]:
     """The settings in which the rows of a table differ, and changes on resuming in any case, the
     weightiest first."""
     beside = (*IN_TABLES, *(path for path in SCORING if path != "last_n"))
-    paths = [path for path in differing(words) if path not in beside]
+    paths = [path for path in _readable(differing(words), words) if path not in beside]
     if any(CHANGES in settings for settings in words) and CHANGES not in paths:
         paths.append(CHANGES)
     return sorted(paths, key=lambda path: _weight(path, words))
@@ -229,7 +266,8 @@ def _weight(path: str, words: Sequence[Settings]) -> tuple:
 
 
 def _part(path: str, value: Any) -> str:
-    return str(value) if path == MODEL else f"{label(path)} {shown(path, value)}"
+    speaks_for_itself = path in (MODEL, MODEL_OPTIONS)
+    return str(value) if speaks_for_itself else f"{label(path)} {shown(path, value)}"
 
 
 def label(path: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt.config.identity import CHANGES
+from gpt.config.identity import ARGUMENTS_OF, CHANGES
 from gpt.config.run_config import leaves
 from gpt.errors import UserError
 from gpt.escaping import html_text
@@ -181,7 +181,8 @@ def _settings(run: Run) -> dict[str, Any]:
     """{path: value} of its configuration, and of what else tells it from others."""
     settings = dict(leaves(run.config["run"]))
     settings["code"] = run.code
-    for path in ("kernels", "parameters", "dataset.tokenizer", "dataset.train", CHANGES):
+    facts = ("kernels", "parameters", "dataset.tokenizer", "dataset.train", CHANGES)
+    for path in (*ARGUMENTS_OF, *facts):
         settings[path] = run.identity.get(path)
     return settings
 

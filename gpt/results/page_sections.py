@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from gpt.config.identity import change_in_words, changes_of
+from gpt.config.identity import ARGUMENTS_OF, change_in_words, changes_of, code_in_words
 from gpt.config.run_config import leaves
 from gpt.escaping import html_text
 from gpt.metrics.events import CHECKPOINT, EVAL, RESUME, START, TRAIN
 from gpt.metrics.run import Run, values
+from gpt.results.methods import arguments_in_words
 from gpt.results.page_curves import SHOWN_EVENTS, happenings
 from gpt.results.page_tables import figure, table
 from gpt.results.scores import split_of, whole_split
@@ -64,6 +65,7 @@ def _identity(run: Run) -> str:
         ["variant", run.variant],
         ["model", run.family],
         ["parameters", f"{run.parameters:,}"],
+        *_own_code(run),
         ["seed", run.options.get("seed")],
         ["code", code.get("hash")],
         ["of its parts", parts or None],
@@ -78,6 +80,25 @@ def _identity(run: Run) -> str:
     commands = [event.get("command") for event in run.events.get(START, [])]
     rows += [["command", command] for command in dict.fromkeys(commands) if command]
     return table(["", ""], rows)
+
+
+def _own_code(run: Run) -> list[list]:
+    """Of code of the user's own: the file, what it imports from beside it, its arguments."""
+    rows = []
+    for block, arguments in ARGUMENTS_OF.items():
+        facts = _block(run.config, block)
+        if not facts:
+            continue
+        label = block.replace("_", " ")
+        rows.append([label, code_in_words(facts)])
+        others = [name for name in _block(facts, "files") if name != facts["name"]]
+        rows.append([f"files beside the {label}", ", ".join(others) or None])
+        given = dict(leaves(run.options.get(arguments) or {}, arguments))
+        rows.append([arguments.replace("_", " "), arguments_in_words(given) or None])
+        if "flops_per_token" in facts:
+            rows.append(["FLOPs per token", figure(facts["flops_per_token"])])
+            rows.append(["of them counted", figure(facts.get("flops_counted"))])
+    return rows
 
 
 def _block(tree: dict, name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 
 from gpt.architecture.architecture import Architecture, build
 from gpt.checkpoint import folders, warm_start
+from gpt.checkpoint.code_files import keep_code
 from gpt.checkpoint.saver import Saver
 from gpt.cluster.watchdog import Watchdog
 from gpt.cluster.world import World
@@ -189,6 +190,7 @@ class Loop:
                     return self._folder_in_words(self._lock)
                 write_config(config.run_dir / CONFIG, self._saved_config)
                 self._saver.folder.mkdir(exist_ok=True)
+                keep_code(config.run_dir, config.own_code)
                 run_documents.keep(config.run_dir, self._dataset, config.options.eval_data_split)
                 if self._start_tag:
                     folders.go_back(self._saver.folder, self._start_tag)

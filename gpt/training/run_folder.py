@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt.checkpoint import folders, manifest
+from gpt.checkpoint.code_files import CODE_FOLDER
 from gpt.checkpoint.manifest import WEIGHTS
 from gpt.config.saved import CONFIG, read_config
 from gpt.data import manifests
@@ -27,10 +28,16 @@ OTHER_KINDS = {
 ANOTHER = "name another --run_dir"
 
 
-def require_own(run_dir: Path) -> None:
+def require_own(run_dir: Path, has_code: bool = False) -> None:
     """Raise UserError where a run that is kept in `run_dir` would write over something else, or
-    among it: there is a file, a dataset, or a file of a name that a run uses which no run wrote."""
-    _require_folders(run_dir)
+    among it: there is a file, a dataset, or a file of a name that a run uses which no run wrote.
+
+    has_code: whether it keeps code of the user's own there.
+    """
+    own_folders = [folders.of_run(run_dir)]
+    if has_code:
+        own_folders.append(run_dir / CODE_FOLDER)
+    _require_folders(run_dir, *own_folders)
     _require_outside_of_checkpoints(run_dir)
     _require_outside_of_datasets(run_dir)
     for name, kind in OTHER_KINDS.items():
@@ -40,7 +47,7 @@ def require_own(run_dir: Path) -> None:
         path = run_dir / name
         if os.path.lexists(path):
             _require_file_of_a_run(path, problem_of)
-    _require_folders_of_a_run(run_dir)
+    _require_folders_of_a_run(run_dir, own_folders)
 
 
 def remove_leftovers(run_dir: Path) -> None:
@@ -49,10 +56,12 @@ def remove_leftovers(run_dir: Path) -> None:
         path = run_dir / name
         for leftover in path.parent.glob(f".{path.name}.{8 * '[0-9a-f]'}.new"):
             leftover.unlink()
+    for leftover in (run_dir / CODE_FOLDER).glob(f".*.py.{8 * '[0-9a-f]'}.new"):
+        leftover.unlink()
 
 
-def _require_folders(run_dir: Path) -> None:
-    for path in (run_dir, folders.of_run(run_dir)):
+def _require_folders(*paths: Path) -> None:
+    for path in paths:
         if path.is_symlink() and not path.exists():
             raise UserError(f"{path} is a link that leads nowhere", mend=f"mend it, or {ANOTHER}")
         if os.path.lexists(path) and not path.is_dir():
@@ -89,12 +98,11 @@ def _require_file_of_a_run(path: Path, problem_of: Callable[[Path], str | None])
         )
 
 
-def _require_folders_of_a_run(run_dir: Path) -> None:
+def _require_folders_of_a_run(run_dir: Path, own_folders: list[Path]) -> None:
     """Raise UserError where a folder that a run writes into is there, and no run."""
-    checkpoints = folders.of_run(run_dir)
-    if (run_dir / CONFIG).exists() or folders.committed(checkpoints):
+    if (run_dir / CONFIG).exists() or folders.committed(folders.of_run(run_dir)):
         return
-    for path in (checkpoints, run_dir / TENSORBOARD, run_dir / WANDB):
+    for path in (*own_folders, run_dir / TENSORBOARD, run_dir / WANDB):
         if path.is_dir() and os.listdir(path):
             raise UserError(
                 f"{path} was not made by a run: {run_dir} has no {CONFIG}",

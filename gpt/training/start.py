@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from gpt.architecture.architecture import Architecture
 from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.checkpoint import Checkpoint
+from gpt.checkpoint.weights import require_fit
 from gpt.cluster.world import World
 from gpt.compute.costs import costs_of
 from gpt.config.code import code_of
@@ -19,6 +20,7 @@ from gpt.config.identity import (
     curve,
     differences_of,
     is_free,
+    own_model,
 )
 from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.run_config import Config
@@ -72,7 +74,7 @@ def claim(
     """
     allowed = [_setting(key) for key in allowed]
     run_dir = config.run_dir
-    require_own(run_dir)
+    require_own(run_dir, has_code=bool(config.own_code))
     folder = folders.of_run(run_dir)
     # a mistake below shall leave no new folder behind
     lock = _lock(run_dir) if run_dir.exists() else None
@@ -103,6 +105,8 @@ def claim(
         if steps != config.options.max_train_steps:
             values = (steps, config.options.max_train_steps)
             notices.append(f"changed on resuming: {_in_words('max_train_steps', values)}")
+        if own_model(checkpoint.config) != own_model(resolved):
+            require_fit(checkpoint, Architecture.of(config))
         began_from = checkpoint.config.get("began_from")
         if not _has_content(run_dir / METRICS):
             notices.append(

@@ -1,6 +1,7 @@
 """What a run is: what makes two runs seeds of each other, and what does not."""
 
 import copy
+import hashlib
 import shutil
 
 import pytest
@@ -17,6 +18,7 @@ from gpt.config.identity import (
     is_free,
     sequences_until,
 )
+from gpt.config.own_code import hash_of
 from gpt.config.resolve import resolve
 from gpt.config.saved import saved_config
 
@@ -138,6 +140,48 @@ def test_what_makes_a_run_another(path, value, told_as):
     second = with_value(first, path, value)
     assert differing([identity(first), identity(second)]) == [told_as]
     assert digest(first) != digest(second)
+
+
+def with_model_file(config, name="rope.py", text="a", helper="h", **arguments):
+    """A copy of a config.yaml whose model is of a file, with a file beside it."""
+    changed = copy.deepcopy(config)
+    files = {name: sha256(text), "rotation.py": sha256(helper)}
+    changed["model_file"] = {"name": name, "hash": hash_of(name, files), "files": files}
+    changed["run"]["gpt"] |= {"model_file": f"mine/{name}", "model_options": arguments or None}
+    return changed
+
+
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_file_that_is_called_otherwise_is_the_same_model():
+    first = with_model_file(saved())
+    second = with_model_file(saved(), name="rotary.py")
+    assert differing([identity(first), identity(second)]) == []
+    assert differences_of(first, second) == {}
+
+
+@pytest.mark.parametrize(
+    "other, paths",
+    [
+        ({"text": "b"}, ["model_file"]),
+        ({"helper": "b"}, ["model_file"]),
+        ({"base": 500}, ["model_options.base"]),
+        ({"qk_norm": False}, ["model_options.qk_norm"]),
+    ],
+)
+def test_a_file_that_was_changed_or_has_other_arguments_is_another_model(other, paths):
+    first, second = with_model_file(saved()), with_model_file(saved(), **other)
+    assert differing([identity(first), identity(second)]) == paths
+    assert list(differences_of(first, second)) == paths
+    assert not any(is_free(path) for path in paths)
+
+
+def test_on_resuming_another_file_is_told_by_name_and_hash():
+    plain, own = saved(), with_model_file(saved())
+    was, now = differences_of(plain, own)["model_file"]
+    assert was is None and now == f"rope.py {own['model_file']['hash']}"
 
 
 def test_a_run_that_was_changed_on_resuming_is_no_seed_of_an_undisturbed_one():

@@ -104,8 +104,27 @@ BAD = [
             "owns the learning rate: leave it out and set scheduler.params.max_lr"
         ),
     ),
-    ("optimizer", {"type": "Adan"}, "optimizer.type is 'Adan', must be one of Adam, AdamW, SGD"),
+    (
+        "optimizer",
+        {"type": "Adan"},
+        "optimizer.type is 'Adan', must be one of Adam, AdamW, SGD, Muon, Lion",
+    ),
     ("optimizer", {"params": {}}, "optimizer.type is missing"),
+    (
+        "gpt.optimizer_file",
+        "no_such.py",
+        "gpt.optimizer_file: no_such.py: No such file or directory: give a file of Python",
+    ),
+    (
+        "gpt.optimizer_options",
+        {"a": 1},
+        "gpt.optimizer_options are given, and no optimizer_file they are for",
+    ),
+    (
+        "optimizer",
+        {"type": "Lion", "params": {"eps": 1e-8}},
+        "optimizer.params.eps is not a known key",
+    ),
     (
         "optimizer",
         {"type": "Adam", "params": {"betas": 0.9}},
@@ -425,6 +444,7 @@ def zero(**keys):
 
 
 CYCLE = {"cycle_min_lr": 1e-4, "cycle_max_lr": 1e-3, "cycle_momentum": False}
+MUON = {"optimizer": {"type": "Muon"}}
 TOGETHER = [
     (
         scheduler("WarmupLR", warmup_num_steps=0),
@@ -545,6 +565,26 @@ TOGETHER = [
             "comet.api_key is not supported here: config.yaml would show it: set COMET_API_KEY in"
             " the environment"
         ),
+    ),
+    (
+        {**MUON, **zero(stage=0)},
+        f"{ZERO}.stage is 0, where DeepSpeed's Muon would take q, k and v for one matrix: give 1,"
+        " 2 or 3",
+    ),
+    (
+        {**MUON, "gradient_clipping": 1},
+        "gradient_clipping is 1, and DeepSpeed would clip the steps of Muon, not its gradients:"
+        " give 0",
+    ),
+    (
+        {**MUON, **zero(stage=3, reduce_scatter=True)},
+        f"{ZERO}.reduce_scatter is true, and Muon at stage 3 needs whole gradients on all ranks:"
+        " leave it out",
+    ),
+    (
+        {**MUON, **zero(stage=2, offload_optimizer={"device": "cpu"})},
+        f"{ZERO}.offload_optimizer works with Adam, AdamW and SGD, and the optimizer is Muon: leave"
+        " it out",
     ),
     (
         {"amp": {"enabled": True}},

@@ -149,3 +149,18 @@ def test_a_bucket_of_many_models_is_told():
     )
     zero["reduce_bucket_size"] = parameters
     assert notices_of(zero_optimization=zero) == ()
+
+
+def test_the_command_line_replaces_the_files_optimizer(tmp_path):
+    (tmp_path / "mine.py").write_text("def build(named_parameters): ...")
+    adam = {"optimizer": {"type": "Adam", "params": {"betas": [0.9, 0.98], "eps": 1e-9}}}
+    own = {"gpt.optimizer_file": str(tmp_path / "mine.py")}
+    assert notices_of(own, **adam) == (
+        "optimizer of the file is left out: gpt.optimizer_file replaces it",
+    )
+    assert notices_of({"optimizer.type": "Lion"}, **adam) == (
+        "optimizer.params of the file that Lion does not have are left out: eps",
+    )
+    assert notices_of({"optimizer.type": "Muon"}, gpt={"optimizer_file": "mine.py"}) == (
+        "gpt.optimizer_file of the file is left out: --optimizer.type replaces it",
+    )

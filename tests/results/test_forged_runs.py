@@ -9,7 +9,15 @@ import sys
 import pytest
 import yaml
 from conftest import load_command
-from synthetic_runs import amend, evaluation, identified_run, synthetic_run, train, write_lines
+from synthetic_runs import (
+    amend,
+    evaluation,
+    give_own_code,
+    identified_run,
+    synthetic_run,
+    train,
+    write_lines,
+)
 
 from gpt.config.well_formed import require_all_of_a_run, require_well_formed
 from gpt.errors import UserError
@@ -64,6 +72,8 @@ class Reader:
         self.good = identified_run(folder / "good", tokens_per_second=1000.0)
         self.run = identified_run(folder / "forged", tokens_per_second=1000.0, seed=1)
         amend(self.run, MORE_FACTS)
+        give_own_code(self.run, "a", base=500)
+        give_own_code(self.run, "b", "optimizer_file", "sign.py")
         self._out = folder / "out"
         self._monkeypatch = monkeypatch
         good_config = runs.read_run_config(self.good / "config.yaml")
@@ -246,6 +256,49 @@ def test_a_config_that_contradicts_itself(place, tmp_path):
     assert str(error.value) == (
         f"{tmp_path}/run/config.yaml contradicts itself: {sentence}: use the file that training"
         " wrote"
+    )
+
+
+OWN_CODE = {
+    "a file that was taken out": (
+        {"model_file": None},
+        " does not tell the name and the hash of run.gpt.model_file",
+    ),
+    "a setting that was taken out": (
+        {"run/gpt/model_file": None},
+        " has the block model_file, and no run.gpt.model_file",
+    ),
+    "another hash": (
+        {"model_file/hash": "0" * 12},
+        " contradicts itself: model_file.hash is not that of model_file.files",
+    ),
+    "another file": (
+        {"model_file/name": "other.py"},
+        ": model_file.files does not tell model_file.name",
+    ),
+    "a file elsewhere": (
+        {"model_file/files/..": "0" * 64},
+        ": model_file.files has '..', which is no name of a .py file",
+    ),
+    "no hash of a file": (
+        {"model_file/files/rope.py": "x"},
+        ": model_file.files.rope.py is 'x', not a sha256",
+    ),
+    "no FLOPs": (
+        {"model_file/flops_per_token": 0},
+        ": model_file.flops_per_token is 0, must be at least 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OWN_CODE)
+def test_a_config_whose_own_code_was_edited(case, tmp_path):
+    changes, problem = OWN_CODE[case]
+    amend(give_own_code(identified_run(tmp_path / "run"), "a"), changes)
+    with pytest.raises(UserError) as error:
+        runs.read_runs([tmp_path / "run"])
+    assert str(error.value) == (
+        f"{tmp_path}/run/config.yaml{problem}: use the file that training wrote"
     )
 
 

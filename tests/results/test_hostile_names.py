@@ -1,5 +1,5 @@
-"""Whatever runs, splits and variants are called, tables, pages and figures show it and do nothing
-else."""
+"""Whatever runs, splits, variants, files and their arguments are called, tables, pages and figures
+show it and do nothing else."""
 
 import os
 import re
@@ -7,7 +7,14 @@ import sys
 
 import pytest
 from conftest import load_command
-from synthetic_runs import amend, evaluation, identified_run, train, write_lines
+from synthetic_runs import (
+    amend,
+    evaluation,
+    give_own_code,
+    identified_run,
+    train,
+    write_lines,
+)
 
 from gpt.metrics.runs import read_runs
 from gpt.results import figures
@@ -40,6 +47,7 @@ def runs(tmp_path_factory):
             identified_run(run, steps, tokens_per_second=64.0, eval_data_split=SPLIT)
             write_lines(run, [train(steps, 3.0), evaluation(steps, 3.0 + 1 / steps, split=SPLIT)])
             amend(run, {"run/gpt/variant": name, "dataset/scored": {"split": SPLIT}})
+            give_own_code(run, "a", name=f"{name}.py", option=name)
     return folder
 
 

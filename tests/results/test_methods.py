@@ -1,12 +1,12 @@
 """What makes runs seeds of each other, what makes methods, and what tells them apart."""
 
 import pytest
-from synthetic_runs import CODE, amend, identified_run
+from synthetic_runs import CODE, amend, give_own_code, identified_run
 
 from gpt.errors import UserError
 from gpt.metrics.runs import read_runs
 from gpt.results.comparison import final_losses, group_by_seed
-from gpt.results.methods import labels, method_names, same_code, telling
+from gpt.results.methods import arguments_in_words, labels, method_names, same_code, telling
 
 HOUR = 256 / 3600  # tokens per second of a reference that takes an hour for a step
 ROPE = {"hash": "bbbbbbbbbbbb", "parts": {**CODE["parts"], "model": "222222222222"}}
@@ -170,4 +170,70 @@ def test_names_of_methods_are_short_and_no_two_alike():
         "optimizer.params.lr": "optimizer.params.lr",
         "scheduler.params.lr": "scheduler.params.lr",
         "optimizer.type": "optimizer",
+    }
+
+
+def methods_of(folder):
+    """{run's name: its method}"""
+    return {run.name: group.method for group in groups_of(folder) for run in group.runs}
+
+
+def test_a_model_file_is_told_from_the_gpt_and_from_itself_with_other_arguments(tmp_path):
+    identified_run(tmp_path / "gpt")
+    give_own_code(identified_run(tmp_path / "plain"), "a")
+    give_own_code(identified_run(tmp_path / "short"), "a", base=500, qk_norm=True)
+    give_own_code(identified_run(tmp_path / "long"), "a", base=1e6, activation="relu2")
+    give_own_code(identified_run(tmp_path / "tied"), "b", name="tied.py")
+    shape = "2x32-mlp64-attn16"
+    assert methods_of(tmp_path) == {
+        "gpt": shape,
+        "plain": f"rope {shape}",
+        "short": f"rope {shape}, base=500 qk_norm",
+        "long": f"rope {shape}, activation=relu2 base=1000000",
+        "tied": f"tied {shape}",
+    }
+
+
+def test_two_files_of_one_name_are_told_apart_by_their_hashes(tmp_path):
+    for text in ("a", "b"):
+        give_own_code(identified_run(tmp_path / text), text)
+    first, second = methods_of(tmp_path).values()
+    assert first != second and first.startswith("rope 2x32-mlp64-attn16, model_file ")
+
+
+def test_a_file_that_was_renamed_makes_seeds_of_one_group(tmp_path):
+    give_own_code(identified_run(tmp_path / "a", seed=0), "a", base=500)
+    give_own_code(identified_run(tmp_path / "b", seed=1), "a", name="rotary.py", base=500.0)
+    (group,) = groups_of(tmp_path)
+    assert group.seeds == [0, 1]
+
+
+def test_optimizers_of_a_file_are_told_by_its_name(tmp_path):
+    identified_run(tmp_path / "adam")
+    for name, arguments in (("sign", {}), ("slow", {"beta": 0.99})):
+        run = give_own_code(
+            identified_run(tmp_path / name), "a", "optimizer_file", "sign.py", **arguments
+        )
+        amend(run, {"run/optimizer": None})
+    assert methods_of(tmp_path) == {
+        "adam": "2x32-mlp64-attn16, optimizer Adam",
+        "sign": "2x32-mlp64-attn16, optimizer sign.py",
+        "slow": "2x32-mlp64-attn16, optimizer sign.py, optimizer_options beta=0.99",
+    }
+
+
+def test_arguments_that_read_alike_are_told_apart():
+    values = {"o.a": "1", "o.b": 1, "o.c": "true", "o.d": True, "o.e": "x y", "o.f": [1, 2]}
+    assert arguments_in_words(values) == 'a="1" b=1 c="true" d e="x y" f=[1, 2]'
+
+
+def test_every_method_of_ones_own_has_a_law(tmp_path):
+    ladder(tmp_path, "gpt", {})
+    ladder(tmp_path, "rope", {})
+    for steps in (10, 20, 40):
+        give_own_code(tmp_path / f"rope{steps}", "a")
+    points = final_losses(groups_of(tmp_path), "reference_hours", [])
+    assert {method: len(of_it) for method, of_it in points.items()} == {
+        "2x32-mlp64-attn16": 3,
+        "rope 2x32-mlp64-attn16": 3,
     }

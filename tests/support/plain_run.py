@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import torch
 from conftest import write_run
 
+from gpt.architecture.architecture import set_parameter
 from gpt.cluster.world import World
 from gpt.config.resolve import load
 from gpt.data.datasets import Dataset
@@ -24,10 +25,9 @@ class PlainEngine:
 
     def __init__(self, model, config, world, weights):
         self.world = world
-        self.module = model.to_empty(device="cpu")
-        with torch.no_grad():
-            for parameter, (_, values) in zip(model.parameters(), weights):
-                parameter.copy_(values)
+        self.module = model
+        for name, values in weights:
+            set_parameter(model, name, torch.nn.Parameter(values))
         self._schedule = config.schedule
         self._steps = 0
 

@@ -1,6 +1,7 @@
 """Run folders with curves known in advance: a real config.yaml, and a metrics.jsonl as the trainer
 writes it."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ from conftest import tiny_run
 
 from gpt.config import saved
 from gpt.config.draft import Draft
+from gpt.config.own_code import hash_of
 from gpt.config.resolve import complete
 
 TOKENS_PER_STEP = 8 * 32  # of tiny_run
@@ -162,4 +164,16 @@ def identified_run(folder, steps=12, **options):
         "dataset/scored": {"split": "test", "documents": "2" * 64, "tokens": 5000, "bytes": 20000},
     }
     amend(folder, facts)
+    return Path(folder)
+
+
+def give_own_code(folder, text, block="model_file", name="rope.py", **arguments):
+    """Have a run's config.yaml tell that a file of the user's own made it. block: or
+    "optimizer_file"."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    facts = {"name": name, "hash": hash_of(name, {name: digest}), "files": {name: digest}}
+    of_build = {"model_file": "model_options", "optimizer_file": "optimizer_options"}[block]
+    amend(folder, {block: facts, f"run/gpt/{block}": f"mine/{name}"})
+    if arguments:
+        amend(folder, {f"run/gpt/{of_build}": arguments})
     return Path(folder)

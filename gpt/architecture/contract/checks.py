@@ -1,0 +1,58 @@
+"""All checks of a model file that need one process and no accelerator, in their order."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from gpt.architecture.contract import building, gradients, outputs
+from gpt.architecture.contract.subject import Check, Subject
+from gpt.errors import UserError
+
+
+class NamedCheck(NamedTuple):
+    """A check, and what a line of the report calls it."""
+
+    name: str
+    check: Check
+    is_needed: bool = False  # whether nothing after it can be looked at where it fails
+
+
+CHECKS = (
+    NamedCheck("imports", building.imports, is_needed=True),
+    NamedCheck("builds", building.builds, is_needed=True),
+    NamedCheck("builds again", building.builds_again),
+    NamedCheck("outputs", outputs.makes_outputs, is_needed=True),
+    NamedCheck("repeatable", outputs.is_repeatable),
+    NamedCheck("causal", outputs.is_causal),
+    NamedCheck("rows", outputs.rows_are_independent),
+    NamedCheck("loss", outputs.is_blind_to_targets),
+    NamedCheck("bf16", outputs.is_near_in_bf16),
+    NamedCheck("gradients", gradients.reach_every_parameter),
+    NamedCheck("derivative", gradients.are_right),
+    NamedCheck("accumulation", gradients.add_up),
+    NamedCheck("checkpointing", gradients.survive_checkpointing),
+)
+
+
+class Result(NamedTuple):
+    """Of a check."""
+
+    name: str
+    seen: str  # a few words, or the sentence of what is wrong
+    is_right: bool
+
+
+def run(
+    subject: Subject, checks: Iterable[NamedCheck], tell: Callable[[Result], object]
+) -> list[Result]:
+    """What checks find, each told at once; up to the first that the others need."""
+    results = []
+    for name, check, is_needed in checks:
+        try:
+            result = Result(name, check(subject), is_right=True)
+        except UserError as error:
+            result = Result(name, str(error), is_right=False)
+        results.append(result)
+        tell(result)
+        if is_needed and not result.is_right:
+            break
+    return results

@@ -1,0 +1,127 @@
+"""Look whether a model file keeps to what its runs rely on, on the CPU, in at most two minutes: a
+line for each check, and what to do for each that fails.
+
+    python tools/check_model.py my_model.py
+    python tools/check_model.py my_model.py --model_options.base 500 --n_layers 6 --seq_len 256
+    python tools/check_model.py my_model.py --skip_runs        seconds: what needs one process
+
+It looks at what happens when the file is imported, built and run: side effects, shapes, whether a
+position sees later tokens or a row other rows, whether the same comes out again, the loss at the
+start, bf16, every gradient, accumulation, activation checkpointing. Then the trainer itself makes
+short runs of it on two ranks, at ZeRO 1, 2 and 3, on the sample text: their losses, a resumed run,
+consolidated weights. The shape is the preset nano's with a context of 64, unless options of train.py
+name another; a vocabulary has the sample's 2048 ids.
+
+Exit code 0: all is right; 2: something is not.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt.errors import Parser, UserError, command, explain_imports
+
+explain_imports()
+
+from gpt.config.draft import Draft
+from gpt.config.dotted_options import take_values
+from gpt.config.options import SAMPLE
+from gpt.config.resolve import complete
+from gpt.config.shape import PRESET_KEYS
+
+VOCAB_SIZE = 2048  # the sample's
+SEQ_LEN = 64
+# options of train.py that a model has something of, with all below them
+OPTIONS = ("preset", *PRESET_KEYS, "seq_len", "seed", "model_options")
+
+
+def main():
+    parser = Parser(__doc__, prog="check_model.py")
+    parser.add_argument("model_file", metavar="FILE.py", help="or the name of one in gpt/variants")
+    parser.add_argument(
+        "--skip_runs", action="store_true", help="leave out the runs on two ranks, for a first look"
+    )
+    parser.add_argument(
+        "--own_gradient",
+        action="store_true",
+        help="the gradient is not the derivative of the loss on purpose, as by a straight-through"
+        " estimator",
+    )
+    rest, overrides = take_values(sys.argv[1:])
+    args = parser.parse_args(rest)
+    config = settle(args.model_file, overrides)
+
+    import torch
+
+    from gpt.architecture.architecture import Architecture
+    from gpt.architecture.contract import checks
+    from gpt.architecture.contract.subject import Subject
+
+    torch.set_num_threads(2)
+    subject = Subject(Architecture.of(config), config.options.seed)
+    chosen = [
+        check for check in checks.CHECKS if not (args.own_gradient and check.name == "derivative")
+    ]
+    results = checks.run(subject, chosen, tell)
+    are_right = all(result.is_right for result in results)
+    if are_right and not args.skip_runs:
+        results += run_on_ranks(subject)
+    return summary(results, args.skip_runs)
+
+
+def settle(model_file, overrides):
+    """The configuration of a run of the file in the shape that the options name."""
+    for path in overrides:
+        name = path.removeprefix("gpt.").partition(".")[0]
+        if name not in OPTIONS:
+            raise UserError(
+                f"command line: --{path} is nothing that a model is checked with",
+                mend=f"of train.py's options give {', '.join(f'--{name}' for name in OPTIONS)}",
+            )
+    tree = {
+        "train_batch_size": 4,
+        "optimizer": {"type": "Adam", "params": {"lr": 1e-3}},
+        "gpt": {
+            "vocab_size": VOCAB_SIZE,
+            "seq_len": SEQ_LEN,
+            "model_file": model_file,
+            "max_train_steps": 4,
+        },
+    }
+    if "gpt.preset" not in overrides:
+        overrides = {"gpt.preset": "nano", **overrides}
+    return complete(Draft(tree, "check_model", 1), overrides).settle()
+
+
+def run_on_ranks(subject):
+    """What the runs find, on the sample dataset that is here, or a new one for the time being."""
+    from gpt.prepare.sample import prepare_sample
+    from gpt.training import contract_runs
+
+    if Path(SAMPLE).exists():
+        return contract_runs.look(subject, Path(SAMPLE).resolve(), tell)
+    with tempfile.TemporaryDirectory(prefix="check_model-") as folder:
+        data_root = Path(folder) / "sample"
+        prepare_sample(data_root, say=lambda text: None)
+        return contract_runs.look(subject, data_root, tell)
+
+
+def tell(result):
+    print(f"{'ok  ' if result.is_right else 'FAIL'}  {result.name:15}{result.seen}", flush=True)
+
+
+def summary(results, is_without_runs):
+    """Print what all came to; returns the exit code."""
+    failed = [result for result in results if not result.is_right]
+    if failed:
+        print(f"{len(failed)} of {len(results)} checks failed; mend the first one first")
+        return 2
+    without = ", the runs on two ranks left out" if is_without_runs else ""
+    print(f"all {len(results)} checks passed{without}")
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)
