@@ -36,7 +36,7 @@ def function_of(code: OwnCode, name: str, signature: str) -> Callable:
 def telling(code: OwnCode, what: str, mend: str = MEND) -> Iterator[None]:
     """Whatever the user's code raises inside becomes a UserError that names its line.
 
-    what: of it that is run.
+    what: of it that is run. mend: what to do.
     """
     try:
         yield

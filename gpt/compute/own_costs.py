@@ -118,7 +118,7 @@ class OwnCosts:
 
     def _kept_by_pass(self, precision: str, checkpointing: bool, rows: int) -> paper.Kept:
         def measure(model: LanguageModel, tokens: Tensor) -> paper.Kept:
-            return paper.kept(model, tokens, blocks_of(model.body))
+            return paper.kept(model, tokens, blocks_of(model.body), checkpointing)
 
         key = precision, checkpointing, rows
         if key not in self._kept_by:
