@@ -1,5 +1,6 @@
 """A user's module under the trainer's own output layer, loss and scores."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt.architecture.blocks import compile_blocks, recompute_blocks
+from gpt.architecture.own_python import telling
 from gpt.config.own_code import OwnCode
 from gpt.config.shape import ModelConfig
 from gpt.errors import UserError
@@ -102,7 +104,8 @@ class LanguageModel(nn.Module):
                 yield f"{BODY}.{name}", parameter.detach()
             return
         generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.body.named_parameters():
+        # all names first: a parameter put in its place meanwhile would come again by its second one
+        for name, parameter in list(self.body.named_parameters()):
             values = draw_one(name, parameter.shape, generator)
             if not torch.is_tensor(values) or values.shape != parameter.shape:
                 raise UserError(
@@ -112,10 +115,20 @@ class LanguageModel(nn.Module):
                 )
             yield f"{BODY}.{name}", values.float()
 
+    def constants(self) -> str:
+        """12 characters that are the same for modules whose buffers are."""
+        content = hashlib.sha256()
+        for name, buffer in self.body.named_buffers():
+            values = buffer.detach().cpu().contiguous()
+            content.update(f"{name} {values.dtype} {tuple(values.shape)}\0".encode())
+            content.update(values.view(-1).view(torch.uint8).numpy().tobytes())
+        return content.hexdigest()[:12]
+
     def outputs(self, tokens: Tensor) -> Tensor:
         """What the module makes of tokens (B, T): hidden states (B, T, C), or logits (B, T, V)
         where it names no output layer. Raises UserError where it makes something else."""
-        output = self.body(tokens)
+        with telling(self.code, "forward"):
+            output = self.body(tokens)
         self._require_shape(output, tokens)
         return output
 
@@ -174,10 +187,21 @@ def require_only_parameters(body: nn.Module, code: OwnCode) -> None:
                 f"{code.path}: its parameter {name} is {parameter.dtype}",
                 mend="make it float32: the run's precision is set by its JSON",
             )
+        if not parameter.dim():
+            raise UserError(
+                f"{code.path}: its parameter {name} has no dimension",
+                mend="give it the shape (1,)",
+            )
         if not parameter.requires_grad:
             raise UserError(
                 f"{code.path}: its parameter {name} is not trained",
                 mend="make it a buffer, by register_buffer(…, persistent=False)",
+            )
+    for name, buffer in body.named_buffers():
+        if buffer.is_meta:
+            raise UserError(
+                f"{code.path}: its buffer {name} is made of a parameter, whose values come later",
+                mend="compute it in forward",
             )
     kept = body.state_dict(keep_vars=True)
     for name, tensor in kept.items():

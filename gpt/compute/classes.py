@@ -8,7 +8,7 @@ import copy
 import json
 from typing import NamedTuple
 
-from gpt.config.optimizer_keys import COSINE
+from gpt.config.optimizer_keys import COSINE, OWN_SCHEDULERS
 from gpt.config.shape import ModelConfig, load_presets
 from gpt.errors import UserError
 
@@ -96,6 +96,7 @@ class Rate(NamedTuple):
     tokens_per_second: float
     flops_per_token: int  # of the model
     precision: str  # fp32, fp16 or bf16
+    model: str | None = None  # digest of a model file's; None: the GPT
 
 
 def class_tree(tree: dict, hours: float, rate: Rate, micro_size: int, seq_len: int) -> dict:
@@ -116,11 +117,12 @@ def class_tree(tree: dict, hours: float, rate: Rate, micro_size: int, seq_len: i
             mend="choose another of the two",
         )
     scheduler = tree.get("scheduler", {}).get("type")
-    if scheduler != COSINE:
+    if scheduler not in OWN_SCHEDULERS:
+        own = " or ".join(OWN_SCHEDULERS)
         raise UserError(
-            f"the class {name_of(hours)} needs the scheduler {COSINE}, whose decay_steps follow the"
+            f"the class {name_of(hours)} needs the scheduler {own}, whose decay_steps follow the"
             f" class; the config's is {scheduler}",
-            mend=f"give a config with {COSINE}",
+            mend=f"give a config with {own}",
         )
     tokens_per_step = batch * seq_len
     steps = steps_of(hours, rate.tokens_per_second, tokens_per_step)
@@ -139,6 +141,9 @@ def class_tree(tree: dict, hours: float, rate: Rate, micro_size: int, seq_len: i
     tree["gpt"]["max_train_steps"] = steps
     tree["gpt"]["tokens_per_second"] = rate.tokens_per_second
     tree["gpt"]["reference_flops_per_token"] = rate.flops_per_token
+    tree["gpt"].pop("reference_model", None)
+    if rate.model is not None:
+        tree["gpt"]["reference_model"] = rate.model
     tree["gpt"]["reference_precision"] = rate.precision
     for half in ("fp16", "bf16"):
         if half == rate.precision or half in tree:

@@ -4,6 +4,7 @@ Imports no torch."""
 from collections.abc import Callable, Iterable
 
 from gpt.compute import host_time, many_gpus
+from gpt.compute.costs import costs_of
 from gpt.compute.memory import Memory, is_offloaded, memory
 from gpt.config.batch import BatchPlan
 from gpt.config.run_config import Config
@@ -51,7 +52,7 @@ def memory_at(config: Config, stage: int, checkpointing: bool) -> Memory:
     checkpointing."""
     options = config.options
     return memory(
-        config.model,
+        costs_of(config),
         config.batch.micro_size,
         config.batch.world_size,
         stage,
@@ -135,7 +136,7 @@ def _step(
     config: Config, batch: BatchPlan, stage: int, speed: float, interconnect: float
 ) -> many_gpus.Step:
     return many_gpus.step(
-        config.model,
+        costs_of(config),
         batch,
         stage,
         config.precision,

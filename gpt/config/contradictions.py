@@ -7,8 +7,17 @@ already is None there, and what it is part of is left alone.
 from collections.abc import Iterator
 
 from gpt.config.draft import Draft, Mistake, about
-from gpt.config.optimizer_keys import COSINE, LION, MUON, WARMUP_STEPS
+from gpt.config.optimizer_keys import (
+    COOLDOWN,
+    COSINE,
+    LION,
+    MUON,
+    OWN_SCHEDULERS,
+    SCHEDULERS,
+    WARMUP_STEPS,
+)
 from gpt.config.options import OPTIMIZER_FILE, OPTIMIZER_OPTIONS
+from gpt.config.schedule import CooldownSchedule, own_schedule
 
 # type of a scheduler -> its parameter for the peak of the learning rate; "lr": the optimizer's
 PEAKS = {
@@ -19,6 +28,7 @@ PEAKS = {
 # type of a scheduler -> pairs of its parameters, the smaller one first
 PARAMS_IN_ORDER = {
     COSINE: (("min_lr", "max_lr"), ("warmup_steps", "decay_steps")),
+    COOLDOWN: (("min_lr", "max_lr"),),
     "WarmupLR": (("warmup_min_lr", "warmup_max_lr"),),
     "WarmupDecayLR": (("warmup_min_lr", "warmup_max_lr"),),
     "OneCycle": (("cycle_min_lr", "cycle_max_lr"),),
@@ -209,10 +219,11 @@ def _evaluation_of_nothing(draft: Draft) -> Iterator[Mistake]:
 
 def _two_learning_rates(draft: Draft) -> Iterator[Mistake]:
     lr = draft.get("optimizer.params.lr")
-    if lr is not None and draft.get("scheduler.type") == COSINE:
+    scheduler = draft.get("scheduler.type")
+    if lr is not None and scheduler in OWN_SCHEDULERS:
         yield about(
             "optimizer.params.lr",
-            f"is set beside {COSINE}, which owns the learning rate: leave it out and set"
+            f"is set beside {scheduler}, which owns the learning rate: leave it out and set"
             " scheduler.params.max_lr",
         )
 
@@ -274,6 +285,23 @@ def _no_step_after_warmup(draft: Draft) -> Iterator[Mistake]:
         )
 
 
+def _warmup_into_cooldown(draft: Draft) -> Iterator[Mistake]:
+    block = draft.get("scheduler")
+    are_right = block is not None and None not in map(
+        draft.get, (f"scheduler.params.{name}" for name in SCHEDULERS[COOLDOWN])
+    )
+    if draft.get("scheduler.type") != COOLDOWN or not are_right:
+        return
+    schedule = own_schedule(block)
+    assert isinstance(schedule, CooldownSchedule)
+    if schedule.warmup_steps > schedule.cooldown_start:
+        yield about(
+            "scheduler.params.warmup_steps",
+            f"is {schedule.warmup_steps}, and the cooldown begins after step"
+            f" {schedule.cooldown_start}: give fewer, or a smaller cooldown_share",
+        )
+
+
 def _in_the_wrong_order(draft: Draft) -> Iterator[Mistake]:
     pairs = [("gpt.last_n", "gpt.seq_len")]
     for low, high in PARAMS_IN_ORDER.get(draft.get("scheduler.type"), ()):
@@ -309,5 +337,6 @@ RULES = (
     _no_peak,
     _no_learning_rate,
     _no_step_after_warmup,
+    _warmup_into_cooldown,
     _in_the_wrong_order,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt.config.keys import REQUIRED, Key
 from gpt.config.observer_keys import OBSERVER_KEYS
-from gpt.config.optimizer_keys import COSINE, OPTIMIZERS, SCHEDULERS
+from gpt.config.optimizer_keys import OPTIMIZERS, OWN_SCHEDULERS, SCHEDULERS
 from gpt.config.options import GPT_KEYS
 from gpt.config.zero_keys import BF16_KEYS, FP16_KEYS, ZERO_KEYS
 
@@ -53,7 +53,8 @@ TOP_KEYS: dict[str, Any] = {
         "type": Key(
             str,
             REQUIRED,
-            f"learning rate by step; {COSINE} is the trainer's own, the rest DeepSpeed's",
+            f"learning rate by step; {' and '.join(OWN_SCHEDULERS)} are the trainer's own, the rest "
+            "DeepSpeed's",
             choices=tuple(SCHEDULERS),
             when_missing="",
         ),

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from gpt.config.batch import BatchPlan
-from gpt.config.optimizer_keys import COSINE, MUON
+from gpt.config.optimizer_keys import MUON
 from gpt.config.options import OPTION_KEYS, Options
 from gpt.config.own_code import OwnCode
 from gpt.config.run_config import Config
-from gpt.config.schedule import CosineSchedule
+from gpt.config.schedule import own_schedule
 from gpt.config.shape import SHAPE_KEYS, ModelConfig
 from gpt.errors import UserError
 from gpt.escaping import in_one_line
@@ -53,7 +53,7 @@ class Draft:
         self.file = file or name
         self.sources = {path: f"{self.file}:{line}" for path, line in (lines or {}).items()}
         self.mistakes: list[Mistake] = []
-        # what of the file's shape and precision the command line changed
+        # what of the file's model and precision the command line changed
         self.reshaped: list[str] = []
         # what a user should know, though it is no mistake
         self.notices: list[str] = []
@@ -146,9 +146,9 @@ class Draft:
         self._derive_what_deepspeed_needs(self.batch)
         deepspeed = dict(self.tree)
         gpt = deepspeed.pop("gpt")
-        schedule = None
-        if self.get("scheduler.type") == COSINE:
-            schedule = CosineSchedule(**deepspeed.pop("scheduler")["params"])
+        schedule = own_schedule(self.get("scheduler"))
+        if schedule is not None:
+            del deepspeed["scheduler"]
         return Config(
             name=self.name,
             options=Options(**{name: gpt[name] for name in OPTION_KEYS if name in gpt}),

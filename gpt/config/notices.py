@@ -8,16 +8,17 @@ from collections.abc import Iterator
 
 from gpt.config.draft import Draft
 from gpt.config.keys import Key
-from gpt.config.optimizer_keys import COSINE, CYCLE_STEPS, WARMUP_STEPS
+from gpt.config.optimizer_keys import COOLDOWN, COSINE, CYCLE_STEPS, WARMUP_STEPS
 from gpt.config.option_names import key_at, option_of
 from gpt.config.reference import precision_of
 from gpt.config.run_config import leaves
-from gpt.config.schedule import CosineSchedule
+from gpt.config.schedule import own_schedule
 from gpt.config.shape import load_presets
 
 # scheduler -> the parameter that tells its end
 LENGTHS = {
     COSINE: "decay_steps",
+    COOLDOWN: "decay_steps",
     "WarmupLR": "warmup_num_steps",
     "WarmupDecayLR": "total_num_steps",
     "WarmupCosineLR": "total_num_steps",
@@ -25,6 +26,7 @@ LENGTHS = {
 # scheduler -> its learning rate after its end
 RATES_AFTER = {
     COSINE: "min_lr",
+    COOLDOWN: "min_lr",
     "WarmupDecayLR": "a learning rate of 0",
     "WarmupCosineLR": "its smallest learning rate",
     "OneCycle": "cycle_min_lr",
@@ -71,9 +73,11 @@ def _schedule_of_another_length(draft: Draft) -> Iterator[str]:
 
 
 def _rate_at(draft: Draft, kind: str, step: int) -> str:
-    if kind != COSINE:
+    schedule = own_schedule(draft.get("scheduler"))
+    if schedule is None:
         return "the learning rate does not come down all the way"
-    schedule = CosineSchedule(**draft.get("scheduler.params"))
+    if schedule.lr(step) == schedule.max_lr:
+        return f"the learning rate is max_lr {schedule.max_lr:g} to the end"
     return (
         f"the learning rate comes down to {schedule.lr(step):.3g} there, not to min_lr"
         f" {schedule.min_lr:g}"
@@ -87,7 +91,8 @@ def _end_of_schedule(draft: Draft, kind: str | None) -> int | None:
         rise = draft.get("scheduler.params.cycle_first_step_size") or CYCLE_STEPS
         fall = draft.get("scheduler.params.cycle_second_step_size")
         return None if decays else rise + (rise if fall is None else fall)
-    if kind not in LENGTHS:
+    never_falls = kind == COOLDOWN and draft.get("scheduler.params.cooldown_share") == 0
+    if kind not in LENGTHS or never_falls:
         return None
     end = draft.get(f"scheduler.params.{LENGTHS[kind]}")
     return WARMUP_STEPS if end is None and kind == "WarmupLR" else end
@@ -159,6 +164,8 @@ def _bucket_of_many_models(draft: Draft) -> Iterator[str]:
     size = draft.get(path)
     model = draft.model
     if model is None or not size or not draft.get("zero_optimization.stage"):
+        return
+    if draft.model_code is not None:  # whose parameters are not known yet
         return
     parameters = model.parameters()
     width = 4 if precision_of(draft) == "fp32" else 2

@@ -2,8 +2,10 @@
 
 from gpt.config.keys import PAIR, REQUIRED, Key
 
-# the trainer's own schedule; all other schedulers are DeepSpeed's
+# the trainer's own schedules; all other schedulers are DeepSpeed's
 COSINE = "LanguiniCosineLR"
+COOLDOWN = "LinearCooldownLR"
+OWN_SCHEDULERS = (COSINE, COOLDOWN)
 # DeepSpeed's defaults: of warmup_num_steps, of cycle_first_step_size
 WARMUP_STEPS = 1000
 CYCLE_STEPS = 2000
@@ -18,6 +20,20 @@ _COSINE = {
     "min_lr": Key(float, 6e-6, "learning rate from decay_steps on", minimum=0),
     "warmup_steps": Key(int, 200, "steps of linear warm-up", minimum=0),
     "decay_steps": Key(int, REQUIRED, "steps until the cosine reaches min_lr", minimum=1),
+}
+_COOLDOWN = {
+    "max_lr": Key(float, 6e-4, "where warm-up ends, and the rate until the cooldown", above=0),
+    "min_lr": Key(float, 6e-6, "learning rate at the end of the cooldown", minimum=0),
+    "warmup_steps": Key(int, 200, "steps of linear warm-up", minimum=0),
+    "decay_steps": Key(int, REQUIRED, "steps until the cooldown reaches min_lr", minimum=1),
+    "cooldown_share": Key(
+        float,
+        0.2,
+        "part of decay_steps, its last, in which the rate falls in a straight line to min_lr; 0: "
+        "it stays",
+        minimum=0,
+        maximum=1,
+    ),
 }
 _WARMUP = {
     "warmup_num_steps": Key(
@@ -42,9 +58,10 @@ _WARMUP_LR = {
     ),
 }
 
-# type -> parameters; all but the first are DeepSpeed's own
+# type -> parameters; all but the first two are DeepSpeed's own
 SCHEDULERS = {
     COSINE: _COSINE,
+    COOLDOWN: _COOLDOWN,
     "WarmupLR": _WARMUP_LR,
     "WarmupDecayLR": {
         **_WARMUP_LR,
@@ -131,7 +148,11 @@ SCHEDULERS = {
     },
 }
 
-_LEARNING_RATE = {"lr": Key(float, doc=f"learning rate; not with {COSINE}, which owns it", above=0)}
+_LEARNING_RATE = {
+    "lr": Key(
+        float, doc=f"learning rate; not with {' or '.join(OWN_SCHEDULERS)}, which own it", above=0
+    )
+}
 _DECAY_MATRICES_ONLY = {
     "decay_matrices_only": Key(
         bool,

@@ -11,7 +11,7 @@ from gpt.config.keys import ARGUMENTS, Key
 from gpt.config.optimizer_keys import COSINE
 from gpt.config.options import GPT_KEYS
 
-# Options that belong to DeepSpeed's keys. They carry the seed project's names.
+# Options that belong to DeepSpeed's keys. All but the last carry the seed project's names.
 DEEPSPEED_OPTIONS = {
     "train_batch_size": "train_batch_size",
     "train_micro_batch_size_per_gpu": "train_micro_batch_size_per_gpu",
@@ -21,6 +21,7 @@ DEEPSPEED_OPTIONS = {
     "min_lr": "scheduler.params.min_lr",
     "warmup_steps": "scheduler.params.warmup_steps",
     "decay_steps": "scheduler.params.decay_steps",
+    "cooldown_share": "scheduler.params.cooldown_share",
 }
 # option -> dotted path of the value that it overrides
 OVERRIDES = {**DEEPSPEED_OPTIONS, **{name: f"gpt.{name}" for name in GPT_KEYS}}
@@ -50,8 +51,8 @@ def path_of(option: str) -> str | None:
 def key_at(path: str) -> Key | dict[str, Any] | None:
     """The key at a dotted path, or the keys of the block there; None where there is neither.
 
-    Parameters of an optimizer or scheduler are looked for in all types; the trainer's own schedule
-    comes first.
+    Parameters of an optimizer or scheduler are looked for in all types; the trainer's own schedules
+    come first.
     """
     keys: Any = TOP_KEYS
     for name in path.split("."):

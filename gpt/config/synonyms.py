@@ -25,6 +25,7 @@ _OTHER_NAMES = {
     "scheduler.params.min_lr": "lr_min min_learning_rate end_lr final_lr",
     "scheduler.params.warmup_steps": "warmup warmup_iters num_warmup_steps lr_warmup_steps",
     "scheduler.params.decay_steps": "decay decay_iters lr_decay_iters lr_decay_steps",
+    "scheduler.params.cooldown_share": "cooldown cooldown_frac decay_frac warmdown_ratio",
     "fp16.enabled": "fp16 float16 half",
     "bf16.enabled": "bf16 bfloat16",
     "zero_optimization.stage": "zero zero_stage zero_optimization",

@@ -68,6 +68,7 @@ VALUES = {
     f"{CODE}.hash": _TEXT,
     f"{CODE}.commit": _TEXT,
     f"{CODE}.dirty": Key(bool),
+    **{f"{MODEL_FILE}.{name}": _POSITIVE for name in ("flops_per_token", "flops_counted")},
     "began_from.sha256": _TEXT,
     "dataset.root": _TEXT,
     "dataset.fingerprint": _TEXT,

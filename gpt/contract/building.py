@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from gpt.architecture.language_model import LanguageModel
-from gpt.architecture.own_module import load
+from gpt.architecture.own_module import build_of
 from gpt.contract.subject import Subject, own_name, same
 from gpt.wording import listed, plural
 
@@ -148,7 +148,7 @@ def _restore(before: dict[str, Any]) -> None:
 def imports(subject: Subject) -> str:
     """The file is run, defines build, and changes nothing of the process."""
     with no_side_effects(subject, "importing it"):
-        load(subject.code)
+        build_of(subject.code)
     files = plural(len(subject.code.files), "file")
     return f"{files}, hash {subject.code.hash}; nothing else is changed by it"
 

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 import torch.distributed
 
-from gpt.architecture.blocks import blocks_of
+from gpt.architecture.blocks import blocks_of, gatherable_blocks
+from gpt.architecture.language_model import LanguageModel
 from gpt.checkpoint.zero_files import FullState, load_weights_only, why_not_written
 from gpt.cluster.launch import Launch, launched
 from gpt.cluster.roll_call import JOIN_SECONDS, Deadline, require_interfaces, roll_call
@@ -40,7 +41,7 @@ from gpt.engine.device import prepare_gpu
 from gpt.engine.gradients import find_by_norm, forget, sum_in_fp32
 from gpt.engine.loss_scale import LossScaleExhausted
 from gpt.engine.nonfinite import first_nonfinite
-from gpt.engine.placement import place
+from gpt.engine.placement import keeping_buffers, place
 from gpt.engine.read_back import keeping_settings, reading
 from gpt.engine.schedule import Schedule, set_lr
 from gpt.engine.shards import shards_of
@@ -176,13 +177,19 @@ def require_acceptable(config: Config) -> None:
     acceptance.require_deepspeed(config, DeepSpeedConfig, lr_schedules)
 
 
-def _gather_by_block(model: torch.nn.Module):
+def _gather_by_block(blocks: Iterable[torch.nn.Module]) -> None:
     """Under ZeRO 3, have a whole block's weights gathered together, not those of each layer in it:
     a hook per layer costs the host more time than a small block's forward pass costs a GPU, and
     stands in a compiler's way."""
-    blocks = list({type(block) for block in blocks_of(model)})
-    if blocks:
-        deepspeed.utils.set_z3_leaf_modules(model, blocks)
+    for block in blocks:
+        deepspeed.utils.set_z3_leaf_module(block, True)
+
+
+def _blocks_to_gather(model: torch.nn.Module, length: int) -> list[torch.nn.Module]:
+    """DeepSpeed fails where a block that is gathered as a whole is called twice in a pass."""
+    if isinstance(model, LanguageModel):
+        return gatherable_blocks(model, length)
+    return blocks_of(model)
 
 
 class Engine:
@@ -211,16 +218,17 @@ class Engine:
         if sums_set_by_hand:
             del settings["data_types"]
         dtype = DTYPES[config.precision]
+        blocks = _blocks_to_gather(model, config.model.seq_len) if self._stage == 3 else []
         place(model, weights, dtype, world.device, settings, deepspeed.zero.Init)
-        if self._stage == 3:
-            _gather_by_block(model)
+        _gather_by_block(blocks)
         schedule = config.schedule
-        self._ds, *_ = deepspeed.initialize(
-            model=model,
-            model_parameters=list(model.parameters()),
-            config=settings,
-            lr_scheduler=None if schedule is None else lambda inner: Schedule(inner, schedule),
-        )
+        with keeping_buffers(model):
+            self._ds, *_ = deepspeed.initialize(
+                model=model,
+                model_parameters=list(model.parameters()),
+                config=settings,
+                lr_scheduler=None if schedule is None else lambda inner: Schedule(inner, schedule),
+            )
         if sums_set_by_hand:
             sum_in_fp32(self._ds.optimizer)
         # a second zero_to_fp32.py, which loads pickles as code

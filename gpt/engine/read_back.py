@@ -15,7 +15,7 @@ from gpt.cluster.world import World
 from gpt.compute.hardware import DTYPES
 from gpt.config.batch import BatchPlan
 from gpt.config.run_config import Config
-from gpt.config.schedule import CosineSchedule
+from gpt.config.schedule import OwnSchedule
 from gpt.engine import loss_scale
 from gpt.engine.loss_scale import keeping_rules
 from gpt.engine.schedule import set_lr
@@ -88,10 +88,10 @@ def _scheduler(ds: Any, scheduler: dict) -> Iterator[Setting]:
     yield "scheduler.type", scheduler.get("type"), actual
 
 
-def _learning_rates(ds: Any, schedule: CosineSchedule) -> Iterator[Setting]:
+def _learning_rates(ds: Any, schedule: OwnSchedule) -> Iterator[Setting]:
     group = ds.optimizer.param_groups[0]
     yield "learning rate of step 1", schedule.lr(1), group["lr"]
-    for step in (2, max(1, schedule.warmup_steps), schedule.decay_steps):
+    for step in (2, *schedule.corners):
         ds.lr_scheduler.last_epoch = step - 1
         set_lr(ds)
         yield f"learning rate of step {step}", schedule.lr(step), group["lr"]

@@ -1,4 +1,4 @@
-"""A CosineSchedule in the shape that DeepSpeed steps and saves.
+"""A schedule of the trainer's own in the shape that DeepSpeed steps and saves.
 
 Part of the boundary that gpt/engine/boundary.py is: it changes DeepSpeed's objects, but needs
 nothing of its modules.
@@ -8,18 +8,23 @@ from typing import Any
 
 import torch
 
-from gpt.config.schedule import CosineSchedule
+from gpt.config.schedule import OwnSchedule
+
+# what a group of parameters has its learning rate multiplied by
+LR_SCALE = "lr_scale"
 
 
 class Schedule(torch.optim.lr_scheduler.LRScheduler):
-    """Step s of the optimizer runs at `schedule.lr(s)`."""
+    """Step s of the optimizer runs at `schedule.lr(s)`, times the `lr_scale` of groups of
+    parameters that have one."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, schedule: CosineSchedule):
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: OwnSchedule):
         self._schedule = schedule
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        return [self._schedule.lr(self.last_epoch + 1)] * len(self.optimizer.param_groups)
+        lr = self._schedule.lr(self.last_epoch + 1)
+        return [lr * group.get(LR_SCALE, 1.0) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict:
         return {"last_epoch": self.last_epoch}

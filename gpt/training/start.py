@@ -11,6 +11,7 @@ from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.weights import require_fit
 from gpt.cluster.world import World
+from gpt.compute.costs import costs_of
 from gpt.config.code import code_of
 from gpt.config.identity import (
     TOKENIZER,
@@ -68,9 +69,10 @@ def look_at_model(config: Config, notices: list) -> None:
 def config_to_save(config: Config, dataset: Dataset, kernels: str | None) -> dict[str, Any]:
     """config.yaml of a run that begins now. kernels: triton or torch; None where they are not
     chosen yet."""
-    parameters = Architecture.of(config).parameters()
+    costs = costs_of(config)
     facts = dataset.facts(config.options.eval_data_split)
-    return saved_config(config, facts, code_of(), parameters, kernels)
+    flops = {"flops_per_token": costs.flops_per_token, "flops_counted": costs.flops_counted}
+    return saved_config(config, facts, code_of(), costs.parameters, kernels, flops)
 
 
 def claim(

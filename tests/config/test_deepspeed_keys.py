@@ -9,7 +9,7 @@ from conftest import ROOT, tiny_run
 
 from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.keys import REQUIRED
-from gpt.config.optimizer_keys import COSINE, SCHEDULERS
+from gpt.config.optimizer_keys import OWN_SCHEDULERS, SCHEDULERS
 from gpt.config.refused_keys import REFUSED, REMOVED
 from gpt.config.resolve import load, resolve
 
@@ -141,7 +141,7 @@ def test_refused_keys_are_known_to_deepspeed_or_removed():
     assert others == {"optimizer.legacy_fusion"}
 
 
-@pytest.mark.parametrize("kind", [name for name in SCHEDULERS if name != COSINE])
+@pytest.mark.parametrize("kind", [name for name in SCHEDULERS if name not in OWN_SCHEDULERS])
 def test_parameters_of_deepspeeds_schedulers(kind):
     import inspect
 

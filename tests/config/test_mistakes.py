@@ -84,8 +84,8 @@ BAD = [
         "scheduler.type",
         "CosineLR",
         (
-            "scheduler.type is 'CosineLR', must be one of LanguiniCosineLR, WarmupLR, "
-            "WarmupDecayLR, WarmupCosineLR, OneCycle, LRRangeTest"
+            "scheduler.type is 'CosineLR', must be one of LanguiniCosineLR, LinearCooldownLR, "
+            "WarmupLR, WarmupDecayLR, WarmupCosineLR, OneCycle, LRRangeTest"
         ),
     ),
     (

@@ -74,8 +74,8 @@ def test_a_class_of_any_preset_resolves(preset):
         (
             {"scheduler": {"type": "WarmupLR"}},
             (
-                "the class 6h needs the scheduler LanguiniCosineLR, whose decay_steps follow the"
-                " class; the config's is WarmupLR"
+                "the class 6h needs the scheduler LanguiniCosineLR or LinearCooldownLR, whose"
+                " decay_steps follow the class; the config's is WarmupLR"
             ),
         ),
     ],
@@ -251,8 +251,9 @@ BAD = [
     ),
     (
         ["--ds_config", "linear.json", "--write_config", "classes"],
-        "the class 3h needs the scheduler LanguiniCosineLR, whose decay_steps follow the class; the"
-        " config's is WarmupDecayLR: give a config with LanguiniCosineLR",
+        "the class 3h needs the scheduler LanguiniCosineLR or LinearCooldownLR, whose decay_steps"
+        " follow the class; the config's is WarmupDecayLR: give a config with LanguiniCosineLR or"
+        " LinearCooldownLR",
     ),
     (["--from_reference", "5090"], "invalid choice: '5090'"),
     (
