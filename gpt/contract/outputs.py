@@ -220,7 +220,9 @@ def is_near_in_bf16(subject: Subject) -> str:
         output = rounded.outputs(batch[:, :-1])
     if output.dtype != torch.bfloat16:
         raise subject.mistake(
-            f"in bf16 its outputs are {output.dtype}", mend="return the dtype of the parameters"
+            f"in bf16 its outputs are {output.dtype}",
+            mend="return the dtype of the parameters; what buffers and constants make stays fp32"
+            " without .to(x.dtype)",
         )
     with subject.running(), torch.no_grad():
         losses = [model(batch[:, :-1], batch[:, 1:]).item() for model in (exact, rounded)]

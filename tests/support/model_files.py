@@ -87,7 +87,7 @@ GOOD = {
     ],
     "a buffer": [
         ("# model", "self.register_buffer('scale', torch.full((1,), 2.0), persistent=False)"),
-        (LAST, "x = x * self.scale"),
+        (LAST, "x = x * self.scale.to(x.dtype)"),
     ],
     "zero at the start": [("# block", "nn.init.zeros_(self.out.weight)")],
     "a recurrence": [("x = self.norm(x)", "x = self.norm(x.cumsum(1))")],
