@@ -45,7 +45,7 @@ def keep_code(run_dir: Path, codes: Sequence[OwnCode]) -> None:
 
 
 def architecture_of(
-    config: Mapping[str, Any], config_file: Path | str, folder: Path, trusted: bool
+    config: dict[str, Any], config_file: Path | str, folder: Path, trusted: bool
 ) -> Architecture:
     """The model of weights, by their config.yaml. config_file: what mistakes in it are told of.
     folder: where the weights lie. trusted: whether the code beside them may be run.
