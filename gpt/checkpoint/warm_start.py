@@ -76,6 +76,6 @@ def state(folder: Path | str, model: Architecture) -> FullState:
         stage=0,
         weights=weights,
         moments={},
-        updates=0.0,
+        counts={},
         scheduler=None,
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gpt.architecture.architecture import Architecture, set_parameter
 from gpt.architecture.blocks import blocks_of
 from gpt.architecture.language_model import FLOPS_PER_TOKEN, LanguageModel, logit_cap
-from gpt.architecture.own_module import telling
+from gpt.architecture.own_python import telling
 from gpt.compute import paper
 from gpt.compute.hardware import DTYPES
 from gpt.config.own_code import OwnCode
@@ -118,7 +118,7 @@ class OwnCosts:
 
     def _kept_by_pass(self, precision: str, checkpointing: bool, rows: int) -> paper.Kept:
         def measure(model: LanguageModel, tokens: Tensor) -> paper.Kept:
-            return paper.kept(model, tokens, blocks_of(model.body))
+            return paper.kept(model, tokens, blocks_of(model.body), checkpointing)
 
         key = precision, checkpointing, rows
         if key not in self._kept_by:

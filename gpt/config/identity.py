@@ -92,6 +92,7 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
         "data_types.grad_accum_dtype": _sums(run, precision),
         BATCH_SETTING: run.get(BATCH_SETTING),
         "init_from": gpt.get("init_from"),
+        "branch_from": gpt.get("branch_from"),
         "dataset": {
             "tokenizer": dataset.get("tokenizer"),
             "train": trained_on.get("documents"),
@@ -154,7 +155,11 @@ def identity(config: Mapping[str, Any], equal_code: frozenset[str] = frozenset()
     gpt = config[RUN].get("gpt") or {}
     settings = curve(config)
     settings.pop(SEED, None)
+    # where its schedule was another until there, that is among the changes
+    settings.pop("branch_from", None)
     began_from = config.get("began_from") or {}
+    if "branch" in began_from:
+        began_from = began_from.get("first_weights") or {}
     if "sha256" in began_from:
         settings["init_from"] = began_from["sha256"]
     if "dataset.train" not in settings:

@@ -73,6 +73,12 @@ class Options:
         "begin with these weights instead of drawn ones: a folder that "
         "tools/zero_to_fp32.py or tools/import_languini.py made",
     )
+    branch_from: str | None = option(
+        str,
+        None,
+        "begin as another run was at a checkpoint, RUN/checkpoints/global_stepN, and go on under "
+        "a schedule and max_train_steps of its own; RUN/checkpoints: at its latest",
+    )
     data_root: str = option(
         str, SAMPLE, f"dataset folder; {SAMPLE} is built by itself where absent"
     )

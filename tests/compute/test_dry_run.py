@@ -8,6 +8,7 @@ import torch
 from conftest import ROOT, read_metrics, tiny_run, write_run
 from live_storages import LiveStorages
 
+from gpt.compute.costs import GPTCosts
 from gpt.compute.dry_run import explain, report
 from gpt.compute.memory import checkpoint_bytes, memory
 from gpt.config.resolve import load, resolve
@@ -30,7 +31,7 @@ def test_activations_are_what_torch_keeps_for_the_backward_pass(shape, checkpoin
     with LiveStorages() as live:
         loss = model(tokens[:, :-1], tokens[:, 1:])
         kept = live.bytes
-    estimate = memory(config, 8, 1, 1, "fp32", checkpointing, CHUNK_ELEMENTS["cpu"])
+    estimate = memory(GPTCosts(config), 8, 1, 1, "fp32", checkpointing, CHUNK_ELEMENTS["cpu"])
     block = 0
     # the estimate also holds the one block that is computed again in the backward pass
     if checkpointing:
@@ -129,7 +130,7 @@ def test_memory_is_what_the_engine_allocates(cases, tmp_path, run_command):
         config, (ranks, stage, precision, accumulation, zero) = load(file, case[0]), case
         plain, norms = (
             memory(
-                config.model,
+                GPTCosts(config.model),
                 2,
                 ranks,
                 stage,
@@ -216,7 +217,7 @@ def test_memory_of_the_zero_paper():
         seq_len=1024,
     )
     scale = 7.5e9 / model.parameters()
-    by_stage = [memory(model, 1, 64, stage, "fp16", False, 1) for stage in range(4)]
+    by_stage = [memory(GPTCosts(model), 1, 64, stage, "fp16", False, 1) for stage in range(4)]
     held = [(m.weights + m.gradients + m.optimizer) * scale / 1e9 for m in by_stage]
     assert held == pytest.approx([120, 31.4, 16.6, 1.9], rel=0.02)
 
@@ -227,7 +228,9 @@ def test_size_of_a_checkpoint_is_what_a_run_writes(sample, tmp_path, run_command
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs/tiny/checkpoints/global_step1"
     written = sum(path.stat().st_size for path in folder.glob("*.pt"))
-    assert written == pytest.approx(checkpoint_bytes(load(config).model, 1, "fp32"), rel=0.1)
+    assert written == pytest.approx(
+        checkpoint_bytes(load(config).model.parameters(), 1, "fp32"), rel=0.1
+    )
 
 
 def test_24h_is_told_without_torch_or_data(tmp_path, run_command):
