@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.architecture.architecture import Architecture
+from gpt.checkpoint.folders import CODE_FOLDER
 from gpt.config.identity import ARGUMENTS_OF, MODEL_FILE, RUN, code_in_words
 from gpt.config.own_code import MOST_BYTES, TRUST, OwnCode, read_own_code, variants
 from gpt.config.saved import CONFIG, model_config
@@ -21,7 +22,6 @@ from gpt.errors import UserError, in_brief
 from gpt.files import write_atomically
 from gpt.reading import read_bytes
 
-CODE_FOLDER = "code"
 _OTHER = "get the folder anew, or use another one"
 
 
