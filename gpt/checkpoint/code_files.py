@@ -115,7 +115,8 @@ def _require_no_more(config: Mapping[str, Any], folder: Path) -> None:
     for block in ARGUMENTS_OF:
         known |= set((config.get(block) or {}).get("files", ()))
     for name in sorted(os.listdir(folder)):
-        if name.endswith(".py") and name not in known:
+        # hidden ones are a file system's own
+        if name.endswith(".py") and name[0] != "." and name not in known:
             raise UserError(
                 f"{folder / name} is no part of the code that {CONFIG} tells",
                 mend="move it away: nobody knows whether the model means it",
