@@ -98,10 +98,16 @@ class OwnCosts:
             )
         return Flops(counted, declared)
 
-    def activations(self, micro_size: int, precision: str, checkpointing: bool) -> int:
-        """As gpt.compute.costs.Costs'. Raises UserError where no pass can be made, or where
-        checkpointing finds no blocks."""
-        one, two = (self._kept(precision, checkpointing, rows) for rows in (1, 2))
+    def activations(self, micro_size: int, precision: str, checkpointing: bool) -> int | None:
+        """As gpt.compute.costs.Costs'. Raises UserError as `flops` does."""
+        if checkpointing and not self.blocks:
+            return None
+        try:
+            one, two = (self._kept(precision, checkpointing, rows) for rows in (1, 2))
+        except UnmeasurableError:
+            if self._declared is None:
+                raise
+            return None
         per_row = two - one
         of_any_batch = max(0, one - per_row - self._of_output_layer())
         return micro_size * per_row + of_any_batch

@@ -14,6 +14,7 @@ from gpt.compute.memory import checkpoint_bytes, memory
 from gpt.config.resolve import load, resolve
 from gpt.config.shape import ModelConfig
 from gpt.data.datasets import Dataset
+from gpt.errors import UserError
 from gpt.kernels.linear_cross_entropy import CHUNK_ELEMENTS
 from gpt.model import GPT
 
@@ -373,3 +374,76 @@ def test_a_runs_config_yaml_runs_it_again(sample, tmp_path, run_command):
         "gpt.seed: command line" in saved.read_text()
         and "gradient_clipping: tiny.json:1" in saved.read_text()
     )
+
+
+MODEL_FILE = """
+from torch import nn
+
+class Model(nn.Module):
+    output_layer = "head"
+
+    def __init__(self, shape, depth):
+        super().__init__()
+        self.embed = nn.Embedding(shape.vocab_size, shape.h_dim)
+        self.layers = nn.Sequential(*(nn.Linear(shape.h_dim, shape.h_dim) for _ in range(depth)))
+        self.head = nn.Linear(shape.h_dim, shape.vocab_size, bias=False)
+
+    def forward(self, tokens):
+        return self.layers(self.embed(tokens))
+
+def build(shape, depth=1):
+    return Model(shape, depth)
+"""
+
+
+@pytest.fixture
+def own_config(tmp_path):
+    """own_config(text of a model file) -> the configuration of a tiny run of it"""
+
+    def make(text, **gpt):
+        (tmp_path / "own.py").write_text(text)
+        code = {"model_file": str(tmp_path / "own.py"), "run_dir": str(tmp_path / "run")}
+        return resolve(tiny_run(gpt={**code, **gpt}), "own")
+
+    return make
+
+
+def test_the_model_of_a_file_is_told_by_its_own_sizes(own_config):
+    config = own_config(MODEL_FILE, model_options={"depth": 5})
+    text = report(config, None)
+    parameters = 2 * 2048 * 32 + 5 * (32 * 32 + 32)
+    per_token = 6 * (2048 * 32 + 5 * 32 * 32)
+    tokens = 6 * 8 * 32
+    assert f"{parameters:,} parameters of {config.model_code}, build(shape, depth=5) for: " in text
+    assert f"{tokens * per_token:.3e} FLOPs in matrix products ({per_token:,} per token)" in text
+    assert f"{tokens / parameters:.1f} per parameter" in text
+    assert "its time for a micro-batch is not estimated for a model file" in text
+    # weights, two moments and their fp32 copy
+    assert checkpoint_bytes(parameters, 1, "fp32") == 16 * parameters
+    # there is no list of blocks
+    assert "with activation checkpointing" not in text
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("self.flops_per_token = 10**9", ", declared; 399,360 counted)"),
+        (
+            "self.flops_per_token, self.layers[0].forward = 10**9, lambda x: x.numpy() + None",
+            ", declared and not counted)",
+        ),
+    ],
+)
+def test_flops_that_a_file_declares(own_config, line, words):
+    begin = "        self.head = "
+    config = own_config(MODEL_FILE.replace(begin, f"        {line}\n{begin}"))
+    text = report(config, None)
+    assert f"(1,000,000,000 per token{words}" in text
+    is_unknown = "without activations, which are known on no device but a GPU" in text
+    assert is_unknown == ("not counted" in words)
+
+
+def test_a_model_file_that_does_not_work_is_told_before_anything_else(own_config):
+    config = own_config(MODEL_FILE.replace("return self.layers(", "return self.nothing("))
+    with pytest.raises(UserError, match=r"own.py:14: forward fails \(Attr"):
+        report(config, None)

@@ -175,6 +175,29 @@ def test_a_transformer_counts_as_the_gpt_does(options, times, architecture):
     assert flops_of(architecture(TRANSFORMER, **options)).counted == expected
 
 
+@pytest.mark.parametrize(
+    "options, heads_of_kv",
+    [
+        ({}, 2),
+        ({"rope": 10000.0, "rmsnorm": True, "qk_norm": True, "tied": True, "bias": False}, 2),
+        ({"activation": "relu2", "logit_cap": 30.0, "zero_init": True}, 2),
+        ({"activation": "swiglu"}, 2),
+        ({"kv_heads": 1}, 1),
+    ],
+    ids=str,
+)
+def test_the_modern_variant_counts_as_its_matrices_say(options, heads_of_kv):
+    """The widths of swiglu's three matrices are such that they take what two take: 96 -> 64."""
+    architecture = Architecture(SHAPE, read_own_code("modern", "gpt.model_file"), options)
+    fewer_heads = SHAPE.n_heads - heads_of_kv
+    saved = 6 * SHAPE.n_layers * 2 * fewer_heads * SHAPE.head_dim * SHAPE.h_dim
+    assert flops_of(architecture) == (SHAPE.matmul_flops_per_token() - saved, None)
+    costs = OwnCosts(architecture)
+    if not options:
+        estimates = (each.activations(4, "bf16", False) for each in (costs, GPTCosts(SHAPE)))
+        assert next(estimates) == pytest.approx(next(estimates), rel=0.1)
+
+
 def test_a_recurrence_counts_each_of_its_steps(architecture):
     costs = OwnCosts(architecture(RECURRENT))
     # the first state of each of two cells is zero, and needs no gradient
@@ -238,22 +261,18 @@ def test_a_mistake_in_forward_is_told_with_its_line(architecture):
     line = 1 + made.code.files["my_model.py"].decode().split("\n").index("    tokens.nothing")
     with pytest.raises(UserError) as caught:
         flops_of(made)
-    assert f"my_model.py:{line}: a training pass in fp32 fails (AttributeError:" in str(
-        caught.value
-    )
+    assert f"my_model.py:{line}: forward fails (AttributeError:" in str(caught.value)
     # one that is no matter of values is not tried again on a CPU, nor is it one of measuring
     assert not isinstance(caught.value, UnmeasurableError)
 
 
 def test_a_model_that_runs_nowhere_here_needs_a_declared_figure(architecture):
-    line = "x if x.is_cuda else torch.ops.aten.no_such_kernel_on_meta(x)"
-    line = line.replace("torch.ops.aten.no_such_kernel_on_meta(x)", "x.numpy(force=True) @ None")
+    # of values, which a CPU has too
+    line = "x if x.is_cuda else x.numpy(force=True) @ None"
     with pytest.raises(UnmeasurableError) as caught:
         flops_of(architecture(ONE_MATRIX, line=line))
-    words = str(caught.value)
-    assert "a training pass in fp32 on a CPU fails" in words
-    assert words.endswith(
-        "so what it costs is not known: mend it; of a model for GPUs alone declare"
+    assert str(caught.value).endswith(
+        ", so what it costs is not known: mend it; of a model for GPUs alone declare"
         " `flops_per_token`"
     )
     assert flops_of(architecture(ONE_MATRIX, line=line, declared=7)) == (None, 7)
@@ -269,7 +288,7 @@ def test_parameters_of_blocks_and_of_all(architecture):
     assert alone.block_parameters == alone.parameters == 2 * 64 * 32 + 32 * 33
 
 
-SHAPES = {"even": (3, 64, 256, 4, 16, 128, 64), "odd": (2, 48, 100, 5, 12, 90, 50)}
+SHAPES = {"even": (3, 64, 256, 4, 16, 128, 64), "odd": (2, 48, 100, 5, 12, 90, 30)}
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
@@ -282,9 +301,8 @@ SHAPES = {"even": (3, 64, 256, 4, 16, 128, 64), "odd": (2, 48, 100, 5, 12, 90, 5
         (TRANSFORMER, {"attention": "by hand"}, "fp32"),
         (TRANSFORMER, {"logits": True}, "bf16"),
         (RECURRENT, {}, "fp32"),
-        (RECURRENT, {}, "bf16"),
     ],
-    ids=["transformer", "in 16 bits", "by hand", "logits", "recurrence", "recurrence in 16 bits"],
+    ids=["transformer", "in 16 bits", "by hand", "logits", "recurrence"],
 )
 def test_activations_are_what_a_real_pass_keeps(
     text, options, precision, checkpointing, shape, architecture
