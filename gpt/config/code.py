@@ -21,6 +21,7 @@ PARTS = {
 BESIDE = (
     "training/branch.py",
     "training/changes.py",
+    "training/ladder.py",
     "training/reports.py",
     "training/run_data.py",
     "training/run_documents.py",
