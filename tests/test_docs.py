@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, load_command
 
-from gpt.config.option_names import key_at
+from gpt.config.option_names import is_of_arguments, key_at, path_of
 
 README = ROOT / "README.md"
 FAQ = ROOT / "docs" / "faq.md"
 KEYS = ROOT / "ds_configs" / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), KEYS]
-TAKE_OPTIONS_OF_TRAINING = ("tools/sweep.py", "tools/throughput.py")
+TAKE_OPTIONS_OF_TRAINING = ("tools/check_model.py", "tools/sweep.py", "tools/throughput.py")
 # Of Slurm and of containers, whose command lines are not ours to ask.
 FOREIGN_OPTIONS = {"--requeue", "--signal", "--ipc", "--shm-size", "--mca"}
 LAUNCHERS = ("deepspeed", "torchrun")
@@ -198,7 +198,10 @@ def is_option(word):
 
 def is_key_of_a_run(word):
     """Whether an option is called by the path of a value of a run's JSON."""
-    return key_at(word.removeprefix("--")) is not None
+    path = path_of(word)
+    if path is None:
+        return False
+    return key_at(path) is not None or is_of_arguments(path.rpartition(".")[0])
 
 
 def commands_of_tools():

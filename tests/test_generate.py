@@ -3,18 +3,21 @@ input is told."""
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
+from gpt.architecture.language_model import LanguageModel
 from gpt.checkpoint.weights import write_folder
+from gpt.config.own_code import OwnCode
 from gpt.config.saved import foreign_config
 from gpt.config.shape import ModelConfig
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.generate import Context, choose, generate, require_same_function
+from gpt.generate import Context, choose, context_of, generate, require_same_function
 from gpt.kernels import attention
 from gpt.model import GPT
 
@@ -265,3 +268,39 @@ def test_bad_input(export, tmp_path, load_tool, monkeypatch):
         assert (
             load_tool("sample").mistake(*sample_command(export, *options)[2:]).startswith(sentence)
         )
+
+
+class Mean(torch.nn.Module):
+    """Logits of the mean of all embeddings so far: the longer the context, the further off is one
+    that was cut."""
+
+    def __init__(self, infinite=False):
+        super().__init__()
+        self.rows = torch.nn.Embedding(SHAPE.vocab_size, SHAPE.vocab_size)
+        torch.nn.init.normal_(self.rows.weight, std=3, generator=torch.Generator().manual_seed(1))
+        self.infinite = infinite
+
+    def forward(self, tokens):
+        counts = torch.arange(1, tokens.shape[1] + 1)[:, None]
+        logits = self.rows(tokens).cumsum(1) / counts
+        return logits / (counts != 4) if self.infinite else logits
+
+
+def of_a_model_file(module):
+    code = OwnCode(Path("mean.py"), {"mean.py": b""})
+    return LanguageModel(module, code, SHAPE, draw=lambda seed: module)
+
+
+@pytest.mark.parametrize("prompt", [[5], list(range(20, 36)), list(range(20, 37))])
+def test_a_model_without_a_cache_sees_its_whole_context(prompt):
+    model = of_a_model_file(Mean())
+    context = context_of(model)
+    drawn = list(generate(context, prompt, 40, eod_id=-1, temperature=0))
+    assert drawn == by_full_passes(model, prompt, 40)
+    assert context.cut > 0
+
+
+def test_logits_that_are_no_numbers():
+    context = context_of(of_a_model_file(Mean(infinite=True)))
+    with pytest.raises(UserError, match="mean.py: logits after 4 tokens are not finite: tools/"):
+        list(generate(context, [5, 6], 5, eod_id=-1))

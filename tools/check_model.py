@@ -9,8 +9,8 @@ It looks at what happens when the file is imported, built and run: side effects,
 position sees later tokens or a row other rows, whether the same comes out again, the loss at the
 start, bf16, every gradient, accumulation, activation checkpointing. Then the trainer itself makes
 short runs of it on two ranks, at ZeRO 1, 2 and 3, on the sample text: their losses, a resumed run,
-consolidated weights. The shape is the preset nano's with a context of 64, unless options of train.py
-name another; a vocabulary has the sample's 2048 ids.
+consolidated weights. The shape is the preset nano's with a context of 64, unless options of
+train.py name another; the vocabulary is the sample's 2048 ids.
 
 Exit code 0: all is right; 2: something is not.
 """
@@ -25,8 +25,8 @@ from gpt.errors import Parser, UserError, command, explain_imports
 
 explain_imports()
 
-from gpt.config.draft import Draft
 from gpt.config.dotted_options import take_values
+from gpt.config.draft import Draft
 from gpt.config.options import SAMPLE
 from gpt.config.resolve import complete
 from gpt.config.shape import PRESET_KEYS
@@ -56,8 +56,8 @@ def main():
     import torch
 
     from gpt.architecture.architecture import Architecture
-    from gpt.architecture.contract import checks
-    from gpt.architecture.contract.subject import Subject
+    from gpt.contract import checks
+    from gpt.contract.subject import Subject
 
     torch.set_num_threads(2)
     subject = Subject(Architecture.of(config), config.options.seed)

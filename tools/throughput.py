@@ -26,6 +26,7 @@ from gpt.errors import Parser, UserError, command, explain_imports
 explain_imports()
 
 from gpt.compute import classes
+from gpt.compute.costs import costs_of
 from gpt.config.command_line import parse_command_line
 from gpt.config.run_file import read_file
 from gpt.escaping import csv_cell
@@ -244,12 +245,14 @@ def measure(args, tree, name, own_batch) -> dict:
 
 
 def print_head(plan, args):
-    model = plan.config.model
+    config = plan.config
+    parameters = costs_of(config).parameters
+    of_file = f" of {config.model_code}" if config.model_code is not None else ""
     batch = plan.config.batch.train_batch_size
     least = throughput.MINIMUM_SECONDS
     print(
-        f"{plan.name}: {model.parameters():,} parameters, {batch} x {model.seq_len} tokens a step;"
-        f" at least {args.steps} steps and {least:g} s, after {args.warmup} steps"
+        f"{plan.name}: {parameters:,} parameters{of_file}, {batch} x {config.model.seq_len}"
+        f" tokens a step; at least {args.steps} steps and {least:g} s, after {args.warmup} steps"
     )
     print_columns("micro batch", "accumulation", "tokens/s", "quartiles", "memory", "MFU")
 

@@ -1,5 +1,6 @@
 """A user's module under the trainer's own output layer, loss and scores."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt.architecture.blocks import compile_blocks, recompute_blocks
+from gpt.architecture.own_python import telling
 from gpt.config.own_code import OwnCode
 from gpt.config.shape import ModelConfig
 from gpt.errors import UserError
@@ -28,6 +30,7 @@ LOGIT_CAP = "logit_cap"
 FLOPS_PER_TOKEN = "flops_per_token"
 INITIAL_WEIGHT = "initial_weight"
 WITHOUT_GRADIENT = "without_gradient"
+FUSED_MATRICES = "fused_matrices"
 # under which the user's module stands in the tree
 BODY = "body"
 
@@ -93,6 +96,11 @@ class LanguageModel(nn.Module):
         self.register_state_dict_post_hook(_leave_out_second_names)
         self.register_load_state_dict_pre_hook(_add_second_names)
 
+    @property
+    def fused_matrices(self) -> dict[str, int]:
+        """As gpt.model.GPT's. Raises UserError where the module names what is no such matrix."""
+        return {f"{BODY}.{name}": n for name, n in fused_matrices(self.body, self.code).items()}
+
     def initial_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 tensor) of every parameter in their order, each drawn when it is asked for
         where the module has an `initial_weight`."""
@@ -102,7 +110,8 @@ class LanguageModel(nn.Module):
                 yield f"{BODY}.{name}", parameter.detach()
             return
         generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.body.named_parameters():
+        # all names first: a parameter put in its place meanwhile would come again by its second one
+        for name, parameter in list(self.body.named_parameters()):
             values = draw_one(name, parameter.shape, generator)
             if not torch.is_tensor(values) or values.shape != parameter.shape:
                 raise UserError(
@@ -112,10 +121,20 @@ class LanguageModel(nn.Module):
                 )
             yield f"{BODY}.{name}", values.float()
 
+    def constants(self) -> str:
+        """12 characters that are the same for modules whose buffers are."""
+        content = hashlib.sha256()
+        for name, buffer in self.body.named_buffers():
+            values = buffer.detach().cpu().contiguous()
+            content.update(f"{name} {values.dtype} {tuple(values.shape)}\0".encode())
+            content.update(values.view(-1).view(torch.uint8).numpy().tobytes())
+        return content.hexdigest()[:12]
+
     def outputs(self, tokens: Tensor) -> Tensor:
         """What the module makes of tokens (B, T): hidden states (B, T, C), or logits (B, T, V)
         where it names no output layer. Raises UserError where it makes something else."""
-        output = self.body(tokens)
+        with telling(self.code, "forward"):
+            output = self.body(tokens)
         self._require_shape(output, tokens)
         return output
 
@@ -174,10 +193,21 @@ def require_only_parameters(body: nn.Module, code: OwnCode) -> None:
                 f"{code.path}: its parameter {name} is {parameter.dtype}",
                 mend="make it float32: the run's precision is set by its JSON",
             )
+        if not parameter.dim():
+            raise UserError(
+                f"{code.path}: its parameter {name} has no dimension",
+                mend="give it the shape (1,)",
+            )
         if not parameter.requires_grad:
             raise UserError(
                 f"{code.path}: its parameter {name} is not trained",
                 mend="make it a buffer, by register_buffer(…, persistent=False)",
+            )
+    for name, buffer in body.named_buffers():
+        if buffer.is_meta:
+            raise UserError(
+                f"{code.path}: its buffer {name} is made of a parameter, whose values come later",
+                mend="compute it in forward",
             )
     kept = body.state_dict(keep_vars=True)
     for name, tensor in kept.items():
@@ -225,6 +255,34 @@ def logit_cap(body: nn.Module, code: OwnCode) -> float | None:
     if isinstance(cap, bool) or not isinstance(cap, (int, float)) or not 0 < cap < math.inf:
         raise UserError(f"{code.path}: `{LOGIT_CAP}` is {cap!r}, not a number above 0")
     return float(cap)
+
+
+def fused_matrices(body: nn.Module, code: OwnCode) -> dict[str, int]:
+    """{parameter name: number of equal matrices that lie one under the other in it}, as the module
+    tells it."""
+    declared = getattr(body, FUSED_MATRICES, None) or {}
+    mend = 'let it be a dict such as {"blocks.0.qkv.weight": 3}'
+    if not isinstance(declared, dict):
+        raise UserError(f"{code.path}: `{FUSED_MATRICES}` is {declared!r}, no dict", mend=mend)
+    parameters = dict(body.named_parameters(remove_duplicate=False))
+    first_names = {parameter: name for name, parameter in body.named_parameters()}
+    fused = {}
+    for name, count in declared.items():
+        parameter = parameters.get(name)
+        if parameter is None or parameter.dim() != 2:
+            raise UserError(
+                f"{code.path}: `{FUSED_MATRICES}` names {name!r}, which is no parameter of two"
+                " dimensions",
+                mend=mend,
+            )
+        if type(count) is not int or count < 1 or parameter.shape[0] % count:
+            raise UserError(
+                f"{code.path}: `{FUSED_MATRICES}` tells {count!r} equal matrices in {name}, which"
+                f" has {parameter.shape[0]} rows",
+                mend=mend,
+            )
+        fused[first_names[parameter]] = count
+    return fused
 
 
 def _second_names(model: nn.Module) -> dict[str, str]:

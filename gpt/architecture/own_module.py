@@ -13,34 +13,34 @@ What the module may have besides:
 
     logit_cap                        logits become logit_cap * tanh(logits / logit_cap)
     flops_per_token                  of its matrix products in training, where counting cannot tell
+    fused_matrices                   {parameter name: how many equal matrices lie one under the
+                                     other in it}, such as 3 of q, k and v, which Muon takes apart
+    without_gradient                 names of parameters that may stay without a gradient
     initial_weight(name, shape, generator) -> Tensor
                                      first values of each parameter; without it those that build
                                      gives them, after torch.manual_seed
     without_gradient                 names of parameters that may stay without a gradient
+
+Its buffers are constants that build computes, registered with persistent=False. They keep their own
+precision, whatever the run's is.
 """
 
 import dataclasses
-import hashlib
-import sys
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from pathlib import Path
-from types import ModuleType
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from gpt.architecture.own_python import function_of, telling
 from gpt.config.own_code import OwnCode
 from gpt.config.shape import ModelConfig
-from gpt.errors import UserError, in_brief
+from gpt.errors import UserError
 
 BUILD = "build"
-# what code of others may raise; an interrupt goes through
-_ANY = (Exception, SystemExit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +59,15 @@ def build_module(
     seed: int | None = None,
 ) -> nn.Module:
     """What a model file's `build` returns: its parameters on torch's meta device, or, where there
-    is a seed, on the CPU with the values that they begin with. Its buffers have their values.
+    is a seed, on the CPU with the values that they begin with. Its buffers have their values: those
+    on paper the same in every run, rank and evaluation, though they be drawn.
 
     Raises UserError where the file cannot do it.
     """
-    build = load(code).__dict__[BUILD]
+    build = build_of(code)
     full_shape = Shape(**dataclasses.asdict(shape), kernels=kernels)
-    parameters = _on_paper() if seed is None else _drawn_from(seed)
-    with telling(code, BUILD), torch.device("cpu"), parameters:
+    parameters = _on_paper() if seed is None else nullcontext()
+    with telling(code, BUILD), torch.device("cpu"), parameters, _seeded(seed or 0):
         module = build(full_shape, **options)
     if not isinstance(module, nn.Module):
         raise UserError(
@@ -76,107 +77,9 @@ def build_module(
     return module
 
 
-def load(code: OwnCode) -> ModuleType:
-    """The module of Python that a model file is, run from what was read of it. Raises UserError
-    where it defines no `build`, or cannot be run."""
-    name = _name_of(code)
-    module = sys.modules.get(name)
-    if module is None:
-        module = _run(code, name)
-    if not callable(getattr(module, BUILD, None)):
-        raise UserError(
-            f"{code.path} defines no {BUILD}", mend="define build(shape, **options) -> nn.Module"
-        )
-    return module
-
-
-@contextmanager
-def telling(code: OwnCode, what: str) -> Iterator[None]:
-    """Whatever the user's code raises inside becomes a UserError that names its line.
-
-    what: of it that is run.
-    """
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except _ANY as error:
-        raise UserError(
-            f"{_place_in(code, error)}: {what} fails ({in_brief(error)})",
-            mend="mend it; tools/check_model.py tries a model file on its own",
-        ) from error
-
-
-def _place_in(code: OwnCode, error: BaseException) -> str:
-    """The innermost line of the user's code that an error went through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f"{code.path.parent / name}" for name in code.files]
-    lines = [f"{frame.filename}:{frame.lineno}" for frame in frames if frame.filename in own]
-    return lines[-1] if lines else str(code.path)
-
-
-def _name_of(code: OwnCode) -> str:
-    """Of the module in sys.modules: one for each content, at each place."""
-    place = hashlib.sha256(str(code.path.resolve()).encode()).hexdigest()[:8]
-    return f"own_{code.hash}_{place}"
-
-
-def _run(code: OwnCode, name: str) -> ModuleType:
-    finder = _Beside(code)
-    module = finder.module(name, code.path.name)
-    sys.modules[name] = module
-    try:
-        with finder.serving(), telling(code, "importing it"):
-            finder.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-class _Beside(MetaPathFinder, Loader):
-    """Imports of files that were read, from what was read of them."""
-
-    def __init__(self, code: OwnCode):
-        self._code = code
-
-    def module(self, name: str, file: str) -> ModuleType:
-        """An empty module, to be run. file: among those of the code."""
-        path = self._code.path.with_name(file)
-        spec = ModuleSpec(name, self, origin=str(path))
-        spec.has_location = True
-        module = ModuleType(name)
-        module.__spec__ = spec
-        module.__file__ = str(path)
-        module.__loader__ = self
-        return module
-
-    @contextmanager
-    def serving(self) -> Iterator[None]:
-        """Inside, the names of the files beside the code are theirs, whatever else bears them."""
-        names = [file.removesuffix(".py") for file in self._code.files]
-        others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-        sys.meta_path.insert(0, self)
-        try:
-            yield
-        finally:
-            sys.meta_path.remove(self)
-            for name in names:
-                sys.modules.pop(name, None)
-            sys.modules.update(others)
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        file = f"{fullname}.py"
-        return self.module(fullname, file).__spec__ if file in self._code.files else None
-
-    def create_module(self, spec: ModuleSpec) -> None:
-        return None
-
-    def exec_module(self, module: ModuleType) -> None:
-        assert module.__spec__ is not None and module.__spec__.origin is not None
-        path = module.__spec__.origin
-        text = self._code.files[Path(path).name]
-        exec(compile(text, path, "exec"), module.__dict__)
+def build_of(code: OwnCode) -> Callable[..., nn.Module]:
+    """A model file's `build`. Raises UserError where it cannot be run, or defines none."""
+    return function_of(code, BUILD, f"{BUILD}(shape, **options) -> nn.Module")
 
 
 @contextmanager
@@ -201,7 +104,15 @@ def _on_paper() -> Iterator[None]:
 
 
 @contextmanager
-def _drawn_from(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside, whoever draws numbers begins at a seed; outside, nobody notices."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -24,6 +24,8 @@ from gpt.files import hash_file, sync, write_atomically
 from gpt.reading import read_text
 
 CHECKPOINTS = "checkpoints"
+# beside it: the run's files of the user's own code
+CODE_FOLDER = "code"
 LATEST = "latest"
 _TAG = "global_step"
 _LONGEST_TAG = 1000

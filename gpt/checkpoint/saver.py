@@ -21,6 +21,7 @@ from gpt.checkpoint.manifest import Manifest, Probe, same_loss
 from gpt.checkpoint.weights import check
 from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.cluster.world import World
+from gpt.compute.costs import costs_of
 from gpt.compute.memory import checkpoint_bytes
 from gpt.config.identity import own_model
 from gpt.config.run_config import Config
@@ -270,7 +271,8 @@ class Saver:
     def _no_room(self, staged: Path) -> str | None:
         """Why a checkpoint cannot be written into the run's folder."""
         config = self._config
-        need = checkpoint_bytes(config.model, config.zero_stage, config.precision, config.moments)
+        parameters = costs_of(config).parameters
+        need = checkpoint_bytes(parameters, config.zero_stage, config.precision, config.moments)
         try:
             self.folder.mkdir(exist_ok=True)  # removed for room, perhaps
             free = shutil.disk_usage(self.folder).free

@@ -96,6 +96,7 @@ class Rate(NamedTuple):
     tokens_per_second: float
     flops_per_token: int  # of the model
     precision: str  # fp32, fp16 or bf16
+    model: str | None = None  # digest of a model file's; None: the GPT
 
 
 def class_tree(tree: dict, hours: float, rate: Rate, micro_size: int, seq_len: int) -> dict:
@@ -140,6 +141,9 @@ def class_tree(tree: dict, hours: float, rate: Rate, micro_size: int, seq_len: i
     tree["gpt"]["max_train_steps"] = steps
     tree["gpt"]["tokens_per_second"] = rate.tokens_per_second
     tree["gpt"]["reference_flops_per_token"] = rate.flops_per_token
+    tree["gpt"].pop("reference_model", None)
+    if rate.model is not None:
+        tree["gpt"]["reference_model"] = rate.model
     tree["gpt"]["reference_precision"] = rate.precision
     for half in ("fp16", "bf16"):
         if half == rate.precision or half in tree:

@@ -1,9 +1,10 @@
-"""What can be known before a GPU is held: `train.py --dry_run` and `--explain`. Imports neither
-torch nor deepspeed."""
+"""What can be known before a GPU is held: `train.py --dry_run` and `--explain`. Imports no
+deepspeed, and torch for a model file alone."""
 
 import math
 
 from gpt.compute import classes, host_time
+from gpt.compute.costs import Costs, costs_of
 from gpt.compute.memory import checkpoint_bytes
 from gpt.compute.stage_tables import memory_table, scaling_table
 from gpt.config.batch import BatchPlan, divisors
@@ -61,7 +62,7 @@ def _model(config: Config) -> list[str]:
     model = config.model
     batch = config.batch
     tokens = _tokens(config)
-    flops_per_token = model.matmul_flops_per_token()
+    costs = costs_of(config)
     limit = ""
     if batch.micro_limit is not None and batch.micro_size < batch.micro_limit:
         limit = f" (at most {batch.micro_limit} asked for)"
@@ -71,9 +72,9 @@ def _model(config: Config) -> list[str]:
             f" {config.zero_stage}"
         ),
         (
-            f"model          {model.parameters():,} parameters: {model.n_layers} layers, h_dim"
-            f" {model.h_dim}, mlp_dim {model.mlp_dim}, {model.n_heads} x {model.head_dim} heads,"
-            f" vocabulary {model.vocab_size:,}"
+            f"model          {costs.parameters:,} parameters{_of_file(config)}: {model.n_layers}"
+            f" layers, h_dim {model.h_dim}, mlp_dim {model.mlp_dim}, {model.n_heads} x"
+            f" {model.head_dim} heads, vocabulary {model.vocab_size:,}"
         ),
         (
             f"batch          {batch.train_batch_size} x {model.seq_len} ="
@@ -82,14 +83,30 @@ def _model(config: Config) -> list[str]:
         ),
         (
             f"training       {config.options.max_train_steps:,} steps, {tokens:,} tokens,"
-            f" {tokens / model.parameters():.1f} per parameter"
+            f" {tokens / costs.parameters:.1f} per parameter"
         ),
         (
-            f"compute        {tokens * flops_per_token:.3e} FLOPs in matrix products"
-            f" ({flops_per_token:,} per token)"
+            f"compute        {tokens * costs.flops_per_token:.3e} FLOPs in matrix products"
+            f" ({costs.flops_per_token:,} per token{_known_from(costs)})"
         ),
         _learning_rate(config),
     ]
+
+
+def _of_file(config: Config) -> str:
+    """Of a model file: what its `build` gets beside the shape, which is told after it."""
+    if config.model_code is None:
+        return ""
+    options = config.options.model_options or {}
+    arguments = ", ".join(["shape", *(f"{name}={value!r}" for name, value in options.items())])
+    return f" of {config.model_code}, build({arguments}) for"
+
+
+def _known_from(costs: Costs) -> str:
+    counted = costs.flops_counted
+    if counted is None:
+        return ", declared and not counted"
+    return f", declared; {counted:,} counted" if counted != costs.flops_per_token else ""
 
 
 def _precision(config: Config) -> str:
@@ -126,7 +143,8 @@ def _data(config: Config, dataset: Dataset | None) -> list[str]:
 
 
 def _disk(config: Config) -> list[str]:
-    size = checkpoint_bytes(config.model, config.zero_stage, config.precision, config.moments)
+    parameters = costs_of(config).parameters
+    size = checkpoint_bytes(parameters, config.zero_stage, config.precision, config.moments)
     count = _checkpoints(config)
     free, _ = free_space(config.run_dir)
     short = " - NOT ENOUGH: keep fewer with keep_last" if count * size > free else ""
@@ -216,7 +234,8 @@ def _host(config: Config) -> list[str]:
     speed = config.options.tokens_per_second
     launching = host_time.launching(config, config.zero_stage)
     if launching is None:
-        return ["host           its time for a micro-batch is not estimated under torch.compile"]
+        reason = "under torch.compile" if config.model_code is None else "for a model file"
+        return [f"host           its time for a micro-batch is not estimated {reason}"]
     about = 1000 * launching
     low = about / host_time.RANGE
     high = about * host_time.RANGE

@@ -6,7 +6,7 @@ a GPU waits for its host. Launches are counted; the seconds of each are assumed,
 RANGE to either side, and were measured on no GPU.
 
 Not counted: the update, evaluation, data. Under torch.compile there are fewer launches, and how
-many is not known here.
+many is not known here; nor is it of a model file.
 """
 
 from dataclasses import dataclass
@@ -63,6 +63,6 @@ def launches(model: ModelConfig, stage: int, checkpointing: bool) -> Launches:
 
 def launching(config: Config, stage: int) -> float | None:
     """Seconds that the host needs to launch a micro-batch; None where that is not known."""
-    if config.options.compile != "none":
+    if config.options.compile != "none" or config.model_code is not None:
         return None
     return launches(config.model, stage, config.options.activation_checkpointing).seconds

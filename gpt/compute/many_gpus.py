@@ -30,8 +30,8 @@ are left out. Across hosts the slowest link of a ring is a host's network, all i
 import math
 from dataclasses import dataclass
 
+from gpt.compute.costs import Costs
 from gpt.config.batch import BatchPlan, plan_batch
-from gpt.config.shape import ModelConfig
 
 # assumed latency of one hop, not measured
 HOP_SECONDS = 10e-6
@@ -77,7 +77,7 @@ def ring(size: float, ranks: int, bandwidth: float, calls: int = 1) -> float:
 
 
 def step(
-    model: ModelConfig,
+    costs: Costs,
     batch: BatchPlan,
     stage: int,
     precision: str,
@@ -89,7 +89,7 @@ def step(
     """A step's time. tokens_per_second: of one GPU. bandwidth: bytes per second and direction of a
     ring's slowest link. zero: the run's zero_optimization block. launching: seconds of the host per
     micro-batch."""
-    parameters = model.parameters()
+    parameters = costs.parameters
     size = parameters * (4 if precision == "fp32" else 2)
 
     def once(elements: float) -> float:
@@ -107,12 +107,12 @@ def step(
             communicating = 2 * batch.accumulation * reduced + gathered
         case _:
             # the embeddings and the head as two blocks more
-            by_block = once(parameters / (model.n_layers + 2))
+            by_block = once(parameters / (costs.blocks + 2))
             reuse_distance = zero.get("stage3_max_reuse_distance", REUSE_ELEMENTS)
             # of the weights, from the forward pass to the backward pass
             kept = min(1.0, reuse_distance / (2 * parameters))
             communicating = batch.accumulation * ((2 - kept) * by_block + reduced)
-    computing = batch.share * model.seq_len / tokens_per_second
+    computing = batch.share * costs.shape.seq_len / tokens_per_second
     return Step(computing, communicating, batch.accumulation * launching)
 
 

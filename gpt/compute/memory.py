@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from gpt.config.shape import ModelConfig
+from gpt.compute.costs import Costs, bytes_of
 
 # DeepSpeed's own sizes, in elements.
 ALLREDUCE_ELEMENTS = 5 * 10**8  # stage 0: gradients reduced at a time
@@ -43,10 +43,12 @@ class Memory:
     # the most on the device at once: in a micro-batch, where gradients are reduced, or in the
     # update
     total: int
+    # whether activations are in it, which are not known of every model
+    is_whole: bool = True
 
 
 def memory(
-    model: ModelConfig,
+    costs: Costs,
     micro_size: int,
     world_size: int,
     stage: int,
@@ -70,18 +72,16 @@ def memory(
     updates. zero: the configuration's block zero_optimization. kernels: "torch", or "triton", whose
     cross-entropy makes no fp32 copy of 16-bit logits.
     """
-    width = _width(precision)
-    rank = _Rank(model.parameters(), world_size, stage, width, fp32_sums, accumulation, zero)
-    tokens = micro_size * model.seq_len
+    width = bytes_of(precision)
+    rank = _Rank(costs.parameters, world_size, stage, width, fp32_sums, accumulation, zero)
 
     weights = rank.weights()
     gradients = rank.gradients()
     optimizer = rank.optimizer(moments)
-    activations = tokens * _activations(model, width, checkpointing)
-    chunk = min(chunk_elements, tokens * model.vocab_size)
-    fp32_copy = 4 * chunk if precision != "fp32" and kernels == "torch" else 0
-    logits = width * chunk + fp32_copy + 4 * model.vocab_size * model.h_dim
-    gathered = rank.gathered(model.block_parameters())
+    known_activations = costs.activations(micro_size, precision, checkpointing)
+    activations = known_activations or 0
+    logits = _logits(costs, micro_size, precision, chunk_elements, kernels)
+    gathered = rank.gathered(costs.block_parameters)
     buckets = rank.buckets()
     reduction = rank.reduction()
     update = rank.update()
@@ -103,6 +103,7 @@ def memory(
         update=update,
         host=host,
         total=weights + optimizer + max(micro_batch, gradients + reduction, update),
+        is_whole=known_activations is not None,
     )
 
 
@@ -298,34 +299,26 @@ def is_offloaded(zero: Mapping, name: str) -> bool:
     return zero.get(name, {}).get("device", "none") != "none"
 
 
-def _width(precision: str) -> int:
-    """Bytes of a number."""
-    return 4 if precision == "fp32" else 2
+def _logits(
+    costs: Costs, micro_size: int, precision: str, chunk_elements: int, kernels: str
+) -> int:
+    """Bytes, as for `memory`."""
+    shape = costs.shape
+    width = bytes_of(precision)
+    elements = micro_size * shape.seq_len * shape.vocab_size
+    if costs.output_width is None:
+        # the model's own, and an fp32 copy of 16-bit ones
+        return elements * (width if precision == "fp32" else width + 4)
+    chunk = min(chunk_elements, elements)
+    # a capped chunk, and its slope
+    copies = 3 if costs.is_capped else 1
+    fp32_copy = 4 * chunk if precision != "fp32" and kernels == "torch" else 0
+    return copies * width * chunk + fp32_copy + 4 * shape.vocab_size * costs.output_width
 
 
-def _activations(model: ModelConfig, width: int, checkpointing: bool) -> int:
-    """Bytes per token that are kept for the backward pass.
-
-    Of a block: inputs and outputs of both LayerNorms; q, k, v and attention's output; the MLP's
-    hidden layer before and after GELU; in fp32 the LayerNorms' statistics and attention's
-    log-sum-exp. With checkpointing, of all blocks but the one under way the input alone.
-    """
-    attention = model.n_heads * model.head_dim
-    elements = 4 * model.h_dim + 4 * attention + 2 * model.mlp_dim
-    block = elements * width + 4 * (4 + model.n_heads)
-    block_input = model.h_dim * width
-    if checkpointing:
-        blocks = model.n_layers * block_input + block
-    else:
-        blocks = model.n_layers * block
-    # input and statistics of the last LayerNorm, gradient of the hidden states
-    final = 2 * model.h_dim * width + 8
-    return blocks + final
-
-
-def checkpoint_bytes(model: ModelConfig, stage: int, precision: str, moments: int = 2) -> int:
+def checkpoint_bytes(parameters: int, stage: int, precision: str, moments: int = 2) -> int:
     """Size on disk of one checkpoint: fp32 weights and moments, and below stage 3 the model in the
     run's precision."""
     fp32_numbers = moments + (1 if stage > 0 else 0)
-    weights = _width(precision) if stage < 3 else 0
-    return model.parameters() * (4 * fp32_numbers + weights)
+    weights = bytes_of(precision) if stage < 3 else 0
+    return parameters * (4 * fp32_numbers + weights)

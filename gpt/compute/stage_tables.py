@@ -4,6 +4,7 @@ Imports no torch."""
 from collections.abc import Callable, Iterable
 
 from gpt.compute import host_time, many_gpus
+from gpt.compute.costs import costs_of
 from gpt.compute.memory import Memory, is_offloaded, memory
 from gpt.config.batch import BatchPlan
 from gpt.config.run_config import Config
@@ -51,7 +52,7 @@ def memory_at(config: Config, stage: int, checkpointing: bool) -> Memory:
     checkpointing."""
     options = config.options
     return memory(
-        config.model,
+        costs_of(config),
         config.batch.micro_size,
         config.batch.world_size,
         stage,
@@ -83,7 +84,8 @@ def memory_table(config: Config) -> list[str]:
     rows = [(part, _gib(getattr(each, part) for each in by_stage)) for part in PARTS]
     rows.append(("most at once", _gib(each.total for each in by_stage)))
     name = f"{other} activation checkpointing"
-    rows.append((name, _gib(each.total for each in by_stage_other)))
+    if by_stage_other[0].is_whole:
+        rows.append((name, _gib(each.total for each in by_stage_other)))
     if in_host_memory:
         rows.append(("in host memory", _gib(each.host for each in by_stage)))
 
@@ -101,7 +103,14 @@ def memory_table(config: Config) -> list[str]:
             " gradients and reduction, and of update"
         ),
         own,
+        *_unknown_activations(by_stage[0]),
     ]
+
+
+def _unknown_activations(memory_of_run: Memory) -> list[str]:
+    if memory_of_run.is_whole:
+        return []
+    return ["  without activations, which are known on no device but a GPU"]
 
 
 def _gib(sizes: Iterable[int]) -> list[str]:
@@ -135,7 +144,7 @@ def _step(
     config: Config, batch: BatchPlan, stage: int, speed: float, interconnect: float
 ) -> many_gpus.Step:
     return many_gpus.step(
-        config.model,
+        costs_of(config),
         batch,
         stage,
         config.precision,

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 PARTS = {
     "model": ("model.py", "architecture"),
     "kernels": ("kernels",),
-    "engine": ("engine",),
+    "engine": ("engine", "optimizers"),
     "data": ("data",),
     "training": ("training", "checkpoint/warm_start.py", "cluster/world.py"),
     "schedule": ("config/schedule.py",),
@@ -21,6 +21,7 @@ PARTS = {
 BESIDE = (
     "training/branch.py",
     "training/changes.py",
+    "training/contract_runs.py",
     "training/ladder.py",
     "training/reports.py",
     "training/run_data.py",

@@ -53,7 +53,7 @@ class Draft:
         self.file = file or name
         self.sources = {path: f"{self.file}:{line}" for path, line in (lines or {}).items()}
         self.mistakes: list[Mistake] = []
-        # what of the file's shape and precision the command line changed
+        # what of the file's model and precision the command line changed
         self.reshaped: list[str] = []
         # what a user should know, though it is no mistake
         self.notices: list[str] = []

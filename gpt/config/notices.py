@@ -165,6 +165,8 @@ def _bucket_of_many_models(draft: Draft) -> Iterator[str]:
     model = draft.model
     if model is None or not size or not draft.get("zero_optimization.stage"):
         return
+    if draft.model_code is not None:  # whose parameters are not known yet
+        return
     parameters = model.parameters()
     width = 4 if precision_of(draft) == "fp32" else 2
     if size > max(10 * parameters, LARGE_BUCKET):

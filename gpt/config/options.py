@@ -189,6 +189,12 @@ class Options:
         "has no reference hours. Default: the run's own",
         minimum=1,
     )
+    reference_model: str | None = option(
+        str,
+        None,
+        "hash of the model file, its options and shape that tokens_per_second was measured for; "
+        "another model has no reference hours. Default: the run's own",
+    )
     reference_precision: str | None = option(
         str,
         None,

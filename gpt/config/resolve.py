@@ -18,6 +18,7 @@ from gpt.config.checks import check
 from gpt.config.contradictions import contradictions
 from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.draft import COMMAND_LINE, Draft, Mistake
+from gpt.config.identity import MODEL_FILE, MODEL_OPTIONS
 from gpt.config.keys import REQUIRED, Key, in_json
 from gpt.config.normal_form import normalise
 from gpt.config.notices import notices
@@ -61,9 +62,9 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
     is noted in it. Raises UserError where its tree is no block."""
     if not isinstance(draft.tree, dict):
         raise UserError(f"{draft.file}: the file is {in_json(draft.tree)}, not a block {{…}}")
-    of_file = _shape_and_precision(draft)
+    of_file = _model_and_precision(draft)
     override(draft, overrides or {})
-    draft.reshaped = _differing(of_file, _shape_and_precision(draft))
+    draft.reshaped = _differing(of_file, _model_and_precision(draft))
     _add_blocks(draft.tree)
     normalise(draft)
     draft.mistakes += check(draft.tree, TOP_KEYS)
@@ -78,7 +79,7 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
     return draft
 
 
-def _shape_and_precision(draft: Draft) -> dict[str, Any]:
+def _model_and_precision(draft: Draft) -> dict[str, Any]:
     """{name: value} of what a throughput depends on, as the draft has it by now; a value that is
     mistaken is told later."""
     preset = draft.get("gpt.preset")
@@ -88,6 +89,8 @@ def _shape_and_precision(draft: Draft) -> dict[str, Any]:
         value = draft.get(f"gpt.{name}")
         default = None if key.default is REQUIRED else key.default
         values[name] = shape.get(name, default) if value is None else value
+    for name in (MODEL_FILE, MODEL_OPTIONS):
+        values[name] = copy.deepcopy(draft.get(f"gpt.{name}"))
     return values
 
 
@@ -285,6 +288,17 @@ def _read_code(draft: Draft) -> None:
     """Read the code of the user's own that the run takes parts of itself from."""
     draft.model_code = _own_code(draft, "gpt.model_file")
     draft.optimizer_code = _own_code(draft, OPTIMIZER_FILE)
+    if draft.model_code is None or draft.optimizer_code is None:
+        return
+    # they lie in one folder beside the weights
+    others = draft.model_code.files
+    for name, text in draft.optimizer_code.files.items():
+        if others.get(name, text) != text:
+            draft.mistake(
+                OPTIMIZER_FILE,
+                f"has {draft.optimizer_code.path.with_name(name)}, and model_file another file of"
+                f" that name, {draft.model_code.path.with_name(name)}: rename one of them",
+            )
 
 
 def _own_code(draft: Draft, path: str) -> OwnCode | None:

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,16 @@ class Config:
     @property
     def own_code(self) -> tuple[OwnCode, ...]:
         """All files of the user's own that the run takes part of itself from."""
-        return () if self.model_code is None else (self.model_code,)
+        codes = (self.model_code, self.optimizer_code)
+        return tuple(code for code in codes if code is not None)
+
+    @property
+    def model_digest(self) -> str | None:
+        """The same for runs that compute with the same model file, options and shape; None of the
+        GPT."""
+        if self.model_code is None:
+            return None
+        return digest_of_model(self.model_code, self.options.model_options, self.model)
 
     @property
     def run_dir(self) -> Path:
@@ -92,6 +101,7 @@ class Config:
                 options,
                 tokens_per_second=None,
                 reference_flops_per_token=None,
+                reference_model=None,
                 reference_precision=None,
             )
             notices.append("no reference hours: tokens_per_second was measured in fp16")
@@ -123,9 +133,15 @@ class Config:
     def fingerprint(self) -> str:
         """The same for two runs of the same configuration, whatever their values' sources."""
         told: list[Any] = [self.precision, self.tree()]
-        told += [code.hash for code in (self.model_code, self.optimizer_code) if code is not None]
+        told += [code.hash for code in self.own_code]
         text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def digest_of_model(code: OwnCode, options: Mapping[str, Any] | None, shape: ModelConfig) -> str:
+    """12 characters that tell models of model files apart."""
+    text = json.dumps([code.hash, options or {}, dataclasses.asdict(shape)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

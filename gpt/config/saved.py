@@ -11,7 +11,8 @@
     sources      {dotted path in `run`: where the value comes from}
     dataset      root, fingerprint, fingerprint of the tokenizer; documents of train, and of the
                  split that is scored
-    model_file   name, hash and files of the model's own code, where it is no GPT
+    model_file   name, hash and files of the model's own code, where it is no GPT; its FLOPs per
+                 token, as they are used and as they were counted
     optimizer_file   the same of the optimizer's, where it is of the user's own
     changes      settings that were changed on resuming, each with its step
     began_from   the origin of its first weights, where they were not drawn: folder, step, sha256;
@@ -23,6 +24,7 @@ gpt/config/identity.py tells from it what the run is.
 For weights that came from elsewhere there is less of it, and `step` too.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,14 +71,19 @@ def saved_config(
     code: dict[str, Any],
     parameters: int,
     kernels: str | None,
+    flops: Mapping[str, int | None] | None = None,
 ) -> dict[str, Any]:
     """config.yaml of a run: its configuration, and what else makes its curve.
 
     dataset: of gpt.data.datasets.Dataset.facts. code: of gpt.config.code.code_of. parameters: the
-    module's. kernels: None where the device that they depend on is not known.
+    module's. kernels: None where the device that they depend on is not known. flops: of a model
+    file's module, per token.
     """
+    tree = as_dict(config)
+    if flops is not None and MODEL_FILE in tree:
+        tree[MODEL_FILE] |= flops
     return {
-        **as_dict(config),
+        **tree,
         "kernels": kernels,
         "parameters": parameters,
         "code": code,

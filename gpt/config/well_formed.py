@@ -69,6 +69,7 @@ VALUES = {
     f"{CODE}.hash": _TEXT,
     f"{CODE}.commit": _TEXT,
     f"{CODE}.dirty": Key(bool),
+    **{f"{MODEL_FILE}.{name}": _POSITIVE for name in ("flops_per_token", "flops_counted")},
     "began_from.sha256": _TEXT,
     "began_from.step": _COUNT,
     "began_from.branch": _TEXT,
@@ -89,7 +90,6 @@ VALUES = {
     },
     **{f"{MODEL}.{name}": key for name, key in SHAPE_KEYS.items()},
     **{f"{block}.{name}": _TEXT for block in ARGUMENTS_OF for name in ("name", "hash")},
-    **{f"{MODEL_FILE}.{name}": _POSITIVE for name in ("flops_per_token", "flops_counted")},
 }
 # names and hashes in a block of code of the user's own
 _FILE_NAME = re.compile(r"[^/\x00]+\.py")

@@ -3,7 +3,8 @@
 Part of the boundary that gpt/engine/boundary.py is: what it needs of DeepSpeed is passed.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,4 +39,14 @@ def place(
                 first.convert_to_zero_parameters(param_list=[parameter])
         del values  # before the next is drawn
     for buffer in model.buffers():
-        buffer.data = buffer.data.to(device, dtype if buffer.is_floating_point() else None)
+        buffer.data = buffer.data.to(device)
+
+
+@contextmanager
+def keeping_buffers(model: torch.nn.Module) -> Iterator[None]:
+    """Have a model's buffers keep their precision, whatever is made of the model inside."""
+    buffers = dict(model.named_buffers())
+    yield
+    for name, values in buffers.items():
+        owner, _, own_name = name.rpartition(".")
+        setattr(model.get_submodule(owner), own_name, values)

@@ -10,6 +10,7 @@ import torch
 
 from gpt.cluster.world import World
 from gpt.compute import hardware
+from gpt.compute.costs import costs_of
 from gpt.config.identity import sequences_until
 from gpt.config.run_config import Config
 from gpt.metrics.events import AXES
@@ -117,7 +118,7 @@ class Meter:
         self._config = config
         self._world = world
         self.tokens_per_step = config.batch.train_batch_size * config.model.seq_len
-        self.flops_per_token = config.model.matmul_flops_per_token()
+        self.flops_per_token = costs_of(config).flops_per_token
         self.device = hardware.device_name(world.device)
         self.peak_flops = hardware.peak_flops(self.device, config.precision)
         self._clock = Clock(seconds, running_time.now)

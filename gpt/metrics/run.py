@@ -1,6 +1,7 @@
 """A run as readers know it, and the numbers in its events. Made by `gpt.metrics.runs`, without
 torch."""
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from gpt.config.identity import MODEL_FILE, changes_of, identity, sequences_until
+from gpt.config.identity import (
+    MODEL_FILE,
+    MODEL_OPTIONS,
+    changes_of,
+    identity,
+    sequences_until,
+)
 from gpt.config.saved import CONFIG
 from gpt.config.shape import ModelConfig, family
 from gpt.metrics import events
@@ -74,6 +81,22 @@ class Run:
     def parameters(self) -> int:
         """The module's, where config.yaml tells them; else those that the shape has."""
         return self.config.get("parameters") or self.model.parameters()
+
+    @property
+    def own_model(self) -> str | None:
+        """The model file's hash and options; None of the GPT."""
+        own_code = self.config.get(MODEL_FILE)
+        if own_code is None:
+            return None
+        return json.dumps([own_code.get("hash"), self.options.get(MODEL_OPTIONS)], sort_keys=True)
+
+    @property
+    def flops_per_token(self) -> int | None:
+        """Of its model; None where its config.yaml does not tell that of a model file."""
+        own_code = self.config.get(MODEL_FILE)
+        if own_code is None:
+            return self.model.matmul_flops_per_token()
+        return own_code.get("flops_per_token")
 
     def tokens_until(self, step: int) -> int:
         """Training tokens of the steps up to `step`, each at the batch that it had."""
@@ -188,7 +211,7 @@ class Run:
         none, or one that was measured for another model or precision."""
         flops = self.options.get("reference_flops_per_token")
         precision = self.options.get("reference_precision")
-        if flops not in (None, self.model.matmul_flops_per_token()):
+        if flops not in (None, self.flops_per_token):
             return None
         if precision not in (None, self.config.get("precision")):
             return None
@@ -197,7 +220,8 @@ class Run:
     @property
     def tells_reference(self) -> bool:
         """Whether its file says which model its throughput was measured for."""
-        return self.options.get("reference_flops_per_token") is not None
+        told = (self.options.get(f"reference_{name}") for name in ("flops_per_token", "model"))
+        return any(fact is not None for fact in told)
 
     def curve(self, kind: str, split: str | None = None) -> list:
         """Events of one of CURVES by rising step; those of `split` where they are evaluations."""
@@ -249,7 +273,8 @@ class Run:
         if axis == "tokens":
             return tokens
         if axis == "flops":
-            return tokens * self.model.matmul_flops_per_token()
+            flops = self.flops_per_token
+            return None if flops is None else tokens * flops
         speed = self.reference_speed
         return tokens / speed / 3600 if speed else None
 

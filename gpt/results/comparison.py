@@ -249,11 +249,11 @@ def trusted_references(groups: Sequence[Group], notices: list[str]) -> list[Grou
 def _doubt(group: Group, groups: Sequence[Group]) -> str | None:
     """Why the throughput that a group tells is not its model's, as the rest of a sentence."""
     speed = group.runs[0].reference_speed
-    flops = group.runs[0].model.matmul_flops_per_token()
+    flops = group.runs[0].flops_per_token
     for other in groups:
         other_speed = other.runs[0].reference_speed
-        other_flops = other.runs[0].model.matmul_flops_per_token()
-        if other_speed == speed and other_flops != flops:
+        other_flops = other.runs[0].flops_per_token
+        if other_speed == speed and None not in (flops, other_flops) and other_flops != flops:
             return (
                 f"its {speed:,.6g} tokens/s are also those of {other.name}, whose model takes"
                 f" {other_flops:,} FLOPs per token and not {flops:,}; measure each with"
@@ -276,11 +276,11 @@ def mixed_references(groups: Sequence[Group]) -> list[str]:
     methods_of: dict[tuple, dict[float, str]] = {}
     for group in groups:
         run = group.runs[0]
-        model = run.family, run.model.matmul_flops_per_token()
+        model = run.family, run.flops_per_token, run.own_model
         if run.reference_speed is not None:
             methods_of.setdefault(model, {}).setdefault(run.reference_speed, group.method)
     notices = []
-    for (family, _), methods in methods_of.items():
+    for (family, *_), methods in methods_of.items():
         if len(methods) > 1:
             speeds = [f"{speed:,} ({method})" for speed, method in sorted(methods.items())]
             notices.append(
@@ -333,6 +333,9 @@ def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict
     points: dict[str, list[tuple]] = {}
     for group in comparable:
         x = group.runs[0].planned(axis)
+        if x is None:
+            notices.append(missing_axis(axis, group.runs))
+            continue
         losses = scores.of(group.runs, "normalised_loss")
         if not x:
             notices.append(f"{group.name} is left out: it took no step of training")

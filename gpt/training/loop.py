@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 import torch
 
 from gpt.architecture.architecture import Architecture, build
+from gpt.architecture.language_model import LanguageModel
 from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.code_files import keep_code
 from gpt.checkpoint.saver import Saver
@@ -100,6 +101,8 @@ class Loop:
         self._is_unscored = False  # whether the last evaluation gave no finite loss
 
         model = build(config, prepared.kernels[0])
+        if isinstance(model, LanguageModel):
+            _require_same_constants(model, world)
         self._engine = make_engine(model, config, world, model.initial_weights(options.seed))
         metrics = Metrics(active=world.rank == 0)
         progress = Progress(options.max_train_steps, active=world.rank == 0)
@@ -411,3 +414,15 @@ class Loop:
             seconds = self._meter.seconds
             tokens = self._meter.tokens_until(course.step)
             self._saver.begin(course.manifest(seconds, tokens), self._probe)
+
+
+def _require_same_constants(model: LanguageModel, world: World) -> None:
+    """Raise AgreedUserError where ranks would compute with different buffers, which nothing ever
+    brings together."""
+    constants = world.gather(model.constants())
+    for rank, own in enumerate(constants):
+        if own != constants[0]:
+            raise AgreedUserError(
+                f"{model.code.path} builds other buffers on rank {rank} than on rank 0",
+                mend="compute them from the shape and the options alone",
+            )

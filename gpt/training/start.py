@@ -1,7 +1,7 @@
 """How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for
 all."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +11,13 @@ from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.weights import require_fit
 from gpt.cluster.world import World
+from gpt.compute.costs import costs_of
 from gpt.config.code import code_of
 from gpt.config.identity import change, changes_of, is_free, own_model
 from gpt.config.run_config import Config
-from gpt.config.saved import CONFIG, RUN, saved_config
+from gpt.config.saved import CONFIG, RUN, read_config, saved_config
+from gpt.contract.outputs import require_sound
+from gpt.contract.subject import Subject
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.locking import FolderLock, is_locked_by
@@ -45,12 +48,25 @@ class Claim(NamedTuple):
     is_finished: bool  # before its checkpoints were removed: nothing is left to do
 
 
+def look_at_model(config: Config, notices: list) -> None:
+    """Raise UserError where a model file's model sees later tokens or other rows, or does not
+    repeat itself: no run shall be trained to find that out. `notices` gets a sentence where that
+    cannot be looked at."""
+    architecture = Architecture.of(config)
+    if architecture.code is None:
+        return
+    hindrance = require_sound(Subject(architecture, config.options.seed))
+    if hindrance:
+        notices.append(hindrance)
+
+
 def config_to_save(config: Config, dataset: Dataset, kernels: str | None) -> dict[str, Any]:
     """config.yaml of a run that begins now. kernels: triton or torch; None where they are not
     chosen yet."""
-    parameters = Architecture.of(config).parameters()
+    costs = costs_of(config)
     facts = dataset.facts(config.options.eval_data_split)
-    return saved_config(config, facts, code_of(), parameters, kernels)
+    flops = {"flops_per_token": costs.flops_per_token, "flops_counted": costs.flops_counted}
+    return saved_config(config, facts, code_of(), costs.parameters, kernels, flops)
 
 
 def claim(
@@ -117,8 +133,20 @@ def claim(
         began_from = begins.began_from
     elif config.options.init_from:
         tokenizer = resolved["dataset"]["tokenizer"]
-        began_from = warm_start.origin(config.options.init_from, Architecture.of(config), tokenizer)
+        first_weights = config.options.init_from
+        began_from = warm_start.origin(first_weights, Architecture.of(config), tokenizer)
+        notices += _change_of_model(read_config(Path(first_weights) / CONFIG), resolved)
     return Claim(tag, trunk, began_from, changes, lock or _lock(run_dir), is_finished)
+
+
+def _change_of_model(earlier: dict, resolved: dict) -> Iterator[str]:
+    """A sentence where the weights that a run begins with were trained by other code of a
+    model's."""
+    before, now = own_model(earlier), own_model(resolved)
+    paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
+    if paths:
+        words = [in_words(path, (before.get(path), now.get(path))) for path in paths]
+        yield f"the first weights are of another model: {'; '.join(words)}"
 
 
 def _has_content(path: Path) -> bool:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from gpt.compute import classes
+from gpt.compute.costs import costs_of
 from gpt.config.batch import ACCUMULATION, BATCH, MICRO, divisors
 from gpt.config.draft import Draft
 from gpt.config.resolve import complete, override, resolve
@@ -123,7 +124,7 @@ def measure_all(
 def report(plan: Plan, results: list[dict[str, Any]]) -> dict[str, Any]:
     """What was measured, and the best of it, as plain values. Raises UserError where nothing could
     be measured."""
-    model = plan.config.model
+    costs = costs_of(plan.config)
     content = plan.config.tree()
     del content[MICRO], content[ACCUMULATION]
     machine: dict[str, Any] = {}
@@ -143,14 +144,20 @@ def report(plan: Plan, results: list[dict[str, Any]]) -> dict[str, Any]:
         "config": plan.name,
         "config_hash": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
         "train_batch_size": plan.config.batch.train_batch_size,
-        "seq_len": model.seq_len,
-        "parameters": model.parameters(),
-        "flops_per_token": model.matmul_flops_per_token(),
+        "seq_len": plan.config.model.seq_len,
+        "parameters": costs.parameters,
+        "flops_per_token": costs.flops_per_token,
+        "model": _model_in_words(plan.config),
+        "model_digest": plan.config.model_digest,
         "results": rows,
         **machine,
         "best_micro_batch": best["micro_batch"],
         "tokens_per_second": best["tokens_per_second"],
     }
+
+
+def _model_in_words(config: Config) -> str:
+    return "the GPT" if config.model_code is None else str(config.model_code)
 
 
 # ---- What the measured throughput means for the compute classes
@@ -178,7 +185,8 @@ def require_classes(plan: Plan, hours: list[float], own_batch: bool) -> None:
     config = plan.config
     report: dict[str, Any] = {
         "tokens_per_second": FASTEST,
-        "flops_per_token": config.model.matmul_flops_per_token(),
+        "flops_per_token": costs_of(config).flops_per_token,
+        "model_digest": config.model_digest,
         "precision": config.precision,
         "train_batch_size": config.batch.train_batch_size,
         "seq_len": config.model.seq_len,
@@ -192,7 +200,10 @@ def class_trees(tree: dict, report: dict[str, Any]) -> dict[float, dict]:
     it."""
     trees = {}
     rate = classes.Rate(
-        rounded(report["tokens_per_second"]), report["flops_per_token"], report["precision"]
+        rounded(report["tokens_per_second"]),
+        report["flops_per_token"],
+        report["precision"],
+        report["model_digest"],
     )
     for name, facts in report["classes"].items():
         class_tree = classes.class_tree(
@@ -295,7 +306,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     device = hardware.device_name(world.device)
     peak = hardware.peak_flops(device, config.precision)
     speeds = _speeds(seconds, config.batch.train_batch_size * config.model.seq_len)
-    flops_per_second = speeds["tokens_per_second"] * config.model.matmul_flops_per_token()
+    flops_per_second = speeds["tokens_per_second"] * costs_of(config).flops_per_token
     result = {
         "status": "ok",
         **speeds,

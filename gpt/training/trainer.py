@@ -20,7 +20,7 @@ from gpt.metrics.terminal import say_line
 from gpt.training.course import Course
 from gpt.training.loop import Loop
 from gpt.training.signals import StopRequest
-from gpt.training.start import claim, config_to_save
+from gpt.training.start import claim, config_to_save, look_at_model
 
 if TYPE_CHECKING:  # it loads DeepSpeed
     from gpt.engine.boundary import Engine
@@ -81,6 +81,7 @@ class Trainer:
         is_finished = False
         if rank == 0:
             require_loggers(options)
+            look_at_model(config, self.notices)
             claimed = claim(config, self.saved_config, resume, allowed, self.notices)
             self.start_tag, self.trunk, began_from, changes, self.lock, is_finished = claimed
             self.saved_config |= {CHANGES: changes}

@@ -161,3 +161,39 @@ def test_a_result_of_another_shape_is_a_mistake(tmp_path):
     model = with_values(Architecture(SHAPE, code, {"logits": True}))
     with pytest.raises(UserError, match=r"makes \(\), not logits \(3, 6, 32\)"):
         model(*batch())
+
+
+@pytest.mark.parametrize(
+    "line, sentence",
+    [
+        ("self.gate = nn.Parameter(torch.ones(()))", "its parameter gate has no dimension"),
+        ("self.half = nn.Parameter(torch.ones(2).half())", "its parameter half is torch.float16"),
+        ("self.embed.weight.requires_grad_(False)", "its parameter embed.weight is not trained"),
+        ("self.norm = nn.BatchNorm1d(8)", "its buffer norm.running_mean would have to be kept"),
+        (
+            "self.register_buffer('s', self.embed.weight.sign(), persistent=False)",
+            "its buffer s is made of a parameter",
+        ),
+        ("self.output_layer = 'nowhere'", "`output_layer` is 'nowhere', which is no submodule"),
+        ("self.output_layer = 'blocks'", "the output layer 'blocks' has no weight"),
+        ("self.head = nn.Linear(8, 33, bias=False)", "has 33 rows, and the vocabulary 32 ids"),
+        ("self.head = nn.Linear(8, 32)", "the output layer 'head' has a bias"),
+        ("self.logit_cap = -1", "`logit_cap` is -1, not a number above 0"),
+    ],
+)
+def test_what_no_run_could_keep_is_refused(tmp_path, line, sentence):
+    text = MODEL.replace("        self.logit_cap = cap\n", f"        {line}\n")
+    (tmp_path / "model.py").write_text(text)
+    code = read_own_code(str(tmp_path / "model.py"), "gpt.model_file")
+    with pytest.raises(UserError) as caught:
+        Architecture(SHAPE, code).build()
+    assert sentence in str(caught.value)
+
+
+def test_what_fails_in_a_forward_is_told_with_its_line(tmp_path):
+    text = MODEL.replace("x = self.embed(tokens)", "x = self.embed(tokens) @ torch.ones(3, 3)")
+    (tmp_path / "model.py").write_text(text)
+    code = read_own_code(str(tmp_path / "model.py"), "gpt.model_file")
+    model = with_values(Architecture(SHAPE, code), torch.float32)
+    with pytest.raises(UserError, match=r"model.py:\d+: forward fails \(RuntimeError: mat1"):
+        model(*batch())

@@ -69,6 +69,34 @@ def test_files_of_the_same_name_do_not_meet(tmp_path):
     assert "parts" not in sys.modules and "model" not in sys.modules
 
 
+def test_what_is_imported_later_is_what_was_read(tmp_path, monkeypatch):
+    text = """
+from torch import nn
+
+class Model(nn.Linear):
+    def forward(self, x):
+        import parts
+        return parts.NUMBER
+
+def build(shape):
+    return Model(2, 2)
+"""
+    module = build_module(code_of(tmp_path / "a", text, parts="NUMBER = 1\n"), SHAPE, {})
+    (tmp_path / "a" / "parts.py").write_text("NUMBER = 2\n")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "parts.py").write_text("NUMBER = 3\n")
+    monkeypatch.syspath_prepend(tmp_path / "b")
+    assert module(None) == 1
+
+
+def test_buffers_that_are_drawn_are_the_same_in_every_build(tmp_path):
+    text = TIED.replace("torch.arange(3.0)", "torch.rand(3) + numpy.random.rand()")
+    code = code_of(tmp_path, "import numpy\n" + text)
+    first = build_module(code, SHAPE, {}).table
+    torch.rand(5)
+    assert torch.equal(build_module(code, SHAPE, {}).table, first)
+
+
 @pytest.mark.parametrize(
     "text, sentence",
     [

@@ -1,0 +1,113 @@
+"""Files of the user's own as modules of Python, run from what was read of them."""
+
+import builtins
+import hashlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from gpt.config.own_code import OwnCode
+from gpt.errors import RunError, UserError, in_brief
+
+MEND = "mend it; tools/check_model.py tries a model file on its own"
+# what code of others may raise; an interrupt goes through
+_ANY = (Exception, SystemExit)
+# what is not its fault
+_OF_THE_MACHINE = (UserError, RunError, MemoryError, torch.OutOfMemoryError)
+# parts of paths: code in which ranks wait for each other, called by hooks on the user's modules
+_OF_RANKS = ("/deepspeed/", "/torch/distributed/")
+
+
+def function_of(code: OwnCode, name: str, signature: str) -> Callable:
+    """A function that the file defines. signature: what a message says that it should be. Raises
+    UserError where the file cannot be run, or defines none."""
+    function = getattr(_module_of(code), name, None)
+    if not callable(function):
+        raise UserError(f"{code.path} defines no {name}", mend=f"define {signature}")
+    return function
+
+
+@contextmanager
+def telling(code: OwnCode, what: str, mend: str = MEND) -> Iterator[None]:
+    """Whatever the user's code raises inside becomes a UserError that names its line.
+
+    what: of it that is run. mend: what to do.
+    """
+    try:
+        yield
+    except _OF_THE_MACHINE:
+        raise
+    except _ANY as error:
+        place = _place_in(code, error)
+        if place is None:
+            raise
+        raise UserError(
+            f"{place}: {what} fails ({in_brief(error)})",
+            mend=mend,
+        ) from error
+
+
+def _place_in(code: OwnCode, error: BaseException) -> str | None:
+    """The innermost line of the user's code that an error went through; None where it is not that
+    code's."""
+    own = [str(code.path.with_name(name)) for name in code.files]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename in own:
+            return f"{frame.filename}:{frame.lineno}"
+        if any(part in frame.filename for part in _OF_RANKS) or "CUDA error" in str(error):
+            return None
+    return str(code.path)
+
+
+def _module_of(code: OwnCode) -> ModuleType:
+    """Run once for each content at each place; what it imports from beside it stands below it, so
+    that files of the same names elsewhere do not meet."""
+    place = hashlib.sha256(str(code.path.resolve()).encode()).hexdigest()[:8]
+    name = f"own_{code.hash}_{place}"
+    if name not in sys.modules:
+        with telling(code, "importing it"):
+            _Importer(code, name).run(code.name, name)
+    return sys.modules[name]
+
+
+class _Importer:
+    """Imports of one OwnCode's files, at their top or later, from what was read of them."""
+
+    def __init__(self, code: OwnCode, root: str):
+        self._code = code
+        self._root = root
+        names = vars(builtins)
+        self._builtins = {**names, "__import__": self._import}
+
+    def run(self, file: str, name: str) -> ModuleType:
+        """The module of a file. name: in sys.modules, where dataclasses and compilers look."""
+        path = str(self._code.path.with_name(file))
+        module = ModuleType(name)
+        module.__file__ = path
+        vars(module)["__builtins__"] = self._builtins
+        sys.modules[name] = module
+        try:
+            exec(compile(self._code.files[file], path, "exec"), vars(module))
+        except BaseException:
+            sys.modules.pop(name, None)
+            raise
+        return module
+
+    def _import(
+        self,
+        name: str,
+        globals: Mapping[str, Any] | None = None,
+        locals: Mapping[str, Any] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        file = f"{name}.py"
+        if level or file not in self._code.files:
+            return builtins.__import__(name, globals, locals, fromlist or (), level)
+        own_name = self._root if file == self._code.name else f"{self._root}.{name}"
+        return sys.modules.get(own_name) or self.run(file, own_name)

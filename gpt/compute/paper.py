@@ -1,0 +1,352 @@
+"""One training pass of a model on paper, that is on torch's meta device, which has shapes and no
+numbers: the FLOPs of its matrix products, and the bytes that it keeps for the backward pass.
+
+Counted is what gpt.config.shape.ModelConfig.matmul_flops_per_token counts of the GPT: products of
+matrices, forward and backward, by torch's own formulas; causal attention half; what is computed
+again in the backward pass not at all. Not seen are kernels that are no operators of torch's.
+"""
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+
+class Kept(NamedTuple):
+    """Bytes that autograd keeps for the backward pass, parameters and buffers left out."""
+
+    total: int
+    in_block: int  # of them the most in one call of a block
+
+
+def flops(model: nn.Module, tokens: Tensor) -> int:
+    """Of the matrix products of a forward and a backward pass.
+
+    model: gives a loss for tokens and targets. tokens: (B, T) int64 on the model's device.
+    """
+    counter = _Counter()
+    with _as_on_a_gpu(tokens.device, counter), _computed_once(), counter:
+        loss = model(tokens, tokens)
+        counter.is_backward = True
+        loss.backward()
+    for parameter in model.parameters():
+        parameter.grad = None
+    return counter.total
+
+
+def kept(
+    model: nn.Module, tokens: Tensor, blocks: list[nn.Module], checkpointing: bool = False
+) -> Kept:
+    """Memory of a forward pass; arguments as of `flops`. blocks: submodules whose share is told;
+    with checkpointing they keep their inputs."""
+    saved = _Saved([*model.parameters(), *model.buffers()])
+    in_blocks = [0]
+    counter = _Counter()
+    with ExitStack() as stack:
+        for block in blocks:
+            stack.enter_context(_measured(block, saved, in_blocks, checkpointing))
+        stack.enter_context(_as_on_a_gpu(tokens.device, counter))
+        stack.enter_context(counter)
+        stack.enter_context(saved_tensors_hooks(saved.keep, lambda tensor: tensor))
+        model(tokens, tokens)
+    return Kept(saved.bytes, max(in_blocks))
+
+
+@contextmanager
+def _as_on_a_gpu(device: torch.device, counter: "_Counter") -> Iterator[None]:
+    """Inside, attention is fused, nothing is compiled, and tensors that the model makes without a
+    device are on this one."""
+    # torch.compile has loaded it, where the model uses that
+    is_compiled = "torch._dynamo" in sys.modules
+    stance = torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
+    with stance, device, _FusedAttention(counter):
+        yield
+
+
+@contextmanager
+def _computed_once() -> Iterator[None]:
+    """Inside, the model's own checkpointing keeps everything and computes nothing again."""
+
+    def keep_all(*arguments: Any, **named: Any) -> Iterator[None]:
+        yield
+
+    name = "_checkpoint_without_reentrant_generator"
+    usual = getattr(torch.utils.checkpoint, name)
+    setattr(torch.utils.checkpoint, name, keep_all)
+    try:
+        yield
+    finally:
+        setattr(torch.utils.checkpoint, name, usual)
+
+
+@contextmanager
+def _measured(
+    block: nn.Module, saved: "_Saved", in_blocks: list[int], checkpointing: bool
+) -> Iterator[None]:
+    """Inside, bytes that each call of a block keeps are added to `in_blocks`."""
+    begun: list[int] = []
+
+    def begin(module: nn.Module, inputs: Any, named: Any) -> None:
+        if checkpointing:  # those within tuples and the like autograd does not see
+            for value in tree_leaves((inputs, named)):
+                if isinstance(value, Tensor):
+                    saved.keep(value)
+        begun.append(saved.bytes)
+
+    def end(module: nn.Module, inputs: Any, output: Any) -> None:
+        in_blocks.append(saved.bytes - begun.pop())
+
+    handles = (
+        block.register_forward_pre_hook(begin, with_kwargs=True),
+        block.register_forward_hook(end),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Saved:
+    """Storages that autograd keeps, each once. besides: tensors that are there all the same."""
+
+    def __init__(self, besides: list[Tensor]):
+        self._known = {_storage(tensor) for tensor in besides}
+        # alive, so that no other storage takes the place of one
+        self._tensors = list(besides)
+        self.bytes = 0
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in self._known:
+            self._known.add(_storage(tensor))
+            self._tensors.append(tensor)
+            self.bytes += tensor.untyped_storage().nbytes()
+        return tensor
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+# ---- Products
+
+
+def _vector_flops(matrix: tuple[int, ...], *others: Any, **named: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _added_vector_flops(summand: Any, matrix: tuple[int, ...], *others: Any, **named: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _batches_added_flops(summand: Any, a: Any, b: Any, *others: Any, **named: Any) -> int:
+    return 2 * math.prod(a) * b[-1]
+
+
+def _linear_flops(x: tuple[int, ...], weight: tuple[int, ...], *others: Any, **named: Any) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+# what torch's registry lacks, with arguments by their shapes
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    aten.mv: _vector_flops,
+    aten.dot: _vector_flops,
+    aten.vdot: _vector_flops,
+    aten.addmv: _added_vector_flops,
+    aten.addmv_: _added_vector_flops,
+    aten.addmm_: _batches_added_flops,
+    aten.baddbmm_: _batches_added_flops,
+    aten.addbmm: _batches_added_flops,
+    aten.addbmm_: _batches_added_flops,
+    aten.linear: _linear_flops,
+}
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear_flops
+
+
+_Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+
+
+class _Results:
+    """What operators give on the meta device. torch finds the layout of many in Python, in up to a
+    millisecond, which a recurrence asks for thousands of times: here once for inputs alike."""
+
+    def __init__(self) -> None:
+        self._layouts: dict[tuple, _Layout] = {}
+
+    def of(self, function: Any, args: Any, kwargs: Any) -> Any:
+        key = _key(function, args, kwargs)
+        if key in self._layouts:
+            if _kind(function) == "in place":
+                return args[0]
+            size, stride, dtype = self._layouts[key]
+            return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+        result = function(*args, **kwargs)
+        if key is not None and isinstance(result, Tensor) and result.is_meta:
+            self._layouts[key] = _layout_of(result)
+        return result
+
+
+def _layout_of(tensor: Tensor) -> _Layout:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+@cache
+def _kind(function: Any) -> str | None:
+    """Whether an operator gives a new tensor, or works in place without a change of layout."""
+    schema = getattr(function, "_schema", None)
+    if schema is None or torch.Tag.inplace_view in function.tags:
+        return None
+    aliased = [part.name for part in schema.arguments if part.alias_info]
+    if not aliased and not any(part.alias_info for part in schema.returns):
+        return "new"
+    return "in place" if aliased == ["self"] and schema.name.endswith("_") else None
+
+
+def _key(function: Any, args: Any, kwargs: Any) -> tuple | None:
+    """The same for calls that give tensors of the same layout; None where that hangs on more than
+    the layout of the inputs."""
+    if _kind(function) is None:
+        return None
+    key: list[Any] = [function, *kwargs]
+    for value in (*args, *kwargs.values()):
+        parts = value if isinstance(value, (list, tuple)) else (value,)
+        for part in parts:
+            if not isinstance(part, Tensor):
+                key.append((type(part), str(part)))
+            elif part.is_meta and part.dim() > 0:
+                key.append(_layout_of(part))
+            else:  # a number, perhaps, whose type counts less than that of a tensor
+                return None
+        key.append(len(parts))
+    return tuple(key)
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the FLOPs of the matrix products that are computed inside."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self.is_backward = False
+        self.is_paused = False
+        self._results = _Results()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = self._results.of(function, args, kwargs)
+        operator = getattr(function, "_overloadpacket", function)
+        if operator in _FORMULAS:
+            shapes = [arg.shape if torch.is_tensor(arg) else arg for arg in args]
+            self.add(_FORMULAS[operator](*shapes))
+        elif operator in flop_registry:
+            self.add(flop_registry[operator](*args, **kwargs, out_val=result))
+        return result
+
+    def add(self, flops: int) -> None:
+        # a forward pass within the backward pass
+        is_again = self.is_backward and torch.is_grad_enabled()
+        if not is_again and not self.is_paused:
+            self.total += flops
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.is_paused = True
+        yield
+        self.is_paused = False
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Inside, torch's attention takes the FLOPs and the memory that its fused kernels take."""
+
+    def __init__(self, counter: _Counter):
+        super().__init__()
+        self._counter = counter
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        call = inspect.signature(_attention).bind(*args, **kwargs)
+        call.apply_defaults()
+        return _Attention.apply(self._counter, *call.args)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch's, with the names of its arguments."""
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
+class _Attention(torch.autograd.Function):
+    """Of its inputs and outputs a fused kernel keeps all, and the log-sum-exp of each query."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, counter: _Counter, query: Tensor, key: Tensor, value: Tensor, *others: Any
+    ) -> Tensor:
+        mask, _, is_causal, *_ = others
+        ctx.counter = counter
+        ctx.others = others[1:]
+        products = 2 * math.prod(query.shape) * key.shape[-2]
+        products += 2 * math.prod(query.shape[:-1]) * key.shape[-2] * value.shape[-1]
+        ctx.flops = products // 2 if is_causal else products
+        counter.add(ctx.flops)
+        with counter.paused():
+            result = _attend(query, key, value, mask, *ctx.others)
+        statistics = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        ctx.save_for_backward(query, key, value, mask, result, statistics)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors[:4]
+        ctx.counter.add(2 * ctx.flops)
+        needed = ctx.needs_input_grad[1:5]
+        with ctx.counter.paused(), torch.enable_grad():
+            leaves = [
+                None if tensor is None else tensor.detach().requires_grad_(is_needed)
+                for tensor, is_needed in zip(inputs, needed)
+            ]
+            _attend(*leaves, *ctx.others).backward(grad)
+        gradients = [None if leaf is None else leaf.grad for leaf in leaves]
+        return None, *gradients, *(None for _ in ctx.others)
+
+
+def _attend(*inputs: Any) -> Tensor:
+    """What torch's attention gives, laid out as its fused kernels lay it out."""
+    result = _attention(*inputs)
+    if result.dim() != 4:
+        return result
+    return result.transpose(1, 2).contiguous().transpose(1, 2)
