@@ -19,6 +19,7 @@ PARTS = {
 }
 # of those folders, what starts runs and tells of them, and computes nothing of them
 BESIDE = (
+    "training/contract_ranks.py",
     "training/contract_runs.py",
     "training/reports.py",
     "training/run_data.py",
