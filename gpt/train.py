@@ -77,7 +77,7 @@ def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") 
         if config.options.branch_from:
             from gpt.training.branch import on_paper
 
-            config = on_paper(config, args.allow_change)
+            config = on_paper(config, dataset, args.allow_change)
         require_own(config.run_dir, has_code=bool(config.own_code))
         print(dry_run.report(config, dataset, args.interconnect))
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, load_command, tiny_run
+from conftest import ROOT, load_command, read_metrics, tiny_run
 from plain_run import train
 
 from gpt.architecture import own_module
@@ -155,3 +155,12 @@ def test_the_rates_of_the_guide_are_the_schedules_own():
         (row,) = re.findall(rf"^\| `{kind}` \|(( [\d.e-]+ \|)+)$", GUIDE, re.MULTILINE)
         rates = [float(rate) for rate in row[0].split("|")[:-1]]
         assert rates == pytest.approx([schedule.lr(step) for step in steps], rel=0.006, abs=1e-9)
+
+
+def test_the_first_line_and_the_start_tell_the_files(rotary, sample, tmp_path, capsys):
+    gpt = {"model_file": str(rotary), "max_train_steps": 1}
+    train(tmp_path / "run", sample, gpt=gpt)
+    (start,) = read_metrics(tmp_path / "run", "start")
+    assert re.fullmatch("rotary.py [0-9a-f]{12}", start["model_file"])
+    assert start["optimizer_file"] is None
+    assert f"parameters of {start['model_file']}, fp32" in capsys.readouterr().out

@@ -301,7 +301,8 @@ class Saver:
         folders.commit(self.folder, pending.manifest)
         pending.bytes = sum(facts["size"] for facts in pending.manifest.files.values())
         try:
-            folders.retain(self.folder, options.keep_last, options.keep_every)
+            keep_steps = options.keep_steps or ()
+            folders.retain(self.folder, options.keep_last, options.keep_every, keep_steps)
         except OSError as error:  # the new one stands all the same
             pending.not_removed = in_brief(error)
 

@@ -208,5 +208,5 @@ def require_same_buffers(subject: Subject) -> None:
             raise subject.mistake(
                 f"its buffer {own_name(name)} has other values at each build, so ranks and resumed"
                 " runs would differ",
-                mend="draw it with a generator of its own, torch.Generator().manual_seed(…)",
+                mend="let it depend on the shape and the options alone",
             )

@@ -179,7 +179,7 @@ def require_acceptable(config: Config) -> None:
     acceptance.require_deepspeed(config, DeepSpeedConfig, lr_schedules)
 
 
-def _gather_by_block(model: torch.nn.Module):
+def _gather_by_block(model: torch.nn.Module) -> None:
     """Under ZeRO 3, have a whole block's weights gathered together, not those of each layer in it:
     a hook per layer costs the host more time than a small block's forward pass costs a GPU, and
     stands in a compiler's way.

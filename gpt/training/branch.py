@@ -7,7 +7,7 @@ where it has the same, the branch is the run that would have been trained straig
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from gpt.config.optimizer_keys import OWN_SCHEDULERS
 from gpt.config.run_config import Config
 from gpt.config.saved import RUN, as_dict
 from gpt.config.schedule import OwnSchedule, own_schedule
+from gpt.data.datasets import Dataset
 from gpt.errors import UserError
 from gpt.training.changes import compare, difference_in_words, how_to_allow, setting_called
 
@@ -35,18 +36,24 @@ class Branch(NamedTuple):
     began_from: dict[str, Any]  # for config.yaml
 
 
-def branch(config: Config, resolved: dict, allowed: Iterable[str], notices: list[str]) -> Branch:
+def branch(
+    config: Config,
+    resolved: dict,
+    allowed: Iterable[str],
+    notices: list[str],
+    own: Collection[str] = OWN,
+) -> Branch:
     """Where `config` branches off. `notices` gets what a user should know.
 
     resolved: its config.yaml, or as much of it as is known. allowed: settings that may differ from
-    the trunk's. Raises UserError where the checkpoint is not whole, or is of a run with other
-    settings.
+    the trunk's, besides its `own`. Raises UserError where the checkpoint is not whole, or is of a
+    run with other settings.
     """
     checkpoint = find(config)
     trunk = checkpoint.config
     run_dir = checkpoint.path.parent.parent
     schedule = _schedule_of_trunk(checkpoint)
-    differences, refused = compare(trunk, resolved, allowed, run_dir, own=OWN)
+    differences, refused = compare(trunk, resolved, allowed, run_dir, own)
     if refused:
         words = [
             difference_in_words(path, differences[path], trunk, resolved, run_dir)
@@ -69,12 +76,16 @@ def branch(config: Config, resolved: dict, allowed: Iterable[str], notices: list
     return Branch(checkpoint, changes, _origin(checkpoint))
 
 
-def on_paper(config: Config, allowed: Iterable[str]) -> Config:
-    """The same with notices of what is known of a branch before its dataset is looked at, and of
-    the part that it trains itself. Raises UserError as `branch` does."""
+def on_paper(config: Config, dataset: Dataset | None, allowed: Iterable[str]) -> Config:
+    """The same with notices of what a branch changes, and of the part that it trains itself.
+    dataset: None where it is not there yet. Raises UserError as `branch` does."""
     notices = [*config.notices]
     allowed = [setting_called(key) for key in allowed]
-    step = branch(config, as_dict(config), allowed, notices).checkpoint.step
+    resolved = as_dict(config)
+    if dataset is not None:
+        resolved["dataset"] = dataset.facts(config.options.eval_data_split)
+    own = OWN if dataset is not None else (*OWN, "dataset")
+    step = branch(config, resolved, allowed, notices, own).checkpoint.step
     steps = config.options.max_train_steps
     tokens = (steps - step) * config.batch.train_batch_size * config.model.seq_len
     notices.append(

@@ -31,7 +31,7 @@ from gpt.contract.checks import Result
 from gpt.contract.subject import Subject, own_name
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Streams
-from gpt.errors import RunError, UserError, in_words
+from gpt.errors import RunError, SilentError, UserError, in_words
 from gpt.escaping import in_one_line
 from gpt.evaluation import Evaluator, summary
 from gpt.metrics import events
@@ -208,8 +208,9 @@ class Runs:
         lines: list[str] = []
         for rank in range(RANKS):
             lines += self._log(rank).read_text(encoding="utf-8", errors="replace").splitlines()
-        words = [line for line in lines if line.strip()]
-        return in_one_line(words[-1])[:200] if words else "nothing was said"
+        errors = [line for line in lines if "error: " in line]
+        words = errors[:1] or [line for line in lines if line.strip()][-1:]
+        return in_one_line(words[0])[:300] if words else "nothing was said"
 
     # ---- What plain torch makes of the same batches
 
@@ -361,6 +362,7 @@ def rank() -> None:
     plan_file = Path(sys.argv[1])
     report: dict[str, Any] = {"ended": 0}
     own_rank = int(os.environ["RANK"])
+    file = plan_file.with_name(f"rank{own_rank}.json")
     world = boundary.connect()
     try:
         for entry in json.loads(plan_file.read_text(encoding="utf-8")):
@@ -375,11 +377,12 @@ def rank() -> None:
                 if trainer.stop_request is not None:
                     trainer.stop_request.close()
             report["ended"] += 1
+            file.write_text(json.dumps(report), encoding="utf-8")
     except (UserError, RunError, OSError) as error:
-        report["error"] = str(in_words(error))
-    plan_file.with_name(f"rank{own_rank}.json").write_text(json.dumps(report))
-    if "error" in report:
+        file.write_text(json.dumps({**report, "error": str(in_words(error))}), encoding="utf-8")
         os._exit(1)
+    except SilentError as silent:  # it is in the log
+        os._exit(silent.code)
     boundary.disconnect()
 
 

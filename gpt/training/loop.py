@@ -181,7 +181,7 @@ class Loop:
             if not self._train_step():
                 continue
             # an evaluation may take long, and end badly: what was learnt is kept before
-            if is_due(course.step, options.log_ckpt_every) or course.step == last_step:
+            if self._is_save_due():
                 self._save()
             if course.owes_evaluation(options):
                 self._evaluate()
@@ -398,6 +398,12 @@ class Loop:
         self._watchdog.progress(f"evaluating after step {self._course.step}")
         self._agree()
         return not self._stop_reason
+
+    def _is_save_due(self) -> bool:
+        options = self._config.options
+        step = self._course.step
+        is_last = step == options.max_train_steps
+        return is_last or step in (options.keep_steps or ()) or is_due(step, options.log_ckpt_every)
 
     def _save(self) -> None:
         course = self._course

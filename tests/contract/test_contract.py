@@ -4,7 +4,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from model_files import BAD, GOOD, MODEL, changed
+from broken_model_files import BAD
+from model_files import GOOD, MODEL, changed
 
 from gpt.architecture.architecture import Architecture
 from gpt.config.own_code import read_own_code
