@@ -304,7 +304,7 @@ def test_a_model_of_changed_code_has_no_counterpart(vocab, tmp_path, load_tool, 
     config = foreign_config("rope", 30, shape, vocab.fingerprint)
     weights = Positionless(shape, seed=None).state_dict()
     write_folder(tmp_path / "export", weights, config, vocab.model, {})
-    monkeypatch.setattr("gpt.checkpoint.weights.GPT", Positionless)
+    monkeypatch.setattr("gpt.architecture.architecture.GPT", Positionless)
     assert load_tool("export_hf").mistake(tmp_path / "export", tmp_path / "gpt2") == (
         "the model of gpt/model.py lacks position_embedding.weight, unlike transformers' GPT-2,"
         " which is the baseline's model: a model whose code was changed cannot be exported; take"
