@@ -18,6 +18,7 @@ from gpt.errors import UserError
 from gpt.kernels.attention import causal_attention, split_heads
 from gpt.kernels.gelu import linear_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
+from gpt.kernels.linear import linear
 from gpt.kernels.triton_shared import statistics_dtype
 from gpt.model import INITIAL_STD, Linear
 
@@ -44,7 +45,8 @@ class Options:
     zero_init: bool = False
     # heads of k and v, each for n_heads / kv_heads heads of q (arXiv 2305.13245)
     kv_heads: int = False
-    # one matrix for embedding and output layer (arXiv 1608.05859)
+    # one matrix for embedding and output layer (arXiv 1608.05859), and no factor sqrt(C) on the
+    # embedding, by which wide models would begin with their input token as a firm guess
     tied: bool = False
     # logits become cap * tanh(logits / cap) (arXiv 2408.00118)
     logit_cap: float = False
@@ -194,7 +196,7 @@ class Hidden(nn.Linear):
         """(B, T, C) to (B, T, hidden width)."""
         if self.activation == "gelu" and self.bias is not None:
             return linear_gelu(x, self.weight, self.bias, self.kernels)
-        x = Linear.forward(self, x)
+        x = linear(x, self.weight, self.bias)
         if self.activation == "gelu":
             return F.gelu(x, approximate="tanh")
         if self.activation == "relu2":
@@ -275,7 +277,9 @@ class Modern(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) int64 to hidden states (B, T, C)."""
-        stream = self.token_embedding(tokens) * math.sqrt(self.shape.h_dim)
+        stream = self.token_embedding(tokens)
+        if not self.options.tied:
+            stream = stream * math.sqrt(self.shape.h_dim)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         by = None
         if self.options.rope:

@@ -2,6 +2,7 @@
 float64."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -59,7 +60,9 @@ def by_numpy(weights, tokens, shape, options):
 
 
 def logits_of_row(w, tokens, shape, options):
-    x = w["token_embedding.weight"][tokens] * shape.h_dim**0.5
+    x = w["token_embedding.weight"][tokens]
+    if "tied" not in options:
+        x = x * shape.h_dim**0.5
     if "rope" not in options:
         x = x + w["position_embedding.weight"][: len(tokens)]
     for layer in range(shape.n_layers):
@@ -236,6 +239,13 @@ def test_blocks_begin_as_the_identity():
     stream = model.body.token_embedding(tokens) * SHAPE.h_dim**0.5
     stream = stream + model.body.position_embedding.weight
     assert torch.equal(model.body(tokens), F.layer_norm(stream, [SHAPE.h_dim]))
+
+
+def test_a_wide_tied_model_begins_with_a_uniform_guess():
+    wide = dataclasses.replace(SHAPE, n_layers=3, h_dim=512, mlp_dim=2048)
+    tokens, targets = batch(wide)
+    loss = trainable("modern", shape=wide, tied=True)(tokens, targets).item()
+    assert loss == pytest.approx(math.log(SHAPE.vocab_size), abs=0.5)
 
 
 def flops(**options):
