@@ -25,10 +25,12 @@ FLOORS = [
     {
         "gpt.model",
         "gpt.architecture",
+        "gpt.optimizers",
         "gpt.variants",
         "gpt.evaluation",
         "gpt.quantities",
         "gpt.compute",
+        "gpt.contract",
         "gpt.prepare",
     },
     {"gpt.metrics", "gpt.checkpoint"},

@@ -179,6 +179,15 @@ def _muon(draft: Draft) -> Iterator[Mistake]:
             f"is {draft.get('gradient_clipping')}, and DeepSpeed would clip the steps of {MUON},"
             " not its gradients: give 0",
         )
+    scheduler = draft.get("scheduler.type")
+    scale = draft.get("optimizer.params.adam_lr_scale")
+    if scheduler not in (None, *OWN_SCHEDULERS) and scale not in (None, 1):
+        yield about(
+            "scheduler.type",
+            f"is {scheduler}, which sets one rate for all parameters, and"
+            f" optimizer.params.adam_lr_scale is {scale}: give that 1, or a scheduler of the"
+            f" trainer's own ({', '.join(OWN_SCHEDULERS)})",
+        )
     if draft.get("zero_optimization.stage") == 3 and draft.get("zero_optimization.reduce_scatter"):
         yield about(
             "zero_optimization.reduce_scatter",
@@ -225,6 +234,24 @@ def _two_learning_rates(draft: Draft) -> Iterator[Mistake]:
             "optimizer.params.lr",
             f"is set beside {scheduler}, which owns the learning rate: leave it out and set"
             " scheduler.params.max_lr",
+        )
+
+
+def _branch(draft: Draft) -> Iterator[Mistake]:
+    path = "gpt.branch_from"
+    if draft.get(path) is None:
+        return
+    if draft.get("gpt.init_from") is not None:
+        yield about(
+            path,
+            "is set beside gpt.init_from, and a branch begins with the weights of its trunk: leave"
+            " one of them out",
+        )
+    is_mistaken = "scheduler.type" in draft.mistaken()
+    if draft.get("scheduler.type") not in OWN_SCHEDULERS and not is_mistaken:
+        yield about(
+            path,
+            f"needs a schedule of the trainer's own: set scheduler.type to {COOLDOWN} or {COSINE}",
         )
 
 
@@ -333,6 +360,7 @@ RULES = (
     _amsgrad_of_deepspeed,
     _evaluation_of_nothing,
     _two_learning_rates,
+    _branch,
     _cycled_momentum,
     _no_peak,
     _no_learning_rate,
