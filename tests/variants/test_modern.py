@@ -60,9 +60,7 @@ def by_numpy(weights, tokens, shape, options):
 
 
 def logits_of_row(w, tokens, shape, options):
-    x = w["token_embedding.weight"][tokens]
-    if "tied" not in options:
-        x = x * shape.h_dim**0.5
+    x = w["token_embedding.weight"][tokens] * shape.h_dim**0.5
     if "rope" not in options:
         x = x + w["position_embedding.weight"][: len(tokens)]
     for layer in range(shape.n_layers):
@@ -241,11 +239,18 @@ def test_blocks_begin_as_the_identity():
     assert torch.equal(model.body(tokens), F.layer_norm(stream, [SHAPE.h_dim]))
 
 
-def test_a_wide_tied_model_begins_with_a_uniform_guess():
-    wide = dataclasses.replace(SHAPE, n_layers=3, h_dim=512, mlp_dim=2048)
+@pytest.mark.parametrize("zero_init", [False, True])
+def test_a_wide_tied_model_begins_with_a_uniform_guess_and_the_stream_of_the_gpt(zero_init):
+    wide = dataclasses.replace(SHAPE, vocab_size=2000, h_dim=1024)
     tokens, targets = batch(wide)
-    loss = trainable("modern", shape=wide, tied=True)(tokens, targets).item()
-    assert loss == pytest.approx(math.log(SHAPE.vocab_size), abs=0.5)
+    model = trainable("modern", shape=wide, tied=True, zero_init=zero_init)
+    loss = model(tokens, targets).item()
+    assert loss == pytest.approx(math.log(wide.vocab_size), abs=0.3)
+    streams = []
+    model.body.blocks[0].register_forward_pre_hook(lambda _, inputs: streams.append(inputs[1]))
+    model(tokens)
+    of_gpt = trainable(None, shape=wide).embed(tokens, torch.arange(wide.seq_len))
+    assert streams[0].std().item() == pytest.approx(of_gpt.std().item(), rel=0.02)
 
 
 def flops(**options):
