@@ -220,6 +220,11 @@ class GPT(nn.Module):
             std = INITIAL_STD / math.sqrt(2 * self.config.n_layers)
         return torch.empty(shape).normal_(0.0, std, generator=generator)
 
+    @property
+    def fused_matrices(self) -> dict[str, int]:
+        """{parameter name: number of equal matrices that lie one under the other in it}"""
+        return {f"blocks.{index}.attn.qkv.weight": 3 for index in range(len(self.blocks))}
+
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """The residual stream (B, T, C) as it enters the first block. tokens: (B, T), positions:
         (T,), both int64."""

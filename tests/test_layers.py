@@ -25,6 +25,7 @@ FLOORS = [
     {
         "gpt.model",
         "gpt.architecture",
+        "gpt.optimizers",
         "gpt.variants",
         "gpt.evaluation",
         "gpt.quantities",

@@ -1,8 +1,6 @@
 """The blocks of a user's module, the members of its lists of modules: compiled, or computed again
 in the backward pass."""
 
-import copy
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,37 +24,6 @@ def _members(module: nn.Module) -> Iterator[nn.Module]:
             yield from child
         else:
             yield from _members(child)
-
-
-def gatherable_blocks(model: nn.Module, length: int) -> list[nn.Module]:
-    """The blocks that a forward pass calls once, and that share no parameter with another module:
-    their weights may be gathered together, and their gradients scattered together, by ZeRO 3.
-
-    model: on torch's meta device but for its buffers. length: of its windows, in tokens. Where a
-    pass cannot be made on that device, there are none.
-    """
-    calls: Counter[nn.Module] = Counter()
-
-    def count(block: nn.Module, *_: Any) -> None:
-        calls[block] += 1
-
-    try:
-        twin = copy.deepcopy(model).to("meta")
-        blocks = blocks_of(twin)
-        for block in blocks:
-            block.register_forward_pre_hook(count)
-        with torch.compiler.set_stance("force_eager"), torch.device("meta"), torch.no_grad():
-            twin(torch.zeros(1, length, dtype=torch.int64))
-    # of a module that looks at values, or that holds what cannot be copied
-    except (UserError, RuntimeError, TypeError):
-        return []
-    owners = Counter(p for _, p in twin.named_parameters(remove_duplicate=False))
-    free = []
-    for block, twin_block in zip(blocks_of(model), blocks, strict=True):
-        shared = [p for p in twin_block.parameters() if owners[p] > 1]
-        if calls[twin_block] == 1 and not shared:
-            free.append(block)
-    return free
 
 
 def _required(module: nn.Module, code: OwnCode, setting: str) -> list[nn.Module]:

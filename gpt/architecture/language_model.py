@@ -30,6 +30,7 @@ LOGIT_CAP = "logit_cap"
 FLOPS_PER_TOKEN = "flops_per_token"
 INITIAL_WEIGHT = "initial_weight"
 WITHOUT_GRADIENT = "without_gradient"
+FUSED_MATRICES = "fused_matrices"
 # under which the user's module stands in the tree
 BODY = "body"
 
@@ -94,6 +95,11 @@ class LanguageModel(nn.Module):
         # a parameter that several modules have is kept once, under its first name
         self.register_state_dict_post_hook(_leave_out_second_names)
         self.register_load_state_dict_pre_hook(_add_second_names)
+
+    @property
+    def fused_matrices(self) -> dict[str, int]:
+        """As gpt.model.GPT's. Raises UserError where the module names what is no such matrix."""
+        return {f"{BODY}.{name}": n for name, n in fused_matrices(self.body, self.code).items()}
 
     def initial_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
         """(name, fp32 tensor) of every parameter in their order, each drawn when it is asked for
@@ -249,6 +255,34 @@ def logit_cap(body: nn.Module, code: OwnCode) -> float | None:
     if isinstance(cap, bool) or not isinstance(cap, (int, float)) or not 0 < cap < math.inf:
         raise UserError(f"{code.path}: `{LOGIT_CAP}` is {cap!r}, not a number above 0")
     return float(cap)
+
+
+def fused_matrices(body: nn.Module, code: OwnCode) -> dict[str, int]:
+    """{parameter name: number of equal matrices that lie one under the other in it}, as the module
+    tells it."""
+    declared = getattr(body, FUSED_MATRICES, None) or {}
+    mend = 'let it be a dict such as {"blocks.0.qkv.weight": 3}'
+    if not isinstance(declared, dict):
+        raise UserError(f"{code.path}: `{FUSED_MATRICES}` is {declared!r}, no dict", mend=mend)
+    parameters = dict(body.named_parameters(remove_duplicate=False))
+    first_names = {parameter: name for name, parameter in body.named_parameters()}
+    fused = {}
+    for name, count in declared.items():
+        parameter = parameters.get(name)
+        if parameter is None or parameter.dim() != 2:
+            raise UserError(
+                f"{code.path}: `{FUSED_MATRICES}` names {name!r}, which is no parameter of two"
+                " dimensions",
+                mend=mend,
+            )
+        if type(count) is not int or count < 1 or parameter.shape[0] % count:
+            raise UserError(
+                f"{code.path}: `{FUSED_MATRICES}` tells {count!r} equal matrices in {name}, which"
+                f" has {parameter.shape[0]} rows",
+                mend=mend,
+            )
+        fused[first_names[parameter]] = count
+    return fused
 
 
 def _second_names(model: nn.Module) -> dict[str, str]:

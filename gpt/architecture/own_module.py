@@ -13,6 +13,9 @@ What the module may have besides:
 
     logit_cap                        logits become logit_cap * tanh(logits / logit_cap)
     flops_per_token                  of its matrix products in training, where counting cannot tell
+    fused_matrices                   {parameter name: how many equal matrices lie one under the
+                                     other in it}, such as 3 of q, k and v, which Muon takes apart
+    without_gradient                 names of parameters that may stay without a gradient
     initial_weight(name, shape, generator) -> Tensor
                                      first values of each parameter; without it those that build
                                      gives them, after torch.manual_seed

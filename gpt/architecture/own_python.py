@@ -14,6 +14,7 @@ import torch
 from gpt.config.own_code import OwnCode
 from gpt.errors import RunError, UserError, in_brief
 
+MEND = "mend it; tools/check_model.py tries a model file on its own"
 # what code of others may raise; an interrupt goes through
 _ANY = (Exception, SystemExit)
 # what is not its fault
@@ -32,10 +33,10 @@ def function_of(code: OwnCode, name: str, signature: str) -> Callable:
 
 
 @contextmanager
-def telling(code: OwnCode, what: str) -> Iterator[None]:
+def telling(code: OwnCode, what: str, mend: str = MEND) -> Iterator[None]:
     """Whatever the user's code raises inside becomes a UserError that names its line.
 
-    what: of it that is run.
+    what: of it that is run. mend: what to do.
     """
     try:
         yield
@@ -47,7 +48,7 @@ def telling(code: OwnCode, what: str) -> Iterator[None]:
             raise
         raise UserError(
             f"{place}: {what} fails ({in_brief(error)})",
-            mend="mend it; tools/check_model.py tries a model file on its own",
+            mend=mend,
         ) from error
 
 

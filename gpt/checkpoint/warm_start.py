@@ -28,7 +28,7 @@ def origin(folder: Path | str, model: Architecture, tokenizer: str | None) -> di
     folder = Path(folder)
     checkpoint = open_folder(folder)
     _require_shape(checkpoint, model.shape)
-    check(WeightsFile(folder / WEIGHTS), model, folder / WEIGHTS, f"the run's model, {model},")
+    check(WeightsFile(folder / WEIGHTS), model, folder / WEIGHTS, f"the run's model ({model})")
     dataset = checkpoint.config.get("dataset")
     trained_on = dataset.get("tokenizer") if isinstance(dataset, dict) else None
     if None not in (tokenizer, trained_on) and tokenizer != trained_on:
@@ -76,6 +76,6 @@ def state(folder: Path | str, model: Architecture) -> FullState:
         stage=0,
         weights=weights,
         moments={},
-        updates=0.0,
+        counts={},
         scheduler=None,
     )

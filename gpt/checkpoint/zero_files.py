@@ -33,13 +33,17 @@ STAND_INS = (
 )
 
 
+# where an optimizer file has the stretches of weights, and those of the optimizer's states
+_STAGES_1_AND_2 = ("single_partition_of_fp32_groups", "base_optimizer_state")
+_STAGE_3 = ("fp32_flat_groups", "optimizer_state_dict")
+# (shape, flat pieces in order, whose end may be padding)
+Part = tuple[tuple[int, ...], list[torch.Tensor]]
+
+
 class Joined(Mapping):
-    """{name: tensor}, each put together from its pieces when it is asked for.
+    """{name: tensor}, each put together from its pieces when it is asked for."""
 
-    parts: {name: (shape, flat pieces in order, whose end may be padding)}.
-    """
-
-    def __init__(self, parts: dict):
+    def __init__(self, parts: dict[str, Part]):
         self._parts = parts
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -62,9 +66,10 @@ class FullState:
     step: int
     stage: int
     weights: Mapping  # {parameter name: fp32 tensor}
-    # {"exp_avg", "exp_avg_sq" or "momentum_buffer": {parameter name: fp32 tensor}}
-    moments: dict
-    updates: float  # optimizer steps that the moments have seen
+    # {such as "exp_avg" or "momentum_buffer": {parameter name: tensor}}, of those that have it
+    moments: Mapping
+    # {such as "step": {parameter name: number}}, of the same
+    counts: Mapping
     scheduler: dict | None  # the scheduler's own state
 
 
@@ -122,22 +127,42 @@ def _require_all(optimizer_files: list[Path], ranks: int, source: Path):
 
 def _unshared(source: Path, model: dict) -> FullState:
     """Stage 0: the model file holds all, in fp32."""
-    names = list(model["module"])
     for weight in model["module"].values():
         _require_floats(weight)
     states = model["optimizer"]["state"]
-    first = states.get(0, {})
-    keys = [key for key, value in first.items() if torch.is_tensor(value) and value.dim()]
-    moments = {key: {name: states[index][key] for index, name in enumerate(names)} for key in keys}
+    moments: dict[str, dict] = {}
+    counts: dict[str, dict] = {}
+    for index, name in enumerate(_names_in_optimizer(model)):
+        shape = model["module"][name].shape
+        for key, value in states.get(index, {}).items():
+            kind = counts if _is_count(value, shape) else moments
+            kind.setdefault(key, {})[name] = value
     return FullState(
         source=source,
         step=model["step"],
         stage=0,
         weights={name: weight.float() for name, weight in model["module"].items()},
         moments=moments,
-        updates=float(first.get("step", 0)),
+        counts=counts,
         scheduler=model["lr_scheduler"],
     )
+
+
+def _names_in_optimizer(model: dict) -> list[str]:
+    """Parameters in the order in which stage 0's optimizer numbers them: the model's, or that of
+    its groups where there are several."""
+    names: list[str] = []
+    for group in model["optimizer"]["param_groups"]:
+        names += group.get("param_names", ())
+    return names or list(model["module"])
+
+
+def _is_count(value: Any, shape: tuple[int, ...]) -> bool:
+    """Whether an optimizer's state is no tensor of the parameter's, but a number such as that of
+    its updates. shape: of the parameter."""
+    if not torch.is_tensor(value) or not value.dim():
+        return True
+    return value.numel() == 1 and value.shape != shape
 
 
 def _require_floats(*tensors: Any) -> None:
@@ -161,49 +186,69 @@ def _shared(source: Path, model: dict, states: list[dict]) -> FullState:
     groups = model["param_shapes"]
     for shapes in groups:
         _require_shapes(shapes)
-    if stage == 3:
-        flat = [state["fp32_flat_groups"] for state in states]
-        inner = [state["optimizer_state_dict"]["state"] for state in states]
-        join = _join_stage3
-    else:
-        flat = [state["single_partition_of_fp32_groups"] for state in states]
-        inner = [state["base_optimizer_state"]["state"] for state in states]
-        join = _join_stage12
+    name_of_flat, name_of_state = _STAGE_3 if stage == 3 else _STAGES_1_AND_2
+    flat = [state[name_of_flat] for state in states]
+    optimizers = [state[name_of_state] for state in states]
     for stretches in flat:
         _require_floats(*stretches)
-    first = inner[0].get(0, {})
-    shape = flat[0][0].shape
-    keys = [key for key, value in first.items() if torch.is_tensor(value) and value.shape == shape]
-    moments = {}
-    for key in keys:
-        flat_of_ranks = [[rank[group][key] for group in range(len(rank))] for rank in inner]
-        moments[key] = join(flat_of_ranks, groups)
+    weights: dict[str, Part] = {}
+    moments: dict[str, dict[str, Part]] = {}
+    counts: dict[str, dict[str, Any]] = {}
+    for index, shapes in enumerate(groups):
+        stretches = [rank[index] for rank in flat]
+        join = _join_stage3 if stage == 3 else _join_stage12
+        weights |= join(stretches, shapes)
+        kept = [optimizer["state"].get(index, {}) for optimizer in optimizers]
+        has_muon = stage < 3 and optimizers[0]["param_groups"][index].get("use_muon")
+        for key, value in next(filter(None, kept), {}).items():
+            if _is_count(value, stretches[0].shape):
+                counts.setdefault(key, {}).update(dict.fromkeys(shapes, value))
+            elif has_muon:
+                tensors = [rank.get(key) for rank in kept]
+                parts = _join_whole(tensors, shapes, stretches[0].numel())
+                moments.setdefault(key, {}).update(parts)
+            else:
+                parts = join([rank[key] for rank in kept], shapes)
+                moments.setdefault(key, {}).update(parts)
     return FullState(
         source=source,
         step=model["step"],
         stage=stage,
-        weights=join(flat, groups),
-        moments=moments,
-        updates=float(first.get("step", 0)),
+        weights=Joined(weights),
+        moments={key: Joined(parts) for key, parts in moments.items()},
+        counts=counts,
         scheduler=model["lr_scheduler"],
     )
 
 
-def _join_stage12(flat: list[list[torch.Tensor]], groups: list[dict]):
-    """Each group's parameters lie flattened one after another, and every rank holds an equal
-    stretch of them.
-
-    flat: per rank, a flat tensor per group.
-    """
+def _join_stage12(stretches: list[torch.Tensor], shapes: dict) -> dict[str, Part]:
+    """A group's parameters lie flattened one after another, and every rank holds an equal stretch
+    of them. stretches: one of each rank."""
     parts = {}
-    for index, shapes in enumerate(groups):
-        stretches = [rank[index] for rank in flat]
-        start = 0
+    start = 0
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        parts[name] = shape, _cut(stretches, start, size)
+        start += size
+    return parts
+
+
+def _join_whole(tensors: list[torch.Tensor | None], shapes: dict, stretch: int) -> dict[str, Part]:
+    """Muon's momentum below stage 3: every rank has it whole, one after another, of the parameters
+    that it holds a part of. tensors: one of each rank, None where it holds none. stretch: elements
+    of a group that a rank holds."""
+    parts: dict[str, Part] = {}
+    for rank, tensor in enumerate(tensors):
+        end = 0
+        start_in_tensor = 0
         for name, shape in shapes.items():
             size = math.prod(shape)
-            parts[name] = shape, _cut(stretches, start, size)
-            start += size
-    return Joined(parts)
+            start, end = end, end + size
+            if tensor is None or start >= (rank + 1) * stretch or end <= rank * stretch:
+                continue
+            parts[name] = shape, _cut([tensor], start_in_tensor, size)
+            start_in_tensor += size
+    return parts
 
 
 def _cut(stretches: list[torch.Tensor], start: int, count: int):
@@ -221,20 +266,19 @@ def _cut(stretches: list[torch.Tensor], start: int, count: int):
     return parts
 
 
-def _join_stage3(flat: list[list[torch.Tensor]], groups: list[dict]):
-    """Every parameter is cut into equal stretches, one per rank, the last one padded. flat as in
-    `_join_stage12`."""
+def _join_stage3(stretches: list[torch.Tensor], shapes: dict) -> dict[str, Part]:
+    """Every parameter is cut into equal stretches, one per rank, the last one padded. stretches: of
+    each rank, those of a group's parameters one after another."""
     parts = {}
     start = 0
-    for shapes in groups:
-        for name, shape in shapes.items():
-            stretch = math.ceil(math.prod(shape) / len(flat))
-            pieces = []
-            for rank in flat:
-                pieces += _cut(rank, start, stretch)
-            parts[name] = shape, pieces
-            start += stretch
-    return Joined(parts)
+    for name, shape in shapes.items():
+        size = math.ceil(math.prod(shape) / len(stretches))
+        pieces = []
+        for stretch in stretches:
+            pieces += _cut([stretch], start, size)
+        parts[name] = shape, pieces
+        start += size
+    return parts
 
 
 def load_weights_only(

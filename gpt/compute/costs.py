@@ -44,11 +44,11 @@ class Costs(Protocol):
     def is_capped(self) -> bool:
         """Whether there is a logit cap."""
 
-    def activations(self, micro_size: int, precision: str, checkpointing: bool) -> int:
+    def activations(self, micro_size: int, precision: str, checkpointing: bool) -> int | None:
         """Bytes that a micro-batch keeps for the backward pass.
 
         precision: fp32, fp16 or bf16. checkpointing: of a block its input alone is kept, but of the
-        one under way.
+        one under way. None where they are not known here, or where there are no blocks.
         """
 
 

@@ -160,11 +160,12 @@ def _checkpoints(config: Config) -> int:
     count = 1
     if options.log_ckpt_every > 0:
         count = math.ceil(options.max_train_steps / options.log_ckpt_every)
+    forever = len(options.keep_steps or ())
+    count += forever
     if not 0 < options.keep_last < count:
         return count
-    forever = 0
     if options.keep_every > 0:
-        forever = options.max_train_steps // options.keep_every
+        forever += options.max_train_steps // options.keep_every
     # one more while it is being written
     return min(count, options.keep_last + 1 + forever)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gpt.architecture.architecture import Architecture, set_parameter
 from gpt.architecture.blocks import blocks_of
 from gpt.architecture.language_model import FLOPS_PER_TOKEN, LanguageModel, logit_cap
-from gpt.architecture.own_module import telling
+from gpt.architecture.own_python import telling
 from gpt.compute import paper
 from gpt.compute.hardware import DTYPES
 from gpt.config.own_code import OwnCode
@@ -98,10 +98,16 @@ class OwnCosts:
             )
         return Flops(counted, declared)
 
-    def activations(self, micro_size: int, precision: str, checkpointing: bool) -> int:
-        """As gpt.compute.costs.Costs'. Raises UserError where no pass can be made, or where
-        checkpointing finds no blocks."""
-        one, two = (self._kept(precision, checkpointing, rows) for rows in (1, 2))
+    def activations(self, micro_size: int, precision: str, checkpointing: bool) -> int | None:
+        """As gpt.compute.costs.Costs'. Raises UserError as `flops` does."""
+        if checkpointing and not self.blocks:
+            return None
+        try:
+            one, two = (self._kept(precision, checkpointing, rows) for rows in (1, 2))
+        except UnmeasurableError:
+            if self._declared is None:
+                raise
+            return None
         per_row = two - one
         of_any_batch = max(0, one - per_row - self._of_output_layer())
         return micro_size * per_row + of_any_batch
@@ -118,7 +124,7 @@ class OwnCosts:
 
     def _kept_by_pass(self, precision: str, checkpointing: bool, rows: int) -> paper.Kept:
         def measure(model: LanguageModel, tokens: Tensor) -> paper.Kept:
-            return paper.kept(model, tokens, blocks_of(model.body))
+            return paper.kept(model, tokens, blocks_of(model.body), checkpointing)
 
         key = precision, checkpointing, rows
         if key not in self._kept_by:

@@ -8,8 +8,10 @@ again in the backward pass not at all. Not seen are kernels that are no operator
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
@@ -46,14 +49,19 @@ def flops(model: nn.Module, tokens: Tensor) -> int:
     return counter.total
 
 
-def kept(model: nn.Module, tokens: Tensor, blocks: list[nn.Module]) -> Kept:
-    """Memory of a forward pass; arguments as of `flops`. blocks: submodules whose share is told."""
+def kept(
+    model: nn.Module, tokens: Tensor, blocks: list[nn.Module], checkpointing: bool = False
+) -> Kept:
+    """Memory of a forward pass; arguments as of `flops`. blocks: submodules whose share is told;
+    with checkpointing they keep their inputs."""
     saved = _Saved([*model.parameters(), *model.buffers()])
     in_blocks = [0]
+    counter = _Counter()
     with ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(_measured(block, saved, in_blocks))
-        stack.enter_context(_as_on_a_gpu(tokens.device, _Counter()))
+            stack.enter_context(_measured(block, saved, in_blocks, checkpointing))
+        stack.enter_context(_as_on_a_gpu(tokens.device, counter))
+        stack.enter_context(counter)
         stack.enter_context(saved_tensors_hooks(saved.keep, lambda tensor: tensor))
         model(tokens, tokens)
     return Kept(saved.bytes, max(in_blocks))
@@ -63,7 +71,10 @@ def kept(model: nn.Module, tokens: Tensor, blocks: list[nn.Module]) -> Kept:
 def _as_on_a_gpu(device: torch.device, counter: "_Counter") -> Iterator[None]:
     """Inside, attention is fused, nothing is compiled, and tensors that the model makes without a
     device are on this one."""
-    with torch.compiler.set_stance("force_eager"), device, _FusedAttention(counter):
+    # torch.compile has loaded it, where the model uses that
+    is_compiled = "torch._dynamo" in sys.modules
+    stance = torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
+    with stance, device, _FusedAttention(counter):
         yield
 
 
@@ -84,17 +95,26 @@ def _computed_once() -> Iterator[None]:
 
 
 @contextmanager
-def _measured(block: nn.Module, saved: "_Saved", in_blocks: list[int]) -> Iterator[None]:
+def _measured(
+    block: nn.Module, saved: "_Saved", in_blocks: list[int], checkpointing: bool
+) -> Iterator[None]:
     """Inside, bytes that each call of a block keeps are added to `in_blocks`."""
     begun: list[int] = []
 
-    def begin(module: nn.Module, inputs: Any) -> None:
+    def begin(module: nn.Module, inputs: Any, named: Any) -> None:
+        if checkpointing:  # those within tuples and the like autograd does not see
+            for value in tree_leaves((inputs, named)):
+                if isinstance(value, Tensor):
+                    saved.keep(value)
         begun.append(saved.bytes)
 
     def end(module: nn.Module, inputs: Any, output: Any) -> None:
         in_blocks.append(saved.bytes - begun.pop())
 
-    handles = block.register_forward_pre_hook(begin), block.register_forward_hook(end)
+    handles = (
+        block.register_forward_pre_hook(begin, with_kwargs=True),
+        block.register_forward_hook(end),
+    )
     try:
         yield
     finally:
@@ -159,6 +179,64 @@ if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     _FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear_flops
 
 
+_Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+
+
+class _Results:
+    """What operators give on the meta device. torch finds the layout of many in Python, in up to a
+    millisecond, which a recurrence asks for thousands of times: here once for inputs alike."""
+
+    def __init__(self) -> None:
+        self._layouts: dict[tuple, _Layout] = {}
+
+    def of(self, function: Any, args: Any, kwargs: Any) -> Any:
+        key = _key(function, args, kwargs)
+        if key in self._layouts:
+            if _kind(function) == "in place":
+                return args[0]
+            size, stride, dtype = self._layouts[key]
+            return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+        result = function(*args, **kwargs)
+        if key is not None and isinstance(result, Tensor) and result.is_meta:
+            self._layouts[key] = _layout_of(result)
+        return result
+
+
+def _layout_of(tensor: Tensor) -> _Layout:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+@cache
+def _kind(function: Any) -> str | None:
+    """Whether an operator gives a new tensor, or works in place without a change of layout."""
+    schema = getattr(function, "_schema", None)
+    if schema is None or torch.Tag.inplace_view in function.tags:
+        return None
+    aliased = [part.name for part in schema.arguments if part.alias_info]
+    if not aliased and not any(part.alias_info for part in schema.returns):
+        return "new"
+    return "in place" if aliased == ["self"] and schema.name.endswith("_") else None
+
+
+def _key(function: Any, args: Any, kwargs: Any) -> tuple | None:
+    """The same for calls that give tensors of the same layout; None where that hangs on more than
+    the layout of the inputs."""
+    if _kind(function) is None:
+        return None
+    key: list[Any] = [function, *kwargs]
+    for value in (*args, *kwargs.values()):
+        parts = value if isinstance(value, (list, tuple)) else (value,)
+        for part in parts:
+            if not isinstance(part, Tensor):
+                key.append((type(part), str(part)))
+            elif part.is_meta and part.dim() > 0:
+                key.append(_layout_of(part))
+            else:  # a number, perhaps, whose type counts less than that of a tensor
+                return None
+        key.append(len(parts))
+    return tuple(key)
+
+
 class _Counter(TorchDispatchMode):
     """Counts the FLOPs of the matrix products that are computed inside."""
 
@@ -169,12 +247,13 @@ class _Counter(TorchDispatchMode):
         self.total = 0
         self.is_backward = False
         self.is_paused = False
+        self._results = _Results()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = function(*args, **kwargs)
+        result = self._results.of(function, args, kwargs)
         operator = getattr(function, "_overloadpacket", function)
         if operator in _FORMULAS:
             shapes = [arg.shape if torch.is_tensor(arg) else arg for arg in args]

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 PARTS = {
     "model": ("model.py", "architecture"),
     "kernels": ("kernels",),
-    "engine": ("engine",),
+    "engine": ("engine", "optimizers"),
     "data": ("data",),
     "training": ("training", "checkpoint/warm_start.py", "cluster/world.py"),
     "schedule": ("config/schedule.py",),
@@ -19,14 +19,18 @@ PARTS = {
 }
 # of those folders, what starts runs and tells of them, and computes nothing of them
 BESIDE = (
+    "training/branch.py",
+    "training/changes.py",
     "training/contract_ranks.py",
     "training/contract_runs.py",
+    "training/ladder.py",
     "training/reports.py",
     "training/run_data.py",
     "training/run_documents.py",
     "training/run_folder.py",
     "training/signals.py",
     "training/start.py",
+    "training/study.py",
     "training/sweep.py",
     "training/throughput.py",
 )

@@ -11,9 +11,14 @@ from typing import Any
 
 import torch
 
+from gpt.architecture.architecture import Architecture
 from gpt.config.batch import BATCH
+from gpt.config.optimizer_keys import LION, MUON
 from gpt.config.run_config import Config, value_at
 from gpt.errors import UserError
+from gpt.optimizers.groups import groups_of
+from gpt.optimizers.lion import Lion
+from gpt.optimizers.own import require_fitting
 
 ZERO = "zero_optimization"
 # what only GPUs of NVIDIA's have: path -> the value that asks for it
@@ -34,13 +39,14 @@ REFUSALS = (ValueError, TypeError, AssertionError, ArithmeticError, LookupError)
 
 def settings_of(config: Config) -> dict[str, Any]:
     """What DeepSpeed gets."""
-    optimizer = {**config.deepspeed["optimizer"]}
-    if config.schedule is not None:
+    settings = dict(config.deepspeed)
+    optimizer = settings.get("optimizer")
+    if optimizer is not None and config.schedule is not None:
         # the rate that the optimizer is made with; the schedule sets it before every step
-        optimizer["params"] = {**optimizer["params"], "lr": config.schedule.lr(1)}
+        params = {**optimizer["params"], "lr": config.schedule.lr(1)}
+        settings["optimizer"] = {**optimizer, "params": params}
     return {
-        **config.deepspeed,
-        "optimizer": optimizer,
+        **settings,
         "steps_per_print": sys.maxsize,
         # It would wait for the device twice per micro-batch; gpt.metrics.meter measures without
         # waiting.
@@ -88,9 +94,10 @@ def require_deepspeed(
     except REFUSALS as error:
         raise _refusal(error, _path_of(error)) from error
     try:
-        optimizer = _optimizer(settings["optimizer"])
+        optimizer = _optimizer(settings.get("optimizer"))
     except REFUSALS as error:
         raise _refusal(error, "optimizer.params") from error
+    _require_optimizer(config)
     scheduler = settings.get("scheduler")
     if scheduler is None:
         return
@@ -102,10 +109,33 @@ def require_deepspeed(
         raise _refusal(error, "scheduler.params") from error
 
 
-def _optimizer(block: dict[str, Any]) -> torch.optim.Optimizer:
-    """torch's own optimizer of one number, by a configuration's block."""
+def _require_optimizer(config: Config) -> None:
+    """Raise UserError where an optimizer cannot update the parameters of the run's model."""
+    code = config.optimizer_code
+    is_muon = code is None and config.deepspeed["optimizer"]["type"] == MUON
+    if code is None and not is_muon:
+        return
+    model = Architecture.of(config).build()
+    if code is None:
+        groups_of(model, config)
+        return
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    require_fitting(code, config.options.optimizer_options or {}, shapes, config.zero_stage)
+
+
+def _optimizer(block: dict[str, Any] | None) -> torch.optim.Optimizer:
+    """torch's own optimizer of one number, by a configuration's block; SGD in place of one that is
+    not torch's."""
+    number = [torch.nn.Parameter(torch.zeros(1))]
+    if block is None:
+        return torch.optim.SGD(number)
     params = {name: value for name, value in block["params"].items() if name in OF_TORCH}
-    return getattr(torch.optim, block["type"])([torch.nn.Parameter(torch.zeros(1))], **params)
+    if block["type"] == LION:
+        return Lion(number, **params)
+    if block["type"] == MUON:  # whose AdamW has most of its parameters
+        params.pop("momentum")
+        return torch.optim.AdamW(number, **params)
+    return getattr(torch.optim, block["type"])(number, **params)
 
 
 def _path_of(error: Exception) -> str:

@@ -25,8 +25,7 @@ import numpy as np
 import torch
 import torch.distributed
 
-from gpt.architecture.blocks import blocks_of, gatherable_blocks
-from gpt.architecture.language_model import LanguageModel
+from gpt.architecture.architecture import Model
 from gpt.checkpoint.zero_files import FullState, load_weights_only, why_not_written
 from gpt.cluster.launch import Launch, launched
 from gpt.cluster.roll_call import JOIN_SECONDS, Deadline, require_interfaces, roll_call
@@ -35,17 +34,20 @@ from gpt.cluster.world import World, to_device
 from gpt.compute.hardware import DTYPES, keep_freed_memory, share_cores
 from gpt.compute.memory import is_offloaded
 from gpt.config.run_config import Config
-from gpt.engine import acceptance, loss_scale, read_back
+from gpt.engine import acceptance, loss_scale, muon, read_back
 from gpt.engine.acceptance import settings_of
 from gpt.engine.device import prepare_gpu
 from gpt.engine.gradients import find_by_norm, forget, sum_in_fp32
 from gpt.engine.loss_scale import LossScaleExhausted
 from gpt.engine.nonfinite import first_nonfinite
+from gpt.engine.optimizer import initialize_arguments, mark_for_muon, tell_names
 from gpt.engine.placement import keeping_buffers, place
 from gpt.engine.read_back import keeping_settings, reading
 from gpt.engine.schedule import Schedule, set_lr
 from gpt.engine.shards import shards_of
 from gpt.errors import RunError, UserError
+from gpt.model import GPT, Block
+from gpt.optimizers.groups import groups_of, muon_matrices
 
 
 def _only_errors(record: logging.LogRecord):
@@ -177,19 +179,26 @@ def require_acceptable(config: Config) -> None:
     acceptance.require_deepspeed(config, DeepSpeedConfig, lr_schedules)
 
 
-def _gather_by_block(blocks: Iterable[torch.nn.Module]) -> None:
+def _gather_by_block(model: torch.nn.Module) -> None:
     """Under ZeRO 3, have a whole block's weights gathered together, not those of each layer in it:
     a hook per layer costs the host more time than a small block's forward pass costs a GPU, and
-    stands in a compiler's way."""
-    for block in blocks:
-        deepspeed.utils.set_z3_leaf_module(block, True)
+    stands in a compiler's way.
+
+    Of the GPT alone: of blocks that return something else than tensors, are called by keyword, or
+    more than once, DeepSpeed would miss gradients in silence.
+    """
+    if isinstance(model, GPT):
+        deepspeed.utils.set_z3_leaf_modules(model, [Block])
 
 
-def _blocks_to_gather(model: torch.nn.Module, length: int) -> list[torch.nn.Module]:
-    """DeepSpeed fails where a block that is gathered as a whole is called twice in a pass."""
-    if isinstance(model, LanguageModel):
-        return gatherable_blocks(model, length)
-    return blocks_of(model)
+def _make_muon(groups: list[dict]) -> torch.optim.Optimizer:
+    """DeepSpeed's Muon, and torch's AdamW for the groups without `use_muon`."""
+    # only where it is used: importing them hands functions to torch.compile
+    from deepspeed.runtime.zero.muon import original_muon
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    muon.run_eagerly(original_muon)
+    return MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": True})
 
 
 class Engine:
@@ -202,7 +211,7 @@ class Engine:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Model,
         config: Config,
         world: World,
         weights: Iterable[tuple[str, torch.Tensor]] = (),
@@ -218,16 +227,22 @@ class Engine:
         if sums_set_by_hand:
             del settings["data_types"]
         dtype = DTYPES[config.precision]
-        blocks = _blocks_to_gather(model, config.model.seq_len) if self._stage == 3 else []
+        groups = groups_of(model, config)
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        is_muon = any(group.settings.get("use_muon") for group in groups)
+        matrices = muon_matrices(model) if is_muon else {}
         place(model, weights, dtype, world.device, settings, deepspeed.zero.Init)
-        _gather_by_block(blocks)
+        if self._stage == 3:
+            _gather_by_block(model)
         schedule = config.schedule
+        parameters = dict(model.named_parameters())
+        if is_muon:
+            mark_for_muon(parameters, matrices)
         with keeping_buffers(model):
             self._ds, *_ = deepspeed.initialize(
                 model=model,
-                model_parameters=list(model.parameters()),
-                config=settings,
                 lr_scheduler=None if schedule is None else lambda inner: Schedule(inner, schedule),
+                **initialize_arguments(config, settings, parameters, shapes, groups, _make_muon),
             )
         if sums_set_by_hand:
             sum_in_fp32(self._ds.optimizer)
@@ -236,11 +251,23 @@ class Engine:
         self._files = self._ds.checkpoint_engine = _CarefulFiles(self._ds._config)
         self.world = world
         self.module = self._ds.module
+        self._names = {parameter: name for name, parameter in self.module.named_parameters()}
+        gradient_norms = {}
         if self._stage:
             find_by_norm(self._ds.optimizer, world)
-        self._names = {parameter: name for name, parameter in self.module.named_parameters()}
-        self._shards = shards_of(self._stage, self._ds, self._names, world)
-        differences = read_back.differences(self._ds, config)
+            if is_muon:
+                gradient_norms = muon.keep_gradient_norms(self._ds.optimizer, self._stage, world)
+        else:
+            tell_names(self._ds.optimizer, self._names)
+        self._shards = shards_of(
+            self._stage,
+            self._ds,
+            self._names,
+            world,
+            gradient_norms,
+            config.optimizer_code is not None,
+        )
+        differences = read_back.differences(self._ds, config, groups)
         if differences:
             raise RunError(
                 "DeepSpeed would run something else than the config says, so nothing was trained: "

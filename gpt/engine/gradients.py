@@ -24,28 +24,33 @@ def find_by_norm(optimizer: Any, world: World) -> None:
     hundredth at 10^8 of them.
     """
 
-    def norm_over_ranks(norms: list[torch.Tensor] | tuple[torch.Tensor, ...]):
-        if not norms:  # a rank beyond the last parameter
-            norms = [torch.zeros((), dtype=torch.float64, device=world.device)]
-        squares = torch.stack(norms).square().sum()
-        return world.sum(squares).sqrt().float()
-
     def norm(gradients: Any, parameters: Iterable[torch.nn.Parameter], norm_type: int = 2):
         whole = getattr(gradients, "flat_partition", None)
         tensors = list(gradients) if whole is None else [whole]
-        return norm_over_ranks(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+        return norm_over_ranks(torch._foreach_norm(tensors, 2, dtype=torch.float64), world)
 
     def norm_of_offloaded(parameters: Iterable[torch.nn.Parameter]):
         """Of gradients in host memory, whose norms were taken on the device before. They are scaled
         on the host, where their norm must be, too."""
         taken = optimizer.norm_for_param_grads
         ids = map(optimizer.get_param_id, parameters)
-        return norm_over_ranks([taken[number] for number in ids if number in taken]).cpu()
+        norms = [taken[number] for number in ids if number in taken]
+        return norm_over_ranks(norms, world).cpu()
 
     optimizer.check_overflow = lambda partition_gradients=True: None
     optimizer.update_offload_overflow_tracker = lambda gradient: None
     optimizer.get_grad_norm_direct = norm
     optimizer.complete_grad_norm_calculation_for_cpu_offload = norm_of_offloaded
+
+
+def norm_over_ranks(
+    norms: list[torch.Tensor] | tuple[torch.Tensor, ...], world: World
+) -> torch.Tensor:
+    """2-norm of what all ranks have, from norms of each rank's parts, float64; fp32."""
+    if not norms:  # a rank beyond the last parameter
+        norms = [torch.zeros((), dtype=torch.float64, device=world.device)]
+    squares = torch.stack(norms).square().sum()
+    return world.sum(squares).sqrt().float()
 
 
 def sum_in_fp32(optimizer: Any) -> None:

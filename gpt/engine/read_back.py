@@ -14,34 +14,38 @@ import torch
 from gpt.cluster.world import World
 from gpt.compute.hardware import DTYPES
 from gpt.config.batch import BatchPlan
+from gpt.config.optimizer_keys import LION, MUON
 from gpt.config.run_config import Config
 from gpt.config.schedule import OwnSchedule
 from gpt.engine import loss_scale
 from gpt.engine.loss_scale import keeping_rules
-from gpt.engine.schedule import set_lr
+from gpt.engine.schedule import LR_SCALE, set_lr
 from gpt.errors import UserError, in_brief
+from gpt.optimizers.groups import Group
 
 # (name of a setting, its value in the configuration, its value in the engine)
 Setting = tuple[str, object, object]
 
 
-def differences(ds: Any, config: Config) -> list[str]:
-    """One clause for each setting that the engine would run otherwise than configured."""
+def differences(ds: Any, config: Config, groups: list[Group]) -> list[str]:
+    """One clause for each setting that the engine would run otherwise than configured. groups: of
+    gpt.optimizers.groups."""
     return [
         f"{name} is {actual}, the config says {configured}"
-        for name, configured, actual in _settings(ds, config)
+        for name, configured, actual in _settings(ds, config, groups)
         if configured != actual
     ]
 
 
-def _settings(ds: Any, config: Config) -> Iterator[Setting]:
+def _settings(ds: Any, config: Config, groups: list[Group]) -> Iterator[Setting]:
     stage = config.deepspeed["zero_optimization"]["stage"]
     dtype = next(ds.module.parameters()).dtype
     yield from _batch(ds, config.batch)
     yield "gradient_clipping", config.deepspeed["gradient_clipping"], ds.gradient_clipping()
     yield "zero_optimization.stage", stage, ds.zero_optimization_stage()
     yield "precision", DTYPES[config.precision], dtype
-    yield from _optimizer(ds, config.deepspeed["optimizer"])
+    if config.optimizer_code is None:
+        yield from _optimizer(ds, config.deepspeed["optimizer"], groups)
     if config.precision == "fp16":
         yield from _loss_scale(ds, config.deepspeed["fp16"])
     if config.schedule is None:
@@ -59,19 +63,23 @@ def _batch(ds: Any, batch: BatchPlan) -> Iterator[Setting]:
     yield "ranks", batch.world_size, ds.world_size
 
 
-def _optimizer(ds: Any, optimizer: dict) -> Iterator[Setting]:
+def _optimizer(ds: Any, optimizer: dict, groups: list[Group]) -> Iterator[Setting]:
     kind = optimizer["type"]
     params = optimizer["params"]
     inner = ds.basic_optimizer
-    group = ds.optimizer.param_groups[0]
     # DeepSpeed's "Adam" is AdamW unless told otherwise.
     decoupled = kind == "AdamW" or (kind == "Adam" and params.get("adam_w_mode", True))
-    if kind == "SGD" or "torch_adam" in params:
+    if kind == MUON:
+        yield "optimizer.type", "MuonWithAuxAdam", type(inner).__name__
+    elif kind in ("SGD", LION) or "torch_adam" in params:
         yield "optimizer.type", "AdamW" if decoupled else kind, type(inner).__name__
     else:
         yield "optimizer.params.adam_w_mode", decoupled, bool(inner.adam_w_mode)
-    for name in params.keys() & group.keys() - {"lr"}:
-        yield f"optimizer.params.{name}", _hashable(params[name]), _hashable(group[name])
+    yield "groups of parameters", len(groups), len(ds.optimizer.param_groups)
+    for group, actual in zip(groups, ds.optimizer.param_groups):
+        settings = {**params, **group.settings}
+        for name in settings.keys() & actual.keys() - {"lr"}:
+            yield f"optimizer.params.{name}", _hashable(settings[name]), _hashable(actual[name])
 
 
 def _hashable(value: object):
@@ -89,12 +97,18 @@ def _scheduler(ds: Any, scheduler: dict) -> Iterator[Setting]:
 
 
 def _learning_rates(ds: Any, schedule: OwnSchedule) -> Iterator[Setting]:
-    group = ds.optimizer.param_groups[0]
-    yield "learning rate of step 1", schedule.lr(1), group["lr"]
+    groups = ds.optimizer.param_groups
+    scales = [group.get(LR_SCALE, 1.0) for group in groups]
+
+    def of_step(step: int) -> Setting:
+        configured = [schedule.lr(step) * scale for scale in scales]
+        return f"learning rate of step {step}", configured, [group["lr"] for group in groups]
+
+    yield of_step(1)
     for step in (2, *schedule.corners):
         ds.lr_scheduler.last_epoch = step - 1
         set_lr(ds)
-        yield f"learning rate of step {step}", schedule.lr(step), group["lr"]
+        yield of_step(step)
     ds.lr_scheduler.last_epoch = 0
     set_lr(ds)
 

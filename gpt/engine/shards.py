@@ -15,6 +15,8 @@ import torch
 from gpt.checkpoint.zero_files import FullState
 from gpt.cluster.world import World
 
+# the key of DeepSpeed's Muon for its momentum
+MUON_MOMENTUM = "momentum_buffer"
 # torch.nn.Parameter with the attributes that DeepSpeed hangs on it
 Parameter = Any
 
@@ -34,13 +36,17 @@ class BeforeUpdate(NamedTuple):
     negated: dict  # {parameter: minus this rank's stretch of its weight}
 
 
-def shards_of(stage: int, ds: Any, names: dict, world: World) -> "Shards":
-    """ds: DeepSpeed's engine. names: {parameter: name}. stage: of ZeRO."""
+def shards_of(
+    stage: int, ds: Any, names: dict, world: World, gradient_norms: dict, keeps_any_state: bool
+) -> "Shards":
+    """ds: DeepSpeed's engine. names: {parameter: name}. stage: of ZeRO. gradient_norms: of the
+    parameters that Muon updates, as gpt.engine.muon notes them. keeps_any_state: the optimizer's
+    states may have other shapes than the parameters."""
     if stage == 0:
-        return WholeShards(ds, names, world)
+        return WholeShards(ds, names, world, keeps_any_state)
     if stage == 3:
         return CutShards(ds, names, world)
-    return FlatShards(ds, names, world)
+    return FlatShards(ds, names, world, gradient_norms)
 
 
 class Shards(ABC):
@@ -50,6 +56,9 @@ class Shards(ABC):
         self._ds = ds
         self._names = names
         self._world = world
+        # {parameter: 2-norm of its gradient} where something else has the gradient's place
+        self._gradient_norms: dict = {}
+        self._keeps_any_state = False
 
     @abstractmethod
     def _weight(self, parameter: Parameter) -> torch.Tensor | None:
@@ -91,8 +100,11 @@ class Shards(ABC):
         Until then it keeps 4 bytes for each parameter of this rank, beside the weights.
         """
         weights = self._held(self._weight)
-        gradients = {parameter: self._gradient(parameter) for parameter in weights}
-        norms = torch.stack([self._each(weights), self._each(gradients) / loss_scale])
+        gradients = {p: self._gradient(p) for p in weights if p not in self._gradient_norms}
+        of_gradients = {**_norms_of(gradients), **self._gradient_norms}
+        norms = torch.stack(
+            [self._in_order(_norms_of(weights)), self._in_order(of_gradients) / loss_scale]
+        )
         negated = torch._foreach_neg(list(weights.values())) if weights else []
         return BeforeUpdate(norms, dict(zip(weights, negated)))
 
@@ -106,7 +118,8 @@ class Shards(ABC):
             torch._foreach_add_(
                 list(changes.values()), [weights[parameter] for parameter in changes]
             )
-        squares = torch.cat([before.norms, self._each(changes)[None]]).square()
+        of_changes = self._in_order(_norms_of(changes))
+        squares = torch.cat([before.norms, of_changes[None]]).square()
         weight, gradient, update = self._world.sum(squares).tolist()
         return {
             "weight": self._by_group(weight),
@@ -135,9 +148,15 @@ class Shards(ABC):
         home = self._home(parameter)
         assert home is not None, "this rank holds a stretch of it"
         for key, state in self._inner_optimizer.state.get(home.flat, {}).items():
-            # those without a dimension count updates
-            if torch.is_tensor(state) and state.dim() and state.numel() >= home.start + size:
-                yield key, state.view(-1).narrow(0, home.start, size)
+            if not _is_of_weights(state):
+                continue
+            start, _ = self._place_in_state(parameter, home, key)
+            if state.numel() >= start + size:
+                yield key, state.view(-1).narrow(0, start, size)
+
+    def _place_in_state(self, parameter: Parameter, home: Home, key: str) -> tuple[int, int]:
+        """(where in an optimizer's state this rank's stretch begins, how long that state is)."""
+        return home.start, home.flat.numel()
 
     @torch.no_grad()
     def first_misfit(self) -> str | None:
@@ -150,11 +169,11 @@ class Shards(ABC):
                 return f"{name} is not what the optimizer updates"
             home = self._home(parameter)
             assert home is not None, "this rank holds a stretch of it"
-            size = home.flat.numel()
-            is_on_disk = size < home.start + home.size
+            is_on_disk = home.flat.numel() < home.start + home.size
             for key, state in self._inner_optimizer.state.get(home.flat, {}).items():
-                is_of_weights = torch.is_tensor(state) and bool(state.dim())
-                if is_of_weights and not is_on_disk and state.numel() != size:
+                _, size = self._place_in_state(parameter, home, key)
+                is_looked_at = _is_of_weights(state) and not self._keeps_any_state
+                if is_looked_at and not is_on_disk and state.numel() != size:
                     return f"{key} of {name} has another size than the weights"
         return None
 
@@ -172,12 +191,11 @@ class Shards(ABC):
                 held[parameter] = stretch
         return held
 
-    def _each(self, stretches: dict) -> torch.Tensor:
-        """2-norm of this rank's stretch of every parameter, 0 where it has none: float64
+    def _in_order(self, norms: dict) -> torch.Tensor:
+        """{parameter: norm} of this rank's stretches as one tensor, 0 where it has none: float64
         (parameters,), on the device."""
-        if not stretches:
+        if not norms:
             return torch.zeros(len(self._names), dtype=torch.float64, device=self._world.device)
-        norms = dict(zip(stretches, _norms(list(stretches.values()))))
         none = next(iter(norms.values())).new_zeros(())
         all_norms = torch.stack([norms.get(parameter, none) for parameter in self._names])
         return all_norms.to(self._world.device)
@@ -198,27 +216,57 @@ class Shards(ABC):
                 continue
             own = self._own_stretch(parameter, full.weights[name])
             home.flat.data.view(-1).narrow(0, home.start, home.size)[: own.numel()].copy_(own)
-            state = inner.state[home.flat]
-            if full.moments:
-                state["step"] = self._updates(inner, home.flat, full.updates)
             for key, values in full.moments.items():
-                if key not in state:
-                    state[key] = torch.zeros_like(home.flat, dtype=torch.float32)
-                own = self._own_stretch(parameter, values[name]).to(home.flat.device)
-                state[key].view(-1).narrow(0, home.start, home.size)[: own.numel()].copy_(own)
+                if name in values:
+                    self._adopt_state(parameter, home, key, values[name])
+            for key, counts in full.counts.items():
+                if name in counts:
+                    inner.state[home.flat][key] = _as_kept_by(inner, home.flat, key, counts[name])
         self._refresh_weights()
 
-    def _updates(self, inner: torch.optim.Optimizer, flat: torch.Tensor, count: float):
-        """The number of updates as an optimizer keeps it: torch's in a tensor, beside the weights
-        if it is fused there; DeepSpeed's own in a number."""
-        if not type(inner).__module__.startswith("torch."):
-            return int(count)
-        fused = any(group.get("fused") for group in inner.param_groups)
-        return torch.tensor(count, dtype=torch.float32, device=flat.device if fused else "cpu")
+    def _adopt_state(
+        self, parameter: Parameter, home: Home, key: str, values: torch.Tensor
+    ) -> None:
+        """Take over an optimizer's state of a parameter. values: whole, of its shape."""
+        start, size = self._place_in_state(parameter, home, key)
+        own = self._own_stretch(parameter, values)
+        self._write_state(home, key, size, start, own)
+
+    def _write_state(self, home: Home, key: str, size: int, start: int, own: torch.Tensor) -> None:
+        """Put numbers at their place in an optimizer's state, which is made where it is not there
+        yet. size: of that."""
+        state = self._inner_optimizer.state[home.flat]
+        if key not in state:
+            like = home.flat.shape if size == home.flat.numel() else size
+            state[key] = torch.zeros(like, dtype=torch.float32, device=home.flat.device)
+        state[key].view(-1).narrow(0, start, own.numel()).copy_(own)
+
+
+def _is_of_weights(state: Any) -> bool:
+    """Whether an optimizer's state has numbers of each weight; one of a single number counts
+    updates."""
+    return torch.is_tensor(state) and state.numel() > 1
+
+
+def _as_kept_by(inner: torch.optim.Optimizer, flat: torch.Tensor, key: str, count: Any) -> Any:
+    """A number of an optimizer's state as that optimizer keeps it: torch's Adams their steps in a
+    tensor, beside the weights if they are fused there; DeepSpeed's own in a number."""
+    adam = getattr(inner, "aux_optimizer", inner)
+    if key == "step" and isinstance(adam, (torch.optim.Adam, torch.optim.AdamW)):
+        fused = any(group.get("fused") for group in adam.param_groups)
+        device = flat.device if fused else "cpu"
+        return torch.tensor(float(count), dtype=torch.float32, device=device)
+    if key == "step" and type(inner).__module__.startswith("deepspeed."):
+        return int(count)
+    return count.clone() if torch.is_tensor(count) else count
 
 
 class WholeShards(Shards):
     """Stage 0: all ranks hold the same, and rank 0 speaks for all."""
+
+    def __init__(self, ds: Any, names: dict, world: World, keeps_any_state: bool):
+        super().__init__(ds, names, world)
+        self._keeps_any_state = keeps_any_state
 
     @property
     def _inner_optimizer(self):
@@ -236,6 +284,12 @@ class WholeShards(Shards):
     def _home(self, parameter: Parameter):
         return Home(parameter, 0, parameter.numel())
 
+    def _adopt_state(
+        self, parameter: Parameter, home: Home, key: str, values: torch.Tensor
+    ) -> None:
+        state = self._inner_optimizer.state[parameter]
+        state[key] = values.to(parameter.device, torch.float32, copy=True)
+
     def _refresh_weights(self):
         pass  # they are what the optimizer updates
 
@@ -243,6 +297,10 @@ class WholeShards(Shards):
 class FlatShards(Shards):
     """Stages 1 and 2: each rank keeps one stretch of a group's parameters, flattened one after
     another."""
+
+    def __init__(self, ds: Any, names: dict, world: World, gradient_norms: dict):
+        super().__init__(ds, names, world)
+        self._gradient_norms = gradient_norms
 
     def _weight(self, parameter: Parameter):
         mapping = parameter._hp_mapping
@@ -269,6 +327,34 @@ class FlatShards(Shards):
         address = mapping.hp_fragment_address
         groups = self._ds.optimizer.single_partition_of_fp32_groups
         return Home(groups[mapping.param_group_index], address.start, address.numel)
+
+    def _place_in_state(self, parameter: Parameter, home: Home, key: str) -> tuple[int, int]:
+        if not self._is_whole(parameter, key):
+            return super()._place_in_state(parameter, home, key)
+        mapping = parameter._hp_mapping
+        members = self._ds.optimizer.params_in_partition[mapping.param_group_index]
+        before = 0
+        for member in members:
+            if member is parameter:
+                break
+            before += member.numel()
+        start = before + mapping.lp_fragment_address.start
+        return start, sum(member.numel() for member in members)
+
+    def _adopt_state(
+        self, parameter: Parameter, home: Home, key: str, values: torch.Tensor
+    ) -> None:
+        if not self._is_whole(parameter, key):
+            super()._adopt_state(parameter, home, key, values)
+            return
+        start, size = self._place_in_state(parameter, home, key)
+        first = parameter._hp_mapping.lp_fragment_address.start
+        self._write_state(home, key, size, start - first, values.reshape(-1))
+
+    def _is_whole(self, parameter: Parameter, key: str) -> bool:
+        """Whether a state is kept whole of every parameter that this rank has a stretch of, as
+        DeepSpeed's Muon has its momentum."""
+        return key == MUON_MOMENTUM and getattr(parameter, "use_muon", False)
 
     def _refresh_weights(self):
         self._ds.optimizer.update_lp_params()
@@ -324,6 +410,11 @@ class CutShards(Shards):
         if persistent:
             persistent[0].partition(persistent)
             persistent[0].all_gather(persistent)
+
+
+def _norms_of(stretches: dict) -> dict:
+    """{parameter: 2-norm of its stretch}, float64."""
+    return dict(zip(stretches, _norms(list(stretches.values())))) if stretches else {}
 
 
 def _norms(tensors: list[torch.Tensor]):

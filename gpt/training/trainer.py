@@ -76,14 +76,14 @@ class Trainer:
         self.saved_config = config_to_save(config, dataset, kernels[0])
         self.notices = list(config.notices)
         self.start_tag = None
+        self.trunk = None
         self.lock = None
         is_finished = False
         if rank == 0:
             require_loggers(options)
             look_at_model(config, self.notices)
-            self.start_tag, began_from, changes, self.lock, is_finished = claim(
-                config, self.saved_config, resume, allowed, self.notices
-            )
+            claimed = claim(config, self.saved_config, resume, allowed, self.notices)
+            self.start_tag, self.trunk, began_from, changes, self.lock, is_finished = claimed
             self.saved_config |= {CHANGES: changes}
             passes = (
                 batch.train_batch_size * seq_len * options.max_train_steps / self.streams.tokens

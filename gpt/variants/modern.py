@@ -6,7 +6,8 @@ values, its losses and gradients. See Options. What an option adds is plain torc
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -147,7 +148,8 @@ class Attention(nn.Module):
         self.n_heads = shape.n_heads
         self.kv_heads = options.kv_heads or shape.n_heads
         width = shape.n_heads * shape.head_dim
-        if options.kv_heads:
+        self.shares_heads = bool(options.kv_heads)
+        if self.shares_heads:
             self.q = Linear(shape.h_dim, width, options.bias)
             self.kv = Linear(shape.h_dim, 2 * self.kv_heads * shape.head_dim, options.bias)
         else:
@@ -163,7 +165,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
-        if self.kv_heads < self.n_heads:
+        if self.shares_heads:
             # head h of q reads head h // (H / kv_heads)
             k = k.repeat_interleave(self.n_heads // self.kv_heads, 1)
             v = v.repeat_interleave(self.n_heads // self.kv_heads, 1)
@@ -171,7 +173,7 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, H, T, D), k and v (B, kv_heads, T, D)."""
-        if hasattr(self, "qkv"):
+        if not self.shares_heads:
             return split_heads(self.qkv(x), self.n_heads)
         q = self.q(x).unflatten(-1, (self.n_heads, -1))
         k, v = self.kv(x).unflatten(-1, (2 * self.kv_heads, -1)).chunk(2, 2)
@@ -262,12 +264,14 @@ class Modern(nn.Module):
             return torch.zeros(shape)
         if len(shape) == 1:
             return torch.ones(shape)
-        if self.options.zero_init and name.endswith("c_proj.weight"):
-            return torch.zeros(shape)
         std = INITIAL_STD
         if name.endswith("mlp.c_proj.weight"):
             std = INITIAL_STD / math.sqrt(2 * self.shape.n_layers)
-        return torch.empty(shape).normal_(0.0, std, generator=generator)
+        values = torch.empty(shape).normal_(0.0, std, generator=generator)
+        if self.options.zero_init and name.endswith("c_proj.weight"):
+            # drawn all the same: those that follow stay as they are without the option
+            values.zero_()
+        return values
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) int64 to hidden states (B, T, C)."""
@@ -287,5 +291,12 @@ class Modern(nn.Module):
         return hidden
 
 
-def build(shape: Shape, **options) -> nn.Module:
+def build(shape: Shape, **options: Any) -> nn.Module:
+    """options: see Options. Raises UserError for those that do not fit."""
+    names = [field.name for field in fields(Options)]
+    for name in options:
+        if name not in names:
+            raise UserError(
+                f"model_options.{name} is no option of modern", mend=f"give {', '.join(names)}"
+            )
     return Modern(shape, Options(**options))

@@ -1,0 +1,1 @@
+"""Which optimizer updates which parameters, and optimizers that neither torch nor DeepSpeed has."""
