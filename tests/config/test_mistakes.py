@@ -586,6 +586,11 @@ TOGETHER = [
         " (LanguiniCosineLR, LinearCooldownLR)",
     ),
     (
+        {**MUON, **zero(stage=2), "bf16": {"enabled": True}},
+        f"{ZERO}.stage is 2, where DeepSpeed loses gradients that 16-bit Muon sums in fp32: give 1"
+        " or 3",
+    ),
+    (
         {**MUON, **zero(stage=3, reduce_scatter=True)},
         f"{ZERO}.reduce_scatter is true, and Muon at stage 3 needs whole gradients on all ranks:"
         " leave it out",
