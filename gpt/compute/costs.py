@@ -36,6 +36,10 @@ class Costs(Protocol):
         """The same as it was counted; None where the model's own word is all there is."""
 
     @property
+    def notices(self) -> list[str]:
+        """Why the FLOPs may not tell what it costs, a sentence each."""
+
+    @property
     def output_width(self) -> int | None:
         """Of the hidden states that the output layer takes; None where the model makes logits by
         itself."""
@@ -78,6 +82,10 @@ class GPTCosts:
     @property
     def flops_counted(self) -> int | None:
         return self.flops_per_token
+
+    @property
+    def notices(self) -> list[str]:
+        return []
 
     @property
     def output_width(self) -> int | None:

@@ -35,8 +35,9 @@ def report(config: Config, dataset: Dataset | None, interconnect: float | None =
     interconnect: GB/s of the slowest link between the GPUs, for what more of them would bring.
     """
     sections = [_model(config)]
-    if config.notices:
-        sections.append([f"notice         {text}" for text in config.notices])
+    notices = [*config.notices, *costs_of(config).notices]
+    if notices:
+        sections.append([f"notice         {text}" for text in notices])
     sections += [
         _data(config, dataset),
         memory_table(config),

@@ -22,13 +22,17 @@ from gpt.compute.hardware import DTYPES
 from gpt.config.own_code import OwnCode
 from gpt.config.run_config import Config
 from gpt.config.shape import ModelConfig
-from gpt.errors import UserError
+from gpt.errors import UserError, in_brief
 
 T = TypeVar("T")
 # in messages of torch
 _OF_META = re.compile(r"\bmeta\b", re.IGNORECASE)
 # by which a declared figure may lie below the counted one
 TOLERANCE = 0.02
+# of a batch that is counted
+ROWS = 2
+# of the GPT's share of operations beside matrix products, from where on FLOPs tell too little
+MOST_OTHERS = 5.0
 
 
 class UnmeasurableError(UserError):
@@ -58,6 +62,8 @@ class OwnCosts:
         self._architecture = architecture
         self._code: OwnCode = architecture.code
         self._precision = precision
+        # why no pass can be made on paper
+        self._without_paper: str | None = None
         self._kept_by: dict[tuple[str, bool, int], paper.Kept] = {}
         model = self._build(checkpointing=False)
         blocks = blocks_of(model.body)
@@ -81,14 +87,13 @@ class OwnCosts:
     def flops(self) -> Flops:
         """Raises UserError where the module declares less than it takes, or declares nothing and
         cannot be counted."""
-        rows = 2
         try:
-            total = self._by_pass(paper.flops, self._precision, False, rows)
+            done = self._operations
         except UnmeasurableError:
             if self._declared is None:
                 raise
             return Flops(None, self._declared)
-        counted = -(-total // (rows * self.shape.seq_len))
+        counted = -(-done.products // (ROWS * self.shape.seq_len))
         declared = self._declared
         if declared is not None and declared < (1 - TOLERANCE) * counted:
             raise UserError(
@@ -97,6 +102,34 @@ class OwnCosts:
                 mend="leave it out, or declare what they take",
             )
         return Flops(counted, declared)
+
+    @cached_property
+    def _operations(self) -> paper.Operations:
+        return self._by_pass(paper.operations, self._precision, False, ROWS)
+
+    @cached_property
+    def notices(self) -> list[str]:
+        """Why its FLOPs may not tell what it costs, a sentence each. Raises UserError as `flops`
+        does."""
+        if self.flops.counted is None:
+            return []
+        sentences = []
+        if self._without_paper is not None:
+            sentences.append(
+                f"{self._code.path}: its FLOPs are those of a pass on the CPU, as none can be made"
+                f" without values ({self._without_paper})"
+            )
+        tokens = torch.zeros(ROWS, self.shape.seq_len, dtype=torch.int64, device="meta")
+        gpt = paper.operations(Architecture(self.shape).build(), tokens)
+        own = self._operations
+        times = own.others * gpt.products / (max(own.products, 1) * gpt.others)
+        if times > MOST_OTHERS:
+            sentences.append(
+                f"{self._code.path}: what it computes beside matrix products (mostly"
+                f" {own.mostly}) is {times:.1f} times the GPT's share, so its FLOPs understate its"
+                " cost: compare at equal time (tools/throughput.py --write_config)"
+            )
+        return sentences
 
     def activations(self, micro_size: int, precision: str, checkpointing: bool) -> int | None:
         """As gpt.compute.costs.Costs'. Raises UserError as `flops` does."""
@@ -149,6 +182,8 @@ class OwnCosts:
         except UserError as error:
             if not _lacks_values(error.__cause__):
                 raise
+            assert error.__cause__ is not None
+            self._without_paper = in_brief(error.__cause__)
         # with the weights that training begins with
         model = self._build(checkpointing)
         for name, values in model.initial_weights(seed=0):

@@ -9,9 +9,9 @@ again in the backward pass not at all. Not seen are kernels that are no operator
 import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +22,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-aten = torch.ops.aten
+from gpt.compute.operators import Results, makes_tensors, product_flops
+
+
+class Operations(NamedTuple):
+    """Of a forward and a backward pass."""
+
+    products: int  # FLOPs of its matrix products
+    others: int  # elements that all else works on, each once an operator
+    mostly: str  # name of the operator with the most of them
 
 
 class Kept(NamedTuple):
@@ -34,8 +41,8 @@ class Kept(NamedTuple):
     in_block: int  # of them the most in one call of a block
 
 
-def flops(model: nn.Module, tokens: Tensor) -> int:
-    """Of the matrix products of a forward and a backward pass.
+def operations(model: nn.Module, tokens: Tensor) -> Operations:
+    """What a forward and a backward pass compute.
 
     model: gives a loss for tokens and targets. tokens: (B, T) int64 on the model's device.
     """
@@ -46,14 +53,15 @@ def flops(model: nn.Module, tokens: Tensor) -> int:
         loss.backward()
     for parameter in model.parameters():
         parameter.grad = None
-    return counter.total
+    mostly = max(counter.others, key=lambda name: counter.others[name])
+    return Operations(counter.total, counter.others.total(), mostly)
 
 
 def kept(
     model: nn.Module, tokens: Tensor, blocks: list[nn.Module], checkpointing: bool = False
 ) -> Kept:
-    """Memory of a forward pass; arguments as of `flops`. blocks: submodules whose share is told;
-    with checkpointing they keep their inputs."""
+    """Memory of a forward pass; arguments as of `operations`. blocks: submodules whose share is
+    told; with checkpointing they keep their inputs."""
     saved = _Saved([*model.parameters(), *model.buffers()])
     in_blocks = [0]
     counter = _Counter()
@@ -143,100 +151,6 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-# ---- Products
-
-
-def _vector_flops(matrix: tuple[int, ...], *others: Any, **named: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
-def _added_vector_flops(summand: Any, matrix: tuple[int, ...], *others: Any, **named: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
-def _batches_added_flops(summand: Any, a: Any, b: Any, *others: Any, **named: Any) -> int:
-    return 2 * math.prod(a) * b[-1]
-
-
-def _linear_flops(x: tuple[int, ...], weight: tuple[int, ...], *others: Any, **named: Any) -> int:
-    return 2 * math.prod(x) * weight[0]
-
-
-# what torch's registry lacks, with arguments by their shapes
-_FORMULAS: dict[Any, Callable[..., int]] = {
-    aten.mv: _vector_flops,
-    aten.dot: _vector_flops,
-    aten.vdot: _vector_flops,
-    aten.addmv: _added_vector_flops,
-    aten.addmv_: _added_vector_flops,
-    aten.addmm_: _batches_added_flops,
-    aten.baddbmm_: _batches_added_flops,
-    aten.addbmm: _batches_added_flops,
-    aten.addbmm_: _batches_added_flops,
-    aten.linear: _linear_flops,
-}
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    _FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear_flops
-
-
-_Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
-
-
-class _Results:
-    """What operators give on the meta device. torch finds the layout of many in Python, in up to a
-    millisecond, which a recurrence asks for thousands of times: here once for inputs alike."""
-
-    def __init__(self) -> None:
-        self._layouts: dict[tuple, _Layout] = {}
-
-    def of(self, function: Any, args: Any, kwargs: Any) -> Any:
-        key = _key(function, args, kwargs)
-        if key in self._layouts:
-            if _kind(function) == "in place":
-                return args[0]
-            size, stride, dtype = self._layouts[key]
-            return torch.empty_strided(size, stride, dtype=dtype, device="meta")
-        result = function(*args, **kwargs)
-        if key is not None and isinstance(result, Tensor) and result.is_meta:
-            self._layouts[key] = _layout_of(result)
-        return result
-
-
-def _layout_of(tensor: Tensor) -> _Layout:
-    return tensor.shape, tensor.stride(), tensor.dtype
-
-
-@cache
-def _kind(function: Any) -> str | None:
-    """Whether an operator gives a new tensor, or works in place without a change of layout."""
-    schema = getattr(function, "_schema", None)
-    if schema is None or torch.Tag.inplace_view in function.tags:
-        return None
-    aliased = [part.name for part in schema.arguments if part.alias_info]
-    if not aliased and not any(part.alias_info for part in schema.returns):
-        return "new"
-    return "in place" if aliased == ["self"] and schema.name.endswith("_") else None
-
-
-def _key(function: Any, args: Any, kwargs: Any) -> tuple | None:
-    """The same for calls that give tensors of the same layout; None where that hangs on more than
-    the layout of the inputs."""
-    if _kind(function) is None:
-        return None
-    key: list[Any] = [function, *kwargs]
-    for value in (*args, *kwargs.values()):
-        parts = value if isinstance(value, (list, tuple)) else (value,)
-        for part in parts:
-            if not isinstance(part, Tensor):
-                key.append((type(part), str(part)))
-            elif part.is_meta and part.dim() > 0:
-                key.append(_layout_of(part))
-            else:  # a number, perhaps, whose type counts less than that of a tensor
-                return None
-        key.append(len(parts))
-    return tuple(key)
-
-
 class _Counter(TorchDispatchMode):
     """Counts the FLOPs of the matrix products that are computed inside."""
 
@@ -245,28 +159,34 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+        self.others: Counter[str] = Counter()
         self.is_backward = False
         self.is_paused = False
-        self._results = _Results()
+        self._results = Results()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         result = self._results.of(function, args, kwargs)
-        operator = getattr(function, "_overloadpacket", function)
-        if operator in _FORMULAS:
-            shapes = [arg.shape if torch.is_tensor(arg) else arg for arg in args]
-            self.add(_FORMULAS[operator](*shapes))
-        elif operator in flop_registry:
-            self.add(flop_registry[operator](*args, **kwargs, out_val=result))
+        flops = product_flops(function, args, kwargs, result)
+        if flops is not None:
+            self.add(flops)
+        elif makes_tensors(function) and self._is_counted:
+            sizes = [value.numel() for value in (result, *args) if isinstance(value, Tensor)]
+            name = str(getattr(function, "_overloadpacket", function))
+            self.others[name] += max(sizes, default=0)
         return result
 
     def add(self, flops: int) -> None:
+        if self._is_counted:
+            self.total += flops
+
+    @property
+    def _is_counted(self) -> bool:
         # a forward pass within the backward pass
         is_again = self.is_backward and torch.is_grad_enabled()
-        if not is_again and not self.is_paused:
-            self.total += flops
+        return not is_again and not self.is_paused
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -21,6 +21,7 @@ PARTS = {
 BESIDE = (
     "training/branch.py",
     "training/changes.py",
+    "training/contract_ranks.py",
     "training/contract_runs.py",
     "training/ladder.py",
     "training/reports.py",
@@ -29,6 +30,7 @@ BESIDE = (
     "training/run_folder.py",
     "training/signals.py",
     "training/start.py",
+    "training/study.py",
     "training/sweep.py",
     "training/throughput.py",
 )

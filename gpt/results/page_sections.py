@@ -36,7 +36,17 @@ LANGUINI = "normalised perplexity as the Languini Kitchen counts"
 SHOWN_DOCUMENTS = 4  # of an event
 LONG_TEXT = 600  # characters of an event's details that are shown
 # of events, told elsewhere on the page
-ELSEWHERE = ("event", "step", "time", "documents", "identity", "variant", "seed", "code")
+ELSEWHERE = (
+    "event",
+    "step",
+    "time",
+    "documents",
+    "identity",
+    "variant",
+    "seed",
+    "code",
+    *ARGUMENTS_OF,
+)
 
 
 def sections(run: Run, index: int) -> str:

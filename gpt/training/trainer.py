@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gpt.cluster.failures import Failures
 from gpt.cluster.watchdog import Watchdog
 from gpt.cluster.world import World
+from gpt.compute.costs import costs_of
 from gpt.config.identity import CHANGES
 from gpt.config.run_config import Config
 from gpt.data.datasets import Dataset
@@ -81,6 +82,7 @@ class Trainer:
         is_finished = False
         if rank == 0:
             require_loggers(options)
+            self.notices += costs_of(config).notices
             look_at_model(config, self.notices)
             claimed = claim(config, self.saved_config, resume, allowed, self.notices)
             self.start_tag, self.trunk, began_from, changes, self.lock, is_finished = claimed

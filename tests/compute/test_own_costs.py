@@ -1,5 +1,7 @@
 """What a model file's module costs, against closed forms and against what real passes keep."""
 
+import math
+
 import pytest
 import torch
 from live_storages import LiveStorages
@@ -152,7 +154,7 @@ def test_the_gpt_counts_as_its_formula_says(sizes, device):
     if device == "cpu":
         model = Architecture(shape).with_weights(dict(model.initial_weights(0)))
     tokens = torch.zeros(2, shape.seq_len, dtype=torch.int64, device=device)
-    counted = paper.flops(model, tokens)
+    counted = paper.operations(model, tokens).products
     assert counted == 2 * shape.seq_len * shape.matmul_flops_per_token()
 
 
@@ -212,6 +214,8 @@ def test_a_recurrence_counts_each_of_its_steps(architecture):
         ("x", 1),
         ("x @ self.mix.weight", 2),
         ("torch.einsum('btc,cd->btd', x, self.mix.weight)", 2),
+        # three products of C^3 multiplications and additions
+        ("F.bilinear(x, x, self.embed.weight.new_zeros(32, 32, 32))", 1 + 32),
         # looks at values, so that there is no pass on paper
         ("x[x.sum(-1) > -1e9].view_as(x)", 1),
         ("x * 2 if bool((x > -1e9).all()) else x @ self.mix.weight", 1),
@@ -222,6 +226,31 @@ def test_a_recurrence_counts_each_of_its_steps(architecture):
 def test_what_one_line_more_takes(line, products, architecture):
     counted = flops_of(architecture(ONE_MATRIX, line=line)).counted
     assert counted == HEAD + products * SQUARE
+
+
+def test_fourier_transforms_count_as_fast_ones(architecture):
+    line = "torch.fft.irfft(torch.fft.rfft(x, dim=1), dim=1)"
+    counted = flops_of(architecture(ONE_MATRIX, line=line)).counted - HEAD - SQUARE
+    # a real one; there are two each way, and the gradient of one may be complex
+    one = 2.5 * math.log2(SHAPE.seq_len) * SHAPE.h_dim
+    assert 4 * one <= counted <= 5.1 * one
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("x", []),
+        (
+            "(x[..., None, :] * self.mix.weight).sum(-1)",
+            ["beside matrix products (mostly aten.", "the GPT's share, so its FLOPs understate"],
+        ),
+        ("x if x.amax().item() < 1e9 else -x", ["are those of a pass on the CPU, as none can be"]),
+    ],
+)
+def test_flops_that_do_not_tell_what_it_costs(line, words, architecture):
+    notices = OwnCosts(architecture(ONE_MATRIX, line=line)).notices
+    assert len(notices) == bool(words)
+    assert all(word in notices[0] for word in words)
 
 
 @pytest.mark.parametrize(
