@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, load_command, read_metrics, tiny_run
+from conftest import ROOT, load_command, read_metrics, tiny_run, write_run
 from plain_run import train
 
 from gpt.architecture import own_module
@@ -164,3 +164,30 @@ def test_the_first_line_and_the_start_tell_the_files(rotary, sample, tmp_path, c
     assert re.fullmatch("rotary.py [0-9a-f]{12}", start["model_file"])
     assert start["optimizer_file"] is None
     assert f"parameters of {start['model_file']}, fp32" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_guide_by_its_commands(rotary, sample, tmp_path, run_command):
+    """check_model, train, sweeps of two tiny classes with two seeds, compare, as separate
+    processes."""
+
+    def run(script, *words, timeout=600):
+        command = [sys.executable, ROOT / script, *words]
+        done = run_command(command, tmp_path, timeout=timeout, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "ok    causal" in run("tools/check_model.py", rotary)
+    for steps in (4, 8):
+        gpt = {"max_train_steps": steps, "eval_every": steps, "data_root": str(sample)}
+        params = {"max_lr": 3e-3, "warmup_steps": 1, "decay_steps": steps}
+        scheduler = {"type": "LanguiniCosineLR", "params": params}
+        write_run(tmp_path, f"class{steps}", scheduler=scheduler, gpt=gpt)
+    classes = [tmp_path / f"class{steps}.json" for steps in (4, 8)]
+    own = ["--model_file", rotary, "--model_options.base", "500"]
+    run("gpt/train.py", "--ds_config", classes[0], *own, "--run_dir", tmp_path / "first")
+    for name, options in (("gpt", []), ("rotary", own)):
+        run("tools/sweep.py", "--classes", *classes, "--seeds", "0", "1", "--out", name, *options)
+    table = run("tools/compare.py", "gpt", "rotary", "--over", "tokens")
+    shape = "2x32-mlp64-attn16"
+    assert table.count(f"| rotary {shape} |") == table.count(f"| {shape} |") == 2

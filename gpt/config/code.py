@@ -21,6 +21,7 @@ PARTS = {
 BESIDE = (
     "training/branch.py",
     "training/changes.py",
+    "training/contract_ranks.py",
     "training/contract_runs.py",
     "training/ladder.py",
     "training/reports.py",

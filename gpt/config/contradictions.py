@@ -179,6 +179,15 @@ def _muon(draft: Draft) -> Iterator[Mistake]:
             f"is {draft.get('gradient_clipping')}, and DeepSpeed would clip the steps of {MUON},"
             " not its gradients: give 0",
         )
+    scheduler = draft.get("scheduler.type")
+    scale = draft.get("optimizer.params.adam_lr_scale")
+    if scheduler not in (None, *OWN_SCHEDULERS) and scale not in (None, 1):
+        yield about(
+            "scheduler.type",
+            f"is {scheduler}, which sets one rate for all parameters, and"
+            f" optimizer.params.adam_lr_scale is {scale}: give that 1, or a scheduler of the"
+            f" trainer's own ({', '.join(OWN_SCHEDULERS)})",
+        )
     if draft.get("zero_optimization.stage") == 3 and draft.get("zero_optimization.reduce_scatter"):
         yield about(
             "zero_optimization.reduce_scatter",

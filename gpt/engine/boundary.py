@@ -276,8 +276,9 @@ class Engine:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next optimiser step."""
-        return self._ds.get_lr()[0]
+        """Learning rate of the next optimiser step, before a group's lr_scale."""
+        schedule = self._ds.lr_scheduler
+        return schedule.lr if isinstance(schedule, Schedule) else self._ds.get_lr()[0]
 
     def _grad_norm(self) -> torch.Tensor:
         """Gradient norm of the last update, as a tensor on the device: nothing waits for it."""

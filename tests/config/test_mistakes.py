@@ -577,6 +577,15 @@ TOGETHER = [
         " give 0",
     ),
     (
+        {
+            "optimizer": {"type": "Muon", "params": {"lr": 0.02}},
+            "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 0.02}},
+        },
+        "scheduler.type is WarmupLR, which sets one rate for all parameters, and"
+        " optimizer.params.adam_lr_scale is 0.1: give that 1, or a scheduler of the trainer's own"
+        " (LanguiniCosineLR, LinearCooldownLR)",
+    ),
+    (
         {**MUON, **zero(stage=3, reduce_scatter=True)},
         f"{ZERO}.reduce_scatter is true, and Muon at stage 3 needs whole gradients on all ranks:"
         " leave it out",
