@@ -1,5 +1,5 @@
-"""torch's operators as a pass on paper meets them: FLOPs of those that are products of matrices, and
-layouts of what they give."""
+"""torch's operators as a pass on paper meets them: the FLOPs of products of matrices, and the
+layouts of what is given."""
 
 import math
 from collections.abc import Callable

@@ -175,7 +175,11 @@ class OwnCosts:
         size = rows, self.shape.seq_len
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(self.shape.vocab_size, size, generator=generator)
-        model = self._build(checkpointing).to("meta", DTYPES[precision])
+        # buffers keep their precision
+        dtype = DTYPES[precision]
+        model = self._build(checkpointing).to("meta")
+        for name, parameter in list(model.named_parameters()):
+            set_parameter(model, name, nn.Parameter(parameter.to(dtype)))
         try:
             with telling(self._code, f"a training pass in {precision}"):
                 return measure(model, tokens.to("meta"))
@@ -187,10 +191,10 @@ class OwnCosts:
         # with the weights that training begins with
         model = self._build(checkpointing)
         for name, values in model.initial_weights(seed=0):
-            set_parameter(model, name, nn.Parameter(values))
+            set_parameter(model, name, nn.Parameter(values.to(dtype)))
         try:
             with telling(self._code, f"a training pass in {precision} on a CPU"):
-                return measure(model.to(DTYPES[precision]), tokens)
+                return measure(model, tokens)
         except UserError as error:
             if error.__cause__ is None:
                 raise

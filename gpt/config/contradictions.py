@@ -6,6 +6,7 @@ already is None there, and what it is part of is left alone.
 
 from collections.abc import Iterator
 
+from gpt.config.batch import ACCUMULATION
 from gpt.config.draft import Draft, Mistake, about
 from gpt.config.optimizer_keys import (
     COOLDOWN,
@@ -38,6 +39,26 @@ PARAMS_IN_ORDER = {
 def contradictions(draft: Draft) -> list[Mistake]:
     """All contradictions in a draft whose values were checked one by one."""
     return [mistake for rule in RULES for mistake in rule(draft)]
+
+
+def contradictions_of_the_batch(draft: Draft) -> list[Mistake]:
+    """Those that are known once the batch is shared out."""
+    return list(_muon_and_sums_of_gradients(draft))
+
+
+def _muon_and_sums_of_gradients(draft: Draft) -> Iterator[Mistake]:
+    """DeepSpeed's stage 2 keeps fp32 sums in one buffer, into which gradients that lie beside those
+    of Muon do not find their way."""
+    if draft.get("optimizer.type") != MUON or draft.get("zero_optimization.stage") != 2:
+        return
+    sums = draft.get("data_types.grad_accum_dtype")
+    if sums is None and draft.get("bf16.enabled") and (draft.get(ACCUMULATION) or 1) > 1:
+        sums = "fp32"
+    if sums == "fp32" and (draft.get("bf16.enabled") or draft.get("fp16.enabled")):
+        yield about(
+            "zero_optimization.stage",
+            f"is 2, where DeepSpeed loses gradients that 16-bit {MUON} sums in fp32: give 1 or 3",
+        )
 
 
 def _two_precisions(draft: Draft) -> Iterator[Mistake]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from gpt.config.batch import ACCUMULATION, BATCH, MICRO, BatchPlan, plan_batch
 from gpt.config.checks import check
-from gpt.config.contradictions import contradictions
+from gpt.config.contradictions import contradictions, contradictions_of_the_batch
 from gpt.config.deepspeed_keys import TOP_KEYS
 from gpt.config.draft import COMMAND_LINE, Draft, Mistake
 from gpt.config.identity import MODEL_FILE, MODEL_OPTIONS
@@ -74,6 +74,7 @@ def complete(draft: Draft, overrides: dict[str, Any] | None = None) -> Draft:
     _read_code(draft)
     draft.mistakes += contradictions(draft)
     draft.batch = _batch(draft)
+    draft.mistakes += contradictions_of_the_batch(draft)
     draft.notices += notices(draft)
     settle_reference(draft)
     return draft

@@ -157,7 +157,7 @@ def builds(subject: Subject) -> str:
     """build makes a module of fp32 parameters, and changes nothing of the process."""
     with no_side_effects(subject, "build", draws=True):
         parameters = subject.architecture.parameters()
-    return plural(parameters, "parameter")
+    return f"{parameters:,} parameters"
 
 
 def builds_again(subject: Subject) -> str:

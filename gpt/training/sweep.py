@@ -236,8 +236,8 @@ def _spelling(path: str, train_args: list[str]) -> str:
 def _words(value: Any) -> list[str]:
     """A value behind its option."""
     if isinstance(value, list):
-        return [str(item) for item in value]
-    return [str(value).lower() if isinstance(value, bool) else str(value)]
+        return [word for item in value for word in _words(item)]
+    return [value if isinstance(value, str) else json.dumps(value)]
 
 
 def _refuse_repeated(what: str, values: list) -> None:

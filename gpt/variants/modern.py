@@ -18,6 +18,7 @@ from gpt.errors import UserError
 from gpt.kernels.attention import causal_attention, split_heads
 from gpt.kernels.gelu import linear_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
+from gpt.kernels.linear import linear
 from gpt.kernels.triton_shared import statistics_dtype
 from gpt.model import INITIAL_STD, Linear
 
@@ -44,7 +45,7 @@ class Options:
     zero_init: bool = False
     # heads of k and v, each for n_heads / kv_heads heads of q (arXiv 2305.13245)
     kv_heads: int = False
-    # one matrix for embedding and output layer (arXiv 1608.05859)
+    # one matrix for embedding and output layer (arXiv 1608.05859), see tied_scale
     tied: bool = False
     # logits become cap * tanh(logits / cap) (arXiv 2408.00118)
     logit_cap: float = False
@@ -93,6 +94,16 @@ def hidden_width(shape: Shape, options: Options) -> int:
     if options.activation != "swiglu":
         return shape.mlp_dim
     return max(8, 8 * round(shape.mlp_dim / 12))
+
+
+def tied_scale(h_dim: int) -> float:
+    """Of the first values of a tied embedding, to the baseline's.
+
+    The last norm makes of a token's embedding the logit h_dim * (their deviation) for the same
+    token: with 0.02 at most 5 up to a width of 256. Wider models would begin with that token as a
+    firm guess, at losses far above ln V, so theirs stays 5.
+    """
+    return min(1.0, 256 / h_dim)
 
 
 def rotation(base: float, head_dim: int, positions: Tensor, dtype: torch.dtype) -> Rotation:
@@ -194,7 +205,7 @@ class Hidden(nn.Linear):
         """(B, T, C) to (B, T, hidden width)."""
         if self.activation == "gelu" and self.bias is not None:
             return linear_gelu(x, self.weight, self.bias, self.kernels)
-        x = Linear.forward(self, x)
+        x = linear(x, self.weight, self.bias)
         if self.activation == "gelu":
             return F.gelu(x, approximate="tanh")
         if self.activation == "relu2":
@@ -240,6 +251,7 @@ class Modern(nn.Module):
         self.shape = shape
         self.options = options
         self.logit_cap = options.logit_cap or None
+        self.scale = tied_scale(shape.h_dim) if options.tied else 1.0
         self.token_embedding = nn.Embedding(shape.vocab_size, shape.h_dim)
         if not options.rope:
             self.position_embedding = nn.Embedding(shape.seq_len, shape.h_dim)
@@ -267,6 +279,8 @@ class Modern(nn.Module):
         std = INITIAL_STD
         if name.endswith("mlp.c_proj.weight"):
             std = INITIAL_STD / math.sqrt(2 * self.shape.n_layers)
+        if name == "token_embedding.weight":
+            std *= self.scale
         values = torch.empty(shape).normal_(0.0, std, generator=generator)
         if self.options.zero_init and name.endswith("c_proj.weight"):
             # drawn all the same: those that follow stay as they are without the option
@@ -275,7 +289,8 @@ class Modern(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) int64 to hidden states (B, T, C)."""
-        stream = self.token_embedding(tokens) * math.sqrt(self.shape.h_dim)
+        # as wide as the GPT's begins, whatever the scale
+        stream = self.token_embedding(tokens) * (math.sqrt(self.shape.h_dim) / self.scale)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         by = None
         if self.options.rope:

@@ -277,6 +277,20 @@ def test_a_constant_learning_rate_and_a_run_without_steps():
     assert "time           unknown without tokens_per_second, which tools/throughput.py" in text
 
 
+@pytest.mark.parametrize(
+    "share, words",
+    [
+        (0.5, "constant until step 3, straight line to 6e-06 at step 6"),
+        (0, "constant"),
+    ],
+)
+def test_a_cooldown_is_told(share, words):
+    params = {"max_lr": 3e-3, "warmup_steps": 2, "decay_steps": 6, "cooldown_share": share}
+    tree = tiny_run(scheduler={"type": "LinearCooldownLR", "params": params})
+    told = report(resolve(tree, "tiny"), None)
+    assert f"learning rate  2 steps of warm-up to 0.003, {words}\n" in told
+
+
 def test_a_scheduler_of_deepspeeds_is_named_and_fp16_is_that_of_a_gpu():
     params = {"warmup_max_lr": 1e-3, "warmup_num_steps": 2}
     scheduler = {"type": "WarmupLR", "params": params}

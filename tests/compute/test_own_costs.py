@@ -363,3 +363,11 @@ def test_memory_of_the_same_model_is_that_of_the_gpt(architecture):
     own, gpt = (memory(each, 8, 2, 2, "fp32", False, 1 << 28) for each in (costs, GPTCosts(SHAPE)))
     assert own.total == pytest.approx(gpt.total, rel=0.1)
     assert (own.weights, own.optimizer, own.logits) == (gpt.weights, gpt.optimizer, gpt.logits)
+
+
+def test_buffers_keep_their_precision_as_in_training(architecture):
+    buffer = "self.register_buffer('table', torch.ones(shape.h_dim), persistent=False)"
+    text = ONE_MATRIX.replace("    self.line = line", f"    self.line = line\n    {buffer}")
+    line = "(x * self.table).to(x.dtype) if self.table.dtype == torch.float32 else 1 / 0"
+    costs = OwnCosts(architecture(text, line=line), "bf16")
+    assert costs.flops_per_token == HEAD + SQUARE

@@ -220,6 +220,9 @@ BAD = [
         {"enabled": True, "profile_step": "x"},
         "flops_profiler.profile_step is 'x', not a whole number",
     ),
+    ("gpt.keep_steps", 5, "gpt.keep_steps is 5, not a list of whole numbers above 0"),
+    ("gpt.keep_steps", [5, 0], "gpt.keep_steps is [5, 0], not a list of whole numbers above 0"),
+    ("gpt.keep_steps", [2.5], "gpt.keep_steps is [2.5], not a list of whole numbers above 0"),
     (
         "comms_logger",
         {"enabled": True, "prof_ops": "all_reduce"},
@@ -584,6 +587,11 @@ TOGETHER = [
         "scheduler.type is WarmupLR, which sets one rate for all parameters, and"
         " optimizer.params.adam_lr_scale is 0.1: give that 1, or a scheduler of the trainer's own"
         " (LanguiniCosineLR, LinearCooldownLR)",
+    ),
+    (
+        {**MUON, **zero(stage=2), "bf16": {"enabled": True}},
+        f"{ZERO}.stage is 2, where DeepSpeed loses gradients that 16-bit Muon sums in fp32: give 1"
+        " or 3",
     ),
     (
         {**MUON, **zero(stage=3, reduce_scatter=True)},

@@ -55,7 +55,7 @@ class KeepingEngine(PlainEngine):
         (folder / tag).mkdir(parents=True, exist_ok=True)
         content = {
             "module": self.module.state_dict(),
-            "optimizer": {"state": {}},
+            "optimizer": {"state": {}, "param_groups": []},
             "lr_scheduler": None,
             **state,
         }

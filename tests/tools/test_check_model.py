@@ -88,7 +88,7 @@ def test_a_mistake_on_the_command_line(check, arguments, sentence):
 
 
 # The trainer itself, in processes of its own. DeepSpeed has had wrong gradients at ZeRO 2 in bf16
-# for what is called twice (its issue 8224), and fails at ZeRO 3 where it gathers such a block whole.
+# for what is called twice (its issue 8224), and fails at ZeRO 3 where that is gathered as a whole.
 def test_runs_on_two_ranks_agree_with_plain_torch_where_blocks_are_called_twice(sample, tmp_path):
     chosen = [trial for trial in TRIALS if trial.name in ("ZeRO 2 in bf16", "ZeRO 3")]
     results = looked_at(sample, tmp_path, TWICE, tuple(chosen))

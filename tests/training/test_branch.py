@@ -1,16 +1,24 @@
 """Runs that branch off from another's checkpoint."""
 
 import json
+import shutil
+import sys
 
 import pytest
 import torch
 import yaml
-from conftest import read_metrics
+from conftest import ROOT, read_metrics, tiny_run, write_run
 from plain_run import WEIGHTS, train
 
+from gpt.checkpoint.zero_files import read_state
 from gpt.config.identity import identity
+from gpt.config.resolve import resolve
+from gpt.data.datasets import Dataset
 from gpt.errors import UserError
 from gpt.metrics.runs import read_run
+from gpt.training.branch import first_weights_of, on_paper
+
+TRAIN = ROOT / "gpt" / "train.py"
 
 STEPS = 6
 FIRST = 4  # steps of the trunk
@@ -239,3 +247,77 @@ def test_a_damaged_trunk_is_told(trunk, sample, tmp_path):
         f"--branch_from: {folder / WEIGHTS} is not as it was written (its size or sha256 differs):"
         " use another checkpoint"
     )
+
+
+def test_the_dry_run_tells_the_part_that_a_branch_trains_itself(trunk, sample, tmp_path):
+    gpt = {"branch_from": str(trunk / "checkpoints/global_step4"), "data_root": str(sample)}
+    config = resolve(tiny_run(gpt=gpt, **COOLING), "tiny")
+    notices = on_paper(config, Dataset(sample), allowed=()).notices
+    assert notices[-1] == (
+        f"it begins after step 4 of {trunk}/checkpoints/global_step4, and trains 2 of the 6 steps"
+        " itself: 512 tokens, 33% of the figures for the whole run"
+    )
+    other = resolve(tiny_run(gpt={**gpt, "seed": 1}, **COOLING), "tiny")
+    for dataset in (Dataset(sample), None):
+        with pytest.raises(UserError) as caught:
+            on_paper(other, dataset, allowed=())
+        assert "is of a run with other settings (seed was 0, is 1): a" in str(caught.value)
+    told = on_paper(other, None, allowed=["gpt.seed"]).notices
+    assert "changed on branching off: seed was 0, is 1" in told
+
+
+def test_the_first_weights_of_a_trunk_are_those_of_its_branches(trunk):
+    config = config_of(trunk)
+    origin = {"folder": "weights", "step": 1, "sha256": "a" * 64}
+    branched = {"branch": "trunk/checkpoints/global_step4", "step": 4, "sha256": "b" * 64}
+    straight = identity({**config, "began_from": origin})
+    assert identity({**config, "began_from": {**branched, "first_weights": origin}}) == straight
+    assert identity({**config, "began_from": branched}) == identity(config) != straight
+    assert first_weights_of({"began_from": {**branched, "first_weights": origin}}) == origin
+    assert first_weights_of({"began_from": origin}) == origin
+    assert first_weights_of({"began_from": branched}) == {}
+
+
+def test_lines_of_an_attempt_from_an_earlier_checkpoint_are_left_out(trunk, sample, tmp_path):
+    run_dir = tmp_path / "run"
+    branch(run_dir, sample, trunk, step=2, gpt={"eval_every": 1})
+    shutil.rmtree(run_dir / "checkpoints")
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    # as a kill before the first checkpoint leaves it
+    kept = [line for line in lines if json.loads(line)["event"] != "checkpoint"]
+    (run_dir / "metrics.jsonl").write_text("".join(kept))
+    branch(run_dir, sample, trunk, step=4, gpt={"eval_every": 1})
+    run = read_run(run_dir)
+    assert [line["step"] for line in run.curve("train")] == [5, 6]
+    assert [line["step"] for line in run.curve("eval", "test")] == [4, 5, 6]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_branch_on_other_ranks_and_stages_goes_on_as_its_trunk(
+    stage, sample, tmp_path, run_command
+):
+    """With DeepSpeed: on one rank bit for bit the straight run, on two ranks as near as sums in
+    another order come."""
+    config = write_run(
+        tmp_path, gpt={"data_root": str(sample), "max_train_steps": STEPS}, **COOLING
+    )
+    weights_of = {}
+    constant = ["--cooldown_share", 0, "--max_train_steps", FIRST]
+    origin = ["--branch_from", "trunk/checkpoints"]
+    for name, ranks, options in (
+        ("straight", 1, []),
+        ("trunk", 1, constant),
+        ("branch", 1, origin),
+        ("other", 2, [*origin, "--zero_optimization.stage", stage]),
+    ):
+        launcher = [sys.executable] if ranks == 1 else ["deepspeed", "-q", "--num_gpus", 2]
+        port = ["--master_port", 29641] if ranks == 2 else []
+        command = [*launcher, *port, TRAIN, "--ds_config", config, "--run_dir", name, *options]
+        done = run_command(command, tmp_path, OMP_NUM_THREADS="1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        folder = tmp_path / name / "checkpoints" / f"global_step{STEPS if name != 'trunk' else 4}"
+        weights_of[name] = read_state(folder).weights
+    for name, values in weights_of["straight"].items():
+        assert torch.equal(values, weights_of["branch"][name]), name
+        assert torch.allclose(values, weights_of["other"][name], atol=1e-6), name

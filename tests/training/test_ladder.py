@@ -170,3 +170,20 @@ def test_classes_that_cannot_have_one_trunk(change, sentence, classes, sample, t
     assert str(caught.value).startswith("--trunk: ")
     assert sentence.format(file=file) in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("gpt.keep_steps", [4]),
+        ("gpt.final_eval", False),
+        ("scheduler", None),
+        ("scheduler.params.max_lr", 1e-07),
+        ("optimizer.params.betas", [0.9, 0.95]),
+        ("gpt.model_options", {"rope": True, "names": ["a", "b"]}),
+        ("gpt.comment", "3 true words"),
+    ],
+)
+def test_a_setting_of_a_run_is_an_option_that_means_it(path, value):
+    words = [sweep._spelling(path, []), *sweep._words(value)]
+    assert parse_command_line(["--ds_config", "", *words]).overrides == {path: value}

@@ -50,6 +50,14 @@ def test_other_gpus_get_other_steps():
     )
 
 
+def test_a_class_with_a_cooldown_keeps_its_share():
+    tree = classes.shipped_tree("mini", 128)
+    tree["scheduler"] = {"type": "LinearCooldownLR", "params": {"cooldown_share": 0.1}}
+    config = resolve(classes.class_tree(tree, 6, RATE, 16, 512), "6h")
+    assert config.options.max_train_steps == config.schedule.decay_steps == 330
+    assert config.schedule.cooldown_start == 297
+
+
 @pytest.mark.parametrize("preset", ["nano", "mini", "small", "XL"])
 def test_a_class_of_any_preset_resolves(preset):
     tree = classes.class_tree(classes.shipped_tree(preset, 128), 6, RATE, 16, 512)

@@ -2,6 +2,7 @@
 float64."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -236,6 +237,20 @@ def test_blocks_begin_as_the_identity():
     stream = model.body.token_embedding(tokens) * SHAPE.h_dim**0.5
     stream = stream + model.body.position_embedding.weight
     assert torch.equal(model.body(tokens), F.layer_norm(stream, [SHAPE.h_dim]))
+
+
+@pytest.mark.parametrize("zero_init", [False, True])
+def test_a_wide_tied_model_begins_with_a_uniform_guess_and_the_stream_of_the_gpt(zero_init):
+    wide = dataclasses.replace(SHAPE, vocab_size=2000, h_dim=1024)
+    tokens, targets = batch(wide)
+    model = trainable("modern", shape=wide, tied=True, zero_init=zero_init)
+    loss = model(tokens, targets).item()
+    assert loss == pytest.approx(math.log(wide.vocab_size), abs=0.3)
+    streams = []
+    model.body.blocks[0].register_forward_pre_hook(lambda _, inputs: streams.append(inputs[1]))
+    model(tokens)
+    of_gpt = trainable(None, shape=wide).embed(tokens, torch.arange(wide.seq_len))
+    assert streams[0].std().item() == pytest.approx(of_gpt.std().item(), rel=0.02)
 
 
 def flops(**options):
