@@ -74,6 +74,10 @@ def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") 
 
             tokenizer = dataset.vocab.fingerprint if dataset else None
             warm_start.origin(config.options.init_from, Architecture.of(config), tokenizer)
+        if config.options.branch_from:
+            from gpt.training.branch import on_paper
+
+            config = on_paper(config, dataset, args.allow_change)
         require_own(config.run_dir, has_code=bool(config.own_code))
         print(dry_run.report(config, dataset, args.interconnect))
 

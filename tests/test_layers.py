@@ -30,6 +30,7 @@ FLOORS = [
         "gpt.evaluation",
         "gpt.quantities",
         "gpt.compute",
+        "gpt.contract",
         "gpt.prepare",
     },
     {"gpt.metrics", "gpt.checkpoint"},

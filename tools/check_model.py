@@ -9,8 +9,8 @@ It looks at what happens when the file is imported, built and run: side effects,
 position sees later tokens or a row other rows, whether the same comes out again, the loss at the
 start, bf16, every gradient, accumulation, activation checkpointing. Then the trainer itself makes
 short runs of it on two ranks, at ZeRO 1, 2 and 3, on the sample text: their losses, a resumed run,
-consolidated weights. The shape is the preset nano's with a context of 64, unless options of train.py
-name another; a vocabulary has the sample's 2048 ids.
+consolidated weights. The shape is the preset nano's with a context of 64, unless options of
+train.py name another; the vocabulary is the sample's 2048 ids.
 
 Exit code 0: all is right; 2: something is not.
 """
@@ -56,8 +56,8 @@ def main():
     import torch
 
     from gpt.architecture.architecture import Architecture
-    from gpt.architecture.contract import checks
-    from gpt.architecture.contract.subject import Subject
+    from gpt.contract import checks
+    from gpt.contract.subject import Subject
 
     torch.set_num_threads(2)
     subject = Subject(Architecture.of(config), config.options.seed)
@@ -65,10 +65,10 @@ def main():
         check for check in checks.CHECKS if not (args.own_gradient and check.name == "derivative")
     ]
     results = checks.run(subject, chosen, tell)
-    are_right = all(result.is_right for result in results)
-    if are_right and not args.skip_runs:
+    with_runs = not args.skip_runs and all(result.is_right for result in results)
+    if with_runs:
         results += run_on_ranks(subject)
-    return summary(results, args.skip_runs)
+    return conclude(results, len(results) < len(chosen), with_runs)
 
 
 def settle(model_file, overrides):
@@ -112,15 +112,20 @@ def tell(result):
     print(f"{'ok  ' if result.is_right else 'FAIL'}  {result.name:15}{result.seen}", flush=True)
 
 
-def summary(results, is_without_runs):
+def conclude(results, is_cut_short, with_runs):
     """Print what all came to; returns the exit code."""
     failed = [result for result in results if not result.is_right]
-    if failed:
-        print(f"{len(failed)} of {len(results)} checks failed; mend the first one first")
-        return 2
-    without = ", the runs on two ranks left out" if is_without_runs else ""
-    print(f"all {len(results)} checks passed{without}")
-    return 0
+    if not failed:
+        without = "" if with_runs else ", the runs on two ranks left out"
+        print(f"all {len(results)} checks passed{without}")
+        return 0
+    rest = ""
+    if is_cut_short:
+        rest = ", and the others need it"
+    elif not with_runs:
+        rest = "; the runs on two ranks come after them"
+    print(f"{len(failed)} of {len(results)} checks failed{rest}")
+    return 2
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from gpt.errors import Parser, command, explain_imports
 explain_imports()
 
 from gpt.config.deepspeed_keys import TOP_KEYS
-from gpt.config.keys import ARGUMENTS, PAIR, REQUIRED, TEXTS, Key
+from gpt.config.keys import ARGUMENTS, COUNTS, PAIR, REQUIRED, TEXTS, Key
 from gpt.config.option_names import DEEPSPEED_OPTIONS
 from gpt.config.refused_keys import REFUSED
 
@@ -28,6 +28,7 @@ TARGET = ROOT / "ds_configs" / "README.md"
 KINDS = {
     PAIR: "two numbers",
     TEXTS: "texts",
+    COUNTS: "whole numbers",
     ARGUMENTS: "block",
     bool: "true, false",
     int: "whole number",

@@ -5,11 +5,14 @@ on.
     python tools/sweep.py --classes ladder/*.json --seeds 0 1 2 --out runs/ladder
     python tools/sweep.py --classes 24h 48h --out runs/gpt --data_root data/books \\
         --launcher "deepspeed --num_gpus 8"
+    python tools/sweep.py --classes 6h 12h --trunk --scheduler.type LinearCooldownLR --out runs/wsd
 
 A class is a run's JSON, or the name of one in ds_configs/. Options of train.py hold for all runs.
 Every run is kept in OUT/CLASS, or OUT/CLASS-seedN; OUT/sweep.json tells how far each is. SIGTERM,
 SIGINT, SIGHUP, SIGUSR1 or SIGUSR2 has the present run saved, and the sweep ends; after that, or
-after a kill, the same command goes on. Exit code 1: some runs could not be finished.
+after a kill, the same command goes on. With --trunk the steps that the classes have in common,
+those at the constant rate, are trained once, in OUT/trunks, and each class branches off where its
+cooldown begins. Exit code 1: some runs could not be finished.
 """
 
 import shlex
@@ -24,7 +27,7 @@ from gpt.errors import Parser, RunError, UserError, command, explain_imports
 explain_imports()
 
 from gpt.config.command_line import parse_command_line
-from gpt.training import sweep
+from gpt.training import ladder, sweep
 
 
 def main():
@@ -32,7 +35,10 @@ def main():
     overrides = options_of_runs(train_args, vars(args))
     launcher = launcher_command(args.launcher)
     out = Path(args.out)
-    runs = sweep.plan(args.classes, args.seeds, out, overrides)
+    plan = ladder.plan_on_trunks if args.trunk else sweep.plan
+    runs = plan(args.classes, args.seeds, out, overrides)
+    if args.trunk:
+        print(ladder.savings(runs), flush=True)
     stop = sweep.Stop()
     sweep.train_all(runs, out, launcher, train_args, stop)
     print(sweep.table(runs))
@@ -76,6 +82,11 @@ def parse():
         help="train every class once with each; default: its own",
     )
     parser.add_argument(
+        "--trunk",
+        action="store_true",
+        help="train what the classes have in common once: for LinearCooldownLR",
+    )
+    parser.add_argument(
         "--launcher",
         metavar="COMMAND",
         help='what starts gpt/train.py, such as "deepspeed --num_gpus 8"; default: one process',
@@ -95,6 +106,7 @@ def options_of_runs(train_args, own_names) -> dict:
     options = {
         "--run_dir": "gpt.run_dir" in parsed.overrides,
         "--seed": "gpt.seed" in parsed.overrides,
+        "--branch_from": "gpt.branch_from" in parsed.overrides,
         "--gpt": "gpt" in parsed.overrides,
         "--resume": parsed.resume != "auto",
         "--allow_change": parsed.allow_change,

@@ -43,7 +43,9 @@ class Architecture:
         if self.code is None:
             with torch.device("meta"):
                 return GPT(self.shape, None, activation_checkpointing, kernels, compile)
-        build_body = partial(build_module, self.code, self.shape, self.options, kernels)
+        # compiled: plain torch inside, for no compiler fuses across operations of our own
+        inside = kernels if compile == "none" else "torch"
+        build_body = partial(build_module, self.code, self.shape, self.options, inside)
         return LanguageModel(
             build_body(),
             self.code,

@@ -29,8 +29,8 @@ OUTPUT_LAYER = "output_layer"
 LOGIT_CAP = "logit_cap"
 FLOPS_PER_TOKEN = "flops_per_token"
 INITIAL_WEIGHT = "initial_weight"
-FUSED_MATRICES = "fused_matrices"
 WITHOUT_GRADIENT = "without_gradient"
+FUSED_MATRICES = "fused_matrices"
 # under which the user's module stands in the tree
 BODY = "body"
 

@@ -19,6 +19,7 @@ What the module may have besides:
     initial_weight(name, shape, generator) -> Tensor
                                      first values of each parameter; without it those that build
                                      gives them, after torch.manual_seed
+    without_gradient                 names of parameters that may stay without a gradient
 
 Its buffers are constants that build computes, registered with persistent=False. They keep their own
 precision, whatever the run's is.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt.architecture.architecture import Architecture
+from gpt.checkpoint.folders import CODE_FOLDER
 from gpt.config.identity import ARGUMENTS_OF, MODEL_FILE, RUN, code_in_words
 from gpt.config.own_code import MOST_BYTES, TRUST, OwnCode, read_own_code, variants
 from gpt.config.saved import CONFIG, model_config
@@ -21,7 +22,6 @@ from gpt.errors import UserError, in_brief
 from gpt.files import write_atomically
 from gpt.reading import read_bytes
 
-CODE_FOLDER = "code"
 _OTHER = "get the folder anew, or use another one"
 
 
@@ -45,7 +45,7 @@ def keep_code(run_dir: Path, codes: Sequence[OwnCode]) -> None:
 
 
 def architecture_of(
-    config: Mapping[str, Any], config_file: Path | str, folder: Path, trusted: bool
+    config: dict[str, Any], config_file: Path | str, folder: Path, trusted: bool
 ) -> Architecture:
     """The model of weights, by their config.yaml. config_file: what mistakes in it are told of.
     folder: where the weights lie. trusted: whether the code beside them may be run.
@@ -115,7 +115,8 @@ def _require_no_more(config: Mapping[str, Any], folder: Path) -> None:
     for block in ARGUMENTS_OF:
         known |= set((config.get(block) or {}).get("files", ()))
     for name in sorted(os.listdir(folder)):
-        if name.endswith(".py") and name not in known:
+        # hidden ones are a file system's own
+        if name.endswith(".py") and name[0] != "." and name not in known:
             raise UserError(
                 f"{folder / name} is no part of the code that {CONFIG} tells",
                 mend="move it away: nobody knows whether the model means it",

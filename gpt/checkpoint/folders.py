@@ -13,7 +13,7 @@ runs/24h/checkpoints/
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from gpt.checkpoint.checkpoint import Checkpoint
@@ -24,6 +24,8 @@ from gpt.files import hash_file, sync, write_atomically
 from gpt.reading import read_text
 
 CHECKPOINTS = "checkpoints"
+# beside it: the run's files of the user's own code
+CODE_FOLDER = "code"
 LATEST = "latest"
 _TAG = "global_step"
 _LONGEST_TAG = 1000
@@ -113,17 +115,21 @@ def clean_up(folder: Path | str) -> None:
         path.unlink()
 
 
-def retain(folder: Path | str, keep_last: int, keep_every: int) -> None:
-    """Delete committed checkpoints but the newest `keep_last` and those at multiples of
-    `keep_every` steps; 0 or less keep_last keeps all. The one that `latest` names always stays, and
-    so do those after it. Raises OSError, after the others, where one cannot be removed."""
+def retain(
+    folder: Path | str, keep_last: int, keep_every: int, keep_steps: Collection[int] = ()
+) -> None:
+    """Delete committed checkpoints but the newest `keep_last`, those at multiples of `keep_every`
+    steps, and those of `keep_steps`; 0 or less keep_last keeps all. The one that `latest` names
+    always stays, and so do those after it. Raises OSError, after the others, where one cannot be
+    removed."""
     if keep_last <= 0:
         return
     folder = Path(folder)
     latest_tag = latest(folder)
     failure = None
     for tag in _up_to(folder, latest_tag)[:-keep_last]:
-        kept = keep_every > 0 and step_of(tag) % keep_every == 0
+        step = step_of(tag)
+        kept = step in keep_steps or (keep_every > 0 and step % keep_every == 0)
         if tag == latest_tag or kept:
             continue
         # out of sight at once, so that no half of it can be found

@@ -301,7 +301,8 @@ class Saver:
         folders.commit(self.folder, pending.manifest)
         pending.bytes = sum(facts["size"] for facts in pending.manifest.files.values())
         try:
-            folders.retain(self.folder, options.keep_last, options.keep_every)
+            keep_steps = options.keep_steps or ()
+            folders.retain(self.folder, options.keep_last, options.keep_every, keep_steps)
         except OSError as error:  # the new one stands all the same
             pending.not_removed = in_brief(error)
 
@@ -321,20 +322,21 @@ class Saver:
                 break
         return tag
 
-    def load(self, tag: str, probe: np.ndarray, notices: list) -> Manifest:
-        """Load a checkpoint, of whatever ranks and ZeRO stage; returns what it says of its run.
+    def load(self, path: Path, probe: np.ndarray, notices: list) -> Manifest:
+        """Load a checkpoint, of this run or of another, of whatever ranks and ZeRO stage; returns
+        what it says of its run.
 
         Raises AgreedError where the weights then give another loss on the probe batch than when
         they were saved.
         """
-        checkpoint = Checkpoint.open(self.folder / tag)
+        checkpoint = Checkpoint.open(path)
         manifest = checkpoint.manifest
         config = self._config
         then = _how(manifest.ranks, manifest.zero_stage, manifest.precision)
         now = _how(self._world.size, config.zero_stage, config.precision)
         is_same_model = own_model(checkpoint.config) == own_model(self._resolved)
         if then == now and is_same_model:
-            self._engine.load(self.folder, tag)
+            self._engine.load(path.parent, path.name)
         else:  # DeepSpeed reads its files with the ranks and at the stage that wrote them only
             state = read_state(checkpoint.path)
             check(state.weights, Architecture.of(config), checkpoint.path)
@@ -343,7 +345,7 @@ class Saver:
             notices.append(f"the checkpoint was written by {then}, and goes on with {now}")
         if is_same_model:  # another one may compute another loss of the same weights
             self._require_same_loss(checkpoint, probe)
-        self._saved = manifest
+        self._saved = manifest if path.parent == self.folder else None
         self._evaluation = None  # of a course that was left
         return manifest
 

@@ -28,7 +28,7 @@ def origin(folder: Path | str, model: Architecture, tokenizer: str | None) -> di
     folder = Path(folder)
     checkpoint = open_folder(folder)
     _require_shape(checkpoint, model.shape)
-    check(WeightsFile(folder / WEIGHTS), model, folder / WEIGHTS, f"the run's model, {model},")
+    check(WeightsFile(folder / WEIGHTS), model, folder / WEIGHTS, f"the run's model ({model})")
     dataset = checkpoint.config.get("dataset")
     trained_on = dataset.get("tokenizer") if isinstance(dataset, dict) else None
     if None not in (tokenizer, trained_on) and tokenizer != trained_on:

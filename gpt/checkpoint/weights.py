@@ -331,7 +331,7 @@ def check(
 
 def require_fit(checkpoint: Checkpoint, architecture: Architecture) -> None:
     """Raise UserError where a checkpoint's weights do not fit the model that a run has now."""
-    model = f"the run's model now, {architecture},"
+    model = f"the run's model ({architecture})"
     check(read_state(checkpoint.path).weights, architecture, checkpoint.path, model)
 
 

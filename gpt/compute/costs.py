@@ -36,6 +36,10 @@ class Costs(Protocol):
         """The same as it was counted; None where the model's own word is all there is."""
 
     @property
+    def notices(self) -> list[str]:
+        """Why the FLOPs may not tell what it costs, a sentence each."""
+
+    @property
     def output_width(self) -> int | None:
         """Of the hidden states that the output layer takes; None where the model makes logits by
         itself."""
@@ -44,11 +48,11 @@ class Costs(Protocol):
     def is_capped(self) -> bool:
         """Whether there is a logit cap."""
 
-    def activations(self, micro_size: int, precision: str, checkpointing: bool) -> int:
+    def activations(self, micro_size: int, precision: str, checkpointing: bool) -> int | None:
         """Bytes that a micro-batch keeps for the backward pass.
 
         precision: fp32, fp16 or bf16. checkpointing: of a block its input alone is kept, but of the
-        one under way.
+        one under way. None where they are not known here, or where there are no blocks.
         """
 
 
@@ -78,6 +82,10 @@ class GPTCosts:
     @property
     def flops_counted(self) -> int | None:
         return self.flops_per_token
+
+    @property
+    def notices(self) -> list[str]:
+        return []
 
     @property
     def output_width(self) -> int | None:

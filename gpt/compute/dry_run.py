@@ -35,8 +35,9 @@ def report(config: Config, dataset: Dataset | None, interconnect: float | None =
     interconnect: GB/s of the slowest link between the GPUs, for what more of them would bring.
     """
     sections = [_model(config)]
-    if config.notices:
-        sections.append([f"notice         {text}" for text in config.notices])
+    notices = [*config.notices, *costs_of(config).notices]
+    if notices:
+        sections.append([f"notice         {text}" for text in notices])
     sections += [
         _data(config, dataset),
         memory_table(config),
@@ -160,11 +161,12 @@ def _checkpoints(config: Config) -> int:
     count = 1
     if options.log_ckpt_every > 0:
         count = math.ceil(options.max_train_steps / options.log_ckpt_every)
+    forever = len(options.keep_steps or ())
+    count += forever
     if not 0 < options.keep_last < count:
         return count
-    forever = 0
     if options.keep_every > 0:
-        forever = options.max_train_steps // options.keep_every
+        forever += options.max_train_steps // options.keep_every
     # one more while it is being written
     return min(count, options.keep_last + 1 + forever)
 

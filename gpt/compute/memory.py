@@ -43,6 +43,8 @@ class Memory:
     # the most on the device at once: in a micro-batch, where gradients are reduced, or in the
     # update
     total: int
+    # whether activations are in it, which are not known of every model
+    is_whole: bool = True
 
 
 def memory(
@@ -76,7 +78,8 @@ def memory(
     weights = rank.weights()
     gradients = rank.gradients()
     optimizer = rank.optimizer(moments)
-    activations = costs.activations(micro_size, precision, checkpointing)
+    known_activations = costs.activations(micro_size, precision, checkpointing)
+    activations = known_activations or 0
     logits = _logits(costs, micro_size, precision, chunk_elements, kernels)
     gathered = rank.gathered(costs.block_parameters)
     buckets = rank.buckets()
@@ -100,6 +103,7 @@ def memory(
         update=update,
         host=host,
         total=weights + optimizer + max(micro_batch, gradients + reduction, update),
+        is_whole=known_activations is not None,
     )
 
 

@@ -16,19 +16,23 @@ from torch import Tensor, nn
 from gpt.architecture.architecture import Architecture, set_parameter
 from gpt.architecture.blocks import blocks_of
 from gpt.architecture.language_model import FLOPS_PER_TOKEN, LanguageModel, logit_cap
-from gpt.architecture.own_module import telling
+from gpt.architecture.own_python import telling
 from gpt.compute import paper
 from gpt.compute.hardware import DTYPES
 from gpt.config.own_code import OwnCode
 from gpt.config.run_config import Config
 from gpt.config.shape import ModelConfig
-from gpt.errors import UserError
+from gpt.errors import UserError, in_brief
 
 T = TypeVar("T")
 # in messages of torch
 _OF_META = re.compile(r"\bmeta\b", re.IGNORECASE)
 # by which a declared figure may lie below the counted one
 TOLERANCE = 0.02
+# of a batch that is counted
+ROWS = 2
+# of the GPT's share of operations beside matrix products, from where on FLOPs tell too little
+MOST_OTHERS = 5.0
 
 
 class UnmeasurableError(UserError):
@@ -58,6 +62,8 @@ class OwnCosts:
         self._architecture = architecture
         self._code: OwnCode = architecture.code
         self._precision = precision
+        # why no pass can be made on paper
+        self._without_paper: str | None = None
         self._kept_by: dict[tuple[str, bool, int], paper.Kept] = {}
         model = self._build(checkpointing=False)
         blocks = blocks_of(model.body)
@@ -81,14 +87,13 @@ class OwnCosts:
     def flops(self) -> Flops:
         """Raises UserError where the module declares less than it takes, or declares nothing and
         cannot be counted."""
-        rows = 2
         try:
-            total = self._by_pass(paper.flops, self._precision, False, rows)
+            done = self._operations
         except UnmeasurableError:
             if self._declared is None:
                 raise
             return Flops(None, self._declared)
-        counted = -(-total // (rows * self.shape.seq_len))
+        counted = -(-done.products // (ROWS * self.shape.seq_len))
         declared = self._declared
         if declared is not None and declared < (1 - TOLERANCE) * counted:
             raise UserError(
@@ -98,10 +103,44 @@ class OwnCosts:
             )
         return Flops(counted, declared)
 
-    def activations(self, micro_size: int, precision: str, checkpointing: bool) -> int:
-        """As gpt.compute.costs.Costs'. Raises UserError where no pass can be made, or where
-        checkpointing finds no blocks."""
-        one, two = (self._kept(precision, checkpointing, rows) for rows in (1, 2))
+    @cached_property
+    def _operations(self) -> paper.Operations:
+        return self._by_pass(paper.operations, self._precision, False, ROWS)
+
+    @cached_property
+    def notices(self) -> list[str]:
+        """Why its FLOPs may not tell what it costs, a sentence each. Raises UserError as `flops`
+        does."""
+        if self.flops.counted is None:
+            return []
+        sentences = []
+        if self._without_paper is not None:
+            sentences.append(
+                f"{self._code.path}: its FLOPs are those of a pass on the CPU, as none can be made"
+                f" without values ({self._without_paper})"
+            )
+        tokens = torch.zeros(ROWS, self.shape.seq_len, dtype=torch.int64, device="meta")
+        gpt = paper.operations(Architecture(self.shape).build(), tokens)
+        own = self._operations
+        times = own.others * gpt.products / (max(own.products, 1) * gpt.others)
+        if times > MOST_OTHERS:
+            sentences.append(
+                f"{self._code.path}: what it computes beside matrix products (mostly"
+                f" {own.mostly}) is {times:.1f} times the GPT's share, so its FLOPs understate its"
+                " cost: compare at equal time (tools/throughput.py --write_config)"
+            )
+        return sentences
+
+    def activations(self, micro_size: int, precision: str, checkpointing: bool) -> int | None:
+        """As gpt.compute.costs.Costs'. Raises UserError as `flops` does."""
+        if checkpointing and not self.blocks:
+            return None
+        try:
+            one, two = (self._kept(precision, checkpointing, rows) for rows in (1, 2))
+        except UnmeasurableError:
+            if self._declared is None:
+                raise
+            return None
         per_row = two - one
         of_any_batch = max(0, one - per_row - self._of_output_layer())
         return micro_size * per_row + of_any_batch
@@ -118,7 +157,7 @@ class OwnCosts:
 
     def _kept_by_pass(self, precision: str, checkpointing: bool, rows: int) -> paper.Kept:
         def measure(model: LanguageModel, tokens: Tensor) -> paper.Kept:
-            return paper.kept(model, tokens, blocks_of(model.body))
+            return paper.kept(model, tokens, blocks_of(model.body), checkpointing)
 
         key = precision, checkpointing, rows
         if key not in self._kept_by:
@@ -136,20 +175,26 @@ class OwnCosts:
         size = rows, self.shape.seq_len
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(self.shape.vocab_size, size, generator=generator)
-        model = self._build(checkpointing).to("meta", DTYPES[precision])
+        # buffers keep their precision
+        dtype = DTYPES[precision]
+        model = self._build(checkpointing).to("meta")
+        for name, parameter in list(model.named_parameters()):
+            set_parameter(model, name, nn.Parameter(parameter.to(dtype)))
         try:
             with telling(self._code, f"a training pass in {precision}"):
                 return measure(model, tokens.to("meta"))
         except UserError as error:
             if not _lacks_values(error.__cause__):
                 raise
+            assert error.__cause__ is not None
+            self._without_paper = in_brief(error.__cause__)
         # with the weights that training begins with
         model = self._build(checkpointing)
         for name, values in model.initial_weights(seed=0):
-            set_parameter(model, name, nn.Parameter(values))
+            set_parameter(model, name, nn.Parameter(values.to(dtype)))
         try:
             with telling(self._code, f"a training pass in {precision} on a CPU"):
-                return measure(model.to(DTYPES[precision]), tokens)
+                return measure(model, tokens)
         except UserError as error:
             if error.__cause__ is None:
                 raise

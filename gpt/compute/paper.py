@@ -8,8 +8,10 @@ again in the backward pass not at all. Not seen are kernels that are no operator
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +21,17 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils._pytree import tree_leaves
 
-aten = torch.ops.aten
+from gpt.compute.operators import Results, makes_tensors, product_flops
+
+
+class Operations(NamedTuple):
+    """Of a forward and a backward pass."""
+
+    products: int  # FLOPs of its matrix products
+    others: int  # elements that all else works on, each once an operator
+    mostly: str  # name of the operator with the most of them
 
 
 class Kept(NamedTuple):
@@ -31,8 +41,8 @@ class Kept(NamedTuple):
     in_block: int  # of them the most in one call of a block
 
 
-def flops(model: nn.Module, tokens: Tensor) -> int:
-    """Of the matrix products of a forward and a backward pass.
+def operations(model: nn.Module, tokens: Tensor) -> Operations:
+    """What a forward and a backward pass compute.
 
     model: gives a loss for tokens and targets. tokens: (B, T) int64 on the model's device.
     """
@@ -43,17 +53,23 @@ def flops(model: nn.Module, tokens: Tensor) -> int:
         loss.backward()
     for parameter in model.parameters():
         parameter.grad = None
-    return counter.total
+    mostly = max(counter.others, key=lambda name: counter.others[name])
+    return Operations(counter.total, counter.others.total(), mostly)
 
 
-def kept(model: nn.Module, tokens: Tensor, blocks: list[nn.Module]) -> Kept:
-    """Memory of a forward pass; arguments as of `flops`. blocks: submodules whose share is told."""
+def kept(
+    model: nn.Module, tokens: Tensor, blocks: list[nn.Module], checkpointing: bool = False
+) -> Kept:
+    """Memory of a forward pass; arguments as of `operations`. blocks: submodules whose share is
+    told; with checkpointing they keep their inputs."""
     saved = _Saved([*model.parameters(), *model.buffers()])
     in_blocks = [0]
+    counter = _Counter()
     with ExitStack() as stack:
         for block in blocks:
-            stack.enter_context(_measured(block, saved, in_blocks))
-        stack.enter_context(_as_on_a_gpu(tokens.device, _Counter()))
+            stack.enter_context(_measured(block, saved, in_blocks, checkpointing))
+        stack.enter_context(_as_on_a_gpu(tokens.device, counter))
+        stack.enter_context(counter)
         stack.enter_context(saved_tensors_hooks(saved.keep, lambda tensor: tensor))
         model(tokens, tokens)
     return Kept(saved.bytes, max(in_blocks))
@@ -63,7 +79,10 @@ def kept(model: nn.Module, tokens: Tensor, blocks: list[nn.Module]) -> Kept:
 def _as_on_a_gpu(device: torch.device, counter: "_Counter") -> Iterator[None]:
     """Inside, attention is fused, nothing is compiled, and tensors that the model makes without a
     device are on this one."""
-    with torch.compiler.set_stance("force_eager"), device, _FusedAttention(counter):
+    # torch.compile has loaded it, where the model uses that
+    is_compiled = "torch._dynamo" in sys.modules
+    stance = torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
+    with stance, device, _FusedAttention(counter):
         yield
 
 
@@ -84,17 +103,26 @@ def _computed_once() -> Iterator[None]:
 
 
 @contextmanager
-def _measured(block: nn.Module, saved: "_Saved", in_blocks: list[int]) -> Iterator[None]:
+def _measured(
+    block: nn.Module, saved: "_Saved", in_blocks: list[int], checkpointing: bool
+) -> Iterator[None]:
     """Inside, bytes that each call of a block keeps are added to `in_blocks`."""
     begun: list[int] = []
 
-    def begin(module: nn.Module, inputs: Any) -> None:
+    def begin(module: nn.Module, inputs: Any, named: Any) -> None:
+        if checkpointing:  # those within tuples and the like autograd does not see
+            for value in tree_leaves((inputs, named)):
+                if isinstance(value, Tensor):
+                    saved.keep(value)
         begun.append(saved.bytes)
 
     def end(module: nn.Module, inputs: Any, output: Any) -> None:
         in_blocks.append(saved.bytes - begun.pop())
 
-    handles = block.register_forward_pre_hook(begin), block.register_forward_hook(end)
+    handles = (
+        block.register_forward_pre_hook(begin, with_kwargs=True),
+        block.register_forward_hook(end),
+    )
     try:
         yield
     finally:
@@ -123,42 +151,6 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-# ---- Products
-
-
-def _vector_flops(matrix: tuple[int, ...], *others: Any, **named: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
-def _added_vector_flops(summand: Any, matrix: tuple[int, ...], *others: Any, **named: Any) -> int:
-    return 2 * math.prod(matrix)
-
-
-def _batches_added_flops(summand: Any, a: Any, b: Any, *others: Any, **named: Any) -> int:
-    return 2 * math.prod(a) * b[-1]
-
-
-def _linear_flops(x: tuple[int, ...], weight: tuple[int, ...], *others: Any, **named: Any) -> int:
-    return 2 * math.prod(x) * weight[0]
-
-
-# what torch's registry lacks, with arguments by their shapes
-_FORMULAS: dict[Any, Callable[..., int]] = {
-    aten.mv: _vector_flops,
-    aten.dot: _vector_flops,
-    aten.vdot: _vector_flops,
-    aten.addmv: _added_vector_flops,
-    aten.addmv_: _added_vector_flops,
-    aten.addmm_: _batches_added_flops,
-    aten.baddbmm_: _batches_added_flops,
-    aten.addbmm: _batches_added_flops,
-    aten.addbmm_: _batches_added_flops,
-    aten.linear: _linear_flops,
-}
-if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    _FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear_flops
-
-
 class _Counter(TorchDispatchMode):
     """Counts the FLOPs of the matrix products that are computed inside."""
 
@@ -167,27 +159,34 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+        self.others: Counter[str] = Counter()
         self.is_backward = False
         self.is_paused = False
+        self._results = Results()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        result = function(*args, **kwargs)
-        operator = getattr(function, "_overloadpacket", function)
-        if operator in _FORMULAS:
-            shapes = [arg.shape if torch.is_tensor(arg) else arg for arg in args]
-            self.add(_FORMULAS[operator](*shapes))
-        elif operator in flop_registry:
-            self.add(flop_registry[operator](*args, **kwargs, out_val=result))
+        result = self._results.of(function, args, kwargs)
+        flops = product_flops(function, args, kwargs, result)
+        if flops is not None:
+            self.add(flops)
+        elif makes_tensors(function) and self._is_counted:
+            sizes = [value.numel() for value in (result, *args) if isinstance(value, Tensor)]
+            name = str(getattr(function, "_overloadpacket", function))
+            self.others[name] += max(sizes, default=0)
         return result
 
     def add(self, flops: int) -> None:
+        if self._is_counted:
+            self.total += flops
+
+    @property
+    def _is_counted(self) -> bool:
         # a forward pass within the backward pass
         is_again = self.is_backward and torch.is_grad_enabled()
-        if not is_again and not self.is_paused:
-            self.total += flops
+        return not is_again and not self.is_paused
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -84,7 +84,8 @@ def memory_table(config: Config) -> list[str]:
     rows = [(part, _gib(getattr(each, part) for each in by_stage)) for part in PARTS]
     rows.append(("most at once", _gib(each.total for each in by_stage)))
     name = f"{other} activation checkpointing"
-    rows.append((name, _gib(each.total for each in by_stage_other)))
+    if by_stage_other[0].is_whole:
+        rows.append((name, _gib(each.total for each in by_stage_other)))
     if in_host_memory:
         rows.append(("in host memory", _gib(each.host for each in by_stage)))
 
@@ -102,7 +103,14 @@ def memory_table(config: Config) -> list[str]:
             " gradients and reduction, and of update"
         ),
         own,
+        *_unknown_activations(by_stage[0]),
     ]
+
+
+def _unknown_activations(memory_of_run: Memory) -> list[str]:
+    if memory_of_run.is_whole:
+        return []
+    return ["  without activations, which are known on no device but a GPU"]
 
 
 def _gib(sizes: Iterable[int]) -> list[str]:

@@ -19,12 +19,18 @@ PARTS = {
 }
 # of those folders, what starts runs and tells of them, and computes nothing of them
 BESIDE = (
+    "training/branch.py",
+    "training/changes.py",
+    "training/contract_ranks.py",
+    "training/contract_runs.py",
+    "training/ladder.py",
     "training/reports.py",
     "training/run_data.py",
     "training/run_documents.py",
     "training/run_folder.py",
     "training/signals.py",
     "training/start.py",
+    "training/study.py",
     "training/sweep.py",
     "training/throughput.py",
 )

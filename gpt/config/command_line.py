@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from gpt.config.dotted_options import take_values
-from gpt.config.keys import ARGUMENTS, REQUIRED, Key
+from gpt.config.keys import ARGUMENTS, COUNTS, REQUIRED, Key
 from gpt.config.option_names import OVERRIDES, key_at
 from gpt.config.shape import load_presets
 from gpt.config.synonyms import hint_for_option
@@ -175,6 +175,10 @@ def _add_own_flags(parser: Parser) -> None:
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
+# kind of a value -> what --help calls it, where it is no type's name
+METAVARS = {ARGUMENTS: "BLOCK", COUNTS: "INT …"}
+
+
 def _add_override(parser: Parser, name: str, path: str) -> None:
     """List the option --NAME, which sets the value at a dotted path, in --help."""
     key = key_at(path)
@@ -187,6 +191,6 @@ def _add_override(parser: Parser, name: str, path: str) -> None:
         meaning += f" (default {key.default})"
     parser.add_argument(
         f"--{name}",
-        metavar="BLOCK" if key.kind == ARGUMENTS else key.kind.__name__.upper(),
+        metavar=METAVARS.get(key.kind) or key.kind.__name__.upper(),
         help=meaning.replace("%", "%%"),
     )

@@ -258,6 +258,24 @@ def _two_learning_rates(draft: Draft) -> Iterator[Mistake]:
         )
 
 
+def _branch(draft: Draft) -> Iterator[Mistake]:
+    path = "gpt.branch_from"
+    if draft.get(path) is None:
+        return
+    if draft.get("gpt.init_from") is not None:
+        yield about(
+            path,
+            "is set beside gpt.init_from, and a branch begins with the weights of its trunk: leave"
+            " one of them out",
+        )
+    is_mistaken = "scheduler.type" in draft.mistaken()
+    if draft.get("scheduler.type") not in OWN_SCHEDULERS and not is_mistaken:
+        yield about(
+            path,
+            f"needs a schedule of the trainer's own: set scheduler.type to {COOLDOWN} or {COSINE}",
+        )
+
+
 def _cycled_momentum(draft: Draft) -> Iterator[Mistake]:
     cycles = draft.get("scheduler.params.cycle_momentum")
     if draft.get("scheduler.type") == "OneCycle" and cycles is not False:
@@ -363,6 +381,7 @@ RULES = (
     _amsgrad_of_deepspeed,
     _evaluation_of_nothing,
     _two_learning_rates,
+    _branch,
     _cycled_momentum,
     _no_peak,
     _no_learning_rate,

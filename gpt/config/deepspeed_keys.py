@@ -53,8 +53,8 @@ TOP_KEYS: dict[str, Any] = {
         "type": Key(
             str,
             REQUIRED,
-            f"learning rate by step; {' and '.join(OWN_SCHEDULERS)} are the trainer's own, the rest "
-            "DeepSpeed's",
+            f"learning rate by step; {' and '.join(OWN_SCHEDULERS)} are the trainer's own, the "
+            "rest DeepSpeed's",
             choices=tuple(SCHEDULERS),
             when_missing="",
         ),

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gpt.config.keys import PAIR, TEXTS, Key, block_of, number_in
+from gpt.config.keys import COUNTS, PAIR, TEXTS, Key, block_of, number_in
 from gpt.config.option_names import key_at, path_of
 from gpt.config.synonyms import hint_for_block
 from gpt.errors import UserError
@@ -68,7 +68,7 @@ def _take_words(path: str, words: deque[str]) -> list[str]:
     """Take an option's value from the front of the words behind it: one word, or all up to the next
     option where it may be a list."""
     key = key_at(path)
-    is_list = key is None or (isinstance(key, Key) and key.kind in (PAIR, TEXTS))
+    is_list = key is None or (isinstance(key, Key) and key.kind in (PAIR, TEXTS, COUNTS))
     taken: list[str] = []
     while words and not words[0].startswith("--") and (is_list or not taken):
         taken.append(words.popleft())
@@ -86,12 +86,14 @@ def _value(option: str, path: str, texts: list[str]) -> Any:
     kind = key.kind if isinstance(key, Key) else None
     if kind is str:
         return texts[0]
-    if kind == PAIR:
+    if kind in (PAIR, COUNTS):
         # brackets and commas as in JSON or not, and spaces around them or not
         texts = re.sub(r"[\[\](),]", " ", " ".join(texts)).split()
     values = [_parsed(text) for text in texts]
     if kind == TEXTS and not isinstance(values[0], list):
         return texts
+    if kind == COUNTS:
+        return values
     return values[0] if len(values) == 1 else values
 
 

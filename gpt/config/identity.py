@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gpt.config.keys import LARGEST
+from gpt.config.optimizer_keys import COOLDOWN
 from gpt.config.run_config import leaves, value_at
 
 RUN = "run"  # the block of config.yaml that resolves to the run again
@@ -86,12 +87,13 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": config.get("parameters"),
         "precision": precision,
         "kernels": config.get("kernels"),
-        "scheduler": run.get("scheduler"),
+        "scheduler": _scheduler(run.get("scheduler")),
         "optimizer": run.get("optimizer"),
         "gradient_clipping": run.get("gradient_clipping"),
         "data_types.grad_accum_dtype": _sums(run, precision),
         BATCH_SETTING: run.get(BATCH_SETTING),
         "init_from": gpt.get("init_from"),
+        "branch_from": gpt.get("branch_from"),
         "dataset": {
             "tokenizer": dataset.get("tokenizer"),
             "train": trained_on.get("documents"),
@@ -106,6 +108,15 @@ def curve(config: Mapping[str, Any]) -> dict[str, Any]:
         del settings["eval_batch_size"]
     plain = {path: _plain(value) for path, value in leaves(settings)}
     return {path: value for path, value in plain.items() if _says_something(path, value)}
+
+
+def _scheduler(block: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The block without what has no effect: of a rate that stays, where it would go and when."""
+    params = (block or {}).get("params") or {}
+    if block is None or block.get("type") != COOLDOWN or params.get("cooldown_share") != 0:
+        return block
+    idle = ("decay_steps", "min_lr")
+    return {**block, "params": {name: params[name] for name in params if name not in idle}}
 
 
 def _sums(run: Mapping[str, Any], precision: str | None) -> str | None:
@@ -154,7 +165,11 @@ def identity(config: Mapping[str, Any], equal_code: frozenset[str] = frozenset()
     gpt = config[RUN].get("gpt") or {}
     settings = curve(config)
     settings.pop(SEED, None)
+    # where its schedule was another until there, that is among the changes
+    settings.pop("branch_from", None)
     began_from = config.get("began_from") or {}
+    if "branch" in began_from:
+        began_from = began_from.get("first_weights") or {}
     if "sha256" in began_from:
         settings["init_from"] = began_from["sha256"]
     if "dataset.train" not in settings:

@@ -24,10 +24,11 @@ MOST_SHOWN = 120
 
 _NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|nan)", re.IGNORECASE)
 
-# kinds of values beside Python's types: two floats in [0, 1), a list of texts, and a block of
-# arguments for code of the user's own, by their names
+# kinds of values beside Python's types: two floats in [0, 1), a list of texts, one of whole numbers
+# above 0, and a block of arguments for code of the user's own, by their names
 PAIR = "pair"
 TEXTS = "texts"
+COUNTS = "counts"
 ARGUMENTS = "arguments"
 
 
@@ -56,6 +57,9 @@ class Key:
             if not is_list:
                 return f"is {in_json(value)}, not a list of texts"
             return self._problem_of_text("".join(value)) if any(value) else None
+        if self.kind == COUNTS:
+            is_list = isinstance(value, list) and all(map(_is_count, value))
+            return None if is_list else f"is {in_json(value)}, not a list of whole numbers above 0"
         if self.kind == ARGUMENTS:
             return _problem_of_arguments(value)
         if self.kind is bool:
@@ -161,6 +165,10 @@ def _problem_of_arguments(value: Any) -> str | None:
             if problem:
                 return f"has {name}, which {problem}"
     return None
+
+
+def _is_count(value: Any) -> bool:
+    return is_number(value) and isinstance(value, int) and 0 < value <= LARGEST
 
 
 def _is_pair(value: Any) -> bool:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt.config.keys import ARGUMENTS, REQUIRED, Key
+from gpt.config.keys import ARGUMENTS, COUNTS, REQUIRED, Key
 from gpt.config.shape import SHAPE_KEYS
 
 # the dataset that is built by itself where it is absent
@@ -73,6 +73,12 @@ class Options:
         "begin with these weights instead of drawn ones: a folder that "
         "tools/zero_to_fp32.py or tools/import_languini.py made",
     )
+    branch_from: str | None = option(
+        str,
+        None,
+        "begin as another run was at a checkpoint, RUN/checkpoints/global_stepN, and go on under "
+        "a schedule and max_train_steps of its own; RUN/checkpoints: at its latest",
+    )
     data_root: str = option(
         str, SAMPLE, f"dataset folder; {SAMPLE} is built by itself where absent"
     )
@@ -127,6 +133,11 @@ class Options:
     keep_last: int = option(int, 3, "newest checkpoints that are kept; 0 or less: all")
     keep_every: int = option(
         int, 0, "checkpoints at multiples of so many steps are kept for good; 0 or less: none"
+    )
+    keep_steps: list[int] | None = option(
+        COUNTS,
+        None,
+        "steps after which a checkpoint is written, and kept for good, whatever the keys above say",
     )
     spike_policy: str = option(
         str,

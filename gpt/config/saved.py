@@ -15,7 +15,9 @@
                  token, as they are used and as they were counted
     optimizer_file   the same of the optimizer's, where it is of the user's own
     changes      settings that were changed on resuming, each with its step
-    began_from   the origin of its first weights, where they were not drawn
+    began_from   the origin of its first weights, where they were not drawn: folder, step, sha256;
+                 of a branch the trunk's checkpoint, its step and sha256, and the origin of the
+                 trunk's first_weights, where they were not drawn
 
 gpt/config/identity.py tells from it what the run is.
 
@@ -50,6 +52,8 @@ def as_dict(config: Config) -> dict[str, Any]:
     """Plain values for config.yaml: all that a reader needs to know what was run, and where each
     value is from."""
     batch = asdict(config.batch)
+    codes = {MODEL_FILE: config.model_code, OPTIMIZER_FILE: config.optimizer_code}
+    own_code = {name: code.facts() for name, code in codes.items() if code is not None}
     return {
         "name": config.name,
         "precision": config.precision,
@@ -57,6 +61,7 @@ def as_dict(config: Config) -> dict[str, Any]:
         "batch": {"global_size": batch.pop("train_batch_size"), **batch},
         RUN: config.tree(),
         "sources": {path: source for path, _, source in config.values()},
+        **own_code,
     }
 
 
@@ -74,13 +79,11 @@ def saved_config(
     module's. kernels: None where the device that they depend on is not known. flops: of a model
     file's module, per token.
     """
-    codes = {MODEL_FILE: config.model_code, OPTIMIZER_FILE: config.optimizer_code}
-    own_code = {name: code.facts() for name, code in codes.items() if code is not None}
-    if MODEL_FILE in own_code:
-        own_code[MODEL_FILE] |= flops or {}
+    tree = as_dict(config)
+    if flops is not None and MODEL_FILE in tree:
+        tree[MODEL_FILE] |= flops
     return {
-        **as_dict(config),
-        **own_code,
+        **tree,
         "kernels": kernels,
         "parameters": parameters,
         "code": code,

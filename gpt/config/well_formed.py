@@ -48,6 +48,7 @@ BLOCKS = (
     "dataset.train",
     "dataset.scored",
     "began_from",
+    "began_from.first_weights",
     *ARGUMENTS_OF,
     *(f"{block}.files" for block in ARGUMENTS_OF),
 )
@@ -70,6 +71,9 @@ VALUES = {
     f"{CODE}.dirty": Key(bool),
     **{f"{MODEL_FILE}.{name}": _POSITIVE for name in ("flops_per_token", "flops_counted")},
     "began_from.sha256": _TEXT,
+    "began_from.step": _COUNT,
+    "began_from.branch": _TEXT,
+    "began_from.first_weights.sha256": _TEXT,
     "dataset.root": _TEXT,
     "dataset.fingerprint": _TEXT,
     "dataset.tokenizer": _TEXT,
@@ -86,7 +90,6 @@ VALUES = {
     },
     **{f"{MODEL}.{name}": key for name, key in SHAPE_KEYS.items()},
     **{f"{block}.{name}": _TEXT for block in ARGUMENTS_OF for name in ("name", "hash")},
-    **{f"{MODEL_FILE}.{name}": _POSITIVE for name in ("flops_per_token", "flops_counted")},
 }
 # names and hashes in a block of code of the user's own
 _FILE_NAME = re.compile(r"[^/\x00]+\.py")

@@ -26,7 +26,6 @@ import torch
 import torch.distributed
 
 from gpt.architecture.architecture import Model
-from gpt.architecture.blocks import blocks_of
 from gpt.checkpoint.zero_files import FullState, load_weights_only, why_not_written
 from gpt.cluster.launch import Launch, launched
 from gpt.cluster.roll_call import JOIN_SECONDS, Deadline, require_interfaces, roll_call
@@ -47,6 +46,7 @@ from gpt.engine.read_back import keeping_settings, reading
 from gpt.engine.schedule import Schedule, set_lr
 from gpt.engine.shards import shards_of
 from gpt.errors import RunError, UserError
+from gpt.model import GPT, Block
 from gpt.optimizers.groups import groups_of, muon_matrices
 
 
@@ -179,13 +179,16 @@ def require_acceptable(config: Config) -> None:
     acceptance.require_deepspeed(config, DeepSpeedConfig, lr_schedules)
 
 
-def _gather_by_block(model: torch.nn.Module):
+def _gather_by_block(model: torch.nn.Module) -> None:
     """Under ZeRO 3, have a whole block's weights gathered together, not those of each layer in it:
     a hook per layer costs the host more time than a small block's forward pass costs a GPU, and
-    stands in a compiler's way."""
-    blocks = list({type(block) for block in blocks_of(model)})
-    if blocks:
-        deepspeed.utils.set_z3_leaf_modules(model, blocks)
+    stands in a compiler's way.
+
+    Of the GPT alone: of blocks that return something else than tensors, are called by keyword, or
+    more than once, DeepSpeed would miss gradients in silence.
+    """
+    if isinstance(model, GPT):
+        deepspeed.utils.set_z3_leaf_modules(model, [Block])
 
 
 def _make_muon(groups: list[dict]) -> torch.optim.Optimizer:
@@ -273,8 +276,9 @@ class Engine:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next optimiser step."""
-        return self._ds.get_lr()[0]
+        """Learning rate of the next optimiser step, before a group's lr_scale."""
+        schedule = self._ds.lr_scheduler
+        return schedule.lr if isinstance(schedule, Schedule) else self._ds.get_lr()[0]
 
     def _grad_norm(self) -> torch.Tensor:
         """Gradient norm of the last update, as a tensor on the device: nothing waits for it."""

@@ -22,8 +22,13 @@ class Schedule(torch.optim.lr_scheduler.LRScheduler):
         self._schedule = schedule
         super().__init__(optimizer)
 
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step, before any scale."""
+        return self._schedule.lr(self.last_epoch + 1)
+
     def get_lr(self) -> list[float | torch.Tensor]:
-        lr = self._schedule.lr(self.last_epoch + 1)
+        lr = self.lr
         return [lr * group.get(LR_SCALE, 1.0) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict:

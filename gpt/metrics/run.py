@@ -109,11 +109,17 @@ class Run:
         return self.config["batch"]["global_size"] * self.config["model"]["seq_len"]
 
     @property
+    def first_step(self) -> int:
+        """Optimiser steps before its own, which the trunk made that it branched off from."""
+        began_from = self.config.get("began_from") or {}
+        return began_from.get("step", 0) if "branch" in began_from else 0
+
+    @property
     def last_step(self) -> int:
         """Optimiser steps completed, as far as the lines tell."""
         kinds = (events.TRAIN, events.EVAL, events.FINAL_EVAL)
         lines = [event for kind in kinds for event in self.events.get(kind, [])]
-        return max((event["step"] for event in lines), default=0)
+        return max((event["step"] for event in lines), default=self.first_step)
 
     @property
     def finished(self) -> bool:
@@ -189,7 +195,9 @@ class Run:
     def _lacks_training(self) -> bool:
         """Whether there is no line of training, where its options make some."""
         every = self.options.get("log_metrics_every", 1)
-        is_due = every is not None and 0 < every <= self.options["max_train_steps"]
+        if every is None or every <= 0:
+            return False
+        is_due = self.options["max_train_steps"] // every > self.first_step // every
         return is_due and not self.events.get(events.TRAIN)
 
     def planned(self, axis: str) -> float | None:

@@ -2,7 +2,8 @@
 
 Steps that were lost (a kill, a rewind, a restart) stand in metrics.jsonl twice. What counts is the
 course that led to the last line: a line of a step takes away earlier lines of that step and later
-ones, `resume` and `rewind` those after the step they go back to.
+ones, `resume` and `rewind` those after the step they go back to. Of a branch, steps before its
+first are its trunk's.
 """
 
 import json
@@ -153,6 +154,8 @@ def read_run(path: Path) -> Run:
         )
     run = Run(path, read_run_config(path / CONFIG), str(path))
     _read_metrics(run)
+    if run.first_step:
+        _take_away_before(run.events, run.first_step)
     return run
 
 
@@ -220,6 +223,14 @@ def _add(history: dict, event: dict) -> None:
         _take_away(history, CURVES, step)
         _take_away(history, (events.EVAL, events.FINAL_EVAL), step - 1)
     history.setdefault(kind, []).append(event)
+
+
+def _take_away_before(history: dict, first: int) -> None:
+    """Take away the lines of a branch that are of steps its trunk made: those of an attempt that
+    began from an earlier checkpoint."""
+    for kind in history.keys() & set(CURVES):
+        earliest = first if kind in (events.EVAL, events.FINAL_EVAL) else first + 1
+        history[kind] = [line for line in history[kind] if line["step"] >= earliest]
 
 
 def _take_away(history: dict, kinds: tuple, after: Any) -> None:

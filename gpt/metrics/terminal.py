@@ -87,8 +87,11 @@ def announcement(
     micro = f"micro batch {batch.micro_size}, accumulation {batch.accumulation}"
     tokens = f"{batch.train_batch_size} x {model.seq_len} tokens a step ({micro}) from {data_root}"
     compiled = f"compile: {config.options.compile}"
+    whose = f" of {config.model_code}" if config.model_code else ""
+    if config.optimizer_code:
+        engine += f", optimizer of {config.optimizer_code}"
     return (
-        f"{config.run_dir}: {parameters:,} parameters, {engine}; {tokens};"
+        f"{config.run_dir}: {parameters:,} parameters{whose}, {engine}; {tokens};"
         f" kernels: {which_kernels} ({why}), attention: {attention}, {compiled}"
     )
 

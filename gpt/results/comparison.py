@@ -333,6 +333,9 @@ def final_losses(groups: Sequence[Group], axis: str, notices: list[str]) -> dict
     points: dict[str, list[tuple]] = {}
     for group in comparable:
         x = group.runs[0].planned(axis)
+        if x is None:
+            notices.append(missing_axis(axis, group.runs))
+            continue
         losses = scores.of(group.runs, "normalised_loss")
         if not x:
             notices.append(f"{group.name} is left out: it took no step of training")

@@ -252,9 +252,23 @@ def table_settings(words: Sequence[Settings]) -> list[str]:
     weightiest first."""
     beside = (*IN_TABLES, *(path for path in SCORING if path != "last_n"))
     paths = [path for path in _readable(differing(words), words) if path not in beside]
+    paths = [path for path in paths if not _goes_with_a_type(path, words)]
     if any(CHANGES in settings for settings in words) and CHANGES not in paths:
         paths.append(CHANGES)
     return sorted(paths, key=lambda path: _weight(path, words))
+
+
+def _goes_with_a_type(path: str, words: Sequence[Settings]) -> bool:
+    """Whether a parameter of an optimizer or a schedule is the same for all of the types that have
+    it, and no other type has it."""
+    block, _, name = path.partition(".params.")
+    if not name:
+        return False
+    kind = f"{block}.type"
+    having = [settings for settings in words if path in settings]
+    types = {settings.get(kind) for settings in having}
+    lacking = {settings.get(kind) for settings in words if path not in settings}
+    return not types & lacking and _kinds(having, [path]) == 1
 
 
 def _weight(path: str, words: Sequence[Settings]) -> tuple:

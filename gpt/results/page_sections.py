@@ -36,7 +36,17 @@ LANGUINI = "normalised perplexity as the Languini Kitchen counts"
 SHOWN_DOCUMENTS = 4  # of an event
 LONG_TEXT = 600  # characters of an event's details that are shown
 # of events, told elsewhere on the page
-ELSEWHERE = ("event", "step", "time", "documents", "identity", "variant", "seed", "code")
+ELSEWHERE = (
+    "event",
+    "step",
+    "time",
+    "documents",
+    "identity",
+    "variant",
+    "seed",
+    "code",
+    *ARGUMENTS_OF,
+)
 
 
 def sections(run: Run, index: int) -> str:
@@ -71,6 +81,7 @@ def _identity(run: Run) -> str:
         ["of its parts", parts or None],
         ["git commit", _commit(code)],
         ["kernels", run.config.get("kernels")],
+        *_beginning(_block(run.config, "began_from")),
         *_dataset(_block(run.config, "dataset")),
     ]
     changes = changes_of(run.config)
@@ -80,6 +91,15 @@ def _identity(run: Run) -> str:
     commands = [event.get("command") for event in run.events.get(START, [])]
     rows += [["command", command] for command in dict.fromkeys(commands) if command]
     return table(["", ""], rows)
+
+
+def _beginning(began_from: dict) -> list[list]:
+    """Where its first weights are from, unless they were drawn."""
+    origin = began_from.get("branch", began_from.get("folder"))
+    if origin is None:
+        return []
+    label = "branch of" if "branch" in began_from else "first weights of"
+    return [[label, f"{origin}, step {began_from.get('step')}"]]
 
 
 def _own_code(run: Run) -> list[list]:

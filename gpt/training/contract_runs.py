@@ -5,13 +5,8 @@ itself: from the first step, on from a checkpoint, in bf16, with blocks computed
 """
 
 import dataclasses
-import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -22,28 +17,23 @@ from torch import Tensor
 
 from gpt.architecture.architecture import Architecture
 from gpt.architecture.blocks import blocks_of
-from gpt.architecture.contract.checks import Result
-from gpt.architecture.contract.subject import Subject, own_name
 from gpt.checkpoint import folders
 from gpt.checkpoint.zero_files import read_state
-from gpt.cluster.launch import free_port
 from gpt.config.resolve import resolve
 from gpt.config.run_config import Config
+from gpt.contract.checks import Result
+from gpt.contract.subject import Subject, own_name
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Streams
-from gpt.errors import RunError, UserError, in_words
+from gpt.errors import UserError
 from gpt.evaluation import Evaluator, summary
 from gpt.metrics import events
 from gpt.metrics.runs import read_run
+from gpt.training.contract_ranks import RANKS, train
 
-ROOT = Path(__file__).resolve().parents[2]
-RANKS = 2
 ROWS = 4
 STEPS = 4
 EVALUATED = 2  # batches of the held-out split
-SECONDS = 300.0  # for all runs together
-# after a rank has failed, for the other to find out by itself
-GRACE_SECONDS = 10.0
 # of losses and gradient norms in fp32, whose sums have other orders
 SAME_LOSS = 1e-4
 SAME_NORM = 1e-3
@@ -62,47 +52,53 @@ class Trial(NamedTuple):
     activation_checkpointing: bool = False
 
 
-class Runs:
-    """The trainings of a model file in the shape of a subject, in a folder that is theirs."""
+TRIALS = (
+    Trial("ZeRO 1", 1),
+    Trial("ZeRO 1 resumed", 1, (STEPS // 2, STEPS)),
+    Trial("ZeRO 2", 2),
+    Trial("ZeRO 2 in bf16", 2, bf16=True),
+    # DeepSpeed then multiplies matrices by a function of its own, in all that follows
+    Trial("ZeRO 3", 3),
+    Trial("ZeRO 3 resumed", 3, (STEPS // 2, STEPS)),
+    Trial("ZeRO 3 with checkpointing", 3, activation_checkpointing=True),
+)
 
-    def __init__(self, subject: Subject, data_root: Path, folder: Path):
+
+class Runs:
+    """Trials of a model file in the shape of a subject, in a folder that is theirs."""
+
+    def __init__(
+        self, subject: Subject, data_root: Path, folder: Path, trials: tuple[Trial, ...] = TRIALS
+    ):
         self._subject = subject
         self._data_root = data_root
         self._folder = folder
+        has_blocks = bool(blocks_of(subject.model().body))
+        self._trials = [
+            trial for trial in trials if has_blocks or not trial.activation_checkpointing
+        ]
 
     def look(self, tell: Callable[[Result], object]) -> list[Result]:
         """Train all, and hold them against plain torch; each result is told when it is known."""
-        trials = self._trials()
-        failures = self._train(trials)
+        failure = self._train()
+        if failure:
+            result = Result("runs", failure, is_right=False)
+            tell(result)
+            return [result]
         results = []
-        for name, check in self._checks(trials):
-            failed = [failures[trial.name] for trial in trials if trial.name in failures]
+        for name, check in self._checks():
             try:
-                if failed:
-                    raise UserError(failed[0])
                 result = Result(name, check(), is_right=True)
             except UserError as error:
                 result = Result(name, str(error), is_right=False)
             results.append(result)
             tell(result)
-            if failed:
-                break
         return results
 
-    def _trials(self) -> list[Trial]:
-        trials = [Trial(f"ZeRO {stage}", stage) for stage in (1, 2, 3)]
-        trials.append(Trial("ZeRO 1 resumed", 1, (STEPS // 2, STEPS)))
-        trials.append(Trial("ZeRO 3 resumed", 3, (STEPS // 2, STEPS)))
-        trials.append(Trial("ZeRO 2 in bf16", 2, bf16=True))
-        if blocks_of(self._subject.architecture.build().body):
-            trials.append(Trial("ZeRO 3 checkpointing", 3, activation_checkpointing=True))
-        return trials
-
-    def _checks(self, trials: list[Trial]) -> Iterator[tuple[str, Callable[[], str]]]:
-        yield "2 ranks", lambda: self._agree([trial for trial in trials if not trial.bf16])
-        yield "ZeRO 2 in bf16", lambda: self._agrees_in_bf16(trials[5])
-        yield "resume", lambda: self._resumes([(trials[0], trials[3]), (trials[2], trials[4])])
-        yield "evaluation", lambda: self._evaluates(trials[2])
+    def _checks(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        yield "2 ranks", self._agree
+        yield "resume", self._resumes
+        yield "evaluation", self._evaluates
 
     def tree(self, trial: Trial, steps: int) -> dict[str, Any]:
         """JSON of a trial's run."""
@@ -126,7 +122,7 @@ class Runs:
                 "model_options": dict(self._subject.architecture.options),
                 "activation_checkpointing": trial.activation_checkpointing,
                 "data_root": str(self._data_root),
-                "run_dir": str(self._folder / trial.name.replace(" ", "_")),
+                "run_dir": str(self._run_dir(trial.name)),
                 "max_train_steps": steps,
                 "eval_every": STEPS,
                 "max_eval_steps": EVALUATED,
@@ -141,68 +137,13 @@ class Runs:
             tree["bf16"] = {"enabled": True}
         return tree
 
-    # ---- The ranks
-
-    def _train(self, trials: list[Trial]) -> dict[str, str]:
-        """{name of a trial that failed: why}; those after it are not trained."""
-        plan = [
-            {"name": trial.name, "tree": self.tree(trial, steps)}
-            for trial in trials
-            for steps in trial.lengths
-        ]
-        file = self._folder / "plan.json"
-        file.write_text(json.dumps(plan), encoding="utf-8")
-        ranks = self._start(file)
-        try:
-            self._wait(ranks)
-        finally:
-            for process in ranks:
-                process.kill()
-                process.wait()
-        return self._failures(trials)
-
-    def _start(self, plan: Path) -> list[subprocess.Popen]:
-        port = str(free_port())
-        ranks = []
-        for rank in range(RANKS):
-            with open(self._log(rank), "wb") as log:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "gpt.training.contract_runs", str(plan)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    env=_environment(rank, port),
-                )
-            ranks.append(process)
-        return ranks
-
-    def _log(self, rank: int) -> Path:
-        return self._folder / f"rank{rank}.log"
-
-    def _wait(self, ranks: list[subprocess.Popen]) -> None:
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end and any(process.poll() is None for process in ranks):
-            if any(process.returncode for process in ranks):
-                end = min(end, time.monotonic() + GRACE_SECONDS)
-            time.sleep(0.05)
-
-    def _failures(self, trials: list[Trial]) -> dict[str, str]:
-        """By what the ranks wrote down: how many of the trials each ended, and what ended it."""
-        ended = []
-        sentences = []
-        for rank in range(RANKS):
-            file = self._folder / f"rank{rank}.json"
-            report = json.loads(file.read_text()) if file.is_file() else {}
-            ended.append(report.get("ended", 0))
-            sentences += [report["error"]] if report.get("error") else []
-        lengths = [trial.name for trial in trials for _ in trial.lengths]
-        if min(ended) == len(lengths):
-            return {}
-        name = lengths[min(ended)]
-        log = [self._log(rank).read_text(errors="replace").split("\n") for rank in range(RANKS)]
-        last = [line for lines in log for line in lines if line.strip()][-1:]
-        why = sentences[0] if sentences else f"it did not end ({' '.join(last)[:200]})"
-        return {name: f"trained on {RANKS} ranks at {name}: {why}"}
+    def _train(self) -> str | None:
+        """Train all trials; returns why one failed."""
+        plan: list[dict[str, Any]] = []
+        for trial in self._trials:
+            for steps in trial.lengths:
+                plan.append({"name": trial.name, "tree": self.tree(trial, steps)})
+        return train(plan, self._folder)
 
     # ---- What plain torch makes of the same batches
 
@@ -241,22 +182,21 @@ class Runs:
 
     # ---- What is held against it
 
-    def _curve(self, trial: Trial, kind: str = events.TRAIN) -> list[dict]:
-        run = read_run(self._folder / trial.name.replace(" ", "_"))
-        return run.events[kind]
+    def _curve(self, name: str, kind: str = events.TRAIN) -> list[dict]:
+        return read_run(self._run_dir(name)).events[kind]
 
-    def _agree(self, trials: list[Trial]) -> str:
-        for trial in trials:
-            self._hold(trial, SAME_LOSS, SAME_NORM)
-        return f"losses and gradient norms of {STEPS} steps as plain torch's, at ZeRO 1, 2 and 3"
-
-    def _agrees_in_bf16(self, trial: Trial) -> str:
-        self._hold(trial, SAME_LOSS_BF16, SAME_NORM_BF16)
-        return "losses and gradient norms near plain torch's in fp32"
+    def _agree(self) -> str:
+        for trial in self._trials:
+            if trial.bf16:
+                self._hold(trial, SAME_LOSS_BF16, SAME_NORM_BF16)
+            else:
+                self._hold(trial, SAME_LOSS, SAME_NORM)
+        names = [trial.name for trial in self._trials if len(trial.lengths) == 1]
+        return f"losses and gradient norms of {STEPS} steps as plain torch's, at {', '.join(names)}"
 
     def _hold(self, trial: Trial, same_loss: float, same_norm: float) -> None:
         losses, norms = self._reference
-        for event, loss, norm in zip(self._curve(trial), losses, norms, strict=True):
+        for event, loss, norm in zip(self._curve(trial.name), losses, norms, strict=True):
             pairs = (("loss", loss, same_loss), ("gradient norm", norm, same_norm))
             for (what, expected, tolerance), found in zip(
                 pairs, (event["loss"], event["grad_norm"])
@@ -269,26 +209,33 @@ class Runs:
                         " is so, leave this stage out",
                     )
 
-    def _resumes(self, pairs: list[tuple[Trial, Trial]]) -> str:
-        for whole, resumed in pairs:
-            weights = self._weights(whole)
-            for name, values in self._weights(resumed).items():
-                if not torch.equal(values, weights[name]):
+    def _resumes(self) -> str:
+        for trial in self._trials:
+            if len(trial.lengths) == 1:
+                continue
+            name = f"ZeRO {trial.stage}"
+            weights = self._weights(name)
+            for parameter, values in self._weights(trial.name).items():
+                if not torch.equal(values, weights[parameter]):
                     raise self._subject.mistake(
-                        f"resumed at {whole.name} after {STEPS // 2} of {STEPS} steps, its"
-                        f" {own_name(name)} ends otherwise than without a stop",
+                        f"resumed at {name} after {STEPS // 2} of {STEPS} steps, its"
+                        f" {own_name(parameter)} ends otherwise than without a stop",
                         mend="keep nothing in the module but parameters: only they are saved",
                     )
-        return f"{STEPS // 2} steps and {STEPS - STEPS // 2} more give the weights of {STEPS}, bit by bit"
+        return f"{STEPS // 2} steps and as many more give the weights of {STEPS}, bit by bit"
 
-    def _weights(self, trial: Trial) -> dict[str, Tensor]:
-        folder = folders.of_run(self._folder / trial.name.replace(" ", "_"))
+    def _run_dir(self, name: str) -> Path:
+        return self._folder / name.replace(" ", "_")
+
+    def _weights(self, name: str) -> dict[str, Tensor]:
+        """fp32, of a trial's last checkpoint."""
+        folder = folders.of_run(self._run_dir(name))
         return dict(read_state(folder / f"global_step{STEPS}").weights)
 
-    def _evaluates(self, trial: Trial) -> str:
+    def _evaluates(self) -> str:
         """Of weights put together from all ranks' parts, as in training."""
         options = self._config.options
-        model = self._subject.architecture.with_weights(self._weights(trial))
+        model = self._subject.architecture.with_weights(self._weights("ZeRO 3"))
         assert options.last_n is not None
         evaluator = Evaluator(
             self._dataset.split(options.eval_data_split),
@@ -301,7 +248,7 @@ class Runs:
         tally = evaluator.run(model, torch.device("cpu"))
         assert tally is not None
         found = summary(tally)["loss"]
-        expected = self._curve(trial, events.EVAL)[-1]["loss"]
+        expected = self._curve("ZeRO 3", events.EVAL)[-1]["loss"]
         if not math.isclose(found, expected, rel_tol=SAME_LOSS):
             raise self._subject.mistake(
                 f"evaluated from its consolidated weights its loss is {found:.6f}, in training"
@@ -317,58 +264,12 @@ def _norm(model: torch.nn.Module) -> float:
     return torch.stack(squares).sum().sqrt().item()
 
 
-def _environment(rank: int, port: str) -> dict[str, str]:
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(RANKS),
-        "LOCAL_WORLD_SIZE": str(RANKS),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONSAFEPATH": "1",
-    }
-
-
-def look(subject: Subject, data_root: Path, tell: Callable[[Result], object]) -> list[Result]:
+def look(
+    subject: Subject,
+    data_root: Path,
+    tell: Callable[[Result], object],
+    trials: tuple[Trial, ...] = TRIALS,
+) -> list[Result]:
     """What short runs on two ranks find, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="check_model-") as folder:
-        return Runs(subject, data_root, Path(folder)).look(tell)
-
-
-def rank() -> None:
-    """Train a plan's runs as one of the ranks, and write down how far it came."""
-    from gpt.engine import boundary
-    from gpt.training.trainer import Trainer
-
-    plan_file = Path(sys.argv[1])
-    report: dict[str, Any] = {"ended": 0}
-    own_rank = int(os.environ["RANK"])
-    world = boundary.connect()
-    try:
-        for entry in json.loads(plan_file.read_text(encoding="utf-8")):
-            config = resolve(entry["tree"], entry["name"], RANKS)
-            dataset = Dataset(config.options.data_root)
-            trainer = Trainer(config, dataset, own_rank, RANKS, ("torch", "a check"))
-            try:
-                trainer.train(boundary.Engine, world)
-            finally:
-                if trainer.lock is not None:
-                    trainer.lock.release()
-                if trainer.stop_request is not None:
-                    trainer.stop_request.close()
-            report["ended"] += 1
-    except (UserError, RunError, OSError) as error:
-        report["error"] = str(in_words(error))
-    plan_file.with_name(f"rank{own_rank}.json").write_text(json.dumps(report))
-    if "error" in report:
-        os._exit(1)
-    boundary.disconnect()
-
-
-if __name__ == "__main__":
-    rank()
+        return Runs(subject, data_root, Path(folder), trials).look(tell)

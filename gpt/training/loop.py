@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import torch
@@ -32,7 +33,7 @@ from gpt.training import run_documents
 from gpt.training.course import Course, is_due
 from gpt.training.reports import Reports
 from gpt.training.signals import StopRequest
-from gpt.training.start import require_one_folder
+from gpt.training.start import require_on_all_hosts, require_one_folder
 from gpt.training.trouble import Attempt, Trouble
 
 if TYPE_CHECKING:  # it loads DeepSpeed
@@ -57,6 +58,7 @@ class Prepared(Protocol):
     course: Course
     notices: list[str]
     start_tag: str | None  # of the checkpoint to go on from, on rank 0
+    trunk: Path | None  # the checkpoint of another run to branch off from, on rank 0
     lock: FolderLock | None  # of the run's folder, on rank 0
 
 
@@ -78,7 +80,8 @@ class Loop:
         config = prepared.config
         options = config.options
         token = prepared.lock and prepared.lock.token
-        self._start_tag, token = world.gather((prepared.start_tag, token))[0]
+        start = prepared.start_tag, prepared.trunk, token
+        self._start_tag, trunk, token = world.gather(start)[0]
         require_one_folder(config.run_dir, token, world)
         self._config = config
         self._saved_config = prepared.saved_config
@@ -115,7 +118,11 @@ class Loop:
         )
         probe_rows = range(min(PROBE_ROWS, config.batch.train_batch_size))
         self._probe = prepared.streams.batch(0, probe_rows)[:, : PROBE_TOKENS + 1]
-        seconds = self._load(self._start_tag) if self._start_tag else 0.0
+        seconds = 0.0
+        if self._start_tag:
+            seconds = self._load(self._start_tag)
+        elif trunk:
+            seconds = self._branch_off(trunk)
         if options.init_from and not self._start_tag:
             weights = warm_start.state(options.init_from, Architecture.of(config))
             self._engine.adopt(weights, self._engine.loss_scale)
@@ -139,8 +146,22 @@ class Loop:
     def _load(self, tag: str) -> float:
         """Go on from a checkpoint: its weights, and where the run was; returns the seconds of
         training until then."""
-        manifest = self._saver.load(tag, self._probe, self._notices)
+        manifest = self._saver.load(self._saver.folder / tag, self._probe, self._notices)
         self._course.go_on_from(manifest)
+        return manifest.seconds
+
+    def _branch_off(self, trunk: Path) -> float:
+        """Begin where another run was; returns the seconds of training until then."""
+        require_on_all_hosts(trunk, self._world)
+        manifest = self._saver.load(trunk, self._probe, self._notices)
+        self._course.go_on_from(manifest)
+        # of the trunk, whose evaluations may be others
+        self._course.evaluated_step = None
+        self._course.evaluated_whole = False
+        self._notices.append(
+            f"branching off from {trunk}: of {self._config.options.max_train_steps} steps the"
+            f" first {manifest.step} are that run's"
+        )
         return manifest.seconds
 
     def run(self) -> None:
@@ -160,7 +181,7 @@ class Loop:
             if not self._train_step():
                 continue
             # an evaluation may take long, and end badly: what was learnt is kept before
-            if is_due(course.step, options.log_ckpt_every) or course.step == last_step:
+            if self._is_save_due():
                 self._save()
             if course.owes_evaluation(options):
                 self._evaluate()
@@ -377,6 +398,12 @@ class Loop:
         self._watchdog.progress(f"evaluating after step {self._course.step}")
         self._agree()
         return not self._stop_reason
+
+    def _is_save_due(self) -> bool:
+        options = self._config.options
+        step = self._course.step
+        is_last = step == options.max_train_steps
+        return is_last or step in (options.keep_steps or ()) or is_due(step, options.log_ckpt_every)
 
     def _save(self) -> None:
         course = self._course

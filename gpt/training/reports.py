@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.compute import hardware
-from gpt.config.identity import changes_of, digest
+from gpt.config.identity import ARGUMENTS_OF, changes_of, code_in_words, digest
 from gpt.config.run_config import Config
 from gpt.kernels import attention
 from gpt.metrics import events
@@ -235,4 +235,5 @@ def _who(saved_config: Mapping[str, Any]) -> dict[str, Any]:
         "variant": saved_config["run"]["gpt"].get("variant"),
         "seed": saved_config["run"]["gpt"]["seed"],
         "code": {name: code[name] for name in ("hash", "commit", "dirty")},
+        **{file: code_in_words(saved_config.get(file)) for file in ARGUMENTS_OF},
     }

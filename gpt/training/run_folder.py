@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt.checkpoint import folders, manifest
-from gpt.checkpoint.code_files import CODE_FOLDER
 from gpt.checkpoint.manifest import WEIGHTS
 from gpt.config.saved import CONFIG, read_config
 from gpt.data import manifests
@@ -36,7 +35,7 @@ def require_own(run_dir: Path, has_code: bool = False) -> None:
     """
     own_folders = [folders.of_run(run_dir)]
     if has_code:
-        own_folders.append(run_dir / CODE_FOLDER)
+        own_folders.append(run_dir / folders.CODE_FOLDER)
     _require_folders(run_dir, *own_folders)
     _require_outside_of_checkpoints(run_dir)
     _require_outside_of_datasets(run_dir)
@@ -56,7 +55,7 @@ def remove_leftovers(run_dir: Path) -> None:
         path = run_dir / name
         for leftover in path.parent.glob(f".{path.name}.{8 * '[0-9a-f]'}.new"):
             leftover.unlink()
-    for leftover in (run_dir / CODE_FOLDER).glob(f".*.py.{8 * '[0-9a-f]'}.new"):
+    for leftover in (run_dir / folders.CODE_FOLDER).glob(f".*.py.{8 * '[0-9a-f]'}.new"):
         leftover.unlink()
 
 

@@ -1,7 +1,7 @@
 """How a run begins: from a checkpoint or afresh, decided before a device is taken, by one rank for
 all."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,43 +13,51 @@ from gpt.checkpoint.weights import require_fit
 from gpt.cluster.world import World
 from gpt.compute.costs import costs_of
 from gpt.config.code import code_of
-from gpt.config.identity import (
-    TOKENIZER,
-    change,
-    changes_of,
-    curve,
-    differences_of,
-    is_free,
-    own_model,
-)
-from gpt.config.option_names import OVERRIDES, key_at
+from gpt.config.identity import change, changes_of, is_free, own_model
 from gpt.config.run_config import Config
-from gpt.config.saved import CONFIG, RUN, saved_config
-from gpt.config.shape import SHAPE_KEYS
+from gpt.config.saved import CONFIG, RUN, read_config, saved_config
+from gpt.contract.outputs import require_sound
+from gpt.contract.subject import Subject
 from gpt.data.datasets import Dataset
 from gpt.errors import AgreedUserError, UserError
 from gpt.locking import FolderLock, is_locked_by
 from gpt.metrics.events import CHECKPOINT, METRICS
 from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
-from gpt.training import run_documents
+from gpt.training.branch import branch, require_other_run, same_branch
+from gpt.training.changes import (
+    compare,
+    difference_in_words,
+    how_to_allow,
+    in_words,
+    setting_called,
+)
 from gpt.training.course import Course
 from gpt.training.run_folder import remove_leftovers, require_own
-from gpt.wording import listed, nearest, plural
-
-# prefixes of the settings that a checkpoint's tensors and states have their shapes from, or that
-# say what its ids mean
-FIXED = ("model.", "optimizer.type", "scheduler.type", TOKENIZER)
 
 
 class Claim(NamedTuple):
     """A run's folder, taken."""
 
     tag: str | None  # of the checkpoint to go on from; None: a run begins
-    began_from: dict | None  # origin of the run's first weights; None: they were drawn
+    trunk: Path | None  # the checkpoint of another run that it branches off from, as it begins
+    # origin of the run's first weights, or of what it branched off from; None: they were drawn
+    began_from: dict | None
     changes: list[dict]  # what was changed on resuming, now and before, as in config.yaml
     lock: FolderLock  # kept until the run's end
     is_finished: bool  # before its checkpoints were removed: nothing is left to do
+
+
+def look_at_model(config: Config, notices: list) -> None:
+    """Raise UserError where a model file's model sees later tokens or other rows, or does not
+    repeat itself: no run shall be trained to find that out. `notices` gets a sentence where that
+    cannot be looked at."""
+    architecture = Architecture.of(config)
+    if architecture.code is None:
+        return
+    hindrance = require_sound(Subject(architecture, config.options.seed))
+    if hindrance:
+        notices.append(hindrance)
 
 
 def config_to_save(config: Config, dataset: Dataset, kernels: str | None) -> dict[str, Any]:
@@ -72,9 +80,11 @@ def claim(
     is no checkpoint, where there must be none, where settings differ, where the weights to begin
     with do not fit, or where another process is in the folder.
     """
-    allowed = [_setting(key) for key in allowed]
+    allowed = [setting_called(key) for key in allowed]
     run_dir = config.run_dir
     require_own(run_dir, has_code=bool(config.own_code))
+    if config.options.branch_from:
+        require_other_run(config)
     folder = folders.of_run(run_dir)
     # a mistake below shall leave no new folder behind
     lock = _lock(run_dir) if run_dir.exists() else None
@@ -83,6 +93,7 @@ def claim(
         folders.clean_up(folder)
     is_finished = False
     tag = None
+    trunk = None
     stripped = None if folders.committed(folder) else _run_that_had_checkpoints(run_dir)
     if stripped is not None:
         _require_finished(stripped, config, resolved, resume, allowed)
@@ -95,16 +106,16 @@ def claim(
         checkpoint = Checkpoint.open(folder / tag)
         checkpoint.require_facts()
         changes = [*changes_of(checkpoint.config)]
-        resolved = _with_first_weights_of(checkpoint.config, config, resolved)
+        resolved = _with_beginning_of(checkpoint.config, config, resolved)
         differences = _compare(checkpoint.config, resolved, allowed, run_dir)
         for setting, values in differences.items():
             changes.append(change(checkpoint.step, setting, *values))
-            sentence = _difference_in_words(setting, values, checkpoint.config, resolved, run_dir)
+            sentence = difference_in_words(setting, values, checkpoint.config, resolved, run_dir)
             notices.append(f"changed on resuming: {sentence}")
         steps = checkpoint.config[RUN]["gpt"].get("max_train_steps")
         if steps != config.options.max_train_steps:
             values = (steps, config.options.max_train_steps)
-            notices.append(f"changed on resuming: {_in_words('max_train_steps', values)}")
+            notices.append(f"changed on resuming: {in_words('max_train_steps', values)}")
         if own_model(checkpoint.config) != own_model(resolved):
             require_fit(checkpoint, Architecture.of(config))
         began_from = checkpoint.config.get("began_from")
@@ -113,10 +124,29 @@ def claim(
                 f"{run_dir / METRICS} is gone, and with it all that was measured until step"
                 f" {checkpoint.step}: bring it back from a copy"
             )
+    elif config.options.branch_from and not is_finished:
+        begins = branch(config, resolved, allowed, notices)
+        if own_model(begins.checkpoint.config) != own_model(resolved):
+            require_fit(begins.checkpoint, Architecture.of(config))
+        trunk = begins.checkpoint.path
+        changes = begins.changes
+        began_from = begins.began_from
     elif config.options.init_from:
         tokenizer = resolved["dataset"]["tokenizer"]
-        began_from = warm_start.origin(config.options.init_from, Architecture.of(config), tokenizer)
-    return Claim(tag, began_from, changes, lock or _lock(run_dir), is_finished)
+        first_weights = config.options.init_from
+        began_from = warm_start.origin(first_weights, Architecture.of(config), tokenizer)
+        notices += _change_of_model(read_config(Path(first_weights) / CONFIG), resolved)
+    return Claim(tag, trunk, began_from, changes, lock or _lock(run_dir), is_finished)
+
+
+def _change_of_model(earlier: dict, resolved: dict) -> Iterator[str]:
+    """A sentence where the weights that a run begins with were trained by other code of a
+    model's."""
+    before, now = own_model(earlier), own_model(resolved)
+    paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
+    if paths:
+        words = [in_words(path, (before.get(path), now.get(path))) for path in paths]
+        yield f"the first weights are of another model: {'; '.join(words)}"
 
 
 def _has_content(path: Path) -> bool:
@@ -138,7 +168,7 @@ def _require_finished(
     is asked for with the settings that it had."""
     run_dir = config.run_dir
     _require_no_run(run_dir, resume)
-    resolved = _with_first_weights_of(run.config, config, resolved)
+    resolved = _with_beginning_of(run.config, config, resolved)
     differences = _compare(run.config, resolved, allowed, run_dir)
     if run.has_ended_diverged:
         raise UserError(
@@ -163,20 +193,45 @@ def _require_no_run(run_dir: Path, resume: str) -> None:
         )
 
 
-def _with_first_weights_of(earlier: dict, config: Config, resolved: dict) -> dict:
-    """`resolved`, with the folder of first weights that the earlier config.yaml names, where the
-    weights are the same in another folder."""
-    was, now = earlier[RUN]["gpt"].get("init_from"), config.options.init_from
-    if not was or not now or was == now:
-        return resolved
-    try:
-        origin = warm_start.origin(now, Architecture.of(config), resolved["dataset"]["tokenizer"])
-    except UserError:
-        return resolved
-    if origin["sha256"] != (earlier.get("began_from") or {}).get("sha256"):
-        return resolved
-    gpt = {**resolved[RUN]["gpt"], "init_from": was}
+def _with_beginning_of(earlier: dict, config: Config, resolved: dict) -> dict:
+    """`resolved`, with the folder of first weights, or of the trunk's checkpoint, that the earlier
+    config.yaml names, where the same lies in another folder."""
+    gpt = dict(resolved[RUN]["gpt"])
+    for name in ("init_from", "branch_from"):
+        was, now = earlier[RUN]["gpt"].get(name), gpt.get(name)
+        if was and now and was != now and _same_beginning(name, earlier, config, resolved):
+            gpt[name] = was
     return {**resolved, RUN: {**resolved[RUN], "gpt": gpt}}
+
+
+def _same_beginning(name: str, earlier: dict, config: Config, resolved: dict) -> bool:
+    if name == "branch_from":
+        return same_branch(earlier, config)
+    folder = config.options.init_from
+    assert folder is not None
+    try:
+        tokenizer = resolved["dataset"]["tokenizer"]
+        origin = warm_start.origin(folder, Architecture.of(config), tokenizer)
+    except UserError:
+        return False
+    return origin["sha256"] == (earlier.get("began_from") or {}).get("sha256")
+
+
+def _compare(
+    old: dict, new: dict, allowed: Iterable[str], run_dir: Path
+) -> dict[str, tuple[Any, Any]]:
+    """As `compare`: what differs and may. Raises UserError where settings differ that must not."""
+    differences, refused = compare(old, new, allowed, run_dir)
+    if refused:
+        words = [
+            difference_in_words(path, differences[path], old, new, run_dir) for path in refused
+        ]
+        raise UserError(
+            f"{run_dir} holds a run with other settings ({'; '.join(words)})",
+            mend="name another --run_dir, or give the settings that it began with"
+            + how_to_allow(refused),
+        )
+    return differences
 
 
 def _lock(run_dir: Path) -> FolderLock:
@@ -202,105 +257,6 @@ def _tag_to_resume(run_dir: Path, resume: str, notices: list):
     return None
 
 
-def _compare(
-    old: dict, new: dict, allowed: Iterable[str], run_dir: Path
-) -> dict[str, tuple[Any, Any]]:
-    """{setting: (value before, value now)} of what differs and may. Raises UserError where settings
-    differ that are not allowed to.
-
-    allowed: settings, or blocks of them. It may name what does not differ any more: the same
-    command, given again, goes on.
-    """
-    differences = differences_of(old, new)
-    _require_allowable(allowed, differences, old, new, run_dir)
-    refused = []
-    for path in differences:
-        if not is_free(path) and not _names(allowed, path):
-            refused.append(path)
-    if refused:
-        words = [
-            _difference_in_words(path, differences[path], old, new, run_dir) for path in refused
-        ]
-        raise UserError(
-            f"{run_dir} holds a run with other settings ({'; '.join(words)})",
-            mend="name another --run_dir, or give the settings that it began with"
-            + _how_to_allow(refused),
-        )
-    return differences
-
-
-def _how_to_allow(paths: Sequence[str]) -> str:
-    """The end of a sentence on settings that are refused: what allows them, where anything does."""
-    fixed = [path for path in paths if path.startswith(FIXED)]
-    if fixed:
-        return f" ({listed(fixed, shown=3)} cannot change within a run)"
-    options = " ".join(f"--allow_change {path}" for path in paths)
-    return f"; {options} allows the change on purpose"
-
-
-def _setting(key: str) -> str:
-    """A setting by its path, whether it is called so or by its option: max_lr, gpt.seed."""
-    path = OVERRIDES.get(key, key).removeprefix("gpt.")
-    return f"model.{path}" if path in SHAPE_KEYS else path
-
-
-def _names(keys: Iterable[str], path: str) -> bool:
-    """Whether one of the keys is a path, or a block around it."""
-    return any(path == key or path.startswith(f"{key}.") for key in keys)
-
-
-def _in_words(path: str, values: tuple[Any, Any]) -> str:
-    before, now = ("not set" if value is None else value for value in values)
-    return f"{path} was {before}, is {now}"
-
-
-def _difference_in_words(
-    path: str, values: tuple[Any, Any], old: dict, new: dict, run_dir: Path
-) -> str:
-    """A difference between two config.yaml, the documents' by their names where they are known."""
-    if path == TOKENIZER:
-        return f"{path} is another one"
-    if path not in ("dataset.train", "dataset.scored"):
-        return _in_words(path, values)
-    part = path.partition(".")[2]
-    before, now = old["dataset"], new["dataset"]
-    split = before[part]["split"]
-    words = run_documents.what_changed(run_dir, split, before["fingerprint"], now["root"])
-    if words is None:
-        was, now_is = (
-            f"{plural(tree[part]['count'], 'document')} of {tree[part]['bytes']} bytes"
-            for tree in (before, now)
-        )
-        words = f"{was}, now {now_is}"
-    return f"{path} has other documents ({words})"
-
-
-def _require_allowable(
-    allowed: Iterable[str],
-    differences: dict[str, tuple[Any, Any]],
-    old: dict,
-    new: dict,
-    run_dir: Path,
-) -> None:
-    settings = {**curve(old), **curve(new), **differences}
-    for key in allowed:
-        below = [path for path in settings if _names([key], path)]
-        # one that is as it is by itself is no setting that is told
-        if not below and key_at(key) is None:
-            raise UserError(
-                f"--allow_change {key}: no setting that makes a curve is called"
-                f" so{nearest(key, settings)}; what differs from the checkpoint:"
-                f" {', '.join(differences) or 'nothing'}"
-            )
-        for path in below:
-            if path in differences and path.startswith(FIXED):
-                words = _difference_in_words(path, differences[path], old, new, run_dir)
-                raise UserError(
-                    f"--allow_change {key}: {words}, and that cannot change within a run",
-                    mend="name another --run_dir",
-                )
-
-
 def require_one_folder(run_dir: Path, token: str, world: World) -> None:
     """Raise AgreedUserError where a host has a run folder of its own: no host would then have a
     whole checkpoint.
@@ -314,6 +270,18 @@ def require_one_folder(run_dir: Path, token: str, world: World) -> None:
             f" {world.hosts[0]} has",
             mend="all ranks write their parts of a checkpoint into one folder, so give a --run_dir"
             " on a disk that the hosts share; nothing was trained",
+        )
+
+
+def require_on_all_hosts(trunk: Path, world: World) -> None:
+    """Raise AgreedUserError where a host has not the checkpoint that a run branches off from. All
+    ranks call it together."""
+    has_it = world.gather(trunk.is_dir())
+    if not all(has_it):
+        raise AgreedUserError(
+            f"{trunk} is not there on {world.hosts[has_it.index(False)]}",
+            mend="every rank reads the checkpoint that a run branches off from, so give one on a"
+            " disk that the hosts share; nothing was trained",
         )
 
 

@@ -14,13 +14,19 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gpt.config.run_config import Config
+from gpt.compute.costs import costs_of
+from gpt.config.command_line import parse_command_line
+from gpt.config.optimizer_keys import OWN_SCHEDULERS
+from gpt.config.resolve import read
 from gpt.errors import UserError
 from gpt.escaping import markdown_cell
 from gpt.parsing import parse_json
 from gpt.reading import read_text
 from gpt.results.intervals import difference, mean
+from gpt.training import sweep
+from gpt.training.run_data import RunData
 
 HEAD = (
     "method",
@@ -47,11 +53,16 @@ class Trial:
     """A method at one learning rate, as far as it follows from the study's settings."""
 
     method: Method
-    config: Config
-    rate: float  # max_lr
-    steps: int
+    settings: dict[str, Any]  # {dotted path: value}, the method's and the study's
     flops_per_token: int
-    words: tuple[str, ...]  # options of train.py, the method's and the study's
+
+    @property
+    def rate(self) -> float:
+        return self.settings["scheduler.params.max_lr"]
+
+    @property
+    def steps(self) -> int:
+        return self.settings["gpt.max_train_steps"]
 
 
 @dataclass(frozen=True)
@@ -97,8 +108,56 @@ def read_methods(path: Path) -> list[Method]:
 
 def trials_of(file: Path, method: Method, factors: Sequence[float], flops: float) -> list[Trial]:
     """A method at each multiple of its own learning rate, for as many steps as the FLOPs buy.
-    file: the JSON that the method's options are laid over. Raises UserError."""
-    raise NotImplementedError
+
+    file: the JSON that the method's options are laid over. Raises UserError.
+    """
+    own = _overrides(method)
+    draft = read(file, 1, own)
+    draft.add(RunData(draft, may_be_absent=False).mistakes())
+    config = draft.settle()
+    schedule = config.schedule
+    if schedule is None:
+        raise UserError(
+            f"{method.name} has no schedule of the trainer's own, whose length and rate the study"
+            " would set",
+            mend=f"give it one of {', '.join(OWN_SCHEDULERS)}",
+        )
+    tokens_per_step = config.batch.train_batch_size * config.model.seq_len
+    flops_per_token = costs_of(config).flops_per_token
+    steps = round(flops / (flops_per_token * tokens_per_step))
+    if steps < 1:
+        raise UserError(
+            f"--flops {flops:g} are less than a step of {method.name}"
+            f" ({flops_per_token * tokens_per_step:.3g})",
+            mend="give more",
+        )
+    trials = []
+    for factor in factors:
+        settings = {
+            "gpt.max_train_steps": steps,
+            "scheduler.params.decay_steps": steps,
+            "scheduler.params.max_lr": schedule.max_lr * factor,
+            "scheduler.params.min_lr": schedule.min_lr * factor,
+        }
+        trials.append(Trial(method, {**own, **settings}, flops_per_token))
+    return trials
+
+
+def run_of(file: Path, trial: Trial, seed: int, out: Path) -> sweep.SweptRun:
+    """A trial under a seed, kept in out/METHOD-lrRATE-seedN."""
+    name = f"{trial.method.name}-lr{trial.rate:g}"
+    return sweep.SweptRun(file, name, seed, out, {}, trial.settings)
+
+
+def _overrides(method: Method) -> dict[str, Any]:
+    parsed = parse_command_line(["--ds_config", "", *method.words])
+    for path in ("gpt.run_dir", "gpt.seed"):
+        if path in parsed.overrides:
+            raise UserError(
+                f"{method.name}: --{path.removeprefix('gpt.')} is the study's to set",
+                mend="give --out and --seeds",
+            )
+    return parsed.overrides
 
 
 def best(trials: Sequence[Trial], losses: Sequence[float]) -> Trial:
@@ -112,6 +171,24 @@ def best(trials: Sequence[Trial], losses: Sequence[float]) -> Trial:
             mend="give smaller --factors, or a smaller --max_lr to the method",
         )
     return trials[min(finite, key=lambda index: losses[index])]
+
+
+def final_loss(run: sweep.SweptRun) -> float:
+    """Nats per token of a trained run's last evaluation; NaN where it has diverged."""
+    return run.final_evaluation.get("loss", math.nan)
+
+
+def outcome(trials: Sequence[Trial], best_trial: Trial, runs: Sequence[sweep.SweptRun]) -> Outcome:
+    """What is known of a method whose final runs are trained."""
+    losses = [final_loss(run) for run in runs]
+    finite = tuple(loss for loss in losses if math.isfinite(loss))
+    return Outcome(
+        best_trial,
+        tuple(trial.rate for trial in trials),
+        finite,
+        len(losses) - len(finite),
+        costs_of(runs[0].config).parameters,
+    )
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from gpt.checkpoint import folders
+from gpt.config.option_names import option_of, path_of
 from gpt.config.resolve import read
 from gpt.config.run_config import Config
 from gpt.errors import UserError
@@ -71,7 +73,11 @@ class Stop:
 
 
 class SweptRun:
-    """One run of a sweep, which is kept in out/name. Raises UserError with its mistakes."""
+    """One run of a sweep, which is kept in out/name. Raises UserError with its mistakes.
+
+    own: {dotted path: value} of what it has for itself, beside the options of all. trunk: the run
+    that it branches off from, after `first_step` steps.
+    """
 
     def __init__(
         self,
@@ -80,15 +86,21 @@ class SweptRun:
         seed: int | None,
         out: Path,
         overrides: dict[str, Any],
+        own: dict[str, Any] | None = None,
+        trunk: "SweptRun | None" = None,
+        first_step: int = 0,
     ):
         self.file = file
         self.class_name = class_name
         self.seed = seed
+        self._out = out
+        self.trunk = trunk
+        self.first_step = first_step
         self.name = class_name if seed is None else f"{class_name}-seed{seed}"
-        own: dict[str, Any] = {"gpt.run_dir": str(out / self.name)}
+        self._own = {"gpt.run_dir": str(out / self.name), **(own or {})}
         if seed is not None:
-            own["gpt.seed"] = seed
-        draft = read(file, 1, {**overrides, **own})
+            self._own["gpt.seed"] = seed
+        draft = read(file, 1, {**overrides, **self._own})
         self._data = RunData(draft, may_be_absent=False)
         draft.add(self._data.mistakes())
         self.config: Config = draft.settle()
@@ -118,6 +130,13 @@ class SweptRun:
         if self.status == FINISHED:
             self._read_results()
         return self.status
+
+    @property
+    def waits_for_trunk(self) -> bool:
+        """Whether it has not begun, and where it begins there is no checkpoint."""
+        if self.trunk is None or self.step:
+            return False
+        return not checkpoint_of(self.trunk.config.run_dir, self.first_step).is_dir()
 
     def _planned_hours(self) -> float | None:
         speed = self.config.options.tokens_per_second
@@ -150,11 +169,11 @@ class SweptRun:
 
     def train(self, launcher: list[str], train_args: list[str], stop: Stop) -> None:
         """launcher: the command that starts train.py, which gets train_args as well."""
-        command = [*launcher, str(TRAIN), "--ds_config", str(self.file)]
-        command += ["--run_dir", str(self.config.run_dir)]
-        if self.seed is not None:
-            command += ["--seed", str(self.seed)]
-        process = subprocess.Popen([*command, *train_args], start_new_session=True)
+        command = [*launcher, str(TRAIN), "--ds_config", str(self.file), *train_args]
+        for path, value in self._own.items():
+            # of an option that is given twice the last one counts
+            command += [_spelling(path, train_args), *_words(value)]
+        process = subprocess.Popen(command, start_new_session=True)
         code = stop.wait_for(process)
         self.wait_for_others()  # a launcher may end before its ranks have saved
         if self.look() in (FINISHED, DIVERGED) or code == 0 or stop.reason:
@@ -166,12 +185,14 @@ class SweptRun:
         """What sweep.json tells of the run."""
         return {
             "name": self.name,
-            "run_dir": self.name,
+            "run_dir": str(self.config.run_dir.relative_to(self._out)),
             "config": str(self.file),
             "class": self.class_name,
             "seed": self.config.options.seed,
             "reference_hours": self.reference_hours,
             "steps": self.last_step,
+            "trunk": self.trunk.name if self.trunk else None,
+            "steps_of_trunk": self.first_step,
             "status": self.status,
             "step": self.step,
             "normalised_loss": self.final_evaluation.get("normalised_loss"),
@@ -197,6 +218,26 @@ def plan(
         for seed in seeds_of_runs:
             runs.append(SweptRun(file, name, seed, out, overrides))
     return runs
+
+
+def checkpoint_of(run_dir: Path, step: int) -> Path:
+    return folders.of_run(run_dir) / folders.tag_of(step)
+
+
+def _spelling(path: str, train_args: list[str]) -> str:
+    """The option that sets the value at a dotted path, as the command line has it already."""
+    for word in train_args:
+        option = word.partition("=")[0]
+        if path_of(option) == path:
+            return option
+    return option_of(path)
+
+
+def _words(value: Any) -> list[str]:
+    """A value behind its option."""
+    if isinstance(value, list):
+        return [word for item in value for word in _words(item)]
+    return [value if isinstance(value, str) else json.dumps(value)]
 
 
 def _refuse_repeated(what: str, values: list) -> None:
@@ -229,7 +270,16 @@ def train_all(
         if run.look() in (FINISHED, DIVERGED) or stop.reason:
             continue
         place = f"run {number} of {len(runs)}"
-        print(f"--- {place}: {run.name}, from step {run.step} of {run.last_step}", flush=True)
+        if run.waits_for_trunk:
+            run.status = FAILED
+            print(
+                f"--- {place}: {run.name} cannot begin: its trunk has no checkpoint of step"
+                f" {run.first_step}",
+                flush=True,
+            )
+            continue
+        step = max(run.step, run.first_step)
+        print(f"--- {place}: {run.name}, from step {step} of {run.last_step}", flush=True)
         run.status = RUNNING
         write_summary(out, runs)
         run.train(launcher, train_args, stop)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gpt.cluster.failures import Failures
 from gpt.cluster.watchdog import Watchdog
 from gpt.cluster.world import World
+from gpt.compute.costs import costs_of
 from gpt.config.identity import CHANGES
 from gpt.config.run_config import Config
 from gpt.data.datasets import Dataset
@@ -20,7 +21,7 @@ from gpt.metrics.terminal import say_line
 from gpt.training.course import Course
 from gpt.training.loop import Loop
 from gpt.training.signals import StopRequest
-from gpt.training.start import claim, config_to_save
+from gpt.training.start import claim, config_to_save, look_at_model
 
 if TYPE_CHECKING:  # it loads DeepSpeed
     from gpt.engine.boundary import Engine
@@ -76,13 +77,15 @@ class Trainer:
         self.saved_config = config_to_save(config, dataset, kernels[0])
         self.notices = list(config.notices)
         self.start_tag = None
+        self.trunk = None
         self.lock = None
         is_finished = False
         if rank == 0:
             require_loggers(options)
-            self.start_tag, began_from, changes, self.lock, is_finished = claim(
-                config, self.saved_config, resume, allowed, self.notices
-            )
+            self.notices += costs_of(config).notices
+            look_at_model(config, self.notices)
+            claimed = claim(config, self.saved_config, resume, allowed, self.notices)
+            self.start_tag, self.trunk, began_from, changes, self.lock, is_finished = claimed
             self.saved_config |= {CHANGES: changes}
             passes = (
                 batch.train_batch_size * seq_len * options.max_train_steps / self.streams.tokens

@@ -11,7 +11,8 @@ linear in the state, and all T of them are computed in 2 log2(T) by a parallel s
 
 Here the layers stand in the GPT's residual blocks, each before the GPT's MLP, and there are no
 positions. Each window of seq_len tokens begins with an empty state: nothing is carried from one to
-the next, in training as in evaluation, while the Languini Kitchen's goes through whole books.
+the next, in training as in evaluation, and its scores do not compare with those of a recurrent
+model that carries its state through whole documents.
 Shapes: B batch, T tokens, C h_dim, W n_heads * head_dim.
 """
 

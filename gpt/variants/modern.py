@@ -6,7 +6,8 @@ values, its losses and gradients. See Options. What an option adds is plain torc
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from gpt.errors import UserError
 from gpt.kernels.attention import causal_attention, split_heads
 from gpt.kernels.gelu import linear_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
+from gpt.kernels.linear import linear
 from gpt.kernels.triton_shared import statistics_dtype
 from gpt.model import INITIAL_STD, Linear
 
@@ -43,7 +45,7 @@ class Options:
     zero_init: bool = False
     # heads of k and v, each for n_heads / kv_heads heads of q (arXiv 2305.13245)
     kv_heads: int = False
-    # one matrix for embedding and output layer (arXiv 1608.05859)
+    # one matrix for embedding and output layer (arXiv 1608.05859), see tied_scale
     tied: bool = False
     # logits become cap * tanh(logits / cap) (arXiv 2408.00118)
     logit_cap: float = False
@@ -92,6 +94,16 @@ def hidden_width(shape: Shape, options: Options) -> int:
     if options.activation != "swiglu":
         return shape.mlp_dim
     return max(8, 8 * round(shape.mlp_dim / 12))
+
+
+def tied_scale(h_dim: int) -> float:
+    """Of the first values of a tied embedding, to the baseline's.
+
+    The last norm makes of a token's embedding the logit h_dim * (their deviation) for the same
+    token: with 0.02 at most 5 up to a width of 256. Wider models would begin with that token as a
+    firm guess, at losses far above ln V, so theirs stays 5.
+    """
+    return min(1.0, 256 / h_dim)
 
 
 def rotation(base: float, head_dim: int, positions: Tensor, dtype: torch.dtype) -> Rotation:
@@ -147,7 +159,8 @@ class Attention(nn.Module):
         self.n_heads = shape.n_heads
         self.kv_heads = options.kv_heads or shape.n_heads
         width = shape.n_heads * shape.head_dim
-        if options.kv_heads:
+        self.shares_heads = bool(options.kv_heads)
+        if self.shares_heads:
             self.q = Linear(shape.h_dim, width, options.bias)
             self.kv = Linear(shape.h_dim, 2 * self.kv_heads * shape.head_dim, options.bias)
         else:
@@ -163,7 +176,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if by is not None:
             q, k = rotate(q, by), rotate(k, by)
-        if self.kv_heads < self.n_heads:
+        if self.shares_heads:
             # head h of q reads head h // (H / kv_heads)
             k = k.repeat_interleave(self.n_heads // self.kv_heads, 1)
             v = v.repeat_interleave(self.n_heads // self.kv_heads, 1)
@@ -171,7 +184,7 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, H, T, D), k and v (B, kv_heads, T, D)."""
-        if hasattr(self, "qkv"):
+        if not self.shares_heads:
             return split_heads(self.qkv(x), self.n_heads)
         q = self.q(x).unflatten(-1, (self.n_heads, -1))
         k, v = self.kv(x).unflatten(-1, (2 * self.kv_heads, -1)).chunk(2, 2)
@@ -192,7 +205,7 @@ class Hidden(nn.Linear):
         """(B, T, C) to (B, T, hidden width)."""
         if self.activation == "gelu" and self.bias is not None:
             return linear_gelu(x, self.weight, self.bias, self.kernels)
-        x = Linear.forward(self, x)
+        x = linear(x, self.weight, self.bias)
         if self.activation == "gelu":
             return F.gelu(x, approximate="tanh")
         if self.activation == "relu2":
@@ -238,6 +251,7 @@ class Modern(nn.Module):
         self.shape = shape
         self.options = options
         self.logit_cap = options.logit_cap or None
+        self.scale = tied_scale(shape.h_dim) if options.tied else 1.0
         self.token_embedding = nn.Embedding(shape.vocab_size, shape.h_dim)
         if not options.rope:
             self.position_embedding = nn.Embedding(shape.seq_len, shape.h_dim)
@@ -262,16 +276,21 @@ class Modern(nn.Module):
             return torch.zeros(shape)
         if len(shape) == 1:
             return torch.ones(shape)
-        if self.options.zero_init and name.endswith("c_proj.weight"):
-            return torch.zeros(shape)
         std = INITIAL_STD
         if name.endswith("mlp.c_proj.weight"):
             std = INITIAL_STD / math.sqrt(2 * self.shape.n_layers)
-        return torch.empty(shape).normal_(0.0, std, generator=generator)
+        if name == "token_embedding.weight":
+            std *= self.scale
+        values = torch.empty(shape).normal_(0.0, std, generator=generator)
+        if self.options.zero_init and name.endswith("c_proj.weight"):
+            # drawn all the same: those that follow stay as they are without the option
+            values.zero_()
+        return values
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) int64 to hidden states (B, T, C)."""
-        stream = self.token_embedding(tokens) * math.sqrt(self.shape.h_dim)
+        # as wide as the GPT's begins, whatever the scale
+        stream = self.token_embedding(tokens) * (math.sqrt(self.shape.h_dim) / self.scale)
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         by = None
         if self.options.rope:
@@ -287,5 +306,12 @@ class Modern(nn.Module):
         return hidden
 
 
-def build(shape: Shape, **options) -> nn.Module:
+def build(shape: Shape, **options: Any) -> nn.Module:
+    """options: see Options. Raises UserError for those that do not fit."""
+    names = [field.name for field in fields(Options)]
+    for name in options:
+        if name not in names:
+            raise UserError(
+                f"model_options.{name} is no option of modern", mend=f"give {', '.join(names)}"
+            )
     return Modern(shape, Options(**options))

@@ -167,7 +167,7 @@ def test_a_result_of_another_shape_is_a_mistake(tmp_path):
     "line, sentence",
     [
         ("self.gate = nn.Parameter(torch.ones(()))", "its parameter gate has no dimension"),
-        ("self.half = nn.Parameter(torch.ones(2).half())", "its parameter half is torch.float16"),
+        ("self.small = nn.Parameter(torch.ones(2).half())", "its parameter small is torch.float16"),
         ("self.embed.weight.requires_grad_(False)", "its parameter embed.weight is not trained"),
         ("self.norm = nn.BatchNorm1d(8)", "its buffer norm.running_mean would have to be kept"),
         (

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 from conftest import write_run
-from own_code_run import MIXING, train_own, write_model
+from own_code_run import MIXING, KeepingEngine, train_own, write_model
+from plain_run import train
 from safetensors.numpy import load_file
 
 from gpt.checkpoint.checkpoint import Checkpoint
@@ -87,7 +88,7 @@ def commands(run, tmp_path, sample):
     gpt = write_run(tmp_path, gpt={"data_root": str(sample), "run_dir": str(tmp_path / "new")})
     config = run / "config.yaml"
     names_it = "and a config.yaml runs no code by itself: give --model_file "
-    other = "model.safetensors does not fit the run's model, the GPT,: "
+    other = "model.safetensors does not fit the run's model (the GPT): "
     train = ("train", "--ds_config")
     return [
         (("eval", "--checkpoint_file", weights), asks),
@@ -120,6 +121,9 @@ def test_weights_from_elsewhere_run_no_code_by_themselves(
             assert sentence in load_tool(name, folder).mistake(*argv)
         assert not mark.exists(), name
     assert not (tmp_path / "out").exists() and not (tmp_path / "hf").exists()
+    with pytest.raises(UserError, match="holds a run with other settings .*model_file was own.py"):
+        train(run, sample)
+    assert not mark.exists()
 
 
 def nats(weights, ids):
@@ -275,3 +279,31 @@ def test_a_name_like_a_rank_s_file_is_no_rank_s(tmp_path, sample):
     train_own(tmp_path / "run", sample, write_model(tmp_path / "mine", name))
     manifest = Checkpoint.open(tmp_path / "run/checkpoints/global_step2").verify().manifest
     assert name in manifest.files
+
+
+OPTIMIZER = """
+import torch
+from rates import RATE
+
+
+def build(named_parameters, **options):
+    return torch.optim.SGD([parameter for _, parameter in named_parameters], lr=RATE)
+"""
+
+
+def test_an_optimizer_s_code_is_kept_with_what_it_trained(tmp_path, sample, output_of):
+    mine = write_model(tmp_path / "mine", rates="RATE = 0.1\n", steps=OPTIMIZER).parent
+    run_dir = tmp_path / "run"
+    with_it = {"optimizer_file": str(mine / "steps.py"), "final_eval": False}
+    train(run_dir, sample, gpt={"max_train_steps": 1, **with_it}, engine=KeepingEngine)
+    checkpoint = Checkpoint.open(run_dir / "checkpoints/global_step1").verify()
+    own_files = {"steps.py", "rates.py"}
+    assert {path.name for path in (run_dir / "code").iterdir()} == own_files
+    assert own_files <= checkpoint.manifest.files.keys()
+    # the weights of a GPT need none of it
+    output_of("zero_to_fp32", run_dir / "checkpoints", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.py"))
+    both = tmp_path / "both"
+    train_own(both, sample, mine / "own.py", **with_it)
+    output_of("zero_to_fp32", both / "checkpoints", tmp_path / "out of both", TRUST)
+    assert {path.name for path in (tmp_path / "out of both").glob("*.py")} == CODE

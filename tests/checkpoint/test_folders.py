@@ -108,6 +108,8 @@ def test_retention(tmp_path):
     for step in range(1, 11):
         (tmp_path / f"global_step{step}").mkdir()
     (tmp_path / "latest").write_text("global_step9")
+    folders.retain(tmp_path, 2, 4, keep_steps=[3])
+    assert folders.committed(tmp_path) == [f"global_step{step}" for step in (3, 4, 8, 9, 10)]
     folders.retain(tmp_path, 2, 4)
     assert folders.committed(tmp_path) == [f"global_step{step}" for step in (4, 8, 9, 10)]
     folders.retain(tmp_path, 0, 0)

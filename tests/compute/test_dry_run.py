@@ -8,11 +8,13 @@ import torch
 from conftest import ROOT, read_metrics, tiny_run, write_run
 from live_storages import LiveStorages
 
+from gpt.compute.costs import GPTCosts
 from gpt.compute.dry_run import explain, report
 from gpt.compute.memory import checkpoint_bytes, memory
 from gpt.config.resolve import load, resolve
 from gpt.config.shape import ModelConfig
 from gpt.data.datasets import Dataset
+from gpt.errors import UserError
 from gpt.kernels.linear_cross_entropy import CHUNK_ELEMENTS
 from gpt.model import GPT
 
@@ -30,7 +32,7 @@ def test_activations_are_what_torch_keeps_for_the_backward_pass(shape, checkpoin
     with LiveStorages() as live:
         loss = model(tokens[:, :-1], tokens[:, 1:])
         kept = live.bytes
-    estimate = memory(config, 8, 1, 1, "fp32", checkpointing, CHUNK_ELEMENTS["cpu"])
+    estimate = memory(GPTCosts(config), 8, 1, 1, "fp32", checkpointing, CHUNK_ELEMENTS["cpu"])
     block = 0
     # the estimate also holds the one block that is computed again in the backward pass
     if checkpointing:
@@ -129,7 +131,7 @@ def test_memory_is_what_the_engine_allocates(cases, tmp_path, run_command):
         config, (ranks, stage, precision, accumulation, zero) = load(file, case[0]), case
         plain, norms = (
             memory(
-                config.model,
+                GPTCosts(config.model),
                 2,
                 ranks,
                 stage,
@@ -216,7 +218,7 @@ def test_memory_of_the_zero_paper():
         seq_len=1024,
     )
     scale = 7.5e9 / model.parameters()
-    by_stage = [memory(model, 1, 64, stage, "fp16", False, 1) for stage in range(4)]
+    by_stage = [memory(GPTCosts(model), 1, 64, stage, "fp16", False, 1) for stage in range(4)]
     held = [(m.weights + m.gradients + m.optimizer) * scale / 1e9 for m in by_stage]
     assert held == pytest.approx([120, 31.4, 16.6, 1.9], rel=0.02)
 
@@ -227,7 +229,9 @@ def test_size_of_a_checkpoint_is_what_a_run_writes(sample, tmp_path, run_command
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs/tiny/checkpoints/global_step1"
     written = sum(path.stat().st_size for path in folder.glob("*.pt"))
-    assert written == pytest.approx(checkpoint_bytes(load(config).model, 1, "fp32"), rel=0.1)
+    assert written == pytest.approx(
+        checkpoint_bytes(load(config).model.parameters(), 1, "fp32"), rel=0.1
+    )
 
 
 def test_24h_is_told_without_torch_or_data(tmp_path, run_command):
@@ -271,6 +275,20 @@ def test_a_constant_learning_rate_and_a_run_without_steps():
     (evaluation,) = [line for line in text.splitlines() if line.startswith("evaluation")]
     assert evaluation.endswith("32 windows of 32 tokens")
     assert "time           unknown without tokens_per_second, which tools/throughput.py" in text
+
+
+@pytest.mark.parametrize(
+    "share, words",
+    [
+        (0.5, "constant until step 3, straight line to 6e-06 at step 6"),
+        (0, "constant"),
+    ],
+)
+def test_a_cooldown_is_told(share, words):
+    params = {"max_lr": 3e-3, "warmup_steps": 2, "decay_steps": 6, "cooldown_share": share}
+    tree = tiny_run(scheduler={"type": "LinearCooldownLR", "params": params})
+    told = report(resolve(tree, "tiny"), None)
+    assert f"learning rate  2 steps of warm-up to 0.003, {words}\n" in told
 
 
 def test_a_scheduler_of_deepspeeds_is_named_and_fp16_is_that_of_a_gpu():
@@ -370,3 +388,76 @@ def test_a_runs_config_yaml_runs_it_again(sample, tmp_path, run_command):
         "gpt.seed: command line" in saved.read_text()
         and "gradient_clipping: tiny.json:1" in saved.read_text()
     )
+
+
+MODEL_FILE = """
+from torch import nn
+
+class Model(nn.Module):
+    output_layer = "head"
+
+    def __init__(self, shape, depth):
+        super().__init__()
+        self.embed = nn.Embedding(shape.vocab_size, shape.h_dim)
+        self.layers = nn.Sequential(*(nn.Linear(shape.h_dim, shape.h_dim) for _ in range(depth)))
+        self.head = nn.Linear(shape.h_dim, shape.vocab_size, bias=False)
+
+    def forward(self, tokens):
+        return self.layers(self.embed(tokens))
+
+def build(shape, depth=1):
+    return Model(shape, depth)
+"""
+
+
+@pytest.fixture
+def own_config(tmp_path):
+    """own_config(text of a model file) -> the configuration of a tiny run of it"""
+
+    def make(text, **gpt):
+        (tmp_path / "own.py").write_text(text)
+        code = {"model_file": str(tmp_path / "own.py"), "run_dir": str(tmp_path / "run")}
+        return resolve(tiny_run(gpt={**code, **gpt}), "own")
+
+    return make
+
+
+def test_the_model_of_a_file_is_told_by_its_own_sizes(own_config):
+    config = own_config(MODEL_FILE, model_options={"depth": 5})
+    text = report(config, None)
+    parameters = 2 * 2048 * 32 + 5 * (32 * 32 + 32)
+    per_token = 6 * (2048 * 32 + 5 * 32 * 32)
+    tokens = 6 * 8 * 32
+    assert f"{parameters:,} parameters of {config.model_code}, build(shape, depth=5) for: " in text
+    assert f"{tokens * per_token:.3e} FLOPs in matrix products ({per_token:,} per token)" in text
+    assert f"{tokens / parameters:.1f} per parameter" in text
+    assert "its time for a micro-batch is not estimated for a model file" in text
+    # weights, two moments and their fp32 copy
+    assert checkpoint_bytes(parameters, 1, "fp32") == 16 * parameters
+    # there is no list of blocks
+    assert "with activation checkpointing" not in text
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("self.flops_per_token = 10**9", ", declared; 399,360 counted)"),
+        (
+            "self.flops_per_token, self.layers[0].forward = 10**9, lambda x: x.numpy() + None",
+            ", declared and not counted)",
+        ),
+    ],
+)
+def test_flops_that_a_file_declares(own_config, line, words):
+    begin = "        self.head = "
+    config = own_config(MODEL_FILE.replace(begin, f"        {line}\n{begin}"))
+    text = report(config, None)
+    assert f"(1,000,000,000 per token{words}" in text
+    is_unknown = "without activations, which are known on no device but a GPU" in text
+    assert is_unknown == ("not counted" in words)
+
+
+def test_a_model_file_that_does_not_work_is_told_before_anything_else(own_config):
+    config = own_config(MODEL_FILE.replace("return self.layers(", "return self.nothing("))
+    with pytest.raises(UserError, match=r"own.py:14: forward fails \(Attr"):
+        report(config, None)

@@ -7,6 +7,7 @@ import sys
 import pytest
 from conftest import ROOT, tiny_run, write_run
 
+from gpt.compute.costs import GPTCosts
 from gpt.compute.dry_run import report
 from gpt.compute.many_gpus import HOP_SECONDS, on_ranks, ring, step
 from gpt.config.batch import BatchPlan
@@ -42,7 +43,7 @@ def test_a_ring_takes_the_hops_that_it_has(ranks):
 
 def communicating(stage, ranks, accumulation=1, **zero):
     batch = BatchPlan(ranks * accumulation, 1, accumulation, ranks)
-    return step(MODEL, batch, stage, "fp16", 1e6, SLOW_LINK, zero).communicating
+    return step(GPTCosts(MODEL), batch, stage, "fp16", 1e6, SLOW_LINK, zero).communicating
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 1024])
@@ -65,7 +66,7 @@ def test_a_step_known_by_hand():
     """8 x 32 tokens on 2 GPUs of 64 tokens/s: 2 s. fp32 gradients over a link that takes their
     bytes in 1 s: half of them go out and half come back, in 1 s."""
     batch = BatchPlan(8, 4, 1, 2)
-    estimate = step(MODEL, batch, 0, "fp32", 64.0, 4 * MODEL.parameters(), {})
+    estimate = step(GPTCosts(MODEL), batch, 0, "fp32", 64.0, 4 * MODEL.parameters(), {})
     assert (estimate.computing, estimate.communicating) == pytest.approx((2.0, 1.0), rel=1e-4)
     assert (
         estimate.seconds,
@@ -82,7 +83,7 @@ def test_a_step_known_by_hand():
 def test_a_gpu_that_waits_for_its_host(launching, seconds, overlapped, efficiency):
     """The step above in two micro-batches of a second: the slower of host and GPU sets the pace."""
     batch = BatchPlan(8, 2, 2, 2)
-    estimate = step(MODEL, batch, 0, "fp32", 64.0, 4 * MODEL.parameters(), {}, launching)
+    estimate = step(GPTCosts(MODEL), batch, 0, "fp32", 64.0, 4 * MODEL.parameters(), {}, launching)
     assert (estimate.computing, estimate.launching) == pytest.approx((2.0, 2 * launching))
     assert (estimate.seconds, estimate.overlapped) == pytest.approx((seconds, overlapped), rel=1e-4)
     assert estimate.efficiency == pytest.approx(efficiency, rel=1e-4)

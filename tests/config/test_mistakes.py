@@ -220,6 +220,9 @@ BAD = [
         {"enabled": True, "profile_step": "x"},
         "flops_profiler.profile_step is 'x', not a whole number",
     ),
+    ("gpt.keep_steps", 5, "gpt.keep_steps is 5, not a list of whole numbers above 0"),
+    ("gpt.keep_steps", [5, 0], "gpt.keep_steps is [5, 0], not a list of whole numbers above 0"),
+    ("gpt.keep_steps", [2.5], "gpt.keep_steps is [2.5], not a list of whole numbers above 0"),
     (
         "comms_logger",
         {"enabled": True, "prof_ops": "all_reduce"},

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt.config.identity import differences_of
 from gpt.config.resolve import load, read, resolve
+from gpt.config.saved import as_dict
 from gpt.config.schedule import CooldownSchedule, CosineSchedule
 from gpt.errors import UserError
 
@@ -73,8 +75,23 @@ def test_until_the_cooldown_the_rate_is_that_of_any_length_bit_for_bit():
             assert schedule.lr(step) == trunk.lr(step)
 
 
+def test_of_a_rate_that_stays_it_makes_no_difference_where_it_would_have_gone():
+    short, long = (
+        of_cooldown(cooldown_share=share, decay_steps=steps, **{"gpt.max_train_steps": 5})
+        for share, steps in ((0, 400), (0, 500))
+    )
+    assert differences_of(as_dict(short.settle()), as_dict(long.settle())) == {}
+    cooling = of_cooldown(cooldown_share=0.5, decay_steps=500).settle()
+    assert differences_of(as_dict(long.settle()), as_dict(cooling)).keys() == {
+        "scheduler.params.cooldown_share",
+        "scheduler.params.decay_steps",
+        "scheduler.params.min_lr",
+    }
+
+
 def of_cooldown(**options):
-    names = {name: f"scheduler.params.{name}" for name in ("cooldown_share", "warmup_steps")}
+    params = ("cooldown_share", "warmup_steps", "decay_steps")
+    names = {name: f"scheduler.params.{name}" for name in params}
     overrides = {names.get(name, name): value for name, value in options.items()}
     overrides["scheduler.type"] = "LinearCooldownLR"
     return read(CONFIGS / "24h.json", 1, overrides)

@@ -247,6 +247,18 @@ def test_unchanged_weights_come_back_as_their_runs(vocab, tmp_path, load_tool):
     assert open_folder(tmp_path / "back").config == config
 
 
+def test_a_gpt2_that_says_it_needs_code_of_its_own_is_not_believed(vocab, tmp_path, load_tool):
+    run_of(tmp_path / "export", vocab)
+    tool = load_tool("export_hf")
+    tool.export(tmp_path / "export", tmp_path / "gpt2")
+    run_file = tmp_path / "gpt2/run.yaml"
+    told = run_file.read_text()
+    run_file.write_text(told.replace("\nconfig:\n", "\nconfig:\n  model_file: {name: evil.py}\n"))
+    assert run_file.read_text() != told
+    tool.back(tmp_path / "gpt2", tmp_path / "back")
+    assert "model_file" not in open_folder(tmp_path / "back").config
+
+
 def test_weights_that_were_trained_elsewhere_keep_what_scores_them(
     vocab, tmp_path, load_tool, monkeypatch
 ):
@@ -304,7 +316,7 @@ def test_a_model_of_changed_code_has_no_counterpart(vocab, tmp_path, load_tool, 
     config = foreign_config("rope", 30, shape, vocab.fingerprint)
     weights = Positionless(shape, seed=None).state_dict()
     write_folder(tmp_path / "export", weights, config, vocab.model, {})
-    monkeypatch.setattr("gpt.checkpoint.weights.GPT", Positionless)
+    monkeypatch.setattr("gpt.architecture.architecture.GPT", Positionless)
     assert load_tool("export_hf").mistake(tmp_path / "export", tmp_path / "gpt2") == (
         "the model of gpt/model.py lacks position_embedding.weight, unlike transformers' GPT-2,"
         " which is the baseline's model: a model whose code was changed cannot be exported; take"

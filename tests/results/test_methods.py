@@ -6,7 +6,14 @@ from synthetic_runs import CODE, amend, give_own_code, identified_run
 from gpt.errors import UserError
 from gpt.metrics.runs import read_runs
 from gpt.results.comparison import final_losses, group_by_seed
-from gpt.results.methods import arguments_in_words, labels, method_names, same_code, telling
+from gpt.results.methods import (
+    arguments_in_words,
+    labels,
+    method_names,
+    same_code,
+    table_settings,
+    telling,
+)
 
 HOUR = 256 / 3600  # tokens per second of a reference that takes an hour for a step
 ROPE = {"hash": "bbbbbbbbbbbb", "parts": {**CODE["parts"], "model": "222222222222"}}
@@ -237,3 +244,15 @@ def test_every_method_of_ones_own_has_a_law(tmp_path):
         "2x32-mlp64-attn16": 3,
         "rope 2x32-mlp64-attn16": 3,
     }
+
+
+def test_a_table_leaves_out_the_parameters_that_go_with_an_optimizers_type():
+    adam = {"optimizer.type": "Adam", "optimizer.params.eps": 1e-8, "optimizer.params.decay": 0.0}
+    muon = {"optimizer.type": "Muon", "optimizer.params.momentum": 0.95}
+    own = {"optimizer.type": "sign.py", "optimizer_options": "beta=0.9", "optimizer_file": "ab"}
+    assert table_settings([adam, muon, own]) == ["optimizer.type", "optimizer_options"]
+    # but not those in which rows of one type differ, or types that both have them
+    slow = {**muon, "optimizer.params.momentum": 0.5}
+    assert "optimizer.params.momentum" in table_settings([adam, muon, slow])
+    decayed = {**muon, "optimizer.params.decay": 0.1}
+    assert "optimizer.params.decay" in table_settings([adam, decayed, own])

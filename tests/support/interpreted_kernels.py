@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fences import MARGIN, Outputs, fenced, strided
+from variants import EVERY_OPTION, trainable
 
 from gpt.config.shape import ModelConfig
 from gpt.errors import UserError
@@ -22,7 +23,6 @@ from gpt.kernels.choice import choose
 from gpt.kernels.cross_entropy import score_logits, softmax_gradient_
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm
-from gpt.model import GPT
 
 TRITON = pytest.param(
     "triton",
@@ -524,7 +524,17 @@ def test_kernels_that_fail_are_named(kernels, monkeypatch):
 
 
 @pytest.mark.skipif(not triton_shared.interpreted(), reason="triton is not installed")
-def test_a_whole_model_with_the_kernels():
+@pytest.mark.parametrize(
+    "variant, options",
+    [
+        (None, {}),
+        ("modern", {}),
+        ("modern", {"bias": False}),
+        ("modern", EVERY_OPTION),
+        ("lstm", {}),
+    ],
+)
+def test_a_whole_model_with_the_kernels(variant, options):
     """The fp32 model by Triton and by torch: losses and gradients differ by the order of sums
     alone."""
     config = ModelConfig(
@@ -533,7 +543,7 @@ def test_a_whole_model_with_the_kernels():
     tokens = torch.randint(37, (2, 7), generator=torch.Generator().manual_seed(1))
     found = {}
     for kernels in ("torch", "triton"):
-        model = GPT(config, seed=3, kernels=kernels)
+        model = trainable(variant, shape=config, kernels=kernels, spread=0.02, **options)
         loss = model(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         scores = model(tokens[:, :-1], tokens[:, 1:], torch.ones(2, 6, dtype=torch.bool))

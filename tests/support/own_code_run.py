@@ -55,7 +55,7 @@ class KeepingEngine(PlainEngine):
         (folder / tag).mkdir(parents=True, exist_ok=True)
         content = {
             "module": self.module.state_dict(),
-            "optimizer": {"state": {}},
+            "optimizer": {"state": {}, "param_groups": []},
             "lr_scheduler": None,
             **state,
         }
@@ -76,7 +76,7 @@ class KeepingEngine(PlainEngine):
 def write_model(folder, name="own.py", cap=15.0, **files):
     """Write the model file, the file beside it, and others {name without its ending: text}; returns
     its path. The mark is folder/mark."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(MODEL.format(mark=str(folder / "mark"), cap=cap))
     for other, text in {"mixing": MIXING, **files}.items():
         (folder / f"{other}.py").write_text(text)

@@ -75,8 +75,14 @@ def train(run_dir, sample, allowed=(), resume="auto", engine=PlainEngine, **opti
     """Train a tiny run in this process, or go on with it, as the command does; `options` as
     `conftest.tiny_run` takes them."""
     gpt = {"data_root": str(sample), "run_dir": str(run_dir), **options.pop("gpt", {})}
-    config = load(write_run(run_dir.parent, gpt=gpt, **options))
-    trainer = Trainer(config, Dataset(gpt["data_root"]), 0, 1, KERNELS, resume, allowed)
+    return train_config(
+        load(write_run(run_dir.parent, gpt=gpt, **options)), allowed, resume, engine
+    )
+
+
+def train_config(config, allowed=(), resume="auto", engine=PlainEngine):
+    """The same with a configuration that is resolved already."""
+    trainer = Trainer(config, Dataset(config.options.data_root), 0, 1, KERNELS, resume, allowed)
     try:
         trainer.train(engine, World(0, 1, torch.device("cpu")))
     finally:

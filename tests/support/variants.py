@@ -37,10 +37,10 @@ def first_values(model, seed=0):
     return {name.removeprefix("body."): value for name, value in model.initial_weights(seed)}
 
 
-def trainable(variant, dtype=torch.float32, shape=SHAPE, spread=0.0, **options):
+def trainable(variant, dtype=torch.float32, shape=SHAPE, spread=0.0, kernels="torch", **options):
     """A model with its first values, ready to train. spread: standard deviation of what is added to
     each, so that all of them matter."""
-    model = architecture(variant, shape, **options).build()
+    model = architecture(variant, shape, **options).build(kernels)
     generator = torch.Generator().manual_seed(1)
     for name, values in model.initial_weights(0):
         noise = torch.randn(values.shape, generator=generator)

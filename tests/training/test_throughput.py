@@ -11,6 +11,7 @@ from conftest import ROOT, load_command, tiny_run, write_run
 from gpt.compute import classes
 from gpt.config.resolve import load, resolve
 from gpt.errors import UserError
+from gpt.training import throughput as gpt_throughput
 
 throughput = load_command("throughput")
 THROUGHPUT = ROOT / "tools" / "throughput.py"
@@ -47,6 +48,14 @@ def test_other_gpus_get_other_steps():
     assert classes.reference_class(24, "A100")["gpt"]["max_train_steps"] == round(
         24 * 3600 * 135107 / (256 * 512)
     )
+
+
+def test_a_class_with_a_cooldown_keeps_its_share():
+    tree = classes.shipped_tree("mini", 128)
+    tree["scheduler"] = {"type": "LinearCooldownLR", "params": {"cooldown_share": 0.1}}
+    config = resolve(classes.class_tree(tree, 6, RATE, 16, 512), "6h")
+    assert config.options.max_train_steps == config.schedule.decay_steps == 330
+    assert config.schedule.cooldown_start == 297
 
 
 @pytest.mark.parametrize("preset", ["nano", "mini", "small", "XL"])
@@ -285,3 +294,31 @@ def test_a_cell_of_the_csv_is_no_formula():
     head, row = csv.reader(throughput.as_csv(report).splitlines())
     assert dict(zip(head, row))["config"] == "'=1+1|' cmd"
     assert dict(zip(head, row))["status"] == "'-1\\n"
+
+
+def test_classes_of_a_model_file_keep_it_and_state_its_rate(tmp_path):
+    tree = {**tiny_run(), "train_batch_size": 8}
+    tree["gpt"] |= {"model_file": "modern", "model_options": {"tied": True}}
+    plan = gpt_throughput.plan(tree, "tiny", False, [4])
+    gpt_throughput.require_classes(plan, [6.0], True)
+    measured = {"status": "ok", "micro_batch": 4, "tokens_per_second": 1234.4}
+    measured["machine"] = {"precision": "fp32", "device": "a test"}
+    report = gpt_throughput.report(plan, [measured])
+    gpt = plan.config.model
+    # one matrix of the vocabulary's less, in as many products
+    assert report["parameters"] == gpt.parameters() - gpt.vocab_size * gpt.h_dim
+    assert report["flops_per_token"] == gpt.matmul_flops_per_token()
+    report["classes"] = gpt_throughput.classes_here(report, [6.0], True)
+    of_class = gpt_throughput.class_trees(plan.tree, report)[6.0]
+    written = json.loads(classes.text_of(of_class))
+    assert written["gpt"]["model_file"] == "modern"
+    assert written["gpt"]["model_options"] == {"tied": True}
+    config = resolve(written, "6h")
+    assert config.options.tokens_per_second == 1234
+    assert config.options.reference_model == plan.config.model_digest
+    assert config.options.max_train_steps == round(6 * 3600 * 1234 / (8 * 32))
+    other = resolve(written, "6h", overrides={"gpt.model_options.tied": False})
+    assert other.options.tokens_per_second is None
+    # the same file as a class of the GPT
+    report["model_digest"] = None
+    assert "reference_model" not in gpt_throughput.class_trees(plan.tree, report)[6.0]["gpt"]

@@ -67,10 +67,9 @@ class Subject:
         return min(self.shape.seq_len, 64)
 
     @contextmanager
-    def running(self, what: str = "forward") -> Iterator[None]:
-        """Inside, whatever the user's code raises becomes a UserError with its line, and torch's
-        random numbers are those of a seed."""
-        with torch.random.fork_rng(devices=[]), telling(self.code, what):
+    def running(self) -> Iterator[None]:
+        """Inside, torch's random numbers are those of a seed."""
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             yield
 
@@ -89,7 +88,7 @@ class Subject:
     def backward(self, model: LanguageModel, batch: Tensor) -> Tensor:
         """The same loss without its graph; its gradients are added to the parameters'."""
         loss = self.loss(model, batch)
-        with self.running("its backward pass"):
+        with self.running(), telling(self.code, "its backward pass"):
             loss.backward()
         return loss.detach()
 
@@ -104,6 +103,13 @@ Check = Callable[[Subject], str]  # raises UserError, or tells in a few words wh
 def own_name(parameter: str) -> str:
     """A parameter's name in the user's module."""
     return parameter.partition(".")[2]
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN at the same places."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def difference(a: Tensor, b: Tensor) -> float:

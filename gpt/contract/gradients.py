@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from gpt.architecture.blocks import blocks_of
-from gpt.architecture.contract.subject import Subject, own_name
 from gpt.architecture.language_model import WITHOUT_GRADIENT, LanguageModel
+from gpt.contract.subject import Subject, own_name
 from gpt.wording import listed
 
 # Step of a finite difference, in units of a parameter's numbers. Wide, so that a model that
@@ -65,8 +65,7 @@ def are_right(subject: Subject) -> str:
     parameter."""
     model = subject.model().double()
     batch = subject.batch(2, min(FD_TOKENS, subject.shape.seq_len))
-    with subject.running("forward in float64"):
-        subject.backward(model, batch)
+    subject.backward(model, batch)
     generator = torch.Generator().manual_seed(subject.seed)
     found = {}
     for name, parameter in model.named_parameters():

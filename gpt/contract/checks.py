@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from gpt.architecture.contract import building, gradients, outputs
-from gpt.architecture.contract.subject import Check, Subject
+from gpt.contract import building, costs, gradients, outputs
+from gpt.contract.subject import Check, Subject
 from gpt.errors import UserError
 
 
@@ -30,6 +30,7 @@ CHECKS = (
     NamedCheck("derivative", gradients.are_right),
     NamedCheck("accumulation", gradients.add_up),
     NamedCheck("checkpointing", gradients.survive_checkpointing),
+    NamedCheck("FLOPs", costs.are_counted),
 )
 
 

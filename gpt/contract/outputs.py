@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from gpt.architecture.contract.building import no_side_effects, require_same_buffers
-from gpt.architecture.contract.subject import Subject, difference, own_name
 from gpt.architecture.language_model import LanguageModel
+from gpt.contract.building import no_side_effects, require_same_buffers
+from gpt.contract.subject import Subject, difference, own_name
 from gpt.errors import UserError
 from gpt.wording import listed
 
@@ -38,8 +38,9 @@ def makes_outputs(subject: Subject) -> str:
     shapes = [(1, longest), (2, longest), (3, max(1, longest // 2)), (2, 2), (1, 1)]
     for rows, length in shapes:
         tokens = subject.batch(rows, length)[:, :-1]
+        model.train(rows * length > 1)  # one token at a time is what sampling may ask for
         what = f"forward of tokens {tuple(tokens.shape)}"
-        with no_side_effects(subject, what), subject.running(what), torch.no_grad():
+        with no_side_effects(subject, what), subject.running(), torch.no_grad():
             output = model.outputs(tokens)
         if not output.isfinite().all():
             raise subject.mistake(
@@ -93,14 +94,16 @@ def require_repeatable(subject: Subject, model: LanguageModel, tokens: Tensor) -
             mend="take dropout out: runs are exactly repeatable, and a corpus is read once",
         )
     with subject.running(), torch.no_grad():
-        torch.manual_seed(subject.seed + 1)
-        random = model.outputs(tokens)
-    if not torch.equal(first, random):
+        before = torch.get_rng_state()
+        model.outputs(tokens)
+        has_drawn = not torch.equal(before, torch.get_rng_state())
+    if has_drawn:
         raise subject.mistake(
-            "other outputs for the same tokens, by other random numbers",
-            mend="draw none in forward: runs are exactly repeatable",
+            "forward draws random numbers, or seeds them",
+            mend="take that out: runs are exactly repeatable",
         )
-    subject.outputs(model, tokens.flip(0, 1)[:1])
+    others = subject.batch(1, tokens.shape[1], seed=1)
+    subject.outputs(model, others[:, :-1])
     if not torch.equal(first, subject.outputs(model, tokens)):
         raise subject.mistake(
             "other outputs for the same tokens after a call with other tokens",
@@ -192,9 +195,9 @@ def is_blind_to_targets(subject: Subject) -> str:
         )
     if loss > uniform + LOSS_ABOVE:
         raise subject.mistake(
-            f"the loss at the start is {loss:.2f}, and {uniform:.2f} (ln of {subject.shape.vocab_size})"
-            f" is a uniform guess's: logits as large as these cost steps to unlearn",
-            mend="begin with a smaller output layer, such as a standard deviation of 0.02, or none",
+            f"the loss at the start is {loss:.2f}, and a uniform guess's {uniform:.2f}, ln of the"
+            f" vocabulary's {subject.shape.vocab_size} ids",
+            mend="begin with a smaller output layer, as with a standard deviation of 0.02",
         )
     if loss < uniform - LOSS_BELOW:
         raise subject.mistake(
@@ -206,19 +209,23 @@ def is_blind_to_targets(subject: Subject) -> str:
 
 
 def is_near_in_bf16(subject: Subject) -> str:
-    """With weights and buffers in bf16, as a run in bf16 has them, much the same."""
+    """With weights in bf16, as a run in bf16 has them, much the same."""
     batch = subject.batch(2, subject.shape.seq_len)
     exact = subject.model()
-    rounded = subject.model().bfloat16()
-    what = "forward in bf16"
-    with subject.running(what), torch.no_grad():
+    rounded = subject.model()
+    for parameter in rounded.parameters():
+        parameter.data = parameter.data.bfloat16()
+    with subject.running(), torch.no_grad():
         expected = exact.outputs(batch[:, :-1])
         output = rounded.outputs(batch[:, :-1])
-        losses = [model(batch[:, :-1], batch[:, 1:]).item() for model in (exact, rounded)]
     if output.dtype != torch.bfloat16:
         raise subject.mistake(
-            f"in bf16 its outputs are {output.dtype}", mend="return the dtype of the parameters"
+            f"in bf16 its outputs are {output.dtype}",
+            mend="return the dtype of the parameters; what buffers and constants make stays fp32"
+            " without .to(x.dtype)",
         )
+    with subject.running(), torch.no_grad():
+        losses = [model(batch[:, :-1], batch[:, 1:]).item() for model in (exact, rounded)]
     error = ((output.float() - expected).norm() / expected.norm()).item()
     distance = abs(losses[0] - losses[1])
     # not below: a NaN is neither
@@ -226,8 +233,7 @@ def is_near_in_bf16(subject: Subject) -> str:
         raise subject.mistake(
             f"in bf16 its outputs differ by {error:.0%} from those in fp32, and its loss by"
             f" {distance:.3f}",
-            mend="compute angles, norms and sums in fp32 inside of forward; tables in buffers are"
-            " bf16 too",
+            mend="compute angles, norms and long sums in fp32 inside of forward",
         )
     return f"outputs within {error:.1%} of fp32's, loss within {distance:.4f}"
 
@@ -237,7 +243,8 @@ def require_sound(subject: Subject) -> str | None:
     other rows, and repeats itself, with tokens as many as the time allows. Raises UserError;
     returns a sentence where nothing of it could be looked at.
 
-    On the CPU, so that no device is taken for a model that is refused.
+    On the CPU, so that no device is taken for a model that is refused; one that computes on a GPU
+    alone is not looked at.
     """
     require_same_buffers(subject)
     parameters = subject.architecture.parameters()
@@ -252,6 +259,8 @@ def require_sound(subject: Subject) -> str | None:
     try:
         subject.outputs(model, subject.batch(1, length)[:, :-1])
     except UserError as error:
+        if not torch.cuda.is_available():
+            raise
         return f"whether {subject.code} sees later tokens is not looked at ({error}); {advice}"
     require_repeatable(subject, model, subject.batch(2, length)[:, :-1])
     require_independent_rows(subject, model, length)

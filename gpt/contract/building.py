@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpt.architecture.contract.subject import Subject, own_name
 from gpt.architecture.language_model import LanguageModel
 from gpt.architecture.own_module import build_of
+from gpt.contract.subject import Subject, own_name, same
 from gpt.wording import listed, plural
 
 # what code may change for all that runs beside it: {how messages call it: its value}
@@ -65,7 +65,8 @@ def _hearing_of_files() -> Iterator[list[str]]:
     """Inside, the list gets the names of files that are opened to be written to."""
     global _opened
     _listen()
-    _opened = opened = []
+    opened: list[str] = []
+    _opened = opened
     try:
         yield opened
     finally:
@@ -108,7 +109,7 @@ def no_side_effects(subject: Subject, what: str, draws: bool = False) -> Iterato
     changed = [name for name, value in before.items() if after[name] != value]
     if changed:
         raise subject.mistake(
-            f"{what} changes {listed(changed)}",
+            f"{what} changes {listed(changed, shown=3)}",
             mend="leave that as it is: it is the run's, and every other run's in this process",
         )
     if written.first:
@@ -156,7 +157,7 @@ def builds(subject: Subject) -> str:
     """build makes a module of fp32 parameters, and changes nothing of the process."""
     with no_side_effects(subject, "build", draws=True):
         parameters = subject.architecture.parameters()
-    return plural(parameters, "parameter")
+    return f"{parameters:,} parameters"
 
 
 def builds_again(subject: Subject) -> str:
@@ -170,7 +171,7 @@ def builds_again(subject: Subject) -> str:
             "build makes other parameters the second time", mend="let it depend on nothing else"
         )
     for name, values in first.items():
-        if not torch.equal(values, again[name]):
+        if not same(values, again[name]):
             raise subject.mistake(
                 f"build gives {own_name(name)} other first values the second time, though torch's"
                 " seed is the same",
@@ -184,7 +185,7 @@ def builds_again(subject: Subject) -> str:
         )
     other = _drawn(subject, subject.seed + 1)
     drawn = [name for name, values in first.items() if values.unique().numel() > 1]
-    if drawn and all(torch.equal(first[name], other[name]) for name in drawn):
+    if drawn and all(same(first[name], other[name]) for name in drawn):
         raise subject.mistake(
             "build gives the same first values whatever the run's seed is",
             mend="take out what seeds random numbers in it",
@@ -203,9 +204,9 @@ def require_same_buffers(subject: Subject) -> None:
     resumed run, builds for itself."""
     first = dict(subject.architecture.build().named_buffers())
     for name, values in subject.architecture.build().named_buffers():
-        if name not in first or not torch.equal(values, first[name]):
+        if name not in first or not same(values, first[name]):
             raise subject.mistake(
                 f"its buffer {own_name(name)} has other values at each build, so ranks and resumed"
                 " runs would differ",
-                mend="draw it with a generator of its own, torch.Generator().manual_seed(…)",
+                mend="let it depend on the shape and the options alone",
             )

@@ -1,0 +1,101 @@
+"""A study of methods: its lengths, its choice of rates, its table, and one from end to end."""
+
+import json
+import math
+import sys
+
+import pytest
+from conftest import ROOT, write_run
+
+from gpt.config.resolve import load
+from gpt.errors import UserError
+from gpt.training.study import (
+    Method,
+    Outcome,
+    Trial,
+    as_markdown,
+    best,
+    read_methods,
+    rows,
+    trials_of,
+)
+
+
+def trial(rate, steps=10, name="rope"):
+    settings = {"scheduler.params.max_lr": rate, "gpt.max_train_steps": steps}
+    return Trial(Method(name, ("--model_file", "rope.py")), settings, 2_000_000)
+
+
+def test_each_method_gets_the_steps_that_the_flops_buy(sample, tmp_path):
+    config = write_run(tmp_path, gpt={"data_root": str(sample)})
+    resolved = load(config)
+    per_step = resolved.batch.train_batch_size * resolved.model.seq_len
+    # 6 * (weights of the GEMMs) and causal attention, by hand
+    shape = resolved.model
+    width = shape.n_heads * shape.head_dim
+    weights = shape.n_layers * (4 * width * shape.h_dim + 2 * shape.h_dim * shape.mlp_dim)
+    weights += shape.vocab_size * shape.h_dim
+    flops = 6 * weights + 6 * shape.n_layers * shape.seq_len * width
+    wider = Method("wider", ("--mlp_dim", str(2 * shape.mlp_dim)))
+    budget = 100.2 * flops * per_step
+    plain = trials_of(config, Method("plain", ()), [0.5, 1.0], budget)
+    assert [each.steps for each in plain] == [100, 100]
+    assert [each.rate for each in plain] == [resolved.schedule.max_lr / 2, resolved.schedule.max_lr]
+    assert plain[0].settings["scheduler.params.decay_steps"] == 100
+    more = 12 * shape.n_layers * shape.h_dim * shape.mlp_dim
+    expected = round(budget / ((flops + more) * per_step))
+    assert [each.steps for each in trials_of(config, wider, [1.0], budget)] == [expected]
+
+
+def test_the_best_rate_is_that_of_the_lowest_loss():
+    trials = [trial(rate) for rate in (1e-3, 2e-3, 4e-3)]
+    assert best(trials, [3.0, 2.9, math.nan]).rate == 2e-3
+    with pytest.raises(UserError, match="rope diverges at every rate: 0.001, 0.002, 0.004"):
+        best(trials, [math.nan] * 3)
+
+
+def test_the_table_holds_each_against_the_first():
+    rates = (1e-3, 2e-3, 4e-3)
+    baseline = Outcome(trial(2e-3, name="baseline"), rates, (3.00, 3.01, 3.02), 0, 1_000)
+    rope = Outcome(trial(4e-3), rates, (2.90, 2.92), 1, 900)
+    first, second = rows([baseline, rope])
+    # s = 0.01 of three: 4.303 * 0.01 / sqrt(3)
+    assert first[-4:] == ["10", "0.002", "3.0100 ± 0.0248", ""]
+    assert second[-4:-1] == ["10", "0.004 (at the edge)", "2.9100 ± 0.1271 (1 diverged)"]
+    assert second[-1].startswith("-0.1000 ± ")
+    assert as_markdown([baseline, rope]).splitlines()[1].count("---") == len(first)
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("[]", "not a block of names and options"),
+        ("{}", "not a block of names and options"),
+        ('{"a": 1}', "not a block of names and options"),
+        ('{"a": "--x \'"}', "No closing quotation"),
+        ('{"../a": ""}', "give letters, digits"),
+        ("{", "methods.json"),
+    ],
+)
+def test_methods_that_are_none_are_refused(tmp_path, text, sentence):
+    (tmp_path / "methods.json").write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_methods(tmp_path / "methods.json")
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_study_from_end_to_end(sample, tmp_path, run_command):
+    config = write_run(tmp_path, gpt={"data_root": str(sample), "eval_every": 0})
+    (tmp_path / "methods.json").write_text(
+        json.dumps({"baseline": "", "rope": "--model_file modern --model_options.rope 100"})
+    )
+    command = [sys.executable, ROOT / "tools/study.py", "--ds_config", config, "--methods"]
+    command += ["methods.json", "--factors", "1", "2", "--seeds", "1", "2", "--out", "study"]
+    command += ["--flops", "3e9", "--markdown", "table.md"]
+    done = run_command([*command], tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert table.count("±") == 3
+    again = run_command([*command], tmp_path)
+    assert (tmp_path / "table.md").read_text() == table and "--- run" not in again.stdout
