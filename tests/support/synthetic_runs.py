@@ -172,6 +172,8 @@ def give_own_code(folder, text, block="model_file", name="rope.py", **arguments)
     "optimizer_file"."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     facts = {"name": name, "hash": hash_of(name, {name: digest}), "files": {name: digest}}
+    if block == "model_file":
+        facts |= {"flops_per_token": FLOPS_PER_TOKEN, "flops_counted": FLOPS_PER_TOKEN}
     of_build = {"model_file": "model_options", "optimizer_file": "optimizer_options"}[block]
     amend(folder, {block: facts, f"run/gpt/{block}": f"mine/{name}"})
     if arguments:
