@@ -203,6 +203,8 @@ class Options:
     )
 
 
+# of an optimizer of the user's own, before a run with it
+TRIAL_STEPS = 50
 OPTIMIZER_FILE = "gpt.optimizer_file"
 OPTIMIZER_OPTIONS = "gpt.optimizer_options"
 OPTION_KEYS = {entry.name: entry.metadata["key"] for entry in dataclasses.fields(Options)}

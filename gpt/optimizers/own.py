@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from gpt.architecture.own_module import BUILD
 from gpt.architecture.own_python import function_of, telling
+from gpt.config.keys import is_number
+from gpt.config.options import TRIAL_STEPS
 from gpt.config.own_code import OwnCode
 from gpt.errors import UserError, in_brief
 
@@ -30,6 +32,7 @@ Shapes = Mapping[str, tuple[int, ...]]  # {parameter name: shape}
 SIGNATURE = "build(named_parameters, **options) -> torch.optim.Optimizer"
 Tensors = Mapping[str, nn.Parameter]
 MEND = "mend it"
+STAGE_0 = "use --zero_optimization.stage 0, in fp32"
 # of a trial: the most rows and columns of a parameter, the largest for which all have so many
 # elements; its steps; and into how many stretches a flat group is cut
 LONGEST = (256, 128, 64, 32, 12)
@@ -60,12 +63,25 @@ def build_optimizer(
         raise UserError(
             f"{code.path}: the optimizer {what}", mend="give it every parameter, each once"
         )
-    if any("lr" not in group for group in optimizer.param_groups):
+    for group in optimizer.param_groups:
+        _require_rates(code, group)
+    return optimizer
+
+
+def _require_rates(code: OwnCode, group: Mapping[str, Any]) -> None:
+    """Raise UserError where a group has no learning rate that a schedule can set."""
+    if "lr" not in group:
         raise UserError(
             f'{code.path}: a group of the optimizer\'s parameters has no learning rate "lr"',
             mend="keep it there, where the schedule sets it",
         )
-    return optimizer
+    for name in ("lr", "lr_scale"):
+        value = group.get(name, 1.0)
+        if not is_number(value) or not 0 <= value < math.inf:
+            raise UserError(
+                f'{code.path}: "{name}" of a group of the optimizer\'s parameters is {value!r}',
+                mend="give a number of at least 0",
+            )
 
 
 def build_for_zero(
@@ -93,9 +109,21 @@ def require_fitting(
     def build(parameters: Tensors) -> torch.optim.Optimizer:
         return build_optimizer(code, options, parameters.items())
 
-    shapes = _cut_down(shapes)
+    # a few steps of large parameters, and many of small ones, for what begins later
+    for longest, steps in ((_longest(shapes), STEPS), (LONGEST[-1], TRIAL_STEPS)):
+        small = {name: tuple(min(n, longest) for n in shape) for name, shape in shapes.items()}
+        _try(code, build, small, steps, zero_stage)
+
+
+def _try(
+    code: OwnCode,
+    build: Callable[[Tensors], torch.optim.Optimizer],
+    shapes: Shapes,
+    steps: int,
+    zero_stage: int,
+) -> None:
     whole = _drawn(shapes, 0)
-    gradients = [_drawn(shapes, step + 1) for step in range(STEPS)]
+    gradients = [_drawn(shapes, step + 1) for step in range(steps)]
     with torch.random.fork_rng(devices=[]):
         optimizer = build(whole)
         if optimizer.state:
@@ -115,17 +143,18 @@ def require_fitting(
             raise UserError(
                 f"{code.path}: the optimizer needs whole matrices (of flat stretches it makes"
                 f" other steps), and ZeRO stage {zero_stage} has none",
-                mend="use --zero_optimization.stage 0, in fp32",
+                mend=STAGE_0,
             )
 
 
-def _cut_down(shapes: Shapes) -> Shapes:
-    """Shapes of as many dimensions, small enough for a trial; equal ones stay equal."""
+def _longest(shapes: Shapes) -> int:
+    """The most rows and columns for which a trial's parameters have no more than MOST_ELEMENTS, so
+    that equal shapes stay equal."""
     for longest in LONGEST:
-        small = {name: tuple(min(n, longest) for n in shape) for name, shape in shapes.items()}
-        if sum(map(math.prod, small.values())) <= MOST_ELEMENTS:
+        sizes = [math.prod(min(n, longest) for n in shape) for shape in shapes.values()]
+        if sum(sizes) <= MOST_ELEMENTS:
             break
-    return small
+    return longest
 
 
 def _drawn(shapes: Shapes, seed: int) -> Tensors:
@@ -179,13 +208,11 @@ def _makes_the_same(
         members[key] = [names[parameter] for parameter in group["params"]]
         stretches[key] = nn.Parameter(_stretch(parameters, members[key], rank))
         group["params"] = [stretches[key]]
-    try:
-        with torch.random.fork_rng(devices=[]), telling(code, "the optimizer's step"):
-            for gradient in gradients:
-                flat = {key: _stretch(gradient, group, rank) for key, group in members.items()}
-                _step(optimizer, stretches, flat)
-    except UserError:  # of a vector, where it needs a matrix
-        return False
+    what = "the optimizer's step of a flat stretch, as ZeRO has them,"
+    with torch.random.fork_rng(devices=[]), telling(code, what, STAGE_0):
+        for gradient in gradients:
+            flat = {key: _stretch(gradient, group, rank) for key, group in members.items()}
+            _step(optimizer, stretches, flat)
     return all(
         torch.allclose(stretches[key], _stretch(whole, group, rank), rtol=1e-4, atol=1e-6)
         for key, group in members.items()

@@ -155,9 +155,9 @@ def test_the_command_line_replaces_the_files_optimizer(tmp_path):
     (tmp_path / "mine.py").write_text("def build(named_parameters): ...")
     adam = {"optimizer": {"type": "Adam", "params": {"betas": [0.9, 0.98], "eps": 1e-9}}}
     own = {"gpt.optimizer_file": str(tmp_path / "mine.py")}
-    assert notices_of(own, **adam) == (
-        "optimizer of the file is left out: gpt.optimizer_file replaces it",
-    )
+    replaced, on_trial = notices_of(own, **adam)
+    assert replaced == "optimizer of the file is left out: gpt.optimizer_file replaces it"
+    assert on_trial.startswith("optimizer_file is taken to work element by element, as ZeRO stage")
     assert notices_of({"optimizer.type": "Lion"}, **adam) == (
         "optimizer.params of the file that Lion does not have are left out: eps",
     )

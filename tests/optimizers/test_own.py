@@ -63,7 +63,10 @@ WHOLE = {
         "p -= group['lr'] * (p.grad.sign() if p.ndim < 2 or"
         " min(p.shape) < 7 else p.grad / p.grad.norm())"
     ),
-    "a vector is refused": stepping("assert p.ndim == 2 or p.numel() < 400", "p -= p.grad"),
+    "from step 20 on": stepping(
+        "count = self.state[p]['count'] = self.state[p].get('count', 0) + 1",
+        "p -= group['lr'] * p.grad / (p.grad.norm() if count > 20 else 1)",
+    ),
     "Adafactor": returning(f"torch.optim.Adafactor({ALL}, lr=0.01)"),
 }
 
@@ -123,6 +126,24 @@ def test_those_that_need_whole_matrices_fit_stage_0_alone(name, tmp_path):
 )
 def test_what_is_no_optimizer_gets_its_sentence(text, sentence, tmp_path):
     with pytest.raises(UserError, match=re.escape(sentence)):
+        require_fitting(code_of(tmp_path, text), {}, SHAPES, 1)
+
+
+def test_a_step_that_fails_of_flat_stretches_is_told_with_its_line(tmp_path):
+    code = code_of(tmp_path, stepping("assert p.ndim == 2 or len(p) < 400, p.shape", "p -= p.grad"))
+    require_fitting(code, {}, SHAPES, 0)
+    with pytest.raises(UserError) as error:
+        require_fitting(code, {}, SHAPES, 1)
+    assert str(error.value).startswith(
+        f"{code.path}:12: the optimizer's step of a flat stretch, as ZeRO has them, fails (Asserti"
+    )
+    assert str(error.value).endswith(": use --zero_optimization.stage 0, in fp32")
+
+
+@pytest.mark.parametrize("value", ["'x'", "float('nan')", "-1", "torch.ones(())"])
+def test_rates_that_are_no_numbers(value, tmp_path):
+    text = returning(f"torch.optim.SGD([{{'params': {ALL}, 'lr_scale': {value}}}], lr=1)")
+    with pytest.raises(UserError, match='"lr_scale" of a group of the optimizer\'s parameters is'):
         require_fitting(code_of(tmp_path, text), {}, SHAPES, 1)
 
 
