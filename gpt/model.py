@@ -164,6 +164,13 @@ class Head(nn.Module):
         return linear_cross_entropy(hidden, self.weight, targets, self.kernels)
 
 
+def eager_without_gradients(is_compiled: bool) -> AbstractContextManager:
+    """Inside, what is compiled for training runs eagerly where no gradients are asked for."""
+    if is_compiled and not torch.is_grad_enabled():
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()
+
+
 class GPT(nn.Module):
     """A decoder-only transformer with learned positions.
 
@@ -249,7 +256,7 @@ class GPT(nn.Module):
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         stream = self.embed(tokens, positions)
-        with self._eager_without_gradients():
+        with eager_without_gradients(self._compiled):
             branch, stream = self._through_blocks(stream, scored)
         hidden, _ = self.ln_f(branch, stream)  # (B, T, C), or (N, C) of scored positions
         if targets is None:
@@ -257,11 +264,6 @@ class GPT(nn.Module):
         if scored is None:
             return self.head(hidden.flatten(0, 1), targets.flatten())
         return self.head(hidden, targets[scored], score=True)
-
-    def _eager_without_gradients(self) -> AbstractContextManager:
-        if self._compiled and not torch.is_grad_enabled():
-            return torch.compiler.set_stance("force_eager")
-        return nullcontext()
 
     def _through_blocks(
         self, stream: Tensor, scored: Scored | None

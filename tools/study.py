@@ -4,7 +4,7 @@
         --factors 0.5 1 2 --seeds 1 2 3 --flops 3e12 --out runs/study --markdown table.md
 
 methods.json holds {name: options of train.py}, such as {"baseline": "", "rope": "--model_file
-modern --model_options.rope true"}. Every run gets the steps that --flops buy at its model's FLOPs
+modern --model_options.rope 10000"}. Every run gets the steps that --flops buy at its model's FLOPs
 per token. First each method is trained at each of --factors times its own max_lr, under
 --tuning_seed; then at the best of them under each of --seeds. The table holds every method against
 the first one; intervals are of 95%, over seeds. Whatever ends it, the same command goes on.

@@ -22,7 +22,7 @@ from gpt.kernels.linear_cross_entropy import (
     score_tokens,
 )
 from gpt.kernels.triton_shared import statistics_dtype
-from gpt.model import Scored
+from gpt.model import Scored, eager_without_gradients
 
 # what a module of a model file may tell of itself
 OUTPUT_LAYER = "output_layer"
@@ -88,7 +88,8 @@ class LanguageModel(nn.Module):
         self.head = OutputLayer(weight, cap, kernels) if weight is not None else None
         self._cap = cap
         self._kernels = kernels
-        if compile != "none":
+        self._is_compiled = compile != "none"
+        if self._is_compiled:
             compile_blocks(body, code, compile)
         if activation_checkpointing:
             recompute_blocks(body, code)
@@ -112,7 +113,8 @@ class LanguageModel(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         # all names first: a parameter put in its place meanwhile would come again by its second one
         for name, parameter in list(self.body.named_parameters()):
-            values = draw_one(name, parameter.shape, generator)
+            with telling(self.code, INITIAL_WEIGHT):
+                values = draw_one(name, parameter.shape, generator)
             if not torch.is_tensor(values) or values.shape != parameter.shape:
                 raise UserError(
                     f"{self.code.path}: {INITIAL_WEIGHT} gives no tensor of the shape"
@@ -133,7 +135,7 @@ class LanguageModel(nn.Module):
     def outputs(self, tokens: Tensor) -> Tensor:
         """What the module makes of tokens (B, T): hidden states (B, T, C), or logits (B, T, V)
         where it names no output layer. Raises UserError where it makes something else."""
-        with telling(self.code, "forward"):
+        with telling(self.code, "forward"), eager_without_gradients(self._is_compiled):
             output = self.body(tokens)
         self._require_shape(output, tokens)
         return output

@@ -3,17 +3,22 @@
 import builtins
 import hashlib
 import sys
+import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from gpt.config.code import PACKAGE
 from gpt.config.own_code import OwnCode
 from gpt.errors import RunError, UserError, in_brief
 
+# names of the modules that own code becomes
+_OWN = "own_"
 MEND = "mend it; tools/check_model.py tries a model file on its own"
 # what code of others may raise; an interrupt goes through
 _ANY = (Exception, SystemExit)
@@ -68,11 +73,30 @@ def _module_of(code: OwnCode) -> ModuleType:
     """Run once for each content at each place; what it imports from beside it stands below it, so
     that files of the same names elsewhere do not meet."""
     place = hashlib.sha256(str(code.path.resolve()).encode()).hexdigest()[:8]
-    name = f"own_{code.hash}_{place}"
+    name = f"{_OWN}{code.hash}_{place}"
     if name not in sys.modules:
+        before = set(sys.modules)
         with telling(code, "importing it"):
             _Importer(code, name).run(code.name, name)
+        _require_installed(code, set(sys.modules) - before)
     return sys.modules[name]
+
+
+def _require_installed(code: OwnCode, names: Iterable[str]) -> None:
+    """Raise UserError where modules that the code has loaded are neither among its files nor
+    installed: no run would keep them, nor notice that they changed."""
+    installed = [Path(path) for path in sysconfig.get_paths().values()]
+    homes = [path.resolve() for path in (*installed, PACKAGE)]
+    for name in sorted(names):
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is None or name.startswith(_OWN):
+            continue
+        folders = Path(file).resolve().parents
+        if not any(home in folders for home in homes):
+            raise UserError(
+                f"{code.path} imports {name} from {file}, which the run could not keep",
+                mend=f"put it into one file beside {code.name}, or install it",
+            )
 
 
 class _Importer:

@@ -128,7 +128,8 @@ def override(draft: Draft, overrides: dict[str, Any]) -> None:
 
 
 def _take_out(draft: Draft, path: str) -> None:
-    if key_at(path) is None and draft.get(path) is None:
+    is_argument = is_of_arguments(path.rpartition(".")[0])
+    if key_at(path) is None and draft.get(path) is None and not is_argument:
         # whatever its value, the check of the whole tree tells that the key is unknown
         draft.put(path, "null", COMMAND_LINE)
         return

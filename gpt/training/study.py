@@ -84,7 +84,7 @@ class Outcome:
 
 def read_methods(path: Path) -> list[Method]:
     """The methods in a JSON file, {name: options of train.py as one text}. Raises UserError."""
-    mend = 'give {"baseline": "", "rope": "--model_file modern --model_options.rope true"}'
+    mend = 'give {"baseline": "", "rope": "--model_file modern --model_options.rope 10000"}'
     try:
         tree = parse_json(read_text(path))
     except (OSError, ValueError) as error:

@@ -89,6 +89,17 @@ def build(shape):
     assert module(None) == 1
 
 
+def test_what_is_not_kept_with_the_run_is_refused(tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "layers_of_mine.py").write_text("x = 1\n")
+    text = f"import sys\nsys.path.insert(0, {str(tmp_path / 'lib')!r})\nimport layers_of_mine\n"
+    try:
+        with pytest.raises(UserError, match="imports layers_of_mine from .*could not keep"):
+            build_module(code_of(tmp_path / "a", text), SHAPE, {})
+    finally:
+        sys.path.remove(str(tmp_path / "lib"))
+
+
 def test_buffers_that_are_drawn_are_the_same_in_every_build(tmp_path):
     text = TIED.replace("torch.arange(3.0)", "torch.rand(3) + numpy.random.rand()")
     code = code_of(tmp_path, "import numpy\n" + text)

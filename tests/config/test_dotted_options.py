@@ -233,6 +233,14 @@ def test_the_tools_take_them_too(name, own, load_tool, monkeypatch):
     assert overrides["fp16.enabled"] is False
 
 
+def test_an_argument_may_be_taken_out(tmp_path):
+    (tmp_path / "model.py").write_text("")
+    gpt = {"model_file": str(tmp_path / "model.py"), "model_options": {"base": 500, "depth": 2}}
+    overrides = overrides_of("--model_options.base null --model_options.other null")
+    config = resolve(tiny_run(gpt=gpt), "tiny", overrides=overrides)
+    assert config.options.model_options == {"depth": 2}
+
+
 def test_of_an_option_that_is_repeated_the_last_one_counts():
     assert overrides_of("--seed 1 --fp16.enabled true --seed 2 --fp16.enabled false") == {
         "gpt.seed": 2,
