@@ -3,11 +3,10 @@ committed when whole."""
 
 import math
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +17,7 @@ from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.code_files import write_code
 from gpt.checkpoint.manifest import Manifest, Probe, same_loss
+from gpt.checkpoint.pending import Pending
 from gpt.checkpoint.weights import check
 from gpt.checkpoint.zero_files import FullState, read_state
 from gpt.cluster.world import World
@@ -89,7 +89,7 @@ class Saver:
         self._saved: Manifest | None = None
         # the last evaluation: its step, and whether it scored the whole split
         self._evaluation: tuple[int, bool] | None = None
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         # why the last save failed; None where it did not
         self.failure: str | None = None
         self._report = report
@@ -127,7 +127,7 @@ class Saver:
         failure = self._agreed_hindrance(manifest.probe.loss, staged) or self._engine.save(
             self.folder, staged.name, {"step": course.step}
         )
-        pending = self._pending = _Pending(manifest, staged, began, failure)
+        pending = self._pending = Pending(manifest, staged, began, failure)
         pending.run(lambda: self._hash(pending))
         pending.pause = time.perf_counter() - began
 
@@ -198,7 +198,7 @@ class Saver:
         else:
             self._failed(pending)
 
-    def _committed(self, pending: "_Pending"):
+    def _committed(self, pending: Pending):
         """Tell of a checkpoint that stands."""
         if pending.not_removed is not None:
             self._say(
@@ -217,7 +217,7 @@ class Saver:
             }
         )
 
-    def _failed(self, pending: "_Pending"):
+    def _failed(self, pending: Pending):
         """Tell of a checkpoint that could not be written, and remove what there is of it."""
         step = pending.manifest.step
         if self._world.gather(self._is_saved_one_removed())[0]:
@@ -284,7 +284,7 @@ class Saver:
             return f"{staged} is a link, where a folder of ours should be"
         return None
 
-    def _hash(self, pending: "_Pending"):
+    def _hash(self, pending: Pending):
         """Add what all ranks share (rank 0), and hash this rank's files."""
         if pending.failure is None:
             if self._world.rank == 0:
@@ -293,7 +293,7 @@ class Saver:
                 write_code(pending.staged, self._config.own_code)
             pending.files = folders.own_files(pending.staged, self._world.rank)
 
-    def _commit(self, pending: "_Pending"):
+    def _commit(self, pending: Pending):
         options = self._config.options
         pending.failure = self._lost_folder()
         if pending.failure is not None:
@@ -383,30 +383,3 @@ def _how(ranks: int, zero_stage: int, precision: str) -> str:
 
 def _with_evaluation(manifest: Manifest, whole: bool) -> Manifest:
     return replace(manifest, evaluated_step=manifest.step, evaluated_whole=whole)
-
-
-@dataclass
-class _Pending:
-    """A save that is under way, and the thread that works on it."""
-
-    manifest: Manifest
-    staged: Path
-    began: float  # of time.perf_counter
-    failure: str | None
-    files: dict = field(default_factory=dict)  # of this rank, hashed
-    committing: bool = False
-    pause: float | None = None  # seconds that training waited
-    bytes: int | None = None
-    not_removed: str | None = None  # why an old checkpoint could not be removed
-    thread: threading.Thread = field(init=False)
-
-    def run(self, work: Callable[[], None]) -> None:
-        def noting_failure() -> None:
-            try:
-                work()
-            # whatever it is: what this rank did not do must not go unnoticed
-            except Exception as error:
-                self.failure = in_brief(error)
-
-        self.thread = threading.Thread(target=noting_failure)
-        self.thread.start()

@@ -38,13 +38,13 @@ from gpt.engine import acceptance, loss_scale, muon, read_back
 from gpt.engine.acceptance import settings_of
 from gpt.engine.device import prepare_gpu
 from gpt.engine.gradients import find_by_norm, forget, sum_in_fp32
+from gpt.engine.layouts import shards_of
 from gpt.engine.loss_scale import LossScaleExhausted
 from gpt.engine.nonfinite import first_nonfinite
 from gpt.engine.optimizer import initialize_arguments, mark_for_muon, tell_names
 from gpt.engine.placement import keeping_buffers, place
 from gpt.engine.read_back import keeping_settings, reading
 from gpt.engine.schedule import Schedule, set_lr
-from gpt.engine.shards import shards_of
 from gpt.errors import RunError, UserError
 from gpt.model import GPT, Block
 from gpt.optimizers.groups import groups_of, muon_matrices
