@@ -41,7 +41,7 @@ from gpt.engine.gradients import find_by_norm, forget, sum_in_fp32
 from gpt.engine.layouts import shards_of
 from gpt.engine.loss_scale import LossScaleExhausted
 from gpt.engine.nonfinite import first_nonfinite
-from gpt.engine.optimizer import initialize_arguments, mark_for_muon, tell_names
+from gpt.engine.optimizer import initialize_arguments, mark_for_muon, tell_names, without_steps
 from gpt.engine.placement import keeping_buffers, place
 from gpt.engine.read_back import keeping_settings, reading
 from gpt.engine.schedule import Schedule, set_lr
@@ -351,13 +351,14 @@ class Engine:
         return applied
 
     def _pass_over(self):
-        """Stage 0, where nothing else keeps a bad gradient from the weights: an optimizer step
-        without gradients does nothing, and its schedule is set back."""
+        """Stage 0, where nothing else keeps a bad gradient from the weights: DeepSpeed's step
+        without the optimizer's own, and its schedule is set back."""
         for parameter in self._names:
             parameter.grad = None
         schedule = self._ds.lr_scheduler
         before = schedule.state_dict() if schedule is not None else None
-        self._ds.step()
+        with without_steps(self._ds.optimizer):
+            self._ds.step()
         if schedule is not None:
             schedule.load_state_dict(before)
         set_lr(self._ds)
