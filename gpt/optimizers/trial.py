@@ -11,7 +11,7 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,8 @@ LONGEST = (256, 128, 64, 32, 12)
 MOST_ELEMENTS = 1 << 22
 STEPS = 3
 RATE = 0.01
+# what a state may be besides tensors
+PLAIN = (bool, int, float, str, type(None))
 # into how many a flat group is cut
 STRETCHES = 2
 
@@ -107,7 +109,7 @@ class _Trial:
         self,
         optimizer: torch.optim.Optimizer,
         parameters: Tensors,
-        gradients: list[Tensors],
+        gradients: Sequence[Mapping[str, Tensor]],
         rate: float = RATE,
         what: str = "the optimizer's step",
         mend: str = MEND,
@@ -264,12 +266,28 @@ class _Trial:
                 )
             what = "the optimizer's step of a flat stretch, as ZeRO has them,"
             self._make_steps(optimizer, stretches, flat, what=what, mend=STAGE_0)
+            self._require_cuttable(optimizer)
         return all(
             torch.allclose(
                 stretches[key], _stretch(self._at_end, group, rank), rtol=1e-4, atol=1e-6
             )
             for key, group in members.items()
         )
+
+    def _require_cuttable(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise UserError where a state can be brought to no other ranks. optimizer: of flat
+        stretches."""
+        for stretch, state in optimizer.state.items():
+            for key, value in state.items():
+                is_of_weights = torch.is_tensor(value) and value.shape == stretch.shape
+                is_number = torch.is_tensor(value) and value.numel() == 1
+                if not (is_of_weights or is_number or isinstance(value, PLAIN)):
+                    raise UserError(
+                        f"{self._code.path}: the optimizer's state {key!r} is neither a tensor of"
+                        " the parameter's shape nor a number, and ZeRO cuts states up with the"
+                        " parameters",
+                        mend=f"keep several states of that shape, or {STAGE_0}",
+                    )
 
 
 @contextmanager

@@ -117,7 +117,10 @@ def test_buffers_that_are_drawn_are_the_same_in_every_build(tmp_path):
         ("import nowhere\n", r"model.py:1: importing it fails \(ModuleNotFoundError: .*nowhere"),
         ("def build(shape):\n    a = 1\n    return b\n", r"model.py:3: build fails \(NameError"),
         ("import parts\n", r"parts.py:2: importing it fails \(ZeroDivisionError"),
-        ("def build(shape, depth):\n    pass\n", "build needs the option 'depth': give --model_options.depth"),
+        (
+            "def build(shape, depth):\n    pass\n",
+            "build needs the option 'depth': give --model_options.depth",
+        ),
         ("raise SystemExit(3)\n", "importing it fails"),
     ],
 )

@@ -1,5 +1,6 @@
 """What --dry_run and --explain tell, against measurements and arithmetic of their own."""
 
+import hashlib
 import json
 import sys
 
@@ -461,3 +462,32 @@ def test_a_model_file_that_does_not_work_is_told_before_anything_else(own_config
     config = own_config(MODEL_FILE.replace("return self.layers(", "return self.nothing("))
     with pytest.raises(UserError, match=r"own.py:14: forward fails \(Attr"):
         report(config, None)
+
+
+OPTIMIZER_FILE = """
+import torch
+
+def build(named_parameters, momentum=0.9):
+    return torch.optim.SGD([p for _, p in named_parameters], lr=1e-3, momentum=momentum)
+"""
+
+
+def test_an_optimizer_file_is_named_and_tried(tmp_path, load_tool, monkeypatch, capsys):
+    train = load_tool("train", "gpt")
+    (tmp_path / "mine.py").write_text(OPTIMIZER_FILE)
+    config = write_run(tmp_path, gpt={"optimizer_file": str(tmp_path / "mine.py")})
+    start = ("--ds_config", config, "--run_dir", tmp_path / "run", "--dry_run")
+    momentum = ("--optimizer_options.momentum", "0.5")
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, (*start, *momentum))])
+    train.main()
+    digest = hashlib.sha256(OPTIMIZER_FILE.encode()).hexdigest()[:12]
+    line = f"optimizer      of mine.py {digest}, build(named_parameters, momentum=0.5)\n"
+    assert line in capsys.readouterr().out
+    assert train.mistake(*start, "--optimizer_options.momentun", "0.5") == (
+        f"{tmp_path}/mine.py: build takes no option 'momentun' (did you mean 'momentum'?): change"
+        " --optimizer_options.momentun (it takes momentum)"
+    )
+    (tmp_path / "mine.py").write_text(
+        OPTIMIZER_FILE.replace("SGD(", "Adafactor(").replace("momentum=momentum", "")
+    )
+    assert "the optimizer needs whole matrices" in train.mistake(*start)

@@ -182,6 +182,44 @@ def check(kind, stages, ranks, folder, capfd):
                 )
 
 
+DECAYING = """
+import torch
+
+class Decaying(torch.optim.Optimizer):
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                count = self.state[p]["count"] = self.state[p].get("count", 0) + 1
+                p.mul_(1 - 0.1 * group["lr"])
+                if p.grad is not None:
+                    p.sub_(p.grad.sign(), alpha=group["lr"] / count)
+
+def build(named_parameters):
+    return Decaying([p for name, p in named_parameters], {"lr": 0.1})
+"""
+
+
+def test_a_step_that_is_left_out_is_none_of_the_optimizers_at_stage_0(tmp_path, capfd):
+    (tmp_path / "half.py").write_text(DECAYING)
+
+    def rank():
+        engine = engine_of(config_of("own", 0, tmp_path, 1), boundary.connect())
+        rows = batches(config_of("own", 0, tmp_path, 1), 1)[:, 0].numpy()
+        parameters = dict(engine.module.named_parameters())
+        first = {name: p.detach().clone() for name, p in parameters.items()}
+        lr = engine.lr
+        assert not engine.step(rows[0], accept=lambda loss: False).applied
+        assert all(torch.equal(p, first[name]) for name, p in parameters.items())
+        assert not engine._ds.optimizer.state
+        assert engine.lr == lr
+        assert engine.step(rows[0]).applied
+        assert not any(torch.equal(p, first[name]) for name, p in parameters.items())
+        boundary.disconnect()
+
+    assert [code for code, _ in fork_ranks(1, rank)] == [0], capfd.readouterr().err
+
+
 @pytest.mark.parametrize("kind, stages", [("Muon", (3, 2)), ("own", (0, 1))])
 def test_steps_and_states_are_those_of_the_plain_optimizer(kind, stages, tmp_path, capfd):
     check(kind, stages, 2, tmp_path, capfd)

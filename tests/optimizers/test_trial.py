@@ -145,3 +145,17 @@ def test_an_optimizer_that_draws_numbers_goes_on_with_its_own(tmp_path):
     torch.manual_seed(3)
     try_out(tmp_path, text, 0)
     assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("state", ["torch.zeros(2, *p.shape)", "[torch.zeros_like(p)] * 2"])
+def test_states_that_zero_cannot_cut_up_fit_stage_0_alone(state, tmp_path):
+    text = MOMENTUM.replace("torch.zeros_like(p))", f"{state})")
+    text = text.replace("mean = self.mean(p)", "mean = self.mean(p)[1]")
+    try_out(tmp_path, text, 0)
+    with pytest.raises(UserError) as error:
+        try_out(tmp_path, text, 3)
+    assert str(error.value) == (
+        f"{tmp_path / 'mine.py'}: the optimizer's state 'mean' is neither a tensor of the"
+        " parameter's shape nor a number, and ZeRO cuts states up with the parameters: keep several"
+        " states of that shape, or use --zero_optimization.stage 0 --fp16.enabled false"
+    )
