@@ -19,7 +19,7 @@ from gpt.config.identity import CHANGES
 from gpt.config.saved import CONFIG, write_config
 from gpt.errors import AgreedError, AgreedUserError, UserError, in_brief
 from gpt.evaluation import Evaluator, Tally, summary
-from gpt.locking import FolderLock, is_locked_by
+from gpt.locking import is_locked_by
 from gpt.metrics import events
 from gpt.metrics.activations import ActivationStatistics
 from gpt.metrics.meter import Meter
@@ -267,7 +267,8 @@ class Loop:
         """After a last save that failed, as rank 0 sees it."""
         saved_step = self._saver.saved_step or 0
         if self._lock is not None and not self._lock.holds:
-            return f"{where_it_went(self._config.run_dir, self._lock)}, with the run as of step {saved_step}"
+            place = where_it_went(self._config.run_dir, self._lock)
+            return f"{place}, with the run as of step {saved_step}"
         return f"mend that, and the same command goes on from step {saved_step}"
 
     def _agree(self) -> None:

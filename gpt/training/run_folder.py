@@ -1,5 +1,5 @@
 """What may lie in the folder that a run is kept in: nothing but what runs write. Looked at before
-anything is written there."""
+anything is written there. And where that folder is, once it was moved."""
 
 import os
 import stat
