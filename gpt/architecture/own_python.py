@@ -75,24 +75,29 @@ def _module_of(code: OwnCode) -> ModuleType:
     place = hashlib.sha256(str(code.path.resolve()).encode()).hexdigest()[:8]
     name = f"{_OWN}{code.hash}_{place}"
     if name not in sys.modules:
-        before = set(sys.modules)
+        modules, path = set(sys.modules), [*sys.path]
         with telling(code, "importing it"):
             _Importer(code, name).run(code.name, name)
-        _require_installed(code, set(sys.modules) - before)
+        added = [folder for folder in sys.path if folder not in path]
+        _require_kept(code, set(sys.modules) - modules, added)
     return sys.modules[name]
 
 
-def _require_installed(code: OwnCode, names: Iterable[str]) -> None:
+def _require_kept(code: OwnCode, names: Iterable[str], added: Iterable[str]) -> None:
     """Raise UserError where modules that the code has loaded are neither among its files nor
-    installed: no run would keep them, nor notice that they changed."""
+    installed: no run would keep them, nor notice that they changed.
+
+    added: folders in which the code has Python look for modules.
+    """
+    own = [folder.resolve() for folder in (Path(), code.path.parent, *map(Path, added))]
     installed = [Path(path) for path in sysconfig.get_paths().values()]
-    homes = [path.resolve() for path in (*installed, PACKAGE)]
+    others = [folder.resolve() for folder in (*installed, PACKAGE)]
     for name in sorted(names):
         file = getattr(sys.modules[name], "__file__", None)
         if file is None or name.startswith(_OWN):
             continue
-        folders = Path(file).resolve().parents
-        if not any(home in folders for home in homes):
+        folders = set(Path(file).resolve().parents)
+        if folders & set(own) and not folders & set(others):
             raise UserError(
                 f"{code.path} imports {name} from {file}, which the run could not keep",
                 mend=f"put it into one file beside {code.name}, or install it",

@@ -8,10 +8,10 @@ from gpt.architecture.language_model import WITHOUT_GRADIENT, LanguageModel
 from gpt.contract.subject import Subject, own_name
 from gpt.wording import listed
 
-# Step of a finite difference, in units of a parameter's numbers. Wide, so that a model that
-# computes in part in fp32 does not drown the difference in what it rounds; the error of the fourth
-# order that is left is far below what is tolerated.
-STEP = 1e-2
+# Steps of a finite difference, in units of a parameter's numbers, one of which must find the
+# gradient: one that is too short to meet the kinks of a ReLU, and one that is wide, so that a model
+# that computes in part in fp32 does not drown the difference in what it rounds.
+STEPS = (1e-6, 1e-2)
 WRONG = 0.01
 # of the largest derivative: below it a derivative is compared with this
 NEGLIGIBLE = 0.05
@@ -74,7 +74,8 @@ def are_right(subject: Subject) -> str:
         direction = noise * scale
         gradient = parameter.grad
         along = 0.0 if gradient is None else (gradient * direction).sum().item()
-        found[name] = along, _derivative(subject, model, parameter, direction, batch)
+        slopes = [_derivative(subject, model, parameter, direction, batch, step) for step in STEPS]
+        found[name] = along, min(slopes, key=lambda slope: abs(slope - along))
     largest = max(abs(measured) for _, measured in found.values())
     for name, (along, measured) in found.items():
         if abs(along - measured) > WRONG * max(abs(measured), NEGLIGIBLE * largest):
@@ -94,19 +95,21 @@ def _derivative(
     parameter: torch.nn.Parameter,
     direction: Tensor,
     batch: Tensor,
+    step: float,
 ) -> float:
-    """Of the loss along a direction of one parameter, by central differences at two steps."""
+    """Of the loss along a direction of one parameter, by central differences at a step and twice
+    that."""
     before = parameter.clone()
 
-    def slope(step: float) -> float:
+    def slope(length: float) -> float:
         losses = []
         for sign in (1, -1):
-            parameter.copy_(before + sign * step * direction)
+            parameter.copy_(before + sign * length * direction)
             losses.append(subject.loss(model, batch).item())
         parameter.copy_(before)
-        return (losses[0] - losses[1]) / (2 * step)
+        return (losses[0] - losses[1]) / (2 * length)
 
-    return (4 * slope(STEP) - slope(2 * STEP)) / 3
+    return (4 * slope(step) - slope(2 * step)) / 3
 
 
 def add_up(subject: Subject) -> str:

@@ -279,8 +279,20 @@ BAD = {
     ),
     "a norm over rows and time": (
         [(LAST, "x = (x - x.mean((0, 1))) / (0.1 + x.square().mean((0, 1)).sqrt())")],
+        "rows",
+        f": {MIXED}",
+    ),
+    "one token of the next chunk": (
+        [
+            (
+                LAST,
+                "if x.shape[1] > 7:\n"
+                "    x = torch.cat([x[:, :6], x[:, 6:8].sum(1, True), x[:, 7:]], 1)",
+            )
+        ],
         "causal",
-        f": {FUTURE}",
+        ": the model sees the future: with other tokens from position 7 on, its output at position"
+        " 6 is another (in train mode)",
     ),
     "a look behind the tokens": (
         [

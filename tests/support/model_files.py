@@ -90,6 +90,7 @@ GOOD = {
         (LAST, "x = x * self.scale.to(x.dtype)"),
     ],
     "zero at the start": [("# block", "nn.init.zeros_(self.out.weight)")],
+    "kinks": [("x = self.norm(x)", "x = self.norm(x).relu()")],
     "a recurrence": [("x = self.norm(x)", "x = self.norm(x.cumsum(1))")],
     "a parameter that is named as unused": [
         ("# model", "self.spare = nn.Parameter(torch.ones(2))\nself.without_gradient = ('spare',)")
