@@ -28,7 +28,7 @@ def trial(rate, steps=10, name="rope"):
 
 
 def test_each_method_gets_the_steps_that_the_flops_buy(sample, tmp_path):
-    config = write_run(tmp_path, gpt={"data_root": str(sample)})
+    config = write_run(tmp_path, gpt={"data_root": str(sample), "final_eval": True})
     resolved = load(config)
     per_step = resolved.batch.train_batch_size * resolved.model.seq_len
     # 6 * (weights of the GEMMs) and causal attention, by hand
