@@ -14,7 +14,7 @@ from gpt.config.optimizer_keys import (
     SCHEDULERS,
     WARMUP_STEPS,
 )
-from gpt.config.options import OPTIMIZER_FILE, OPTIMIZER_OPTIONS
+from gpt.config.options import OPTIMIZER_FILE_KEY, OPTIMIZER_OPTIONS_KEY
 from gpt.config.schedule import CooldownSchedule, own_schedule
 
 # type of a scheduler -> its parameter for the peak of the learning rate; "lr": the optimizer's
@@ -26,12 +26,12 @@ PEAKS = {
 
 
 def _optimizer_of_ones_own(draft: Draft) -> Iterator[Mistake]:
-    if draft.lacks(OPTIMIZER_FILE):
-        if not draft.lacks(OPTIMIZER_OPTIONS):
-            yield about(OPTIMIZER_OPTIONS, "are given, and no optimizer_file they are for")
-    elif None not in (draft.get(OPTIMIZER_FILE), draft.get("optimizer")):
+    if draft.lacks(OPTIMIZER_FILE_KEY):
+        if not draft.lacks(OPTIMIZER_OPTIONS_KEY):
+            yield about(OPTIMIZER_OPTIONS_KEY, "are given, and no optimizer_file they are for")
+    elif None not in (draft.get(OPTIMIZER_FILE_KEY), draft.get("optimizer")):
         yield about(
-            OPTIMIZER_FILE,
+            OPTIMIZER_FILE_KEY,
             "is set beside the block optimizer: leave one of them out (--optimizer null)",
         )
 
@@ -39,7 +39,7 @@ def _optimizer_of_ones_own(draft: Draft) -> Iterator[Mistake]:
 def _offload_of_others_than_adam(draft: Draft) -> Iterator[Mistake]:
     path = "zero_optimization.offload_optimizer"
     kind = draft.get("optimizer.type")
-    is_own = draft.get(OPTIMIZER_FILE) is not None
+    is_own = draft.get(OPTIMIZER_FILE_KEY) is not None
     if draft.get(f"{path}.device") in (None, "none") or not (is_own or kind in (MUON, LION)):
         return
     name = "one of optimizer_file" if is_own else kind
@@ -137,7 +137,7 @@ def _no_peak(draft: Draft) -> Iterator[Mistake]:
     peak = PEAKS.get(kind)
     if peak is None:
         return
-    if peak == "lr" and not draft.lacks(OPTIMIZER_FILE):
+    if peak == "lr" and not draft.lacks(OPTIMIZER_FILE_KEY):
         return  # the rate that its file gives it
     path = "optimizer.params.lr" if peak == "lr" else f"scheduler.params.{peak}"
     # WarmupDecayLR takes its own default, 0.001, whatever the optimizer's is
@@ -150,7 +150,7 @@ def _no_peak(draft: Draft) -> Iterator[Mistake]:
 
 
 def _no_learning_rate(draft: Draft) -> Iterator[Mistake]:
-    if not draft.lacks(OPTIMIZER_FILE):
+    if not draft.lacks(OPTIMIZER_FILE_KEY):
         return  # whose own rate is constant
     if draft.lacks("scheduler") and draft.lacks("optimizer.params.lr"):
         yield about(
