@@ -28,10 +28,8 @@ def main() -> None:
     args = parse()
     out = Path(args.out)
     stop = sweep.Stop()
-    trials = [
-        study.trials_of(args.ds_config, method, args.factors, args.flops)
-        for method in study.read_methods(args.methods)
-    ]
+    methods = study.read_methods(args.methods)
+    trials = study.plan(args.ds_config, methods, args.factors, args.flops)
     tuning = [
         [study.run_of(args.ds_config, trial, args.tuning_seed, out / "tuning") for trial in row]
         for row in trials
@@ -80,8 +78,8 @@ def parse():
             " it",
             mend="leave it out: its losses were chosen for being low",
         )
-    for name in ("factors", "seeds"):
-        values = getattr(args, name)
+    # as folders are called by them
+    for name, values in (("factors", [f"{f:g}" for f in args.factors]), ("seeds", args.seeds)):
         if len(set(values)) < len(values):
             raise UserError(f"command line: --{name} has a value twice", mend="give each once")
     if args.markdown:

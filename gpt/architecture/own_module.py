@@ -15,7 +15,6 @@ What the module may have besides:
     flops_per_token                  of its matrix products in training, where counting cannot tell
     fused_matrices                   {parameter name: how many equal matrices lie one under the
                                      other in it}, such as 3 of q, k and v, which Muon takes apart
-    without_gradient                 names of parameters that may stay without a gradient
     initial_weight(name, shape, generator) -> Tensor
                                      first values of each parameter; without it those that build
                                      gives them, after torch.manual_seed

@@ -115,12 +115,12 @@ def _require_optimizer(config: Config) -> None:
     is_muon = code is None and config.deepspeed["optimizer"]["type"] == MUON
     if code is None and not is_muon:
         return
-    model = Architecture.of(config).build()
+    architecture = Architecture.of(config)
     if code is None:
-        groups_of(model, config)
+        groups_of(architecture.build(), config)
         return
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    require_fitting(code, config.options.optimizer_options or {}, shapes, config.zero_stage)
+    options = config.options.optimizer_options or {}
+    require_fitting(code, options, architecture.shapes(), config.zero_stage)
 
 
 def _optimizer(block: dict[str, Any] | None) -> torch.optim.Optimizer:

@@ -15,6 +15,7 @@ from gpt.training.study import (
     Trial,
     as_markdown,
     best,
+    plan,
     read_methods,
     rows,
     trials_of,
@@ -27,7 +28,7 @@ def trial(rate, steps=10, name="rope"):
 
 
 def test_each_method_gets_the_steps_that_the_flops_buy(sample, tmp_path):
-    config = write_run(tmp_path, gpt={"data_root": str(sample)})
+    config = write_run(tmp_path, gpt={"data_root": str(sample), "final_eval": True})
     resolved = load(config)
     per_step = resolved.batch.train_batch_size * resolved.model.seq_len
     # 6 * (weights of the GEMMs) and causal attention, by hand
@@ -74,6 +75,8 @@ def test_the_table_holds_each_against_the_first():
         ('{"a": 1}', "not a block of names and options"),
         ('{"a": "--x \'"}', "No closing quotation"),
         ('{"../a": ""}', "give letters, digits"),
+        ('{"a": "", "a": "--seq_len 64"}', "the key 'a' stands twice"),
+        ('{"a": "--mlp_dim 8", "b": "--mlp_dim  8"}', "a and b have the same options"),
         ("{", "methods.json"),
     ],
 )
@@ -84,9 +87,33 @@ def test_methods_that_are_none_are_refused(tmp_path, text, sentence):
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ("--last_n 1", "rope is scored otherwise than baseline: last_n is 1 there"),
+        ("--max_eval_steps 1", "max_eval_steps is 1 there"),
+        ("--ds_config other.json", "--ds_config is not for a method"),
+        ("--dry_run", "--dry_run is not for a method"),
+        ("--init_from runs/other", "--init_from is not for a method"),
+        ("--seed 3", "--seed is not for a method"),
+        ("--max_train_steps 5", "--max_train_steps is not for a method"),
+        ("--final_eval false --eval_every 0", "neither final_eval nor eval_every"),
+        ("--scheduler.type WarmupLR --scheduler.params.warmup_max_lr 0.1", "no schedule of the"),
+    ],
+)
+def test_methods_that_would_not_be_comparable_are_refused(sample, tmp_path, words, sentence):
+    config = write_run(tmp_path, gpt={"data_root": str(sample), "final_eval": True})
+    methods = [Method("baseline", ()), Method("rope", tuple(words.split()))]
+    with pytest.raises(UserError) as caught:
+        plan(config, methods, [1.0], 1e12)
+    assert sentence in str(caught.value)
+
+
 @pytest.mark.slow
 def test_a_study_from_end_to_end(sample, tmp_path, run_command):
-    config = write_run(tmp_path, gpt={"data_root": str(sample), "eval_every": 0})
+    config = write_run(
+        tmp_path, gpt={"data_root": str(sample), "eval_every": 2, "final_eval": True}
+    )
     (tmp_path / "methods.json").write_text(
         json.dumps({"baseline": "", "rope": "--model_file modern --model_options.rope 100"})
     )
