@@ -199,6 +199,12 @@ def targets_of(args: argparse.Namespace, source: "Source") -> list[Target]:
             f"{source.config_file} does not tell which dataset the model was trained on",
             mend="give --data_root",
         )
+    if not args.data_root and not Path(root).exists():
+        raise UserError(
+            f"{source.config_file} tells of a model that was trained on {root}, which is not there"
+            f" as seen from {Path.cwd()}",
+            mend="name the dataset by --data_root, or text files by --text",
+        )
     from gpt.data.datasets import TAKEN_UNHASHED, Dataset
 
     if args.skip_data_hash:

@@ -67,7 +67,7 @@ def result(split, value):
         **dict.fromkeys(names, value),
         "tokens": 1234,
         "bytes": 5678,
-        "languini": {"normalised_ppl": value + 1},
+        "languini": {"normalised_ppl": value + 1, "tokens": 1000},
     }
 
 
@@ -89,6 +89,20 @@ def test_tables():
         "3.0000",
     ]
     assert len(head) == len(first) == len(second)
+
+
+def test_what_the_seed_project_does_not_score_is_no_number():
+    nan = float("nan")
+    short = result("text", 2.0) | {"languini": {"normalised_ppl": nan, "ppl": nan, "tokens": 0}}
+    lines = [line.split() for line in score_tables.in_full(short).splitlines()]
+    assert ["normalised", "perplexity", "2.0000", "-"] in lines
+    assert ["tokens", "scored", "1,234", "0"] in lines
+    assert score_tables.as_markdown([short]).splitlines()[-1].endswith("| 5,678 | - |")
+    # of a model that has diverged it is one
+    diverged = result("text", nan) | {"languini": {"normalised_ppl": nan, "tokens": 7}}
+    assert ["normalised", "perplexity", "nan", "nan"] in [
+        line.split() for line in score_tables.in_full(diverged).splitlines()
+    ]
 
 
 def test_a_table_of_checkpoints_has_their_steps():
@@ -373,3 +387,17 @@ def test_a_config_that_was_edited_by_hand(edit, words, weights, tmp_path, load_t
         tmp_path / "a.txt",
     )
     assert words in sentence and "\n" not in sentence
+
+
+def test_a_model_without_its_dataset_is_told_both_ways(weights, tmp_path, monkeypatch, load_tool):
+    config = read_config(weights.with_name("config.yaml"))
+    config_with("dataset.root", "data/books")(config)
+    write_config(tmp_path / "config.yaml", config)
+    monkeypatch.chdir(tmp_path)
+    sentence = load_tool("eval", "gpt").mistake(
+        *("--checkpoint_file", weights, "--config_file", "config.yaml")
+    )
+    assert sentence == (
+        "config.yaml tells of a model that was trained on data/books, which is not there as seen"
+        f" from {tmp_path}: name the dataset by --data_root, or text files by --text"
+    )

@@ -7,10 +7,10 @@ Writes loss and normalised perplexity over every axis that the runs have (steps,
 measured hours, reference accelerator-hours); learning rate, gradient norm, loss scale and
 throughput; and what the runs told about their weights and activations (--log_grads_every,
 --log_activations_every of train.py). Runs that differ only in their seeds become one line, their
-mean, with a band of one standard deviation. --scaling fits power laws to the final normalised
-losses of finished runs, one for each method, prints them with their uncertainty, and draws them
-with their crossings. A method keeps its hue and dashes in every figure. The same command writes the
-same bytes.
+mean, with a band of one standard deviation; once one of them is finished, of the finished ones.
+--scaling fits power laws to the final normalised losses of finished runs, one for each method,
+prints them with their uncertainty, and draws them with their crossings. A method keeps its hue and
+dashes in every figure. The same command writes the same bytes.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ explain_imports()
 from gpt.metrics.events import AXES
 from gpt.metrics.run import missing_axis
 from gpt.metrics.runs import read_runs
-from gpt.results.comparison import final_losses, group_by_seed
+from gpt.results.comparison import final_losses, group_by_seed, unfinished_siblings, with_runs
 from gpt.results.methods import add_same_code, same_code
 from gpt.results.scores import texts_differ
 
@@ -58,7 +58,7 @@ def main():
     output = figures.Output(out, args.format, args.title)
     paths = []
     if len(groups) <= MOST_LINES:
-        paths += draw_curves(groups, output, notices)
+        paths += draw_curves(without_unfinished_siblings(groups, notices), output, notices)
     else:
         notices.append(f"no curves: {len(groups)} lines cannot be told apart in a figure")
     if laws:
@@ -72,6 +72,14 @@ def main():
         return
     names = ", ".join(dict.fromkeys(path.stem for path in paths))
     print(f"{out}: {names} ({', '.join(f'.{name}' for name in args.format)})")
+
+
+def without_unfinished_siblings(groups, notices):
+    """The groups whose curves reach the end of their finished seeds; notices name the others."""
+    siblings = unfinished_siblings(groups)
+    notices += [f"{run.name} is left out: {run.state}" for run in siblings]
+    names = {run.name for run in siblings}
+    return with_runs(groups, lambda run: run.name not in names)
 
 
 def draw_curves(groups, output, notices):

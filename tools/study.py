@@ -28,10 +28,8 @@ def main() -> None:
     args = parse()
     out = Path(args.out)
     stop = sweep.Stop()
-    trials = [
-        study.trials_of(args.ds_config, method, args.factors, args.flops)
-        for method in study.read_methods(args.methods)
-    ]
+    methods = study.read_methods(args.methods)
+    trials = study.plan(args.ds_config, methods, args.factors, args.flops)
     tuning = [
         [study.run_of(args.ds_config, trial, args.tuning_seed, out / "tuning") for trial in row]
         for row in trials
@@ -44,9 +42,14 @@ def main() -> None:
     final = [
         [study.run_of(args.ds_config, trial, seed, out / "runs") for seed in args.seeds]
         for trial in chosen
+        if trial is not None
     ]
     train([run for row in final for run in row], out / "runs", stop)
-    outcomes = [study.outcome(row, trial, runs) for row, trial, runs in zip(trials, chosen, final)]
+    outcomes = []
+    remaining = iter(final)
+    for row, trial, trial_runs in zip(trials, chosen, tuning):
+        runs = trial_runs if trial is None else next(remaining)
+        outcomes.append(study.outcome(row, trial, runs))
     print(study.as_text(outcomes))
     if args.markdown:
         write_output("--markdown", args.markdown, study.as_markdown(outcomes))
@@ -80,8 +83,8 @@ def parse():
             " it",
             mend="leave it out: its losses were chosen for being low",
         )
-    for name in ("factors", "seeds"):
-        values = getattr(args, name)
+    # as folders are called by them
+    for name, values in (("factors", [f"{f:g}" for f in args.factors]), ("seeds", args.seeds)):
         if len(set(values)) < len(values):
             raise UserError(f"command line: --{name} has a value twice", mend="give each once")
     if args.markdown:
@@ -93,8 +96,7 @@ def train(runs: list[sweep.SweptRun], out: Path, stop: sweep.Stop) -> None:
     """Train what is not finished. Raises RunError where a run cannot be."""
     out.mkdir(parents=True, exist_ok=True)
     sweep.train_all(runs, out, [sys.executable], [], stop)
-    done = (sweep.FINISHED, sweep.DIVERGED)
-    unfinished = [run.name for run in runs if run.status not in done]
+    unfinished = [run.name for run in runs if not study.is_over(run)]
     if unfinished:
         reason = f"stopped by {stop.reason}" if stop.reason else "what stood in the way is above"
         raise RunError(

@@ -15,7 +15,6 @@ What the module may have besides:
     flops_per_token                  of its matrix products in training, where counting cannot tell
     fused_matrices                   {parameter name: how many equal matrices lie one under the
                                      other in it}, such as 3 of q, k and v, which Muon takes apart
-    without_gradient                 names of parameters that may stay without a gradient
     initial_weight(name, shape, generator) -> Tensor
                                      first values of each parameter; without it those that build
                                      gives them, after torch.manual_seed
@@ -36,7 +35,7 @@ import torch
 from torch import nn
 
 from gpt.architecture.own_python import BUILD, function_of, require_options, telling
-from gpt.config.options import MODEL_OPTIONS
+from gpt.config.options import MODEL_OPTIONS_KEY
 from gpt.config.own_code import OwnCode
 from gpt.config.shape import ModelConfig
 from gpt.errors import UserError
@@ -64,7 +63,7 @@ def build_module(
     Raises UserError where the file cannot do it.
     """
     build = build_of(code)
-    require_options(code, build, options, MODEL_OPTIONS, given=1)
+    require_options(code, build, options, MODEL_OPTIONS_KEY, given=1)
     full_shape = Shape(**dataclasses.asdict(shape), kernels=kernels)
     parameters = _on_paper() if seed is None else nullcontext()
     with telling(code, BUILD), torch.device("cpu"), parameters, _seeded(seed or 0):

@@ -29,6 +29,17 @@ def _linear_flops(x: tuple[int, ...], weight: tuple[int, ...], *others: Any, **n
     return 2 * math.prod(x) * weight[0]
 
 
+def _convolution_backward_flops(
+    gradient: tuple[int, ...], x: tuple[int, ...], weight: tuple[int, ...], *others: Any
+) -> int:
+    """As many as forward for each gradient that is asked for. torch's own formula counts those of a
+    grouped weight once for every group."""
+    *_, is_transposed, _, _, needed = others
+    places = x[2:] if is_transposed else gradient[2:]
+    of_x, of_weight, _ = needed
+    return 2 * math.prod(weight) * x[0] * math.prod(places) * (of_x + of_weight)
+
+
 def _trilinear_flops(*arguments: Any) -> int:
     """Of three factors, multiplied and summed; dimensions that each lacks are told after them."""
     shapes = []
@@ -59,7 +70,7 @@ def _fourier_to_real_flops(
     return _real_fourier_flops(tuple(real), dimensions)
 
 
-# what torch's registry lacks, with arguments by their shapes
+# what torch's registry lacks or has otherwise, with arguments by their shapes
 _FORMULAS: dict[Any, Callable[..., int]] = {
     aten.mv: _vector_flops,
     aten.dot: _vector_flops,
@@ -71,6 +82,7 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     aten.addbmm: _batches_added_flops,
     aten.addbmm_: _batches_added_flops,
     aten.linear: _linear_flops,
+    aten.convolution_backward: _convolution_backward_flops,
     aten._trilinear: _trilinear_flops,
     aten._fft_c2c: _fourier_flops,
     aten._fft_r2c: _real_fourier_flops,

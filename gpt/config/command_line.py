@@ -121,6 +121,34 @@ def _add_own_flags(parser: Parser) -> None:
             " each"
         ),
     )
+    _add_flags_on_paper(parser)
+    parser.add_argument(
+        "--skip_data_hash",
+        action="store_true",
+        default=False,
+        help=(
+            "evaluate on the held-out split without holding its tokens against their sha256 first,"
+            " which takes a second for each GB"
+        ),
+    )
+    parser.add_argument(
+        "--stopped_file",
+        metavar="FILE",
+        default=None,
+        help=(
+            "write the step to FILE once the run has been stopped and saved before its end, for a"
+            " script that starts the same command again"
+        ),
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", default=False, help="show DeepSpeed's own messages"
+    )
+    # appended by the launcher
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def _add_flags_on_paper(parser: Parser) -> None:
+    """Those by which nothing is trained."""
     parser.add_argument(
         "--dry_run",
         action="store_true",
@@ -150,29 +178,6 @@ def _add_own_flags(parser: Parser) -> None:
             " them"
         ),
     )
-    parser.add_argument(
-        "--skip_data_hash",
-        action="store_true",
-        default=False,
-        help=(
-            "evaluate on the held-out split without holding its tokens against their sha256 first,"
-            " which takes a second for each GB"
-        ),
-    )
-    parser.add_argument(
-        "--stopped_file",
-        metavar="FILE",
-        default=None,
-        help=(
-            "write the step to FILE once the run has been stopped and saved before its end, for a"
-            " script that starts the same command again"
-        ),
-    )
-    parser.add_argument(
-        "--verbose", action="store_true", default=False, help="show DeepSpeed's own messages"
-    )
-    # appended by the launcher
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 # kind of a value -> what --help calls it, where it is no type's name

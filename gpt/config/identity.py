@@ -157,6 +157,13 @@ def _says_something(path: str, value: Any) -> bool:
     return value is not None and value is not False
 
 
+def first_weights_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Origin of the weights that a run, or the first trunk of a branch, began from; nothing where
+    they were drawn. config: its config.yaml."""
+    began_from = config.get("began_from") or {}
+    return began_from.get("first_weights") or {} if "branch" in began_from else began_from
+
+
 def identity(config: Mapping[str, Any], equal_code: frozenset[str] = frozenset()) -> dict[str, Any]:
     """{path: value} of everything that runs must have in common to be seeds of each other.
 
@@ -167,11 +174,9 @@ def identity(config: Mapping[str, Any], equal_code: frozenset[str] = frozenset()
     settings.pop(SEED, None)
     # where its schedule was another until there, that is among the changes
     settings.pop("branch_from", None)
-    began_from = config.get("began_from") or {}
-    if "branch" in began_from:
-        began_from = began_from.get("first_weights") or {}
-    if "sha256" in began_from:
-        settings["init_from"] = began_from["sha256"]
+    first_weights = first_weights_of(config)
+    if "sha256" in first_weights:
+        settings["init_from"] = first_weights["sha256"]
     if "dataset.train" not in settings:
         # a config.yaml that tells the dataset as a whole
         settings["dataset"] = (config.get("dataset") or {}).get("fingerprint")

@@ -10,7 +10,7 @@ from gpt.config.draft import Draft
 from gpt.config.keys import Key
 from gpt.config.optimizer_keys import COOLDOWN, COSINE, CYCLE_STEPS, WARMUP_STEPS
 from gpt.config.option_names import key_at, option_of
-from gpt.config.options import OPTIMIZER_FILE, TRIAL_STEPS
+from gpt.config.options import OPTIMIZER_FILE_KEY, TRIAL_STEPS
 from gpt.config.reference import precision_of
 from gpt.config.run_config import leaves
 from gpt.config.schedule import own_schedule
@@ -47,7 +47,7 @@ def notices(draft: Draft) -> list[str]:
 
 def _an_optimizer_on_trial(draft: Draft) -> Iterator[str]:
     stage = draft.get("zero_optimization.stage")
-    if draft.get(OPTIMIZER_FILE) is not None and stage:
+    if draft.get(OPTIMIZER_FILE_KEY) is not None and stage:
         yield (
             f"optimizer_file is taken to work element by element, as ZeRO stage {stage} needs it,"
             f" since it does in a trial of {TRIAL_STEPS} steps; one that looks at whole matrices"

@@ -198,7 +198,8 @@ _LION = {
 _MUON = {
     "lr": Key(
         float,
-        doc=f"learning rate of the blocks' matrices; not with {COSINE}, which owns it",
+        doc="learning rate of the blocks' matrices; not with "
+        f"{' or '.join(OWN_SCHEDULERS)}, which own it",
         above=0,
     ),
     **_DECAY_MATRICES_ONLY,

@@ -205,9 +205,9 @@ class Options:
 
 # of an optimizer of the user's own, before a run with it
 TRIAL_STEPS = 50
-MODEL_OPTIONS = "gpt.model_options"
-OPTIMIZER_FILE = "gpt.optimizer_file"
-OPTIMIZER_OPTIONS = "gpt.optimizer_options"
+MODEL_OPTIONS_KEY = "gpt.model_options"
+OPTIMIZER_FILE_KEY = "gpt.optimizer_file"
+OPTIMIZER_OPTIONS_KEY = "gpt.optimizer_options"
 OPTION_KEYS = {entry.name: entry.metadata["key"] for entry in dataclasses.fields(Options)}
 # every key of the block, in the order in which config.yaml and --explain show them
 GPT_KEYS = {"preset": OPTION_KEYS["preset"], **SHAPE_KEYS, **OPTION_KEYS}

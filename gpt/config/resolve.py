@@ -24,7 +24,7 @@ from gpt.config.normal_form import normalise
 from gpt.config.notices import notices
 from gpt.config.optimizer_keys import COOLDOWN, COSINE, OPTIMIZERS, OWN_SCHEDULERS, SCHEDULERS
 from gpt.config.option_names import is_of_arguments, key_at, option_of
-from gpt.config.options import LAST_N, OPTIMIZER_FILE, OPTIMIZER_OPTIONS
+from gpt.config.options import LAST_N, OPTIMIZER_FILE_KEY, OPTIMIZER_OPTIONS_KEY
 from gpt.config.own_code import OwnCode, read_own_code
 from gpt.config.reference import precision_of, settle_reference
 from gpt.config.run_config import Config
@@ -195,17 +195,17 @@ def _replace_optimizer(draft: Draft, overrides: dict[str, Any]) -> None:
     """Take out of a run's JSON the optimizer that the command line's `overrides` replace by a file
     of the user's, or such a file that they replace by a type; without either the type is Adam."""
     blocks = [path for path in overrides if path.partition(".")[0] == "optimizer"]
-    if OPTIMIZER_FILE in overrides and not blocks and draft.get("optimizer") is not None:
+    if OPTIMIZER_FILE_KEY in overrides and not blocks and draft.get("optimizer") is not None:
         draft.remove("optimizer")
         draft.notices.append("optimizer of the file is left out: gpt.optimizer_file replaces it")
-    if "optimizer.type" in overrides and OPTIMIZER_FILE not in overrides:
-        if draft.get(OPTIMIZER_FILE) is not None:
+    if "optimizer.type" in overrides and OPTIMIZER_FILE_KEY not in overrides:
+        if draft.get(OPTIMIZER_FILE_KEY) is not None:
             draft.notices.append(
                 "gpt.optimizer_file of the file is left out: --optimizer.type replaces it"
             )
-        draft.remove(OPTIMIZER_FILE)
-        draft.remove(OPTIMIZER_OPTIONS)
-    if OPTIMIZER_FILE not in overrides and draft.get(OPTIMIZER_FILE) is None:
+        draft.remove(OPTIMIZER_FILE_KEY)
+        draft.remove(OPTIMIZER_OPTIONS_KEY)
+    if OPTIMIZER_FILE_KEY not in overrides and draft.get(OPTIMIZER_FILE_KEY) is None:
         draft.tree.setdefault("optimizer", {"type": "Adam"})
 
 
@@ -289,7 +289,7 @@ def _fill_in_shape(draft: Draft) -> None:
 def _read_code(draft: Draft) -> None:
     """Read the code of the user's own that the run takes parts of itself from."""
     draft.model_code = _own_code(draft, "gpt.model_file")
-    draft.optimizer_code = _own_code(draft, OPTIMIZER_FILE)
+    draft.optimizer_code = _own_code(draft, OPTIMIZER_FILE_KEY)
     if draft.model_code is None or draft.optimizer_code is None:
         return
     # they lie in one folder beside the weights
@@ -297,7 +297,7 @@ def _read_code(draft: Draft) -> None:
     for name, text in draft.optimizer_code.files.items():
         if others.get(name, text) != text:
             draft.mistake(
-                OPTIMIZER_FILE,
+                OPTIMIZER_FILE_KEY,
                 f"has {draft.optimizer_code.path.with_name(name)}, and model_file another file of"
                 f" that name, {draft.model_code.path.with_name(name)}: rename one of them",
             )

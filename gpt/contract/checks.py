@@ -42,12 +42,21 @@ class Result(NamedTuple):
     is_right: bool
 
 
+def _in_silence(name: str) -> None:
+    pass
+
+
 def run(
-    subject: Subject, checks: Iterable[NamedCheck], tell: Callable[[Result], object]
+    subject: Subject,
+    checks: Iterable[NamedCheck],
+    tell: Callable[[Result], object],
+    begin: Callable[[str], object] = _in_silence,
 ) -> list[Result]:
-    """What checks find, each told at once; up to the first that the others need."""
+    """What checks find, each told at once; up to the first that the others need. begin: gets the
+    name of each before it is made."""
     results = []
     for name, check, is_needed in checks:
+        begin(name)
         try:
             result = Result(name, check(subject), is_right=True)
         except UserError as error:

@@ -253,7 +253,7 @@ def _no_dataset(root: Path) -> UserError:
         f" `python tools/prepare_data.py --input FOLDER --out {root}`"
     )
     if not root.exists() and not root.is_absolute():
-        mend += f"; or name one as it is seen from {Path.cwd()}"
+        mend += f"; or name one by --data_root, as it is seen from {Path.cwd()}"
     return UserError(what, mend)
 
 

@@ -5,13 +5,11 @@ leaves this folder.
 """
 
 import logging
-import math
 import os
 import socket
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,14 +35,14 @@ from gpt.config.run_config import Config
 from gpt.engine import acceptance, loss_scale, muon, read_back
 from gpt.engine.acceptance import settings_of
 from gpt.engine.device import prepare_gpu
-from gpt.engine.gradients import find_by_norm, forget, sum_in_fp32
+from gpt.engine.gradients import find_by_norm, sum_in_fp32
 from gpt.engine.layouts import shards_of
-from gpt.engine.loss_scale import LossScaleExhausted
 from gpt.engine.nonfinite import first_nonfinite
-from gpt.engine.optimizer import initialize_arguments, mark_for_muon, tell_names, without_steps
+from gpt.engine.optimizer import initialize_arguments, mark_for_muon, tell_names
 from gpt.engine.placement import keeping_buffers, place
 from gpt.engine.read_back import keeping_settings, reading
 from gpt.engine.schedule import Schedule, set_lr
+from gpt.engine.step import StepResult, Steps
 from gpt.errors import RunError, UserError
 from gpt.model import GPT, Block
 from gpt.optimizers.groups import groups_of, muon_matrices
@@ -156,20 +154,6 @@ def disconnect() -> None:
             torch.distributed.destroy_process_group()
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimiser step was."""
-
-    applied: bool  # False: nothing was changed but, after an fp16 overflow, the loss scale
-    refused: bool  # not applied because `accept` was against it, on all ranks
-    exhausted: bool  # an fp16 overflow at a loss scale that can sink no further
-    # mean over this rank's part of the global batch, nats per token; float64, on the device
-    loss: torch.Tensor
-    # 2-norm of the whole gradient before clipping; float64, on the device
-    grad_norm: torch.Tensor
-    norms: dict | None  # {"weight" | "gradient" | "update": {parameter group: 2-norm}}
-
-
 def require_acceptable(config: Config) -> None:
     """Raise UserError where this machine or DeepSpeed refuse a configuration."""
     device = deepspeed.accelerator.get_accelerator().device_name()
@@ -267,6 +251,7 @@ class Engine:
             gradient_norms,
             config.optimizer_code is not None,
         )
+        self._steps = Steps(self._ds, self._stage, self._shards, self._names, world)
         differences = read_back.differences(self._ds, config, groups)
         if differences:
             raise RunError(
@@ -279,14 +264,6 @@ class Engine:
         """Learning rate of the next optimiser step, before a group's lr_scale."""
         schedule = self._ds.lr_scheduler
         return schedule.lr if isinstance(schedule, Schedule) else self._ds.get_lr()[0]
-
-    def _grad_norm(self) -> torch.Tensor:
-        """Gradient norm of the last update, as a tensor on the device: nothing waits for it."""
-        norm = self._norm if self._stage == 0 else self._ds.get_global_grad_norm()
-        if torch.is_tensor(norm):
-            return norm.to(self.world.device, torch.float64)
-        norm = math.nan if norm is None else norm  # before the first update
-        return torch.full((), norm, dtype=torch.float64, device=self.world.device)
 
     @property
     def loss_scale(self) -> float:
@@ -308,60 +285,7 @@ class Engine:
         update, False leaves the update out. mark: called after every "forward", "backward" and
         "step" of a micro-batch. watch: entered around each forward.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        before_update = None
-        refused = False
-        exhausted = False
-        for index, micro_batch in enumerate(to_device(batch, self.world.device), 1):
-            last = index == len(batch)
-            with watch or nullcontext():
-                loss = self._ds(micro_batch[:, :-1], micro_batch[:, 1:])
-            total += loss.detach() / len(batch)
-            if last and accept is not None:
-                mean_loss = self.world.sum(total.clone()).item() / self.world.size
-                refused = not accept(mean_loss)
-                if refused:
-                    loss = loss_scale.refused(loss)
-            mark("forward")
-            self._ds.backward(loss)
-            mark("backward")
-            if want_norms and last:
-                before_update = self._shards.before_update(self.loss_scale)
-            try:
-                applied = self._update(last, refused)
-            except LossScaleExhausted:
-                applied = False
-                exhausted = True
-            mark("step")
-        norms = self._shards.norms(before_update) if before_update and applied else None
-        return StepResult(applied, refused, exhausted, total, self._grad_norm(), norms)
-
-    def _update(self, last: bool, refused: bool) -> bool:
-        """Have the optimizer step if this was the last micro-batch; returns whether it did."""
-        if last and self._stage == 0:  # where DeepSpeed tells no norm
-            self._norm = self._shards.gradient_norm()
-            if refused or not math.isfinite(self._norm):
-                self._pass_over()
-                return False
-        with loss_scale.unmoved(self._ds) if refused else nullcontext():
-            loss_scale.step(self._ds)
-        applied = self._ds.was_step_applied()
-        if last and not applied and self._stage in (1, 2):
-            forget(self._ds.optimizer)
-        return applied
-
-    def _pass_over(self):
-        """Stage 0, where nothing else keeps a bad gradient from the weights: DeepSpeed's step
-        without the optimizer's own, and its schedule is set back."""
-        for parameter in self._names:
-            parameter.grad = None
-        schedule = self._ds.lr_scheduler
-        before = schedule.state_dict() if schedule is not None else None
-        with without_steps(self._ds.optimizer):
-            self._ds.step()
-        if schedule is not None:
-            schedule.load_state_dict(before)
-        set_lr(self._ds)
+        return self._steps.take(batch, want_norms, accept, mark, watch)
 
     def first_nonfinite(self, batch: np.ndarray) -> str | None:
         """Where the first value that is not finite arises in a forward and backward pass on this

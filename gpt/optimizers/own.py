@@ -22,7 +22,7 @@ from torch import nn
 
 from gpt.architecture.own_python import BUILD, function_of, require_options, telling
 from gpt.config.keys import is_number
-from gpt.config.options import OPTIMIZER_OPTIONS
+from gpt.config.options import OPTIMIZER_OPTIONS_KEY
 from gpt.config.own_code import OwnCode
 from gpt.errors import UserError
 
@@ -38,7 +38,7 @@ def build_optimizer(
     no optimizer of all these parameters, each once."""
     named_parameters = list(parameters)
     build = function_of(code, BUILD, SIGNATURE)
-    require_options(code, build, options, OPTIMIZER_OPTIONS, given=1)
+    require_options(code, build, options, OPTIMIZER_OPTIONS_KEY, given=1)
     with telling(code, BUILD, MEND):
         optimizer = build(list(named_parameters), **options)
     if not isinstance(optimizer, torch.optim.Optimizer):

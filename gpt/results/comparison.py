@@ -170,6 +170,17 @@ def with_runs(groups: Sequence[Group], is_wanted: Callable[[Run], bool]) -> list
     return remaining
 
 
+def unfinished_siblings(groups: Sequence[Group]) -> list[Run]:
+    """The runs that are not finished, or diverged, where another seed of their group is finished:
+    a mean over both would end where they do."""
+    siblings = []
+    for group in groups:
+        unfinished = [run for run in group.runs if not run.finished or run.diverged_at is not None]
+        if len(unfinished) < len(group.runs):
+            siblings += unfinished
+    return siblings
+
+
 def finished_only(groups: Sequence[Group], notices: list[str]) -> list[Group]:
     """The groups without what is not finished or was never evaluated; notices say what that is."""
 

@@ -16,7 +16,7 @@ from gpt.errors import UserError
 from gpt.escaping import html_text
 from gpt.metrics.events import EVAL, TRAIN
 from gpt.metrics.run import Run, values
-from gpt.results.comparison import Group, group_by_seed
+from gpt.results.comparison import Group, group_by_seed, unfinished_siblings, with_runs
 from gpt.results.leaderboard import leaderboard
 from gpt.results.leaderboard_text import Table, caption, class_tables
 from gpt.results.page_curves import data
@@ -85,11 +85,19 @@ apart at 0: before training{_about_seeds(groups)}; triangles: trouble</span></di
 {_leaderboard(groups)}
 {_differences(runs)}
 {sections_html}
-<script type="application/json" id="data">{_embedded(data(groups, reload))}</script>
+<script type="application/json" id="data">{_embedded(data(_lines(groups), reload))}</script>
 <script>{script}</script>
 </body>
 </html>
 """
+
+
+def _lines(groups: Sequence[Group]) -> list[Group]:
+    """The groups of which each is a line: a seed that is not finished is none of its finished
+    siblings' mean, but a line of its own."""
+    names = {run.name for run in unfinished_siblings(groups)}
+    lines = with_runs(groups, lambda run: run.name not in names)
+    return lines + with_runs(groups, lambda run: run.name in names)
 
 
 def _about_seeds(groups: Sequence[Group]) -> str:

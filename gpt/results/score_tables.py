@@ -27,9 +27,17 @@ def in_full(result: dict) -> str:
     ]
     for name, _, key, form in QUANTITIES:
         exact = format(result[key], form)
-        as_languini = format(languini[key], form) if key in languini else ""
-        lines.append(f"{name:26s}{exact:>14s}{as_languini:>14s}")
+        lines.append(f"{name:26s}{exact:>14s}{_as_languini(languini, key, form):>14s}")
     return "\n".join(lines)
+
+
+def _as_languini(figures: dict, key: str, form: str) -> str:
+    """A figure, or why there is none: "-" where the text is too short for any token to be scored
+    so, nothing where the seed project has no such figure."""
+    if key not in figures:
+        return ""
+    is_count = form.endswith("d")
+    return format(figures[key], form) if figures["tokens"] or is_count else "-"
 
 
 def as_table(results: Sequence[dict]) -> str:
@@ -62,8 +70,8 @@ def _table(results: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     for result in results:
         step = [f"{result['step']:,}"] if has_steps else []
         exact = [format(result[key], form) for _, _, key, form in QUANTITIES]
-        languini = format(result["languini"]["normalised_ppl"], ".4f")
-        rows.append([result["split"], *step, *exact, languini])
+        as_languini = _as_languini(result["languini"], "normalised_ppl", ".4f")
+        rows.append([result["split"], *step, *exact, as_languini])
     return head, rows
 
 

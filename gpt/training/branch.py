@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from gpt.checkpoint import folders
 from gpt.checkpoint.checkpoint import Checkpoint
-from gpt.config.identity import REFERENCE_SPEED, SCORING, change, changes_of
+from gpt.config.identity import REFERENCE_SPEED, SCORING, change, changes_of, first_weights_of
 from gpt.config.optimizer_keys import OWN_SCHEDULERS
 from gpt.config.run_config import Config
 from gpt.config.saved import RUN, as_dict
@@ -183,13 +183,6 @@ def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
     }
     first_weights = first_weights_of(checkpoint.config)
     return {**origin, "first_weights": first_weights} if first_weights else origin
-
-
-def first_weights_of(config: dict) -> dict[str, Any]:
-    """Origin of the weights that a run, or the first trunk of a branch, began from; nothing where
-    they were drawn. config: its config.yaml."""
-    began_from = config.get("began_from") or {}
-    return began_from.get("first_weights") or {} if "branch" in began_from else began_from
 
 
 def same_branch(earlier: dict, config: Config) -> bool:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
@@ -16,13 +16,10 @@ from gpt.checkpoint.saver import Saver
 from gpt.cluster.watchdog import Watchdog
 from gpt.cluster.world import World
 from gpt.config.identity import CHANGES
-from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, write_config
-from gpt.data.datasets import Dataset
-from gpt.data.streams import Ahead, Streams
 from gpt.errors import AgreedError, AgreedUserError, UserError, in_brief
 from gpt.evaluation import Evaluator, Tally, summary
-from gpt.locking import FolderLock, is_locked_by
+from gpt.locking import is_locked_by
 from gpt.metrics import events
 from gpt.metrics.activations import ActivationStatistics
 from gpt.metrics.meter import Meter
@@ -30,36 +27,21 @@ from gpt.metrics.running_time import RunningTime
 from gpt.metrics.sinks import Metrics
 from gpt.metrics.terminal import Progress
 from gpt.training import run_documents
-from gpt.training.course import Course, is_due
+from gpt.training.course import is_due
+from gpt.training.prepared import Prepared
 from gpt.training.reports import Reports
+from gpt.training.run_folder import where_it_went
 from gpt.training.signals import StopRequest
-from gpt.training.start import require_on_all_hosts, require_one_folder
+from gpt.training.start import require_on_all_hosts, require_one_folder, require_same_constants
 from gpt.training.trouble import Attempt, Trouble
 
 if TYPE_CHECKING:  # it loads DeepSpeed
-    from gpt.engine.boundary import Engine, StepResult
+    from gpt.engine.boundary import Engine
+    from gpt.engine.step import StepResult
 
 # of batch 0, whose loss is kept with every checkpoint
 PROBE_ROWS = 2
 PROBE_TOKENS = 32
-
-
-class Prepared(Protocol):
-    """What is known of a run before its ranks connect: a gpt.training.trainer.Trainer."""
-
-    config: Config
-    kernels: tuple[str, str]  # which, and why
-    saved_config: dict  # what config.yaml holds
-    dataset: Dataset
-    streams: Streams
-    batches: Ahead
-    evaluator: Evaluator
-    final_evaluator: Evaluator  # of the last step
-    course: Course
-    notices: list[str]
-    start_tag: str | None  # of the checkpoint to go on from, on rank 0
-    trunk: Path | None  # the checkpoint of another run to branch off from, on rank 0
-    lock: FolderLock | None  # of the run's folder, on rank 0
 
 
 class Loop:
@@ -102,7 +84,7 @@ class Loop:
 
         model = build(config, prepared.kernels[0])
         if isinstance(model, LanguageModel):
-            _require_same_constants(model, world)
+            require_same_constants(model, world)
         self._engine = make_engine(model, config, world, model.initial_weights(options.seed))
         metrics = Metrics(active=world.rank == 0)
         progress = Progress(options.max_train_steps, active=world.rank == 0)
@@ -118,15 +100,7 @@ class Loop:
         )
         probe_rows = range(min(PROBE_ROWS, config.batch.train_batch_size))
         self._probe = prepared.streams.batch(0, probe_rows)[:, : PROBE_TOKENS + 1]
-        seconds = 0.0
-        if self._start_tag:
-            seconds = self._load(self._start_tag)
-        elif trunk:
-            seconds = self._branch_off(trunk)
-        if options.init_from and not self._start_tag:
-            weights = warm_start.state(options.init_from, Architecture.of(config))
-            self._engine.adopt(weights, self._engine.loss_scale)
-            self._notices.append(f"the first weights are those of {options.init_from}")
+        seconds = self._begin_weights(trunk)
         progress.start(self._course.step)
         changes = world.gather(prepared.saved_config[CHANGES])[0]
         self._meter = Meter(config, world, seconds, changes, running_time)
@@ -142,6 +116,19 @@ class Loop:
             metrics,
             progress,
         )
+
+    def _begin_weights(self, trunk: Path | None) -> float:
+        """Bring the engine to where the run begins or goes on; returns the seconds of training
+        until then."""
+        if self._start_tag:
+            return self._load(self._start_tag)
+        seconds = self._branch_off(trunk) if trunk else 0.0
+        init_from = self._config.options.init_from
+        if init_from:
+            weights = warm_start.state(init_from, Architecture.of(self._config))
+            self._engine.adopt(weights, self._engine.loss_scale)
+            self._notices.append(f"the first weights are those of {init_from}")
+        return seconds
 
     def _load(self, tag: str) -> float:
         """Go on from a checkpoint: its weights, and where the run was; returns the seconds of
@@ -211,7 +198,7 @@ class Loop:
         try:
             if self._lock is not None:
                 if not self._lock.holds:
-                    return self._folder_in_words(self._lock)
+                    return where_it_went(config.run_dir, self._lock)
                 write_config(config.run_dir / CONFIG, self._saved_config)
                 self._saver.folder.mkdir(exist_ok=True)
                 keep_code(config.run_dir, config.own_code)
@@ -224,13 +211,6 @@ class Loop:
         except UserError as error:
             return str(error)
         return None
-
-    def _folder_in_words(self, lock: FolderLock) -> str:
-        """Of a run whose folder was renamed, removed or replaced."""
-        run_dir = self._config.run_dir
-        if lock.place is None:
-            return f"the run's folder {run_dir} was removed"
-        return f"the run's folder {run_dir} was renamed: it is {lock.place} now"
 
     def _end(self) -> None:
         """Say how the run ended. Raises AgreedError where its last steps could not be saved, or its
@@ -287,7 +267,8 @@ class Loop:
         """After a last save that failed, as rank 0 sees it."""
         saved_step = self._saver.saved_step or 0
         if self._lock is not None and not self._lock.holds:
-            return f"{self._folder_in_words(self._lock)}, with the run as of step {saved_step}"
+            place = where_it_went(self._config.run_dir, self._lock)
+            return f"{place}, with the run as of step {saved_step}"
         return f"mend that, and the same command goes on from step {saved_step}"
 
     def _agree(self) -> None:
@@ -408,21 +389,9 @@ class Loop:
     def _save(self) -> None:
         course = self._course
         if self._lock is not None and not self._lock.holds:
-            self._reports.lost_folder(self._folder_in_words(self._lock))
+            self._reports.lost_folder(where_it_went(self._config.run_dir, self._lock))
         with self._meter.paused("checkpoint"):
             self._watchdog.progress(f"saving after step {course.step}")
             seconds = self._meter.seconds
             tokens = self._meter.tokens_until(course.step)
             self._saver.begin(course.manifest(seconds, tokens), self._probe)
-
-
-def _require_same_constants(model: LanguageModel, world: World) -> None:
-    """Raise AgreedUserError where ranks would compute with different buffers, which nothing ever
-    brings together."""
-    constants = world.gather(model.constants())
-    for rank, own in enumerate(constants):
-        if own != constants[0]:
-            raise AgreedUserError(
-                f"{model.code.path} builds other buffers on rank {rank} than on rank 0",
-                mend="compute them from the shape and the options alone",
-            )

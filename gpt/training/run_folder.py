@@ -1,5 +1,5 @@
 """What may lie in the folder that a run is kept in: nothing but what runs write. Looked at before
-anything is written there."""
+anything is written there. And where that folder is, once it was moved."""
 
 import os
 import stat
@@ -11,6 +11,7 @@ from gpt.checkpoint.manifest import WEIGHTS
 from gpt.config.saved import CONFIG, read_config
 from gpt.data import manifests
 from gpt.errors import UserError
+from gpt.locking import FolderLock
 from gpt.metrics.events import METRICS, TENSORBOARD
 from gpt.metrics.lines import parse
 from gpt.metrics.sinks import WANDB
@@ -47,6 +48,13 @@ def require_own(run_dir: Path, has_code: bool = False) -> None:
         if os.path.lexists(path):
             _require_file_of_a_run(path, problem_of)
     _require_folders_of_a_run(run_dir, own_folders)
+
+
+def where_it_went(run_dir: Path, lock: FolderLock) -> str:
+    """What happened to a run's folder that was renamed, removed or replaced. lock: of it."""
+    if lock.place is None:
+        return f"the run's folder {run_dir} was removed"
+    return f"the run's folder {run_dir} was renamed: it is {lock.place} now"
 
 
 def remove_leftovers(run_dir: Path) -> None:

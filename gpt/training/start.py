@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt.architecture.architecture import Architecture
+from gpt.architecture.language_model import LanguageModel
 from gpt.checkpoint import folders, warm_start
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.weights import require_fit
@@ -283,6 +284,18 @@ def require_on_all_hosts(trunk: Path, world: World) -> None:
             mend="every rank reads the checkpoint that a run branches off from, so give one on a"
             " disk that the hosts share; nothing was trained",
         )
+
+
+def require_same_constants(model: LanguageModel, world: World) -> None:
+    """Raise AgreedUserError where ranks would compute with different buffers, which nothing ever
+    brings together. All ranks call it together."""
+    constants = world.gather(model.constants())
+    for rank, own in enumerate(constants):
+        if own != constants[0]:
+            raise AgreedUserError(
+                f"{model.code.path} builds other buffers on rank {rank} than on rank 0",
+                mend="compute them from the shape and the options alone",
+            )
 
 
 class Reached(NamedTuple):

@@ -13,21 +13,37 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gpt.compute.costs import costs_of
 from gpt.config.command_line import parse_command_line
+from gpt.config.identity import SCORING
+from gpt.config.keys import block_of
 from gpt.config.optimizer_keys import OWN_SCHEDULERS
+from gpt.config.option_names import option_of
 from gpt.config.resolve import read
+from gpt.config.run_config import Config
 from gpt.errors import UserError
 from gpt.escaping import markdown_cell
+from gpt.metrics.events import FAILED
+from gpt.metrics.runs import read_run
 from gpt.parsing import parse_json
 from gpt.reading import read_text
 from gpt.results.intervals import difference, mean
 from gpt.training import sweep
 from gpt.training.run_data import RunData
 
+# what a method may not set
+OF_THE_STUDY = (
+    "gpt.run_dir",
+    "gpt.seed",
+    "gpt.init_from",
+    "gpt.branch_from",
+    "gpt.max_train_steps",
+    "scheduler.params.decay_steps",
+)
 HEAD = (
     "method",
     "options",
@@ -86,13 +102,13 @@ def read_methods(path: Path) -> list[Method]:
     """The methods in a JSON file, {name: options of train.py as one text}. Raises UserError."""
     mend = 'give {"baseline": "", "rope": "--model_file modern --model_options.rope 10000"}'
     try:
-        tree = parse_json(read_text(path))
+        tree = parse_json(read_text(path), partial(block_of, place=f"--methods {path}"))
     except (OSError, ValueError) as error:
         raise UserError(f"--methods {path}: {error}", mend=mend) from error
     are_texts = isinstance(tree, dict) and all(isinstance(words, str) for words in tree.values())
     if not are_texts or not tree:
         raise UserError(f"--methods {path}: not a block of names and options", mend=mend)
-    methods = []
+    methods: list[Method] = []
     for name, text in tree.items():
         try:
             words = tuple(shlex.split(text))
@@ -102,8 +118,52 @@ def read_methods(path: Path) -> list[Method]:
             raise UserError(
                 f"--methods {path}: the name {name!r}", mend="give letters, digits, - and _"
             )
+        for other in methods:
+            if other.words == words:
+                raise UserError(
+                    f"--methods {path}: {other.name} and {name} have the same options",
+                    mend="leave one out",
+                )
         methods.append(Method(name, words))
     return methods
+
+
+def plan(
+    file: Path, methods: Sequence[Method], factors: Sequence[float], flops: float
+) -> list[list[Trial]]:
+    """The trials of each method. Raises UserError where methods would not be scored alike; else as
+    `trials_of`."""
+    first, *others = methods
+    measure = _measure(_config(file, first))
+    for method in others:
+        for name, value in _measure(_config(file, method)).items():
+            if value != measure[name]:
+                raise UserError(
+                    f"{method.name} is scored otherwise than {first.name}: {name} is {value} there"
+                    f" and {measure[name]} here",
+                    mend="give all methods the same",
+                )
+    return [trials_of(file, method, factors, flops) for method in methods]
+
+
+def _measure(config: Config) -> dict[str, Any]:
+    """{name: value} of what a final loss is measured by."""
+    options = config.options
+    measure = {name: getattr(options, name) for name in (*SCORING, "final_eval", "data_root")}
+    return {**measure, "vocab_size": config.model.vocab_size, "seq_len": config.model.seq_len}
+
+
+def _config(file: Path, method: Method) -> Config:
+    draft = read(file, 1, _overrides(method))
+    draft.add(RunData(draft, may_be_absent=False).mistakes())
+    config = draft.settle()
+    if not config.options.final_eval and config.options.eval_every <= 0:
+        raise UserError(
+            f"{method.name}: neither final_eval nor eval_every asks for a last evaluation, which"
+            " the study compares",
+            mend="give --final_eval true",
+        )
+    return config
 
 
 def trials_of(file: Path, method: Method, factors: Sequence[float], flops: float) -> list[Trial]:
@@ -111,10 +171,7 @@ def trials_of(file: Path, method: Method, factors: Sequence[float], flops: float
 
     file: the JSON that the method's options are laid over. Raises UserError.
     """
-    own = _overrides(method)
-    draft = read(file, 1, own)
-    draft.add(RunData(draft, may_be_absent=False).mistakes())
-    config = draft.settle()
+    config = _config(file, method)
     schedule = config.schedule
     if schedule is None:
         raise UserError(
@@ -139,7 +196,7 @@ def trials_of(file: Path, method: Method, factors: Sequence[float], flops: float
             "scheduler.params.max_lr": schedule.max_lr * factor,
             "scheduler.params.min_lr": schedule.min_lr * factor,
         }
-        trials.append(Trial(method, {**own, **settings}, flops_per_token))
+        trials.append(Trial(method, {**_overrides(method), **settings}, flops_per_token))
     return trials
 
 
@@ -150,40 +207,58 @@ def run_of(file: Path, trial: Trial, seed: int, out: Path) -> sweep.SweptRun:
 
 
 def _overrides(method: Method) -> dict[str, Any]:
-    parsed = parse_command_line(["--ds_config", "", *method.words])
-    for path in ("gpt.run_dir", "gpt.seed"):
+    """{dotted path: value} of a method's options. Raises UserError for those that are not its to
+    set."""
+    no_options = ["--ds_config", ""]
+    parsed = parse_command_line([*no_options, *method.words])
+    usual = parse_command_line(no_options)
+    for name, value in vars(usual).items():
+        if name != "overrides" and getattr(parsed, name) != value:
+            raise UserError(f"{method.name}: --{name} is not for a method", mend="leave it out")
+    for path in OF_THE_STUDY:
         if path in parsed.overrides:
             raise UserError(
-                f"{method.name}: --{path.removeprefix('gpt.')} is the study's to set",
-                mend="give --out and --seeds",
+                f"{method.name}: {option_of(path)} is not for a method",
+                mend="the study sets folder, seed and length, and each run begins with drawn"
+                " weights",
             )
     return parsed.overrides
 
 
-def best(trials: Sequence[Trial], losses: Sequence[float]) -> Trial:
-    """The trial of the lowest loss. losses: nats per token, NaN of what diverged. Raises UserError
-    where all did."""
+def best(trials: Sequence[Trial], losses: Sequence[float]) -> Trial | None:
+    """The trial of the lowest loss; None where none has one. losses: nats per token, NaN of what
+    diverged."""
     finite = [index for index, loss in enumerate(losses) if math.isfinite(loss)]
     if not finite:
-        raise UserError(
-            f"{trials[0].method.name} diverges at every rate: "
-            + ", ".join(f"{trial.rate:g}" for trial in trials),
-            mend="give smaller --factors, or a smaller --max_lr to the method",
-        )
+        return None
     return trials[min(finite, key=lambda index: losses[index])]
 
 
 def final_loss(run: sweep.SweptRun) -> float:
-    """Nats per token of a trained run's last evaluation; NaN where it has diverged."""
-    return run.final_evaluation.get("loss", math.nan)
+    """Nats per token of a trained run's last evaluation; NaN where it has none to show."""
+    return run.final_evaluation["loss"] if run.status == sweep.FINISHED else math.nan
 
 
-def outcome(trials: Sequence[Trial], best_trial: Trial, runs: Sequence[sweep.SweptRun]) -> Outcome:
-    """What is known of a method whose final runs are trained."""
+def is_over(run: sweep.SweptRun) -> bool:
+    """Whether training it again would find the same: it is finished, has diverged, or gave up at a
+    gradient that is not finite."""
+    if run.status in (sweep.FINISHED, sweep.DIVERGED):
+        return True
+    if run.status != sweep.FAILED:
+        return False
+    failures = read_run(run.config.run_dir).events.get(FAILED, [])
+    return bool(failures) and failures[-1]["step"] >= run.step
+
+
+def outcome(
+    trials: Sequence[Trial], chosen: Trial | None, runs: Sequence[sweep.SweptRun]
+) -> Outcome:
+    """What is known of a method. runs: the final ones of the chosen trial, or, where none was good
+    enough to be chosen, those of all trials."""
     losses = [final_loss(run) for run in runs]
     finite = tuple(loss for loss in losses if math.isfinite(loss))
     return Outcome(
-        best_trial,
+        trials[0] if chosen is None else chosen,
         tuple(trial.rate for trial in trials),
         finite,
         len(losses) - len(finite),
@@ -198,8 +273,8 @@ def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
     for outcome in outcomes:
         trial = outcome.trial
         edge = " (at the edge)" if outcome.is_at_the_edge else ""
-        loss = mean(outcome.losses).in_words() if outcome.losses else "-"
-        if outcome.diverged:
+        loss = mean(outcome.losses).in_words() if outcome.losses else "diverges"
+        if outcome.diverged and outcome.losses:
             loss += f" ({outcome.diverged} diverged)"
         against = ""
         if outcome is not first and outcome.losses and first.losses:

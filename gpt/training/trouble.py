@@ -21,7 +21,8 @@ from gpt.training.course import Course
 from gpt.wording import first_of
 
 if TYPE_CHECKING:  # it loads DeepSpeed
-    from gpt.engine.boundary import Engine, StepResult
+    from gpt.engine.boundary import Engine
+    from gpt.engine.step import StepResult
 
 # fp16 overflows in a row on one batch; a loss scale halves from 2^32 to 1 in 32
 MAX_OVERFLOWS = 100

@@ -132,6 +132,7 @@ def forward(self, tokens):
 Model.add_layers, Model.forward = add_layers, forward
 """
 )
+PADDED = "F.pad(x.mT, (2, 0))"
 
 
 @pytest.fixture
@@ -216,6 +217,10 @@ def test_a_recurrence_counts_each_of_its_steps(architecture):
         ("torch.einsum('btc,cd->btd', x, self.mix.weight)", 2),
         # three products of C^3 multiplications and additions
         ("F.bilinear(x, x, self.embed.weight.new_zeros(32, 32, 32))", 1 + 32),
+        # a constant of 3 C^2 needs no gradient; one filter of 3 for each channel, either way
+        (f"F.conv1d({PADDED}, self.embed.weight.new_zeros(32, 32, 3)).mT", 1 + 2),
+        (f"F.conv1d({PADDED}, self.mix.weight[:, None, :3], groups=32).mT", 1 + 3 / 32),
+        ("F.conv_transpose1d(x.mT, self.mix.weight[:, None, :3], groups=32).mT[:, 2:]", 1 + 3 / 32),
         # looks at values, so that there is no pass on paper
         ("x[x.sum(-1) > -1e9].view_as(x)", 1),
         ("x * 2 if bool((x > -1e9).all()) else x @ self.mix.weight", 1),

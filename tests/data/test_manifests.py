@@ -34,8 +34,8 @@ MAKE = "make one with `python tools/prepare_data.py --input {place} --out FOLDER
         (
             "none",
             "none holds no dataset (no manifest.json): make one from a folder of .txt files with"
-            " `python tools/prepare_data.py --input FOLDER --out none`; or name one as it is seen"
-            " from {here}",
+            " `python tools/prepare_data.py --input FOLDER --out none`; or name one by --data_root,"
+            " as it is seen from {here}",
         ),
         (
             "empty",

@@ -223,6 +223,41 @@ def test_a_figure_shows_the_numbers_of_its_runs(tmp_path, monkeypatch):
     assert names_in(figure).keys() == {"r (3 seeds)"}
 
 
+def test_an_unfinished_seed_takes_no_end_from_the_finished_ones(tmp_path, monkeypatch, capsys):
+    for seed in range(3):
+        folder = synthetic_run(
+            tmp_path / f"runs/r-seed{seed}",
+            20,
+            lambda step, seed=seed: 8 - 0.1 * step + 0.02 * seed,
+            seed=seed,
+            tokens_per_second=64.0,
+        )
+    metrics = folder / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:14]))
+    saved = {}
+
+    def kept(figure, path, formats):
+        saved[path.name] = figure
+        return [path.with_suffix(".png")]
+
+    monkeypatch.setattr(drawing, "save", kept)
+    in_process(monkeypatch, tmp_path, "runs", "--out", "out")
+    notices = [line for line in capsys.readouterr().out.splitlines() if line.startswith("notice")]
+    assert notices == ["notice: r-seed2 is left out: at step 12 of 20"]
+    ends = {
+        "steps": 20,
+        "tokens": 20 * 256,
+        "hours": 1.2,  # min
+        "reference_hours": 80 / 60,  # min
+        "flops": 20 * 256 * read_runs(["runs"])[0].flops_per_token,
+    }
+    for axis, end in ends.items():
+        *_, held_out = saved[f"loss_{axis}"].axes[0].lines
+        # the mean of the finished seeds, 6.00 and 6.02
+        assert held_out.get_xydata()[-1] == pytest.approx([end, 6.01], rel=1e-9), axis
+        assert names_in(saved[f"normalised_ppl_{axis}"]).keys() == {"r (2 seeds)"}
+
+
 def test_what_a_run_told_of_its_inside_is_drawn(tmp_path, monkeypatch):
     synthetic_run(tmp_path / "run", 3)
     told = [

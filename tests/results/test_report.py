@@ -271,6 +271,16 @@ def test_seeds_are_one_line_with_a_band(tmp_path):
     assert held_out["columns"]["reference_hours"] == pytest.approx([0, 0.75, 1.5])
 
 
+def test_a_seed_in_training_is_a_line_beside_its_finished_siblings(tmp_path):
+    for seed in range(3):
+        synthetic_run(tmp_path / f"r-seed{seed}", 20, seed=seed)
+    write_lines(tmp_path / "r-seed1", [train(step, 5.0) for step in range(1, 13)])
+    text = page(read_runs([tmp_path]))
+    drawn = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
+    ends = {group["name"]: group["curves"][0]["columns"]["step"][-1] for group in drawn["groups"]}
+    assert ends == {"r (2 seeds)": 20, "r-seed1": 12}
+
+
 def test_the_page_says_what_a_run_is(tmp_path):
     run = a_run(tmp_path / "one", variant="rope")
     config = yaml.safe_load((run / "config.yaml").read_text())

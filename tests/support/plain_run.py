@@ -10,7 +10,7 @@ from gpt.architecture.architecture import set_parameter
 from gpt.cluster.world import World
 from gpt.config.resolve import load
 from gpt.data.datasets import Dataset
-from gpt.engine.boundary import StepResult
+from gpt.engine.step import StepResult
 from gpt.training.trainer import Trainer
 
 WEIGHTS = "mp_rank_00_model_states.pt"

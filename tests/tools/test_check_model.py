@@ -63,6 +63,17 @@ def test_what_the_others_need_ends_the_check(check, capsys):
     assert lines[-1] == "1 of 2 checks failed, and the others need it"
 
 
+def test_a_terminal_names_the_check_under_way(check, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert check("def build(shape): return 3", *SMALL) == 2
+    first, second, *_ = capsys.readouterr().out.split("\n")
+    shown = [line.split("\r") for line in (first, second)]
+    assert [name for name, _ in shown] == ["...   imports", "...   builds"]
+    # nothing of the name remains
+    assert all(result.startswith(("ok  ", "FAIL")) for _, result in shown)
+    assert all(len(result) >= len(name) for name, result in shown)
+
+
 def test_a_gradient_of_its_own_can_be_meant(check):
     detached = changed(("return x + self.out(y)", "return x + self.out(y) + x.detach()"))
     assert check(detached, *SMALL, "--skip_runs") == 2

@@ -11,12 +11,12 @@ from conftest import ROOT, read_metrics, tiny_run, write_run
 from plain_run import WEIGHTS, train
 
 from gpt.checkpoint.zero_files import read_state
-from gpt.config.identity import identity
+from gpt.config.identity import first_weights_of, identity
 from gpt.config.resolve import resolve
 from gpt.data.datasets import Dataset
 from gpt.errors import UserError
 from gpt.metrics.runs import read_run
-from gpt.training.branch import first_weights_of, on_paper
+from gpt.training.branch import on_paper
 
 TRAIN = ROOT / "gpt" / "train.py"
 

@@ -72,7 +72,7 @@ def test_a_place_that_is_no_dataset_gets_advice_that_does_no_harm(tmp_path, monk
 
     # not into the folder of the texts
     assert mistake("texts").endswith("prepare_data.py --input texts --out FOLDER`")
-    assert mistake("boks").endswith(f"; or name one as it is seen from {tmp_path}")
+    assert mistake("boks").endswith(f"; or name one by --data_root, as it is seen from {tmp_path}")
     assert mistake("texts/a.txt").startswith("texts/a.txt is a file, and a dataset is a folder")
 
 
