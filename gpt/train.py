@@ -79,6 +79,10 @@ def tell(args: argparse.Namespace, config: "Config", dataset: "Dataset | None") 
 
             config = on_paper(config, dataset, args.allow_change)
         require_own(config.run_dir, has_code=bool(config.own_code))
+        if config.own_code:
+            from gpt.optimizers.trial import require_optimizer
+
+            require_optimizer(config)
         print(dry_run.report(config, dataset, args.interconnect))
 
 

@@ -11,7 +11,7 @@ from plain_run import train
 
 from gpt.architecture import own_module
 from gpt.architecture.architecture import Architecture
-from gpt.architecture.own_python import function_of
+from gpt.architecture.own_python import BUILD, function_of
 from gpt.config.command_line import parse_command_line
 from gpt.config.optimizer_keys import COOLDOWN, COSINE
 from gpt.config.own_code import read_own_code
@@ -86,7 +86,7 @@ def test_positions_are_all_that_the_example_changes(rotary, monkeypatch):
     """Against gpt.model.GPT, where neither of the two is told positions."""
     shape = resolve(tiny_run(), "tiny").model
     code = read_own_code(str(rotary), "model_file")
-    build = function_of(code, own_module.BUILD, "build")
+    build = function_of(code, BUILD, "build")
     monkeypatch.setitem(build.__globals__, "turned", lambda x, angles: x)
     example = own_module.build_module(code, shape, {}, seed=3)
     gpt = GPT(shape, seed=3)

@@ -42,9 +42,14 @@ def main() -> None:
     final = [
         [study.run_of(args.ds_config, trial, seed, out / "runs") for seed in args.seeds]
         for trial in chosen
+        if trial is not None
     ]
     train([run for row in final for run in row], out / "runs", stop)
-    outcomes = [study.outcome(row, trial, runs) for row, trial, runs in zip(trials, chosen, final)]
+    outcomes = []
+    remaining = iter(final)
+    for row, trial, trial_runs in zip(trials, chosen, tuning):
+        runs = trial_runs if trial is None else next(remaining)
+        outcomes.append(study.outcome(row, trial, runs))
     print(study.as_text(outcomes))
     if args.markdown:
         write_output("--markdown", args.markdown, study.as_markdown(outcomes))
@@ -91,8 +96,7 @@ def train(runs: list[sweep.SweptRun], out: Path, stop: sweep.Stop) -> None:
     """Train what is not finished. Raises RunError where a run cannot be."""
     out.mkdir(parents=True, exist_ok=True)
     sweep.train_all(runs, out, [sys.executable], [], stop)
-    done = (sweep.FINISHED, sweep.DIVERGED)
-    unfinished = [run.name for run in runs if run.status not in done]
+    unfinished = [run.name for run in runs if not study.is_over(run)]
     if unfinished:
         reason = f"stopped by {stop.reason}" if stop.reason else "what stood in the way is above"
         raise RunError(

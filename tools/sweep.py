@@ -43,7 +43,7 @@ def main():
     sweep.train_all(runs, out, launcher, train_args, stop)
     print(sweep.table(runs))
     diverged = [run.name for run in runs if run.status == sweep.DIVERGED]
-    done = (sweep.FINISHED, sweep.DIVERGED)
+    done = (sweep.FINISHED, sweep.DIVERGED, sweep.SPARED)
     unfinished = [run.name for run in runs if run.status not in done]
     if stop.reason:
         print(f"stopped by {stop.reason}: the same command goes on")

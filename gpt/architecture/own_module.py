@@ -34,12 +34,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from gpt.architecture.own_python import function_of, telling
+from gpt.architecture.own_python import BUILD, function_of, require_options, telling
+from gpt.config.options import MODEL_OPTIONS_KEY
 from gpt.config.own_code import OwnCode
 from gpt.config.shape import ModelConfig
 from gpt.errors import UserError
-
-BUILD = "build"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +63,7 @@ def build_module(
     Raises UserError where the file cannot do it.
     """
     build = build_of(code)
+    require_options(code, build, options, MODEL_OPTIONS_KEY, given=1)
     full_shape = Shape(**dataclasses.asdict(shape), kernels=kernels)
     parameters = _on_paper() if seed is None else nullcontext()
     with telling(code, BUILD), torch.device("cpu"), parameters, _seeded(seed or 0):

@@ -2,6 +2,7 @@
 
 import builtins
 import hashlib
+import inspect
 import sys
 import sysconfig
 import traceback
@@ -14,11 +15,14 @@ from typing import Any
 import torch
 
 from gpt.config.code import PACKAGE
+from gpt.config.option_names import option_of
 from gpt.config.own_code import OwnCode
 from gpt.errors import RunError, UserError, in_brief
+from gpt.wording import nearest
 
 # names of the modules that own code becomes
 _OWN = "own_"
+BUILD = "build"
 MEND = "mend it; tools/check_model.py tries a model file on its own"
 # what code of others may raise; an interrupt goes through
 _ANY = (Exception, SystemExit)
@@ -35,6 +39,37 @@ def function_of(code: OwnCode, name: str, signature: str) -> Callable:
     if not callable(function):
         raise UserError(f"{code.path} defines no {name}", mend=f"define {signature}")
     return function
+
+
+def require_options(
+    code: OwnCode, build: Callable, options: Mapping[str, Any], path: str, given: int
+) -> None:
+    """Raise UserError where the file's build does not take the options that a run has for it,
+    or lacks one that it needs.
+
+    path: of the options in a configuration. given: number of build's arguments before them.
+    """
+    try:
+        signature = inspect.signature(build)
+    except ValueError:  # of what is written in C
+        return
+    parameters = list(signature.parameters.values())[given:]
+    kinds = {parameter.kind for parameter in parameters}
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    taken = {p.name: p.default is inspect.Parameter.empty for p in parameters if p.kind in by_name}
+    which = f"it takes {', '.join(taken)}" if taken else "it takes none"
+    for name in options:
+        if name not in taken and inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise UserError(
+                f"{code.path}: {BUILD} takes no option {name!r}{nearest(name, taken)}",
+                mend=f"change {option_of(path)}.{name} ({which})",
+            )
+    for name, is_needed in taken.items():
+        if is_needed and name not in options:
+            raise UserError(
+                f"{code.path}: {BUILD} needs the option {name!r}",
+                mend=f"give {option_of(path)}.{name}",
+            )
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 deepspeed, and torch for a model file alone."""
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gpt.compute import classes, host_time
 from gpt.compute.costs import Costs, costs_of
@@ -90,6 +92,7 @@ def _model(config: Config) -> list[str]:
             f"compute        {tokens * costs.flops_per_token:.3e} FLOPs in matrix products"
             f" ({costs.flops_per_token:,} per token{_known_from(costs)})"
         ),
+        *_optimizer(config),
         _learning_rate(config),
     ]
 
@@ -98,9 +101,21 @@ def _of_file(config: Config) -> str:
     """Of a model file: what its `build` gets beside the shape, which is told after it."""
     if config.model_code is None:
         return ""
-    options = config.options.model_options or {}
-    arguments = ", ".join(["shape", *(f"{name}={value!r}" for name, value in options.items())])
-    return f" of {config.model_code}, build({arguments}) for"
+    call = _call_of_build("shape", config.options.model_options)
+    return f" of {config.model_code}, {call} for"
+
+
+def _optimizer(config: Config) -> Iterator[str]:
+    """A line on an optimizer file."""
+    if config.optimizer_code is not None:
+        call = _call_of_build("named_parameters", config.options.optimizer_options)
+        yield f"optimizer      of {config.optimizer_code}, {call}"
+
+
+def _call_of_build(first: str, options: Mapping[str, Any] | None) -> str:
+    """How a run calls the `build` of a file. first: its argument before the options."""
+    settings = [f"{name}={value!r}" for name, value in (options or {}).items()]
+    return f"build({', '.join([first, *settings])})"
 
 
 def _known_from(costs: Costs) -> str:
@@ -120,6 +135,8 @@ def _learning_rate(config: Config) -> str:
     schedule = config.schedule
     if schedule is None:
         scheduler = config.deepspeed.get("scheduler")
+        if scheduler is None and config.optimizer_code is not None:
+            return "learning rate  as the optimizer is built, constant"
         if scheduler is None:
             return f"learning rate  {config.deepspeed['optimizer']['params']['lr']:g}, constant"
         return f"learning rate  by DeepSpeed's {scheduler['type']}"

@@ -59,10 +59,14 @@ def _16_bits_without_zero(draft: Draft) -> Iterator[Mistake]:
     if not (fp16 or bf16) or draft.get("zero_optimization.stage") != 0:
         return
     reason = "where gradients that are not finite would reach the weights"
+    block = "bf16"
     if fp16:
         reason = "where DeepSpeed does not scale the loss rightly"
+        block = "fp16"
     yield about(
-        "zero_optimization.stage", f"is 0 with 16-bit training, {reason}: use stage 1, 2 or 3"
+        "zero_optimization.stage",
+        f"is 0 with 16-bit training, {reason}: use stage 1, 2 or 3, or train in fp32 with"
+        f" --zero_optimization.stage 0 --{block}.enabled false",
     )
 
 

@@ -225,6 +225,8 @@ _MUON = {
 }
 MUON = "Muon"
 LION = "Lion"
+# what a group of parameters has its learning rate multiplied by
+LR_SCALE = "lr_scale"
 # type -> parameters
 OPTIMIZERS = {
     "Adam": _ADAM,

@@ -205,6 +205,7 @@ class Options:
 
 # of an optimizer of the user's own, before a run with it
 TRIAL_STEPS = 50
+MODEL_OPTIONS_KEY = "gpt.model_options"
 OPTIMIZER_FILE_KEY = "gpt.optimizer_file"
 OPTIMIZER_OPTIONS_KEY = "gpt.optimizer_options"
 OPTION_KEYS = {entry.name: entry.metadata["key"] for entry in dataclasses.fields(Options)}

@@ -11,14 +11,12 @@ from typing import Any
 
 import torch
 
-from gpt.architecture.architecture import Architecture
 from gpt.config.batch import BATCH
 from gpt.config.optimizer_keys import LION, MUON
 from gpt.config.run_config import Config, value_at
 from gpt.errors import UserError
-from gpt.optimizers.groups import groups_of
 from gpt.optimizers.lion import Lion
-from gpt.optimizers.own import require_fitting
+from gpt.optimizers.trial import require_optimizer
 
 ZERO = "zero_optimization"
 # what only GPUs of NVIDIA's have: path -> the value that asks for it
@@ -97,7 +95,7 @@ def require_deepspeed(
         optimizer = _optimizer(settings.get("optimizer"))
     except REFUSALS as error:
         raise _refusal(error, "optimizer.params") from error
-    _require_optimizer(config)
+    require_optimizer(config)
     scheduler = settings.get("scheduler")
     if scheduler is None:
         return
@@ -107,20 +105,6 @@ def require_deepspeed(
             schedule.step()
     except REFUSALS as error:
         raise _refusal(error, "scheduler.params") from error
-
-
-def _require_optimizer(config: Config) -> None:
-    """Raise UserError where an optimizer cannot update the parameters of the run's model."""
-    code = config.optimizer_code
-    is_muon = code is None and config.deepspeed["optimizer"]["type"] == MUON
-    if code is None and not is_muon:
-        return
-    architecture = Architecture.of(config)
-    if code is None:
-        groups_of(architecture.build(), config)
-        return
-    options = config.options.optimizer_options or {}
-    require_fitting(code, options, architecture.shapes(), config.zero_stage)
 
 
 def _optimizer(block: dict[str, Any] | None) -> torch.optim.Optimizer:

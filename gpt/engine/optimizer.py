@@ -3,14 +3,14 @@
 Part of the boundary that gpt/engine/boundary.py is: what it needs of DeepSpeed is passed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from gpt.config.optimizer_keys import LION, MUON
+from gpt.config.optimizer_keys import LION, LR_SCALE, MUON
 from gpt.config.run_config import Config
-from gpt.engine.schedule import LR_SCALE
 from gpt.optimizers.groups import Group
 from gpt.optimizers.lion import Lion
 from gpt.optimizers.own import Shapes, build_for_zero, build_optimizer
@@ -88,3 +88,18 @@ def tell_names(optimizer: torch.optim.Optimizer, names: Mapping[Any, str]) -> No
     if len(optimizer.param_groups) > 1:
         for group in optimizer.param_groups:
             group["param_names"] = [names[parameter] for parameter in group["params"]]
+
+
+@contextmanager
+def without_steps(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, the optimizer's `step` does nothing: one of a user's own may decay weights, or count,
+    without gradients too."""
+    own = vars(optimizer)
+    step = own.get("step")
+    own["step"] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del own["step"]
+        if step is not None:
+            own["step"] = step

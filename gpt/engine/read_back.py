@@ -14,12 +14,12 @@ import torch
 from gpt.cluster.world import World
 from gpt.compute.hardware import DTYPES
 from gpt.config.batch import BatchPlan
-from gpt.config.optimizer_keys import LION, MUON
+from gpt.config.optimizer_keys import LION, LR_SCALE, MUON
 from gpt.config.run_config import Config
 from gpt.config.schedule import OwnSchedule
 from gpt.engine import loss_scale
 from gpt.engine.loss_scale import keeping_rules
-from gpt.engine.schedule import LR_SCALE, set_lr
+from gpt.engine.schedule import set_lr
 from gpt.errors import UserError, in_brief
 from gpt.optimizers.groups import Group
 

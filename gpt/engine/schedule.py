@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
+from gpt.config.optimizer_keys import LR_SCALE
 from gpt.config.schedule import OwnSchedule
-
-# what a group of parameters has its learning rate multiplied by
-LR_SCALE = "lr_scale"
 
 
 class Schedule(torch.optim.lr_scheduler.LRScheduler):

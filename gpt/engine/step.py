@@ -17,6 +17,7 @@ from gpt.cluster.world import World, to_device
 from gpt.engine import loss_scale
 from gpt.engine.gradients import forget
 from gpt.engine.loss_scale import LossScaleExhausted
+from gpt.engine.optimizer import without_steps
 from gpt.engine.schedule import set_lr
 from gpt.engine.shards import Shards
 
@@ -97,13 +98,14 @@ class Steps:
         return applied
 
     def _pass_over(self):
-        """Stage 0, where nothing else keeps a bad gradient from the weights: an optimizer step
-        without gradients does nothing, and its schedule is set back."""
+        """Stage 0, where nothing else keeps a bad gradient from the weights: DeepSpeed's step
+        without the optimizer's own, and its schedule is set back."""
         for parameter in self._names:
             parameter.grad = None
         schedule = self._ds.lr_scheduler
         before = schedule.state_dict() if schedule is not None else None
-        self._ds.step()
+        with without_steps(self._ds.optimizer):
+            self._ds.step()
         if schedule is not None:
             schedule.load_state_dict(before)
         set_lr(self._ds)

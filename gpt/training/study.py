@@ -27,6 +27,8 @@ from gpt.config.resolve import read
 from gpt.config.run_config import Config
 from gpt.errors import UserError
 from gpt.escaping import markdown_cell
+from gpt.metrics.events import FAILED
+from gpt.metrics.runs import read_run
 from gpt.parsing import parse_json
 from gpt.reading import read_text
 from gpt.results.intervals import difference, mean
@@ -223,30 +225,40 @@ def _overrides(method: Method) -> dict[str, Any]:
     return parsed.overrides
 
 
-def best(trials: Sequence[Trial], losses: Sequence[float]) -> Trial:
-    """The trial of the lowest loss. losses: nats per token, NaN of what diverged. Raises UserError
-    where all did."""
+def best(trials: Sequence[Trial], losses: Sequence[float]) -> Trial | None:
+    """The trial of the lowest loss; None where none has one. losses: nats per token, NaN of what
+    diverged."""
     finite = [index for index, loss in enumerate(losses) if math.isfinite(loss)]
     if not finite:
-        raise UserError(
-            f"{trials[0].method.name} diverges at every rate: "
-            + ", ".join(f"{trial.rate:g}" for trial in trials),
-            mend="give smaller --factors, or a smaller --max_lr to the method",
-        )
+        return None
     return trials[min(finite, key=lambda index: losses[index])]
 
 
 def final_loss(run: sweep.SweptRun) -> float:
-    """Nats per token of a trained run's last evaluation; NaN where it has diverged."""
-    return math.nan if run.status == sweep.DIVERGED else run.final_evaluation["loss"]
+    """Nats per token of a trained run's last evaluation; NaN where it has none to show."""
+    return run.final_evaluation["loss"] if run.status == sweep.FINISHED else math.nan
 
 
-def outcome(trials: Sequence[Trial], best_trial: Trial, runs: Sequence[sweep.SweptRun]) -> Outcome:
-    """What is known of a method whose final runs are trained."""
+def is_over(run: sweep.SweptRun) -> bool:
+    """Whether training it again would find the same: it is finished, has diverged, or gave up at a
+    gradient that is not finite."""
+    if run.status in (sweep.FINISHED, sweep.DIVERGED):
+        return True
+    if run.status != sweep.FAILED:
+        return False
+    failures = read_run(run.config.run_dir).events.get(FAILED, [])
+    return bool(failures) and failures[-1]["step"] >= run.step
+
+
+def outcome(
+    trials: Sequence[Trial], chosen: Trial | None, runs: Sequence[sweep.SweptRun]
+) -> Outcome:
+    """What is known of a method. runs: the final ones of the chosen trial, or, where none was good
+    enough to be chosen, those of all trials."""
     losses = [final_loss(run) for run in runs]
     finite = tuple(loss for loss in losses if math.isfinite(loss))
     return Outcome(
-        best_trial,
+        trials[0] if chosen is None else chosen,
         tuple(trial.rate for trial in trials),
         finite,
         len(losses) - len(finite),
@@ -261,8 +273,8 @@ def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
     for outcome in outcomes:
         trial = outcome.trial
         edge = " (at the edge)" if outcome.is_at_the_edge else ""
-        loss = mean(outcome.losses).in_words() if outcome.losses else "-"
-        if outcome.diverged:
+        loss = mean(outcome.losses).in_words() if outcome.losses else "diverges"
+        if outcome.diverged and outcome.losses:
             loss += f" ({outcome.diverged} diverged)"
         against = ""
         if outcome is not first and outcome.losses and first.losses:

@@ -37,6 +37,7 @@ UNFINISHED = "unfinished"
 WAITING = "waiting"  # not begun
 RUNNING = "running"
 FAILED = "failed"
+SPARED = "spared"  # a trunk that no class waits for any more
 DIVERGED = "diverged"  # training it again would find the same
 
 
@@ -134,7 +135,7 @@ class SweptRun:
     @property
     def waits_for_trunk(self) -> bool:
         """Whether it has not begun, and where it begins there is no checkpoint."""
-        if self.trunk is None or self.step:
+        if self.trunk is None or self.step or self.status in (FINISHED, DIVERGED):
             return False
         return not checkpoint_of(self.trunk.config.run_dir, self.first_step).is_dir()
 
@@ -269,12 +270,17 @@ def train_all(
         run.wait_for_others(stop)
         if run.look() in (FINISHED, DIVERGED) or stop.reason:
             continue
+        if _is_trunk_of_none(run, runs):
+            run.status = SPARED
+            continue
         place = f"run {number} of {len(runs)}"
         if run.waits_for_trunk:
+            assert run.trunk is not None
             run.status = FAILED
             print(
                 f"--- {place}: {run.name} cannot begin: its trunk has no checkpoint of step"
-                f" {run.first_step}",
+                f" {run.first_step}; move {run.trunk.config.run_dir} away to have the trunk trained"
+                " again",
                 flush=True,
             )
             continue
@@ -285,6 +291,12 @@ def train_all(
         run.train(launcher, train_args, stop)
         write_summary(out, runs)
     lock.release()
+
+
+def _is_trunk_of_none(run: SweptRun, runs: list[SweptRun]) -> bool:
+    """Whether a run is a trunk whose classes have all begun, so that none waits for it."""
+    classes = [other for other in runs if other.trunk is run]
+    return bool(classes) and not any(other.waits_for_trunk for other in classes)
 
 
 def _require_own_summary(path: Path) -> None:

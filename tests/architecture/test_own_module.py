@@ -117,7 +117,10 @@ def test_buffers_that_are_drawn_are_the_same_in_every_build(tmp_path):
         ("import nowhere\n", r"model.py:1: importing it fails \(ModuleNotFoundError: .*nowhere"),
         ("def build(shape):\n    a = 1\n    return b\n", r"model.py:3: build fails \(NameError"),
         ("import parts\n", r"parts.py:2: importing it fails \(ZeroDivisionError"),
-        ("def build(shape, depth):\n    pass\n", "build fails .*missing .* 'depth'"),
+        (
+            "def build(shape, depth):\n    pass\n",
+            "build needs the option 'depth': give --model_options.depth",
+        ),
         ("raise SystemExit(3)\n", "importing it fails"),
     ],
 )
@@ -128,5 +131,10 @@ def test_mistakes_are_told_with_their_line(tmp_path, text, sentence):
 
 
 def test_an_option_that_build_does_not_take_is_a_mistake(tmp_path):
-    with pytest.raises(UserError, match="build fails .*unexpected keyword argument 'bias'"):
-        build_module(code_of(tmp_path, TIED), SHAPE, {"bias": 1})
+    code = code_of(tmp_path, TIED)
+    with pytest.raises(UserError) as error:
+        build_module(code, SHAPE, {"scales": 1})
+    assert str(error.value) == (
+        f"{code.path}: build takes no option 'scales' (did you mean 'scale'?): change"
+        " --model_options.scales (it takes scale)"
+    )

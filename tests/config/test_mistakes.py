@@ -611,7 +611,8 @@ TOGETHER = [
         {**zero(stage=0), "bf16": {"enabled": True}},
         (
             f"{ZERO}.stage is 0 with 16-bit training, where gradients that are not finite would"
-            " reach the weights: use stage 1, 2 or 3"
+            " reach the weights: use stage 1, 2 or 3, or train in fp32 with"
+            " --zero_optimization.stage 0 --bf16.enabled false"
         ),
     ),
 ]

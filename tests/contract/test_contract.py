@@ -70,4 +70,4 @@ def test_what_is_no_python_is_refused_before(tmp_path):
 def test_an_option_that_build_does_not_take(tmp_path):
     name, seen = first_failure(subject_of(tmp_path, MODEL, rate=3))
     assert name == "builds"
-    assert "build() got an unexpected keyword argument 'rate'" in seen
+    assert "build takes no option 'rate': change --model_options.rate (it takes" in seen

@@ -8,7 +8,8 @@ from torch import nn
 
 from gpt.config.own_code import read_own_code
 from gpt.errors import UserError
-from gpt.optimizers.own import build_for_zero, build_optimizer, require_fitting
+from gpt.optimizers.own import build_for_zero, build_optimizer
+from gpt.optimizers.trial import require_fitting
 
 SHAPES = {"embed.weight": (50, 6), "blocks.0.up.weight": (300, 8), "blocks.0.up.bias": (300,)}
 ALL = "[p for _, p in named_parameters]"
@@ -22,7 +23,7 @@ class Own(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.grad is not None):
                 BODY
 
 def build(named_parameters, **options):
@@ -85,7 +86,8 @@ def test_those_that_need_whole_matrices_fit_stage_0_alone(name, tmp_path):
         require_fitting(code, {}, SHAPES, 2)
     assert str(error.value) == (
         f"{code.path}: the optimizer needs whole matrices (of flat stretches it makes other steps),"
-        " and ZeRO stage 2 has none: use --zero_optimization.stage 0, in fp32"
+        " and ZeRO stage 2 has none: use --zero_optimization.stage 0 --fp16.enabled"
+        " false"
     )
 
 
@@ -130,14 +132,17 @@ def test_what_is_no_optimizer_gets_its_sentence(text, sentence, tmp_path):
 
 
 def test_a_step_that_fails_of_flat_stretches_is_told_with_its_line(tmp_path):
-    code = code_of(tmp_path, stepping("assert p.ndim == 2 or len(p) < 400, p.shape", "p -= p.grad"))
+    code = code_of(
+        tmp_path,
+        stepping("assert p.ndim == 2 or len(p) < 400, p.shape", "p -= group['lr'] * p.grad"),
+    )
     require_fitting(code, {}, SHAPES, 0)
     with pytest.raises(UserError) as error:
         require_fitting(code, {}, SHAPES, 1)
     assert str(error.value).startswith(
         f"{code.path}:12: the optimizer's step of a flat stretch, as ZeRO has them, fails (Asserti"
     )
-    assert str(error.value).endswith(": use --zero_optimization.stage 0, in fp32")
+    assert str(error.value).endswith(": use --zero_optimization.stage 0 --fp16.enabled false")
 
 
 @pytest.mark.parametrize("value", ["'x'", "float('nan')", "-1", "torch.ones(())"])
@@ -147,10 +152,32 @@ def test_rates_that_are_no_numbers(value, tmp_path):
         require_fitting(code_of(tmp_path, text), {}, SHAPES, 1)
 
 
-def test_an_unknown_argument_is_told(tmp_path):
-    code = code_of(tmp_path, ELEMENT_WISE["own"])
-    with pytest.raises(UserError, match=r"mine.py:\d+: build fails \(.*unexpected keyword"):
-        require_fitting(code, {"speed": 3}, SHAPES, 0)
+@pytest.mark.parametrize(
+    "signature, options, sentence",
+    [
+        (
+            "named, beta=0.9, momentum=0",
+            {"bata": 0.95},
+            "takes no option 'bata' (did you mean 'beta'?): change --optimizer_options.bata"
+            " (it takes beta, momentum)",
+        ),
+        (
+            "named",
+            {"bata": 0.95},
+            "takes no option 'bata': change --optimizer_options.bata (it takes none)",
+        ),
+        (
+            "named, *, speed, **others",
+            {"bata": 0.95},
+            "needs the option 'speed': give --optimizer_options.speed",
+        ),
+    ],
+)
+def test_options_that_build_does_not_take(signature, options, sentence, tmp_path):
+    code = code_of(tmp_path, f"def build({signature}):\n    raise KeyError\n")
+    with pytest.raises(UserError) as error:
+        require_fitting(code, options, SHAPES, 0)
+    assert str(error.value) == f"{code.path}: build {sentence}"
 
 
 def test_under_zero_its_groups_are_by_the_whole_shapes(tmp_path):

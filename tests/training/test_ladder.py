@@ -1,6 +1,7 @@
 """A ladder of classes on one trunk, trained in this process."""
 
 import json
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -105,6 +106,13 @@ def test_a_ladder_is_trained_on_one_trunk(classes, sample, tmp_path, in_process)
     )
     train_ladder(classes, out)
     assert len(in_process) == 4  # nothing was left to do
+    # a trunk that was cleaned away is trained again only where a class waits for it
+    shutil.rmtree(out / "trunks/trunk")
+    assert [run.status for run in train_ladder(classes, out)] == ["spared", *["finished"] * 3]
+    assert len(in_process) == 4
+    shutil.rmtree(out / "short")
+    train_ladder(classes, out)
+    assert in_process[4:] == ["trunk", "short"]
 
 
 def test_a_trunk_is_not_scored_whole(classes, tmp_path):
