@@ -11,7 +11,7 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,7 +107,7 @@ class _Trial:
         self,
         optimizer: torch.optim.Optimizer,
         parameters: Tensors,
-        gradients: list[Tensors],
+        gradients: Sequence[Mapping[str, Tensor]],
         rate: float = RATE,
         what: str = "the optimizer's step",
         mend: str = MEND,
