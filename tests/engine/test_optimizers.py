@@ -27,7 +27,9 @@ class Half(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            for p in (p for p in group["params"] if p.grad is not None):
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
                 state = self.state[p]
                 state["sum"] = state.get("sum", torch.zeros_like(p)).mul_(0.5).add_(p.grad)
                 state["count"] = state.get("count", 0) + 1
