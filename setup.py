@@ -46,7 +46,7 @@ setup(
             *HF,
             "mypy>=2.4,<3",
             "pytest>=8,<10",
-            "pytest-xdist>=3,<4",
+            "pytest-xdist>=3.6,<4",
             "ruff>=0.17,<0.18",
             "triton==3.7.1; platform_system == 'Linux'",
         ],

@@ -135,7 +135,9 @@ def _is_beside(subject: Subject, file: str) -> bool:
 def _restore(before: dict[str, Any]) -> None:
     """What later checks would stumble over."""
     torch.set_default_dtype(before["torch's default dtype"])
-    torch.set_default_device(before["torch's default device"])
+    if torch.get_default_device() != before["torch's default device"]:
+        # None takes the mode away that stands between torch and all its functions
+        torch.set_default_device(None)
     torch.set_num_threads(before["torch's number of threads"])
     torch.set_grad_enabled(before["whether torch records gradients"])
     torch.use_deterministic_algorithms(before["torch's deterministic algorithms"])

@@ -294,7 +294,6 @@ class Modern(nn.Module):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         by = None
         if self.options.rope:
-            # not kept as a buffer, which would be rounded with the weights
             dtype = statistics_dtype(stream)
             by = rotation(self.options.rope, self.shape.head_dim, positions, dtype)
         else:

@@ -302,8 +302,8 @@ BAD = {
                 "x = x + whole[:, -1:, None] / 64",
             )
         ],
-        "causal",
-        f": {FUTURE}",
+        "rows",
+        ": of tokens (1, 16) the module makes (3, 16, 16)",
     ),
     "a norm over rows": ([(LAST, "x = x - x.mean(0, keepdim=True)")], "rows", f": {MIXED}"),
     "rows shifted": ([(LAST, "x = x + x.roll(1, 0)")], "rows", f": {MIXED}"),

@@ -120,6 +120,7 @@ def test_a_trunk_is_not_scored_whole(classes, tmp_path):
     assert [run.config.options.final_eval for run in runs] == [False, True, True, True]
 
 
+@pytest.mark.slow
 def test_every_seed_has_a_trunk_and_options_hold_for_all(classes, tmp_path, in_process):
     out = tmp_path / "out"
     options = ["--scheduler.params.cooldown_share", "0.5", "--keep_last", "1"]
