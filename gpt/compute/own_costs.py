@@ -209,12 +209,6 @@ class OwnCosts:
         return model
 
 
-def flops_of(architecture: Architecture) -> Flops:
-    """FLOPs per token of a model file in a shape, counted and declared. Raises UserError as
-    OwnCosts does."""
-    return OwnCosts(architecture).flops
-
-
 # {what a model is: its costs}, of this process
 _measured: dict[tuple, OwnCosts] = {}
 

@@ -132,18 +132,21 @@ def plan(
     file: Path, methods: Sequence[Method], factors: Sequence[float], flops: float
 ) -> list[list[Trial]]:
     """The trials of each method. Raises UserError where methods would not be scored alike; else as
-    `trials_of`."""
-    first, *others = methods
-    measure = _measure(_config(file, first))
-    for method in others:
-        for name, value in _measure(_config(file, method)).items():
+    `_trials_of`.
+
+    file: the JSON that the methods' options are laid over.
+    """
+    configs = [_config(file, method) for method in methods]
+    measure = _measure(configs[0])
+    for method, config in zip(methods, configs):
+        for name, value in _measure(config).items():
             if value != measure[name]:
                 raise UserError(
-                    f"{method.name} is scored otherwise than {first.name}: {name} is {value} there"
-                    f" and {measure[name]} here",
+                    f"{method.name} is scored otherwise than {methods[0].name}: {name} is {value}"
+                    f" there and {measure[name]} here",
                     mend="give all methods the same",
                 )
-    return [trials_of(file, method, factors, flops) for method in methods]
+    return [_trials_of(method, config, factors, flops) for method, config in zip(methods, configs)]
 
 
 def _measure(config: Config) -> dict[str, Any]:
@@ -166,12 +169,11 @@ def _config(file: Path, method: Method) -> Config:
     return config
 
 
-def trials_of(file: Path, method: Method, factors: Sequence[float], flops: float) -> list[Trial]:
+def _trials_of(
+    method: Method, config: Config, factors: Sequence[float], flops: float
+) -> list[Trial]:
     """A method at each multiple of its own learning rate, for as many steps as the FLOPs buy.
-
-    file: the JSON that the method's options are laid over. Raises UserError.
-    """
-    config = _config(file, method)
+    Raises UserError."""
     schedule = config.schedule
     if schedule is None:
         raise UserError(

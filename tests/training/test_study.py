@@ -18,7 +18,6 @@ from gpt.training.study import (
     plan,
     read_methods,
     rows,
-    trials_of,
 )
 
 ROPE = "--model_file modern --model_options.rope 100"
@@ -41,13 +40,13 @@ def test_each_method_gets_the_steps_that_the_flops_buy(sample, tmp_path):
     flops = 6 * weights + 6 * shape.n_layers * shape.seq_len * width
     wider = Method("wider", ("--mlp_dim", str(2 * shape.mlp_dim)))
     budget = 100.2 * flops * per_step
-    plain = trials_of(config, Method("plain", ()), [0.5, 1.0], budget)
+    (plain,) = plan(config, [Method("plain", ())], [0.5, 1.0], budget)
     assert [each.steps for each in plain] == [100, 100]
     assert [each.rate for each in plain] == [resolved.schedule.max_lr / 2, resolved.schedule.max_lr]
     assert plain[0].settings["scheduler.params.decay_steps"] == 100
     more = 12 * shape.n_layers * shape.h_dim * shape.mlp_dim
     expected = round(budget / ((flops + more) * per_step))
-    assert [each.steps for each in trials_of(config, wider, [1.0], budget)] == [expected]
+    assert [each.steps for each in plan(config, [wider], [1.0], budget)[0]] == [expected]
 
 
 def test_the_best_rate_is_that_of_the_lowest_loss():
