@@ -1,0 +1,1 @@
+"""The first steps of a run, trained again and held against its log."""
