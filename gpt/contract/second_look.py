@@ -125,11 +125,12 @@ class SecondLook:
         if not len(moved):
             return
         worst = moved[np.abs(before - after)[moved].argmax()]
+        height, width = batch.tokens.shape
         raise UserError(
             f"{self._model.code.path}: the model sees what it has to predict: in a batch of"
-            f" {plural(len(batch.tokens), 'row')} of {batch.tokens.shape[1] - 1} tokens it scores the token"
-            f" behind position {columns[worst]} of row {rows[worst]} with {before[worst]:.4f} nats,"
-            f" and with {after[worst]:.4f} where later tokens and other rows are others",
+            f" {plural(height, 'row')} of {width - 1} tokens it scores the token behind position"
+            f" {columns[worst]} of row {rows[worst]} with {before[worst]:.4f} nats, and with"
+            f" {after[worst]:.4f} where later tokens and other rows are others",
             mend="let each position depend on itself and those before it in its row alone, whatever"
             " the batch's shape; tools/check_model.py looks at it in several",
         )
