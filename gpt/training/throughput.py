@@ -123,7 +123,7 @@ def report(plan: Plan, results: list[dict[str, Any]]) -> dict[str, Any]:
         "seq_len": plan.config.model.seq_len,
         "parameters": costs.parameters,
         "flops_per_token": costs.flops_per_token,
-        "model": _model_in_words(plan.config),
+        "model": model_in_words(plan.config),
         "model_digest": plan.config.model_digest,
         "results": rows,
         **machine,
@@ -132,7 +132,8 @@ def report(plan: Plan, results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _model_in_words(config: Config) -> str:
+def model_in_words(config: Config) -> str:
+    """The GPT, or a model file by its name and hash."""
     return "the GPT" if config.model_code is None else str(config.model_code)
 
 
