@@ -140,6 +140,7 @@ def add_judge(commands):
     parser.add_argument(
         "--ladder", type=Path, nargs="+", metavar="RUN", help="the baseline's at other compute"
     )
+    parser.add_argument("--over", choices=OVER, help="what equal compute is, of runs")
     parser.add_argument("--json", metavar="FILE", help="write the judgement here as well")
     parser.set_defaults(call=judge)
 
@@ -149,7 +150,7 @@ def judge(args, train_args):
 
     if args.json:
         require_place_for("--json", args.json)
-    result = judgement.of_paths(args.runs, args.baseline, args.ladder)
+    result = judgement.of_paths(args.runs, args.baseline, args.ladder, args.over)
     print(judgement.in_words(result))
     if args.json:
         write_output("--json", args.json, judgement.as_json(result))

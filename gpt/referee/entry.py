@@ -114,6 +114,10 @@ class Entry:
         return self.path / "measured.json"
 
     @property
+    def ladder(self) -> Path:
+        return self.path / "ladder"
+
+    @property
     def judgement(self) -> Path:
         return self.path / "judgement.json"
 
