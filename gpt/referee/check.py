@@ -3,6 +3,7 @@ what its sides differ in."""
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,11 @@ def report(path: Path, with_runs: bool, own_gradient: bool = False) -> int:
         lines.tell(FAIL, "configuration", str(error))
         return lines.conclude()
     for name, check in fairness.CHECKS:
-        lines.look(name, lambda check=check: check(pair))  # type: ignore[misc]
+        lines.look(name, partial(check, pair))
     for side in _distinct(pair, MODEL_FILE):
         _check_model(side, lines, with_runs, own_gradient)
     for side in _distinct(pair, OPTIMIZER_FILE):
-        lines.look("optimizer file", lambda side=side: _check_optimizer(side))  # type: ignore[misc]
+        lines.look("optimizer file", partial(_check_optimizer, side))
     code = lines.conclude()
     print(differences_in_words(pair))
     return code
@@ -87,7 +88,7 @@ def _tell_budget(entry: entries.Entry, lines: Report) -> None:
             f" python tools/referee.py measure {entry.path}",
         )
         return
-    lines.look("budget", lambda: _budget_in_words(entry))
+    lines.look("budget", partial(_budget_in_words, entry))
 
 
 def _budget_in_words(entry: entries.Entry) -> str:
@@ -130,9 +131,7 @@ def _check_model(side: Side, lines: Report, with_runs: bool, own_gradient: bool)
     own = Architecture.of(side.config)
     lines.tell(NOTE, "model file", f"{own}, of the {side.name}, in {name}")
     subject = Subject(dataclasses.replace(own, shape=shape), side.config.options.seed)
-    chosen = [
-        check for check in checks.CHECKS if not (own_gradient and check.name == "derivative")
-    ]
+    chosen = [check for check in checks.CHECKS if not (own_gradient and check.name == "derivative")]
 
     def tell(result: checks.Result) -> None:
         lines.tell(OK if result.is_right else FAIL, result.name, result.seen)

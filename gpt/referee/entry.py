@@ -32,6 +32,7 @@ from gpt.quantities import is_number
 from gpt.reading import read_text
 
 FILE = "entry.json"
+SEAL = "pack.json"  # of a pack
 FORMAT = 1
 CONTENDER = "contender"
 BASELINE = "baseline"

@@ -92,7 +92,7 @@ def _same_training_text(pair: Pair) -> str:
         raise UserError(
             f"{baseline.root} and {contender.root} hold other training documents, or the same in"
             " another order",
-            mend="give both the same text (tools/prepare_data.py --tokenizer for another tokenizer)",
+            mend="prepare both datasets from the same files, and with the same options",
         )
     facts = baseline.facts(pair.baseline.config.options.eval_data_split)["train"]
     return (

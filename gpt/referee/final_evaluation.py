@@ -1,5 +1,5 @@
-"""What a run of an entry is judged by: its last weights exported, and the whole split evaluated with
-them, in float64 and document by document."""
+"""What a run of an entry is judged by: its last weights are exported, and the whole split is
+evaluated with them, in sums of float64 and document by document."""
 
 import subprocess
 import sys
@@ -44,14 +44,19 @@ def evaluate(run: SweptRun, stop: Stop) -> None:
     command += ["--per_document", str(documents)]
     if run.config.model_code is not None:
         command.append(TRUST)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
-    code = stop.wait_for(process)
+    code = _run(command, stop)
     if stop.reason or (code == 0 and is_evaluated(run)):
         return
     raise RunError(
         f"the evaluation of {run.name} ended with exit code {code}; the run itself is whole, and"
         " the same command evaluates it again"
     )
+
+
+def _run(command: list[str], stop: Stop) -> int:
+    """The exit code of a command in a process of its own, whose results are in files."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    return stop.wait_for(process)
 
 
 def _place(run: SweptRun) -> tuple[Path, str, int]:

@@ -13,7 +13,6 @@ from gpt.config.identity import MODEL_FILE, OPTIMIZER_FILE
 from gpt.config.options import OPTION_KEYS
 from gpt.config.own_code import OwnCode, read_own_code, variant_called
 from gpt.config.resolve import override, read
-from gpt.config.run_config import value_at
 from gpt.config.run_file import read_file
 from gpt.errors import UserError
 from gpt.files import built_aside, require_new_folder
@@ -51,11 +50,11 @@ def create(args: argparse.Namespace, train_args: Sequence[str]) -> Entry:
     _set_evaluations(trees)
     codes = _take_code(trees)
     with built_aside(args.entry) as folder:
-        replace(entry, path=folder).write()
+        unborn = replace(entry, path=folder)
+        unborn.write()
         for side, tree in trees.items():
             text = json.dumps(tree, indent=2) + "\n"
-            entry_file = replace(entry, path=folder).config_file(side)
-            entry_file.write_text(text, encoding="utf-8")
+            unborn.config_file(side).write_text(text, encoding="utf-8")
         write_code(folder, codes)
     return entry
 
@@ -86,7 +85,7 @@ def _entry(args: argparse.Namespace, class_name: str) -> Entry:
     )
     problem = problem_of(entry.as_dict())
     if problem:
-        raise UserError(f"command line: as an entry declares it, {problem}")
+        raise UserError(f"command line: an entry with it is none: {problem}")
     return entry
 
 
@@ -114,20 +113,20 @@ def _require_resolved(file: Path, overrides: Mapping[str, Any]) -> None:
 
 def _set_evaluations(trees: Mapping[str, dict[str, Any]]) -> None:
     """Have both sides score the whole split at the end, and a part of it before training."""
-    usual = OPTION_KEYS["eval_every"].default
-    is_final = [value_at(tree, "gpt.final_eval") is True for tree in trees.values()]
-    every = [value_at(tree, "gpt.eval_every") for tree in trees.values()]
-    for tree in trees.values():
-        tree.setdefault("gpt", {})["final_eval"] = True
-        if any(steps is not None and steps <= 0 for steps in every):
-            tree["gpt"]["eval_every"] = usual
-    if not all(is_final):
+    blocks = [tree["gpt"] for tree in trees.values()]
+    if not all(block.get("final_eval") for block in blocks):
         print("notice: final_eval is set to true for both: the whole split counts")
-    if any(steps is not None and steps <= 0 for steps in every):
+    usual = OPTION_KEYS["eval_every"].default
+    is_off = any(block.get("eval_every", usual) <= 0 for block in blocks)
+    if is_off:
         print(
             f"notice: eval_every is set to {usual} for both: what is scored before training tells"
             " whether both begin with the same weights"
         )
+    for block in blocks:
+        block["final_eval"] = True
+        if is_off:
+            block["eval_every"] = usual
 
 
 def _take_code(trees: Mapping[str, dict[str, Any]]) -> list[OwnCode]:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt.config.saved import CONFIG, read_config
 from gpt.errors import RunError, UserError
 from gpt.locking import FolderLock
 from gpt.metrics.runs import read_run
-from gpt.parsing import parse_json
-from gpt.reading import read_bytes
 from gpt.referee import entry as entries
 from gpt.referee import fairness, final_evaluation, starts, tuning
 from gpt.referee.entry import SIDES, Entry
@@ -74,6 +73,10 @@ def train(path: Path, seeds: Sequence[int] | None, launcher: str | None) -> None
     """Train what is not finished of the declared runs. Whatever ends it, the same command goes on.
     Raises UserError and RunError."""
     entry = entries.read(path)
+    if (path / entries.SEAL).exists():
+        raise UserError(
+            f"{path} is a pack, which is sealed", mend="train the entry that it was made of"
+        )
     chosen = _declared(entry, seeds)
     command = sweep.launcher_command(launcher)
     lock = FolderLock(path, "another process trains the runs of", "wait for it")
@@ -91,7 +94,7 @@ def train(path: Path, seeds: Sequence[int] | None, launcher: str | None) -> None
         print(f"stopped by {stop.reason}: the same command goes on")
         return
     print(table(entry, runs))
-    _conclude(entry, chosen, runs)
+    print(_what_comes_next(entry, runs))
 
 
 def _declared(entry: Entry, seeds: Sequence[int] | None) -> list[int]:
@@ -160,8 +163,8 @@ def table(entry: Entry, runs: Sequence[EntryRun]) -> str:
         own_starts = [start for start in record if start.run == run.record]
         abandoned = sum(start.is_abandoned for start in own_starts)
         rate = "-" if schedule is None else f"{schedule.max_lr:g}"
-        told = f"{len(own_starts)}" + (f" ({abandoned} abandoned)" if abandoned else "")
-        rows.append((run.name, f"{run.last_step:,}", rate, _quality(run), told))
+        count = f"{len(own_starts)} ({abandoned} abandoned)" if abandoned else f"{len(own_starts)}"
+        rows.append((run.name, f"{run.last_step:,}", rate, _quality(run), count))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
@@ -172,18 +175,19 @@ def _quality(run: EntryRun) -> str:
     """Nats per byte on the whole split, or what became of the run."""
     if run.status != FINISHED:
         return run.status
-    run_dir = run.config.run_dir
-    file = evaluations.file_of(run_dir, run.config.options.eval_data_split, run.last_step)
-    evaluation = parse_json(read_bytes(file, evaluations.MOST_BYTES))
-    return f"{evaluation['normalised_loss']:.5f}"
+    saved = read_config(run.config.run_dir / CONFIG)
+    split = run.config.options.eval_data_split
+    evaluation = evaluations.read(run.config.run_dir, saved, split, run.last_step)
+    return "not evaluated" if evaluation is None else f"{evaluation['normalised_loss']:.5f}"
 
 
-def _conclude(entry: Entry, seeds: Sequence[int], runs: Sequence[EntryRun]) -> None:
-    """Print what comes next."""
-    remaining = [str(seed) for seed in entry.seeds if seed not in seeds]
+def _what_comes_next(entry: Entry, runs: Sequence[EntryRun]) -> str:
+    lines = []
     diverged = [run.name for run in runs if run.status == DIVERGED]
     if diverged:
-        print(f"diverged, which counts: {', '.join(diverged)}")
+        lines.append(f"diverged, which is a result, and not trained again: {', '.join(diverged)}")
+    seeds = {run.seed for run in runs}
+    remaining = [f"{seed}" for seed in entry.seeds if seed not in seeds]
     if remaining:
-        print(f"declared, and not asked for here: the seeds {', '.join(remaining)}")
-    print(f"next: python tools/referee.py judge {entry.path}")
+        lines.append(f"declared, and not among these: the seeds {', '.join(remaining)}")
+    return "\n".join([*lines, f"next: python tools/referee.py judge {entry.path}"])

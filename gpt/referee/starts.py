@@ -201,7 +201,9 @@ def _problem(fields: Any, entry: Entry) -> str | None:
         return f"has another side or seed than {fields['run']}"
     if fields["event"] == START:
         files = fields["files"]
-        is_right = isinstance(files, dict) and all(isinstance(one, str) for one in files.values())
+        is_right = isinstance(files, dict) and all(
+            isinstance(sha256, str) for sha256 in files.values()
+        )
         return None if is_right else "has a field of another type"
     is_right = type(fields["exit_code"]) is int and fields["status"] in STATUSES
     return None if is_right else "has a field of another type"

@@ -63,14 +63,14 @@ def factor_of(entry: Entry, side: str) -> float:
                 mend=f"make it with `python tools/referee.py run {entry.path}`",
             )
     known = [math.nan if loss is None else loss for loss in losses.values()]
-    factor = study.best(list(losses), known)
-    if factor is None:
+    best = study.best(list(losses), known)
+    if best is None:
         raise UserError(
             f"{entry.path}: all trials of the {side} diverged",
             mend=f"make the entry anew with a lower max_lr in {entry.config_file(side).name}, or"
             " with gradient_clipping",
         )
-    return factor
+    return best
 
 
 def trial_losses(entry: Entry, side: str) -> dict[float, float | None]:
@@ -111,10 +111,10 @@ def in_words(entry: Entry, side: str, losses: Mapping[float, float | None]) -> s
     """One line on what a side's trials came to."""
     trials = []
     for factor, loss in losses.items():
-        is_number = loss is not None and math.isfinite(loss)
-        trials.append(f"{factor:g}: {loss:.4f}" if is_number else f"{factor:g}: diverged")
-    factor = factor_of(entry, side)
+        has_diverged = loss is None or math.isnan(loss)
+        trials.append(f"{factor:g}: diverged" if has_diverged else f"{factor:g}: {loss:.4f}")
+    chosen = factor_of(entry, side)
     return (
-        f"{side}: {factor:g} times its max_lr{edge_in_words(entry, factor)}, by the losses of"
+        f"{side}: {chosen:g} times its max_lr{edge_in_words(entry, chosen)}, by the losses of"
         f" {len(trials)} trials ({', '.join(trials)})"
     )
