@@ -93,13 +93,18 @@ def add_check(commands):
     parser = add_command(commands, "check", "is it a fair comparison; what differs")
     parser.add_argument("entry", type=Path, metavar="FOLDER")
     parser.add_argument("--skip_runs", action="store_true", help="no short runs on two ranks")
+    parser.add_argument(
+        "--own_gradient",
+        action="store_true",
+        help="a model file's gradient is not the derivative of its loss on purpose",
+    )
     parser.set_defaults(call=check)
 
 
 def check(args, train_args):
     from gpt.referee import check
 
-    return check.report(args.entry, with_runs=not args.skip_runs)
+    return check.report(args.entry, not args.skip_runs, args.own_gradient)
 
 
 def add_measure(commands):
