@@ -10,7 +10,7 @@ from gpt.config.code import code_of
 from gpt.config.identity import ARGUMENTS_OF, CODE, MODEL_FILE, differing, identity
 from gpt.config.own_code import MOST_BYTES, hash_of
 from gpt.config.resolve import read
-from gpt.config.run_config import Config
+from gpt.config.run_config import Config, value_at
 from gpt.config.saved import CONFIG, as_dict
 from gpt.data.datasets import Dataset
 from gpt.data.manifests import TOKENIZER
@@ -39,16 +39,18 @@ def follow_from_the_entry(evidence: Evidence, problems: list[str]) -> str:
     """Each run is what its side's JSON, the equal compute and the tuning make: in its steps, its
     schedule and all that makes its curve."""
     expected: dict[str, dict[str, Any]] = {}
+    flops = _flops_per_token(evidence)
     for side in SIDES:
         try:
-            expected[side] = tuning.settings_of(evidence.entry, side)
+            expected[side] = tuning.settings_of(evidence.entry, side, flops)
         except UserError as error:
             problems.append(str(error))
 
     def look(run: Declared) -> Iterator[str]:
+        saved = evidence.config(run.name)
+        yield from _against_the_rules(evidence, run, saved)
         if run.side not in expected:
             return
-        saved = evidence.config(run.name)
         config = _resolved(evidence, run, saved, expected[run.side])
         rebuilt = identity(_as_saved(config, saved))
         actual = identity(saved)
@@ -61,6 +63,38 @@ def follow_from_the_entry(evidence: Evidence, problems: list[str]) -> str:
 
     of_each(evidence.present, problems, look)
     return _difference_of_sides(evidence)
+
+
+def _flops_per_token(evidence: Evidence) -> dict[str, int] | None:
+    """{side: FLOPs per token that its runs tell}; None where they may be counted here, by the code
+    that came with the pack."""
+    if evidence.trusted:
+        return None
+    told = {}
+    for run in evidence.present:
+        flops = evidence.run(run.name).flops_per_token
+        if flops is not None:
+            told.setdefault(run.side, flops)
+    return told
+
+
+def _against_the_rules(
+    evidence: Evidence, run: Declared, saved: Mapping[str, Any]
+) -> Iterator[str]:
+    """Of the rules those that a run's own configuration can break: one pass over the text, and the
+    end of the run at the end of its schedule."""
+    path = evidence.folder(run.name) / CONFIG
+    steps = evidence.last_step(run.name)
+    end = value_at(saved["run"], "scheduler.params.decay_steps")
+    if end != steps:
+        yield f"{path}: the schedule ends at step {end}, and the run at {steps}"
+    trained_on = evidence.run(run.name).tokens_until(steps)
+    text = value_at(saved, "dataset.train.tokens")
+    if isinstance(text, int) and trained_on > text:
+        yield (
+            f"{path}: {steps} steps read {trained_on:,} tokens, more than the {text:,} of one pass"
+            " over the text"
+        )
 
 
 def _resolved(
