@@ -9,7 +9,7 @@ import numpy as np
 from gpt.checkpoint import sources
 from gpt.checkpoint.manifest import WEIGHTS
 from gpt.compute import hardware
-from gpt.referee import machine
+from gpt.referee import rounding
 from gpt.referee.check_figures import SUMS, same_documents
 from gpt.referee.evidence import Declared, Evidence, LeftOut, of_each
 from gpt.results import evaluations, scoring
@@ -88,7 +88,7 @@ def score_the_same(evidence: Evidence, problems: list[str]) -> str:
 
     def look(run: Declared) -> Iterator[str]:
         nonlocal widest
-        tolerance = NEAR_NATS if machine.differences(evidence.run(run.name)) else SAME_NATS
+        tolerance = NEAR_NATS if rounding.differences(evidence.run(run.name)) else SAME_NATS
         widest = max(widest, tolerance)
         yield from _scored_otherwise(evidence, run, tolerance)
 

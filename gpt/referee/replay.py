@@ -24,7 +24,7 @@ from gpt.metrics import events
 from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
 from gpt.reading import read_text
-from gpt.referee import machine
+from gpt.referee import rounding
 from gpt.referee.evidence import Declared, Evidence, LeftOut, of_each
 from gpt.training.sweep import ROOT, TRAIN
 from gpt.training.throughput import LAUNCHER_VARIABLES
@@ -81,7 +81,7 @@ def _in_words(steps: int, tolerances: list[Tolerance]) -> str:
 def tolerance_of(log: Run) -> Tolerance:
     """How near to its log a run can be trained again here."""
     precision = log.config.get("precision", "fp32")
-    why = machine.differences(log)
+    why = rounding.differences(log)
     if precision != "fp32":
         why.insert(0, precision)
     if log.code != code_of()["hash"]:
@@ -186,7 +186,7 @@ def _environment(log: Run) -> dict[str, str]:
     environment = {
         name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES
     }
-    threads = machine.threads_of(log)
+    threads = rounding.threads_of(log)
     if threads is not None:
         environment |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
     paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]

@@ -1,4 +1,4 @@
-"""Whether this machine computes as the one did that a run was trained on."""
+"""Whether this machine rounds as the one did that a run was trained on."""
 
 import re
 from collections.abc import Mapping
