@@ -31,7 +31,7 @@ from gpt.metrics.events import FAILED
 from gpt.metrics.runs import read_run
 from gpt.parsing import parse_json
 from gpt.reading import read_text
-from gpt.results.intervals import difference, mean
+from gpt.results.intervals import mean, welch
 from gpt.training import sweep
 from gpt.training.run_data import RunData
 
@@ -280,7 +280,7 @@ def rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
             loss += f" ({outcome.diverged} diverged)"
         against = ""
         if outcome is not first and outcome.losses and first.losses:
-            against = difference(outcome.losses, first.losses).in_words()
+            against = welch(outcome.losses, first.losses).estimate.in_words()
         table.append(
             [
                 trial.method.name,
