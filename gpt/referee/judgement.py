@@ -9,7 +9,8 @@ documents of the split, both sides' mean over their seeds, tells.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from gpt.referee import scores
 from gpt.referee.scores import SeedScore, Side, Sides
 from gpt.referee.worth import Worth, worth_of
 from gpt.results.bootstrap import DocumentInterval, over_documents
+from gpt.results.document_sums import DocumentSums
 from gpt.results.intervals import LEVEL, Difference, paired, welch
 from gpt.results.power import resolvable, seeds_needed
 
@@ -60,11 +62,18 @@ class Judgement:
     per_byte: Difference | None  # of nats; None where a side has no finished seed
     per_token: Difference | None  # likewise, and where the tokenizers differ
     margin: float  # in nats per byte, within which sides are equivalent
-    power: Power | None
     documents: DocumentInterval | None  # of nats per byte; None where documents were not kept
     worth: Worth | None  # None where the baseline has no ladder
     verdict: str
     sentence: str
+    claim: str | None = None  # what its entry says of it: BETTER or EQUIVALENT
+
+    @cached_property
+    def power(self) -> Power | None:
+        """None where one seed alone tells no deviation."""
+        if self.per_byte is None:
+            return None
+        return _power(self.sides, self.is_paired, self.per_byte.value)
 
 
 def of_paths(
@@ -89,7 +98,7 @@ def of_paths(
         sides = scores.of_entry(entry)
         if ladder is None and entry.ladder.is_dir():
             ladder = [entry.ladder]
-        return judge(sides, ladder or ())
+        return replace(judge(sides, ladder or ()), claim=entry.claim.direction)
     if not baseline:
         raise UserError(
             f"{paths[0]} holds no entry (no {entries.FILE}), and no --baseline says what its runs"
@@ -105,7 +114,7 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
     if not contender.scores or not baseline.scores:
         verdict, sentence = _without_scores(sides)
         return Judgement(
-            contender.name, sides, False, None, None, math.nan, None, None, None, verdict, sentence
+            contender.name, sides, False, None, None, math.nan, None, None, verdict, sentence
         )
     is_paired = sides.is_paired
     compare = paired if is_paired else welch
@@ -116,7 +125,6 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
     margin = math.log1p(MARGIN) * _tokens_per_byte(baseline)
     worth = worth_of(sides, per_byte, ladder) if ladder else None
     documents = _over_documents(sides)
-    power = _power(sides, is_paired, per_byte.value)
     verdict = _verdict(sides, per_byte, margin)
     return Judgement(
         contender.name,
@@ -125,7 +133,6 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
         per_byte,
         per_token,
         margin,
-        power,
         documents,
         worth,
         verdict,
@@ -146,17 +153,17 @@ def _tokens_per_byte(side: Side) -> float:
 
 
 def _over_documents(sides: Sides) -> DocumentInterval | None:
-    both = []
+    both: list[list[DocumentSums]] = []
     for side in (sides.contender, sides.baseline):
         sums = [score.documents for score in side.scores if score.documents is not None]
         if len(sums) < len(side.scores):
             return None
         both.append(sums)
-    return over_documents(*both)
+    contender, baseline = both
+    return over_documents(contender, baseline)
 
 
 def _power(sides: Sides, is_paired: bool, difference: float) -> Power | None:
-    """None where one seed alone tells no deviation."""
     losses = [np.array(_normalised_losses(side)) for side in (sides.contender, sides.baseline)]
     if min(map(len, losses)) < 2:
         return None
@@ -258,7 +265,11 @@ def _in_nats(difference: Difference) -> str:
 def in_words(judgement: Judgement) -> str:
     """The verdict, and the lines that it rests on."""
     sides = judgement.sides
-    lines = [judgement.sentence, ""]
+    lines = [judgement.sentence]
+    if judgement.claim is not None:
+        holds = "holds" if judgement.verdict == judgement.claim else "is not shown"
+        lines.append(f"the claim that it is {judgement.claim} {holds}")
+    lines.append("")
     for side in (sides.contender, sides.baseline):
         for score in side.scores:
             lines.append(
@@ -316,6 +327,7 @@ def as_dict(judgement: Judgement) -> dict[str, Any]:
     content = {
         "verdict": judgement.verdict,
         "sentence": judgement.sentence,
+        "claim": judgement.claim,
         "over": sides.over,
         "measured_on": dict(sides.measured_on),
         "contender": _side_as_dict(sides.contender),
