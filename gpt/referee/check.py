@@ -130,9 +130,7 @@ def _check_model(side: Side, lines: Report, with_runs: bool, own_gradient: bool)
     own = Architecture.of(side.config)
     lines.tell(NOTE, "model file", f"{own}, of the {side.name}, in {name}")
     subject = Subject(dataclasses.replace(own, shape=shape), side.config.options.seed)
-    chosen = [
-        check for check in checks.CHECKS if not (own_gradient and check.name == "derivative")
-    ]
+    chosen = [check for check in checks.CHECKS if not (own_gradient and check.name == "derivative")]
 
     def tell(result: checks.Result) -> None:
         lines.tell(OK if result.is_right else FAIL, result.name, result.seen)
