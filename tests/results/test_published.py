@@ -1,9 +1,12 @@
 """What others published of the baselines."""
 
 import math
+import statistics
 
 import pytest
+from conftest import ROOT
 
+from gpt.results.power import resolvable
 from gpt.results.published import BASELINES, of_class
 
 # Of the 5 seeds of 6h, by hand: the natural logarithms of the perplexities, their mean, sample
@@ -30,3 +33,27 @@ def test_one_seed_has_no_interval():
 def test_classes_that_nobody_published_have_no_rows():
     assert of_class("24h") == []
     assert [baseline.last_n for baseline in BASELINES] == [128, 128, 128]
+
+
+def test_the_documentation_tells_them():
+    page = (ROOT / "docs" / "referee.md").read_text(encoding="utf-8")
+    for baseline in BASELINES:
+        perplexities = ", ".join(f"{value:.3f}" for value in baseline.perplexities)
+        cells = [f"`{baseline.class_name}`", str(len(baseline.perplexities)), perplexities]
+        assert f"| {' | '.join([*cells, baseline.loss.in_words()])} |" in page
+
+
+def test_the_documentation_tells_what_seeds_resolve():
+    """From the deviation of the five published seeds, and what a doubling of compute is worth."""
+    page = (ROOT / "docs" / "referee.md").read_text(encoding="utf-8")
+    six_hours, twelve_hours = BASELINES[:2]
+    deviation = statistics.stdev(six_hours.losses)
+    doubling = six_hours.loss.value - twelve_hours.loss.value
+    assert f"scatter by {deviation:.4f} nats" in page
+    assert f"a doubling is worth {doubling:.3f} nats" in page
+    for count in (2, 3, 5, 10):
+        nats = resolvable(deviation, count)
+        compute = 2 ** (nats / doubling) - 1
+        assert f"| {count} | {math.expm1(nats):.1%} | {compute:.0%} |" in page
+    half_width = 2.776445 * deviation * math.sqrt(2 / 3)  # Student's t for 4 degrees of freedom
+    assert f"interval is {math.expm1(half_width):.1%} of token perplexity" in page
