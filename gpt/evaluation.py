@@ -27,7 +27,6 @@ from torch import Tensor
 
 from gpt.cluster.world import to_device
 from gpt.data import windows
-from gpt.data.vocab import Vocab
 from gpt.data.windows import FIRST_TOKEN, Window
 from gpt.kernels.linear_cross_entropy import TokenScores
 from gpt.quantities import quantities, ratio
@@ -55,6 +54,19 @@ class Stream(Protocol):
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError where ids that were read from it are none of the vocabulary's."""
+
+
+class Pieces(Protocol):
+    """What ids stand for: gpt.data.vocab.Vocab, or a tokenizer from elsewhere. eod_id: the end of a
+    document; byte_lengths: int64 (size,), 0 for what carries none."""
+
+    @property
+    def eod_id(self) -> int: ...
+
+    @property
+    def byte_lengths(self) -> np.ndarray: ...
+
+    def decode(self, ids: np.ndarray, /) -> str: ...
 
 
 @dataclass
@@ -136,7 +148,7 @@ class Evaluator:
     def __init__(
         self,
         split: Stream,
-        vocab: Vocab,
+        vocab: Pieces,
         seq_len: int,
         last_n: int,
         batch_size: int,
