@@ -71,7 +71,7 @@ def test_the_interval_is_scipys():
     assert interval.high == pytest.approx(expected.confidence_interval.high, abs=0.05 * width)
 
 
-@pytest.mark.parametrize("count, simulations", [(8, 500), (50, 300)])
+@pytest.mark.parametrize("count, simulations", [(8, 400), (50, 200)])
 def test_intervals_over_documents_hold_the_truth(count, simulations):
     rng = np.random.default_rng(0)
     hits = 0
@@ -79,7 +79,7 @@ def test_intervals_over_documents_hold_the_truth(count, simulations):
         contender, baseline = books(rng, count)
         interval = over_documents([contender], [baseline], resamples=1000)
         hits += interval.low <= -0.003 <= interval.high
-    assert 0.92 <= hits / simulations <= 0.975
+    assert 0.91 <= hits / simulations <= 0.98  # plain percentiles of 8 documents: 0.87
 
 
 def test_what_makes_documents_hard_for_both_falls_out():
