@@ -1,25 +1,398 @@
-"""The verdict on an entry."""
+"""The verdict: whether a contender is better than its baseline at equal compute, and how sure.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+First question: would other seeds say the same? The means of both sides in nats per byte are held
+against each other by Welch's t test, or, where both began with the same weights under every seed,
+by the t test of the pairs. Second question: would other text say the same? A bootstrap over the
+documents of the split, both sides' mean over their seeds, tells.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt.errors import UserError
+from gpt.metrics.events import finite
+from gpt.referee import entry as entries
+from gpt.referee import scores
+from gpt.referee.scores import SeedScore, Side, Sides
+from gpt.referee.worth import Worth, worth_of
+from gpt.results.bootstrap import DocumentInterval, over_documents
+from gpt.results.document_sums import DocumentSums
+from gpt.results.intervals import LEVEL, Difference, paired, welch
+from gpt.results.power import resolvable, seeds_needed
+
+BETTER = "better"
+WORSE = "worse"
+EQUIVALENT = "equivalent"
+NOT_SHOWN = "not shown"
+NO_VERDICT = "no verdict"
+# of token perplexity: differences below it are none in practice
+MARGIN = 0.005
+SIGNIFICANT = 1 - LEVEL
+# seeds a side for which the judgement tells what they would resolve
+PLANNED_SEEDS = (3, 5, 10)
+
+
+@dataclass(frozen=True)
+class Power:
+    """deviation: of a seed's nats per byte; where sides are paired, of the pairs' differences.
+    resolved: {seeds a side: the true difference in token perplexity, relative, that they find in
+    four of five experiments}. needed: seeds a side for a true difference as large as the measured
+    one; None where it is 0."""
+
+    deviation: float
+    resolved: Mapping[int, float]
+    needed: int | None
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is known of a contender against its baseline."""
+    """What is known of a contender against its baseline. Differences are the contender's mean minus
+    the baseline's: negative is better."""
+
+    name: str  # of the contender
+    sides: Sides
+    is_paired: bool
+    per_byte: Difference | None  # of nats; None where a side has no finished seed
+    per_token: Difference | None  # likewise, and where the tokenizers differ
+    margin: float  # in nats per byte, within which sides are equivalent
+    documents: DocumentInterval | None  # of nats per byte; None where documents were not kept
+    worth: Worth | None  # None where the baseline has no ladder
+    verdict: str
+    sentence: str
+    claim: str | None = None  # what its entry says of it: BETTER or EQUIVALENT
+
+    @cached_property
+    def power(self) -> Power | None:
+        """None where one seed alone tells no deviation."""
+        if self.per_byte is None:
+            return None
+        return _power(self.sides, self.is_paired, self.per_byte.value)
 
 
 def of_paths(
-    paths: Sequence[Path], baseline: Sequence[Path] | None, ladder: Sequence[Path] | None
+    paths: Sequence[Path],
+    baseline: Sequence[Path] | None = None,
+    ladder: Sequence[Path] | None = None,
+    over: str | None = None,
 ) -> Judgement:
-    """Of an entry's folder, a pack's, or of runs and those of the baseline. Raises UserError."""
-    raise NotImplementedError
+    """Of an entry's folder, a pack's, or of a contender's runs and those of the baseline.
+
+    ladder: the baseline's runs at other compute; an entry may keep them in its folder `ladder`.
+    over: one of OVER, of runs; an entry declares it. Raises UserError.
+    """
+    is_entry = len(paths) == 1 and (paths[0] / entries.FILE).is_file()
+    if is_entry:
+        if baseline or over:
+            raise UserError(
+                f"command line: the entry {paths[0]} has a baseline of its own",
+                mend="leave --baseline and --over out",
+            )
+        entry = entries.read(paths[0])
+        sides = scores.of_entry(entry)
+        if ladder is None and entry.ladder.is_dir():
+            ladder = [entry.ladder]
+        return replace(judge(sides, ladder or ()), claim=entry.claim.direction)
+    if not baseline:
+        raise UserError(
+            f"{paths[0]} holds no entry (no {entries.FILE}), and no --baseline says what its runs"
+            " are held against",
+            mend="give an entry's folder, or runs and --baseline RUN…",
+        )
+    return judge(scores.of_runs(paths, baseline, over), ladder or ())
+
+
+def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
+    """ladder: runs of the baseline at other compute. Raises UserError where they cannot be used."""
+    contender, baseline = sides.contender, sides.baseline
+    if not contender.scores or not baseline.scores:
+        verdict, sentence = _without_scores(sides)
+        return Judgement(
+            contender.name, sides, False, None, None, math.nan, None, None, verdict, sentence
+        )
+    is_paired = sides.is_paired
+    compare = paired if is_paired else welch
+    per_byte = compare(_normalised_losses(contender), _normalised_losses(baseline))
+    per_token = None
+    if sides.one_tokenizer:
+        per_token = compare(_losses(contender), _losses(baseline))
+    margin = math.log1p(MARGIN) * _tokens_per_byte(baseline)
+    worth = worth_of(sides, per_byte, ladder) if ladder else None
+    documents = _over_documents(sides)
+    verdict = _verdict(sides, per_byte, margin)
+    return Judgement(
+        contender.name,
+        sides,
+        is_paired,
+        per_byte,
+        per_token,
+        margin,
+        documents,
+        worth,
+        verdict,
+        _sentence(sides, verdict, is_paired, per_byte, margin, documents),
+    )
+
+
+def _normalised_losses(side: Side) -> list[float]:
+    return [score.normalised_loss for score in side.scores]
+
+
+def _losses(side: Side) -> list[float]:
+    return [score.loss for score in side.scores]
+
+
+def _tokens_per_byte(side: Side) -> float:
+    return side.scores[0].text_tokens / side.scores[0].bytes
+
+
+def _over_documents(sides: Sides) -> DocumentInterval | None:
+    both: list[list[DocumentSums]] = []
+    for side in (sides.contender, sides.baseline):
+        sums = [score.documents for score in side.scores if score.documents is not None]
+        if len(sums) < len(side.scores):
+            return None
+        both.append(sums)
+    contender, baseline = both
+    return over_documents(contender, baseline)
+
+
+def _power(sides: Sides, is_paired: bool, difference: float) -> Power | None:
+    losses = [np.array(_normalised_losses(side)) for side in (sides.contender, sides.baseline)]
+    if min(map(len, losses)) < 2:
+        return None
+    if is_paired:
+        deviation = float(np.std(losses[0] - losses[1], ddof=1))
+    else:
+        deviation = math.sqrt(np.mean([np.var(values, ddof=1) for values in losses]))
+    tokens_per_byte = _tokens_per_byte(sides.baseline)
+    counts = sorted({len(sides.contender.scores), *PLANNED_SEEDS})
+    resolved = {
+        count: math.expm1(resolvable(deviation, count, is_paired) / tokens_per_byte)
+        for count in counts
+    }
+    needed = seeds_needed(difference, deviation, is_paired) if difference else None
+    return Power(deviation, resolved, needed)
+
+
+def _verdict(sides: Sides, difference: Difference, margin: float) -> str:
+    if sides.contender.missing or sides.baseline.missing or sides.baseline.diverged:
+        return NO_VERDICT
+    if sides.contender.diverged:
+        return NOT_SHOWN
+    low, high = difference.interval()
+    if high < 0:
+        return BETTER
+    if low > 0:
+        return WORSE
+    # identical runs among them
+    if difference.p_equivalent(margin) < SIGNIFICANT:
+        return EQUIVALENT
+    return NOT_SHOWN
+
+
+def _without_scores(sides: Sides) -> tuple[str, str]:
+    """(verdict, sentence) where a side has no finished run."""
+    reasons = _reasons(sides)
+    return NO_VERDICT, f"{NO_VERDICT} on {sides.contender.name}: {'; '.join(reasons)}"
+
+
+def _reasons(sides: Sides) -> list[str]:
+    """What became of declared seeds that have no score."""
+    reasons = []
+    for side in (sides.contender, sides.baseline):
+        for seeds, state in ((side.missing, "not finished"), (side.diverged, "diverged")):
+            if seeds:
+                noun = "seed" if len(seeds) == 1 else "seeds"
+                reasons.append(f"{side.name}: {noun} {', '.join(map(str, seeds))} {state}")
+    return reasons
+
+
+def _sentence(
+    sides: Sides,
+    verdict: str,
+    is_paired: bool,
+    per_byte: Difference,
+    margin: float,
+    documents: DocumentInterval | None,
+) -> str:
+    contender, baseline = sides.contender, sides.baseline
+    of = {
+        BETTER: f"{contender.name} is better than {baseline.name}",
+        WORSE: f"{contender.name} is worse than {baseline.name}",
+        EQUIVALENT: f"{contender.name} is equivalent to {baseline.name}",
+        NOT_SHOWN: f"{contender.name} is not shown to be better or worse than {baseline.name}",
+        NO_VERDICT: f"{NO_VERDICT} on {contender.name}",
+    }
+    reasons = _reasons(sides)
+    if reasons:
+        return f"{of[verdict]}: {'; '.join(reasons)}"
+    measured = f"{of[verdict]} at equal {sides.over}: {_in_nats(per_byte)} a byte"
+    how = "paired by seed" if is_paired else "Welch"
+    counts = f"{len(contender.scores)} seeds against {len(baseline.scores)}, {how}"
+    if not math.isfinite(per_byte.error):
+        return f"{measured}; one seed a side cannot tell how sure that is"
+    sentence = f"{measured} ({counts}, p = {per_byte.p:.2g})"
+    if verdict in (BETTER, WORSE) and per_byte.p_equivalent(margin) < SIGNIFICANT:
+        sentence += f", by less than {MARGIN:.1%} of token perplexity"
+    if verdict in (BETTER, WORSE) and documents is not None and not _is_sure(documents, verdict):
+        sentence += "; but this text is too little to say so of other text"
+    return sentence
+
+
+def _is_sure(documents: DocumentInterval, verdict: str) -> bool:
+    """Whether resampled documents say the same."""
+    return documents.high < 0 if verdict == BETTER else documents.low > 0
+
+
+def _in_nats(difference: Difference) -> str:
+    words = f"{difference.value:+.5f} nats"
+    if not math.isfinite(difference.error):
+        return words
+    low, high = difference.interval()
+    return f"{words} (95%: {low:+.5f} to {high:+.5f})"
+
+
+# ---- In words, and as JSON
 
 
 def in_words(judgement: Judgement) -> str:
-    raise NotImplementedError
+    """The verdict, and the lines that it rests on."""
+    sides = judgement.sides
+    lines = [judgement.sentence]
+    if judgement.claim is not None:
+        holds = "holds" if judgement.verdict == judgement.claim else "is not shown"
+        lines.append(f"the claim that it is {judgement.claim} {holds}")
+    lines.append("")
+    for side in (sides.contender, sides.baseline):
+        for score in side.scores:
+            lines.append(
+                f"  {side.name} seed {score.seed}: {score.loss:.5f} nats a token,"
+                f" {score.normalised_loss:.5f} a byte, normalised perplexity"
+                f" {math.exp(score.normalised_loss):.5f}"
+            )
+    if judgement.per_byte is None:
+        return "\n".join(lines).rstrip()
+    measured_on = sides.measured_on
+    lines.append(
+        f"on the split {measured_on['split']!r}: {measured_on['bytes']:,} bytes, last_n"
+        f" {measured_on['last_n']}"
+    )
+    if judgement.per_token is not None:
+        share = math.expm1(judgement.per_token.value)
+        lines.append(
+            f"difference: {_in_nats(judgement.per_token)} a token, {share:+.2%} of token perplexity"
+        )
+    lines += _rest_in_words(judgement)
+    return "\n".join(lines)
+
+
+def _rest_in_words(judgement: Judgement) -> list[str]:
+    lines = []
+    per_byte = judgement.per_byte
+    assert per_byte is not None
+    if math.isfinite(per_byte.error):
+        lines.append(
+            f"equivalent within {MARGIN:.1%} of token perplexity: p ="
+            f" {per_byte.p_equivalent(judgement.margin):.2g}"
+        )
+    if judgement.documents is not None:
+        documents = judgement.documents
+        lines.append(
+            f"other text: {documents.low:+.5f} to {documents.high:+.5f} nats a byte (95%, bootstrap"
+            f" over {documents.documents} documents, of which {documents.better:.0%} are"
+            " better)"
+        )
+    if judgement.worth is not None:
+        lines.append(judgement.worth.in_words())
+    if judgement.power is not None:
+        resolved = judgement.power.resolved.items()
+        each = ", ".join(f"{count} seeds {share:.2%}" for count, share in resolved)
+        lines.append(f"what seeds a side resolve, in token perplexity, four times of five: {each}")
+        if judgement.power.needed is not None:
+            lines.append(f"seeds a side for this difference: {judgement.power.needed}")
+    return lines
+
+
+def as_dict(judgement: Judgement) -> dict[str, Any]:
+    """Plain values; numbers that are none, such as of one seed, are None."""
+    sides = judgement.sides
+    per_byte = judgement.per_byte
+    content = {
+        "verdict": judgement.verdict,
+        "sentence": judgement.sentence,
+        "claim": judgement.claim,
+        "over": sides.over,
+        "measured_on": dict(sides.measured_on),
+        "contender": _side_as_dict(sides.contender),
+        "baseline": _side_as_dict(sides.baseline),
+        "paired": judgement.is_paired,
+        "nats_per_byte": _difference_as_dict(per_byte),
+        "nats_per_token": _difference_as_dict(judgement.per_token),
+        "equivalence": None,
+        "power": None,
+        "documents": None if judgement.documents is None else asdict(judgement.documents),
+        "worth": None if judgement.worth is None else judgement.worth.as_dict(),
+    }
+    if per_byte is not None:
+        p = per_byte.p_equivalent(judgement.margin)
+        content["equivalence"] = {"margin": MARGIN, "in_nats_per_byte": judgement.margin, "p": p}
+    if judgement.power is not None:
+        power = judgement.power
+        resolved = {str(count): share for count, share in power.resolved.items()}
+        content["power"] = {
+            "deviation": power.deviation,
+            "resolved": resolved,
+            "needed": power.needed,
+        }
+    return finite(content)
 
 
 def as_json(judgement: Judgement) -> str:
-    raise NotImplementedError
+    return json.dumps(as_dict(judgement), indent=1, allow_nan=False) + "\n"
+
+
+def _side_as_dict(side: Side) -> dict[str, Any]:
+    return {
+        "name": side.name,
+        "steps": side.steps,
+        "compute": dict(side.compute),
+        "missing": list(side.missing),
+        "diverged": list(side.diverged),
+        "seeds": [_score_as_dict(score) for score in side.scores],
+    }
+
+
+def _score_as_dict(score: SeedScore) -> dict[str, Any]:
+    return {
+        "run": score.run,
+        "seed": score.seed,
+        "nats": score.nats,
+        "tokens": score.tokens,
+        "text_nats": score.text_nats,
+        "text_tokens": score.text_tokens,
+        "bytes": score.bytes,
+        "loss": score.loss,
+        "normalised_loss": score.normalised_loss,
+        "normalised_ppl": math.exp(score.normalised_loss),
+    }
+
+
+def _difference_as_dict(difference: Difference | None) -> dict[str, float] | None:
+    if difference is None:
+        return None
+    low, high = difference.interval()
+    return {
+        "difference": difference.value,
+        "low": low,
+        "high": high,
+        "standard_error": difference.error,
+        "freedom": difference.freedom,
+        "p": difference.p,
+    }

@@ -1,17 +1,41 @@
-"""The final scores of an entry's runs: the sums of each seed's evaluation of the whole split."""
+"""The final scores of a contender's and a baseline's runs: the sums of each seed's evaluation.
 
-from collections.abc import Sequence
+Of an entry's runs it is the evaluation of the whole split that was made of their exported weights
+(eval.py --join), and nothing else counts. Of other runs it is what compare.py ranks by.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from gpt.referee.entry import Entry
+from gpt.config.identity import differing
+from gpt.errors import UserError
+from gpt.metrics import events
+from gpt.metrics.run import Run
+from gpt.metrics.runs import read_run, read_runs
+from gpt.quantities import is_number
+from gpt.referee.entry import BASELINE, CONTENDER, FLOPS, HOURS, SIDES, TOKENS, Entry
+from gpt.results import document_sums, evaluations
 from gpt.results.document_sums import DocumentSums
+from gpt.results.scores import final_scores, has_one_tokenizer, incomparable, split_of
+
+# claim.over -> what gpt.metrics.run calls it
+AXIS_OF = {HOURS: "reference_hours", FLOPS: "flops", TOKENS: "tokens"}
+WORDS_OF = {HOURS: "hours of the reference", FLOPS: "FLOPs", TOKENS: "tokens"}
+SHOWN = 5  # of the settings in which runs differ
+# relative difference of compute up to which it is equal; a step may be more
+EQUAL = 0.02
+# relative, of sums that were added up in another order
+SAME_SUM = 1e-9
 
 
 @dataclass(frozen=True)
 class SeedScore:
-    """What one run's last weights score on the whole split. nats: over all tokens. text_nats: over
-    the text_tokens that carry bytes."""
+    """What one run's last weights score on the split. nats: over all tokens. text_nats: over the
+    text_tokens that carry bytes."""
 
     run: str  # its folder's name
     seed: int
@@ -20,6 +44,8 @@ class SeedScore:
     text_nats: float
     text_tokens: int
     bytes: int
+    # nats of its first evaluation, before training; None where it made none
+    untrained: tuple[float, float] | None
     documents: DocumentSums | None  # of each document, where they were kept
 
     @property
@@ -39,16 +65,243 @@ class Side:
 
     name: str  # what sentences call it
     scores: tuple[SeedScore, ...]  # by rising seed
-    missing: tuple[int, ...] = ()  # declared seeds that are not finished
+    compute: Mapping[str, float | None]  # {HOURS, FLOPS, TOKENS: what each of its runs takes}
+    steps: int  # of each of its runs; 0 where there is none
+    missing: tuple[int, ...] = ()  # declared seeds that are not finished, or not evaluated
     diverged: tuple[int, ...] = ()
 
-
-def of_entry(entry: Entry) -> dict[str, Side]:
-    """{CONTENDER: …, BASELINE: …} of an entry's folder, or a pack's. Raises UserError where an
-    evaluation contradicts itself, or sides were not scored alike."""
-    raise NotImplementedError
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(score.seed for score in self.scores)
 
 
-def of_runs(runs: Sequence[Path], name: str) -> Side:
-    """Of folders of runs that are seeds of each other. Raises UserError."""
-    raise NotImplementedError
+@dataclass(frozen=True)
+class Sides:
+    """A contender and its baseline, scored alike at equal compute."""
+
+    contender: Side
+    baseline: Side
+    over: str
+    one_tokenizer: bool  # whether figures per token can be compared
+    measured_on: Mapping[str, Any]  # the split and how it was scored
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether both sides began with the same weights under every seed, by their untrained
+        evaluations: equal to the last bit."""
+        if self.contender.seeds != self.baseline.seeds:
+            return False
+        for score, other in zip(self.contender.scores, self.baseline.scores):
+            if score.untrained is None or score.untrained != other.untrained:
+                return False
+        return True
+
+
+def of_entry(entry: Entry) -> Sides:
+    """Of an entry's folder, or a pack's. Raises UserError where an evaluation contradicts itself,
+    where seeds of one side differ in more, or where the sides were not scored alike."""
+    scored: dict[str, list[_Scored]] = {}
+    missing: dict[str, list[int]] = {side: [] for side in SIDES}
+    diverged: dict[str, list[int]] = {side: [] for side in SIDES}
+    for side in SIDES:
+        scored[side] = []
+        for seed in sorted(entry.seeds):
+            folder = entry.run_folder(side, seed)
+            run = read_run(folder) if folder.is_dir() else None
+            evaluation = None if run is None else _joined(run)
+            if run is not None and run.has_ended_diverged:
+                diverged[side].append(seed)
+            elif run is None or evaluation is None:
+                missing[side].append(seed)
+            else:
+                run.name = folder.name
+                _require_seed(run, seed)
+                scored[side].append(_Scored(run, evaluation))
+    names = {CONTENDER: entry.name, BASELINE: entry.claim.baseline}
+    contender, baseline = (
+        _side(names[side], scored[side], missing[side], diverged[side])
+        for side in (CONTENDER, BASELINE)
+    )
+    everything = [*scored[BASELINE], *scored[CONTENDER]]
+    return _together(contender, baseline, everything, entry.claim.over)
+
+
+def of_runs(contender: Sequence[Path], baseline: Sequence[Path], over: str | None) -> Sides:
+    """Of folders of runs, or folders that hold runs. over: one of OVER; None: hours where all runs
+    tell them, else FLOPs. Raises UserError where a run is not finished, where the runs of one side
+    are no seeds of each other, or where the sides were not scored alike at equal compute."""
+    # read together, so that their names tell them apart
+    both = read_runs([*contender, *baseline])
+    of_baseline = {run.path.resolve() for run in read_runs(baseline)}
+    for run in both:
+        if not run.finished and not run.has_ended_diverged:
+            raise UserError(f"{run.name} is {run.state}", mend="judge finished runs")
+    finished = [run for run in both if not run.has_ended_diverged]
+    scores = final_scores(finished, [])
+    scored: dict[str, list[_Scored]] = {CONTENDER: [], BASELINE: []}
+    diverged: dict[str, list[int]] = {CONTENDER: [], BASELINE: []}
+    for run in both:
+        side = BASELINE if run.path.resolve() in of_baseline else CONTENDER
+        if run.has_ended_diverged:
+            diverged[side].append(run.options["seed"])
+        else:
+            scored[side].append(_Scored(run, scores.figures[run.name]))
+    if over is None:
+        hours = [run.planned(AXIS_OF[HOURS]) for run in finished]
+        over = FLOPS if None in hours else HOURS
+    sides = [
+        _side(_common_name(scored[side]), scored[side], [], diverged[side])
+        for side in (CONTENDER, BASELINE)
+    ]
+    everything = [*scored[BASELINE], *scored[CONTENDER]]
+    return _together(sides[0], sides[1], everything, over)
+
+
+class _Scored(NamedTuple):
+    """A run, and its final evaluation."""
+
+    run: Run
+    figures: Mapping[str, Any]
+
+
+def _joined(run: Run) -> dict[str, Any] | None:
+    """The evaluation of a run's exported weights after its last step; None where there is none."""
+    split = str(run.options.get("eval_data_split"))
+    return evaluations.read(run.path, run.config, split, run.options["max_train_steps"])
+
+
+def _require_seed(run: Run, seed: int) -> None:
+    actual = run.options.get("seed")
+    if actual != seed:
+        raise UserError(
+            f"{run.path} is of the seed {actual}, and its name says {seed}",
+            mend="bring back the run of that seed, or train it",
+        )
+
+
+def _common_name(scored: Sequence[_Scored]) -> str:
+    """What runs that are seeds of each other are called: their folders' name without the seed."""
+    if not scored:
+        return "none"
+    name = scored[0].run.path.name
+    return re.sub(r"[-_.]?seed[-_]?\d+$", "", name) or name
+
+
+def _side(
+    name: str, scored: Sequence[_Scored], missing: Sequence[int], diverged: Sequence[int]
+) -> Side:
+    """Raises UserError where runs are no seeds of each other."""
+    for first, second in zip(scored, scored[1:]):
+        paths = differing([first.run.identity, second.run.identity])
+        if paths:
+            raise UserError(
+                f"{first.run.name} and {second.run.name} differ in more than their seeds"
+                f" ({', '.join(paths[:SHOWN])})",
+                mend="judge one method against one baseline",
+            )
+    scores = sorted(map(_score, scored), key=lambda score: score.seed)
+    for score, following in zip(scores, scores[1:]):
+        if score.seed == following.seed:
+            raise UserError(
+                f"{score.run} and {following.run} are of one seed, {score.seed}",
+                mend="leave one out: the same again is no other seed",
+            )
+    compute: dict[str, float | None] = dict.fromkeys(AXIS_OF)
+    steps = 0
+    if scored:
+        run = scored[0].run
+        steps = run.options["max_train_steps"]
+        compute = {over: run.planned(axis) for over, axis in AXIS_OF.items()}
+    return Side(name, tuple(scores), compute, steps, tuple(missing), tuple(diverged))
+
+
+def _score(scored: _Scored) -> SeedScore:
+    run, figures = scored
+    for name in ("total_loss", "text_nats"):
+        if not is_number(figures.get(name)):
+            raise UserError(f"the evaluation of {run.name} has no {name}", mend="evaluate it again")
+    return SeedScore(
+        run=run.path.name,
+        seed=run.options["seed"],
+        nats=figures["total_loss"],
+        tokens=figures["tokens"],
+        text_nats=figures["text_nats"],
+        text_tokens=figures["text_tokens"],
+        bytes=figures["bytes"],
+        untrained=_untrained(run),
+        documents=_documents(run, figures),
+    )
+
+
+def _untrained(run: Run) -> tuple[float, float] | None:
+    """Nats of the evaluation before the first step: of all tokens, of those that carry bytes."""
+    curve = run.curve(events.EVAL, run.options.get("eval_data_split"))
+    if not curve or curve[0]["step"] != 0:
+        return None
+    nats = curve[0].get("total_loss"), curve[0].get("text_nats")
+    return None if None in nats else nats
+
+
+def _documents(run: Run, figures: Mapping[str, Any]) -> DocumentSums | None:
+    """The sums of each document, which must add up to the evaluation's. Raises UserError."""
+    split = str(run.options.get("eval_data_split"))
+    path = documents_file(run.path, split, run.options["max_train_steps"])
+    if figures.get("tokens") != figures.get("of_tokens") or not path.is_file():
+        return None
+    sums = document_sums.read(path)
+    for name in ("nats", "tokens", "text_nats", "text_tokens", "bytes"):
+        of_documents = float(getattr(sums, name).sum())
+        whole = figures["total_loss" if name == "nats" else name]
+        if not math.isclose(of_documents, whole, rel_tol=SAME_SUM):
+            raise UserError(
+                f"{path}: {name} of its documents are {of_documents:.10g} together, and the"
+                f" evaluation beside it says {whole:.10g}",
+                mend="evaluate the run's export again with eval.py --join and --per_document",
+            )
+    return sums
+
+
+def documents_file(run_dir: Path, split: str, step: int) -> Path:
+    """Where a run keeps the sums of each document."""
+    return evaluations.file_of(run_dir, split, step).with_suffix(".documents.jsonl")
+
+
+def _together(contender: Side, baseline: Side, scored: Sequence[_Scored], over: str) -> Sides:
+    """Raises UserError where the two were not scored alike, or not trained with equal compute."""
+    runs = [run for run, _ in scored]
+    figures = {run.name: figures for run, figures in scored}
+    reason = incomparable(runs, figures)
+    if reason:
+        raise UserError(f"the sides cannot be compared: {reason}")
+    if contender.scores and baseline.scores:
+        _require_equal(contender, baseline, over)
+    measured_on: dict[str, Any] = {}
+    if scored:
+        run, facts = scored[0]
+        measured_on = {
+            "split": run.options.get("eval_data_split"),
+            "documents": split_of(run).get("documents"),
+            "bytes": facts["bytes"],
+            "last_n": facts.get("last_n", run.options.get("last_n")),
+        }
+    return Sides(contender, baseline, over, has_one_tokenizer(runs, []), measured_on)
+
+
+def _require_equal(contender: Side, baseline: Side, over: str) -> None:
+    """Raise UserError unless both took equal compute, as far as whole steps allow."""
+    amounts = []
+    for side in (contender, baseline):
+        amount = side.compute[over]
+        if amount is None:
+            raise UserError(
+                f"the runs of {side.name} do not tell their {over}",
+                mend="compare over flops or tokens",
+            )
+        amounts.append(amount)
+    tolerance = max(EQUAL, 1 / min(contender.steps, baseline.steps))
+    if abs(amounts[0] - amounts[1]) > tolerance * max(amounts):
+        raise UserError(
+            f"{contender.name} and {baseline.name} were not trained with equal compute:"
+            f" {amounts[0]:.5g} and {amounts[1]:.5g} {WORDS_OF[over]}",
+            mend="train both for as much",
+        )
