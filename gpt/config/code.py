@@ -24,6 +24,7 @@ BESIDE = (
     "training/contract_ranks.py",
     "training/contract_runs.py",
     "training/ladder.py",
+    "training/measuring.py",
     "training/prepared.py",
     "training/reports.py",
     "training/run_data.py",

@@ -12,11 +12,14 @@ from torch import Tensor
 from gpt.architecture.language_model import LanguageModel
 from gpt.errors import UserError
 from gpt.kernels.linear_cross_entropy import TokenScores
+from gpt.wording import plural
 
 # Nats, or the part of more than one, that a token's score may move by when what it may not depend
 # on is another. What a model rounds by other means, as in a Fourier transform, is below; what it
 # gains by what it sees is far above at some positions.
 SAME = 1e-3
+# rows of which a batch of fewer is computed several times, each time from other borders on
+ROWS = 8
 
 
 class Batch:
@@ -44,6 +47,7 @@ class SecondLook:
         self._looked_at = (0, int(self._random.integers(max(1, calls))))
         self._calls = 0
         self._batches: list[Batch] = []
+        self._compared_last = np.zeros(0, bool)
 
     def __call__(
         self, tokens: Tensor, targets: Tensor, scored: tuple[Tensor, Tensor]
@@ -61,28 +65,32 @@ class SecondLook:
 
         Each batch is computed once more, without targets in sight, from a changed copy: half of its
         rows are other tokens from the first on, the others from a border within their scored
-        positions on, and what these score before it is compared.
+        positions on, and what these score before it is compared. A batch of few rows is computed
+        several times.
         """
-        is_compared = None
         for batch in self._batches:
-            rows, width = batch.tokens.shape
-            if is_compared is None or len(is_compared) != rows:
-                is_compared = self._half(rows)
-            else:  # of the same number of rows: now the other half, if there is one
-                is_compared = ~is_compared | (rows == 1)
-            borders = torch.from_numpy(self._borders(batch, is_compared))
-            changed = self._other_from(batch.tokens, borders.to(batch.tokens.device))
-            with torch.no_grad():
-                outputs = self._model.outputs(changed[:, :-1])
-                again = self._model.from_outputs(outputs, batch.tokens[:, 1:], batch.scored)
-            assert isinstance(again, TokenScores)
-            self._require_same(batch, borders.numpy(), again.nats)
+            rows = len(batch.tokens)
+            for _ in range(max(1, ROWS // rows)):
+                self._look_at(batch, self._half_of(rows))
 
-    def _half(self, rows: int) -> np.ndarray:
-        """bool (rows,), true for half of them at random, the larger one."""
-        is_compared = np.ones(rows, bool)
-        is_compared[self._random.permutation(rows)[: rows // 2]] = False
-        return is_compared
+    def _look_at(self, batch: Batch, is_compared: np.ndarray) -> None:
+        """is_compared: bool (rows,), which rows keep their beginnings."""
+        borders = self._borders(batch, is_compared)
+        changed = self._other_from(batch.tokens, torch.from_numpy(borders).to(batch.tokens.device))
+        with torch.no_grad():
+            outputs = self._model.outputs(changed[:, :-1])
+            again = self._model.from_outputs(outputs, batch.tokens[:, 1:], batch.scored)
+        assert isinstance(again, TokenScores)
+        self._require_same(batch, borders, again.nats)
+
+    def _half_of(self, rows: int) -> np.ndarray:
+        """bool (rows,), true for half of them at random, and then for the other half."""
+        if len(self._compared_last) == rows > 1:
+            self._compared_last = ~self._compared_last
+        else:
+            self._compared_last = np.ones(rows, bool)
+            self._compared_last[self._random.permutation(rows)[: rows // 2]] = False
+        return self._compared_last
 
     def _borders(self, batch: Batch, is_compared: np.ndarray) -> np.ndarray:
         """int64 (rows,): from which position on each row's tokens are others. Of those that are
@@ -92,10 +100,10 @@ class SecondLook:
         compared = np.flatnonzero(is_compared)
         for row in compared:
             positions = columns[rows == row]
-            border = self._random.integers(len(positions)) if len(positions) else 0
+            last_kept = positions[self._random.integers(len(positions))]
             if row == compared[0] and len(compared) > 1:
-                border = len(positions) - 1
-            borders[row] = positions[border] + 1 if len(positions) else 0
+                last_kept = positions[-1]
+            borders[row] = last_kept + 1
         return borders
 
     def _other_from(self, tokens: Tensor, borders: Tensor) -> Tensor:
@@ -116,13 +124,13 @@ class SecondLook:
         moved = np.flatnonzero(~is_same & (columns < borders[rows]))
         if not len(moved):
             return
-        # where only what is behind a row's own border is another, the last before it tells most
-        worst = moved[-1]
+        worst = moved[np.abs(before - after)[moved].argmax()]
+        height, width = batch.tokens.shape
         raise UserError(
             f"{self._model.code.path}: the model sees what it has to predict: in a batch of"
-            f" {len(batch.tokens)} rows of {batch.tokens.shape[1] - 1} tokens it scores the token"
-            f" behind position {columns[worst]} of row {rows[worst]} with {before[worst]:.4f} nats,"
-            f" and with {after[worst]:.4f} where later tokens and other rows are others",
+            f" {plural(height, 'row')} of {width - 1} tokens it scores the token behind position"
+            f" {columns[worst]} of row {rows[worst]} with {before[worst]:.4f} nats, and with"
+            f" {after[worst]:.4f} where later tokens and other rows are others",
             mend="let each position depend on itself and those before it in its row alone, whatever"
             " the batch's shape; tools/check_model.py looks at it in several",
         )

@@ -9,7 +9,8 @@ documents of the split, both sides' mean over their seeds, tells.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from gpt.referee import scores
 from gpt.referee.scores import SeedScore, Side, Sides
 from gpt.referee.worth import Worth, worth_of
 from gpt.results.bootstrap import DocumentInterval, over_documents
+from gpt.results.document_sums import DocumentSums
 from gpt.results.intervals import LEVEL, Difference, paired, welch
-from gpt.results.power import resolvable, seeds_needed
+from gpt.results.power import resolvable, seeds_for_equivalence, seeds_needed
 
 BETTER = "better"
 WORSE = "worse"
@@ -42,11 +44,13 @@ class Power:
     """deviation: of a seed's nats per byte; where sides are paired, of the pairs' differences.
     resolved: {seeds a side: the true difference in token perplexity, relative, that they find in
     four of five experiments}. needed: seeds a side for a true difference as large as the measured
-    one; None where it is 0."""
+    one; for_equivalence: to show of sides without any difference that they are equivalent; None
+    beyond a thousand."""
 
     deviation: float
     resolved: Mapping[int, float]
     needed: int | None
+    for_equivalence: int | None
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,18 @@ class Judgement:
     per_byte: Difference | None  # of nats; None where a side has no finished seed
     per_token: Difference | None  # likewise, and where the tokenizers differ
     margin: float  # in nats per byte, within which sides are equivalent
-    power: Power | None
     documents: DocumentInterval | None  # of nats per byte; None where documents were not kept
     worth: Worth | None  # None where the baseline has no ladder
     verdict: str
     sentence: str
+    claim: str | None = None  # what its entry says of it: BETTER or EQUIVALENT
+
+    @cached_property
+    def power(self) -> Power | None:
+        """None where one seed alone tells no deviation."""
+        if self.per_byte is None:
+            return None
+        return _power(self.sides, self.is_paired, self.per_byte.value, self.margin)
 
 
 def of_paths(
@@ -89,7 +100,7 @@ def of_paths(
         sides = scores.of_entry(entry)
         if ladder is None and entry.ladder.is_dir():
             ladder = [entry.ladder]
-        return judge(sides, ladder or ())
+        return replace(judge(sides, ladder or ()), claim=entry.claim.direction)
     if not baseline:
         raise UserError(
             f"{paths[0]} holds no entry (no {entries.FILE}), and no --baseline says what its runs"
@@ -105,7 +116,7 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
     if not contender.scores or not baseline.scores:
         verdict, sentence = _without_scores(sides)
         return Judgement(
-            contender.name, sides, False, None, None, math.nan, None, None, None, verdict, sentence
+            contender.name, sides, False, None, None, math.nan, None, None, verdict, sentence
         )
     is_paired = sides.is_paired
     compare = paired if is_paired else welch
@@ -116,7 +127,6 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
     margin = math.log1p(MARGIN) * _tokens_per_byte(baseline)
     worth = worth_of(sides, per_byte, ladder) if ladder else None
     documents = _over_documents(sides)
-    power = _power(sides, is_paired, per_byte.value)
     verdict = _verdict(sides, per_byte, margin)
     return Judgement(
         contender.name,
@@ -125,7 +135,6 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
         per_byte,
         per_token,
         margin,
-        power,
         documents,
         worth,
         verdict,
@@ -146,17 +155,17 @@ def _tokens_per_byte(side: Side) -> float:
 
 
 def _over_documents(sides: Sides) -> DocumentInterval | None:
-    both = []
+    both: list[list[DocumentSums]] = []
     for side in (sides.contender, sides.baseline):
         sums = [score.documents for score in side.scores if score.documents is not None]
         if len(sums) < len(side.scores):
             return None
         both.append(sums)
-    return over_documents(*both)
+    contender, baseline = both
+    return over_documents(contender, baseline)
 
 
-def _power(sides: Sides, is_paired: bool, difference: float) -> Power | None:
-    """None where one seed alone tells no deviation."""
+def _power(sides: Sides, is_paired: bool, difference: float, margin: float) -> Power | None:
     losses = [np.array(_normalised_losses(side)) for side in (sides.contender, sides.baseline)]
     if min(map(len, losses)) < 2:
         return None
@@ -171,13 +180,14 @@ def _power(sides: Sides, is_paired: bool, difference: float) -> Power | None:
         for count in counts
     }
     needed = seeds_needed(difference, deviation, is_paired) if difference else None
-    return Power(deviation, resolved, needed)
+    for_equivalence = seeds_for_equivalence(margin, deviation, is_paired)
+    return Power(deviation, resolved, needed, for_equivalence)
 
 
 def _verdict(sides: Sides, difference: Difference, margin: float) -> str:
     if sides.contender.missing or sides.baseline.missing or sides.baseline.diverged:
         return NO_VERDICT
-    if sides.contender.diverged:
+    if sides.contender.diverged or _is_lopsided(sides):
         return NOT_SHOWN
     low, high = difference.interval()
     if high < 0:
@@ -188,6 +198,13 @@ def _verdict(sides: Sides, difference: Difference, margin: float) -> str:
     if difference.p_equivalent(margin) < SIGNIFICANT:
         return EQUIVALENT
     return NOT_SHOWN
+
+
+def _is_lopsided(sides: Sides) -> bool:
+    """Whether Welch's test would find differences by chance far more often than it says: with two
+    seeds against five or more, in one of ten comparisons (simulated)."""
+    counts = sorted([len(sides.contender.scores), len(sides.baseline.scores)])
+    return counts[0] == 2 and counts[1] > 3
 
 
 def _without_scores(sides: Sides) -> tuple[str, str]:
@@ -231,6 +248,8 @@ def _sentence(
     counts = f"{len(contender.scores)} seeds against {len(baseline.scores)}, {how}"
     if not math.isfinite(per_byte.error):
         return f"{measured}; one seed a side cannot tell how sure that is"
+    if _is_lopsided(sides):
+        return f"{measured}; {counts}: give the side of two as many as the other"
     sentence = f"{measured} ({counts}, p = {per_byte.p:.2g})"
     if verdict in (BETTER, WORSE) and per_byte.p_equivalent(margin) < SIGNIFICANT:
         sentence += f", by less than {MARGIN:.1%} of token perplexity"
@@ -258,7 +277,11 @@ def _in_nats(difference: Difference) -> str:
 def in_words(judgement: Judgement) -> str:
     """The verdict, and the lines that it rests on."""
     sides = judgement.sides
-    lines = [judgement.sentence, ""]
+    lines = [judgement.sentence]
+    if judgement.claim is not None:
+        holds = "holds" if judgement.verdict == judgement.claim else "is not shown"
+        lines.append(f"the claim that it is {judgement.claim} {holds}")
+    lines.append("")
     for side in (sides.contender, sides.baseline):
         for score in side.scores:
             lines.append(
@@ -305,7 +328,12 @@ def _rest_in_words(judgement: Judgement) -> list[str]:
         each = ", ".join(f"{count} seeds {share:.2%}" for count, share in resolved)
         lines.append(f"what seeds a side resolve, in token perplexity, four times of five: {each}")
         if judgement.power.needed is not None:
-            lines.append(f"seeds a side for this difference: {judgement.power.needed}")
+            lines.append(f"seeds a side that would find this difference: {judgement.power.needed}")
+        if judgement.power.for_equivalence is not None:
+            lines.append(
+                "seeds a side that would show equal sides to be equivalent:"
+                f" {judgement.power.for_equivalence}"
+            )
     return lines
 
 
@@ -316,6 +344,7 @@ def as_dict(judgement: Judgement) -> dict[str, Any]:
     content = {
         "verdict": judgement.verdict,
         "sentence": judgement.sentence,
+        "claim": judgement.claim,
         "over": sides.over,
         "measured_on": dict(sides.measured_on),
         "contender": _side_as_dict(sides.contender),
@@ -338,6 +367,7 @@ def as_dict(judgement: Judgement) -> dict[str, Any]:
             "deviation": power.deviation,
             "resolved": resolved,
             "needed": power.needed,
+            "for_equivalence": power.for_equivalence,
         }
     return finite(content)
 

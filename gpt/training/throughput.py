@@ -7,18 +7,11 @@ random tokens to updated weights, on the clock until their loss is known.
 
 import hashlib
 import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import psutil
+from functools import partial
+from typing import Any
 
 from gpt.compute import classes
 from gpt.compute.costs import costs_of
@@ -26,31 +19,14 @@ from gpt.config.batch import ACCUMULATION, BATCH, MICRO, divisors
 from gpt.config.draft import Draft
 from gpt.config.resolve import complete, override, resolve
 from gpt.config.run_config import Config
-from gpt.errors import RunError, UserError, command, in_words
+from gpt.errors import UserError, command
+from gpt.training.measuring import OUT_OF_MEMORY, TimedEngine, answer, config_here, in_child
 from gpt.training.run_data import look_up_vocabulary
 
-if TYPE_CHECKING:  # which import torch
-    import numpy as np
-
-    from gpt.engine.boundary import Engine
-
-ROOT = Path(__file__).resolve().parents[2]
-POLL_SECONDS = 0.1
 # steps of a tenth of a second that are disturbed once a second need some seconds
 MINIMUM_SECONDS = 3.0
-NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "MemoryError")
-MOST_OVERFLOWS = 100  # steps that fp16 may leave out
 # tokens/s that no device reaches, at which a class is never too short
 FASTEST = 1e12
-FREE_SHARE = 0.95  # of the free host memory that a measurement may take
-LAUNCHER_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
 
 
 @dataclass(frozen=True)
@@ -114,10 +90,10 @@ def measure_all(
     """
     for size, config in plan.configs.items():
         task = {"tree": config.tree(), "name": plan.name, "steps": steps, "warmup": warmup}
-        result = _in_child(task, memory_limit or FREE_SHARE * psutil.virtual_memory().available)
+        result = in_child("gpt.training.throughput", task, memory_limit)
         accumulation = plan.config.batch.train_batch_size // size
         yield {"micro_batch": size, "accumulation": accumulation, **result}
-        if result["status"] == "out of memory":
+        if result["status"] == OUT_OF_MEMORY:
             break
 
 
@@ -147,7 +123,7 @@ def report(plan: Plan, results: list[dict[str, Any]]) -> dict[str, Any]:
         "seq_len": plan.config.model.seq_len,
         "parameters": costs.parameters,
         "flops_per_token": costs.flops_per_token,
-        "model": _model_in_words(plan.config),
+        "model": model_in_words(plan.config),
         "model_digest": plan.config.model_digest,
         "results": rows,
         **machine,
@@ -156,7 +132,8 @@ def report(plan: Plan, results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _model_in_words(config: Config) -> str:
+def model_in_words(config: Config) -> str:
+    """The GPT, or a model file by its name and hash."""
     return "the GPT" if config.model_code is None else str(config.model_code)
 
 
@@ -221,88 +198,16 @@ def class_trees(tree: dict, report: dict[str, Any]) -> dict[float, dict]:
 # ---- The child
 
 
-def _in_child(task: dict, memory_limit: float) -> dict:
-    """Measure in a process of its own. memory_limit: bytes of host memory."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "gpt.training.throughput"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=_environment(),
-    ) as child:
-        text: str | None = json.dumps(task)
-        output = None
-        while output is None:
-            try:
-                output, errors = child.communicate(text, timeout=POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                text = None
-                # before the system looks for something to kill
-                if _resident(child.pid) > memory_limit:
-                    child.kill()
-    if child.returncode == 0:
-        return json.loads(output.splitlines()[-1])
-    if child.returncode == -signal.SIGKILL or any(words in errors for words in NO_MEMORY):
-        return {"status": "out of memory"}
-    lines = [line for line in errors.splitlines() if line.strip()]
-    return {"status": f"failed: {lines[-1] if lines else f'exit code {child.returncode}'}"}
-
-
-def _environment() -> dict:
-    """A child is no rank of whatever launcher this was started under, and imports this project,
-    whatever the folder is that it is started in."""
-    environment = {
-        name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES
-    }
-    paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-    return {**environment, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
-
-
-def _resident(pid: int) -> int:
-    """Bytes of host memory that a process occupies."""
-    try:
-        return psutil.Process(pid).memory_info().rss
-    except psutil.Error:
-        return 0
-
-
-def child() -> None:
-    """Read a task from stdin; write its result as the last line of stdout. A mistake that only the
-    device tells is a result, too."""
-    task = json.loads(sys.stdin.read())
-    try:
-        result = measure(task)
-    except Exception as caught:
-        error = in_words(caught)
-        if not isinstance(error, (UserError, RunError)):
-            raise
-        result = {"status": f"failed: {error}"}
-    print("\n" + json.dumps(result))
-
-
 def measure(task: dict[str, Any]) -> dict[str, Any]:
     """Whole optimiser steps of the engine that train.py trains with: speeds in tokens/s, memory in
     bytes."""
-    import torch
-
-    from gpt.architecture.architecture import build
     from gpt.compute import hardware
     from gpt.engine import boundary
-    from gpt.kernels.choice import choose
 
-    config = resolve(task["tree"], task["name"])
-    if config.precision == "fp16" and not boundary.has_fp16():
-        config = config.without_fp16("no GPU that computes in fp16")
+    config = config_here(task["tree"], task["name"])
     world = boundary.connect()
-    dtype = hardware.DTYPES[config.precision]
-    kernels, _ = choose(config.options.kernels, world.device, config.model, dtype)
-    model = build(config, kernels)
-    engine = boundary.Engine(model, config, world, model.initial_weights(config.options.seed))
-    size = (config.batch.accumulation, config.batch.micro_size, config.model.seq_len + 1)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(config.model.vocab_size, size, generator=generator).numpy()
-    seconds = _step_seconds(engine, tokens, task["warmup"], task["steps"])
+    engine = TimedEngine(config, world)
+    seconds = _step_seconds(engine, task["warmup"], task["steps"])
     device = hardware.device_name(world.device)
     peak = hardware.peak_flops(device, config.precision)
     speeds = _speeds(seconds, config.batch.train_batch_size * config.model.seq_len)
@@ -316,7 +221,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         "machine": {
             "device": device,
             "precision": config.precision,
-            "kernels": kernels,
+            "kernels": engine.kernels,
             "peak_flops": peak,
             "versions": hardware.versions(),
         },
@@ -325,21 +230,14 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _step_seconds(engine: "Engine", tokens: "np.ndarray", warmup: int, steps: int) -> list:
+def _step_seconds(engine: TimedEngine, warmup: int, steps: int) -> list[float]:
     """Seconds of whole steps after `warmup` of them: at least so many, and MINIMUM_SECONDS."""
+    for _ in range(warmup):
+        engine.step()
     seconds: list[float] = []
-    overflows = 0
-    while len(seconds) < warmup + steps or sum(seconds[warmup:]) < MINIMUM_SECONDS:
-        began = time.perf_counter()
-        result = engine.step(tokens)
-        result.loss.item()  # as in training, where the ranks agree on it after every step
-        if result.applied:
-            seconds.append(time.perf_counter() - began)
-            continue
-        overflows += 1  # of fp16, which is no whole step
-        if overflows > MOST_OVERFLOWS:
-            raise RunError("the gradient overflows again and again")
-    return seconds[warmup:]
+    while len(seconds) < steps or sum(seconds) < MINIMUM_SECONDS:
+        seconds.append(engine.step())
+    return seconds
 
 
 def _speeds(seconds: list[float], tokens_per_step: int) -> dict:
@@ -354,4 +252,4 @@ def _speeds(seconds: list[float], tokens_per_step: int) -> dict:
 
 
 if __name__ == "__main__":
-    command(child)
+    command(partial(answer, measure))

@@ -1,0 +1,384 @@
+"""measured.json: the throughput of both sides of an entry on one device, and how sure their ratio
+is. Imports no torch.
+
+Both sides took turns, contender and baseline in the order ABBA, so that what drifts meets both
+alike: turn i of the one is the neighbour of turn i of the other. The ratio is the mean of the
+neighbours' log ratios, with Student's 95% interval. All figures follow from the seconds of the
+steps, and are computed from them on reading.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt.config.keys import block_of
+from gpt.config.resolve import read as read_draft
+from gpt.config.run_config import Config, value_at
+from gpt.errors import UserError, in_brief
+from gpt.files import write_atomically
+from gpt.parsing import parse_json
+from gpt.quantities import is_number
+from gpt.reading import read_text
+from gpt.referee.entry import BASELINE, CONTENDER, SIDES, Entry
+from gpt.results.intervals import mean
+from gpt.training.run_data import look_up_vocabulary
+from gpt.training.throughput import rounded
+
+FORMAT = 1
+# of a side's JSON, what a throughput does not depend on
+IDLE = ("seed", "run_dir", "data_root")
+LEAST_TURNS = 2
+MOST_TURNS = 10_000
+# by how much a baseline may be off its published rate before that is worth a word
+SAME_RATE = 0.03
+# half the width of the ratio's interval, beyond which equal compute over hours would be a guess
+MOST_UNCERTAIN = 0.03
+# of the machine, that other processes may take
+MOST_LOAD = 0.1
+# of figures that were computed twice
+SAME_FIGURE = 1e-9
+
+Turns = tuple[tuple[float, ...], ...]  # seconds of each step of each turn
+
+
+class Ratio(NamedTuple):
+    """Of throughputs, contender over baseline, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def used(self) -> float:
+        """What equal compute goes by: two sides that cannot be told apart train as many tokens."""
+        return 1.0 if self.low <= 1 <= self.high else self.value
+
+    @property
+    def uncertainty(self) -> float:
+        """By which part the value may be off, half the width of the interval."""
+        return math.sqrt(self.high / self.low) - 1
+
+    def as_dict(self) -> dict[str, float]:
+        return {**self._asdict(), "used": self.used}
+
+    def in_words(self) -> str:
+        return f"{self.value:.4f} (95% interval {self.low:.4f} to {self.high:.4f})"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How one side trains on the device."""
+
+    fingerprint: str  # of its configuration
+    model: str  # in words
+    model_digest: str | None  # None: the GPT
+    precision: str
+    kernels: str  # triton or torch
+    micro_batch: int
+    tokens_per_step: int
+    parameters: int
+    flops_per_token: int
+    turns: Turns
+
+    @property
+    def tokens_per_second(self) -> float:
+        steps = sum(map(len, self.turns))
+        return self.tokens_per_step * steps / sum(map(sum, self.turns))
+
+    @property
+    def rates(self) -> list[float]:
+        """Tokens per second of each turn."""
+        return [self.tokens_per_step * len(turn) / sum(turn) for turn in self.turns]
+
+    def as_dict(self) -> dict[str, Any]:
+        facts = {name: value for name, value in vars(self).items() if name != "turns"}
+        return {
+            **facts,
+            "tokens_per_second": self.tokens_per_second,
+            "step_seconds": [list(turn) for turn in self.turns],
+        }
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Both sides, as they took turns."""
+
+    declaration: str  # of the entry as it was
+    time: str
+    speeds: Mapping[str, Speed]  # by side
+    # the same with the baseline on plain torch, where it trains with kernels that the contender
+    # lacks
+    without_kernels: Mapping[str, Speed] | None
+    # tokens per second that the baseline's class was made for, in the precision that it has here
+    published: float | None
+    together: bool  # whether both lived in one process
+    machine: Mapping[str, Any]
+
+    @cached_property
+    def ratio(self) -> Ratio:
+        return ratio_of(self.speeds)
+
+    @property
+    def method_ratio(self) -> Ratio | None:
+        """The ratio with both sides on plain torch."""
+        return None if self.without_kernels is None else ratio_of(self.without_kernels)
+
+    @property
+    def reference_speed(self) -> float:
+        """Tokens per second of the class's reference device with the baseline: this device where
+        none is published."""
+        return self.published or rounded(self.speeds[BASELINE].tokens_per_second)
+
+    @property
+    def off(self) -> float | None:
+        """By which part the baseline is faster here than published."""
+        if self.published is None:
+            return None
+        return self.speeds[BASELINE].tokens_per_second / self.published - 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of measured.json."""
+        return {
+            "format": FORMAT,
+            "declaration": self.declaration,
+            "time": self.time,
+            "ratio": self.ratio.as_dict(),
+            "reference": {"tokens_per_second": self.published, "off": self.off},
+            "together": self.together,
+            "sides": {side: speed.as_dict() for side, speed in self.speeds.items()},
+            "without_kernels": self._without_kernels_as_dict(),
+            "machine": dict(self.machine),
+        }
+
+    def _without_kernels_as_dict(self) -> dict[str, Any] | None:
+        ratio = self.method_ratio
+        if self.without_kernels is None or ratio is None:
+            return None
+        sides = {side: speed.as_dict() for side, speed in self.without_kernels.items()}
+        return {"ratio": ratio.as_dict(), "sides": sides}
+
+    def write(self, path: Path) -> None:
+        write_atomically(path, json.dumps(self.as_dict(), indent=1) + "\n")
+
+
+def ratio_of(speeds: Mapping[str, Speed]) -> Ratio:
+    """From turns that were neighbours."""
+    estimate = mean(log_ratios(speeds))
+    value, half_width = estimate.value, estimate.half_width
+    return Ratio(*map(math.exp, (value, value - half_width, value + half_width)))
+
+
+def log_ratios(speeds: Mapping[str, Speed]) -> list[float]:
+    """Of the throughputs of neighbouring turns."""
+    pairs = zip(speeds[CONTENDER].rates, speeds[BASELINE].rates, strict=True)
+    return [math.log(contender / baseline) for contender, baseline in pairs]
+
+
+def halves_disagree(speeds: Mapping[str, Speed]) -> bool:
+    """Whether the first and the second half of the turns give ratios that are further apart than
+    the interval is wide, as one in twenty quiet measurements does."""
+    ratios = log_ratios(speeds)
+    middle = len(ratios) // 2
+    first, second = mean(ratios[:middle]).value, mean(ratios[-middle:]).value
+    return abs(first - second) > 2 * mean(ratios).half_width
+
+
+def doubts(measurement: Measurement) -> list[str]:
+    """Why the ratio may be another on a quiet machine, a sentence each."""
+    machine = measurement.machine
+    sentences = []
+    for name, when in (("load_before", "before"), ("load_during", "while")):
+        load = machine.get(name)
+        if is_number(load) and load > MOST_LOAD:
+            sentences.append(
+                f"doubtful: other processes took {load:.0%} of this machine's cores {when} it was"
+                " measured"
+            )
+    processes = machine.get("gpu_processes")
+    if is_number(processes) and processes > 0:
+        sentences.append(f"doubtful: other processes ({processes}) computed on this machine's GPUs")
+    if halves_disagree(measurement.speeds):
+        sentences.append(
+            "doubtful: the first half of the turns gives another ratio than the second, by more"
+            " than the interval"
+        )
+    return sentences
+
+
+# ---- What was measured
+
+
+def configuration(entry: Entry, side: str) -> Config:
+    """A side as its JSON has it, for one rank. Raises UserError with its mistakes."""
+    draft = read_draft(entry.config_file(side), 1, entry.overrides(side))
+    look_up_vocabulary(draft)
+    return draft.settle()
+
+
+def fingerprint(entry: Entry, side: str, config: Config) -> str:
+    """12 characters that are the same for sides that train alike, but for seed and folders."""
+    tree = entry.tree(side)
+    tree["gpt"] = {name: value for name, value in tree["gpt"].items() if name not in IDLE}
+    codes = [code.hash for code in config.own_code]
+    text = json.dumps([tree, codes, config.model.vocab_size], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read(entry: Entry) -> Measurement:
+    """An entry's measurement, as its measured.json has it. Raises UserError where there is none, or
+    where it contradicts itself."""
+    path = entry.measured
+    if not path.is_file():
+        raise UserError(
+            f"the throughputs of {entry.path} are not measured yet (no {path.name})",
+            mend=f"run `python tools/referee.py measure {entry.path}`",
+        )
+    mend = "move it away, and measure again"
+    try:
+        tree = parse_json(read_text(path), partial(block_of, place=str(path)))
+    except (OSError, ValueError) as error:
+        raise UserError(in_brief(error, path), mend=mend) from error
+    problem = _problem(tree)
+    if problem:
+        raise UserError(f"{path}: {problem}", mend=mend)
+    without_kernels = tree["without_kernels"]
+    measurement = Measurement(
+        tree["declaration"],
+        tree["time"],
+        _speeds(tree["sides"]),
+        None if without_kernels is None else _speeds(without_kernels["sides"]),
+        tree["reference"]["tokens_per_second"],
+        tree["together"],
+        tree["machine"],
+    )
+    contradiction = _contradiction(tree, measurement.as_dict())
+    if contradiction:
+        raise UserError(f"{path}: {contradiction}", mend=mend)
+    return measurement
+
+
+def require_of_entry(measurement: Measurement, entry: Entry, configs: Mapping[str, Config]) -> None:
+    """Raise UserError where a side was another when it was measured. configs: by side."""
+    for side, config in configs.items():
+        if measurement.speeds[side].fingerprint != fingerprint(entry, side, config):
+            raise UserError(
+                f"{entry.measured} is of another {side} than {entry.config_file(side)} is now",
+                mend=f"run `python tools/referee.py measure {entry.path}` again",
+            )
+
+
+def require_certain(measurement: Measurement, entry: Entry) -> None:
+    """Raise UserError where the ratio is too uncertain to tell what is equal compute: a contender
+    that is slower by less than the noise would train as many tokens."""
+    ratio = measurement.ratio
+    if ratio.uncertainty <= MOST_UNCERTAIN:
+        return
+    turns = len(measurement.speeds[BASELINE].turns)
+    shortfall = math.log1p(ratio.uncertainty) / math.log1p(MOST_UNCERTAIN)
+    raise UserError(
+        f"{entry.measured}: the contender's throughput over the baseline's is {ratio.in_words()},"
+        f" known to {ratio.uncertainty:.1%}, and equal compute over hours needs"
+        f" {MOST_UNCERTAIN:.0%}",
+        mend="measure again on a quieter machine, or with --rounds"
+        f" {math.ceil(turns * shortfall**2)}",
+    )
+
+
+# ---- Reading what others may have written
+
+_TEXTS = ("fingerprint", "model", "precision", "kernels")
+_COUNTS = ("micro_batch", "tokens_per_step", "parameters", "flops_per_token")
+
+
+def _speeds(sides: Mapping[str, Any]) -> dict[str, Speed]:
+    speeds = {}
+    for side in SIDES:
+        facts = sides[side]
+        own = {name: facts[name] for name in (*_TEXTS, *_COUNTS, "model_digest")}
+        turns = tuple(tuple(map(float, turn)) for turn in facts["step_seconds"])
+        speeds[side] = Speed(**own, turns=turns)
+    return speeds
+
+
+def _problem(tree: Any) -> str | None:
+    """What is wrong with the content of a measured.json."""
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        return f"it is no measurement of the format {FORMAT}"
+    for name in ("declaration", "time"):
+        if not isinstance(tree.get(name), str):
+            return f"{name} must be a text"
+    if not isinstance(tree.get("together"), bool):
+        return "together must be true or false"
+    for name in ("machine", "reference", "ratio"):
+        if not isinstance(tree.get(name), dict):
+            return f"{name} must be a block"
+    published = tree["reference"].get("tokens_per_second")
+    if published is not None and (not is_number(published) or published <= 0):
+        return "reference.tokens_per_second must be above 0, or null"
+    without_kernels = tree.get("without_kernels")
+    if without_kernels is None:
+        return _problem_of_sides(tree.get("sides"), "sides")
+    if not isinstance(without_kernels, dict):
+        return "without_kernels must be a block, or null"
+    return _problem_of_sides(tree.get("sides"), "sides") or _problem_of_sides(
+        without_kernels.get("sides"), "without_kernels.sides"
+    )
+
+
+def _problem_of_sides(sides: Any, place: str) -> str | None:
+    if not isinstance(sides, dict) or sides.keys() != set(SIDES):
+        return f"{place} must be a block of {' and '.join(SIDES)}"
+    for side, facts in sides.items():
+        problem = _problem_of_speed(facts)
+        if problem:
+            return f"{place}.{side}{problem}"
+    if len({len(facts["step_seconds"]) for facts in sides.values()}) > 1:
+        return f"{place}: one side has more turns than the other"
+    return None
+
+
+def _problem_of_speed(facts: Any) -> str | None:
+    if not isinstance(facts, dict):
+        return " must be a block"
+    for name in _TEXTS:
+        if not isinstance(facts.get(name), str):
+            return f".{name} must be a text"
+    for name in _COUNTS:
+        if type(facts.get(name)) is not int or not is_number(facts[name]) or facts[name] < 1:
+            return f".{name} must be a whole number above 0"
+    if not isinstance(facts.get("model_digest"), (str, type(None))):
+        return ".model_digest must be a text, or null"
+    turns = facts.get("step_seconds")
+    if not isinstance(turns, list) or not LEAST_TURNS <= len(turns) <= MOST_TURNS:
+        return f".step_seconds must be a list of {LEAST_TURNS} turns or more"
+    for turn in turns:
+        if not isinstance(turn, list) or not turn:
+            return ".step_seconds must hold lists of seconds"
+        if not all(is_number(seconds) and 1e-6 < seconds < 1e6 for seconds in turn):
+            return ".step_seconds must hold seconds, above a millionth"
+    return None
+
+
+def _contradiction(tree: Any, computed: Mapping[str, Any]) -> str | None:
+    """Which figure is not what follows from the steps' seconds."""
+    paths = ["reference.off", *(f"ratio.{name}" for name in computed["ratio"])]
+    paths += [f"sides.{side}.tokens_per_second" for side in SIDES]
+    if computed["without_kernels"] is not None:
+        paths += [f"without_kernels.ratio.{name}" for name in computed["ratio"]]
+    for path in paths:
+        figure, value = value_at(tree, path), value_at(computed, path)
+        is_absent = figure is None and value is None
+        if not is_absent and not _is_same(figure, value):
+            return f"{path} is {figure}, and from its steps' seconds follows {value}"
+    return None
+
+
+def _is_same(figure: Any, value: Any) -> bool:
+    if not is_number(figure) or value is None:
+        return False
+    return math.isclose(figure, value, rel_tol=SAME_FIGURE, abs_tol=SAME_FIGURE)

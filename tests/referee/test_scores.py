@@ -1,0 +1,206 @@
+"""What a judgement reads of an entry's runs, or of any others, and which of them it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from synthetic_runs import amend, evaluation, identified_run, write_lines
+from synthetic_runs import train as train_line
+
+from gpt.config.identity import digest_with_seed
+from gpt.config.saved import read_config
+from gpt.errors import UserError
+from gpt.referee import entry as entries
+from gpt.referee import scores
+from gpt.referee.judgement import NO_VERDICT, of_paths
+from gpt.results import document_sums
+from gpt.results.document_sums import DocumentSums
+
+STEPS = 12
+TOKENS = 5000
+BYTES = 20000
+ENTRY = {
+    "format": 1,
+    "name": "rope",
+    "author": "A. Nyone",
+    "claim": {"class": "tiny", "baseline": "tiny", "over": "tokens", "direction": "better"},
+    "seeds": [0, 1],
+    "tuning": {"factors": [1.0], "seed": 1000},
+}
+
+
+def score_run(folder, loss, **more):
+    """What eval.py --join would keep of a run's export. loss: nats per token."""
+    config = read_config(folder / "config.yaml")
+    content = {
+        **evaluation(STEPS, loss, scored=BYTES),
+        "of_tokens": TOKENS,
+        "documents": "2" * 64,
+        "seq_len": config["model"]["seq_len"],
+        "last_n": 32,
+        "run": {"curve": digest_with_seed(config), "step": STEPS, "checkpoint": "global_step12"},
+        **more,
+    }
+    del content["event"], content["time"], content["seconds"]
+    file = folder / "evaluations" / f"test-step{STEPS}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content))
+    return file
+
+
+@pytest.fixture
+def entry(tmp_path):
+    """An entry with two seeds a side, whose contender is better."""
+    folder = tmp_path / "rope"
+    for side, loss in (("baseline", 4.0), ("contender", 3.9)):
+        for seed in (0, 1):
+            run = identified_run(folder / f"runs/{side}-seed{seed}", STEPS, seed=seed)
+            if side == "contender":
+                amend(run, {"run/optimizer/type": "AdamW"})
+            score_run(run, loss + seed / 1000)
+    (folder / "entry.json").write_text(json.dumps(ENTRY))
+    return folder
+
+
+def refusal(function, *arguments):
+    with pytest.raises(UserError) as error:
+        function(*arguments)
+    return str(error.value)
+
+
+def test_sums_of_an_entry_are_those_of_the_joined_evaluations(entry):
+    sides = scores.of_entry(entries.read(entry))
+    assert [score.loss for score in sides.contender.scores] == pytest.approx([3.9, 3.901])
+    score = sides.baseline.scores[1]
+    assert (score.run, score.seed, score.tokens, score.bytes) == (
+        "baseline-seed1",
+        1,
+        TOKENS,
+        BYTES,
+    )
+    assert score.normalised_loss == pytest.approx(4.001 / 4)
+    assert sides.contender.compute["tokens"] == STEPS * 8 * 32
+    assert sides.is_paired  # both begin with the same evaluation
+    assert sides.measured_on == {
+        "split": "test",
+        "documents": "2" * 64,
+        "bytes": BYTES,
+        "last_n": 32,
+    }
+    assert of_paths([entry]).verdict == "better"
+
+
+def test_seeds_without_an_evaluation_or_a_run_are_missing(entry):
+    (entry / f"runs/baseline-seed1/evaluations/test-step{STEPS}.json").unlink()
+    assert scores.of_entry(entries.read(entry)).baseline.missing == (1,)
+    declared = {**ENTRY, "seeds": [0, 1, 7]}
+    (entry / "entry.json").write_text(json.dumps(declared))
+    judged = of_paths([entry])
+    assert judged.verdict == NO_VERDICT
+    assert judged.sentence == (
+        "no verdict on rope: rope: seed 7 not finished; tiny: seeds 1, 7 not finished"
+    )
+
+
+def test_a_diverged_seed_is_told(entry):
+    run = entry / "runs/contender-seed1"
+    write_lines(run, [train_line(step, float("nan")) for step in range(1, STEPS + 1)])
+    judged = of_paths([entry])
+    assert judged.sides.contender.diverged == (1,)
+    assert judged.sentence.endswith(": rope: seed 1 diverged")
+
+
+def test_another_seeds_run_in_a_seeds_folder(entry):
+    amend(entry / "runs/contender-seed1", {"run/gpt/seed": 0})
+    score_run(entry / "runs/contender-seed1", 3.9)
+    sentence = refusal(scores.of_entry, entries.read(entry))
+    assert "contender-seed1 is of the seed 0, and its name says 1" in sentence
+
+
+def test_seeds_that_differ_in_more(entry):
+    run = entry / "runs/contender-seed1"
+    amend(run, {"run/optimizer/params/weight_decay": 0.1})
+    score_run(run, 3.9)
+    sentence = refusal(scores.of_entry, entries.read(entry))
+    assert sentence.startswith(
+        "contender-seed0 and contender-seed1 differ in more than their seeds"
+        " (optimizer.params.weight_decay)"
+    )
+
+
+def test_one_run_under_two_seeds(entry):
+    score_run(entry / "runs/contender-seed1", 3.9)
+    sentence = refusal(scores.of_entry, entries.read(entry))
+    assert sentence.startswith(
+        "contender-seed0 and contender-seed1 have the same sums to the last bit"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"last_n": 16}, "gave the scored tokens different context (last_n 32 and 16)"),
+        ({"documents": "3" * 64}, "is of other documents than the run's own evaluations"),
+        ({"normalised_ppl": 1.5}, "contradicts itself: normalised_ppl is 1.5"),
+    ],
+)
+def test_evaluations_that_do_not_measure_the_same(entry, changes, sentence):
+    score_run(entry / "runs/contender-seed1", 3.901, **changes)
+    assert sentence in refusal(scores.of_entry, entries.read(entry))
+
+
+def test_unequal_compute(entry):
+    declared = {**ENTRY, "claim": {**ENTRY["claim"], "over": "hours"}}
+    (entry / "entry.json").write_text(json.dumps(declared))
+    sentence = refusal(scores.of_entry, entries.read(entry))
+    assert sentence == ("the runs of rope do not tell their hours: compare over flops or tokens")
+
+
+def test_documents_must_add_up_to_the_evaluation(entry):
+    run = entry / "runs/contender-seed0"
+    file = scores.documents_file(run, "test", STEPS)
+    nats = np.array([9000.0, 10500.0])
+    counts = np.array([2000, 3000])
+    sums = DocumentSums(("a" * 32, "b" * 32), nats, counts, nats, counts, 4 * counts)
+    document_sums.write(file, sums)
+    documents = scores.of_entry(entries.read(entry)).contender.scores[0].documents
+    assert documents.hashes == sums.hashes
+    document_sums.write(
+        file, DocumentSums(sums.hashes, nats - 1, counts, nats - 1, counts, 4 * counts)
+    )
+    sentence = refusal(scores.of_entry, entries.read(entry))
+    assert "nats of its documents are 19498 together, and the evaluation beside it says 19500" in (
+        sentence
+    )
+
+
+def test_runs_that_are_no_entry(entry, tmp_path):
+    contender = sorted((entry / "runs").glob("contender*"))
+    baseline = sorted((entry / "runs").glob("baseline*"))
+    judged = of_paths(contender, baseline)
+    assert judged.verdict == "better" and judged.sides.over == "flops"
+    assert (judged.sides.contender.name, judged.sides.baseline.name) == ("contender", "baseline")
+    assert "no --baseline says what its runs are held against" in refusal(of_paths, contender)
+    assert "has a baseline of its own" in refusal(of_paths, [entry], baseline)
+    write_lines(contender[0], [train_line(1, 7.0)])
+    assert "contender-seed0 is at step 1 of 12" in refusal(of_paths, contender, baseline)
+
+
+def test_the_worth_of_a_difference_by_the_baselines_ladder(entry):
+    """Losses that are exactly A C^-0.05: a loss 1% lower is worth 1.01^(1/0.05) of compute."""
+    for place, steps in enumerate((3, 6, 24, 48)):
+        run = identified_run(entry / f"ladder/{steps}", steps)
+        nats = (steps / STEPS) ** -0.05
+        write_lines(
+            run,
+            [train_line(1, 5.0), train_line(steps, 5.0)]
+            + [evaluation(steps, 4 * nats, nats_per_byte=nats, scored=BYTES)],
+        )
+    for side, loss in (("baseline", 4.0), ("contender", 3.96)):
+        for seed in (0, 1):
+            score_run(entry / f"runs/{side}-seed{seed}", loss + seed * 1e-9)
+    judged = of_paths([entry])
+    assert judged.worth.slope == pytest.approx(-0.05, rel=1e-3)
+    assert judged.worth.ratio == pytest.approx(0.99 ** (-1 / 0.05), rel=1e-3)
+    assert judged.worth.in_words().startswith("worth +22.3% of compute")
+    assert judged.worth.low <= judged.worth.ratio <= judged.worth.high
