@@ -5,7 +5,9 @@ run.
     python gpt/eval.py --checkpoint_file … --eval_data_split all [--markdown out.md]
     python gpt/eval.py --checkpoint_file … --text letter.txt another.txt
     python gpt/eval.py --checkpoint_file … --join runs/24h
+    python gpt/eval.py --checkpoint_file … --per_document documents.jsonl
     python gpt/eval.py --checkpoints runs/24h
+    python gpt/eval.py --hf FOLDER --data_root data/books
 """
 
 import argparse
@@ -13,7 +15,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 # instead of gpt/, whose module names must shadow nobody's
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -23,34 +25,24 @@ from gpt.errors import Parser, UserError, command, explain_imports
 explain_imports()
 
 from gpt.checkpoint.weights import file_of_weights
-from gpt.config.own_code import add_trust_option
+from gpt.config.own_code import TRUST, add_trust_option
 from gpt.files import require_place_for, write_output
 
 if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command line
-    from gpt.architecture.architecture import Model
     from gpt.checkpoint.checkpoint import Checkpoint
     from gpt.checkpoint.sources import Source
     from gpt.data.datasets import Dataset
-    from gpt.data.vocab import Vocab
-    from gpt.evaluation import Stream
-
-# tokens of a batch, if --batch_size does not say how many windows
-BATCH_TOKENS = 8192
-
-
-class Target(NamedTuple):
-    """Text to score. facts: what the result tells of it, its "split" and "dataset" among them."""
-
-    facts: dict[str, Any]
-    stream: "Stream"
-    vocab: "Vocab"
+    from gpt.results.scoring import Evaluated, Target
 
 
 def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     add_inputs(parser)
     parser.add_argument(
-        "--seq_len", type=int, help="tokens of context; default the model's, and at most that"
+        "--seq_len",
+        type=int,
+        help="tokens of context; default the model's, of --hf 2,048 at"
+        " most; no more than the model has",
     )
     parser.add_argument(
         "--last_n",
@@ -75,6 +67,13 @@ def parse_args() -> argparse.Namespace:
         metavar="RUN",
         help="keep the result in RUN/evaluations, as RUN's evaluation of the whole split",
     )
+    parser.add_argument(
+        "--per_document",
+        type=Path,
+        metavar="FILE",
+        help="write nats, tokens and bytes of each document here, .jsonl or .parquet; of one split,"
+        " or of the files of --text, whose result is one figure for all",
+    )
     args = parser.parse_args()
     for name in ("seq_len", "last_n", "batch_size"):
         value = getattr(args, name)
@@ -94,6 +93,13 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     weights.add_argument(
         "--checkpoints", type=Path, metavar="RUN", help="every checkpoint that a run has kept"
+    )
+    weights.add_argument(
+        "--hf",
+        type=Path,
+        metavar="FOLDER",
+        help="a causal language model that transformers opens, with its own tokenizer: scored on"
+        " the same bytes",
     )
     add_trust_option(parser)
     parser.add_argument(
@@ -122,12 +128,23 @@ def require_compatible(args: argparse.Namespace) -> None:
     """Raise UserError where one option leaves another without meaning."""
     excluded = {
         "text": ("data_root", "eval_data_split", "join"),
-        "checkpoints": ("config_file", "join"),
+        "checkpoints": ("config_file", "join", "per_document"),
+        "hf": ("config_file", "join"),
     }
     for name, others in excluded.items():
         for other in others:
             if getattr(args, name) is not None and getattr(args, other) is not None:
                 raise UserError(f"--{name} and --{other} exclude each other", mend="leave one out")
+    if args.hf and args.trust_model_file:
+        raise UserError(
+            f"--hf runs no code that came with weights, so {TRUST} says nothing to it",
+            mend="leave it out",
+        )
+    if args.hf and not (args.data_root or args.text):
+        raise UserError(
+            "--hf names a model, and nothing that it is to be scored on",
+            mend="name a dataset by --data_root, or text files by --text",
+        )
 
 
 def main() -> None:
@@ -137,8 +154,32 @@ def main() -> None:
         if file:
             require_place_for(f"--{name}", file)
 
+    from gpt.results import document_sums, evaluations, score_tables
+
+    if args.per_document:
+        document_sums.require_writable(args.per_document)
+    evaluated, joined = (evaluate_foreign(args), None) if args.hf else evaluate_own(args)
+    results = [result for result, _ in evaluated]
+    is_single = not args.checkpoints and args.eval_data_split in (None, results[0]["split"])
+    print(score_tables.in_full(results[0]) if is_single else score_tables.as_table(results))
+    if args.per_document:
+        (documents,) = (sums for _, sums in evaluated)
+        assert documents is not None
+        document_sums.write(args.per_document, documents)
+    if joined:
+        for result in results:
+            print(f"joined: {evaluations.join(args.join, result, joined)}")
+    if args.json:
+        write_output("--json", args.json, as_json(results[0] if is_single else results))
+    if args.markdown:
+        write_output("--markdown", args.markdown, score_tables.as_markdown(results))
+
+
+def evaluate_own(args: argparse.Namespace) -> "tuple[list[Evaluated], Checkpoint | None]":
+    """Weights of ours; and, where their result is to be joined to a run, the folder that they are
+    from."""
     from gpt.checkpoint import sources
-    from gpt.results import evaluations, score_tables
+    from gpt.results import evaluations, scoring
 
     trusted = args.trust_model_file
     if args.checkpoint_file:
@@ -149,19 +190,35 @@ def main() -> None:
     joined = None
     if args.join:
         joined = weights_to_join(args.join, weights[0])
-        seq_len, _ = window_of(args, weights[0])
+        seq_len, _ = scoring.window_of(weights[0], args.seq_len, args.last_n)
         for target in targets:
             evaluations.require_same_measure(args.join, {**target.facts, "seq_len": seq_len})
-    results = list(evaluate(args, weights, targets))
-    is_single = args.checkpoint_file and args.eval_data_split in (None, results[0]["split"])
-    print(score_tables.in_full(results[0]) if is_single else score_tables.as_table(results))
-    if joined:
-        for result in results:
-            print(f"joined: {evaluations.join(args.join, result, joined)}")
-    if args.json:
-        write_output("--json", args.json, as_json(results[0] if is_single else results))
-    if args.markdown:
-        write_output("--markdown", args.markdown, score_tables.as_markdown(results))
+        evaluations.make_folder(args.join)
+    if args.per_document:
+        require_place_for("--per_document", args.per_document)
+    return list(evaluate(args, weights, targets)), joined
+
+
+def evaluate_foreign(args: argparse.Namespace) -> "list[Evaluated]":
+    """A model of transformers'."""
+    from gpt.compute.hardware import usable_device
+    from gpt.convert import foreign_model, foreign_text
+
+    folder = foreign_model.open_folder(args.hf, notify)
+    window = folder.window(args.seq_len, args.last_n)
+    if args.per_document:
+        require_place_for("--per_document", args.per_document)
+    device = usable_device(args.device)
+    if args.text:
+        targets = [foreign_text.target_of_texts(args.text, folder.tokenizer)]
+    else:
+        dataset = dataset_at(args.data_root, args)
+        targets = [
+            foreign_text.target_of_split(dataset, name, folder.tokenizer, not args.skip_data_hash)
+            for name in splits_of(args, dataset, "test")
+        ]
+    evaluated = foreign_model.evaluate(folder, targets, window, device, notify, args.batch_size)
+    return list(evaluated)
 
 
 def notify(sentence: str) -> None:
@@ -182,17 +239,13 @@ def weights_to_join(run: Path, source: "Source") -> "Checkpoint":
     return source.checkpoint
 
 
-def targets_of(args: argparse.Namespace, source: "Source") -> list[Target]:
+def targets_of(args: argparse.Namespace, source: "Source") -> "list[Target]":
     """What is scored with each weights: splits, or the texts of --text. Raises UserError."""
-    if args.text:
-        from gpt.data.vocab import Vocab
-        from gpt.prepare.in_memory import split_of_files
+    from gpt.results import scoring
 
-        vocab = Vocab.load(source.tokenizer)
-        require_own_tokenizer(vocab, source, str(source.tokenizer))
-        stream = split_of_files(args.text, vocab)
-        facts = {"split": "text", "dataset": ", ".join(args.text)}
-        return [Target(facts, stream, vocab)]
+    per_document = args.per_document is not None
+    if args.text:
+        return [scoring.of_texts(args.text, source, per_document)]
     root = args.data_root or source.trained_on.get("root")
     if not root:
         raise UserError(
@@ -205,24 +258,32 @@ def targets_of(args: argparse.Namespace, source: "Source") -> list[Target]:
             f" as seen from {Path.cwd()}",
             mend="name the dataset by --data_root, or text files by --text",
         )
+    dataset = dataset_at(root, args)
+    scoring.require_own_tokenizer(dataset.vocab, source, str(dataset.root))
+    return [
+        scoring.of_split(dataset, name, not args.skip_data_hash, per_document)
+        for name in splits_of(args, dataset, own_split(args, source))
+    ]
+
+
+def dataset_at(root: str, args: argparse.Namespace) -> "Dataset":
     from gpt.data.datasets import TAKEN_UNHASHED, Dataset
 
     if args.skip_data_hash:
         notify(TAKEN_UNHASHED)
-    dataset = Dataset(root)
-    require_own_tokenizer(dataset.vocab, source, str(dataset.root))
-    targets = []
-    for name in splits_named(args.eval_data_split or own_split(args, source), dataset):
-        facts = {
-            "split": name,
-            "dataset": str(dataset.root),
-            "documents": dataset.documents(name),
-        }
-        split = dataset.split(name)
-        if not args.skip_data_hash:
-            split.require_as_written()
-        targets.append(Target(facts, split, dataset.vocab))
-    return targets
+    return Dataset(root)
+
+
+def splits_of(args: argparse.Namespace, dataset: "Dataset", by_default: str) -> list[str]:
+    """Names of the splits that are evaluated. Raises UserError."""
+    names = splits_named(args.eval_data_split or by_default, dataset)
+    if args.per_document and len(names) > 1:
+        raise UserError(
+            f"--per_document holds the documents of one split, and --eval_data_split names"
+            f" {len(names)}",
+            mend="name one",
+        )
+    return names
 
 
 def own_split(args: argparse.Namespace, source: "Source") -> str:
@@ -230,22 +291,6 @@ def own_split(args: argparse.Namespace, source: "Source") -> str:
     if args.join or args.checkpoints:
         return (source.config["run"].get("gpt") or {}).get("eval_data_split") or "test"
     return "test"
-
-
-def require_own_tokenizer(vocab: "Vocab", source: "Source", where: str) -> None:
-    """Raise UserError where the text would get other ids than those that the model has learned.
-    where: the tokenizer's file, or the dataset that it made."""
-    mend = f"prepare the text with `--tokenizer {source.tokenizer}`"
-    if source.trained_on.get("tokenizer") not in (None, vocab.fingerprint):
-        raise UserError(
-            f"{where} has another tokenizer than the one that the model was trained with", mend=mend
-        )
-    size = source.shape.vocab_size
-    if vocab.size != size:
-        raise UserError(
-            f"the tokenizer of {where} has {vocab.size} ids, but the model was trained with {size}",
-            mend=mend,
-        )
 
 
 def splits_named(text: str, dataset: "Dataset") -> list[str]:
@@ -264,74 +309,22 @@ def splits_named(text: str, dataset: "Dataset") -> list[str]:
 
 
 def evaluate(
-    args: argparse.Namespace, sources: "list[Source]", targets: list[Target]
-) -> Iterator[dict]:
-    """The content of `--json` for each of the weights on each of the texts."""
+    args: argparse.Namespace, sources: "list[Source]", targets: "list[Target]"
+) -> "Iterator[Evaluated]":
+    """Of each of the weights on each of the texts."""
     from gpt.compute.hardware import keep_freed_memory, usable_device
+    from gpt.results import scoring
 
     device = usable_device(args.device)
     if device == "cpu":
         keep_freed_memory()
     for source in sources:
-        seq_len, last_n = window_of(args, source)
+        window = scoring.window_of(source, args.seq_len, args.last_n)
         model = source.load().to(device)
+        facts = {"checkpoint": source.name, "step": source.step}
         for target in targets:
-            yield {
-                **target.facts,
-                "checkpoint": source.name,
-                "step": source.step,
-                "seq_len": seq_len,
-                "last_n": last_n,
-                "of_tokens": len(target.stream.tokens),
-                **scores_of(model, target, args.batch_size, seq_len, last_n, device),
-            }
+            yield scoring.evaluate(model, target, facts, window, device, args.batch_size)
         del model  # before the next one is loaded
-
-
-def scores_of(
-    model: "Model", target: Target, batch_size: int | None, seq_len: int, last_n: int, device: str
-) -> dict:
-    """What gpt.evaluation.summary finds, with a bar on a terminal meanwhile."""
-    from tqdm import tqdm
-
-    from gpt.evaluation import Evaluator, summary
-
-    batch_size = batch_size or max(1, BATCH_TOKENS // seq_len)
-    evaluator = Evaluator(target.stream, target.vocab, seq_len, last_n, batch_size)
-    hidden = not sys.stderr.isatty()
-    with tqdm(
-        total=evaluator.calls,
-        unit="batch",
-        desc=target.facts["split"],
-        disable=hidden,
-        leave=False,
-    ) as bar:
-        tally = evaluator.run(model, device, lambda: bar.update() or True)
-    assert tally is not None
-    return summary(tally)
-
-
-def window_of(args: argparse.Namespace, source: "Source") -> tuple[int, int]:
-    """(seq_len, last_n). Raises UserError where the model cannot score such windows."""
-    from gpt.config.options import LAST_N
-
-    longest = source.shape.seq_len
-    seq_len = args.seq_len or longest
-    if seq_len > longest:
-        raise UserError(
-            f"--seq_len {seq_len} is longer than the {longest} positions that the model was trained"
-            " with",
-            mend=f"give at most {longest}",
-        )
-    if args.last_n is None:
-        options = source.config["run"].get("gpt") or {}
-        return seq_len, min(options.get("last_n") or LAST_N, seq_len)
-    if args.last_n > seq_len:
-        raise UserError(
-            f"--last_n {args.last_n} is more than the {seq_len} targets of a window",
-            mend=f"give at most {seq_len}",
-        )
-    return seq_len, args.last_n
 
 
 def as_json(content: dict | list[dict]) -> str:

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from gpt.cluster.world import to_device
 from gpt.data import windows
-from gpt.data.vocab import Vocab
 from gpt.data.windows import FIRST_TOKEN, Window
 from gpt.kernels.linear_cross_entropy import TokenScores
 from gpt.quantities import quantities, ratio
@@ -55,6 +54,19 @@ class Stream(Protocol):
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raise UserError where ids that were read from it are none of the vocabulary's."""
+
+
+class Pieces(Protocol):
+    """What ids stand for: gpt.data.vocab.Vocab, or a tokenizer from elsewhere. eod_id: the end of a
+    document; byte_lengths: int64 (size,), 0 for what carries none."""
+
+    @property
+    def eod_id(self) -> int: ...
+
+    @property
+    def byte_lengths(self) -> np.ndarray: ...
+
+    def decode(self, ids: np.ndarray, /) -> str: ...
 
 
 @dataclass
@@ -90,6 +102,37 @@ class Tally:
         return cls(ours, languini)
 
 
+class DocumentTally:
+    """Sums over the scored targets of each document of a stream, its end-of-document id among them.
+
+    sizes: int64 (documents,), ids of each document in their order, its end included. The others,
+    (documents,) too, are the sums of `Sums`: nats, text_nats float64, counts int64.
+    """
+
+    def __init__(self, sizes: np.ndarray):
+        count = len(sizes)
+        self._ends = np.cumsum(sizes)
+        self.nats = np.zeros(count)
+        self.tokens = np.zeros(count, np.int64)
+        self.text_nats = np.zeros(count)
+        self.text_tokens = np.zeros(count, np.int64)
+        self.bytes = np.zeros(count, np.int64)
+
+    def add(self, position: int, byte_lengths: np.ndarray, nats: np.ndarray) -> None:
+        """Targets that follow each other in the stream, the first at a position. byte_lengths:
+        int64 (N,); nats: float64 (N,)."""
+        positions = np.arange(position, position + len(nats))
+        documents = np.searchsorted(self._ends, positions, side="right")
+        part = slice(documents[0], documents[-1] + 1)
+        places = documents - documents[0]
+        has_bytes = byte_lengths > 0
+        self.nats[part] += np.bincount(places, nats)
+        self.tokens[part] += np.bincount(places)
+        self.text_nats[part] += np.bincount(places, nats * has_bytes)
+        self.text_tokens[part] += np.bincount(places, has_bytes).astype(np.int64)
+        self.bytes[part] += np.bincount(places, byte_lengths).astype(np.int64)
+
+
 class Evaluator:
     """Evaluates a model on one split.
 
@@ -105,7 +148,7 @@ class Evaluator:
     def __init__(
         self,
         split: Stream,
-        vocab: Vocab,
+        vocab: Pieces,
         seq_len: int,
         last_n: int,
         batch_size: int,
@@ -134,11 +177,12 @@ class Evaluator:
         score: Score,
         device: torch.device | str = "cpu",
         goes_on: Callable[[], bool] = lambda: True,
+        documents: DocumentTally | None = None,
     ) -> Tally | None:
         """This rank's tally; sum `Tally.values()` over ranks for the whole.
 
         goes_on(): called after every call of `score`, on every rank equally often; if it is false
-        this returns None.
+        this returns None. documents: gets the same targets, each added to its document's sums.
         """
         tally = Tally()
         for call in range(self.calls):
@@ -151,7 +195,7 @@ class Evaluator:
             if batch:
                 # one copy, for which the device is waited for; float64 holds ranks exactly
                 nats, rank = torch.stack([scores.nats.double(), scores.rank.double()]).cpu().numpy()
-                self._add(tally, batch, nats, rank)
+                self._add(tally, batch, nats, rank, documents)
             if not goes_on():
                 return None
         return tally
@@ -194,13 +238,23 @@ class Evaluator:
             mask[0, 0] = True
         return ids, np.array(np.nonzero(mask))
 
-    def _add(self, tally: Tally, batch: list[Window], nats: np.ndarray, rank: np.ndarray) -> None:
+    def _add(
+        self,
+        tally: Tally,
+        batch: list[Window],
+        nats: np.ndarray,
+        rank: np.ndarray,
+        documents: DocumentTally | None,
+    ) -> None:
         """nats, rank: (N,) float64, of the windows' scored targets one window after another."""
         first = 0
         for window in batch:
             part = slice(first, first + window.scored)
             targets = self._ids(window)[-window.scored :]
             self._add_ours(tally.ours, targets, nats[part], rank[part])
+            if documents is not None:
+                position = window.start + 1 + window.length - window.scored
+                documents.add(position, self.vocab.byte_lengths[targets], nats[part])
             skipped = self._left_out_by_languini(window)
             kept = slice(first + skipped, first + window.scored)
             self._add_languini(tally.languini, targets[skipped:], nats[kept], rank[kept])

@@ -51,7 +51,11 @@ def contradiction(figures: Mapping[str, Any]) -> str | None:
             if problem:
                 return problem
             sums[name] = value
-    return _part_beyond_whole({**sums, **_told(figures)}) or _contradicts(figures, sums)
+    return (
+        _part_beyond_whole({**sums, **_told(figures)})
+        or _too_sure(sums)
+        or _contradicts(figures, sums)
+    )
 
 
 def _problem_of_sum(name: str, value: Any) -> str | None:
@@ -77,6 +81,14 @@ def _part_beyond_whole(sums: Mapping[str, float]) -> str | None:
     ):
         if part in sums and whole in sums and sums[part] > sums[whole] * (1 + TOLERANCE):
             return f"{part} is {_brief(sums[part])}, more than {whole} ({_brief(sums[whole])})"
+    return None
+
+
+def _too_sure(sums: Mapping[str, float]) -> str | None:
+    """Which sum is 0 that no model's is: it would have given probability 1 to every token."""
+    for nats, count in (("total_loss", "tokens"), ("text_nats", "text_tokens")):
+        if sums.get(nats) == 0 and sums.get(count, 0) > 0:
+            return f"{nats} is 0 over {_brief(sums[count])} {count}, and no text is that sure"
     return None
 
 

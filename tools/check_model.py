@@ -19,7 +19,6 @@ Exit code 0: all is right; 2: something is not.
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,7 +29,6 @@ explain_imports()
 
 from gpt.config.dotted_options import take_values
 from gpt.config.draft import Draft
-from gpt.config.options import SAMPLE
 from gpt.config.resolve import complete
 from gpt.config.shape import PRESET_KEYS
 
@@ -70,7 +68,10 @@ def main():
     results = checks.run(subject, chosen, tell, begin)
     with_runs = not args.skip_runs and all(result.is_right for result in results)
     if with_runs:
-        results += run_on_ranks(subject)
+        from gpt.training import contract_runs
+
+        begin("two ranks")
+        results += contract_runs.look_on_sample(subject, tell)
     return conclude(results, len(results) < len(chosen), with_runs)
 
 
@@ -96,20 +97,6 @@ def settle(model_file, overrides):
     if "gpt.preset" not in overrides:
         overrides = {"gpt.preset": "nano", **overrides}
     return complete(Draft(tree, "check_model", 1), overrides).settle()
-
-
-def run_on_ranks(subject):
-    """What the runs find, on the sample dataset that is here, or a new one for the time being."""
-    from gpt.prepare.sample import prepare_sample
-    from gpt.training import contract_runs
-
-    begin("two ranks")
-    if Path(SAMPLE).exists():
-        return contract_runs.look(subject, Path(SAMPLE).resolve(), tell)
-    with tempfile.TemporaryDirectory(prefix="check_model-") as folder:
-        data_root = Path(folder) / "sample"
-        prepare_sample(data_root, say=lambda text: None)
-        return contract_runs.look(subject, data_root, tell)
 
 
 def begin(name):

@@ -93,13 +93,18 @@ def add_check(commands):
     parser = add_command(commands, "check", "is it a fair comparison; what differs")
     parser.add_argument("entry", type=Path, metavar="FOLDER")
     parser.add_argument("--skip_runs", action="store_true", help="no short runs on two ranks")
+    parser.add_argument(
+        "--own_gradient",
+        action="store_true",
+        help="a model file's gradient is not the derivative of its loss on purpose",
+    )
     parser.set_defaults(call=check)
 
 
 def check(args, train_args):
     from gpt.referee import check
 
-    return check.report(args.entry, with_runs=not args.skip_runs)
+    return check.report(args.entry, not args.skip_runs, args.own_gradient)
 
 
 def add_measure(commands):
@@ -188,23 +193,26 @@ def verify(args, train_args):
 def add_board(commands):
     parser = add_command(commands, "board", "a table of packs")
     parser.add_argument("packs", type=Path, nargs="+", metavar="FOLDER")
-    parser.add_argument("--markdown", metavar="FILE")
-    parser.add_argument("--html", metavar="FILE")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table here as well")
+    parser.add_argument("--html", metavar="FILE", help="write it as one page here")
     parser.set_defaults(call=board)
 
 
 def board(args, train_args):
     from gpt.referee import board
+    from gpt.referee.board_page import as_html
+    from gpt.referee.board_text import as_markdown
 
     for name in ("markdown", "html"):
         if getattr(args, name):
             require_place_for(f"--{name}", getattr(args, name))
     table = board.of_packs(args.packs)
-    print(board.as_markdown(table))
+    print(as_markdown(table, Path()), end="")
     if args.markdown:
-        write_output("--markdown", args.markdown, board.as_markdown(table))
+        folder = Path(args.markdown).parent
+        write_output("--markdown", args.markdown, as_markdown(table, folder))
     if args.html:
-        write_output("--html", args.html, board.as_html(table))
+        write_output("--html", args.html, as_html(table, Path(args.html).parent))
 
 
 if __name__ == "__main__":

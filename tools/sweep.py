@@ -15,8 +15,6 @@ those at the constant rate, are trained once, in OUT/trunks, and each class bran
 cooldown begins. Exit code 1: some runs could not be finished.
 """
 
-import shlex
-import shutil
 import sys
 from pathlib import Path
 
@@ -33,7 +31,7 @@ from gpt.training import ladder, sweep
 def main():
     args, train_args = parse()
     overrides = options_of_runs(train_args, vars(args))
-    launcher = launcher_command(args.launcher)
+    launcher = sweep.launcher_command(args.launcher)
     out = Path(args.out)
     plan = ladder.plan_on_trunks if args.trunk else sweep.plan
     runs = plan(args.classes, args.seeds, out, overrides)
@@ -122,20 +120,6 @@ def options_of_runs(train_args, own_names) -> dict:
                 " tells what one will cost",
             )
     return parsed.overrides
-
-
-def launcher_command(text) -> list:
-    """What starts train.py, word by word; this Python where no launcher is named."""
-    if not text:
-        words = [sys.executable]
-    else:
-        try:
-            words = shlex.split(text)
-        except ValueError as error:
-            raise UserError(f"command line: --launcher {text}: {error}") from error
-    if shutil.which(words[0]) is None:
-        raise UserError(f"command line: --launcher {words[0]}: there is no such command")
-    return words
 
 
 if __name__ == "__main__":

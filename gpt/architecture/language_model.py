@@ -147,7 +147,12 @@ class LanguageModel(nn.Module):
         scored: Scored | None = None,
     ) -> Tensor | TokenScores:
         """As gpt.model.GPT's."""
-        output = self.outputs(tokens)
+        return self.from_outputs(self.outputs(tokens), targets, scored)
+
+    def from_outputs(
+        self, output: Tensor, targets: Tensor | None = None, scored: Scored | None = None
+    ) -> Tensor | TokenScores:
+        """What `forward` returns where `outputs` made this."""
         if scored is not None:
             output = output[scored]
             targets = targets[scored] if targets is not None else None

@@ -1,8 +1,176 @@
-"""Whether an entry is a fair comparison."""
+"""Whether an entry is a fair comparison of models and optimizers that keep to their contracts, and
+what its sides differ in."""
 
+import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from gpt.config.identity import MODEL_FILE, OPTIMIZER_FILE, code_in_words
+from gpt.config.saved import as_dict
+from gpt.config.shape import ModelConfig, load_presets
+from gpt.errors import UserError
+from gpt.referee import entry as entries
+from gpt.referee import fairness
+from gpt.referee.fairness import Pair, Side
+
+OK = "ok  "
+FAIL = "FAIL"
+NOTE = "note"
+PRESET = "nano"  # whose shape a model file is checked in, unless its own is smaller
+VOCAB_SIZE = 2048  # the sample's
+SEQ_LEN = 64
 
 
-def report(path: Path, with_runs: bool) -> int:
-    """Print a line for each check; returns the exit code."""
-    raise NotImplementedError
+class Report:
+    """Lines on what was checked, each printed when it is known."""
+
+    def __init__(self) -> None:
+        self._checks = 0
+        self._failed = 0
+
+    def tell(self, state: str, name: str, sentence: str) -> None:
+        self._checks += state != NOTE
+        self._failed += state == FAIL
+        print(f"{state}  {name:15}{sentence}", flush=True)
+
+    def look(self, name: str, check: Callable[[], str]) -> bool:
+        """Print what a check returns, or the UserError that it raises; whether all is right."""
+        try:
+            seen = check()
+        except UserError as error:
+            self.tell(FAIL, name, str(error))
+            return False
+        self.tell(OK, name, seen)
+        return True
+
+    def conclude(self) -> int:
+        """Print what all came to; returns the exit code."""
+        if self._failed:
+            print(f"{self._failed} of {self._checks} checks failed")
+            return 2
+        print(f"all {self._checks} checks passed")
+        return 0
+
+
+def report(path: Path, with_runs: bool, own_gradient: bool = False) -> int:
+    """Print a line for each check, and what the sides differ in; returns the exit code.
+
+    with_runs: whether a model file makes short runs on two ranks. own_gradient: whether its
+    gradient is meant to be another than the derivative of the loss.
+    """
+    entry = entries.read(path)
+    lines = Report()
+    _tell_budget(entry, lines)
+    try:
+        pair = fairness.settle(entry)
+    except UserError as error:
+        lines.tell(FAIL, "configuration", str(error))
+        return lines.conclude()
+    for name, check in fairness.CHECKS:
+        lines.look(name, partial(check, pair))
+    for side in _distinct(pair, MODEL_FILE):
+        _check_model(side, lines, with_runs, own_gradient)
+    for side in _distinct(pair, OPTIMIZER_FILE):
+        lines.look("optimizer file", partial(_check_optimizer, side))
+    code = lines.conclude()
+    print(differences_in_words(pair))
+    return code
+
+
+def _tell_budget(entry: entries.Entry, lines: Report) -> None:
+    if fairness.awaits_measurement(entry):
+        lines.tell(
+            NOTE,
+            "budget",
+            "the throughputs, by which the steps of equal hours follow, are not measured yet:"
+            f" python tools/referee.py measure {entry.path}",
+        )
+        return
+    lines.look("budget", partial(_budget_in_words, entry))
+
+
+def _budget_in_words(entry: entries.Entry) -> str:
+    steps = fairness.steps_of(entry)
+    sides = " and ".join(f"{count:,} steps of the {side}" for side, count in steps.items())
+    return f"equal {entry.claim.over} are {sides}"
+
+
+def _distinct(pair: Pair, file: str) -> list[Side]:
+    """The sides that have a file of the user's own, without a second one of the same code and
+    arguments."""
+    sides: list[Side] = []
+    for side in pair.sides:
+        if _own(side, file) is None:
+            continue
+        if not any(_own(side, file) == _own(other, file) for other in sides):
+            sides.append(side)
+    return sides
+
+
+def _own(side: Side, file: str) -> Any:
+    config = side.config
+    if file == MODEL_FILE:
+        return config.model_code and (config.model_code.hash, config.options.model_options)
+    return config.optimizer_code and (config.optimizer_code.hash, config.options.optimizer_options)
+
+
+def _check_model(side: Side, lines: Report, with_runs: bool, own_gradient: bool) -> None:
+    """As tools/check_model.py."""
+    import torch
+
+    from gpt.architecture.architecture import Architecture
+    from gpt.contract import checks
+    from gpt.contract.subject import Subject
+    from gpt.training import contract_runs
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # in so small a shape more of them wait longer than they compute
+    shape, name = _shape_for_checks(side)
+    own = Architecture.of(side.config)
+    lines.tell(NOTE, "model file", f"{own}, of the {side.name}, in {name}")
+    subject = Subject(dataclasses.replace(own, shape=shape), side.config.options.seed)
+    chosen = [check for check in checks.CHECKS if not (own_gradient and check.name == "derivative")]
+
+    def tell(result: checks.Result) -> None:
+        lines.tell(OK if result.is_right else FAIL, result.name, result.seen)
+
+    results = checks.run(subject, chosen, tell)
+    if not all(result.is_right for result in results):
+        lines.tell(NOTE, "model file", "the checks behind it, and the runs on two ranks, need it")
+    elif with_runs:
+        contract_runs.look_on_sample(subject, tell)
+    else:
+        lines.tell(NOTE, "model file", "the runs on two ranks are left out (--skip_runs)")
+    torch.set_num_threads(threads)
+
+
+def _shape_for_checks(side: Side) -> tuple[ModelConfig, str]:
+    """(a small shape, what it is called)."""
+    own = side.config.model
+    small = dataclasses.replace(own, vocab_size=VOCAB_SIZE, seq_len=min(SEQ_LEN, own.seq_len))
+    nano = dataclasses.replace(small, **load_presets()[PRESET])
+    if small.parameters() <= nano.parameters():
+        return small, f"its own shape with a context of {small.seq_len}"
+    return nano, f"the shape of the preset {PRESET} with a context of {nano.seq_len}"
+
+
+def _check_optimizer(side: Side) -> str:
+    from gpt.optimizers.trial import require_optimizer
+
+    require_optimizer(side.config)
+    return f"{side.config.optimizer_code} of the {side.name} steps, and keeps its state"
+
+
+def differences_in_words(pair: Pair) -> str:
+    """What the sides differ in, a line for each path."""
+    own = {side.name: as_dict(side.config) for side in pair.sides}
+    lines = []
+    for path, *values in fairness.differences(pair):
+        if path in (MODEL_FILE, OPTIMIZER_FILE):
+            values = [code_in_words(own[side.name].get(path)) for side in pair.sides]
+        baseline, contender = ("-" if value is None else str(value) for value in values)
+        lines.append(f"  {path}: {baseline} -> {contender}")
+    head = "what differs, baseline -> contender:"
+    return "\n".join([head, *(lines or ["  nothing: a null entry"])])

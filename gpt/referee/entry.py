@@ -26,12 +26,13 @@ from gpt.config.identity import MODEL_FILE, OPTIMIZER_FILE
 from gpt.config.keys import LARGEST, block_of
 from gpt.config.own_code import read_own_code, variant_called
 from gpt.errors import UserError, in_brief
-from gpt.files import write_atomically
+from gpt.files import hash_file, write_atomically
 from gpt.parsing import parse_json
 from gpt.quantities import is_number
 from gpt.reading import read_text
 
 FILE = "entry.json"
+SEAL = "pack.json"  # of a pack
 FORMAT = 1
 CONTENDER = "contender"
 BASELINE = "baseline"
@@ -149,17 +150,32 @@ class Entry:
                 overrides[f"gpt.{setting}"] = str(self.path / name)
         return overrides
 
+    @property
+    def trial_names(self) -> dict[str, tuple[str, float]]:
+        """{folder in tuning/: (side, factor)} of the trials that are declared."""
+        names = {}
+        if self.tuning.trials:
+            for side in SIDES:
+                for factor in self.tuning.factors:
+                    names[f"{side}-x{factor}-seed{self.tuning.seed}"] = (side, factor)
+        return names
+
     @cached_property
-    def declaration(self) -> str:
-        """sha256 of all that is declared before training: entry.json, both configurations, and the
-        files that they name."""
-        content = hashlib.sha256()
+    def declared_files(self) -> dict[str, str]:
+        """{name: sha256} of all that is declared before training: entry.json, both configurations,
+        and the files of the user's own that they name."""
+        files = {}
         for path in [self.path / FILE, *map(self.config_file, SIDES)]:
-            content.update(hashlib.sha256(read_text(path).encode()).digest())
+            files[path.name] = hash_file(path)["sha256"]
         for side in SIDES:
             for setting, path in self.overrides(side).items():
-                content.update(f"{side}\0{read_own_code(path, setting).hash}".encode())
-        return content.hexdigest()
+                files |= read_own_code(path, setting).facts()["files"]
+        return {name: str(sha256) for name, sha256 in files.items()}
+
+    @cached_property
+    def declaration(self) -> str:
+        """sha256 of what is declared before training."""
+        return hashlib.sha256(json.dumps(self.declared_files, sort_keys=True).encode()).hexdigest()
 
     def as_dict(self) -> dict[str, Any]:
         """The content of entry.json."""
@@ -191,7 +207,7 @@ def read(path: Path) -> Entry:
         raise UserError(in_brief(error, file), mend="mend it") from error
     if not isinstance(tree, dict):
         raise UserError(f"{file} is not a block of names and values", mend="mend it")
-    problem = _problem(tree)
+    problem = problem_of(tree)
     if problem:
         raise UserError(f"{file}: {problem}", mend="mend it; docs/referee.md shows one")
     claim = tree["claim"]
@@ -206,7 +222,7 @@ def read(path: Path) -> Entry:
     )
 
 
-def _problem(tree: Mapping[str, Any]) -> str | None:
+def problem_of(tree: Mapping[str, Any]) -> str | None:
     """What is wrong with the content of an entry.json."""
     if tree.get("format") != FORMAT:
         return f"format is {tree.get('format')}, and this version reads {FORMAT}"
@@ -252,8 +268,10 @@ def _problem_of_seeds(tree: Mapping[str, Any]) -> str | None:
     for factor in factors:
         if not is_number(factor) or factor <= 0:
             return f"tuning.factors must be above 0, and {factor!r} is not"
-    if len(set(factors)) < len(factors):
+    if len(set(map(float, factors))) < len(factors):
         return "tuning.factors has one twice"
+    if len(factors) == 1 and factors[0] != 1:
+        return f"tuning.factors has {factors[0]:g} alone, which is never tried: give 1, or several"
     if len(factors) > 1 and tuning["seed"] in seeds:
         return f"the seed {tuning['seed']} of the tuning is in seeds: losses chosen for being low"
     return None

@@ -1,11 +1,151 @@
 """A new entry's folder."""
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from gpt.referee.entry import Entry
+from gpt.checkpoint.code_files import write_code
+from gpt.config.draft import Draft
+from gpt.config.identity import MODEL_FILE, OPTIMIZER_FILE
+from gpt.config.options import OPTION_KEYS
+from gpt.config.own_code import OwnCode, read_own_code, variant_called
+from gpt.config.resolve import override, read
+from gpt.config.run_file import read_file
+from gpt.errors import UserError
+from gpt.files import built_aside, require_new_folder
+from gpt.referee.entry import (
+    BASELINE,
+    CONTENDER,
+    OWN_FILES,
+    Claim,
+    Entry,
+    Tuning,
+    problem_of,
+)
+from gpt.training import study
+from gpt.training.run_data import RunData
+from gpt.training.sweep import class_file
+
+# of a run's JSON, what the referee sets for each run
+OF_THE_REFEREE = ("gpt.run_dir", "gpt.seed")
 
 
 def create(args: argparse.Namespace, train_args: Sequence[str]) -> Entry:
-    """Raises UserError, and writes nothing, where the folder is there, or a side is mistaken."""
-    raise NotImplementedError
+    """Make the folder. train_args: options of train.py, which the contender gets. Raises UserError,
+    and writes nothing, where the folder is there, or a side is mistaken."""
+    file = class_file(args.source)
+    overrides = _options_of_contender(args, train_args)
+    require_new_folder(args.entry)
+    baseline = _tree(file, {})
+    entry = _entry(args, file.stem)
+    contender = _tree(file, overrides)
+    _require_resolved(file, {})
+    _require_resolved(file, overrides)
+    if not overrides:
+        print("notice: the contender is the baseline under another name, a null entry")
+    trees = {BASELINE: baseline, CONTENDER: contender}
+    _set_evaluations(trees)
+    codes = _take_code(trees)
+    with built_aside(args.entry) as folder:
+        unborn = replace(entry, path=folder)
+        unborn.write()
+        for side, tree in trees.items():
+            text = json.dumps(tree, indent=2) + "\n"
+            unborn.config_file(side).write_text(text, encoding="utf-8")
+        write_code(folder, codes)
+    return entry
+
+
+def _options_of_contender(args: argparse.Namespace, train_args: Sequence[str]) -> dict[str, Any]:
+    overrides = study.options_of_method(
+        train_args,
+        "command line",
+        "the referee sets folder, seed and length, and each run begins with drawn weights",
+        tool_options=vars(args),
+    )
+    for setting in OWN_FILES:
+        name = getattr(args, setting)
+        if name is not None:
+            overrides[f"gpt.{setting}"] = name
+    return overrides
+
+
+def _entry(args: argparse.Namespace, class_name: str) -> Entry:
+    """As the command line declares it. Raises UserError."""
+    entry = Entry(
+        path=args.entry,
+        name=args.name or args.entry.resolve().name,
+        author=args.author,
+        claim=Claim(args.class_name or class_name, class_name, args.over, args.direction),
+        seeds=tuple(args.seeds),
+        tuning=Tuning(tuple(args.factors), args.tuning_seed),
+    )
+    problem = problem_of(entry.as_dict())
+    if problem:
+        raise UserError(f"command line: an entry with it is none: {problem}")
+    return entry
+
+
+def _tree(file: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's JSON with options laid over it, without its folder and seed."""
+    tree, name, lines = read_file(file, overrides)
+    if not isinstance(tree, dict):
+        raise UserError(f"{file} is not the JSON of a run", mend="give --from another")
+    draft = Draft(tree, name, 1, file.name, lines)
+    override(draft, dict(overrides))
+    draft.refuse_mistakes()
+    for sentence in draft.notices:
+        print(f"notice: {sentence}")
+    for path in OF_THE_REFEREE:
+        draft.remove(path)
+    return draft.tree
+
+
+def _require_resolved(file: Path, overrides: Mapping[str, Any]) -> None:
+    """Raise UserError with the mistakes of a side."""
+    draft = read(file, 1, dict(overrides))
+    draft.add(RunData(draft, may_be_absent=False).mistakes())
+    draft.settle()
+
+
+def _set_evaluations(trees: Mapping[str, dict[str, Any]]) -> None:
+    """Have both sides score the whole split at the end, and a part of it before training."""
+    blocks = [tree["gpt"] for tree in trees.values()]
+    if not all(block.get("final_eval") for block in blocks):
+        print("notice: final_eval is set to true for both: the whole split counts")
+    usual = OPTION_KEYS["eval_every"].default
+    is_off = any(block.get("eval_every", usual) <= 0 for block in blocks)
+    if is_off:
+        print(
+            f"notice: eval_every is set to {usual} for both: what is scored before training tells"
+            " whether both begin with the same weights"
+        )
+    for block in blocks:
+        block["final_eval"] = True
+        if is_off:
+            block["eval_every"] = usual
+
+
+def _take_code(trees: Mapping[str, dict[str, Any]]) -> list[OwnCode]:
+    """The files of the user's own that the sides name, which trees name from now on as the entry's
+    folder has them. Raises UserError where two of them have one name."""
+    codes = []
+    texts: dict[str, bytes] = {}
+    for tree in trees.values():
+        for setting in (MODEL_FILE, OPTIMIZER_FILE):
+            name = tree["gpt"].get(setting)
+            if name is None or variant_called(name) is not None:
+                continue
+            code = read_own_code(name, setting)
+            for file, text in code.files.items():
+                if texts.setdefault(file, text) != text:
+                    raise UserError(
+                        f"{code.path.with_name(file)}: the baseline has another file of that name",
+                        mend="rename one: both lie in the entry's folder",
+                    )
+            tree["gpt"][setting] = code.name
+            codes.append(code)
+    return codes

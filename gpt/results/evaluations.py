@@ -30,6 +30,11 @@ def file_of(run_dir: Path, split: str, step: int) -> Path:
     return run_dir / FOLDER / f"{split}-step{step}.json"
 
 
+def make_folder(run_dir: Path) -> None:
+    """The one that evaluations of a run are kept in."""
+    (run_dir / FOLDER).mkdir(exist_ok=True)
+
+
 def require_of_run(run_dir: Path, weights: Checkpoint) -> None:
     """Raise UserError unless consolidated weights are of a checkpoint of the run."""
     if not (run_dir / METRICS).is_file():
@@ -102,7 +107,7 @@ def join(run_dir: Path, result: Mapping[str, Any], weights: Checkpoint) -> str:
         earlier = _content(path)
         last_n = earlier.get("last_n") if isinstance(earlier, dict) else "unknown"
         replaced = f" (last_n {content['last_n']}; replaces the one with last_n {last_n})"
-    path.parent.mkdir(exist_ok=True)
+    make_folder(run_dir)
     write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return f"{path}{replaced}"
 

@@ -19,6 +19,7 @@ from gpt.architecture.architecture import Architecture
 from gpt.architecture.blocks import blocks_of
 from gpt.checkpoint import folders
 from gpt.checkpoint.zero_files import read_state
+from gpt.config.options import SAMPLE
 from gpt.config.resolve import resolve
 from gpt.config.run_config import Config
 from gpt.contract.checks import Result
@@ -29,6 +30,7 @@ from gpt.errors import UserError
 from gpt.evaluation import Evaluator, summary
 from gpt.metrics import events
 from gpt.metrics.runs import read_run
+from gpt.prepare.sample import prepare_sample
 from gpt.training.contract_ranks import RANKS, train
 
 ROWS = 4
@@ -273,3 +275,13 @@ def look(
     """What short runs on two ranks find, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="check_model-") as folder:
         return Runs(subject, data_root, Path(folder), trials).look(tell)
+
+
+def look_on_sample(subject: Subject, tell: Callable[[Result], object]) -> list[Result]:
+    """The same on the sample dataset that is here, or a new one for the time being."""
+    if Path(SAMPLE).exists():
+        return look(subject, Path(SAMPLE).resolve(), tell)
+    with tempfile.TemporaryDirectory(prefix="check_model-") as folder:
+        data_root = Path(folder) / "sample"
+        prepare_sample(data_root, say=lambda text: None)
+        return look(subject, data_root, tell)

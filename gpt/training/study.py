@@ -11,11 +11,11 @@ not chosen for being good.
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpt.compute.costs import costs_of
 from gpt.config.command_line import parse_command_line
@@ -35,6 +35,7 @@ from gpt.results.intervals import mean, welch
 from gpt.training import sweep
 from gpt.training.run_data import RunData
 
+AnyTrial = TypeVar("AnyTrial")
 # what a method may not set
 OF_THE_STUDY = (
     "gpt.run_dir",
@@ -209,25 +210,30 @@ def run_of(file: Path, trial: Trial, seed: int, out: Path) -> sweep.SweptRun:
 
 
 def _overrides(method: Method) -> dict[str, Any]:
-    """{dotted path: value} of a method's options. Raises UserError for those that are not its to
-    set."""
+    """{dotted path: value} of a method's options. Raises UserError as `options_of_method`."""
+    mend = "the study sets folder, seed and length, and each run begins with drawn weights"
+    return options_of_method(method.words, method.name, mend)
+
+
+def options_of_method(
+    words: Sequence[str], name: str, mend: str, tool_options: Iterable[str] = ()
+) -> dict[str, Any]:
+    """{dotted path: value} of options of train.py. Raises UserError for those that are not a
+    method's to set. name: what messages call it. mend: why others set them. tool_options: as of
+    `parse_command_line`."""
     no_options = ["--ds_config", ""]
-    parsed = parse_command_line([*no_options, *method.words])
+    parsed = parse_command_line([*no_options, *words], tool_options)
     usual = parse_command_line(no_options)
-    for name, value in vars(usual).items():
-        if name != "overrides" and getattr(parsed, name) != value:
-            raise UserError(f"{method.name}: --{name} is not for a method", mend="leave it out")
+    for flag, value in vars(usual).items():
+        if flag != "overrides" and getattr(parsed, flag) != value:
+            raise UserError(f"{name}: --{flag} is not for a method", mend="leave it out")
     for path in OF_THE_STUDY:
         if path in parsed.overrides:
-            raise UserError(
-                f"{method.name}: {option_of(path)} is not for a method",
-                mend="the study sets folder, seed and length, and each run begins with drawn"
-                " weights",
-            )
+            raise UserError(f"{name}: {option_of(path)} is not for a method", mend=mend)
     return parsed.overrides
 
 
-def best(trials: Sequence[Trial], losses: Sequence[float]) -> Trial | None:
+def best(trials: Sequence[AnyTrial], losses: Sequence[float]) -> AnyTrial | None:
     """The trial of the lowest loss; None where none has one. losses: nats per token, NaN of what
     diverged."""
     finite = [index for index, loss in enumerate(losses) if math.isfinite(loss)]

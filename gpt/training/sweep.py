@@ -5,8 +5,11 @@ Finished runs are skipped, unfinished ones go on. OUT/sweep.json tells how far e
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -109,6 +112,7 @@ class SweptRun:
         self.last_step: int = self.config.options.max_train_steps
         self.step = 0
         self.status = WAITING
+        self.exit_code: int | None = None  # of its last start here
         self.final_evaluation: dict[str, Any] = {}
         self.reference_hours = self._planned_hours()
 
@@ -175,7 +179,7 @@ class SweptRun:
             # of an option that is given twice the last one counts
             command += [_spelling(path, train_args), *_words(value)]
         process = subprocess.Popen(command, start_new_session=True)
-        code = stop.wait_for(process)
+        code = self.exit_code = stop.wait_for(process)
         self.wait_for_others()  # a launcher may end before its ranks have saved
         if self.look() in (FINISHED, DIVERGED) or code == 0 or stop.reason:
             return
@@ -239,6 +243,21 @@ def _words(value: Any) -> list[str]:
     if isinstance(value, list):
         return [word for item in value for word in _words(item)]
     return [value if isinstance(value, str) else json.dumps(value)]
+
+
+def launcher_command(text: str | None) -> list[str]:
+    """What starts train.py, word by word; this Python where no launcher is named. Raises
+    UserError."""
+    if not text:
+        words = [sys.executable]
+    else:
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise UserError(f"command line: --launcher {text}: {error}") from error
+    if shutil.which(words[0]) is None:
+        raise UserError(f"command line: --launcher {words[0]}: there is no such command")
+    return words
 
 
 def _refuse_repeated(what: str, values: list) -> None:

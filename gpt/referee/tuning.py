@@ -1,0 +1,125 @@
+"""The learning rate of each side: the best of as many trials, each at a declared multiple of the
+side's own max_lr, under a seed that no final run has.
+
+What was chosen follows from the trials' folders alone, so that whoever has them finds the same.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt.config.resolve import read
+from gpt.config.schedule import own_schedule
+from gpt.errors import UserError
+from gpt.metrics.events import FAILED, METRICS
+from gpt.metrics.run import Run
+from gpt.metrics.runs import read_run
+from gpt.referee import budget
+from gpt.referee.entry import Entry
+from gpt.training import study
+
+
+def settings_of(
+    entry: Entry, side: str, flops_per_token: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """{dotted path: value} that the final runs of a side lay over its JSON, each beside its seed
+    and folder. flops_per_token: as of `budget.settings`. Raises UserError where throughputs are not
+    measured, or trials not made, yet."""
+    if not entry.tuning.trials:
+        return _untuned(entry, side, flops_per_token)
+    return trial_settings(entry, side, factor_of(entry, side), flops_per_token)
+
+
+def trial_settings(
+    entry: Entry, side: str, factor: float, flops_per_token: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """The same at a multiple of the side's own learning rate."""
+    settings = _untuned(entry, side, flops_per_token)
+    draft = read(entry.config_file(side), 1, settings)
+    draft.refuse_mistakes()
+    schedule = own_schedule(draft.get("scheduler"))
+    if schedule is None:
+        raise UserError(
+            f"{entry.config_file(side)} has no schedule of the trainer's own, whose max_lr could be"
+            " tuned",
+            mend="give it LanguiniCosineLR or LinearCooldownLR, or declare no factors",
+        )
+    return {
+        **settings,
+        "scheduler.params.max_lr": schedule.max_lr * factor,
+        "scheduler.params.min_lr": schedule.min_lr * factor,
+    }
+
+
+def _untuned(entry: Entry, side: str, flops_per_token: Mapping[str, int] | None) -> dict[str, Any]:
+    return {**entry.overrides(side), **budget.settings(entry, side, flops_per_token)}
+
+
+def factor_of(entry: Entry, side: str) -> float:
+    """The multiple of its own learning rate at which a side's trials ended best. Raises UserError
+    where a trial is not finished, or all have diverged."""
+    losses = trial_losses(entry, side)
+    for factor, loss in losses.items():
+        if loss is None:
+            raise UserError(
+                f"{entry.path}: the trial of the {side} at {factor:g} times its max_lr is not"
+                " finished",
+                mend=f"make it with `python tools/referee.py run {entry.path}`",
+            )
+    known = [math.nan if loss is None else loss for loss in losses.values()]
+    best = study.best(list(losses), known)
+    if best is None:
+        raise UserError(
+            f"{entry.path}: all trials of the {side} diverged",
+            mend=f"make the entry anew with a lower max_lr in {entry.config_file(side).name}, or"
+            " with gradient_clipping",
+        )
+    return best
+
+
+def trial_losses(entry: Entry, side: str) -> dict[float, float | None]:
+    """{factor: nats per token of the trial's last evaluation}: NaN of one that diverged, None of
+    one that is not finished. Raises UserError where a trial's files are damaged."""
+    losses = {}
+    for name, (of_side, factor) in entry.trial_names.items():
+        if of_side == side:
+            losses[factor] = _final_loss(entry.tuning_runs / name)
+    return losses
+
+
+def _final_loss(folder: Path) -> float | None:
+    if not (folder / METRICS).is_file():
+        return None
+    run = read_run(folder)
+    if run.has_ended_diverged or has_given_up(run):
+        return math.nan
+    evaluation = run.whole() or run.final()
+    if not run.finished or evaluation is None:
+        return None
+    return evaluation["loss"]
+
+
+def has_given_up(run: Run) -> bool:
+    """Whether training ended at a gradient or a loss that is not finite, and did not go on since:
+    the same again would find the same."""
+    return run.last_event.get("event") == FAILED
+
+
+def edge_in_words(entry: Entry, factor: float) -> str:
+    """What a person should know of a chosen factor."""
+    factors = entry.tuning.factors
+    return " (at the edge)" if factor in (min(factors), max(factors)) else ""
+
+
+def in_words(entry: Entry, side: str, losses: Mapping[float, float | None]) -> str:
+    """One line on what a side's trials came to."""
+    trials = []
+    for factor, loss in losses.items():
+        has_diverged = loss is None or math.isnan(loss)
+        trials.append(f"{factor:g}: diverged" if has_diverged else f"{factor:g}: {loss:.4f}")
+    chosen = factor_of(entry, side)
+    return (
+        f"{side}: {chosen:g} times its max_lr{edge_in_words(entry, chosen)}, by the losses of"
+        f" {len(trials)} trials ({', '.join(trials)})"
+    )
