@@ -20,17 +20,22 @@ from gpt.referee.entry import Entry
 from gpt.training import study
 
 
-def settings_of(entry: Entry, side: str) -> dict[str, Any]:
+def settings_of(
+    entry: Entry, side: str, flops_per_token: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """{dotted path: value} that the final runs of a side lay over its JSON, each beside its seed
-    and folder. Raises UserError where throughputs are not measured, or trials not made, yet."""
+    and folder. flops_per_token: as of `budget.of`. Raises UserError where throughputs are not
+    measured, or trials not made, yet."""
     if not entry.tuning.trials:
-        return _untuned(entry, side)
-    return trial_settings(entry, side, factor_of(entry, side))
+        return _untuned(entry, side, flops_per_token)
+    return trial_settings(entry, side, factor_of(entry, side), flops_per_token)
 
 
-def trial_settings(entry: Entry, side: str, factor: float) -> dict[str, Any]:
+def trial_settings(
+    entry: Entry, side: str, factor: float, flops_per_token: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """The same at a multiple of the side's own learning rate."""
-    settings = _untuned(entry, side)
+    settings = _untuned(entry, side, flops_per_token)
     draft = read(entry.config_file(side), 1, settings)
     draft.refuse_mistakes()
     schedule = own_schedule(draft.get("scheduler"))
@@ -47,8 +52,8 @@ def trial_settings(entry: Entry, side: str, factor: float) -> dict[str, Any]:
     }
 
 
-def _untuned(entry: Entry, side: str) -> dict[str, Any]:
-    return {**entry.overrides(side), **budget.settings(entry, side)}
+def _untuned(entry: Entry, side: str, flops_per_token: Mapping[str, int] | None) -> dict[str, Any]:
+    return {**entry.overrides(side), **budget.settings(entry, side, flops_per_token)}
 
 
 def factor_of(entry: Entry, side: str) -> float:
