@@ -13,7 +13,7 @@ from plain_run import train_config
 from small_corpora import BOOKS, build, write_texts
 
 from gpt.errors import AgreedError
-from gpt.referee import budget, final_evaluation, new, runs
+from gpt.referee import final_evaluation, new, runs
 from gpt.training.sweep import SweptRun
 
 STEPS = 4
