@@ -83,7 +83,7 @@ def test_pairs_as_in_the_tables(difference, pairs):
 
 @pytest.mark.parametrize("paired", [False, True])
 def test_the_seeds_needed_are_those_that_resolve_it(paired):
-    for count in (2, 3, 5, 10, 40):
+    for count in (2, 3, 10):
         difference = resolvable(DEVIATION, count, paired)
         assert seeds_needed(difference * 1.001, DEVIATION, paired) == count
         assert seeds_needed(-difference * 0.999, DEVIATION, paired) == count + 1
