@@ -449,3 +449,7 @@ def test_units_depend_on_the_inputs_only(monkeypatch):
         [30],
         [0, 2, 9],
     ]
+    parquet.write_table(pyarrow.table({"text": ["a"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"text", b"\xff" * 4))
+    with pytest.raises(UserError, match="a.parquet is no whole Parquet file .*: copy it again"):
+        build(path, tmp_path / "out", vocab, test_every=2)
