@@ -13,7 +13,7 @@ from gpt.errors import UserError
 from gpt.referee import entry as entries
 from gpt.referee import scores
 from gpt.referee.judgement import NO_VERDICT, of_paths
-from gpt.results import document_sums, evaluations
+from gpt.results import document_sums
 from gpt.results.document_sums import DocumentSums
 
 STEPS = 12
@@ -158,7 +158,7 @@ def test_unequal_compute(entry):
 
 def test_documents_must_add_up_to_the_evaluation(entry):
     run = entry / "runs/contender-seed0"
-    file = evaluations.documents_file_of(run, "test", STEPS)
+    file = scores.documents_file(run, "test", STEPS)
     nats = np.array([9000.0, 10500.0])
     counts = np.array([2000, 3000])
     sums = DocumentSums(("a" * 32, "b" * 32), nats, counts, nats, counts, 4 * counts)
