@@ -20,7 +20,6 @@ from forger import (
 )
 from safetensors.torch import load_file, save_file
 
-from gpt.checkpoint.manifest import read_content, write_content
 from gpt.files import hash_file
 from gpt.quantities import quantities
 from gpt.referee import verify
@@ -197,7 +196,7 @@ def log_with_a_gap(pack, thorough):
 
 
 def edited_code(pack, thorough):
-    paths = [path for path in pack.rglob("own_model.py")]
+    paths = list(pack.rglob("own_model.py"))
     assert len(paths) > 4
     for path in paths:
         path.write_text(path.read_text() + "\n# sees a little more\n")
