@@ -71,8 +71,8 @@ class ForeignTokenizer:
         first = len(os.path.commonprefix([decoded, content]))
         raise UserError(
             f"the tokenizer of {self.name} does not keep the text: {name!r} has {len(content):,}"
-            f" bytes, and its tokens stand for {len(decoded):,}"
-            f" ({len(content) - len(decoded):,} missing), other ones from byte {first:,} on, so"
+            f" bytes, and its tokens stand for {len(decoded):,},"
+            f" {_in_words(len(decoded) - len(content))}, which differ from byte {first:,} on, so"
             " bits per byte would not be those of the text",
             mend="take a model whose tokenizer is lossless, as byte-level BPE is",
         )
@@ -114,6 +114,12 @@ class ForeignTokenizer:
             np.array(doc_bytes, np.int64),
             np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH_BYTES),
         )
+
+
+def _in_words(surplus: int) -> str:
+    if not surplus:
+        return "as many"
+    return f"{abs(surplus):,} {'more' if surplus > 0 else 'fewer'}"
 
 
 def _components(part: Any) -> Iterator[dict]:

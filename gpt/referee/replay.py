@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,8 @@ from gpt.metrics.runs import read_run
 from gpt.reading import read_text
 from gpt.referee import rounding
 from gpt.referee.evidence import Declared, Evidence, LeftOut, of_each
-from gpt.training.sweep import ROOT, TRAIN
-from gpt.training.throughput import LAUNCHER_VARIABLES
+from gpt.training.measuring import child_environment
+from gpt.training.sweep import TRAIN
 
 # Relative differences of losses and gradient norms that another machine's rounding makes of the
 # same steps, by precision; roundings grow from step to step.
@@ -183,14 +182,11 @@ def _code_of(evidence: Evidence, run: Declared, block: str) -> str:
 
 def _environment(log: Run) -> dict[str, str]:
     """Of one process on the kind of device that the log is from, with as many threads."""
-    environment = {
-        name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES
-    }
+    environment = child_environment()
     threads = rounding.threads_of(log)
     if threads is not None:
         environment |= {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
-    paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-    return {**environment, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    return environment
 
 
 def _last_words(text: str) -> str:

@@ -16,7 +16,7 @@ from gpt.referee.entry import BASELINE, CONTENDER, SIDES, Entry
 from gpt.referee.judgement import Judgement
 from gpt.referee.scores import Side
 
-SAME = 1e-9  # relative, up to which a number that is computed again is the same
+SAME = 1e-6  # relative, up to which a number that is computed again is the same
 ASK_FOR_ANOTHER = "ask its author for another; `referee.py verify` tells all that is wrong with it"
 
 

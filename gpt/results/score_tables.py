@@ -22,7 +22,7 @@ def in_full(result: dict) -> str:
     languini = result.get("languini")
     columns = f"{'':26s}{'exact':>14s}" + (f"{'languini':>14s}" if languini else "")
     lines = [
-        f"{result['checkpoint']} on the split {result['split']!r} of {result['dataset']} "
+        f"{_weights_of(result)} on the split {result['split']!r} of {result['dataset']} "
         f"(seq_len {result['seq_len']}, last_n {result['last_n']})",
         columns,
     ]
@@ -32,6 +32,14 @@ def in_full(result: dict) -> str:
             line += f"{_as_languini(languini, key, form):>14s}"
         lines.append(line)
     return "\n".join(lines)
+
+
+def _weights_of(result: dict) -> str:
+    """What was scored; of a model from elsewhere also what it is."""
+    if "model" not in result:
+        return result["checkpoint"]
+    facts = f"{result['model']}, {result['parameters']:,} parameters, {result['dtype']}"
+    return f"{result['checkpoint']} ({facts})"
 
 
 def _as_languini(figures: dict, key: str, form: str) -> str:
@@ -94,7 +102,7 @@ def _has_languini(results: Sequence[dict]) -> bool:
 
 def _caption(results: Sequence[dict]) -> str:
     first = results[0]
-    weights = first["checkpoint"]
+    weights = _weights_of(first)
     if _has_steps(results):
         weights += f" … {results[-1]['checkpoint']}"
     window = f"seq_len {first['seq_len']}, last_n {first['last_n']}"
