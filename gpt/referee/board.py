@@ -20,6 +20,8 @@ from gpt.results.leaderboard import SAME_CLASS
 from gpt.results.published import Published, of_class
 
 SIGNIFICANT = 0.05
+# With two seeds against many of another row, Welch's test finds one difference in ten that is none.
+FEWEST_SEEDS = 3
 SAME_SUM = 1e-6  # relative, up to which two trainings of one seed agree
 SHORT = 12  # characters of a hash
 
@@ -54,7 +56,7 @@ class Row:
 
     @property
     def can_be_ranked(self) -> bool:
-        return len(self.scores) > 1 and not self.unscored
+        return len(self.scores) >= FEWEST_SEEDS and not self.unscored
 
 
 @dataclass(frozen=True)

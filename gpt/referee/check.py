@@ -170,7 +170,14 @@ def differences_in_words(pair: Pair) -> str:
     for path, *values in fairness.differences(pair):
         if path in (MODEL_FILE, OPTIMIZER_FILE):
             values = [code_in_words(own[side.name].get(path)) for side in pair.sides]
-        baseline, contender = ("-" if value is None else str(value) for value in values)
-        lines.append(f"  {path}: {baseline} -> {contender}")
-    head = "what differs, baseline -> contender:"
-    return "\n".join([head, *(lines or ["  nothing: a null entry"])])
+        lines.append(_difference(path, *values))
+    lines = ["what differs, baseline -> contender:", *(lines or ["  nothing: a null entry"])]
+    of_speed = [_difference(*difference) for difference in fairness.differences_of_speed(pair)]
+    if of_speed:
+        lines += ["and what makes no other curve, but another speed:", *of_speed]
+    return "\n".join(lines)
+
+
+def _difference(path: str, *values: Any) -> str:
+    baseline, contender = ("-" if value is None else str(value) for value in values)
+    return f"  {path}: {baseline} -> {contender}"

@@ -12,7 +12,9 @@ from gpt.config.draft import Draft
 from gpt.config.identity import MODEL_FILE, OPTIMIZER_FILE
 from gpt.config.options import OPTION_KEYS
 from gpt.config.own_code import OwnCode, read_own_code, variant_called
+from gpt.config.reference import FLOPS, MODEL, PRECISION, SPEED
 from gpt.config.resolve import override, read
+from gpt.config.run_config import Config
 from gpt.config.run_file import read_file
 from gpt.errors import UserError
 from gpt.files import built_aside, require_new_folder
@@ -31,6 +33,7 @@ from gpt.training.sweep import class_file
 
 # of a run's JSON, what the referee sets for each run
 OF_THE_REFEREE = ("gpt.run_dir", "gpt.seed")
+OF_A_THROUGHPUT = (SPEED, FLOPS, MODEL, PRECISION)
 
 
 def create(args: argparse.Namespace, train_args: Sequence[str]) -> Entry:
@@ -39,14 +42,10 @@ def create(args: argparse.Namespace, train_args: Sequence[str]) -> Entry:
     file = class_file(args.source)
     overrides = _options_of_contender(args, train_args)
     require_new_folder(args.entry)
-    baseline = _tree(file, {})
+    trees = {BASELINE: _tree(file, {}), CONTENDER: _tree(file, overrides)}
     entry = _entry(args, file.stem)
-    contender = _tree(file, overrides)
-    _require_resolved(file, {})
-    _require_resolved(file, overrides)
     if not overrides:
         print("notice: the contender is the baseline under another name, a null entry")
-    trees = {BASELINE: baseline, CONTENDER: contender}
     _set_evaluations(trees)
     codes = _take_code(trees)
     with built_aside(args.entry) as folder:
@@ -90,25 +89,28 @@ def _entry(args: argparse.Namespace, class_name: str) -> Entry:
 
 
 def _tree(file: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's JSON with options laid over it, without its folder and seed."""
+    """A run's JSON with options laid over it, and the dataset's vocabulary size; without its folder
+    and seed, and without a throughput that is another model's. Raises UserError with all mistakes
+    of such a run."""
+    config = _resolved(file, overrides)
     tree, name, lines = read_file(file, overrides)
-    if not isinstance(tree, dict):
-        raise UserError(f"{file} is not the JSON of a run", mend="give --from another")
     draft = Draft(tree, name, 1, file.name, lines)
     override(draft, dict(overrides))
-    draft.refuse_mistakes()
     for sentence in draft.notices:
         print(f"notice: {sentence}")
     for path in OF_THE_REFEREE:
         draft.remove(path)
+    if config.options.tokens_per_second is None:
+        for path in OF_A_THROUGHPUT:
+            draft.remove(path)
+    draft.put("gpt.vocab_size", config.model.vocab_size, "the dataset")
     return draft.tree
 
 
-def _require_resolved(file: Path, overrides: Mapping[str, Any]) -> None:
-    """Raise UserError with the mistakes of a side."""
+def _resolved(file: Path, overrides: Mapping[str, Any]) -> Config:
     draft = read(file, 1, dict(overrides))
     draft.add(RunData(draft, may_be_absent=False).mistakes())
-    draft.settle()
+    return draft.settle()
 
 
 def _set_evaluations(trees: Mapping[str, dict[str, Any]]) -> None:

@@ -24,7 +24,7 @@ def settings_of(
     entry: Entry, side: str, flops_per_token: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
     """{dotted path: value} that the final runs of a side lay over its JSON, each beside its seed
-    and folder. flops_per_token: as of `budget.settings`. Raises UserError where throughputs are not
+    and folder. flops_per_token: as of `budget.of`. Raises UserError where throughputs are not
     measured, or trials not made, yet."""
     if not entry.tuning.trials:
         return _untuned(entry, side, flops_per_token)

@@ -86,17 +86,19 @@ def test_only_what_was_scored_alike_at_equal_compute_stands_in_one_table(other):
     assert sorted(len(table.rows) for table in tables) == [2, 2]
 
 
-def test_one_seed_has_a_row_and_no_rank():
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_seeds_have_a_row_and_no_rank(seeds):
+    few = {seed: 1.2 + seed / 1000 for seed in range(seeds)}
     table = only_table(
-        submission("alone", {0: 1.2}, {0: 1.28}),
+        submission("few", few, shifted(few, 0.08)),
         submission("many", shifted(BASE, -0.01), BASE),
     )
-    assert ranks(table)[-1] == ("alone", None)
+    assert ranks(table)[-1] == ("few", None)
 
 
 def test_a_seed_that_was_declared_and_has_no_score_takes_the_rank():
     table = only_table(
-        submission("picked", {0: 1.1, 1: 1.1}, BASE, missing=[2]),
+        submission("picked", {0: 1.1, 1: 1.11, 2: 1.12}, BASE, missing=[3]),
         submission("whole", shifted(BASE, -0.01), BASE),
     )
     assert dict(ranks(table))["picked"] is None

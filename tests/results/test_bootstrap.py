@@ -71,6 +71,17 @@ def test_the_interval_is_scipys():
     assert interval.high == pytest.approx(expected.confidence_interval.high, abs=0.05 * width)
 
 
+@pytest.mark.parametrize("count", [500, 25_000])
+def test_the_interval_of_many_documents_is_that_of_the_delta_method(count):
+    # the variance of a ratio of sums (Cochran, Sampling Techniques, 1977, section 6.3)
+    contender, baseline = books(np.random.default_rng(0), count)
+    interval = over_documents([contender], [baseline], resamples=4000)
+    residuals = contender.text_nats - baseline.text_nats - interval.value * baseline.bytes
+    half_width = 1.96 * math.sqrt(np.sum(residuals**2)) / baseline.bytes.sum()
+    assert interval.high - interval.value == pytest.approx(half_width, rel=0.1)
+    assert interval.value - interval.low == pytest.approx(half_width, rel=0.1)
+
+
 @pytest.mark.parametrize("count, simulations", [(8, 400), (50, 200)])
 def test_intervals_over_documents_hold_the_truth(count, simulations):
     rng = np.random.default_rng(0)

@@ -1,5 +1,5 @@
-"""Entries of tiny runs, trained and evaluated in the test's own process by what the referee's command
-calls, DeepSpeed and child processes apart."""
+"""Entries of tiny runs, trained and evaluated in the test's own process, as the command does it but
+for DeepSpeed and child processes."""
 
 import json
 import sys
@@ -10,12 +10,20 @@ from unittest import mock
 from conftest import load_command, write_run
 from own_code_run import KeepingEngine
 from plain_run import train_config
+from small_corpora import BOOKS, build, write_texts
 
 from gpt.errors import AgreedError
-from gpt.referee import budget, final_evaluation, new, runs
+from gpt.referee import final_evaluation, new, runs
 from gpt.training.sweep import SweptRun
 
 STEPS = 4
+VOCAB = 300
+
+
+def small_dataset(folder):
+    """Eleven documents to train on, and three held out, of some 400 tokens each; returns its folder."""
+    texts = write_texts(folder / "texts", BOOKS)
+    return build(texts, folder / "books", VOCAB, test_every=4)
 
 
 class NoStop:
@@ -51,11 +59,12 @@ def in_this_process():
         yield
 
 
-def new_entry(folder, sample, *options, baseline=None, **args):
+def new_entry(folder, dataset, *options, baseline=None, **args):
     """A new entry over tokens in folder/entry. baseline: {key of gpt: value} beside tiny_run's.
     options: of train.py, for the contender. args: of `referee.py new`."""
     gpt = {
-        "data_root": str(sample),
+        "data_root": str(dataset),
+        "vocab_size": VOCAB,
         "max_train_steps": STEPS,
         "eval_every": STEPS,
         "final_eval": True,
