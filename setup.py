@@ -18,7 +18,11 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["gpt", "gpt.*"]),
-    package_data={"gpt.config": ["presets.yaml"], "gpt.results": ["page.css", "page.js"]},
+    package_data={
+        "gpt.config": ["presets.yaml"],
+        "gpt.referee": ["board.css"],
+        "gpt.results": ["page.css", "page.js"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6,<2.14",

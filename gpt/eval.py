@@ -7,6 +7,7 @@ run.
     python gpt/eval.py --checkpoint_file … --join runs/24h
     python gpt/eval.py --checkpoint_file … --per_document documents.jsonl
     python gpt/eval.py --checkpoints runs/24h
+    python gpt/eval.py --hf FOLDER --data_root data/books
 """
 
 import argparse
@@ -24,7 +25,7 @@ from gpt.errors import Parser, UserError, command, explain_imports
 explain_imports()
 
 from gpt.checkpoint.weights import file_of_weights
-from gpt.config.own_code import add_trust_option
+from gpt.config.own_code import TRUST, add_trust_option
 from gpt.files import require_place_for, write_output
 
 if TYPE_CHECKING:  # what it loads is not needed for a mistake on the command line
@@ -38,7 +39,10 @@ def parse_args() -> argparse.Namespace:
     parser = Parser(__doc__)
     add_inputs(parser)
     parser.add_argument(
-        "--seq_len", type=int, help="tokens of context; default the model's, and at most that"
+        "--seq_len",
+        type=int,
+        help="tokens of context; default the model's, of --hf 2,048 at"
+        " most; no more than the model has",
     )
     parser.add_argument(
         "--last_n",
@@ -90,6 +94,13 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     weights.add_argument(
         "--checkpoints", type=Path, metavar="RUN", help="every checkpoint that a run has kept"
     )
+    weights.add_argument(
+        "--hf",
+        type=Path,
+        metavar="FOLDER",
+        help="a causal language model that transformers opens, with its own tokenizer: scored on"
+        " the same bytes",
+    )
     add_trust_option(parser)
     parser.add_argument(
         "--config_file", help="the run's config.yaml; default the one beside the weights"
@@ -118,11 +129,22 @@ def require_compatible(args: argparse.Namespace) -> None:
     excluded = {
         "text": ("data_root", "eval_data_split", "join"),
         "checkpoints": ("config_file", "join", "per_document"),
+        "hf": ("config_file", "join"),
     }
     for name, others in excluded.items():
         for other in others:
             if getattr(args, name) is not None and getattr(args, other) is not None:
                 raise UserError(f"--{name} and --{other} exclude each other", mend="leave one out")
+    if args.hf and args.trust_model_file:
+        raise UserError(
+            f"--hf runs no code that came with weights, so {TRUST} says nothing to it",
+            mend="leave it out",
+        )
+    if args.hf and not (args.data_root or args.text):
+        raise UserError(
+            "--hf names a model, and nothing that it is to be scored on",
+            mend="name a dataset by --data_root, or text files by --text",
+        )
 
 
 def main() -> None:
@@ -132,11 +154,33 @@ def main() -> None:
         if file:
             require_place_for(f"--{name}", file)
 
-    from gpt.checkpoint import sources
-    from gpt.results import document_sums, evaluations, score_tables, scoring
+    from gpt.results import document_sums, evaluations, score_tables
 
     if args.per_document:
         document_sums.require_writable(args.per_document)
+    evaluated, joined = (evaluate_foreign(args), None) if args.hf else evaluate_own(args)
+    results = [result for result, _ in evaluated]
+    is_single = not args.checkpoints and args.eval_data_split in (None, results[0]["split"])
+    print(score_tables.in_full(results[0]) if is_single else score_tables.as_table(results))
+    if args.per_document:
+        (documents,) = (sums for _, sums in evaluated)
+        assert documents is not None
+        document_sums.write(args.per_document, documents)
+    if joined:
+        for result in results:
+            print(f"joined: {evaluations.join(args.join, result, joined)}")
+    if args.json:
+        write_output("--json", args.json, as_json(results[0] if is_single else results))
+    if args.markdown:
+        write_output("--markdown", args.markdown, score_tables.as_markdown(results))
+
+
+def evaluate_own(args: argparse.Namespace) -> "tuple[list[Evaluated], Checkpoint | None]":
+    """Weights of ours; and, where their result is to be joined to a run, the folder that they are
+    from."""
+    from gpt.checkpoint import sources
+    from gpt.results import evaluations, scoring
+
     trusted = args.trust_model_file
     if args.checkpoint_file:
         weights = [sources.of_file(args.checkpoint_file, args.config_file, notify, trusted)]
@@ -152,21 +196,29 @@ def main() -> None:
         evaluations.make_folder(args.join)
     if args.per_document:
         require_place_for("--per_document", args.per_document)
-    evaluated = list(evaluate(args, weights, targets))
-    results = [result for result, _ in evaluated]
-    is_single = args.checkpoint_file and args.eval_data_split in (None, results[0]["split"])
-    print(score_tables.in_full(results[0]) if is_single else score_tables.as_table(results))
+    return list(evaluate(args, weights, targets)), joined
+
+
+def evaluate_foreign(args: argparse.Namespace) -> "list[Evaluated]":
+    """A model of transformers'."""
+    from gpt.compute.hardware import usable_device
+    from gpt.convert import foreign_model, foreign_text
+
+    folder = foreign_model.open_folder(args.hf, notify)
+    window = folder.window(args.seq_len, args.last_n)
     if args.per_document:
-        (documents,) = (sums for _, sums in evaluated)
-        assert documents is not None
-        document_sums.write(args.per_document, documents)
-    if joined:
-        for result in results:
-            print(f"joined: {evaluations.join(args.join, result, joined)}")
-    if args.json:
-        write_output("--json", args.json, as_json(results[0] if is_single else results))
-    if args.markdown:
-        write_output("--markdown", args.markdown, score_tables.as_markdown(results))
+        require_place_for("--per_document", args.per_document)
+    device = usable_device(args.device)
+    if args.text:
+        targets = [foreign_text.target_of_texts(args.text, folder.tokenizer)]
+    else:
+        dataset = dataset_at(args.data_root, args)
+        targets = [
+            foreign_text.target_of_split(dataset, name, folder.tokenizer, not args.skip_data_hash)
+            for name in splits_of(args, dataset, "test")
+        ]
+    evaluated = foreign_model.evaluate(folder, targets, window, device, notify, args.batch_size)
+    return list(evaluated)
 
 
 def notify(sentence: str) -> None:
@@ -206,22 +258,32 @@ def targets_of(args: argparse.Namespace, source: "Source") -> "list[Target]":
             f" as seen from {Path.cwd()}",
             mend="name the dataset by --data_root, or text files by --text",
         )
+    dataset = dataset_at(root, args)
+    scoring.require_own_tokenizer(dataset.vocab, source, str(dataset.root))
+    return [
+        scoring.of_split(dataset, name, not args.skip_data_hash, per_document)
+        for name in splits_of(args, dataset, own_split(args, source))
+    ]
+
+
+def dataset_at(root: str, args: argparse.Namespace) -> "Dataset":
     from gpt.data.datasets import TAKEN_UNHASHED, Dataset
 
     if args.skip_data_hash:
         notify(TAKEN_UNHASHED)
-    dataset = Dataset(root)
-    scoring.require_own_tokenizer(dataset.vocab, source, str(dataset.root))
-    names = splits_named(args.eval_data_split or own_split(args, source), dataset)
-    if per_document and len(names) > 1:
+    return Dataset(root)
+
+
+def splits_of(args: argparse.Namespace, dataset: "Dataset", by_default: str) -> list[str]:
+    """Names of the splits that are evaluated. Raises UserError."""
+    names = splits_named(args.eval_data_split or by_default, dataset)
+    if args.per_document and len(names) > 1:
         raise UserError(
             f"--per_document holds the documents of one split, and --eval_data_split names"
             f" {len(names)}",
             mend="name one",
         )
-    return [
-        scoring.of_split(dataset, name, not args.skip_data_hash, per_document) for name in names
-    ]
+    return names
 
 
 def own_split(args: argparse.Namespace, source: "Source") -> str:

@@ -21,6 +21,19 @@ FAQ = ROOT / "docs" / "faq.md"
 KEYS = ROOT / "ds_configs" / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), KEYS]
 TAKE_OPTIONS_OF_TRAINING = ("tools/check_model.py", "tools/sweep.py", "tools/throughput.py")
+SUBCOMMANDS = {
+    "tools/import_languini.py": ("data", "checkpoint"),
+    "tools/referee.py": (
+        "new",
+        "check",
+        "measure",
+        "run",
+        "judge",
+        "pack",
+        "verify",
+        "board",
+    ),
+}
 # Of Slurm and of containers, whose command lines are not ours to ask.
 FOREIGN_OPTIONS = {"--requeue", "--signal", "--ipc", "--shm-size", "--mca"}
 LAUNCHERS = ("deepspeed", "torchrun")
@@ -56,7 +69,17 @@ def shell_commands(page):
 
 
 # options whose value is what a command writes
-WRITES = ("--out", "--json", "--csv", "--markdown", "--png", "--write_config", "--run_dir")
+WRITES = (
+    "--out",
+    "--json",
+    "--csv",
+    "--markdown",
+    "--html",
+    "--png",
+    "--write_config",
+    "--run_dir",
+    "--per_document",
+)
 
 
 @pages
@@ -154,7 +177,7 @@ def options_of(script, subcommand=None):
     command = load_command(path.stem, str(path.parent))
     words = [path.name] + ([subcommand] if subcommand else [])
     options = help_of(command.main, *words)
-    if script in TAKE_OPTIONS_OF_TRAINING:
+    if script in TAKE_OPTIONS_OF_TRAINING or (script, subcommand) == ("tools/referee.py", "new"):
         options |= options_of("gpt/train.py")
     return options
 
@@ -180,10 +203,10 @@ def test_every_option_in_a_command_is_known_to_it():
             script = scripts[0]
             at = words.index(script)
             own = words[at + 1 :]
-            if script == "gpt/train.py" or script in TAKE_OPTIONS_OF_TRAINING:
-                own = [word for word in own if not is_key_of_a_run(word)]
-            subcommand = own[0] if script == "tools/import_languini.py" else None
+            subcommand = own[0] if script in SUBCOMMANDS else None
             known = options_of(script, subcommand)
+            if options_of("gpt/train.py") <= known:
+                own = [word for word in own if not is_key_of_a_run(word)]
             unknown += [f"{script} {word}" for word in own if is_option(word) and word not in known]
             if words[0] in LAUNCHERS:
                 launcher = options_of_launcher(words[0])
@@ -214,8 +237,9 @@ def test_every_option_in_passing_is_known_to_some_command():
     known = set(FOREIGN_OPTIONS)
     for script in ["gpt/train.py", "gpt/eval.py", *commands_of_tools()]:
         known |= options_of(script)
-    for name in ("data", "checkpoint"):
-        known |= options_of("tools/import_languini.py", name)
+    for script, subcommands in SUBCOMMANDS.items():
+        for name in subcommands:
+            known |= options_of(script, name)
     for launcher in LAUNCHERS:
         known |= options_of_launcher(launcher)
     unknown = []

@@ -15,7 +15,7 @@ from gpt.config.resolve import resolve
 from gpt.config.shape import ModelConfig
 from gpt.data.datasets import Dataset
 from gpt.errors import UserError
-from gpt.evaluation import Evaluator, Tally, summary
+from gpt.evaluation import DocumentTally, Evaluator, Tally, summary
 from gpt.kernels.linear_cross_entropy import TokenScores
 from gpt.model import GPT
 from gpt.prepare.texts import Document
@@ -101,6 +101,32 @@ def test_every_token_is_scored_once_with_enough_context(seq_len):
             assert target > seq_len or len(context) == target
         assert tally.ours.tokens == tally.ours.text_tokens == tally.ours.bytes == tokens
         assert tally.ours.nats == tokens * (tokens - 1) / 2
+
+
+@pytest.mark.parametrize("seq_len, last_n", [(1, 1), (7, 3), (24, 24), (64, 5)])
+@pytest.mark.parametrize("sizes", [[1], [200], [1] * 50, [3, 1, 40, 1, 1, 90, 7]])
+def test_every_target_counts_for_its_document(seq_len, last_n, sizes):
+    """The ids of a document from `first` to `last` are scored with the nats first, …, last."""
+    tallies = []
+    for rank in range(2):
+        tallies.append(DocumentTally(np.array(sizes)))
+        evaluator = fake_evaluator(sum(sizes), seq_len, last_n, 5, rank=rank, world_size=2)
+        evaluator.vocab.byte_lengths[::3] = 0
+        evaluator.vocab.byte_lengths[1::3] = 2
+        evaluator.run(FakeScore(), documents=tallies[-1])
+    first = 0
+    for document, size in enumerate(sizes):
+        ids = range(first, first + size)
+        expected = {
+            "nats": sum(ids),
+            "tokens": size,
+            "text_nats": sum(id for id in ids if id % 3),
+            "text_tokens": sum(id % 3 > 0 for id in ids),
+            "bytes": sum((0, 2, 1)[id % 3] for id in ids),
+        }
+        for name, value in expected.items():
+            assert sum(getattr(tally, name)[document] for tally in tallies) == value
+        first += size
 
 
 def run_ranks(world_size, **options):
@@ -328,6 +354,22 @@ def test_the_bytes_of_a_text_do_not_depend_on_the_tokenizer():
         sizes.add(tally.ours.bytes)
         first_tokens.add(vocab.decode(ids[:1]))
     assert sizes == {len("".join(DOCUMENTS).encode())} and len(first_tokens) > 1
+
+
+@pytest.mark.parametrize("seq_len, last_n", WINDOWS)
+def test_documents_add_up_to_the_evaluation(trained, seq_len, last_n):
+    vocab, stream, model = trained
+    sizes = np.diff(np.flatnonzero(stream == vocab.eod_id), prepend=-1)
+    documents = DocumentTally(sizes)
+    ours = (
+        Evaluator(split_of(stream), vocab, seq_len, last_n, 4).run(model, documents=documents).ours
+    )
+    assert documents.bytes.tolist() == [len(text.encode()) for text in DOCUMENTS]
+    assert documents.tokens.tolist() == sizes.tolist()
+    assert documents.text_tokens.tolist() == (sizes - 1).tolist()
+    assert documents.nats.sum() == pytest.approx(ours.nats, rel=1e-12)
+    assert documents.text_nats.sum() == pytest.approx(ours.text_nats, rel=1e-12)
+    assert (documents.text_nats < documents.nats).all()
 
 
 @pytest.mark.parametrize("max_batches", [1, 3])

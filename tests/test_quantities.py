@@ -55,11 +55,23 @@ def test_what_json_has_no_number_for_is_no_contradiction(sums):
         ({"of_tokens": 1}, "tokens is 2, more than of_tokens (1)"),
         ({"bytes": 10**400}, f"bytes is {10**400}, not a number"),
         ({"bytes": 5}, "normalised_loss is 0.5, and its sums make it 0.4"),
+        (
+            {"total_loss": 0.0, "text_nats": 0},
+            "total_loss is 0 over 2 tokens, and no text is that sure",
+        ),
+        ({"text_nats": 0.0}, "text_nats is 0 over 1 text_tokens, and no text is that sure"),
         ({"tokens": 0, "text_tokens": 0}, "loss is 1.5, and its sums make it nan"),
     ],
 )
 def test_the_first_figure_that_contradicts_its_sums(change, sentence):
     assert contradiction({**FIGURES, **change}) == sentence
+
+
+def test_figures_of_nothing_but_certainty_are_not_believed():
+    """Each follows from the sums, which no model's are."""
+    for figures in (quantities(0.0, 9, 0.0, 8, 23), quantities(4.0, 9, 0.0, 8, 23)):
+        for is_whole in ({"of_tokens": 9}, {}):
+            assert "and no text is that sure" in contradiction({**figures, **is_whole})
 
 
 def test_a_sum_that_is_not_there_is_named():

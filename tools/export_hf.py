@@ -65,6 +65,7 @@ def export(folder, out):
     from gpt.checkpoint.tensor_files import write_tensors
     from gpt.checkpoint.weights import load_model, open_folder
     from gpt.convert import transformers_gpt2, transformers_tokenizer
+    from gpt.convert.transformers_package import import_transformers
     from gpt.data.manifests import TOKENIZER
     from gpt.data.vocab import Vocab
     from gpt.files import built_aside
@@ -119,19 +120,6 @@ def require_utf8(out):
             f"{out} has a name that is not UTF-8, and transformers opens no such folder",
             mend="name another one",
         ) from error
-
-
-def import_transformers():
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "the package transformers is not installed",
-            mend="run `pip install -e '.[hf]'` in the project's folder",
-        ) from error
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
 
 
 def compare_logits(folder, ours, vocab, transformers) -> float:

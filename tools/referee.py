@@ -193,23 +193,26 @@ def verify(args, train_args):
 def add_board(commands):
     parser = add_command(commands, "board", "a table of packs")
     parser.add_argument("packs", type=Path, nargs="+", metavar="FOLDER")
-    parser.add_argument("--markdown", metavar="FILE")
-    parser.add_argument("--html", metavar="FILE")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table here as well")
+    parser.add_argument("--html", metavar="FILE", help="write it as one page here")
     parser.set_defaults(call=board)
 
 
 def board(args, train_args):
     from gpt.referee import board
+    from gpt.referee.board_page import as_html
+    from gpt.referee.board_text import as_markdown
 
     for name in ("markdown", "html"):
         if getattr(args, name):
             require_place_for(f"--{name}", getattr(args, name))
     table = board.of_packs(args.packs)
-    print(board.as_markdown(table))
+    print(as_markdown(table, Path()), end="")
     if args.markdown:
-        write_output("--markdown", args.markdown, board.as_markdown(table))
+        folder = Path(args.markdown).parent
+        write_output("--markdown", args.markdown, as_markdown(table, folder))
     if args.html:
-        write_output("--html", args.html, board.as_html(table))
+        write_output("--html", args.html, as_html(table, Path(args.html).parent))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,18 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {plural(threads, 'thread')})"
 
 
+def processor() -> str:
+    """The host's, as its system calls it, and the instructions that torch computes with: what
+    decides how a CPU rounds."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as facts:
+        for line in facts:
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: the most that torch has held on a GPU at once, elsewhere the most that was resident of
     this process."""

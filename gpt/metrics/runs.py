@@ -10,14 +10,15 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from gpt.config.saved import CONFIG, read_run_config
 from gpt.errors import UserError, in_brief
 from gpt.escaping import in_one_line
 from gpt.metrics import events
+from gpt.metrics.chain import Follower, is_whole, lines_of
 from gpt.metrics.events import CURVES, METRICS
 from gpt.metrics.lines import parse
 from gpt.metrics.run import Run
@@ -27,7 +28,6 @@ from gpt.wording import first_of
 
 # of metrics.jsonl: a million steps take a third of it
 MOST_BYTES = 1 << 30
-MOST_BYTES_OF_LINE = 16 << 20
 SHOWN_LINES = 10  # of those that are damaged
 NAME_A_RUN = "give the folder that training made (--run_dir)"
 
@@ -162,15 +162,20 @@ def read_run(path: Path) -> Run:
 def _read_metrics(run: Run) -> None:
     path = run.path / METRICS
     damaged: list[int] = []
+    follower = Follower()
     try:
         with open_regular(path, MOST_BYTES) as file:
-            for number, line in enumerate(_lines(file), 1):
+            for number, line in enumerate(lines_of(file), 1):
                 event = parse(line)
                 if event is not None:
                     _require_agreement(event, path, number)
+                if not follower.follows(line, event is not None):
+                    raise _not_the_next(path, number)
+                if event is not None:
+                    event.pop("chain", None)
                     _add(run.events, event)
                     run.last_event = event
-                elif line.strip() and _is_whole(line) and len(damaged) <= SHOWN_LINES:
+                elif line.strip() and is_whole(line) and len(damaged) <= SHOWN_LINES:
                     damaged.append(number)
     except OSError as error:
         raise UserError(f"cannot read {in_brief(error, path)}") from error
@@ -178,19 +183,6 @@ def _read_metrics(run: Run) -> None:
         numbers = first_of(damaged, SHOWN_LINES)
         which = f"lines {numbers} are" if len(damaged) > 1 else f"line {numbers} is"
         run.notices.append(f"{path}: {which} damaged and left out")
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of metrics.jsonl with their ends; of one that is too long, its beginning."""
-    while line := file.readline(MOST_BYTES_OF_LINE):
-        yield line
-        while len(line) == MOST_BYTES_OF_LINE and not line.endswith(b"\n"):
-            line = file.readline(MOST_BYTES_OF_LINE)
-
-
-def _is_whole(line: bytes) -> bool:
-    """Whether it is not one that is being written."""
-    return line.endswith(b"\n") or len(line) == MOST_BYTES_OF_LINE
 
 
 def _require_agreement(event: dict, path: Path, number: int) -> None:
@@ -204,6 +196,13 @@ def _require_agreement(event: dict, path: Path, number: int) -> None:
             f"{path}:{number} contradicts itself: {problem}",
             mend="bring back the line that training wrote",
         )
+
+
+def _not_the_next(path: Path, number: int) -> UserError:
+    problem = "does not follow from the line before it: a line was changed, added or removed"
+    if number == 1:
+        problem = "is not the first line that training wrote, or was changed"
+    return UserError(f"{path}:{number} {problem}", mend="bring back the file that training wrote")
 
 
 def _add(history: dict, event: dict) -> None:

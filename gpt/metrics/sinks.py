@@ -15,7 +15,7 @@ from gpt.config.options import Options
 from gpt.config.run_config import Config
 from gpt.errors import UserError
 from gpt.files import open_own, write_atomically
-from gpt.metrics import events
+from gpt.metrics import chain, events
 from gpt.metrics.events import AXES, CURVES, METRICS, TENSORBOARD, finite
 from gpt.metrics.lines import parse
 from gpt.metrics.terminal import say_line
@@ -48,8 +48,9 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """metrics.jsonl: one JSON object a line, appended. Non-finite numbers are written as null. What
-    a full disk does not take is written with a later line."""
+    """metrics.jsonl: one JSON object a line, appended, and chained to the line before it (see
+    gpt.metrics.chain). Non-finite numbers are written as null. What a full disk does not take is
+    written with a later line."""
 
     name = METRICS
 
@@ -60,15 +61,22 @@ class JsonLines:
             with open(descriptor, "rb") as file:
                 write_atomically(path, file.read())
             descriptor = open_own(path, os.O_RDWR | os.O_APPEND)
-        _drop_partial_line(descriptor)
-        self._file = open(descriptor, "ab", buffering=0)
+        self._go_on_in(descriptor)
         self._folder = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _go_on_in(self, descriptor: int) -> None:
+        """Append to a file, after its last whole line."""
+        _drop_partial_line(descriptor)
+        self._chain = chain.before_next(descriptor)
         self._unwritten = b""
+        self._file = open(descriptor, "ab", buffering=0)
 
     def write(self, event: dict) -> None:
         if event["event"] in LOOKED_AFTER:
             self._find_again()
-        self._unwritten += json.dumps(finite(event), allow_nan=False).encode() + b"\n"
+        line = json.dumps(finite(event), allow_nan=False).encode()
+        line, self._chain = chain.linked(line, self._chain)
+        self._unwritten += line + b"\n"
         while self._unwritten:
             self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
@@ -83,7 +91,7 @@ class JsonLines:
             return
         descriptor = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         self._file.close()
-        self._file = open(descriptor, "ab", buffering=0)
+        self._go_on_in(descriptor)
         say_line(
             f"WARNING: {self.name} was removed or replaced by another file: what is measured from"
             " now on goes there, what was measured lately may be lost",

@@ -53,10 +53,11 @@ def settings(
 
 
 def of(entry: Entry, flops_per_token: Mapping[str, int] | None = None) -> dict[str, Budget]:
-    """Of both sides. Raises UserError where throughputs are needed and not measured, or measured of
-    other configurations or too uncertain; where a schedule cannot follow the steps; where there is less than one.
+    """Of both sides.
 
     flops_per_token: by side, where they are known; else, over FLOPs, model files are run for them.
+    Raises UserError where throughputs are needed and not measured, too uncertain, or measured of
+    other configurations; where a schedule cannot follow the steps; where there is less than one.
     """
     configs = {side: configuration(entry, side) for side in SIDES}
     require_schedules(entry, configs)

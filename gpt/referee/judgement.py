@@ -25,7 +25,7 @@ from gpt.referee.worth import Worth, worth_of
 from gpt.results.bootstrap import DocumentInterval, over_documents
 from gpt.results.document_sums import DocumentSums
 from gpt.results.intervals import LEVEL, Difference, paired, welch
-from gpt.results.power import resolvable, seeds_needed
+from gpt.results.power import resolvable, seeds_for_equivalence, seeds_needed
 
 BETTER = "better"
 WORSE = "worse"
@@ -44,11 +44,13 @@ class Power:
     """deviation: of a seed's nats per byte; where sides are paired, of the pairs' differences.
     resolved: {seeds a side: the true difference in token perplexity, relative, that they find in
     four of five experiments}. needed: seeds a side for a true difference as large as the measured
-    one; None where it is 0."""
+    one; for_equivalence: to show of sides without any difference that they are equivalent; None
+    beyond a thousand."""
 
     deviation: float
     resolved: Mapping[int, float]
     needed: int | None
+    for_equivalence: int | None
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Judgement:
         """None where one seed alone tells no deviation."""
         if self.per_byte is None:
             return None
-        return _power(self.sides, self.is_paired, self.per_byte.value)
+        return _power(self.sides, self.is_paired, self.per_byte.value, self.margin)
 
 
 def of_paths(
@@ -163,7 +165,7 @@ def _over_documents(sides: Sides) -> DocumentInterval | None:
     return over_documents(contender, baseline)
 
 
-def _power(sides: Sides, is_paired: bool, difference: float) -> Power | None:
+def _power(sides: Sides, is_paired: bool, difference: float, margin: float) -> Power | None:
     losses = [np.array(_normalised_losses(side)) for side in (sides.contender, sides.baseline)]
     if min(map(len, losses)) < 2:
         return None
@@ -178,13 +180,14 @@ def _power(sides: Sides, is_paired: bool, difference: float) -> Power | None:
         for count in counts
     }
     needed = seeds_needed(difference, deviation, is_paired) if difference else None
-    return Power(deviation, resolved, needed)
+    for_equivalence = seeds_for_equivalence(margin, deviation, is_paired)
+    return Power(deviation, resolved, needed, for_equivalence)
 
 
 def _verdict(sides: Sides, difference: Difference, margin: float) -> str:
     if sides.contender.missing or sides.baseline.missing or sides.baseline.diverged:
         return NO_VERDICT
-    if sides.contender.diverged:
+    if sides.contender.diverged or _is_lopsided(sides):
         return NOT_SHOWN
     low, high = difference.interval()
     if high < 0:
@@ -195,6 +198,13 @@ def _verdict(sides: Sides, difference: Difference, margin: float) -> str:
     if difference.p_equivalent(margin) < SIGNIFICANT:
         return EQUIVALENT
     return NOT_SHOWN
+
+
+def _is_lopsided(sides: Sides) -> bool:
+    """Whether Welch's test would find differences by chance far more often than it says: with two
+    seeds against five or more, in one of ten comparisons (simulated)."""
+    counts = sorted([len(sides.contender.scores), len(sides.baseline.scores)])
+    return counts[0] == 2 and counts[1] > 3
 
 
 def _without_scores(sides: Sides) -> tuple[str, str]:
@@ -238,6 +248,8 @@ def _sentence(
     counts = f"{len(contender.scores)} seeds against {len(baseline.scores)}, {how}"
     if not math.isfinite(per_byte.error):
         return f"{measured}; one seed a side cannot tell how sure that is"
+    if _is_lopsided(sides):
+        return f"{measured}; {counts}: give the side of two as many as the other"
     sentence = f"{measured} ({counts}, p = {per_byte.p:.2g})"
     if verdict in (BETTER, WORSE) and per_byte.p_equivalent(margin) < SIGNIFICANT:
         sentence += f", by less than {MARGIN:.1%} of token perplexity"
@@ -316,7 +328,12 @@ def _rest_in_words(judgement: Judgement) -> list[str]:
         each = ", ".join(f"{count} seeds {share:.2%}" for count, share in resolved)
         lines.append(f"what seeds a side resolve, in token perplexity, four times of five: {each}")
         if judgement.power.needed is not None:
-            lines.append(f"seeds a side for this difference: {judgement.power.needed}")
+            lines.append(f"seeds a side that would find this difference: {judgement.power.needed}")
+        if judgement.power.for_equivalence is not None:
+            lines.append(
+                "seeds a side that would show equal sides to be equivalent:"
+                f" {judgement.power.for_equivalence}"
+            )
     return lines
 
 
@@ -350,6 +367,7 @@ def as_dict(judgement: Judgement) -> dict[str, Any]:
             "deviation": power.deviation,
             "resolved": resolved,
             "needed": power.needed,
+            "for_equivalence": power.for_equivalence,
         }
     return finite(content)
 

@@ -1,6 +1,6 @@
 """The throughput of contender and baseline, which take turns on one device."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +28,17 @@ from gpt.training.measuring import OUT_OF_MEMORY, in_child
 from gpt.training.throughput import model_in_words, rounded
 from gpt.wording import timespan
 
-HEAD = ("side", "model", "parameters", "MFLOPs/token", "kernels", "tokens/s", "steps", "tokens")
+HEAD = (
+    "side",
+    "model",
+    "parameters",
+    "MFLOPs/token",
+    "kernels",
+    "micro batch",
+    "tokens/s",
+    "steps",
+    "tokens",
+)
 # by which a model file takes kernels of the trainer's own
 KERNELS = b"gpt.kernels"
 TRITON = "triton"
@@ -74,14 +84,14 @@ def _require_not_begun(entry: Entry) -> None:
 
 def _measure(entry: Entry, configs: Mapping[str, Config], rounds: int) -> Measurement:
     before = facts_before()
-    outcome = _take_turns(entry, configs, rounds)
+    trees = {side: config.tree() for side, config in configs.items()}
+    outcome = _take_turns(entry, trees, rounds, not must_be_apart(configs.values()))
     without_kernels = None
-    if needs_third_row(configs, outcome.facts):
-        plain = {**configs[BASELINE].tree()}
-        plain["gpt"] = {**plain["gpt"], "kernels": "torch"}
-        trees = {CONTENDER: configs[CONTENDER].tree(), BASELINE: plain}
-        third = _in_processes(entry, trees, rounds, outcome.together)
-        without_kernels = _speeds(entry, configs, third)
+    if favours_baseline(configs, outcome.facts):
+        for tree in trees.values():
+            tree["gpt"]["kernels"] = "torch"
+        on_torch = _take_turns(entry, trees, rounds, outcome.together)
+        without_kernels = _speeds(entry, configs, on_torch)
     published = configs[BASELINE].options.tokens_per_second
     if outcome.facts[BASELINE]["precision"] != configs[BASELINE].precision:
         published = None
@@ -96,8 +106,9 @@ def _measure(entry: Entry, configs: Mapping[str, Config], rounds: int) -> Measur
     )
 
 
-def needs_third_row(configs: Mapping[str, Config], facts: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether a part of the ratio may be the kernels', which the contender's file takes none of."""
+def favours_baseline(configs: Mapping[str, Config], facts: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a part of the ratio is due to kernels of the trainer's, which make the baseline
+    faster, and which the contender's model file takes none of."""
     if facts[BASELINE]["kernels"] != TRITON:
         return False
     code = configs[CONTENDER].model_code
@@ -128,19 +139,14 @@ def _speeds(entry: Entry, configs: Mapping[str, Config], outcome: Outcome) -> di
 # ---- Processes
 
 
-def _take_turns(entry: Entry, configs: Mapping[str, Config], rounds: int) -> Outcome:
-    trees = {side: config.tree() for side, config in configs.items()}
-    return _in_processes(entry, trees, rounds, not must_be_apart(configs.values()))
-
-
-def must_be_apart(configs: Any) -> bool:
+def must_be_apart(configs: Iterable[Config]) -> bool:
     """Whether an engine would change how another one in its process computes: DeepSpeed's ZeRO 3
     multiplies matrices by a function of its own ever after, and what torch.compile has compiled
     once it compiles for other shapes in a more general way."""
     return any(config.zero_stage == 3 or config.options.compile != "none" for config in configs)
 
 
-def _in_processes(entry: Entry, trees: Mapping[str, dict], rounds: int, together: bool) -> Outcome:
+def _take_turns(entry: Entry, trees: Mapping[str, dict], rounds: int, together: bool) -> Outcome:
     """All turns in one process, where that can be; else each in one of its own."""
     order = in_turns(BASELINE, CONTENDER, rounds)
     if together:
@@ -203,6 +209,7 @@ def _table(measurement: Measurement, budgets: Mapping[str, Budget]) -> list[str]
                 f"{speed.parameters:,}",
                 f"{speed.flops_per_token / 1e6:.3f}",
                 speed.kernels,
+                str(speed.micro_batch),
                 f"{rounded(speed.tokens_per_second):,}",
                 f"{budgets[side].steps:,}",
                 f"{budgets[side].tokens:,}",
@@ -232,8 +239,8 @@ def _notices(entry: Entry, measurement: Measurement, budgets: Mapping[str, Budge
     if method is not None:
         kernels = method.value / measurement.ratio.value
         notices.append(
-            f"of that the method's is {method.in_words()}, with both sides on plain torch; the"
-            f" kernels that the contender lacks make the baseline {kernels:.4f} times as fast"
+            f"with both sides on plain torch it is {method.in_words()}: that is the method's, and"
+            f" the rest Triton's kernels, which bring the baseline {kernels:.4f} times as much"
         )
     if entry.claim.over != HOURS:
         notices.append(f"the steps are equal over {entry.claim.over}, whatever the throughput")

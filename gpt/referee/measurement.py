@@ -25,7 +25,7 @@ from gpt.parsing import parse_json
 from gpt.quantities import is_number
 from gpt.reading import read_text
 from gpt.referee.entry import BASELINE, CONTENDER, SIDES, Entry
-from gpt.results.intervals import mean
+from gpt.results.intervals import LEVEL, mean, welch
 from gpt.training.run_data import look_up_vocabulary
 from gpt.training.throughput import rounded
 
@@ -111,8 +111,8 @@ class Measurement:
     declaration: str  # of the entry as it was
     time: str
     speeds: Mapping[str, Speed]  # by side
-    # the same with the baseline on plain torch, where it trains with kernels that the contender
-    # lacks
+    # the same with both on plain torch, where the baseline trains with kernels that the contender's
+    # model file takes none of
     without_kernels: Mapping[str, Speed] | None
     # tokens per second that the baseline's class was made for, in the precision that it has here
     published: float | None
@@ -180,12 +180,11 @@ def log_ratios(speeds: Mapping[str, Speed]) -> list[float]:
 
 
 def halves_disagree(speeds: Mapping[str, Speed]) -> bool:
-    """Whether the first and the second half of the turns give ratios that are further apart than
-    the interval is wide, as one in twenty quiet measurements does."""
+    """Whether the first and the second half of the turns give ratios that differ beyond chance, as
+    one in twenty quiet measurements does."""
     ratios = log_ratios(speeds)
     middle = len(ratios) // 2
-    first, second = mean(ratios[:middle]).value, mean(ratios[-middle:]).value
-    return abs(first - second) > 2 * mean(ratios).half_width
+    return welch(ratios[:middle], ratios[middle:]).p < 1 - LEVEL
 
 
 def doubts(measurement: Measurement) -> list[str]:
@@ -204,8 +203,8 @@ def doubts(measurement: Measurement) -> list[str]:
         sentences.append(f"doubtful: other processes ({processes}) computed on this machine's GPUs")
     if halves_disagree(measurement.speeds):
         sentences.append(
-            "doubtful: the first half of the turns gives another ratio than the second, by more"
-            " than the interval"
+            "doubtful: the first half of the turns gives another ratio than the second, beyond"
+            " chance"
         )
     return sentences
 

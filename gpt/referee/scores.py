@@ -206,6 +206,12 @@ def _side(
                 f"{score.run} and {following.run} are of one seed, {score.seed}",
                 mend="leave one out: the same again is no other seed",
             )
+        if (score.nats, score.text_nats) == (following.nats, following.text_nats):
+            raise UserError(
+                f"{score.run} and {following.run} have the same sums to the last bit: one run under"
+                " two seeds",
+                mend="train each seed",
+            )
     compute: dict[str, float | None] = dict.fromkeys(AXIS_OF)
     steps = 0
     if scored:
@@ -249,8 +255,7 @@ def _documents(run: Run, figures: Mapping[str, Any]) -> DocumentSums | None:
     if figures.get("tokens") != figures.get("of_tokens") or not path.is_file():
         return None
     sums = document_sums.read(path)
-    for name in ("nats", "tokens", "text_nats", "text_tokens", "bytes"):
-        of_documents = float(getattr(sums, name).sum())
+    for name, of_documents in sums.totals().items():
         whole = figures["total_loss" if name == "nats" else name]
         if not math.isclose(of_documents, whole, rel_tol=SAME_SUM):
             raise UserError(

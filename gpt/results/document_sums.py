@@ -13,14 +13,15 @@ A line, or row, for each document of the split in its order:
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gpt.config.keys import LARGEST
+from gpt.config.keys import LARGEST, block_of
 from gpt.data.manifests import HASH_BYTES
 from gpt.errors import UserError, in_brief
 from gpt.files import write_atomically
@@ -124,6 +125,7 @@ def read(path: Path) -> DocumentSums:
 
 def _columns_of_lines(path: Path) -> dict[str, list]:
     columns: dict[str, list] = {name: [] for name in FIELDS}
+    block = partial(block_of, place=str(path))
     with open_regular(path, MOST_BYTES) as file:
         number = 0
         while line := file.readline(MOST_BYTES_OF_LINE):
@@ -131,7 +133,7 @@ def _columns_of_lines(path: Path) -> dict[str, list]:
             problem = "there are more documents than a split can have"
             document = None
             if number <= MOST_DOCUMENTS:
-                document, problem = _document(line)
+                document, problem = _document(line, block)
             if document is None:
                 raise UserError(f"{path}:{number}: {problem}", mend=MEND)
             for name, values in columns.items():
@@ -139,12 +141,12 @@ def _columns_of_lines(path: Path) -> dict[str, list]:
     return columns
 
 
-def _document(line: bytes) -> tuple[Mapping[str, Any] | None, str]:
-    """(the fields of a line, or None; what is wrong with it)"""
+def _document(line: bytes, block: Callable) -> tuple[Mapping[str, Any] | None, str]:
+    """(the fields of a line, or None; what is wrong with it). block: makes a block of JSON."""
     if not line.endswith(b"\n"):
         return None, "the line is cut off"
     try:
-        document = parse_json(line)
+        document = parse_json(line, block)
     except ValueError:
         return None, "the line is no JSON"
     if not isinstance(document, dict) or document.keys() != set(FIELDS):

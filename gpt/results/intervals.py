@@ -7,12 +7,11 @@ makes the intervals as wide as that few deserve. Differences between methods are
 """
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 
@@ -55,7 +54,7 @@ class Difference:
         """Of a difference this far from 0 or farther, either way, if there were none."""
         if self.error == 0:
             return float(self.value == 0)
-        return 2 * float(stats.t.sf(abs(self.value) / self.error, self.freedom))
+        return 2 * float(stdtr(self.freedom, -abs(self.value) / self.error))
 
     def p_equivalent(self, margin: float) -> float:
         """Of the two one-sided tests that the difference lies within (-margin, margin), the larger
@@ -68,12 +67,12 @@ class Difference:
         inside = margin - abs(self.value)
         if self.error == 0:
             return float(inside <= 0)
-        return float(stats.t.sf(inside / self.error, self.freedom))
+        return float(stdtr(self.freedom, -inside / self.error))
 
     def _half_width(self, level: float) -> float:
         if self.error == 0:
             return 0.0
-        return self.error * float(stats.t.ppf((1 + level) / 2, self.freedom))
+        return self.error * float(stdtrit(self.freedom, (1 + level) / 2))
 
 
 def mean(values: Sequence[float]) -> Estimate:
@@ -120,12 +119,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    # exact: the mean of equal values is their value, where a rounded sum may miss it
-    return statistics.mean(map(float, values))
+    # from the first on, so that the mean of equal values is exactly their value
+    first = values[0]
+    return float(first) + math.fsum(value - first for value in values) / len(values)
 
 
 def _variance_of_mean(values: Sequence[float]) -> float:
-    """NaN of one value. Exact, too: that of equal values is 0."""
+    """NaN of one value."""
     if len(values) < 2:
         return math.nan
-    return statistics.variance(map(float, values)) / len(values)
+    center = _mean(values)
+    squares = math.fsum((value - center) ** 2 for value in values)
+    return squares / (len(values) - 1) / len(values)

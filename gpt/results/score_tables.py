@@ -19,16 +19,27 @@ QUANTITIES = (
 
 def in_full(result: dict) -> str:
     """One evaluation, a line for each quantity."""
-    languini = result["languini"]
+    languini = result.get("languini")
+    columns = f"{'':26s}{'exact':>14s}" + (f"{'languini':>14s}" if languini else "")
     lines = [
-        f"{result['checkpoint']} on the split {result['split']!r} of {result['dataset']} "
+        f"{_weights_of(result)} on the split {result['split']!r} of {result['dataset']} "
         f"(seq_len {result['seq_len']}, last_n {result['last_n']})",
-        f"{'':26s}{'exact':>14s}{'languini':>14s}",
+        columns,
     ]
     for name, _, key, form in QUANTITIES:
-        exact = format(result[key], form)
-        lines.append(f"{name:26s}{exact:>14s}{_as_languini(languini, key, form):>14s}")
+        line = f"{name:26s}{format(result[key], form):>14s}"
+        if languini:
+            line += f"{_as_languini(languini, key, form):>14s}"
+        lines.append(line)
     return "\n".join(lines)
+
+
+def _weights_of(result: dict) -> str:
+    """What was scored; of a model from elsewhere also what it is."""
+    if "model" not in result:
+        return result["checkpoint"]
+    facts = f"{result['model']}, {result['parameters']:,} parameters, {result['dtype']}"
+    return f"{result['checkpoint']} ({facts})"
 
 
 def _as_languini(figures: dict, key: str, form: str) -> str:
@@ -64,14 +75,19 @@ def _table(results: Sequence[dict]) -> tuple[list[str], list[list[str]]]:
     """(names of the columns, rows of texts). Where there are several checkpoints their steps are a
     column."""
     has_steps = _has_steps(results)
+    has_languini = _has_languini(results)
     head = ["split", *(["step"] if has_steps else [])]
-    head += [*(column for _, column, _, _ in QUANTITIES), "languini"]
+    head += [column for _, column, _, _ in QUANTITIES]
+    if has_languini:
+        head.append("languini")
     rows = []
     for result in results:
         step = [f"{result['step']:,}"] if has_steps else []
         exact = [format(result[key], form) for _, _, key, form in QUANTITIES]
-        as_languini = _as_languini(result["languini"], "normalised_ppl", ".4f")
-        rows.append([result["split"], *step, *exact, as_languini])
+        row = [result["split"], *step, *exact]
+        if has_languini:
+            row.append(_as_languini(result["languini"], "normalised_ppl", ".4f"))
+        rows.append(row)
     return head, rows
 
 
@@ -79,12 +95,17 @@ def _has_steps(results: Sequence[dict]) -> bool:
     return len({result["checkpoint"] for result in results}) > 1
 
 
+def _has_languini(results: Sequence[dict]) -> bool:
+    """Whether they are of a tokenizer of ours: of others the seed project counts nothing."""
+    return all("languini" in result for result in results)
+
+
 def _caption(results: Sequence[dict]) -> str:
     first = results[0]
-    weights = first["checkpoint"]
+    weights = _weights_of(first)
     if _has_steps(results):
         weights += f" … {results[-1]['checkpoint']}"
-    return (
-        f"{weights} on {first['dataset']} (seq_len {first['seq_len']}, last_n {first['last_n']};"
-        " languini: normalised ppl as the seed project counts it)"
-    )
+    window = f"seq_len {first['seq_len']}, last_n {first['last_n']}"
+    if _has_languini(results):
+        window += "; languini: normalised ppl as the seed project counts it"
+    return f"{weights} on {first['dataset']} ({window})"

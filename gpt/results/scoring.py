@@ -17,7 +17,7 @@ from gpt.data.datasets import Dataset, Split
 from gpt.data.manifests import HASH_BYTES
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
-from gpt.evaluation import DocumentTally, Evaluator, Score, Stream, Tally, summary
+from gpt.evaluation import DocumentTally, Evaluator, Pieces, Score, Stream, Tally, summary
 from gpt.metrics.events import finite
 from gpt.prepare.in_memory import TextSplit, split_of_files
 from gpt.quantities import contradiction
@@ -43,7 +43,7 @@ class Target(NamedTuple):
 
     facts: dict[str, Any]
     stream: Stream
-    vocab: Vocab
+    vocab: Pieces
     documents: Documents | None = None
 
 
@@ -60,7 +60,7 @@ def of_texts(files: Iterable[str], source: Source, per_document: bool = False) -
     require_own_tokenizer(vocab, source, str(source.tokenizer))
     stream = split_of_files(files, vocab)
     facts = {"split": "text", "dataset": ", ".join(files)}
-    return Target(facts, stream, vocab, _documents(stream, vocab) if per_document else None)
+    return Target(facts, stream, vocab, documents_of(stream, vocab) if per_document else None)
 
 
 def of_split(
@@ -71,11 +71,12 @@ def of_split(
     split = dataset.split(name)
     if hashed:
         split.require_as_written()
-    documents = _documents(split, dataset.vocab) if per_document else None
+    documents = documents_of(split, dataset.vocab) if per_document else None
     return Target(facts, split, dataset.vocab, documents)
 
 
-def _documents(split: Split | TextSplit, vocab: Vocab) -> Documents:
+def documents_of(split: Split | TextSplit, vocab: Vocab) -> Documents:
+    """What sums of each document need. vocab: that of its ids."""
     tokens = split.doc_tokens + 1
     hashes = split.doc_hashes
     if hashes is not None:
@@ -111,16 +112,23 @@ def window_of(
     """(seq_len, last_n); by default the model's, and its run's. Raises UserError where the model
     cannot score such windows."""
     longest = source.shape.seq_len
-    seq_len = seq_len or longest
-    if seq_len > longest:
+    options = source.config["run"].get("gpt") or {}
+    return window_within(longest, seq_len or longest, last_n, options.get("last_n") or LAST_N)
+
+
+def window_within(
+    longest: int | None, seq_len: int, last_n: int | None, last_n_by_default: int = LAST_N
+) -> tuple[int, int]:
+    """(seq_len, last_n). longest: positions that the model has; None without a limit. Raises
+    UserError as `window_of` does."""
+    if longest is not None and seq_len > longest:
         raise UserError(
             f"--seq_len {seq_len} is longer than the {longest} positions that the model was trained"
             " with",
             mend=f"give at most {longest}",
         )
     if last_n is None:
-        options = source.config["run"].get("gpt") or {}
-        return seq_len, min(options.get("last_n") or LAST_N, seq_len)
+        return seq_len, min(last_n_by_default, seq_len)
     if last_n > seq_len:
         raise UserError(
             f"--last_n {last_n} is more than the {seq_len} targets of a window",

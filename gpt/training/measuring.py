@@ -54,7 +54,7 @@ def in_child(module: str, task: dict[str, Any], memory_limit: float | None = Non
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=_environment(),
+        env=child_environment(),
     ) as child:
         text: str | None = json.dumps(task)
         output = None
@@ -74,7 +74,7 @@ def in_child(module: str, task: dict[str, Any], memory_limit: float | None = Non
     return {"status": f"failed: {lines[-1] if lines else f'exit code {child.returncode}'}"}
 
 
-def _environment() -> dict:
+def child_environment() -> dict[str, str]:
     """A child is no rank of whatever launcher this was started under, and imports this project,
     whatever the folder is that it is started in."""
     environment = {

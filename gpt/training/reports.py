@@ -91,6 +91,7 @@ class Reports:
             "precision": config.precision,
             "zero_stage": config.zero_stage,
             "device": meter.device,
+            "processor": hardware.processor(),
             "peak_flops": meter.peak_flops,
             "kernels": saved_config["kernels"],
             "command": shlex.join(sys.argv),

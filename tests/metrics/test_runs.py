@@ -27,7 +27,7 @@ from synthetic_runs import (
 from gpt.config.shape import family
 from gpt.data.datasets import Dataset
 from gpt.errors import UserError
-from gpt.metrics import runs
+from gpt.metrics import chain
 from gpt.metrics.run import values
 from gpt.metrics.runs import read_runs
 
@@ -497,7 +497,7 @@ def test_what_is_no_run_ends_and_costs_a_notice(tmp_path):
 
 
 def test_a_line_that_is_too_long_is_damaged(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "MOST_BYTES_OF_LINE", 1000)
+    monkeypatch.setattr(chain, "MOST_BYTES_OF_LINE", 1000)
     config_yaml(tmp_path / "run")
     long = json.dumps({**train(2, 6.0), "more": "x" * 5000}) + "\n"
     write_lines(tmp_path / "run", [train(1, 7.0), long, train(3, 5.0), "y" * 3000], end="")

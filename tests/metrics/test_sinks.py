@@ -13,6 +13,7 @@ from conftest import ROOT, write_run
 
 from gpt.errors import UserError
 from gpt.metrics import sinks
+from gpt.metrics.chain import Follower
 from gpt.metrics.events import finite
 from gpt.metrics.sinks import Metrics, Wandb
 
@@ -21,9 +22,18 @@ CONFIG = SimpleNamespace(
 )
 
 
+def is_chained(path):
+    """Whether each line follows from those before it, of which the first may have no chain."""
+    follower = Follower()
+    with open(path, "rb") as file:
+        return all(follower.follows(line, is_event=True) for line in file)
+
+
 def test_lines_that_a_disk_does_not_take_are_written_later(tmp_path, capsys):
     file = tmp_path / "metrics.jsonl"
-    file.write_text(json.dumps({"event": "train", "padding": "x" * 10**6}) + "\n{half a line")
+    file.write_text(
+        json.dumps({"event": "train", "step": 0, "padding": "x" * 10**6}) + "\n{half a line"
+    )
     metrics = Metrics(active=True)
     metrics.open(tmp_path, CONFIG, {}, kept=None)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -49,6 +59,7 @@ def test_lines_that_a_disk_does_not_take_are_written_later(tmp_path, capsys):
         (3, None),
         (4, 1.5),
     ]
+    assert is_chained(file)
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced", "moved with its folder"])
@@ -75,7 +86,7 @@ def test_metrics_that_lose_their_name_while_a_run_is_at_work(how, tmp_path, caps
         "replaced": ["train", "eval", "train"],
         "moved with its folder": ["train", "train", "eval", "train"],
     }
-    assert kinds == expected[how]
+    assert kinds == expected[how] and is_chained(folder / "metrics.jsonl")
     assert ("WARNING: metrics.jsonl was removed or replaced" in told) == (how[0] == "r")
     assert not (tmp_path / "run").exists() or folder.name == "run"
 

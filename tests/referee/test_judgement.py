@@ -110,6 +110,15 @@ def test_seeds_without_a_score_are_told_and_spoil_the_verdict(contender, baselin
     assert result.sentence.endswith(f": {reason}")
 
 
+def test_two_seeds_against_many_are_no_test():
+    """Simulated nulls: 2 against 5 find a difference in one of ten, 3 against 3 in one of 25."""
+    lopsided = judge(sides(side("rope", [3.0, 3.001]), side("6h", [3.1] * 4 + [3.101])))
+    assert lopsided.verdict == NOT_SHOWN
+    assert lopsided.sentence.endswith(
+        "; 2 seeds against 5, Welch: give the side of two as many as the other"
+    )
+
+
 def test_a_side_without_any_score():
     result = judge(sides(side("rope", [], missing=(0, 1)), side("6h", around(3.08))))
     assert result.sentence == "no verdict on rope: rope: seeds 0, 1 not finished"
@@ -166,6 +175,7 @@ def test_power_of_the_published_seeds():
     expected = np.sqrt(np.mean([np.var(PUBLISHED[:3], ddof=1), np.var(PUBLISHED[2:], ddof=1)]))
     assert deviation == pytest.approx(expected, rel=1e-9)
     assert list(result.power.resolved) == [3, 5, 10]
+    assert result.power.for_equivalence > 10
     resolved = list(result.power.resolved.values())
     assert resolved == sorted(resolved, reverse=True)
     assert np.std(PUBLISHED, ddof=1) == pytest.approx(0.0053, abs=5e-5)

@@ -128,6 +128,14 @@ def test_seeds_that_differ_in_more(entry):
     )
 
 
+def test_one_run_under_two_seeds(entry):
+    score_run(entry / "runs/contender-seed1", 3.9)
+    sentence = refusal(scores.of_entry, entries.read(entry))
+    assert sentence.startswith(
+        "contender-seed0 and contender-seed1 have the same sums to the last bit"
+    )
+
+
 @pytest.mark.parametrize(
     "changes, sentence",
     [
@@ -137,7 +145,7 @@ def test_seeds_that_differ_in_more(entry):
     ],
 )
 def test_evaluations_that_do_not_measure_the_same(entry, changes, sentence):
-    score_run(entry / "runs/contender-seed1", 3.9, **changes)
+    score_run(entry / "runs/contender-seed1", 3.901, **changes)
     assert sentence in refusal(scores.of_entry, entries.read(entry))
 
 
@@ -153,11 +161,13 @@ def test_documents_must_add_up_to_the_evaluation(entry):
     file = scores.documents_file(run, "test", STEPS)
     nats = np.array([9000.0, 10500.0])
     counts = np.array([2000, 3000])
-    sums = DocumentSums(("a" * 64, "b" * 64), nats, counts, nats, counts, 4 * counts)
+    sums = DocumentSums(("a" * 32, "b" * 32), nats, counts, nats, counts, 4 * counts)
     document_sums.write(file, sums)
     documents = scores.of_entry(entries.read(entry)).contender.scores[0].documents
     assert documents.hashes == sums.hashes
-    document_sums.write(file, DocumentSums(sums.hashes, nats - 1, counts, nats, counts, 4 * counts))
+    document_sums.write(
+        file, DocumentSums(sums.hashes, nats - 1, counts, nats - 1, counts, 4 * counts)
+    )
     sentence = refusal(scores.of_entry, entries.read(entry))
     assert "nats of its documents are 19498 together, and the evaluation beside it says 19500" in (
         sentence
@@ -188,7 +198,7 @@ def test_the_worth_of_a_difference_by_the_baselines_ladder(entry):
         )
     for side, loss in (("baseline", 4.0), ("contender", 3.96)):
         for seed in (0, 1):
-            score_run(entry / f"runs/{side}-seed{seed}", loss)
+            score_run(entry / f"runs/{side}-seed{seed}", loss + seed * 1e-9)
     judged = of_paths([entry])
     assert judged.worth.slope == pytest.approx(-0.05, rel=1e-3)
     assert judged.worth.ratio == pytest.approx(0.99 ** (-1 / 0.05), rel=1e-3)

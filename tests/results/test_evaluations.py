@@ -7,6 +7,7 @@ import sys
 import pytest
 from conftest import load_command
 from finished_run import damage
+from synthetic_runs import chain_anew
 
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.weights import consolidate, consolidate_mean
@@ -171,6 +172,7 @@ def test_a_leaderboard_of_another_split(joined, finished, tmp_path, monkeypatch,
         shutil.copytree(joined[0], tmp_path / name, ignore=shutil.ignore_patterns("*.pt"))
     metrics = tmp_path / "b/metrics.jsonl"  # of a run on another host, which is no copy
     metrics.write_text(metrics.read_text().replace('"host": "', '"host": "other-'))
+    chain_anew(metrics)
     weights = finished / "export/model.safetensors"
     evaluate("--checkpoint_file", weights, "--eval_data_split", "python", "--join", tmp_path / "a")
     told = json.loads((tmp_path / "a/evaluations/python-step6.json").read_text())

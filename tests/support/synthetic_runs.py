@@ -13,6 +13,7 @@ from gpt.config import saved
 from gpt.config.draft import Draft
 from gpt.config.own_code import hash_of
 from gpt.config.resolve import complete
+from gpt.metrics.chain import linked
 
 TOKENS_PER_STEP = 8 * 32  # of tiny_run
 # counted by hand
@@ -105,6 +106,18 @@ def write_lines(folder, events, end="\n"):
     (Path(folder) / "metrics.jsonl").write_text(
         text.removesuffix("\n") + end if text else "", encoding="utf-8"
     )
+
+
+def chain_anew(path):
+    """Have the lines of a metrics.jsonl follow from one another, whatever was done to them."""
+    before = hashlib.sha256().hexdigest()[:16]
+    lines = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        event.pop("chain", None)
+        line, before = linked(json.dumps(event).encode(), before)
+        lines.append(line.decode() + "\n")
+    Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 def synthetic_run(

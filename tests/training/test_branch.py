@@ -9,6 +9,7 @@ import torch
 import yaml
 from conftest import ROOT, read_metrics, tiny_run, write_run
 from plain_run import WEIGHTS, train
+from synthetic_runs import chain_anew
 
 from gpt.checkpoint.zero_files import read_state
 from gpt.config.identity import first_weights_of, identity
@@ -286,6 +287,7 @@ def test_lines_of_an_attempt_from_an_earlier_checkpoint_are_left_out(trunk, samp
     # as a kill before the first checkpoint leaves it
     kept = [line for line in lines if json.loads(line)["event"] != "checkpoint"]
     (run_dir / "metrics.jsonl").write_text("".join(kept))
+    chain_anew(run_dir / "metrics.jsonl")
     branch(run_dir, sample, trunk, step=4, gpt={"eval_every": 1})
     run = read_run(run_dir)
     assert [line["step"] for line in run.curve("train")] == [5, 6]

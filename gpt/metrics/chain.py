@@ -1,0 +1,117 @@
+"""The chain through the lines of metrics.jsonl: each ends with a hash of itself and of the line
+before it, by which a line that was changed, added or removed is noticed.
+
+    {"event": "train", "step": 1, …, "time": 1.5, "chain": "0123456789abcdef"}
+
+A line's chain is the first 16 hexadecimal digits of sha256(the chain before it + the line up to its
+own chain). Before the first chained line stands, for a chain, as many digits of sha256(all bytes
+before it): none where a run begins, else those of an earlier version, which wrote no chain.
+
+Whoever edits a file by intent can make its chain anew. Then it ends otherwise than what was
+published of it.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from gpt.metrics.lines import parse
+from gpt.reading import open_regular
+
+DIGITS = 16
+MOST_BYTES_OF_LINE = 16 << 20
+BLOCK = 1 << 16  # bytes that are looked through at a time
+_LINK = re.compile(rb', "chain": "([0-9a-f]{%d})"\}\s*\Z' % DIGITS)
+_LONGEST_LINK = 64  # bytes, with its end
+
+
+def linked(line: bytes, before: str) -> tuple[bytes, str]:
+    """(a JSON object with its chain, the chain). line: the object, not empty, without an end of
+    line. before: the chain before it."""
+    body = line[:-1]
+    chain = _digest(before, body)
+    return body + f', "chain": "{chain}"}}'.encode(), chain
+
+
+def _digest(before: str, body: bytes) -> str:
+    content = hashlib.sha256(before.encode())
+    content.update(body)
+    return content.hexdigest()[:DIGITS]
+
+
+def before_next(descriptor: int) -> str:
+    """The chain before the line that will be appended to a file of whole lines."""
+    size = os.fstat(descriptor).st_size
+    begin = max(0, size - _LONGEST_LINK)
+    link = _LINK.search(os.pread(descriptor, size - begin, begin))
+    if link:
+        return link[1].decode()
+    content = hashlib.sha256()
+    for place in range(0, size, BLOCK):
+        content.update(os.pread(descriptor, BLOCK, place))
+    return content.hexdigest()[:DIGITS]
+
+
+class Follower:
+    """Follows the chain through the lines of a file, from its first.
+
+    head: the last chain that was read.
+    """
+
+    def __init__(self) -> None:
+        self.head: str | None = None
+        self._before = hashlib.sha256()  # all bytes, until a line is chained
+        self._is_torn = False  # since the last chain there was a damaged line
+
+    def follows(self, line: bytes, is_event: bool) -> bool:
+        """Whether a line, with its end, is one that was written after those before it. What is no
+        event is passed; after a damaged line any chain is taken."""
+        link = _LINK.search(line, max(0, len(line) - _LONGEST_LINK))
+        if link is None or not is_event:
+            self._before.update(line)
+            self._is_torn |= not is_event and bool(line.strip())
+            return self.head is None or not is_event
+        before = self.head or self._before.hexdigest()[:DIGITS]
+        self.head = link[1].decode()
+        is_next = self._is_torn or _digest(before, line[: link.start()]) == self.head
+        self._is_torn = False
+        return is_next
+
+
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of metrics.jsonl with their ends; of one that is too long, its beginning."""
+    while line := file.readline(MOST_BYTES_OF_LINE):
+        yield line
+        while len(line) == MOST_BYTES_OF_LINE and not line.endswith(b"\n"):
+            line = file.readline(MOST_BYTES_OF_LINE)
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a line of `lines_of` is not one that is being written."""
+    return line.endswith(b"\n") or len(line) == MOST_BYTES_OF_LINE
+
+
+def head(path: Path) -> str | None:
+    """The chain of the last line; None where it has none. Raises OSError."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - _LONGEST_LINK))
+        link = _LINK.search(file.read(_LONGEST_LINK))
+    return link[1].decode() if link else None
+
+
+def first_break(path: Path) -> int | None:
+    """The number of the first line of a metrics.jsonl that is damaged, has no chain or does not
+    follow from the line before it; None where the chain goes through the whole file, and begins
+    with it. Raises OSError."""
+    follower = Follower()
+    with open_regular(path) as file:
+        for number, line in enumerate(lines_of(file), 1):
+            if not line.endswith(b"}\n") or parse(line) is None:
+                return number
+            if not follower.follows(line, is_event=True) or follower.head is None:
+                return number
+    return None

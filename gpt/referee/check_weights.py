@@ -1,0 +1,148 @@
+"""Checks of the weights: that they are the runs', and that they score what is told of them."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from gpt.checkpoint import sources
+from gpt.checkpoint.manifest import WEIGHTS
+from gpt.compute import hardware
+from gpt.referee import rounding
+from gpt.referee.check_figures import SUMS, same_documents
+from gpt.referee.evidence import Declared, Evidence, LeftOut, of_each
+from gpt.results import evaluations, scoring
+from gpt.results.document_sums import DocumentSums
+from gpt.wording import plural
+
+# relative, of sums of nats in fp32: on a machine of the same kind, and on another
+SAME_NATS = 1e-6
+NEAR_NATS = 1e-5
+# of one document, in which fewer roundings cancel each other
+OF_A_DOCUMENT = 100
+
+
+def are_of_the_runs(evidence: Evidence, problems: list[str]) -> str:
+    """The weights are as they were consolidated, from the last checkpoint of their own run; no two
+    seeds have the same."""
+    owners: dict[str, list[Declared]] = defaultdict(list)
+
+    def look(run: Declared) -> Iterator[str]:
+        export = evidence.export(run.name)
+        evaluations.require_of_run(evidence.folder(run.name), export)
+        if export.step != evidence.last_step(run.name):
+            yield (
+                f"{export.path} is of step {export.step}, and the run ends at"
+                f" {evidence.last_step(run.name)}"
+            )
+        sha256 = (export.manifest.files.get(WEIGHTS) or {}).get("sha256")
+        owners[str(sha256)].append(run)
+        sealed = evidence.pack.runs.get(run.name)
+        if sealed is not None and sealed.weights_sha256 != sha256:
+            yield (
+                f"pack.json: runs.{run.name}.weights_sha256 is {str(sealed.weights_sha256)[:12]}, and"
+                f" {export.path} tells {str(sha256)[:12]}"
+            )
+        made_from = (export.manifest.made_from or {}).get("sha256")
+        if evidence.evaluation(run.name)["run"].get("sha256") != made_from:
+            yield f"{run.name} was evaluated with other weights than those in {export.path}"
+        if evidence.weights(run.name).is_file():
+            export.verify()
+
+    of_each(evidence.scored, problems, look)
+    for runs in owners.values():
+        seeds = {run.seed for run in runs}
+        if len(seeds) > 1:
+            names = " and ".join(run.name for run in runs)
+            problems.append(f"{names} have the same weights, and other seeds")
+    _require_some(evidence, problems)
+    return f"{plural(len(owners), 'file')} of weights, each from its run's last checkpoint"
+
+
+def _require_some(evidence: Evidence, problems: list[str]) -> None:
+    """Raise LeftOut where a pack came without weights, and is right in all else."""
+    missing = [run for run in evidence.scored if not evidence.weights(run.name).is_file()]
+    if missing and not problems:
+        raise LeftOut(f"{missing[0].name} came without its weights: its sha256 alone is known")
+
+
+def give_the_kept_loss(evidence: Evidence, problems: list[str]) -> str:
+    """The weights give the loss on the run's probe batch that they gave when training saved
+    them."""
+    _require_all(evidence)
+
+    def look(run: Declared) -> Iterator[str]:
+        _source(evidence, run).load()
+        yield from ()
+
+    of_each(evidence.scored, problems, look)
+    return f"{plural(len(evidence.scored), 'model')}, each with the loss that training kept"
+
+
+def score_the_same(evidence: Evidence, problems: list[str]) -> str:
+    """The weights, scored again on the whole split, have the sums that the pack tells, and so has
+    every document."""
+    _require_all(evidence)
+    widest = SAME_NATS
+
+    def look(run: Declared) -> Iterator[str]:
+        nonlocal widest
+        tolerance = NEAR_NATS if rounding.differences(evidence.run(run.name)) else SAME_NATS
+        widest = max(widest, tolerance)
+        yield from _scored_otherwise(evidence, run, tolerance)
+
+    of_each(evidence.scored, problems, look)
+    return f"{plural(len(evidence.scored), 'model')} scored again: nats within {widest:g}"
+
+
+def _require_all(evidence: Evidence) -> None:
+    """Raise LeftOut where there are no weights to compute with, or their code must not run."""
+    for run in evidence.scored:
+        if not evidence.weights(run.name).is_file():
+            raise LeftOut(f"{run.name} came without its weights")
+        evidence.require_trust(run.name)
+
+
+def _source(evidence: Evidence, run: Declared) -> sources.Source:
+    # of other code that computed the weights `trainer` tells
+    return sources.of_file(
+        evidence.weights(run.name), None, lambda sentence: None, evidence.trusted
+    )
+
+
+def _scored_otherwise(evidence: Evidence, run: Declared, tolerance: float) -> Iterator[str]:
+    split = evidence.options(run.name)["eval_data_split"]
+    target = scoring.of_split(evidence.dataset(run.name), split, per_document=True)
+    source = _source(evidence, run)
+    facts = {"checkpoint": source.name, "step": source.step}
+    device = hardware.usable_device(None)
+    model = source.load().to(device)
+    scored = scoring.evaluate(model, target, facts, scoring.window_of(source), device)
+    told = evidence.evaluation(run.name)
+    for name in SUMS.values():
+        within = 0.0 if isinstance(told[name], int) else tolerance
+        if not math.isclose(scored.result[name], told[name], rel_tol=within):
+            yield (
+                f"{run.name}: {name} is {told[name]} in its evaluation, and the weights score"
+                f" {scored.result[name]} (equal would be within {within:g})"
+            )
+    assert scored.documents is not None, "they were asked for"
+    yield from _documents_otherwise(evidence, run, scored.documents, OF_A_DOCUMENT * tolerance)
+
+
+def _documents_otherwise(
+    evidence: Evidence, run: Declared, scored: DocumentSums, tolerance: float
+) -> Iterator[str]:
+    told = evidence.documents(run.name)
+    other = same_documents(told, scored)
+    if other:
+        yield f"{run.name}: its sums by document are of {other} than the split's"
+        return
+    wrong = np.flatnonzero(~np.isclose(told.nats, scored.nats, rtol=tolerance, atol=0.0))
+    if len(wrong):
+        first = int(wrong[0])
+        yield (
+            f"{run.name}: document {first + 1} has {told.nats[first]} nats in its evaluation, and"
+            f" the weights score {scored.nats[first]} (equal would be within {tolerance:g})"
+        )

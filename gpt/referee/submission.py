@@ -1,0 +1,77 @@
+"""A pack as a table needs it: who, what was scored, every seed's score, and the verdict."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt.config.identity import digest
+from gpt.errors import UserError
+from gpt.metrics.runs import read_run
+from gpt.referee import entry as entries
+from gpt.referee import judgement, seal
+from gpt.referee.check_figures import contradiction_of
+from gpt.referee.entry import BASELINE, CONTENDER, SIDES, Entry
+from gpt.referee.judgement import Judgement
+from gpt.referee.scores import Side
+
+ASK_FOR_ANOTHER = "ask its author for another; `referee.py verify` tells all that is wrong with it"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A pack that agrees with itself."""
+
+    path: Path
+    entry: Entry
+    judgement: Judgement
+    identities: Mapping[str, str]  # {side: digest of its runs, their seeds aside}
+    tokenizers: Mapping[str, str | None]  # {side: fingerprint}
+    contender_weights: Mapping[str, str]  # {name of a run: sha256 of its weights}
+
+    @property
+    def measure(self) -> tuple:
+        """Equal for entries of one class that were scored alike."""
+        measured_on = self.judgement.sides.measured_on
+        names = ("split", "documents", "bytes", "last_n")
+        facts = [measured_on[name] for name in names]
+        return (self.entry.claim.class_name, self.judgement.sides.over, *facts)
+
+    @property
+    def compute(self) -> float:
+        """What each of the baseline's runs takes of what the class makes equal."""
+        sides = self.judgement.sides
+        amount = sides.baseline.compute[sides.over]
+        assert amount is not None, "or the pack was refused"
+        return amount
+
+    def side(self, name: str) -> Side:
+        """BASELINE or CONTENDER."""
+        sides = self.judgement.sides
+        return sides.baseline if name == BASELINE else sides.contender
+
+
+def read(path: Path) -> Submission:
+    """Raises UserError where the folder is no pack, its files are not as they were sealed, or its
+    numbers do not follow from its sums."""
+    pack = seal.read(path)
+    seal.require_whole(pack)
+    entry = entries.read(path)
+    verdict = judgement.of_paths([path])
+    sides = verdict.sides
+    if not sides.baseline.scores or sides.baseline.compute[sides.over] is None:
+        raise UserError(
+            f"{path}: no run of its baseline is finished and tells its {sides.over}",
+            mend=ASK_FOR_ANOTHER,
+        )
+    problem = contradiction_of(pack.judgement, judgement.as_dict(verdict))
+    if problem:
+        raise UserError(f"{path} contradicts itself: judgement{problem}", mend=ASK_FOR_ANOTHER)
+    configs = {side: read_run(entry.run_folder(side, entry.seeds[0])).config for side in SIDES}
+    return Submission(
+        path,
+        entry,
+        verdict,
+        {side: digest(config) for side, config in configs.items()},
+        {side: (config.get("dataset") or {}).get("tokenizer") for side, config in configs.items()},
+        {name: run.weights_sha256 for name, run in pack.runs.items() if run.side == CONTENDER},
+    )
