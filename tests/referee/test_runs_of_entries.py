@@ -4,9 +4,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from entry_runs import in_this_process, lines_of, new_entry, small_dataset
+from entry_runs import in_this_process, new_entry, small_dataset
 
-from gpt.errors import UserError
 from gpt.referee import runs
 
 
