@@ -218,17 +218,17 @@ def log_with_a_gap(pack, thorough):
 
 
 def edited_code(pack, thorough):
-    paths = list(pack.rglob("own_model.py"))
+    paths = list(pack.rglob("own.py"))
     assert len(paths) > 4
     for path in paths:
         path.write_text(path.read_text() + "\n# sees a little more\n")
     if not thorough:
-        return "code", f"{run_of(pack) / 'code' / 'own_model.py'} is not the code that the run was"
+        return "code", f"{run_of(pack) / 'code' / 'own.py'} is not the code that the run was"
     for name in (RUN, OTHER):
         for folder in (run_of(pack, name), run_of(pack, name) / "export"):
             amend_config(folder / "config.yaml", lambda tree: _tell_code(tree, paths[0]))
         renew_manifest(run_of(pack, name) / "export")
-    return "declaration", "own_model.py changed since"
+    return "declaration", "own.py changed since"
 
 
 def _tell_code(tree, path):

@@ -13,8 +13,8 @@ from gpt.referee.evidence import Evidence
 RUN = "runs/contender-seed0"
 
 
-def test_an_honest_pack_passes(honest_pack, capsys):
-    assert verify.report(honest_pack, None, 0, trusted=True) == 0
+def test_an_pack_of_entry_passes(pack_of_entry, capsys):
+    assert verify.report(pack_of_entry[0], None, 0, trusted=True) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     states = {line.split()[-1] if not line else line[:10].strip() for line in lines}
     assert states == {"ok", "left out"}
@@ -26,14 +26,14 @@ def test_an_honest_pack_passes(honest_pack, capsys):
 
 def test_code_of_a_pack_is_run_only_where_it_is_trusted(packed, capsys):
     marker = packed.parent / "was run"
-    for file in packed.rglob("own_model.py"):
+    for file in packed.rglob("own.py"):
         file.write_text(file.read_text() + f"\nopen({str(marker)!r}, 'w')\n")
     assert verify.report(packed, None, 2, trusted=False) == 2
     out = capsys.readouterr().out
     assert not marker.exists()
     for name in ("probe", "evaluation", "replay"):
         (line,) = [line for line in out.splitlines() if line.startswith(f"left out  {name}")]
-        assert "own_model.py" in line and "--trust_model_file" in line
+        assert "own.py" in line and "--trust_model_file" in line
 
 
 def test_a_configuration_cannot_smuggle_code_in(packed, tmp_path):
@@ -96,7 +96,7 @@ FILES = (
     "contender.json",
     "starts.jsonl",
     "judgement.json",
-    "own_model.py",
+    "own.py",
     f"{RUN}/config.yaml",
     f"{RUN}/metrics.jsonl",
     f"{RUN}/evaluations/test-step4.json",
@@ -105,7 +105,7 @@ FILES = (
     f"{RUN}/export/config.yaml",
     f"{RUN}/export/tokenizer.model",
     f"{RUN}/export/model.safetensors",
-    f"{RUN}/code/own_model.py",
+    f"{RUN}/code/own.py",
 )
 
 
@@ -153,9 +153,9 @@ def test_damage_is_told_and_hides_no_other_check(packed, name, damage):
     assert any(name.rpartition("/")[2] in line for line in failed[0].lines)
 
 
-def test_steps_below_none_are_refused(honest_pack):
+def test_steps_below_none_are_refused(pack_of_entry):
     with pytest.raises(UserError, match="--replay -1: give a number of steps"):
-        verify.report(honest_pack, None, -1, trusted=False)
+        verify.report(pack_of_entry[0], None, -1, trusted=False)
 
 
 def test_a_folder_without_a_pack_is_refused(tmp_path):
