@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.code_files import require_trust
@@ -16,11 +16,10 @@ from gpt.errors import UserError, in_words
 from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
 from gpt.referee import entry, seal
+from gpt.referee.scores import documents_file
+from gpt.referee.seal import EXPORT
 from gpt.results import document_sums, evaluations
 from gpt.results.document_sums import DocumentSums
-
-# of a run, beside what training wrote: the folder of its consolidated weights
-EXPORT = "export"
 
 
 class LeftOut(Exception):
@@ -47,10 +46,10 @@ class Evidence:
         self.path = path
         self.data_root = data_root
         self.trusted = trusted
-        self.config = cache(self._config)
-        self.run = cache(self._run)
-        self.evaluation = cache(self._evaluation)
-        self.documents = cache(self._documents)
+        self.config = _Once(self._config)
+        self.run = _Once(self._run)
+        self.evaluation = _Once(self._evaluation)
+        self.documents = _Once(self._documents)
 
     @cached_property
     def entry(self) -> entry.Entry:
@@ -122,8 +121,7 @@ class Evidence:
     def _documents(self, name: str) -> DocumentSums:
         """The same by document."""
         split, step = self.options(name)["eval_data_split"], self.last_step(name)
-        path = evaluations.file_of(self.folder(name), split, step)
-        return document_sums.read(path.with_suffix(".documents.jsonl"))
+        return document_sums.read(documents_file(self.folder(name), split, step))
 
     def export(self, name: str) -> Checkpoint:
         """The folder of a run's consolidated weights."""
@@ -147,6 +145,30 @@ class Evidence:
 @cache
 def _opened(root: Path) -> Dataset:
     return Dataset(root)
+
+
+Content = TypeVar("Content")
+
+
+class _Once(Generic[Content]):
+    """Reads something of each run once, and raises again what that raised: a hostile file may take
+    its time."""
+
+    def __init__(self, read: Callable[[str], Content]):
+        self._read = read
+        self._contents: dict[str, Content] = {}
+        self._errors: dict[str, UserError] = {}
+
+    def __call__(self, name: str) -> Content:
+        if name in self._errors:
+            raise self._errors[name]
+        if name not in self._contents:
+            try:
+                self._contents[name] = self._read(name)
+            except UserError as error:
+                self._errors[name] = error
+                raise
+        return self._contents[name]
 
 
 Check = Callable[[Evidence, list[str]], str]
