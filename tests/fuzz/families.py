@@ -47,7 +47,11 @@ OF_CHECKPOINT = (
 OF_EXPORT = (
     Command("tools/verify_checkpoint.py", ["export"]),
     Command("gpt/eval.py", [*EVAL, "--markdown", "out.md"], ("out.md",)),
-    Command("gpt/eval.py", [*EVAL, "--text", "texts/book 0.txt"]),
+    Command(
+        "gpt/eval.py",
+        [*EVAL, "--text", "texts/book 0.txt", "--per_document", "out.jsonl"],
+        ("out.jsonl",),
+    ),
     Command("gpt/eval.py", [*EVAL, "--join", "runs/a"], ("runs/a/evaluations",)),
     Command("tools/sample.py", [*EVAL, "--tokens", "3"]),
     replace(DRY_RUN, argv=[*DRY_RUN.argv, "--init_from", "export"]),
