@@ -22,6 +22,7 @@ from gpt.referee.measurement import (
     configuration,
     doubts,
     fingerprint,
+    published_rate,
 )
 from gpt.referee.turns import in_turns
 from gpt.training.measuring import OUT_OF_MEMORY, in_child
@@ -92,15 +93,12 @@ def _measure(entry: Entry, configs: Mapping[str, Config], rounds: int) -> Measur
             tree["gpt"]["kernels"] = "torch"
         on_torch = _take_turns(entry, trees, rounds, outcome.together)
         without_kernels = _speeds(entry, configs, on_torch)
-    published = configs[BASELINE].options.tokens_per_second
-    if outcome.facts[BASELINE]["precision"] != configs[BASELINE].precision:
-        published = None
     return Measurement(
         entry.declaration,
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
         _speeds(entry, configs, outcome),
         without_kernels,
-        published,
+        published_rate(configs[BASELINE], outcome.facts[BASELINE]["precision"]),
         outcome.together,
         {**before, **outcome.machine},
     )

@@ -261,10 +261,36 @@ def read(entry: Entry) -> Measurement:
     return measurement
 
 
+def published_rate(baseline: Config, precision: str) -> float | None:
+    """Tokens per second that a baseline's class was made for; None where it names none, or one in
+    another precision than it is measured in."""
+    return baseline.options.tokens_per_second if baseline.precision == precision else None
+
+
 def require_of_entry(measurement: Measurement, entry: Entry, configs: Mapping[str, Config]) -> None:
     """Raise UserError where a side was another when it was measured. configs: by side."""
+    published = published_rate(configs[BASELINE], measurement.speeds[BASELINE].precision)
+    if measurement.published != published:
+        raise UserError(
+            f"{entry.measured} has the class's throughput as {measurement.published}, and"
+            f" {entry.config_file(BASELINE)} as {published}",
+            mend=f"run `python tools/referee.py measure {entry.path}` again",
+        )
     for side, config in configs.items():
-        if measurement.speeds[side].fingerprint != fingerprint(entry, side, config):
+        speed = measurement.speeds[side]
+        expected = (
+            fingerprint(entry, side, config),
+            config.model_digest,
+            config.batch.micro_size,
+            config.batch.train_batch_size * config.model.seq_len,
+        )
+        measured = (
+            speed.fingerprint,
+            speed.model_digest,
+            speed.micro_batch,
+            speed.tokens_per_step,
+        )
+        if measured != expected:
             raise UserError(
                 f"{entry.measured} is of another {side} than {entry.config_file(side)} is now",
                 mend=f"run `python tools/referee.py measure {entry.path}` again",

@@ -1,5 +1,7 @@
 """The steps that equal compute gives, against numbers worked out by hand."""
 
+import json
+
 import pytest
 from measured import measurement_of, steps_of, write_entry, write_side
 
@@ -157,6 +159,40 @@ def test_a_measurement_of_another_configuration(tmp_path, change):
         f"{entry.measured} is of another contender than {entry.config_file(CONTENDER)} is now: run"
         f" `python tools/referee.py measure {entry.path}` again"
     )
+
+
+def forge_tokens(tree):
+    """A contender that is said to take twice the tokens in its steps."""
+    facts = tree["sides"][CONTENDER]
+    facts["tokens_per_step"] *= 2
+    facts["tokens_per_second"] *= 2
+    tree["ratio"] = {name: 2 * value for name, value in tree["ratio"].items()}
+
+
+def forge_published(tree):
+    """A class that is said to be made for half the throughput."""
+    tree["reference"] = {"tokens_per_second": 500, "off": 1.0}
+
+
+@pytest.mark.parametrize(
+    "forge, sentence",
+    [
+        (forge_tokens, "is of another contender than"),
+        (forge_published, "has the class's throughput as 500, and"),
+    ],
+)
+def test_a_measurement_that_was_made_consistent_again(tmp_path, forge, sentence):
+    baseline = steps_of(1000)
+    baseline["gpt"]["tokens_per_second"] = 1000
+    entry = write_entry(tmp_path / "e", "hours", baseline, steps_of(1000))
+    rates = {BASELINE: [1000, 1000], CONTENDER: [1100, 1100]}
+    tree = measurement_of(entry, rates, published=1000).as_dict()
+    entry.measured.write_text(json.dumps(tree))
+    assert budget.of(entry)[CONTENDER].steps == 1100
+    forge(tree)
+    entry.measured.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=sentence):
+        budget.of(entry)
 
 
 def test_a_measurement_of_other_code_or_of_a_moved_entry(tmp_path):
