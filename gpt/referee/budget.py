@@ -14,7 +14,8 @@ from gpt.config.optimizer_keys import OWN_SCHEDULERS
 from gpt.config.run_config import Config
 from gpt.errors import UserError
 from gpt.referee.entry import BASELINE, CONTENDER, FLOPS, HOURS, SIDES, Entry
-from gpt.referee.measurement import configuration, read, require_certain, require_of_entry
+from gpt.referee.measured_file import read
+from gpt.referee.measurement import configuration, require_certain, require_of_entry
 from gpt.training.throughput import rounded
 
 

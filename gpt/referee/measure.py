@@ -16,7 +16,6 @@ from gpt.referee.machine import facts_before
 from gpt.referee.measurement import (
     LEAST_TURNS,
     MOST_TURNS,
-    SAME_RATE,
     Measurement,
     Speed,
     configuration,
@@ -43,6 +42,8 @@ HEAD = (
 # by which a model file takes kernels of the trainer's own
 KERNELS = b"gpt.kernels"
 TRITON = "triton"
+# by which a baseline may be off its published rate before that is worth a word
+SAME_RATE = 0.03
 
 
 class Outcome(NamedTuple):
