@@ -93,6 +93,17 @@ def test_a_model_file_is_not_run_where_its_flops_are_known(tmp_path):
     assert budget.settings(entry, CONTENDER, flops)["gpt.max_train_steps"] == 2000
 
 
+@pytest.mark.parametrize("known", [{}, {BASELINE: 100}, {BASELINE: 0, CONTENDER: 5}])
+def test_flops_that_are_not_known_are_not_found_by_running_the_model(tmp_path, known):
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "own.py").write_text("raise RuntimeError\n")
+    contender = steps_of(2)
+    contender["gpt"]["model_file"] = "own.py"
+    entry = write_entry(tmp_path / "e", "flops", steps_of(1000), contender)
+    with pytest.raises(UserError, match=r"FLOPs per token of the \w+'s model are not known"):
+        budget.settings(entry, CONTENDER, known)
+
+
 def test_over_tokens_the_steps_follow_the_batch(tmp_path):
     contender = {**steps_of(3), "train_batch_size": 24}
     entry = write_entry(tmp_path / "e", "tokens", steps_of(1000), contender)
