@@ -118,13 +118,13 @@ class DocumentTally:
         self.text_tokens = np.zeros(count, np.int64)
         self.bytes = np.zeros(count, np.int64)
 
-    def add(self, position: int, byte_lengths: np.ndarray, nats: np.ndarray) -> None:
-        """Targets that follow each other in the stream, the first at a position. byte_lengths:
-        int64 (N,); nats: float64 (N,)."""
-        positions = np.arange(position, position + len(nats))
+    def add(self, positions: np.ndarray, byte_lengths: np.ndarray, nats: np.ndarray) -> None:
+        """positions: int64 (N,), of targets in the stream; byte_lengths: int64 (N,); nats: float64
+        (N,)."""
         documents = np.searchsorted(self._ends, positions, side="right")
-        part = slice(documents[0], documents[-1] + 1)
-        places = documents - documents[0]
+        first = documents.min()
+        part = slice(first, documents.max() + 1)
+        places = documents - first
         has_bytes = byte_lengths > 0
         self.nats[part] += np.bincount(places, nats)
         self.tokens[part] += np.bincount(places)
@@ -195,7 +195,9 @@ class Evaluator:
             if batch:
                 # one copy, for which the device is waited for; float64 holds ranks exactly
                 nats, rank = torch.stack([scores.nats.double(), scores.rank.double()]).cpu().numpy()
-                self._add(tally, batch, nats, rank, documents)
+                self._add(tally, batch, nats, rank)
+                if documents is not None:
+                    self._add_to_documents(documents, batch, nats)
             if not goes_on():
                 return None
         return tally
@@ -238,27 +240,28 @@ class Evaluator:
             mask[0, 0] = True
         return ids, np.array(np.nonzero(mask))
 
-    def _add(
-        self,
-        tally: Tally,
-        batch: list[Window],
-        nats: np.ndarray,
-        rank: np.ndarray,
-        documents: DocumentTally | None,
-    ) -> None:
+    def _add(self, tally: Tally, batch: list[Window], nats: np.ndarray, rank: np.ndarray) -> None:
         """nats, rank: (N,) float64, of the windows' scored targets one window after another."""
         first = 0
         for window in batch:
             part = slice(first, first + window.scored)
             targets = self._ids(window)[-window.scored :]
             self._add_ours(tally.ours, targets, nats[part], rank[part])
-            if documents is not None:
-                position = window.start + 1 + window.length - window.scored
-                documents.add(position, self.vocab.byte_lengths[targets], nats[part])
             skipped = self._left_out_by_languini(window)
             kept = slice(first + skipped, first + window.scored)
             self._add_languini(tally.languini, targets[skipped:], nats[kept], rank[kept])
             first += window.scored
+
+    def _add_to_documents(
+        self, documents: DocumentTally, batch: list[Window], nats: np.ndarray
+    ) -> None:
+        """nats: as of `_add`."""
+        positions = []
+        for window in batch:
+            end = window.start + 1 + window.length
+            positions.append(np.arange(end - window.scored, end))
+        targets = np.concatenate([self._ids(window)[-window.scored :] for window in batch])
+        documents.add(np.concatenate(positions), self.vocab.byte_lengths[targets], nats)
 
     def _left_out_by_languini(self, window: Window) -> int:
         """How many of a window's scored targets, from their first on."""

@@ -1,5 +1,6 @@
 """Which splits and texts eval.py takes, its tables, and the mistakes that it names."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from gpt.data.datasets import Dataset
 from gpt.errors import UserError
 from gpt.evaluation import Evaluator, summary
 from gpt.model import GPT
-from gpt.results import score_tables
+from gpt.results import document_sums, score_tables
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +187,66 @@ def test_plain_text_needs_no_dataset(weights, vocab, evaluator, tmp_path, monkey
         assert figures[name] == pytest.approx(expected[name], rel=1e-6)
 
 
+def summed(path):
+    """{sum: of all documents} of a file of --per_document, by other means than its reader."""
+    documents = [json.loads(line) for line in path.read_text().splitlines()]
+    names = ("nats", "tokens", "text_nats", "text_tokens", "bytes")
+    return len(documents), {name: sum(one[name] for one in documents) for name in names}
+
+
+def require_same_sums(sums, figures):
+    assert sums["nats"] == pytest.approx(figures["total_loss"], rel=1e-9)
+    assert sums["text_nats"] == pytest.approx(figures["text_nats"], rel=1e-9)
+    for name in ("tokens", "text_tokens", "bytes"):
+        assert sums[name] == figures[name]
+
+
+def test_each_document_of_a_split(weights, sample, evaluator, tmp_path, monkeypatch):
+    split = Dataset(sample).split("test")
+    figures = evaluated(
+        monkeypatch,
+        evaluator,
+        tmp_path / "o.json",
+        *("--checkpoint_file", weights, "--data_root", sample),
+        *("--per_document", tmp_path / "a.jsonl"),
+    )
+    count, sums = summed(tmp_path / "a.jsonl")
+    assert count == figures_of(sample, "test")["documents"] > 1
+    require_same_sums(sums, figures)
+    documents = document_sums.read(tmp_path / "a.jsonl")
+    assert documents.bytes.tolist() == split.doc_bytes.tolist()
+    assert documents.tokens.tolist() == (split.doc_tokens + 1).tolist()
+    # by the text itself, which the tokens stand for
+    text = Dataset(sample).vocab.text_bytes(split.tokens[: split.doc_tokens[0]])
+    assert documents.hashes[0] == hashlib.sha256(text).hexdigest()[:32]
+
+
+def figures_of(sample, split):
+    return json.loads((sample / "manifest.json").read_text())["splits"][split]
+
+
+def test_each_text_has_its_own_line(weights, vocab, evaluator, tmp_path, monkeypatch):
+    texts = ["The bread\n", "Seven breads later, nobody asks.\n" * 4, "厨房七点开门。"]
+    files = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for file, text in zip(files, texts):
+        file.write_text(text)
+    figures = evaluated(
+        monkeypatch,
+        evaluator,
+        tmp_path / "o.json",
+        *("--checkpoint_file", weights, "--text", *files),
+        *("--per_document", tmp_path / "a.jsonl"),
+    )
+    count, sums = summed(tmp_path / "a.jsonl")
+    require_same_sums(sums, figures)
+    documents = document_sums.read(tmp_path / "a.jsonl")
+    assert count == 3 and documents.bytes.tolist() == [len(text.encode()) for text in texts]
+    assert documents.tokens.tolist() == [len(vocab.encode(text)) + 1 for text in texts]
+    assert documents.hashes == tuple(
+        hashlib.sha256(text.encode()).hexdigest()[:32] for text in texts
+    )
+
+
 @pytest.mark.parametrize(
     "content, sentence",
     [
@@ -232,6 +293,18 @@ MISTAKES = [
         "command line: argument --checkpoints: not allowed with argument --checkpoint_file",
     ),
     (["--join", "nowhere"], "nowhere holds no run (no metrics.jsonl): give --join the folder that"),
+    (
+        ["--per_document", "a.csv"],
+        "a.csv is neither a .jsonl nor a .parquet file: let its name end in one of them",
+    ),
+    (
+        ["--per_document", "no/a.jsonl"],
+        "--per_document no/a.jsonl: give the name of a file in a folder that exists",
+    ),
+    (
+        ["--per_document", "a.jsonl", "--eval_data_split", "all"],
+        "--per_document holds the documents of one split, and --eval_data_split names 2: name one",
+    ),
     (["--batch_size", "0"], "--batch_size 0: give a positive number"),
     (
         ["--seq_len", "17"],
@@ -274,6 +347,15 @@ MISTAKES = [
         "no.safetensors does not exist: consolidate a checkpoint with `python tools/",
     ),
 ]
+
+
+def test_documents_are_of_one_result(tmp_path, load_tool):
+    assert (
+        load_tool("eval", "gpt").mistake(
+            "--checkpoints", tmp_path, "--per_document", tmp_path / "a.jsonl"
+        )
+        == "--checkpoints and --per_document exclude each other: leave one out"
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from gpt.wording import plural
 # Nats, or the part of more than one, that a token's score may move by when what it may not depend
 # on is another. What a model rounds by other means, as in a Fourier transform, is below; what it
 # gains by what it sees is far above at some positions.
-SAME = 1e-3
+SAME = 1e-4
 # rows of which a batch of fewer is computed several times, each time from other borders on
 ROWS = 8
 

@@ -19,7 +19,8 @@ from gpt.errors import UserError, in_brief
 from gpt.reading import read_bytes
 from gpt.referee import tuning
 from gpt.referee.entry import SIDES
-from gpt.referee.evidence import EXPORT, Declared, Evidence, LeftOut, of_each
+from gpt.referee.evidence import Declared, Evidence, LeftOut, of_each
+from gpt.referee.seal import EXPORT
 from gpt.wording import listed
 
 SHOWN = 5  # settings that differ
@@ -70,7 +71,7 @@ def _flops_per_token(evidence: Evidence) -> dict[str, int] | None:
     that came with the pack."""
     if evidence.trusted:
         return None
-    told = {}
+    told: dict[str, int] = {}
     for run in evidence.present:
         flops = evidence.run(run.name).flops_per_token
         if flops is not None:

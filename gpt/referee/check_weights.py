@@ -41,7 +41,7 @@ def are_of_the_runs(evidence: Evidence, problems: list[str]) -> str:
         sealed = evidence.pack.runs.get(run.name)
         if sealed is not None and sealed.weights_sha256 != sha256:
             yield (
-                f"pack.json: runs.{run.name}.weights_sha256 is {sealed.weights_sha256[:12]}, and"
+                f"pack.json: runs.{run.name}.weights_sha256 is {str(sealed.weights_sha256)[:12]}, and"
                 f" {export.path} tells {str(sha256)[:12]}"
             )
         made_from = (export.manifest.made_from or {}).get("sha256")

@@ -16,11 +16,10 @@ from gpt.errors import UserError, in_words
 from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
 from gpt.referee import entry, seal
+from gpt.referee.scores import documents_file
+from gpt.referee.seal import EXPORT
 from gpt.results import document_sums, evaluations
 from gpt.results.document_sums import DocumentSums
-
-# of a run, beside what training wrote: the folder of its consolidated weights
-EXPORT = "export"
 
 
 class LeftOut(Exception):
@@ -122,8 +121,7 @@ class Evidence:
     def _documents(self, name: str) -> DocumentSums:
         """The same by document."""
         split, step = self.options(name)["eval_data_split"], self.last_step(name)
-        path = evaluations.file_of(self.folder(name), split, step)
-        return document_sums.read(path.with_suffix(".documents.jsonl"))
+        return document_sums.read(documents_file(self.folder(name), split, step))
 
     def export(self, name: str) -> Checkpoint:
         """The folder of a run's consolidated weights."""

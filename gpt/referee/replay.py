@@ -28,10 +28,11 @@ from gpt.referee.evidence import Declared, Evidence, LeftOut, of_each
 from gpt.training.measuring import child_environment
 from gpt.training.sweep import TRAIN
 
-# Relative differences of losses and gradient norms that another machine's rounding makes of the
-# same steps, by precision; roundings grow from step to step.
-SAME_LOSS = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 2e-2}
-SAME_NORM = {"fp32": 2e-2, "fp16": 2e-1, "bf16": 2e-1}
+# Relative differences of losses and gradient norms that another machine's rounding may make of the
+# same steps, by precision. In fp32 other instructions or another number of threads made 2e-7 and
+# 4e-6 of 50 steps of a small model; larger models, more steps and GPUs make more.
+SAME_LOSS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2}
+SAME_NORM = {"fp32": 1e-2, "fp16": 2e-1, "bf16": 2e-1}
 NEVER = 10**9  # steps between evaluations, of which there is one before the first step then
 OFFLOADED = ("zero_optimization.offload_param.device", "zero_optimization.offload_optimizer.device")
 LONGEST_MESSAGE = 400

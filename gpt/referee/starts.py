@@ -15,10 +15,11 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt.config.keys import LARGEST
+from gpt.config.keys import LARGEST, block_of
 from gpt.errors import UserError, in_brief
 from gpt.files import open_own, sync
 from gpt.parsing import parse_json
@@ -169,7 +170,7 @@ def _lines(path: Path) -> list[bytes]:
         raise UserError(
             f"{path} ends in the middle of a line", mend="remove that half line, or bring it back"
         )
-    return content.splitlines()
+    return content.split(b"\n")[:-1]
 
 
 def _hash(line: bytes) -> str:
@@ -178,8 +179,8 @@ def _hash(line: bytes) -> str:
 
 def _fields(line: bytes) -> Any:
     try:
-        return parse_json(line)
-    except ValueError:
+        return parse_json(line, partial(block_of, place="a line"))
+    except (ValueError, UserError):
         return None
 
 

@@ -1,22 +1,19 @@
 """A pack as a table needs it: who, what was scored, every seed's score, and the verdict."""
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt.config.identity import digest
 from gpt.errors import UserError
 from gpt.metrics.runs import read_run
 from gpt.referee import entry as entries
 from gpt.referee import judgement, seal
+from gpt.referee.check_figures import contradiction_of
 from gpt.referee.entry import BASELINE, CONTENDER, SIDES, Entry
 from gpt.referee.judgement import Judgement
 from gpt.referee.scores import Side
 
-SAME = 1e-6  # relative, up to which a number that is computed again is the same
 ASK_FOR_ANOTHER = "ask its author for another; `referee.py verify` tells all that is wrong with it"
 
 
@@ -66,7 +63,9 @@ def read(path: Path) -> Submission:
             f"{path}: no run of its baseline is finished and tells its {sides.over}",
             mend=ASK_FOR_ANOTHER,
         )
-    _require_same(path, json.loads(judgement.as_json(verdict)), pack.judgement)
+    problem = contradiction_of(pack.judgement, judgement.as_dict(verdict))
+    if problem:
+        raise UserError(f"{path} contradicts itself: judgement{problem}", mend=ASK_FOR_ANOTHER)
     configs = {side: read_run(entry.run_folder(side, entry.seeds[0])).config for side in SIDES}
     return Submission(
         path,
@@ -85,25 +84,3 @@ def _weights_of(pack: seal.Pack, side: str) -> dict[str, str]:
         if run.side == side and run.weights_sha256 is not None:
             weights[name] = run.weights_sha256
     return weights
-
-
-def _require_same(path: Path, computed: Any, sealed: Any, place: str = "judgement") -> None:
-    """Raise UserError at the first value of a pack's judgement that does not follow from its
-    sums."""
-    if isinstance(computed, dict) and isinstance(sealed, dict):
-        for name in dict.fromkeys([*computed, *sealed]):
-            _require_same(path, computed.get(name), sealed.get(name), f"{place}.{name}")
-    elif isinstance(computed, list) and isinstance(sealed, list) and len(computed) == len(sealed):
-        for index, values in enumerate(zip(computed, sealed)):
-            _require_same(path, *values, f"{place}.{index}")
-    elif not _is_same(computed, sealed):
-        raise UserError(
-            f"{path} contradicts itself: {place} is {sealed}, and its sums make it {computed}",
-            mend=ASK_FOR_ANOTHER,
-        )
-
-
-def _is_same(computed: Any, sealed: Any) -> bool:
-    if isinstance(computed, float) and isinstance(sealed, (int, float)):
-        return math.isclose(computed, sealed, rel_tol=SAME, abs_tol=SAME)
-    return computed == sealed

@@ -18,6 +18,7 @@ from gpt.config import own_code
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import hash_file
+from gpt.results import document_sums
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRUST = "--trust_model_file"
@@ -124,6 +125,35 @@ def test_weights_from_elsewhere_run_no_code_by_themselves(
     with pytest.raises(UserError, match="holds a run with other settings .*model_file was own.py"):
         train(run, sample)
     assert not mark.exists()
+
+
+def test_what_looks_ahead_in_evaluations_alone_is_refused(sample, tmp_path, load_tool):
+    """Training, and its own evaluations, have no batches of so many rows."""
+    ahead = MIXING.replace("return x", "x = x + (len(x) == 5) * 100 * x.roll(-1, 1)\n    return x")
+    model_file = write_model(tmp_path / "mine", mixing=ahead)
+    train_own(tmp_path / "run", sample, model_file, eval_every=2)
+    export = tmp_path / "run/export"
+    consolidate(tmp_path / "run/checkpoints", export, trusted=True)
+    (tmp_path / "a.txt").write_text("Seven breads later, nobody asks what the oven was for.\n" * 20)
+    command = ["--checkpoint_file", export / "model.safetensors", TRUST, "--batch_size", 5]
+    files = ["--text", tmp_path / "a.txt", "--per_document", tmp_path / "a.jsonl"]
+    sentence = load_tool("eval", "gpt").mistake(*command, *files)
+    assert sentence.startswith(
+        f"{export}/own.py: the model sees what it has to predict: in a batch of 5 rows of 32"
+        " tokens it scores the token behind position "
+    )
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_an_evaluation_and_its_documents_by_code_that_is_trusted(run, output_of):
+    weights = run / "export/model.safetensors"
+    documents = run / "evaluations/test-step2.documents.jsonl"
+    command = ["--checkpoint_file", weights, TRUST, "--join", run, "--per_document", documents]
+    output_of("eval", *command, "--last_n", 32, folder="gpt")
+    result = json.loads((run / "evaluations/test-step2.json").read_text())
+    sums = document_sums.read(documents).totals()
+    assert sums["nats"] == pytest.approx(result["total_loss"], rel=1e-9)
+    assert (sums["tokens"], sums["bytes"]) == (result["tokens"], result["bytes"])
 
 
 def nats(weights, ids):

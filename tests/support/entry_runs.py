@@ -21,7 +21,7 @@ VOCAB = 300
 
 
 def small_dataset(folder):
-    """Ten documents to train on, and four held out, of some 300 tokens each; returns its folder."""
+    """Eleven documents to train on, and three held out, of some 400 tokens each; returns its folder."""
     texts = write_texts(folder / "texts", BOOKS)
     return build(texts, folder / "books", VOCAB, test_every=4)
 

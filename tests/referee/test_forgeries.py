@@ -1,0 +1,243 @@
+"""Forgeries of a pack, each named: plain ones by its seal, and those of a forger who renews all
+hashes by what they contradict."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from forger import (
+    amend_config,
+    amend_json,
+    amend_pack,
+    amend_run,
+    amend_starts,
+    lines_of,
+    renew_head,
+    renew_manifest,
+    renew_seal,
+    write_log,
+)
+from safetensors.torch import load_file, save_file
+
+from gpt.files import hash_file
+from gpt.quantities import quantities
+from gpt.referee import verify
+from gpt.referee.evidence import Evidence
+
+RUN = "contender-seed0"
+OTHER = "contender-seed1"
+# what computes with the weights, which few forgeries need
+COSTLY = ("probe", "evaluation", "replay")
+
+
+def look(pack, checks=(), trusted=True, steps=0):
+    """{name of a check: its result}, of all that cost little and of `checks`."""
+    chosen = {
+        name: check
+        for name, check in verify.checks(steps).items()
+        if name not in COSTLY or name in checks
+    }
+    results = verify.make(Evidence(pack, trusted=trusted), chosen, lambda result: None)
+    return {result.name: result for result in results}
+
+
+def failed(results):
+    return {name for name, result in results.items() if result.state == verify.FAILED}
+
+
+def run_of(pack, name=RUN):
+    return pack / "runs" / name
+
+
+def evaluation_of(pack, name=RUN):
+    return next(run_of(pack, name).glob("evaluations/*-step*[0-9].json"))
+
+
+def better(figures, factor=0.9):
+    """An evaluation's figures with fewer nats, all of which follow from their sums."""
+    sums = {name: figures[name] for name in ("total_loss", "tokens", "text_nats", "text_tokens")}
+    sums |= {"total_loss": factor * sums["total_loss"], "text_nats": factor * sums["text_nats"]}
+    return {**figures, **quantities(**sums, bytes=figures["bytes"])}
+
+
+# ---- The ten. Each changes a pack as somebody would who wants its contender to look better, and
+# with `thorough` all hashes as well; then it returns the check that names it, and what that says
+
+
+def edited_metrics(pack, thorough):
+    run = run_of(pack)
+    lines = [better(line) if line["event"] == "final_eval" else line for line in lines_of(run)]
+    write_log(run, lines, chained=thorough)
+    if thorough:
+        renew_head(pack, RUN)
+        return "sums", f"{RUN}: total_loss is "
+    return "metrics", "metrics.jsonl:1 does not follow from the line before it"
+
+
+def other_weights(pack, thorough):
+    export = run_of(pack) / "export"
+    file = export / "model.safetensors"
+    weights = load_file(file)
+    name = min(weights)
+    weights[name] = weights[name] + 0.01 * torch.ones_like(weights[name])
+    save_file(weights, file, metadata={"format": "pt", "step": "6"})
+    if not thorough:
+        return "weights", "model.safetensors is not as it was written"
+    renew_manifest(export)
+    amend_run(pack, RUN, weights_sha256=hash_file(file)["sha256"])
+    return "probe", f"{export}: its weights give the loss "
+
+
+def another_split(pack, thorough):
+    path = evaluation_of(pack)
+    evaluation = better(json.loads(path.read_text()))
+    evaluation["documents"] = "0" * 64
+    amend_json(path, **evaluation)
+    if not thorough:
+        return "sums", "is of other documents than the run's own evaluations"
+    for name in (RUN, OTHER):
+        for config in (run_of(pack, name), run_of(pack, name) / "export"):
+            amend_config(config / "config.yaml", lambda tree: _score_on(tree, "0" * 64))
+        amend_run(pack, name, documents="0" * 64)
+    return "data", f"{RUN} has dataset.scored.documents {'0' * 64}, and baseline-seed0 has "
+
+
+def _score_on(tree, documents):
+    tree["dataset"]["scored"]["documents"] = documents
+
+
+def dropped_seed(pack, thorough):
+    for side in ("baseline", "contender"):
+        shutil.rmtree(pack / "runs" / f"{side}-seed1")
+    if not thorough:
+        return "seeds", f"{run_of(pack, OTHER)} is missing: the entry declares it"
+    amend_json(pack / "entry.json", seeds=[0])
+    content = json.loads((pack / "pack.json").read_text())
+    amend_pack(pack, runs={name: content["runs"][name] for name in ("baseline-seed0", RUN)})
+    return "starts", "which the entry does not declare"
+
+
+def dropped_seed_and_its_starts(pack, thorough):
+    dropped_seed(pack, thorough=True)
+    amend_starts(pack, lambda line: None if line["run"].endswith("seed1") else line)
+    return "declaration", "entry.json changed since"
+
+
+def extra_steps(pack, thorough):
+    for name in (RUN, OTHER):
+        amend_config(run_of(pack, name) / "config.yaml", _train_longer)
+    if not thorough:
+        return "settings", f"{run_of(pack) / 'config.yaml'}: max_train_steps is 12, and"
+    for name in (RUN, OTHER):
+        amend_config(run_of(pack, name) / "export" / "config.yaml", _train_longer)
+        renew_manifest(run_of(pack, name) / "export")
+    return "settings", f"{run_of(pack) / 'config.yaml'}: max_train_steps is 12, and"
+
+
+def _train_longer(tree):
+    tree["run"]["gpt"]["max_train_steps"] = 12
+    tree["run"]["scheduler"]["params"]["decay_steps"] = 12
+
+
+def clamped_vocabulary(pack, thorough):
+    for folder in (run_of(pack), run_of(pack) / "export"):
+        amend_config(folder / "config.yaml", _clamp)
+    if thorough:
+        renew_manifest(run_of(pack) / "export")
+    return "vocabulary", f"{RUN}: the model tells 1024 ids apart, and its tokenizer "
+
+
+def _clamp(tree):
+    tree["model"]["vocab_size"] = 1024
+    tree["run"]["gpt"]["vocab_size"] = 1024
+
+
+def swapped_tokenizer(pack, thorough):
+    from small_tokenizers import bpe_model
+
+    export = run_of(pack) / "export"
+    (export / "tokenizer.model").write_bytes(bpe_model())
+    if thorough:
+        renew_manifest(export)
+    return "vocabulary", f"{export / 'tokenizer.model'} is another tokenizer ("
+
+
+def another_seeds_log(pack, thorough):
+    lines = lines_of(run_of(pack))
+    if not thorough:
+        write_log(run_of(pack, OTHER), lines)
+        return "curves", "is the log of another run: its start of step 0 has the seed 0, and"
+    write_log(run_of(pack, OTHER), [{**line, **_seed_one(line)} for line in lines])
+    renew_head(pack, OTHER)
+    return "curves", f"{RUN} and {OTHER} have the same losses at all "
+
+
+def _seed_one(line):
+    return {"seed": 1} if line["event"] == "start" else {}
+
+
+def truncated_log(pack, thorough):
+    write_log(run_of(pack), lines_of(run_of(pack))[:-2])
+    if not thorough:
+        return "metrics", "when it was packed"
+    renew_head(pack, RUN)
+    return "metrics", "has no evaluation of the whole split after step "
+
+
+def log_with_a_gap(pack, thorough):
+    lines = lines_of(run_of(pack))
+    is_gap = [line["event"] == "train" and line["step"] == 2 for line in lines]
+    write_log(run_of(pack), [line for line, gap in zip(lines, is_gap) if not gap], thorough)
+    if not thorough:
+        return "metrics", "does not follow from the line before it"
+    renew_head(pack, RUN)
+    return "metrics", "has no line of training at step 2"
+
+
+def edited_code(pack, thorough):
+    paths = list(pack.rglob("own_model.py"))
+    assert len(paths) > 4
+    for path in paths:
+        path.write_text(path.read_text() + "\n# sees a little more\n")
+    if not thorough:
+        return "code", f"{run_of(pack) / 'code' / 'own_model.py'} is not the code that the run was"
+    for name in (RUN, OTHER):
+        for folder in (run_of(pack, name), run_of(pack, name) / "export"):
+            amend_config(folder / "config.yaml", lambda tree: _tell_code(tree, paths[0]))
+        renew_manifest(run_of(pack, name) / "export")
+    return "declaration", "own_model.py changed since"
+
+
+def _tell_code(tree, path):
+    from gpt.config.own_code import read_own_code
+
+    tree["model_file"] |= read_own_code(str(path), "model_file").facts()
+
+
+FORGERIES = (
+    edited_metrics,
+    other_weights,
+    another_split,
+    dropped_seed,
+    dropped_seed_and_its_starts,
+    extra_steps,
+    clamped_vocabulary,
+    swapped_tokenizer,
+    another_seeds_log,
+    truncated_log,
+    log_with_a_gap,
+    edited_code,
+)
+
+
+@pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
+@pytest.mark.parametrize("thorough", [False, True], ids=["plain", "thorough"])
+def test_a_forgery_is_named(pack, forge, thorough):
+    name, words = forge(pack, thorough)
+    if thorough:
+        renew_seal(pack)
+    results = look(pack, checks=[name])
+    assert ("seal" in failed(results)) is not thorough
+    assert name in failed(results)
+    assert any(words in line for line in results[name].lines), results[name].lines
