@@ -133,6 +133,7 @@ def damage(path):
 
 
 def copied(entry, source, target):
+    shutil.rmtree(entry / target, ignore_errors=True)
     shutil.copytree(entry / source, entry / target)
 
 
@@ -166,18 +167,21 @@ MISTAKES = {
     "no sums of documents": (
         lambda entry: remove(entry / RUN / "evaluations/test-step4.documents.jsonl"),
         "{run}/evaluations/test-step4.documents.jsonl is missing, the sums of each document:"
-        " remove {run}/evaluations/test-step4.json, and `python tools/referee.py run` evaluates"
-        " again",
+        " `python tools/referee.py run` evaluates again",
     ),
     "no export": (
         lambda entry: remove(entry / RUN / "export"),
-        "{run}/export holds no weights: export them: `python tools/zero_to_fp32.py"
-        " {run}/checkpoints {run}/export`",
+        "{run}/export holds no weights: remove the run's folders export and evaluations, and"
+        " `python tools/referee.py run` makes them again",
     ),
     "damaged weights": (
         lambda entry: damage(entry / RUN / "export/model.safetensors"),
-        "{run}/export/model.safetensors is not as it was exported: remove {run}/export, and"
-        " export the checkpoint again",
+        "{run}/export/model.safetensors is not as it was exported: remove the run's folders"
+        " export and evaluations, and `python tools/referee.py run` makes them again",
+    ),
+    "weights of another run": (
+        lambda entry: copied(entry, "runs/contender-seed0/export", f"{RUN}/export"),
+        "{run}/evaluations/test-step4.json is of other weights than {run}/export: remove",
     ),
     "a run that is not declared": (
         lambda entry: copied(entry, RUN, "runs/contender-seed7"),
