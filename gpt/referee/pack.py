@@ -31,7 +31,7 @@ from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
 from gpt.reading import open_regular
 from gpt.referee import entry as entries
-from gpt.referee import judgement, pack_readme, seal, starts
+from gpt.referee import judgement, pack_readme, seal
 from gpt.referee.entry import SIDES, Entry
 from gpt.referee.judgement import Judgement
 from gpt.referee.scores import SeedScore, Sides, documents_file
@@ -92,8 +92,8 @@ def write(path: Path, out: Path, with_weights: bool) -> str:
     """Make the pack of an entry; returns what was written, in words.
 
     with_weights: whether it holds the weights, or their hashes alone. Raises UserError, and leaves
-    nothing, where the folder is there, where a declared seed is not finished or not evaluated,
-    where what was declared has changed, where a record or a log is not as it was written.
+    nothing, where the folder is there, where the entry cannot be judged, where a declared seed is
+    not finished or not evaluated, where a log is not as it was written.
     """
     require_new_folder(out)
     entry = entries.read(path)
@@ -101,14 +101,6 @@ def write(path: Path, out: Path, with_weights: bool) -> str:
         raise UserError(f"{path} is a pack already", mend="copy it, or pack an entry")
     verdict = judgement.of_paths([path])
     _require_finished(entry, verdict.sides)
-    record = starts.read(entry)
-    if not record:
-        raise UserError(
-            f"{entry.starts} tells of no start, so nobody can see that {entries.FILE} was declared"
-            " before training",
-            mend=f"train with `python tools/referee.py run {path}`",
-        )
-    starts.require_unchanged(entry, record)
     finals = _finals(entry, verdict.sides)
     trainer = _trainer(finals)
     sources = dict(_sources(entry, finals))
@@ -144,14 +136,6 @@ def _require_finished(entry: Entry, sides: Sides) -> None:
             " not finished and evaluated",
             mend=f"`python tools/referee.py run {entry.path}` goes on",
         )
-    declared = {entry.run_name(side, seed) for side in SIDES for seed in entry.seeds}
-    folders = [folder.name for folder in sorted(entry.runs.iterdir()) if folder.is_dir()]
-    for name in folders:
-        if name not in declared:
-            raise UserError(
-                f"{entry.runs / name} is no run that the entry declares",
-                mend="move it out of the entry",
-            )
 
 
 def _is_or_are(names: list[str]) -> str:
