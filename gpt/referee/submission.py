@@ -8,13 +8,28 @@ from gpt.config.identity import digest
 from gpt.errors import UserError
 from gpt.metrics.runs import read_run
 from gpt.referee import entry as entries
-from gpt.referee import judgement, seal
-from gpt.referee.check_figures import contradiction_of
+from gpt.referee import judgement, seal, verify
 from gpt.referee.entry import BASELINE, CONTENDER, SIDES, Entry
+from gpt.referee.evidence import Evidence
 from gpt.referee.judgement import Judgement
 from gpt.referee.scores import Side
 
 ASK_FOR_ANOTHER = "ask its author for another; `referee.py verify` tells all that is wrong with it"
+# of verify's, those that need neither the dataset nor a model, and run no code
+CHECKS = (
+    "seal",
+    "declaration",
+    "seeds",
+    "starts",
+    "settings",
+    "data",
+    "vocabulary",
+    "code",
+    "metrics",
+    "curves",
+    "sums",
+    "judgement",
+)
 
 
 @dataclass(frozen=True)
@@ -51,10 +66,10 @@ class Submission:
 
 
 def read(path: Path) -> Submission:
-    """Raises UserError where the folder is no pack, its files are not as they were sealed, or its
-    numbers do not follow from its sums."""
+    """Raises UserError where the folder is no pack, or where one of the checks fails that `verify`
+    makes of its files."""
     pack = seal.read(path)
-    seal.require_whole(pack)
+    _require_sound(path)
     entry = entries.read(path)
     verdict = judgement.of_paths([path])
     sides = verdict.sides
@@ -63,9 +78,6 @@ def read(path: Path) -> Submission:
             f"{path}: no run of its baseline is finished and tells its {sides.over}",
             mend=ASK_FOR_ANOTHER,
         )
-    problem = contradiction_of(pack.judgement, judgement.as_dict(verdict))
-    if problem:
-        raise UserError(f"{path} contradicts itself: judgement{problem}", mend=ASK_FOR_ANOTHER)
     configs = {side: read_run(entry.run_folder(side, entry.seeds[0])).config for side in SIDES}
     return Submission(
         path,
@@ -84,3 +96,12 @@ def _weights_of(pack: seal.Pack, side: str) -> dict[str, str]:
         if run.side == side and run.weights_sha256 is not None:
             weights[name] = run.weights_sha256
     return weights
+
+
+def _require_sound(path: Path) -> None:
+    """Raise UserError with the first thing that is wrong with a pack's files."""
+    checks = verify.checks(0)
+    of_files = {name: checks[name] for name in CHECKS}
+    for result in verify.make(Evidence(path), of_files, lambda result: None):
+        if result.state == verify.FAILED:
+            raise UserError(f"{path}: {result.name}: {result.lines[0]}", mend=ASK_FOR_ANOTHER)

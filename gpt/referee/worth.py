@@ -82,10 +82,7 @@ def worth_of(
     assert compute is not None, "a side without it is refused before"
     slope, slope_error = _slope(law, compute)
     if not slope + _t(law.freedom) * slope_error < 0:
-        return (
-            None,
-            "the ladder does not show that the baseline gains by compute: it tells no worth",
-        )
+        return None, "no worth is told: on the ladder the baseline does not gain by compute"
     baseline_loss = float(np.mean([score.normalised_loss for score in sides.baseline.scores]))
     gain = math.log1p(per_byte.value / baseline_loss)
     gain_error = per_byte.error / baseline_loss

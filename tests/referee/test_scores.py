@@ -284,7 +284,7 @@ def test_the_worth_of_a_difference_by_the_baselines_ladder(entry):
 def test_a_ladder_on_which_compute_gains_nothing(entry, nats_of):
     write_ladder(entry, nats_of)
     judged = judge_with_ladder(entry, 3.96)
-    assert judged.worth is None and "does not show that the baseline gains" in in_words(judged)
+    assert judged.worth is None and "the baseline does not gain by compute" in in_words(judged)
 
 
 def test_a_ladder_of_another_method(entry):
