@@ -12,7 +12,7 @@ from without_torch import ABSENT, skip_if_it_was_needed
 from gpt.errors import UserError
 from gpt.prepare.sample import prepare_sample
 
-pytest_plugins = ["finished_run", "sample_vocab"]
+pytest_plugins = ["finished_run", "sample_vocab", "trained_entry"]
 ROOT = Path(__file__).resolve().parents[1]
 
 

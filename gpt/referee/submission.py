@@ -85,12 +85,17 @@ def read(path: Path) -> Submission:
         verdict,
         {side: digest(config) for side, config in configs.items()},
         {side: (config.get("dataset") or {}).get("tokenizer") for side, config in configs.items()},
-        {
-            name: run.weights_sha256
-            for name, run in pack.runs.items()
-            if run.side == CONTENDER and run.weights_sha256
-        },
+        _weights_of(pack, CONTENDER),
     )
+
+
+def _weights_of(pack: seal.Pack, side: str) -> dict[str, str]:
+    """{name of a run: sha256 of its weights} of one side; a run that diverged has none."""
+    weights = {}
+    for name, run in pack.runs.items():
+        if run.side == side and run.weights_sha256 is not None:
+            weights[name] = run.weights_sha256
+    return weights
 
 
 def _require_sound(path: Path) -> None:
