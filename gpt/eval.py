@@ -201,7 +201,7 @@ def evaluate_own(args: argparse.Namespace) -> "tuple[list[Evaluated], Checkpoint
 
 def evaluate_foreign(args: argparse.Namespace) -> "list[Evaluated]":
     """A model of transformers'."""
-    from gpt.compute.hardware import usable_device
+    from gpt.compute.hardware import keep_freed_memory, usable_device
     from gpt.convert import foreign_model, foreign_text
 
     folder = foreign_model.open_folder(args.hf, notify)
@@ -217,6 +217,8 @@ def evaluate_foreign(args: argparse.Namespace) -> "list[Evaluated]":
             foreign_text.target_of_split(dataset, name, folder.tokenizer, not args.skip_data_hash)
             for name in splits_of(args, dataset, "test")
         ]
+    if device == "cpu":
+        keep_freed_memory()
     evaluated = foreign_model.evaluate(folder, targets, window, device, notify, args.batch_size)
     return list(evaluated)
 

@@ -53,7 +53,7 @@ def contradiction(figures: Mapping[str, Any]) -> str | None:
             sums[name] = value
     return (
         _part_beyond_whole({**sums, **_told(figures)})
-        or _too_sure(sums)
+        or _too_sure(figures, sums)
         or _contradicts(figures, sums)
     )
 
@@ -84,11 +84,14 @@ def _part_beyond_whole(sums: Mapping[str, float]) -> str | None:
     return None
 
 
-def _too_sure(sums: Mapping[str, float]) -> str | None:
-    """Which sum is 0 that no model's is: it would have given probability 1 to every token."""
+def _too_sure(figures: Mapping[str, Any], sums: Mapping[str, float]) -> str | None:
+    """What is 0 that no model's is: it would have given probability 1 to every token."""
     for nats, count in (("total_loss", "tokens"), ("text_nats", "text_tokens")):
         if sums.get(nats) == 0 and sums.get(count, 0) > 0:
             return f"{nats} is 0 over {_brief(sums[count])} {count}, and no text is that sure"
+    for name in ("loss", "normalised_loss"):
+        if is_number(figures.get(name)) and figures[name] == 0:
+            return f"{name} is 0, and no text is that sure"
     return None
 
 

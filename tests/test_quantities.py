@@ -72,6 +72,8 @@ def test_figures_of_nothing_but_certainty_are_not_believed():
     for figures in (quantities(0.0, 9, 0.0, 8, 23), quantities(4.0, 9, 0.0, 8, 23)):
         for is_whole in ({"of_tokens": 9}, {}):
             assert "and no text is that sure" in contradiction({**figures, **is_whole})
+    # of a version that told no sums
+    assert contradiction({"loss": 0.0, "ppl": 1.0}) == "loss is 0, and no text is that sure"
 
 
 def test_a_sum_that_is_not_there_is_named():

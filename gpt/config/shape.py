@@ -1,6 +1,7 @@
 """The shape of a model: presets, parameters, FLOPs."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from gpt.config.keys import Key
@@ -34,8 +35,10 @@ SHAPE_KEYS = {
 }
 
 
+@cache
 def load_presets() -> dict[str, dict[str, int]]:
-    """Model shapes by name: {preset: {n_layers, h_dim, mlp_dim, n_heads, head_dim}}."""
+    """Model shapes by name: {preset: {n_layers, h_dim, mlp_dim, n_heads, head_dim}}, which nobody
+    changes."""
     return parse_yaml(Path(__file__).with_name("presets.yaml").read_text(encoding="utf-8"))
 
 

@@ -13,8 +13,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from gpt.config.saved import CONFIG as OUR_CONFIG
 from gpt.convert.foreign_tokenizer import ForeignTokenizer
 from gpt.convert.transformers_package import import_transformers
 from gpt.errors import RunError, UserError, in_brief
@@ -178,6 +180,7 @@ class ForeignFolder:
 def open_folder(path: Path, notify: Notify) -> ForeignFolder:
     """Raises UserError where the folder is not one that is opened."""
     stored = _require_plain(path)
+    tensors = _tensors_in(path)
     transformers = import_transformers()
     with _telling(path, CONFIG):
         config = transformers.AutoConfig.from_pretrained(path, **LOCAL)
@@ -189,6 +192,13 @@ def open_folder(path: Path, notify: Notify) -> ForeignFolder:
             f" {transformers.__version__} makes no causal language model",
             mend="give another model",
         )
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    # before modules are made of so many
+    if isinstance(layers, int) and layers > tensors:
+        raise UserError(
+            f"{path} holds {tensors:,} tensors, and its {CONFIG} calls for {layers:,} layers",
+            mend=MEND_FOLDER,
+        )
     tokenizer = _open_tokenizer(path, transformers, notify)
     return ForeignFolder(path, config, tokenizer, _longest(config))
 
@@ -198,6 +208,11 @@ def _require_plain(path: Path) -> dict:
     what is not read."""
     if not path.is_dir():
         raise UserError(f"{path} is no folder", mend=f"{MEND_FOLDER}; nothing is fetched")
+    if (path / OUR_CONFIG).exists() and not (path / CONFIG).exists():
+        raise UserError(
+            f"{path} is a model of ours ({OUR_CONFIG})",
+            mend=f"give --checkpoint_file {path / WEIGHTS}",
+        )
     if (path / ADAPTER).exists():
         raise UserError(
             f"{path} holds an adapter ({ADAPTER}), not a whole model",
@@ -212,7 +227,6 @@ def _require_plain(path: Path) -> dict:
             f"{path} {REFUSED['auto_map']} (auto_map in {TOKENIZER_CONFIG})",
             mend="give another model",
         )
-    _require_safetensors(path)
     return stored
 
 
@@ -226,10 +240,12 @@ def _json(path: Path) -> dict:
     return content
 
 
-def _require_safetensors(path: Path) -> None:
+def _tensors_in(path: Path) -> int:
+    """How many its weights are. Raises UserError where they are none of safetensors."""
     mend = "save it again with save_pretrained, where you trust it, and give that folder"
     if (path / WEIGHTS).is_file():
-        return
+        with _telling(path, "weights"), safe_open(path / WEIGHTS, framework="pt") as file:
+            return len(file.keys())
     if not (path / INDEX).is_file():
         pickles = sorted(file.name for file in path.glob("*.bin"))
         if pickles:
@@ -246,6 +262,7 @@ def _require_safetensors(path: Path) -> None:
         is_name = isinstance(name, str) and Path(name).name == name
         if not is_name or not name.endswith(".safetensors"):
             raise UserError(f"{path / INDEX} names {name!r}, no file of safetensors", mend=mend)
+    return len(files)
 
 
 def _open_tokenizer(path: Path, transformers: ModuleType, notify: Notify) -> ForeignTokenizer:

@@ -22,6 +22,7 @@ from gpt.prepare.in_memory import TextSplit
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+MOST_IDS = 1 << 24  # that are believed
 # where the parts of a normalizer, a pre-tokenizer and a decoder stand in tokenizer.json
 PARTS = ("normalizers", "pretokenizers", "decoders")
 
@@ -39,6 +40,10 @@ class ForeignTokenizer:
 
         self.name = name
         self.eod_id = eod_id
+        largest = max(tokenizer.get_vocab().values(), default=-1)
+        # before a file is written with all that lie below it
+        if largest >= MOST_IDS:
+            raise UserError(f"the tokenizer of {name} has the id {largest:,}", mend="give another")
         state = json.loads(tokenizer.to_str())
         self.leaves_blank_out = _leave_blank_out(state)
         # of training, or of batches

@@ -24,8 +24,10 @@ def are_unbroken(evidence: Evidence, problems: list[str]) -> str:
     is missing up to the last step."""
 
     def look(run: Declared) -> Iterator[str]:
-        yield from _broken(evidence, run)
-        yield from _missing(evidence.run(run.name))
+        broken = list(_broken(evidence, run))
+        yield from broken
+        if not broken:
+            yield from _missing(evidence.run(run.name))
 
     of_each(evidence.present, problems, look)
     return f"{plural(len(evidence.present), 'log')}, each unbroken up to its last step"

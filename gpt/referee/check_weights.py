@@ -39,10 +39,11 @@ def are_of_the_runs(evidence: Evidence, problems: list[str]) -> str:
         sha256 = (export.manifest.files.get(WEIGHTS) or {}).get("sha256")
         owners[str(sha256)].append(run)
         sealed = evidence.pack.runs.get(run.name)
-        if sealed is not None and sealed.weights_sha256 != sha256:
+        told = None if sealed is None else str(sealed.weights_sha256)
+        if told not in (None, sha256):
             yield (
-                f"pack.json: runs.{run.name}.weights_sha256 is {str(sealed.weights_sha256)[:12]}, and"
-                f" {export.path} tells {str(sha256)[:12]}"
+                f"pack.json: runs.{run.name}.weights_sha256 is {told[:12]}, and {export.path} tells"
+                f" {str(sha256)[:12]}"
             )
         made_from = (export.manifest.made_from or {}).get("sha256")
         if evidence.evaluation(run.name)["run"].get("sha256") != made_from:
@@ -73,8 +74,10 @@ def give_the_kept_loss(evidence: Evidence, problems: list[str]) -> str:
     _require_all(evidence)
 
     def look(run: Declared) -> Iterator[str]:
+        export = evidence.export(run.name)
+        if not export.manifest.probe.tokens:
+            yield f"{export.path} keeps no probe batch, which a run's weights have"
         _source(evidence, run).load()
-        yield from ()
 
     of_each(evidence.scored, problems, look)
     return f"{plural(len(evidence.scored), 'model')}, each with the loss that training kept"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.code_files import require_trust
@@ -46,10 +46,10 @@ class Evidence:
         self.path = path
         self.data_root = data_root
         self.trusted = trusted
-        self.config = cache(self._config)
-        self.run = cache(self._run)
-        self.evaluation = cache(self._evaluation)
-        self.documents = cache(self._documents)
+        self.config = _Once(self._config)
+        self.run = _Once(self._run)
+        self.evaluation = _Once(self._evaluation)
+        self.documents = _Once(self._documents)
 
     @cached_property
     def entry(self) -> entry.Entry:
@@ -145,6 +145,30 @@ class Evidence:
 @cache
 def _opened(root: Path) -> Dataset:
     return Dataset(root)
+
+
+Content = TypeVar("Content")
+
+
+class _Once(Generic[Content]):
+    """Reads something of each run once, and raises again what that raised: a hostile file may take
+    its time."""
+
+    def __init__(self, read: Callable[[str], Content]):
+        self._read = read
+        self._contents: dict[str, Content] = {}
+        self._errors: dict[str, UserError] = {}
+
+    def __call__(self, name: str) -> Content:
+        if name in self._errors:
+            raise self._errors[name]
+        if name not in self._contents:
+            try:
+                self._contents[name] = self._read(name)
+            except UserError as error:
+                self._errors[name] = error
+                raise
+        return self._contents[name]
 
 
 Check = Callable[[Evidence, list[str]], str]

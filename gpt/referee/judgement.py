@@ -19,13 +19,15 @@ import numpy as np
 from gpt.errors import UserError
 from gpt.metrics.events import finite
 from gpt.referee import entry as entries
-from gpt.referee import scores
+from gpt.referee import scores, starts
+from gpt.referee.entry import Entry
 from gpt.referee.scores import SeedScore, Side, Sides
 from gpt.referee.worth import Worth, worth_of
 from gpt.results.bootstrap import DocumentInterval, over_documents
 from gpt.results.document_sums import DocumentSums
 from gpt.results.intervals import LEVEL, Difference, paired, welch
 from gpt.results.power import resolvable, seeds_for_equivalence, seeds_needed
+from gpt.wording import plural
 
 BETTER = "better"
 WORSE = "worse"
@@ -69,6 +71,7 @@ class Judgement:
     verdict: str
     sentence: str
     claim: str | None = None  # what its entry says of it: BETTER or EQUIVALENT
+    notices: tuple[str, ...] = ()
 
     @cached_property
     def power(self) -> Power | None:
@@ -97,10 +100,16 @@ def of_paths(
                 mend="leave --baseline and --over out",
             )
         entry = entries.read(paths[0])
+        notices = _read_record(entry)
         sides = scores.of_entry(entry)
         if ladder is None and entry.ladder.is_dir():
             ladder = [entry.ladder]
-        return replace(judge(sides, ladder or ()), claim=entry.claim.direction)
+        judged = judge(sides, ladder or ())
+        notices += judged.notices
+        return replace(judged, claim=entry.claim.direction, notices=notices)
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist", mend="give an entry's folder, or runs")
     if not baseline:
         raise UserError(
             f"{paths[0]} holds no entry (no {entries.FILE}), and no --baseline says what its runs"
@@ -108,6 +117,35 @@ def of_paths(
             mend="give an entry's folder, or runs and --baseline RUN…",
         )
     return judge(scores.of_runs(paths, baseline, over), ladder or ())
+
+
+def _read_record(entry: Entry) -> tuple[str, ...]:
+    """Sentences on the starts of an entry's runs. Raises UserError where the record and the folder
+    do not tell the same, or where what is declared changed since training began."""
+    record = starts.read(entry)
+    starts.require_unchanged(entry, record)
+    started = {start.run for start in record}
+    declared = starts.declared_runs(entry)
+    folders = sorted(path for path in entry.runs.glob("*") if path.is_dir())
+    for folder in folders:
+        run = f"{entry.runs.name}/{folder.name}"
+        if run not in declared:
+            raise UserError(
+                f"{folder} is of no seed that {entry.path / entries.FILE} declares",
+                mend="a run more is no verdict: move it out of the entry",
+            )
+        if run not in started:
+            raise UserError(
+                f"{entry.starts} has no start of {run}, so nothing tells that its seed was declared"
+                " before training",
+                mend="train it with `python tools/referee.py run`",
+            )
+    if not record:
+        return ()
+    abandoned = sum(start.is_abandoned for start in record)
+    failed = sum(start.status == "failed" for start in record)
+    facts = f"{plural(len(record), 'start')} of {plural(len(started), 'run')}"
+    return (f"{facts}: {failed} failed, {abandoned} abandoned",)
 
 
 def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
@@ -125,7 +163,7 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
     if sides.one_tokenizer:
         per_token = compare(_losses(contender), _losses(baseline))
     margin = math.log1p(MARGIN) * _tokens_per_byte(baseline)
-    worth = worth_of(sides, per_byte, ladder) if ladder else None
+    worth, doubt = worth_of(sides, per_byte, ladder) if ladder else (None, None)
     documents = _over_documents(sides)
     verdict = _verdict(sides, per_byte, margin)
     return Judgement(
@@ -139,6 +177,7 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
         worth,
         verdict,
         _sentence(sides, verdict, is_paired, per_byte, margin, documents),
+        notices=(doubt,) if doubt else (),
     )
 
 
@@ -290,7 +329,7 @@ def in_words(judgement: Judgement) -> str:
                 f" {math.exp(score.normalised_loss):.5f}"
             )
     if judgement.per_byte is None:
-        return "\n".join(lines).rstrip()
+        return "\n".join([*lines, *judgement.notices]).rstrip()
     measured_on = sides.measured_on
     lines.append(
         f"on the split {measured_on['split']!r}: {measured_on['bytes']:,} bytes, last_n"
@@ -302,6 +341,7 @@ def in_words(judgement: Judgement) -> str:
             f"difference: {_in_nats(judgement.per_token)} a token, {share:+.2%} of token perplexity"
         )
     lines += _rest_in_words(judgement)
+    lines += judgement.notices
     return "\n".join(lines)
 
 
@@ -349,6 +389,7 @@ def as_dict(judgement: Judgement) -> dict[str, Any]:
         "measured_on": dict(sides.measured_on),
         "contender": _side_as_dict(sides.contender),
         "baseline": _side_as_dict(sides.baseline),
+        "notices": list(judgement.notices),
         "paired": judgement.is_paired,
         "nats_per_byte": _difference_as_dict(per_byte),
         "nats_per_token": _difference_as_dict(judgement.per_token),

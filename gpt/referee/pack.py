@@ -21,6 +21,7 @@ from gpt.checkpoint.folders import CODE_FOLDER
 from gpt.checkpoint.manifest import MANIFEST, WEIGHTS
 from gpt.compute import hardware
 from gpt.config.identity import ARGUMENTS_OF, digest_with_seed
+from gpt.config.own_code import TRUST
 from gpt.config.saved import CONFIG
 from gpt.errors import UserError, in_brief
 from gpt.files import built_aside, hash_file, require_new_folder, write_atomically
@@ -115,7 +116,7 @@ def write(path: Path, out: Path, with_weights: bool) -> str:
             files[name] = hash_file(building / name)
         content = _content(entry, verdict, finals, trainer, files)
         write_atomically(building / seal.FILE, json.dumps(content, indent=1, allow_nan=False))
-    return _in_words(out, verdict, trainer, files)
+    return _in_words(out, entry, verdict, trainer, files)
 
 
 # ---- What must be so
@@ -370,7 +371,11 @@ def _process_of(run: Run) -> dict[str, Any]:
 
 
 def _in_words(
-    out: Path, verdict: Judgement, trainer: Mapping[str, Any], files: Mapping[str, Any]
+    out: Path,
+    entry: Entry,
+    verdict: Judgement,
+    trainer: Mapping[str, Any],
+    files: Mapping[str, Any],
 ) -> str:
     size = sum(facts["size"] for facts in files.values())
     lines = [
@@ -385,5 +390,6 @@ def _in_words(
             "notice: the runs were trained by code that no commit holds, so nobody else can check"
             " it out"
         )
-    lines.append(f"next: python tools/referee.py verify {out} --replay 50")
+    trust = f" {TRUST}" if pack_readme.own_code(entry) else ""
+    lines.append(f"next: python tools/referee.py verify {out} --replay 50{trust}")
     return "\n".join(lines)

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from gpt.config.own_code import TRUST
 from gpt.escaping import markdown_cell
-from gpt.referee.entry import OWN_FILES, SIDES, Entry
+from gpt.referee.entry import SIDES, Entry
 from gpt.referee.judgement import Judgement
 from gpt.wording import listed, plural
 
@@ -50,8 +51,8 @@ def _facts(entry: Entry) -> str:
 
 def _how_to_verify(entry: Entry, trainer: Mapping[str, Any]) -> str:
     options = "--replay 50"
-    has_code = any(entry.overrides(side) for side in SIDES)
-    if has_code:
+    own_files = own_code(entry)
+    if own_files:
         options += f" {TRUST}"
     checkout = "a checkout of the trainer"
     if trainer["commit"]:
@@ -63,10 +64,16 @@ def _how_to_verify(entry: Entry, trainer: Mapping[str, Any]) -> str:
         f"python tools/referee.py verify PACK --data_root DATASET {options}",
         "```",
     ]
-    if has_code:
-        names = " and ".join(OWN_FILES)
-        lines += ["", f"Read its {names} before: {TRUST} has them run."]
+    if own_files:
+        names = ", ".join(map(markdown_cell, own_files))
+        lines += ["", f"Read {names} before: {TRUST} has such code run."]
     return "\n".join(lines)
+
+
+def own_code(entry: Entry) -> list[str]:
+    """The names of an entry's own files of code."""
+    names = (Path(path).name for side in SIDES for path in entry.overrides(side).values())
+    return sorted(set(names))
 
 
 def _files(entry: Entry, with_weights: bool) -> str:

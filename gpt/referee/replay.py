@@ -33,7 +33,7 @@ from gpt.training.sweep import TRAIN
 # 4e-6 of 50 steps of a small model; larger models, more steps and GPUs make more.
 SAME_LOSS = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2}
 SAME_NORM = {"fp32": 1e-2, "fp16": 2e-1, "bf16": 2e-1}
-NEVER = 10**9  # steps between evaluations, of which there is one before the first step then
+NEVER = 10**9  # steps between evaluations: one before the first step, and one after the last
 OFFLOADED = ("zero_optimization.offload_param.device", "zero_optimization.offload_optimizer.device")
 LONGEST_MESSAGE = 400
 
@@ -49,7 +49,8 @@ class Tolerance:
 
 def gives_the_same_steps(evidence: Evidence, problems: list[str], steps: int) -> str:
     """The first `steps` steps of every run, trained again from its seed on one rank, have the
-    losses and the gradient norms of its log, and so has the evaluation before them."""
+    losses and the gradient norms of its log; so have the evaluations before the first and after the
+    last of them, as far as the log has them."""
     if steps == 0:
         raise LeftOut("--replay N trains the first N steps of every run again")
     for run in evidence.present:
@@ -208,8 +209,6 @@ def differences(name: str, log: Run, again: Run, tolerance: Tolerance) -> Iterat
     )
     for what, quantity, allowed, kind, of_split in kinds:
         made = {event["step"]: event.get(quantity) for event in again.curve(kind, of_split)}
-        if what == "evaluation":
-            made = {step: value for step, value in made.items() if step == 0}
         for event in log.curve(kind, of_split):
             step = event["step"]
             if step in made and not _is_same(event.get(quantity), made[step], allowed):

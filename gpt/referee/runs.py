@@ -113,18 +113,18 @@ def _train_trials(entry: Entry, launcher: list[str], stop: Stop) -> None:
     """Make the trials that are declared. Raises RunError where one cannot be."""
     if not entry.tuning.trials:
         return
+    settings = {side: tuning.trial_settings(entry, side) for side in SIDES}
+    seed = entry.tuning.seed
     runs = []
     for side, factor in entry.trial_names.values():
-        settings = tuning.trial_settings(entry, side, factor)
-        class_name = f"{side}-x{factor}"
-        runs.append(
-            EntryRun(entry, side, class_name, entry.tuning.seed, entry.tuning_runs, settings)
-        )
+        name = f"{side}-x{factor}"
+        run = EntryRun(entry, side, name, seed, entry.tuning_runs, settings[side][factor])
+        runs.append(run)
     _train_all(runs, entry.tuning_runs, launcher, stop)
     if stop.reason:
         return
     for side in SIDES:
-        print(tuning.in_words(entry, side, tuning.trial_losses(entry, side)), flush=True)
+        print(tuning.in_words(entry, side), flush=True)
 
 
 def _train_final_runs(

@@ -4,6 +4,7 @@ Of an entry's runs it is the evaluation of the whole split that was made of thei
 (eval.py --join), and nothing else counts. Of other runs it is what compare.py ranks by.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpt.checkpoint.manifest import PROBE_TOLERANCE
 from gpt.config.identity import differing
 from gpt.errors import UserError
 from gpt.metrics import events
@@ -18,6 +20,7 @@ from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run, read_runs
 from gpt.quantities import is_number
 from gpt.referee.entry import BASELINE, CONTENDER, FLOPS, HOURS, SIDES, TOKENS, Entry
+from gpt.referee.tuning import has_given_up
 from gpt.results import document_sums, evaluations
 from gpt.results.document_sums import DocumentSums
 from gpt.results.scores import final_scores, has_one_tokenizer, incomparable, split_of
@@ -67,6 +70,7 @@ class Side:
     scores: tuple[SeedScore, ...]  # by rising seed
     compute: Mapping[str, float | None]  # {HOURS, FLOPS, TOKENS: what each of its runs takes}
     steps: int  # of each of its runs; 0 where there is none
+    settings: Mapping[str, Any]  # what its runs have in common; nothing where there is none
     missing: tuple[int, ...] = ()  # declared seeds that are not finished, or not evaluated
     diverged: tuple[int, ...] = ()
 
@@ -109,13 +113,14 @@ def of_entry(entry: Entry) -> Sides:
             folder = entry.run_folder(side, seed)
             run = read_run(folder) if folder.is_dir() else None
             evaluation = None if run is None else _joined(run)
-            if run is not None and run.has_ended_diverged:
+            if run is not None and (run.has_ended_diverged or has_given_up(run)):
                 diverged[side].append(seed)
             elif run is None or evaluation is None:
                 missing[side].append(seed)
             else:
                 run.name = folder.name
                 _require_seed(run, seed)
+                _require_own_scoring(run, evaluation)
                 scored[side].append(_Scored(run, evaluation))
     names = {CONTENDER: entry.name, BASELINE: entry.claim.baseline}
     contender, baseline = (
@@ -133,6 +138,11 @@ def of_runs(contender: Sequence[Path], baseline: Sequence[Path], over: str | Non
     # read together, so that their names tell them apart
     both = read_runs([*contender, *baseline])
     of_baseline = {run.path.resolve() for run in read_runs(baseline)}
+    for run in read_runs(contender):
+        if run.path.resolve() in of_baseline:
+            raise UserError(
+                f"{run.path} is on both sides", mend="name it as the contender's or the baseline's"
+            )
     for run in both:
         if not run.finished and not run.has_ended_diverged:
             raise UserError(f"{run.name} is {run.state}", mend="judge finished runs")
@@ -179,6 +189,28 @@ def _require_seed(run: Run, seed: int) -> None:
         )
 
 
+def _require_own_scoring(run: Run, evaluation: Mapping[str, Any]) -> None:
+    """Raise UserError where the evaluation of a run's export is not scored as the run declares, or
+    is far from what training found of the same weights."""
+    last_n = run.options.get("last_n")
+    if evaluation["last_n"] != last_n:
+        raise UserError(
+            f"{run.path} was evaluated with last_n {evaluation['last_n']}, and is scored with"
+            f" {last_n}",
+            mend="evaluate its export again with eval.py --join, without --last_n",
+        )
+    whole = run.whole()
+    if whole is None or not is_number(whole.get("loss")):
+        return
+    tolerance = PROBE_TOLERANCE[str(run.config.get("precision"))]
+    if not math.isclose(whole["loss"], evaluation["loss"], rel_tol=tolerance):
+        raise UserError(
+            f"{run.path}: its evaluation says {evaluation['loss']:.6f} nats a token, and training"
+            f" found {whole['loss']:.6f} with the same weights",
+            mend="export the run's last checkpoint, and evaluate that",
+        )
+
+
 def _common_name(scored: Sequence[_Scored]) -> str:
     """What runs that are seeds of each other are called: their folders' name without the seed."""
     if not scored:
@@ -200,25 +232,27 @@ def _side(
                 mend="judge one method against one baseline",
             )
     scores = sorted(map(_score, scored), key=lambda score: score.seed)
-    for score, following in zip(scores, scores[1:]):
-        if score.seed == following.seed:
+    for score, other in itertools.combinations(scores, 2):
+        if score.seed == other.seed:
             raise UserError(
-                f"{score.run} and {following.run} are of one seed, {score.seed}",
+                f"{score.run} and {other.run} are of one seed, {score.seed}",
                 mend="leave one out: the same again is no other seed",
             )
-        if (score.nats, score.text_nats) == (following.nats, following.text_nats):
+        if (score.nats, score.text_nats) == (other.nats, other.text_nats):
             raise UserError(
-                f"{score.run} and {following.run} have the same sums to the last bit: one run under"
+                f"{score.run} and {other.run} have the same sums to the last bit: one run under"
                 " two seeds",
                 mend="train each seed",
             )
     compute: dict[str, float | None] = dict.fromkeys(AXIS_OF)
     steps = 0
+    settings: dict[str, Any] = {}
     if scored:
         run = scored[0].run
+        settings = run.identity
         steps = run.options["max_train_steps"]
         compute = {over: run.planned(axis) for over, axis in AXIS_OF.items()}
-    return Side(name, tuple(scores), compute, steps, tuple(missing), tuple(diverged))
+    return Side(name, tuple(scores), compute, steps, settings, tuple(missing), tuple(diverged))
 
 
 def _score(scored: _Scored) -> SeedScore:

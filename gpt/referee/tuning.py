@@ -28,38 +28,37 @@ def settings_of(
     measured, or trials not made, yet."""
     if not entry.tuning.trials:
         return _untuned(entry, side, flops_per_token)
-    return trial_settings(entry, side, factor_of(entry, side), flops_per_token)
+    best = factor_of(entry, side, trial_losses(entry, side))
+    return trial_settings(entry, side, flops_per_token)[best]
 
 
 def trial_settings(
-    entry: Entry, side: str, factor: float, flops_per_token: Mapping[str, int] | None = None
-) -> dict[str, Any]:
-    """The same at a multiple of the side's own learning rate."""
+    entry: Entry, side: str, flops_per_token: Mapping[str, int] | None = None
+) -> dict[float, dict[str, Any]]:
+    """{factor: the same at so many times the side's own learning rate}."""
     settings = _untuned(entry, side, flops_per_token)
     draft = read(entry.config_file(side), 1, settings)
     draft.refuse_mistakes()
     schedule = own_schedule(draft.get("scheduler"))
-    if schedule is None:
-        raise UserError(
-            f"{entry.config_file(side)} has no schedule of the trainer's own, whose max_lr could be"
-            " tuned",
-            mend="give it LanguiniCosineLR or LinearCooldownLR, or declare no factors",
-        )
-    return {
-        **settings,
-        "scheduler.params.max_lr": schedule.max_lr * factor,
-        "scheduler.params.min_lr": schedule.min_lr * factor,
-    }
+    assert schedule is not None, "of a side without one no budget is known"
+    by_factor = {}
+    for factor in entry.tuning.factors:
+        by_factor[factor] = {
+            **settings,
+            "scheduler.params.max_lr": schedule.max_lr * factor,
+            "scheduler.params.min_lr": schedule.min_lr * factor,
+        }
+    return by_factor
 
 
 def _untuned(entry: Entry, side: str, flops_per_token: Mapping[str, int] | None) -> dict[str, Any]:
     return {**entry.overrides(side), **budget.settings(entry, side, flops_per_token)}
 
 
-def factor_of(entry: Entry, side: str) -> float:
-    """The multiple of its own learning rate at which a side's trials ended best. Raises UserError
-    where a trial is not finished, or all have diverged."""
-    losses = trial_losses(entry, side)
+def factor_of(entry: Entry, side: str, losses: Mapping[float, float | None]) -> float:
+    """The multiple of its own learning rate at which a side's trials ended best. losses: of
+    `trial_losses`. Raises UserError where a trial is not finished, or all have diverged."""
+    known = []
     for factor, loss in losses.items():
         if loss is None:
             raise UserError(
@@ -67,7 +66,7 @@ def factor_of(entry: Entry, side: str) -> float:
                 " finished",
                 mend=f"make it with `python tools/referee.py run {entry.path}`",
             )
-    known = [math.nan if loss is None else loss for loss in losses.values()]
+        known.append(loss)
     best = study.best(list(losses), known)
     if best is None:
         raise UserError(
@@ -106,20 +105,17 @@ def has_given_up(run: Run) -> bool:
     return run.last_event.get("event") == FAILED
 
 
-def edge_in_words(entry: Entry, factor: float) -> str:
-    """What a person should know of a chosen factor."""
-    factors = entry.tuning.factors
-    return " (at the edge)" if factor in (min(factors), max(factors)) else ""
-
-
-def in_words(entry: Entry, side: str, losses: Mapping[float, float | None]) -> str:
+def in_words(entry: Entry, side: str) -> str:
     """One line on what a side's trials came to."""
+    losses = trial_losses(entry, side)
+    best = factor_of(entry, side, losses)
     trials = []
     for factor, loss in losses.items():
         has_diverged = loss is None or math.isnan(loss)
         trials.append(f"{factor:g}: diverged" if has_diverged else f"{factor:g}: {loss:.4f}")
-    chosen = factor_of(entry, side)
+    is_at_the_edge = best in (min(losses), max(losses))
+    edge = ", at the edge of those tried," if is_at_the_edge else ""
     return (
-        f"{side}: {chosen:g} times its max_lr{edge_in_words(entry, chosen)}, by the losses of"
-        f" {len(trials)} trials ({', '.join(trials)})"
+        f"{side}: {best:g} times its max_lr{edge} by the losses of {len(trials)} trials"
+        f" ({', '.join(trials)})"
     )

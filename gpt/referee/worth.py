@@ -9,13 +9,27 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from gpt.config.identity import BATCH_SETTING, differing
 from gpt.errors import UserError
+from gpt.metrics.run import Run
 from gpt.metrics.runs import read_runs
-from gpt.referee.scores import AXIS_OF, WORDS_OF, Sides
+from gpt.referee.scores import AXIS_OF, SHOWN, WORDS_OF, Side, Sides
 from gpt.results.intervals import LEVEL, Difference
-from gpt.results.power_law import Fit, fit
+from gpt.results.power_law import REACH, Fit, fit
 from gpt.results.scores import final_scores
 
+# settings in which the runs of a ladder may differ: their size and length, and what goes with these
+OF_SCALE = (
+    "model.",
+    "parameters",
+    "kernels",
+    "scheduler.params.",
+    "optimizer.params.lr",
+    "gradient_clipping",
+    "max_train_steps",
+    "fp16.",
+    BATCH_SETTING,
+)
 STEP = 1e-4  # of log compute, and of a parameter, in differences for derivatives
 
 
@@ -33,10 +47,13 @@ class Worth:
     points: tuple[tuple[float, float], ...]
 
     def in_words(self) -> str:
+        interval = ""
+        if math.isfinite(self.low):
+            interval = f" (95%: {self.low - 1:+.1%} to {self.high - 1:+.1%})"
         return (
-            f"worth {self.ratio - 1:+.1%} of compute (95%: {self.low - 1:+.1%} to"
-            f" {self.high - 1:+.1%}) by the baseline's ladder of {len(self.points)} runs, on which"
-            f" nats a byte go with {self.unit} to the power {self.slope:.4f}"
+            f"worth {self.ratio - 1:+.1%} of compute{interval} by the baseline's ladder of"
+            f" {len(self.points)} runs, on which nats a byte go with {self.unit} to the power"
+            f" {self.slope:.4f}"
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,37 +67,50 @@ class Worth:
         }
 
 
-def worth_of(sides: Sides, per_byte: Difference, ladder: Sequence[Path]) -> Worth:
-    """By the slope of the baseline's law at the compute of both sides.
+def worth_of(
+    sides: Sides, per_byte: Difference, ladder: Sequence[Path]
+) -> tuple[Worth | None, str | None]:
+    """(worth by the slope of the baseline's law at the compute of both sides, or why its ladder
+    tells none).
 
     ladder: the baseline's runs at other compute, beside which its own runs count. Raises UserError
-    where they do not measure the same, or are of fewer than three scales.
+    where they are of another method or do not measure the same, or are of fewer than three scales.
     """
     points = _points(sides, ladder)
     law = fit(*zip(*points))
     compute = sides.baseline.compute[sides.over]
     assert compute is not None, "a side without it is refused before"
-    baseline_loss = float(np.mean([score.normalised_loss for score in sides.baseline.scores]))
     slope, slope_error = _slope(law, compute)
+    if not slope + _t(law.freedom) * slope_error < 0:
+        return None, "no worth is told: on the ladder the baseline does not gain by compute"
+    baseline_loss = float(np.mean([score.normalised_loss for score in sides.baseline.scores]))
     gain = math.log1p(per_byte.value / baseline_loss)
     gain_error = per_byte.error / baseline_loss
     log_ratio = gain / slope
+    if abs(log_ratio) > math.log(REACH):
+        return None, f"no worth is told: it would be beyond {REACH:g} times the compute"
     # the delta method, of a quotient of two that were measured apart
-    parts = [(gain_error / slope) ** 2, (gain * slope_error / slope**2) ** 2]
-    half = _half_width(parts, [per_byte.freedom, law.freedom])
-    return Worth(
+    variances = [(gain_error / slope) ** 2, (gain * slope_error / slope**2) ** 2]
+    half = _half_width(variances, [per_byte.freedom, law.freedom])
+    worth = Worth(
         ratio=math.exp(log_ratio),
-        low=math.exp(log_ratio - half),
-        high=math.exp(log_ratio + half),
+        low=_exp(log_ratio - half),
+        high=_exp(log_ratio + half),
         slope=slope,
         unit=WORDS_OF[sides.over],
         points=tuple(points),
     )
+    return worth, None
+
+
+def _exp(value: float) -> float:
+    return math.inf if value > 700 else math.exp(value)
 
 
 def _points(sides: Sides, ladder: Sequence[Path]) -> list[tuple[float, float]]:
     """(compute, nats per byte) of the ladder and of the baseline's own runs, rising."""
     runs = read_runs(ladder)
+    _require_method(sides.baseline, runs)
     axis = AXIS_OF[sides.over]
     measured = final_scores(runs, [])
     points = []
@@ -103,6 +133,20 @@ def _points(sides: Sides, ladder: Sequence[Path]) -> list[tuple[float, float]]:
     assert own is not None
     points += [(own, score.normalised_loss) for score in sides.baseline.scores]
     return sorted(points)
+
+
+def _require_method(baseline: Side, runs: Sequence[Run]) -> None:
+    """Raise UserError where a run of a ladder differs from the baseline in more than its size and
+    length, and what goes with these."""
+    for run in runs:
+        paths = differing([baseline.settings, run.identity])
+        others = [path for path in paths if not path.startswith(OF_SCALE)]
+        if others:
+            raise UserError(
+                f"--ladder: {run.name} is of another method than the baseline"
+                f" ({', '.join(others[:SHOWN])})",
+                mend="give runs of the baseline that differ in their size and length alone",
+            )
 
 
 def _slope(law: Fit, compute: float) -> tuple[float, float]:
@@ -137,4 +181,8 @@ def _half_width(variances: Sequence[float], freedoms: Sequence[float]) -> float:
     spread = sum(
         variance**2 / freedom for variance, freedom in zip(variances, freedoms) if variance
     )
-    return math.sqrt(total) * float(stats.t.ppf((1 + LEVEL) / 2, total**2 / spread))
+    return math.sqrt(total) * _t(total**2 / spread)
+
+
+def _t(freedom: float) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom))

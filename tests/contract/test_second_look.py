@@ -108,6 +108,21 @@ def test_a_model_that_sees_more_in_such_batches_alone_is_refused(leak, tmp_path)
     assert sentence.endswith("tools/check_model.py looks at it in several") and "\n" not in sentence
 
 
+def test_what_rounding_moves_once_is_no_leak(tmp_path, monkeypatch):
+    look = looked_at(model_of(tmp_path, changed()))
+    outputs = look._model.outputs
+    calls = []
+
+    def moved_once(tokens):
+        calls.append(tokens)
+        scale = 1.1 if len(calls) == 1 else 1.0
+        return outputs(tokens) * scale
+
+    monkeypatch.setattr(look._model, "outputs", moved_once)
+    look.require_blind()
+    assert [len(tokens) for tokens in calls] == [BATCH, BATCH, 2, 2, 2, 2]
+
+
 def test_no_other_check_notices_such_a_model(tmp_path):
     subject = model_of(tmp_path, changed((LAST, ONLY_HERE + LEAKS["the next token"])))
     assert all(result.is_right for result in run(subject, CHECKS, lambda result: None))

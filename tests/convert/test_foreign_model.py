@@ -300,6 +300,12 @@ def as_pickle_by_an_index(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def with_a_distant_id(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["x"] = 2**31
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 def without_end(folder):
     edit("tokenizer_config.json", eos_token=None)(folder)
 
@@ -387,6 +393,17 @@ DAMAGED = {
             " has): give the folder of a causal language model, whole"
         ),
     ),
+    "a million layers": (
+        edit("config.json", n_layer=10**6),
+        "{folder} holds 28 tensors, and its config.json calls for 1,000,000 layers: " + FOLDER,
+    ),
+    "ours": (
+        lambda folder: (folder / "config.json").rename(folder / "config.yaml"),
+        (
+            "{folder} is a model of ours (config.yaml): give --checkpoint_file"
+            " {folder}/model.safetensors"
+        ),
+    ),
     "damaged weights": (
         write("model.safetensors", "no"),
         "{folder}: transformers cannot open its weights (",
@@ -413,6 +430,10 @@ DAMAGED = {
     "damaged tokenizer": (
         write("tokenizer.json", "{"),
         "{folder}: transformers cannot open its tokenizer (",
+    ),
+    "tokenizer with an id far off": (
+        with_a_distant_id,
+        "the tokenizer of {folder} has the id 2,147,483,648: give another",
     ),
     "tokenizer without an end": (
         without_end,

@@ -5,7 +5,9 @@ import json
 import shutil
 
 import pytest
+import small_tokenizers
 import torch
+from entry_runs import STEPS, VOCAB
 from forger import (
     amend_config,
     amend_json,
@@ -20,6 +22,8 @@ from forger import (
 )
 from safetensors.torch import load_file, save_file
 
+from gpt.checkpoint import sources
+from gpt.checkpoint.manifest import read_content, write_content
 from gpt.files import hash_file
 from gpt.quantities import quantities
 from gpt.referee import verify
@@ -72,21 +76,41 @@ def edited_metrics(pack, thorough):
     if thorough:
         renew_head(pack, RUN)
         return "sums", f"{RUN}: total_loss is "
-    return "metrics", "metrics.jsonl:1 does not follow from the line before it"
+    return "metrics", " does not follow from the line before it"
 
 
 def other_weights(pack, thorough):
     export = run_of(pack) / "export"
-    file = export / "model.safetensors"
-    weights = load_file(file)
-    name = min(weights)
-    weights[name] = weights[name] + 0.01 * torch.ones_like(weights[name])
-    save_file(weights, file, metadata={"format": "pt", "step": "6"})
+    _change_weights(export)
     if not thorough:
         return "weights", "model.safetensors is not as it was written"
     renew_manifest(export)
-    amend_run(pack, RUN, weights_sha256=hash_file(file)["sha256"])
+    weights_sha256 = hash_file(export / "model.safetensors")["sha256"]
+    amend_run(pack, RUN, weights_sha256=weights_sha256)
     return "probe", f"{export}: its weights give the loss "
+
+
+def other_weights_and_their_probe(pack, thorough):
+    name, words = other_weights(pack, thorough)
+    if not thorough:
+        return name, words
+    export = run_of(pack) / "export"
+    content = {name: value for name, value in read_content(export).items() if name != "sha256"}
+    probe = content.pop("probe")
+    # without one, the model is loaded whatever its loss
+    write_content(export, content)
+    source = sources.of_file(export / "model.safetensors", None, str, trusted=True)
+    tokens = torch.tensor(probe["tokens"])
+    with torch.no_grad():
+        probe["loss"] = source.load()(tokens[:, :-1], tokens[:, 1:]).item()
+    write_content(export, {**content, "probe": probe})
+    return "evaluation", f"{RUN}: total_loss is "
+
+
+def _change_weights(export):
+    file = export / "model.safetensors"
+    weights = {name: 1.1 * weight for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt", "step": str(STEPS)})
 
 
 def another_split(pack, thorough):
@@ -154,10 +178,8 @@ def _clamp(tree):
 
 
 def swapped_tokenizer(pack, thorough):
-    from small_tokenizers import bpe_model
-
     export = run_of(pack) / "export"
-    (export / "tokenizer.model").write_bytes(bpe_model())
+    (export / "tokenizer.model").write_bytes(small_tokenizers.train(vocab_size=VOCAB))
     if thorough:
         renew_manifest(export)
     return "vocabulary", f"{export / 'tokenizer.model'} is another tokenizer ("
@@ -196,17 +218,17 @@ def log_with_a_gap(pack, thorough):
 
 
 def edited_code(pack, thorough):
-    paths = list(pack.rglob("own_model.py"))
+    paths = list(pack.rglob("own.py"))
     assert len(paths) > 4
     for path in paths:
         path.write_text(path.read_text() + "\n# sees a little more\n")
     if not thorough:
-        return "code", f"{run_of(pack) / 'code' / 'own_model.py'} is not the code that the run was"
+        return "code", f"{run_of(pack) / 'code' / 'own.py'} is not the code that the run was"
     for name in (RUN, OTHER):
         for folder in (run_of(pack, name), run_of(pack, name) / "export"):
             amend_config(folder / "config.yaml", lambda tree: _tell_code(tree, paths[0]))
         renew_manifest(run_of(pack, name) / "export")
-    return "declaration", "own_model.py changed since"
+    return "declaration", "own.py changed since"
 
 
 def _tell_code(tree, path):
@@ -218,6 +240,7 @@ def _tell_code(tree, path):
 FORGERIES = (
     edited_metrics,
     other_weights,
+    other_weights_and_their_probe,
     another_split,
     dropped_seed,
     dropped_seed_and_its_starts,
@@ -233,11 +256,11 @@ FORGERIES = (
 
 @pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
 @pytest.mark.parametrize("thorough", [False, True], ids=["plain", "thorough"])
-def test_a_forgery_is_named(pack, forge, thorough):
-    name, words = forge(pack, thorough)
+def test_a_forgery_is_named(packed, forge, thorough):
+    name, words = forge(packed, thorough)
     if thorough:
-        renew_seal(pack)
-    results = look(pack, checks=[name])
+        renew_seal(packed)
+    results = look(packed, checks=[name])
     assert ("seal" in failed(results)) is not thorough
     assert name in failed(results)
     assert any(words in line for line in results[name].lines), results[name].lines

@@ -95,7 +95,8 @@ def test_what_its_readme_says(pack_of_entry):
     out, _ = pack_of_entry
     text = (out / "README.md").read_text()
     assert json.loads((out / "judgement.json").read_text())["verdict"] in text
-    assert "python tools/referee.py verify PACK --data_root DATASET --replay 50" in text
+    command = "python tools/referee.py verify PACK --data_root DATASET --replay 50"
+    assert f"{command} --trust_model_file" in text and "Read own.py before" in text
     assert "The names of hosts, the command lines and the paths" in text
 
 

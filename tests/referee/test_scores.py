@@ -11,8 +11,8 @@ from gpt.config.identity import digest_with_seed
 from gpt.config.saved import read_config
 from gpt.errors import UserError
 from gpt.referee import entry as entries
-from gpt.referee import scores
-from gpt.referee.judgement import NO_VERDICT, of_paths
+from gpt.referee import scores, starts
+from gpt.referee.judgement import NO_VERDICT, as_json, in_words, of_paths
 from gpt.results import document_sums
 from gpt.results.document_sums import DocumentSums
 
@@ -37,7 +37,7 @@ def score_run(folder, loss, **more):
         "of_tokens": TOKENS,
         "documents": "2" * 64,
         "seq_len": config["model"]["seq_len"],
-        "last_n": 32,
+        "last_n": 16,
         "run": {"curve": digest_with_seed(config), "step": STEPS, "checkpoint": "global_step12"},
         **more,
     }
@@ -59,7 +59,25 @@ def entry(tmp_path):
                 amend(run, {"run/optimizer/type": "AdamW"})
             score_run(run, loss + seed / 1000)
     (folder / "entry.json").write_text(json.dumps(ENTRY))
+    for side in ("baseline", "contender"):
+        tree = {"gpt": {"data_root": "data/books"}}
+        (folder / f"{side}.json").write_text(json.dumps(tree))
+    start_all(folder)
     return folder
+
+
+def start_all(folder):
+    """Have starts.jsonl tell that all runs of an entry were started, as it is declared now."""
+    (folder / "starts.jsonl").unlink(missing_ok=True)
+    entry = entries.read(folder)
+    for run, (side, seed) in starts.declared_runs(entry).items():
+        starts.begin(entry, run, side, seed, 0)
+        starts.end(entry, run, side, seed, STEPS, 0, "finished")
+
+
+def redeclare(folder, **changes):
+    (folder / "entry.json").write_text(json.dumps({**ENTRY, **changes}))
+    start_all(folder)
 
 
 def refusal(function, *arguments):
@@ -85,7 +103,7 @@ def test_sums_of_an_entry_are_those_of_the_joined_evaluations(entry):
         "split": "test",
         "documents": "2" * 64,
         "bytes": BYTES,
-        "last_n": 32,
+        "last_n": 16,
     }
     assert of_paths([entry]).verdict == "better"
 
@@ -93,8 +111,7 @@ def test_sums_of_an_entry_are_those_of_the_joined_evaluations(entry):
 def test_seeds_without_an_evaluation_or_a_run_are_missing(entry):
     (entry / f"runs/baseline-seed1/evaluations/test-step{STEPS}.json").unlink()
     assert scores.of_entry(entries.read(entry)).baseline.missing == (1,)
-    declared = {**ENTRY, "seeds": [0, 1, 7]}
-    (entry / "entry.json").write_text(json.dumps(declared))
+    redeclare(entry, seeds=[0, 1, 7])
     judged = of_paths([entry])
     assert judged.verdict == NO_VERDICT
     assert judged.sentence == (
@@ -128,6 +145,40 @@ def test_seeds_that_differ_in_more(entry):
     )
 
 
+def test_seeds_that_are_dropped_after_training(entry):
+    (entry / "entry.json").write_text(json.dumps({**ENTRY, "seeds": [0]}))
+    assert "of runs/baseline-seed1, which the entry does not declare" in refusal(of_paths, [entry])
+    (entry / "starts.jsonl").unlink()
+    sentence = refusal(of_paths, [entry])
+    assert "starts.jsonl has no start of runs/baseline-seed0, so nothing tells that" in sentence
+    redeclare(entry, seeds=[0])
+    assert sentence != refusal(of_paths, [entry])
+    assert "baseline-seed1 is of no seed that" in refusal(of_paths, [entry])
+
+
+def test_the_starts_are_told(entry):
+    starts.begin(entries.read(entry), "runs/contender-seed1", "contender", 1, 4)
+    judged = of_paths([entry])
+    assert judged.notices == ("5 starts of 4 runs: 0 failed, 1 abandoned",)
+    assert judged.notices[0] in in_words(judged)
+
+
+def test_an_evaluation_with_another_last_n(entry):
+    for run in (entry / "runs").iterdir():
+        score_run(run, 4.0 + run.name.endswith("1"), last_n=8)
+    sentence = refusal(scores.of_entry, entries.read(entry))
+    assert "was evaluated with last_n 8, and is scored with 16" in sentence
+
+
+def test_an_evaluation_of_other_weights_than_training_scored(entry):
+    run = entry / "runs/contender-seed1"
+    whole = {**evaluation(STEPS, 4.5, scored=BYTES), "event": "final_eval"}
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(whole) + "\n")
+    sentence = refusal(scores.of_entry, entries.read(entry))
+    assert "its evaluation says 3.901000 nats a token, and training found 4.500000" in sentence
+
+
 def test_one_run_under_two_seeds(entry):
     score_run(entry / "runs/contender-seed1", 3.9)
     sentence = refusal(scores.of_entry, entries.read(entry))
@@ -139,7 +190,6 @@ def test_one_run_under_two_seeds(entry):
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"last_n": 16}, "gave the scored tokens different context (last_n 32 and 16)"),
         ({"documents": "3" * 64}, "is of other documents than the run's own evaluations"),
         ({"normalised_ppl": 1.5}, "contradicts itself: normalised_ppl is 1.5"),
     ],
@@ -150,8 +200,7 @@ def test_evaluations_that_do_not_measure_the_same(entry, changes, sentence):
 
 
 def test_unequal_compute(entry):
-    declared = {**ENTRY, "claim": {**ENTRY["claim"], "over": "hours"}}
-    (entry / "entry.json").write_text(json.dumps(declared))
+    redeclare(entry, claim={**ENTRY["claim"], "over": "hours"})
     sentence = refusal(scores.of_entry, entries.read(entry))
     assert sentence == ("the runs of rope do not tell their hours: compare over flops or tokens")
 
@@ -181,26 +230,65 @@ def test_runs_that_are_no_entry(entry, tmp_path):
     assert judged.verdict == "better" and judged.sides.over == "flops"
     assert (judged.sides.contender.name, judged.sides.baseline.name) == ("contender", "baseline")
     assert "no --baseline says what its runs are held against" in refusal(of_paths, contender)
+    assert f"{baseline[0]} is on both sides" in refusal(of_paths, [*contender, *baseline], baseline)
+    assert refusal(of_paths, [tmp_path / "nope"]).startswith(f"{tmp_path / 'nope'} does not exist")
     assert "has a baseline of its own" in refusal(of_paths, [entry], baseline)
     write_lines(contender[0], [train_line(1, 7.0)])
     assert "contender-seed0 is at step 1 of 12" in refusal(of_paths, contender, baseline)
 
 
-def test_the_worth_of_a_difference_by_the_baselines_ladder(entry):
-    """Losses that are exactly A C^-0.05: a loss 1% lower is worth 1.01^(1/0.05) of compute."""
-    for place, steps in enumerate((3, 6, 24, 48)):
-        run = identified_run(entry / f"ladder/{steps}", steps)
-        nats = (steps / STEPS) ** -0.05
+def write_ladder(entry, nats_of, **options):
+    """The baseline at four other lengths. nats_of: nats per byte for a multiple of its length."""
+    for steps in (3, 6, 24, 48):
+        run = identified_run(entry / f"ladder/{steps}", steps, **options)
+        nats = nats_of(steps / STEPS)
         write_lines(
             run,
-            [train_line(1, 5.0), train_line(steps, 5.0)]
-            + [evaluation(steps, 4 * nats, nats_per_byte=nats, scored=BYTES)],
+            [
+                train_line(1, 5.0),
+                train_line(steps, 5.0),
+                evaluation(steps, 4 * nats, nats_per_byte=nats, scored=BYTES),
+            ],
         )
-    for side, loss in (("baseline", 4.0), ("contender", 3.96)):
+
+
+def judge_with_ladder(entry, contender):
+    for side, loss in (("baseline", 4.0), ("contender", contender)):
         for seed in (0, 1):
             score_run(entry / f"runs/{side}-seed{seed}", loss + seed * 1e-9)
-    judged = of_paths([entry])
+    return of_paths([entry])
+
+
+def test_the_worth_of_a_difference_by_the_baselines_ladder(entry):
+    """Losses that are exactly A C^-0.05: a loss 1% lower is worth 0.99^(-1/0.05) of compute."""
+    write_ladder(entry, lambda multiple: multiple**-0.05)
+    judged = judge_with_ladder(entry, 3.96)
     assert judged.worth.slope == pytest.approx(-0.05, rel=1e-3)
     assert judged.worth.ratio == pytest.approx(0.99 ** (-1 / 0.05), rel=1e-3)
     assert judged.worth.in_words().startswith("worth +22.3% of compute")
     assert judged.worth.low <= judged.worth.ratio <= judged.worth.high
+    assert json.loads(as_json(judged))["worth"]["ratio"] == judged.worth.ratio
+    far = judge_with_ladder(entry, 3.0)
+    assert far.worth is None
+    assert far.notices[-1] == "no worth is told: it would be beyond 100 times the compute"
+
+
+@pytest.mark.parametrize(
+    "nats_of",
+    [
+        lambda multiple: multiple**0.05,
+        lambda multiple: 1.0,
+        lambda multiple: 1.0 + 0.1 * (multiple in (0.5, 4)),
+    ],
+)
+def test_a_ladder_on_which_compute_gains_nothing(entry, nats_of):
+    write_ladder(entry, nats_of)
+    judged = judge_with_ladder(entry, 3.96)
+    assert judged.worth is None and "the baseline does not gain by compute" in in_words(judged)
+
+
+def test_a_ladder_of_another_method(entry):
+    write_ladder(entry, lambda multiple: multiple**-0.05)
+    amend(entry / "ladder/24", {"run/optimizer/type": "AdamW"})
+    sentence = refusal(of_paths, [entry])
+    assert "24 is of another method than the baseline (optimizer.type)" in sentence

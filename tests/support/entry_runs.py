@@ -5,6 +5,7 @@ import json
 import sys
 from argparse import Namespace
 from contextlib import contextmanager
+from functools import cache
 from unittest import mock
 
 from conftest import load_command, write_run
@@ -14,6 +15,7 @@ from small_corpora import BOOKS, build, write_texts
 
 from gpt.errors import AgreedError
 from gpt.referee import final_evaluation, new, runs
+from gpt.training import start
 from gpt.training.sweep import SweptRun
 
 STEPS = 4
@@ -21,7 +23,7 @@ VOCAB = 300
 
 
 def small_dataset(folder):
-    """Eleven documents to train on, and three held out, of some 400 tokens each; returns its folder."""
+    """Eleven documents to train on and three held out, of 400 tokens each; returns its folder."""
     texts = write_texts(folder / "texts", BOOKS)
     return build(texts, folder / "books", VOCAB, test_every=4)
 
@@ -50,8 +52,9 @@ def evaluate_here(command, stop):
 
 @contextmanager
 def in_this_process():
-    """Inside, `gpt.referee.runs.train` starts no process."""
+    """Inside, `gpt.referee.runs.train` starts no process, and the code is hashed once."""
     with (
+        mock.patch.object(start, "code_of", cache(start.code_of)),
         mock.patch.object(SweptRun, "train", train_here),
         mock.patch.object(final_evaluation, "_run", evaluate_here),
         mock.patch.object(runs, "Stop", NoStop),

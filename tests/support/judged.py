@@ -32,7 +32,7 @@ def side(name, losses, untrained=None, documents=None, **more):
         )
     ]
     compute = {"hours": 6.0, "flops": 1e18, "tokens": 1e9}
-    return Side(name, tuple(scores), compute, 1000, **more)
+    return Side(name, tuple(scores), compute, 1000, {}, **more)
 
 
 def sides(contender, baseline, over="hours", one_tokenizer=True):

@@ -1,6 +1,8 @@
 """A trained entry and its pack, made once for all tests of a process. Tests read them; none changes
 them."""
 
+import shutil
+
 import pytest
 
 
@@ -29,3 +31,9 @@ def pack_of_entry(trained_entry, tmp_path_factory):
 
     out = tmp_path_factory.mktemp("packs") / "pack"
     return out, pack.write(trained_entry, out, with_weights=True)
+
+
+@pytest.fixture
+def packed(pack_of_entry, tmp_path):
+    """A copy of it, to damage."""
+    return shutil.copytree(pack_of_entry[0], tmp_path / "pack")
