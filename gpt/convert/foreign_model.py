@@ -27,6 +27,7 @@ from gpt.parsing import parse_json
 from gpt.reading import read_text
 from gpt.results import scoring
 from gpt.results.scoring import Evaluated, Target, window_within
+from gpt.wording import plural
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -135,7 +136,10 @@ class ForeignFolder:
             _require_whole(self.path, model, loading)
             if loading["unexpected_keys"]:
                 names = sorted(map(str, loading["unexpected_keys"]))
-                notify(f"{self.path} holds weights that its model leaves out: {', '.join(names)}")
+                notify(
+                    f"{self.path} holds {plural(len(names), 'tensor')} that its model leaves out,"
+                    f" the first is {names[0]}"
+                )
             model = ForeignModel(model).eval().to(device)
         mend = "give a smaller --seq_len, or another model"
         with _telling(self.path, f"model at {seq_len} tokens", mend), torch.no_grad():

@@ -249,6 +249,16 @@ def test_positions_that_do_not_count_have_no_logits(model_folder):
     torch.testing.assert_close(scores.nats.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_weights_that_the_model_leaves_out_are_told(gpt2_folder, tmp_path):
+    folder = shutil.copytree(gpt2_folder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    more = {"b.scale": torch.ones(2), "a.scale": torch.ones(2)}
+    save_file({**weights, **more}, folder / "model.safetensors", {"format": "pt"})
+    notices = []
+    open_folder(folder, notices.append).load("cpu", 24, notices.append)
+    assert notices == [f"{folder} holds 2 tensors that its model leaves out, the first is a.scale"]
+
+
 class WithoutHead(torch.nn.Module):
     """Makes logits of something else than an output layer."""
 
