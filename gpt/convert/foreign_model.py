@@ -285,12 +285,13 @@ def _open_tokenizer(path: Path, transformers: ModuleType, notify: Notify) -> For
                 mend=f"name the one that the model was trained with in its {TOKENIZER_CONFIG}",
             )
         foreign = ForeignTokenizer(backend, end, str(path))
+        first_ids = tokenizer("a")["input_ids"][:1]
     if foreign.leaves_blank_out:
         notify(
             f"the tokenizer of {path} puts a blank before every text, which is none of its bytes:"
             " it is left out here"
         )
-    if tokenizer.bos_token_id not in (None, end):
+    if first_ids == [tokenizer.bos_token_id] and tokenizer.bos_token_id != end:
         notify(
             f"the tokenizer of {path} begins a text with {tokenizer.bos_token!r}; windows here do"
             f" not, and before each document stands {tokenizer.convert_ids_to_tokens(end)!r}"

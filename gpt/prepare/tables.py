@@ -47,7 +47,7 @@ def _parquet(path: Path) -> Iterator[Any]:
     try:
         with open_regular(path) as content, parquet.ParquetFile(content) as file:
             yield file
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _not_whole(path, "Parquet", error) from error
 
 

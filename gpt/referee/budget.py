@@ -14,7 +14,8 @@ from gpt.config.optimizer_keys import OWN_SCHEDULERS
 from gpt.config.run_config import Config
 from gpt.errors import UserError
 from gpt.referee.entry import BASELINE, CONTENDER, FLOPS, HOURS, SIDES, Entry
-from gpt.referee.measurement import configuration, read, require_certain, require_of_entry
+from gpt.referee.measured_file import read
+from gpt.referee.measurement import configuration, require_certain, require_of_entry
 from gpt.training.throughput import rounded
 
 
@@ -73,7 +74,8 @@ def of(entry: Entry, flops_per_token: Mapping[str, int] | None = None) -> dict[s
         speeds[BASELINE] = measurement.reference_speed
         speeds[CONTENDER] = rounded(measurement.reference_speed * used)
     elif entry.claim.over == FLOPS:
-        costs = flops_per_token or {side: costs_of(configs[side]).flops_per_token for side in SIDES}
+        costs = _costs(configs) if flops_per_token is None else flops_per_token
+        _require_costs(entry, costs)
         tokens *= costs[BASELINE] / costs[CONTENDER]
     steps = {
         BASELINE: baseline.options.max_train_steps,
@@ -89,6 +91,20 @@ def of(entry: Entry, flops_per_token: Mapping[str, int] | None = None) -> dict[s
     return {
         side: Budget(steps[side], _tokens_per_step(configs[side]), speeds[side]) for side in SIDES
     }
+
+
+def _costs(configs: Mapping[str, Config]) -> dict[str, int]:
+    """FLOPs per token by side; of a model file by running it."""
+    return {side: costs_of(config).flops_per_token for side, config in configs.items()}
+
+
+def _require_costs(entry: Entry, costs: Mapping[str, int]) -> None:
+    for side in SIDES:
+        if not costs.get(side, 0) > 0:
+            raise UserError(
+                f"{entry.path}: the FLOPs per token of the {side}'s model are not known, and equal"
+                " FLOPs follow from them"
+            )
 
 
 def require_schedules(entry: Entry, configs: Mapping[str, Config]) -> None:

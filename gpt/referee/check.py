@@ -12,8 +12,9 @@ from gpt.config.saved import as_dict
 from gpt.config.shape import ModelConfig, load_presets
 from gpt.errors import UserError
 from gpt.referee import entry as entries
-from gpt.referee import fairness
+from gpt.referee import fairness, measured_file
 from gpt.referee.fairness import Pair, Side
+from gpt.referee.measurement import doubts
 
 OK = "ok  "
 FAIL = "FAIL"
@@ -60,7 +61,7 @@ def report(path: Path, with_runs: bool, own_gradient: bool = False) -> int:
     with_runs: whether a model file makes short runs on two ranks. own_gradient: whether its
     gradient is meant to be another than the derivative of the loss.
     """
-    entry = entries.read(path)
+    entry = entries.read_unsealed(path)
     lines = Report()
     _tell_budget(entry, lines)
     try:
@@ -88,7 +89,10 @@ def _tell_budget(entry: entries.Entry, lines: Report) -> None:
             f" python tools/referee.py measure {entry.path}",
         )
         return
-    lines.look("budget", partial(_budget_in_words, entry))
+    is_right = lines.look("budget", partial(_budget_in_words, entry))
+    if is_right and entry.claim.over == entries.HOURS:
+        for doubt in doubts(measured_file.read(entry)):
+            lines.tell(NOTE, "budget", doubt)
 
 
 def _budget_in_words(entry: entries.Entry) -> str:

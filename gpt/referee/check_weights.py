@@ -19,6 +19,8 @@ from gpt.wording import plural
 # relative, of sums of nats in fp32: on a machine of the same kind, and on another
 SAME_NATS = 1e-6
 NEAR_NATS = 1e-5
+# windows of a batch beyond the evaluator's usual ones, so that no model is made for their number
+MORE_ROWS = 3
 # of one document, in which fewer roundings cancel each other
 OF_A_DOCUMENT = 100
 
@@ -121,7 +123,10 @@ def _scored_otherwise(evidence: Evidence, run: Declared, tolerance: float) -> It
     facts = {"checkpoint": source.name, "step": source.step}
     device = hardware.usable_device(None)
     model = source.load().to(device)
-    scored = scoring.evaluate(model, target, facts, scoring.window_of(source), device)
+    seq_len, last_n = scoring.window_of(source)
+    scored = scoring.evaluate(
+        model, target, facts, (seq_len, last_n), device, scoring.BATCH_TOKENS // seq_len + MORE_ROWS
+    )
     told = evidence.evaluation(run.name)
     for name in SUMS.values():
         within = 0.0 if isinstance(told[name], int) else tolerance

@@ -16,12 +16,12 @@ from gpt.referee.machine import facts_before
 from gpt.referee.measurement import (
     LEAST_TURNS,
     MOST_TURNS,
-    SAME_RATE,
     Measurement,
     Speed,
     configuration,
     doubts,
     fingerprint,
+    published_rate,
 )
 from gpt.referee.turns import in_turns
 from gpt.training.measuring import OUT_OF_MEMORY, in_child
@@ -42,6 +42,8 @@ HEAD = (
 # by which a model file takes kernels of the trainer's own
 KERNELS = b"gpt.kernels"
 TRITON = "triton"
+# by which a baseline may be off its published rate before that is worth a word
+SAME_RATE = 0.03
 
 
 class Outcome(NamedTuple):
@@ -92,15 +94,12 @@ def _measure(entry: Entry, configs: Mapping[str, Config], rounds: int) -> Measur
             tree["gpt"]["kernels"] = "torch"
         on_torch = _take_turns(entry, trees, rounds, outcome.together)
         without_kernels = _speeds(entry, configs, on_torch)
-    published = configs[BASELINE].options.tokens_per_second
-    if outcome.facts[BASELINE]["precision"] != configs[BASELINE].precision:
-        published = None
     return Measurement(
         entry.declaration,
         datetime.now(timezone.utc).isoformat(timespec="seconds"),
         _speeds(entry, configs, outcome),
         without_kernels,
-        published,
+        published_rate(configs[BASELINE], outcome.facts[BASELINE]["precision"]),
         outcome.together,
         {**before, **outcome.machine},
     )

@@ -1,10 +1,10 @@
-"""measured.json: the throughput of both sides of an entry on one device, and how sure their ratio
-is. Imports no torch.
+"""The throughput of both sides of an entry on one device, and how sure their ratio is. Imports no
+torch.
 
 Both sides took turns, contender and baseline in the order ABBA, so that what drifts meets both
 alike: turn i of the one is the neighbour of turn i of the other. The ratio is the mean of the
 neighbours' log ratios, with Student's 95% interval. All figures follow from the seconds of the
-steps, and are computed from them on reading.
+steps.
 """
 
 import hashlib
@@ -12,19 +12,16 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt.config.keys import block_of
-from gpt.config.resolve import read as read_draft
-from gpt.config.run_config import Config, value_at
-from gpt.errors import UserError, in_brief
+from gpt.config.resolve import read
+from gpt.config.run_config import Config
+from gpt.errors import UserError
 from gpt.files import write_atomically
-from gpt.parsing import parse_json
 from gpt.quantities import is_number
-from gpt.reading import read_text
-from gpt.referee.entry import BASELINE, CONTENDER, SIDES, Entry
+from gpt.referee.entry import BASELINE, CONTENDER, Entry
 from gpt.results.intervals import LEVEL, mean, welch
 from gpt.training.run_data import look_up_vocabulary
 from gpt.training.throughput import rounded
@@ -34,14 +31,10 @@ FORMAT = 1
 IDLE = ("seed", "run_dir", "data_root")
 LEAST_TURNS = 2
 MOST_TURNS = 10_000
-# by how much a baseline may be off its published rate before that is worth a word
-SAME_RATE = 0.03
 # half the width of the ratio's interval, beyond which equal compute over hours would be a guess
 MOST_UNCERTAIN = 0.03
 # of the machine, that other processes may take
 MOST_LOAD = 0.1
-# of figures that were computed twice
-SAME_FIGURE = 1e-9
 
 Turns = tuple[tuple[float, ...], ...]  # seconds of each step of each turn
 
@@ -214,7 +207,7 @@ def doubts(measurement: Measurement) -> list[str]:
 
 def configuration(entry: Entry, side: str) -> Config:
     """A side as its JSON has it, for one rank. Raises UserError with its mistakes."""
-    draft = read_draft(entry.config_file(side), 1, entry.overrides(side))
+    draft = read(entry.config_file(side), 1, entry.overrides(side))
     look_up_vocabulary(draft)
     return draft.settle()
 
@@ -228,43 +221,36 @@ def fingerprint(entry: Entry, side: str, config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def read(entry: Entry) -> Measurement:
-    """An entry's measurement, as its measured.json has it. Raises UserError where there is none, or
-    where it contradicts itself."""
-    path = entry.measured
-    if not path.is_file():
-        raise UserError(
-            f"the throughputs of {entry.path} are not measured yet (no {path.name})",
-            mend=f"run `python tools/referee.py measure {entry.path}`",
-        )
-    mend = "move it away, and measure again"
-    try:
-        tree = parse_json(read_text(path), partial(block_of, place=str(path)))
-    except (OSError, ValueError) as error:
-        raise UserError(in_brief(error, path), mend=mend) from error
-    problem = _problem(tree)
-    if problem:
-        raise UserError(f"{path}: {problem}", mend=mend)
-    without_kernels = tree["without_kernels"]
-    measurement = Measurement(
-        tree["declaration"],
-        tree["time"],
-        _speeds(tree["sides"]),
-        None if without_kernels is None else _speeds(without_kernels["sides"]),
-        tree["reference"]["tokens_per_second"],
-        tree["together"],
-        tree["machine"],
-    )
-    contradiction = _contradiction(tree, measurement.as_dict())
-    if contradiction:
-        raise UserError(f"{path}: {contradiction}", mend=mend)
-    return measurement
+def published_rate(baseline: Config, precision: str) -> float | None:
+    """Tokens per second that a baseline's class was made for; None where it names none, or one in
+    another precision than it is measured in."""
+    return baseline.options.tokens_per_second if baseline.precision == precision else None
 
 
 def require_of_entry(measurement: Measurement, entry: Entry, configs: Mapping[str, Config]) -> None:
     """Raise UserError where a side was another when it was measured. configs: by side."""
+    published = published_rate(configs[BASELINE], measurement.speeds[BASELINE].precision)
+    if measurement.published != published:
+        raise UserError(
+            f"{entry.measured} has the class's throughput as {measurement.published}, and"
+            f" {entry.config_file(BASELINE)} as {published}",
+            mend=f"run `python tools/referee.py measure {entry.path}` again",
+        )
     for side, config in configs.items():
-        if measurement.speeds[side].fingerprint != fingerprint(entry, side, config):
+        speed = measurement.speeds[side]
+        expected = (
+            fingerprint(entry, side, config),
+            config.model_digest,
+            config.batch.micro_size,
+            config.batch.train_batch_size * config.model.seq_len,
+        )
+        measured = (
+            speed.fingerprint,
+            speed.model_digest,
+            speed.micro_batch,
+            speed.tokens_per_step,
+        )
+        if measured != expected:
             raise UserError(
                 f"{entry.measured} is of another {side} than {entry.config_file(side)} is now",
                 mend=f"run `python tools/referee.py measure {entry.path}` again",
@@ -286,98 +272,3 @@ def require_certain(measurement: Measurement, entry: Entry) -> None:
         mend="measure again on a quieter machine, or with --rounds"
         f" {math.ceil(turns * shortfall**2)}",
     )
-
-
-# ---- Reading what others may have written
-
-_TEXTS = ("fingerprint", "model", "precision", "kernels")
-_COUNTS = ("micro_batch", "tokens_per_step", "parameters", "flops_per_token")
-
-
-def _speeds(sides: Mapping[str, Any]) -> dict[str, Speed]:
-    speeds = {}
-    for side in SIDES:
-        facts = sides[side]
-        own = {name: facts[name] for name in (*_TEXTS, *_COUNTS, "model_digest")}
-        turns = tuple(tuple(map(float, turn)) for turn in facts["step_seconds"])
-        speeds[side] = Speed(**own, turns=turns)
-    return speeds
-
-
-def _problem(tree: Any) -> str | None:
-    """What is wrong with the content of a measured.json."""
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        return f"it is no measurement of the format {FORMAT}"
-    for name in ("declaration", "time"):
-        if not isinstance(tree.get(name), str):
-            return f"{name} must be a text"
-    if not isinstance(tree.get("together"), bool):
-        return "together must be true or false"
-    for name in ("machine", "reference", "ratio"):
-        if not isinstance(tree.get(name), dict):
-            return f"{name} must be a block"
-    published = tree["reference"].get("tokens_per_second")
-    if published is not None and (not is_number(published) or published <= 0):
-        return "reference.tokens_per_second must be above 0, or null"
-    without_kernels = tree.get("without_kernels")
-    if without_kernels is None:
-        return _problem_of_sides(tree.get("sides"), "sides")
-    if not isinstance(without_kernels, dict):
-        return "without_kernels must be a block, or null"
-    return _problem_of_sides(tree.get("sides"), "sides") or _problem_of_sides(
-        without_kernels.get("sides"), "without_kernels.sides"
-    )
-
-
-def _problem_of_sides(sides: Any, place: str) -> str | None:
-    if not isinstance(sides, dict) or sides.keys() != set(SIDES):
-        return f"{place} must be a block of {' and '.join(SIDES)}"
-    for side, facts in sides.items():
-        problem = _problem_of_speed(facts)
-        if problem:
-            return f"{place}.{side}{problem}"
-    if len({len(facts["step_seconds"]) for facts in sides.values()}) > 1:
-        return f"{place}: one side has more turns than the other"
-    return None
-
-
-def _problem_of_speed(facts: Any) -> str | None:
-    if not isinstance(facts, dict):
-        return " must be a block"
-    for name in _TEXTS:
-        if not isinstance(facts.get(name), str):
-            return f".{name} must be a text"
-    for name in _COUNTS:
-        if type(facts.get(name)) is not int or not is_number(facts[name]) or facts[name] < 1:
-            return f".{name} must be a whole number above 0"
-    if not isinstance(facts.get("model_digest"), (str, type(None))):
-        return ".model_digest must be a text, or null"
-    turns = facts.get("step_seconds")
-    if not isinstance(turns, list) or not LEAST_TURNS <= len(turns) <= MOST_TURNS:
-        return f".step_seconds must be a list of {LEAST_TURNS} turns or more"
-    for turn in turns:
-        if not isinstance(turn, list) or not turn:
-            return ".step_seconds must hold lists of seconds"
-        if not all(is_number(seconds) and 1e-6 < seconds < 1e6 for seconds in turn):
-            return ".step_seconds must hold seconds, above a millionth"
-    return None
-
-
-def _contradiction(tree: Any, computed: Mapping[str, Any]) -> str | None:
-    """Which figure is not what follows from the steps' seconds."""
-    paths = ["reference.off", *(f"ratio.{name}" for name in computed["ratio"])]
-    paths += [f"sides.{side}.tokens_per_second" for side in SIDES]
-    if computed["without_kernels"] is not None:
-        paths += [f"without_kernels.ratio.{name}" for name in computed["ratio"]]
-    for path in paths:
-        figure, value = value_at(tree, path), value_at(computed, path)
-        is_absent = figure is None and value is None
-        if not is_absent and not _is_same(figure, value):
-            return f"{path} is {figure}, and from its steps' seconds follows {value}"
-    return None
-
-
-def _is_same(figure: Any, value: Any) -> bool:
-    if not is_number(figure) or value is None:
-        return False
-    return math.isclose(figure, value, rel_tol=SAME_FIGURE, abs_tol=SAME_FIGURE)

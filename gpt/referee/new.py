@@ -33,6 +33,12 @@ from gpt.training.sweep import class_file
 
 # of a run's JSON, what the referee sets for each run
 OF_THE_REFEREE = ("gpt.run_dir", "gpt.seed")
+# {what a problem of the new entry begins with: what to do about it}
+MENDS = {
+    "name": "give --name",
+    "claim.class": "give --class",
+    "claim.baseline": "rename the JSON of --from",
+}
 OF_A_THROUGHPUT = (SPEED, FLOPS, MODEL, PRECISION)
 
 
@@ -84,7 +90,8 @@ def _entry(args: argparse.Namespace, class_name: str) -> Entry:
     )
     problem = problem_of(entry.as_dict())
     if problem:
-        raise UserError(f"command line: an entry with it is none: {problem}")
+        setting = problem.partition(" ")[0]
+        raise UserError(f"command line: {problem}", MENDS.get(setting, "--help tells the options"))
     return entry
 
 

@@ -31,7 +31,7 @@ from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
 from gpt.reading import open_regular
 from gpt.referee import entry as entries
-from gpt.referee import judgement, pack_readme, seal, starts
+from gpt.referee import judgement, pack_readme, seal
 from gpt.referee.entry import SIDES, Entry
 from gpt.referee.judgement import Judgement
 from gpt.referee.scores import SeedScore, Sides, documents_file
@@ -40,6 +40,10 @@ from gpt.results import evaluations
 from gpt.wording import listed, plural
 
 BLOCK = 1 << 20  # bytes that are copied at a time
+_EXPORT_AGAIN = (
+    "remove the run's folders export and evaluations, and `python tools/referee.py run` makes them"
+    " again"
+)
 # of what a run tells of its process, what decides how its numbers round
 OF_A_PROCESS = (
     "host",
@@ -70,18 +74,26 @@ class Final:
     @property
     def evaluation(self) -> Path:
         """The file of its evaluation after the last step."""
+        return evaluations.file_of(self.run.path, *self.measure)
+
+    @property
+    def documents(self) -> Path:
+        """The file of its sums by document."""
+        return documents_file(self.run.path, *self.measure)
+
+    @property
+    def measure(self) -> tuple[str, int]:
+        """(the split, the step) of that evaluation."""
         options = self.run.options
-        return evaluations.file_of(
-            self.run.path, options["eval_data_split"], options["max_train_steps"]
-        )
+        return options["eval_data_split"], options["max_train_steps"]
 
 
 def write(path: Path, out: Path, with_weights: bool) -> str:
     """Make the pack of an entry; returns what was written, in words.
 
     with_weights: whether it holds the weights, or their hashes alone. Raises UserError, and leaves
-    nothing, where the folder is there, where a declared seed is not finished or not evaluated,
-    where what was declared has changed, where a record or a log is not as it was written.
+    nothing, where the folder is there, where the entry cannot be judged, where a declared seed is
+    not finished or not evaluated, where a log is not as it was written.
     """
     require_new_folder(out)
     entry = entries.read(path)
@@ -89,14 +101,6 @@ def write(path: Path, out: Path, with_weights: bool) -> str:
         raise UserError(f"{path} is a pack already", mend="copy it, or pack an entry")
     verdict = judgement.of_paths([path])
     _require_finished(entry, verdict.sides)
-    record = starts.read(entry)
-    if not record:
-        raise UserError(
-            f"{entry.starts} tells of no start, so nobody can see that {entries.FILE} was declared"
-            " before training",
-            mend=f"train with `python tools/referee.py run {path}`",
-        )
-    starts.require_unchanged(entry, record)
     finals = _finals(entry, verdict.sides)
     trainer = _trainer(finals)
     sources = dict(_sources(entry, finals))
@@ -132,14 +136,6 @@ def _require_finished(entry: Entry, sides: Sides) -> None:
             " not finished and evaluated",
             mend=f"`python tools/referee.py run {entry.path}` goes on",
         )
-    declared = {entry.run_name(side, seed) for side in SIDES for seed in entry.seeds}
-    folders = [folder.name for folder in sorted(entry.runs.iterdir()) if folder.is_dir()]
-    for name in folders:
-        if name not in declared:
-            raise UserError(
-                f"{entry.runs / name} is no run that the entry declares",
-                mend="move it out of the entry",
-            )
 
 
 def _is_or_are(names: list[str]) -> str:
@@ -157,7 +153,7 @@ def _finals(entry: Entry, sides: Sides) -> list[Final]:
             score = scores.get(seed)
             export = None if score is None else _export(folder)
             final = Final(side, seed, read_run(folder), score, export)
-            _require_documents(final)
+            _require_evaluated(final)
             finals.append(final)
     return finals
 
@@ -180,18 +176,30 @@ def _require_unbroken(run_dir: Path) -> None:
 def _export(run_dir: Path) -> Checkpoint:
     folder = run_dir / EXPORT
     if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} holds no weights", mend=_EXPORT_AGAIN)
+    export = Checkpoint.open(folder)
+    if WEIGHTS not in export.manifest.files:
+        raise UserError(f"{folder / MANIFEST} tells of no {WEIGHTS}", mend=_EXPORT_AGAIN)
+    return export
+
+
+def _require_evaluated(final: Final) -> None:
+    """Raise UserError where other weights than the exported ones were evaluated, or no
+    documents."""
+    if final.score is None or final.export is None:
+        return
+    if final.score.documents is None:
         raise UserError(
-            f"{folder} holds no weights",
-            mend=f"export them: `python tools/zero_to_fp32.py {run_dir}/checkpoints {folder}`",
+            f"{final.documents} is missing, the sums of each document",
+            mend="`python tools/referee.py run` evaluates again",
         )
-    return Checkpoint.open(folder)
-
-
-def _require_documents(final: Final) -> None:
-    if final.score is not None and final.score.documents is None:
+    run = final.run
+    evaluation = evaluations.read(run.path, run.config, *final.measure)
+    assert evaluation is not None, "it has a score"
+    made_from = final.export.manifest.made_from or {}
+    if evaluation["run"].get("sha256") != made_from.get("sha256"):
         raise UserError(
-            f"{_documents_of(final)} is missing, the sums of each document",
-            mend=f"remove {final.evaluation}, and `python tools/referee.py run` evaluates again",
+            f"{final.evaluation} is of other weights than {final.export.path}", mend=_EXPORT_AGAIN
         )
 
 
@@ -241,18 +249,13 @@ def _names_of(entry: Entry, finals: list[Final]) -> Iterator[str]:
             yield _below(entry, folder / CODE_FOLDER / name)
         if final.export is not None:
             yield _below(entry, final.evaluation)
-            yield _below(entry, _documents_of(final))
+            yield _below(entry, final.documents)
             for name in (MANIFEST, *sorted(final.export.manifest.files)):
                 yield _below(entry, folder / EXPORT / name)
 
 
 def _log_of(entry: Entry, run_dir: Path) -> list[str]:
     return [_below(entry, run_dir / name) for name in (CONFIG, METRICS)]
-
-
-def _documents_of(final: Final) -> Path:
-    options = final.run.options
-    return documents_file(final.run.path, options["eval_data_split"], options["max_train_steps"])
 
 
 def _own_code(run: Run) -> set[str]:
@@ -308,7 +311,7 @@ def _require_as_exported(source: Path, facts: Mapping[str, Any]) -> None:
     if Checkpoint.open(source.parent).manifest.files.get(source.name) != facts:
         raise UserError(
             f"{source} is not as it was exported",
-            mend=f"remove {source.parent}, and export the checkpoint again",
+            mend=_EXPORT_AGAIN,
         )
 
 

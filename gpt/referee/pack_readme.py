@@ -23,7 +23,7 @@ def text(entry: Entry, verdict: Judgement, trainer: Mapping[str, Any], with_weig
         [
             f"# {markdown_cell(entry.name)}",
             markdown_cell(verdict.sentence),
-            _facts(entry),
+            _facts(entry, verdict),
             "## Verify",
             _how_to_verify(entry, trainer),
             "## Files",
@@ -33,7 +33,7 @@ def text(entry: Entry, verdict: Judgement, trainer: Mapping[str, Any], with_weig
     )
 
 
-def _facts(entry: Entry) -> str:
+def _facts(entry: Entry, verdict: Judgement) -> str:
     seeds = listed(list(entry.seeds), shown=20)
     lines = [
         f"- class {markdown_cell(entry.claim.class_name)}, against"
@@ -43,6 +43,7 @@ def _facts(entry: Entry) -> str:
     ]
     if entry.tuning.trials:
         lines.append(f"- tuned by {plural(entry.tuning.trials, 'trial')} of each side")
+    lines += [f"- {markdown_cell(notice)}" for notice in verdict.notices]
     if entry.author:
         lines.append(f"- by {markdown_cell(entry.author)}")
     lines.append(f"- packed on {time.strftime('%Y-%m-%d', time.gmtime())}")

@@ -72,11 +72,7 @@ def _has_given_up(run_dir: Path) -> bool:
 def train(path: Path, seeds: Sequence[int] | None, launcher: str | None) -> None:
     """Train what is not finished of the declared runs. Whatever ends it, the same command goes on.
     Raises UserError and RunError."""
-    entry = entries.read(path)
-    if (path / entries.SEAL).exists():
-        raise UserError(
-            f"{path} is a pack, which is sealed", mend="train the entry that it was made of"
-        )
+    entry = entries.read_unsealed(path)
     chosen = _declared(entry, seeds)
     command = sweep.launcher_command(launcher)
     lock = FolderLock(path, "another process trains the runs of", "wait for it")

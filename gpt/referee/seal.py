@@ -47,8 +47,8 @@ MOST_BYTES = 64 << 20
 MEND = "get the pack anew"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHAIN = re.compile(rf"[0-9a-f]{{{DIGITS}}}")
-# part of a path: no "..", nothing hidden, nothing that another system reads otherwise
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+# part of a path below the pack, on any system
+_PART = re.compile(r"(?!\.{1,2}\Z)[^/\\\x00-\x1f\x7f]+")
 
 
 @dataclass(frozen=True)

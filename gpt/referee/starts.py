@@ -3,7 +3,7 @@
     {"previous": sha256 of the line before, without its newline, 64 zeros in the first line,
      "time": seconds since 1970, "event": "start" or "end", "run": "runs/baseline-seed0",
      "side": "baseline", "seed": 0, "declaration": of the entry, "step": where the run stands,
-     of a start "files": {name: sha256} of what is declared,
+     of a start "files": {name: sha256} of what is declared, and of measured.json,
      of an end "exit_code": of what trained, "status": what became of the run}
 
 An end stands right behind its start. A start without one was abandoned: what ran it was killed.
@@ -21,7 +21,7 @@ from typing import Any
 
 from gpt.config.keys import LARGEST, block_of
 from gpt.errors import UserError, in_brief
-from gpt.files import open_own, sync
+from gpt.files import hash_file, open_own, sync
 from gpt.parsing import parse_json
 from gpt.quantities import is_number
 from gpt.reading import read_bytes
@@ -46,7 +46,7 @@ class Start:
     time: float  # seconds since 1970
     step: int  # that it went on from
     declaration: str
-    files: Mapping[str, str]  # {name: sha256} of what was declared
+    files: Mapping[str, str]  # {name: sha256} of what was declared and measured
     last_step: int | None = None
     exit_code: int | None = None
     status: str | None = None
@@ -58,7 +58,15 @@ class Start:
 
 def begin(entry: Entry, run: str, side: str, seed: int, step: int) -> None:
     """Note that a run is about to start. Raises UserError as `read` does."""
-    _append(entry, START, run, side, seed, step, {"files": entry.declared_files})
+    _append(entry, START, run, side, seed, step, {"files": files_of(entry)})
+
+
+def files_of(entry: Entry) -> dict[str, str]:
+    """{name: sha256} of what must not change once training has begun."""
+    files = dict(entry.declared_files)
+    if entry.measured.exists():
+        files[entry.measured.name] = str(hash_file(entry.measured)["sha256"])
+    return files
 
 
 def end(
@@ -143,14 +151,14 @@ def read(entry: Entry) -> list[Start]:
 
 
 def require_unchanged(entry: Entry, starts: list[Start]) -> None:
-    """Raise UserError where something that was declared is another than when training began."""
+    """Raise UserError where something that was declared or measured is another than when training
+    began."""
+    files = files_of(entry)
     for start in starts:
-        if start.declaration == entry.declaration:
+        names = [*start.files, *(name for name in files if name not in start.files)]
+        changed = [name for name in names if start.files.get(name) != files.get(name)]
+        if not changed and start.declaration == entry.declaration:
             continue
-        names = {**start.files, **entry.declared_files}
-        changed = [
-            name for name in names if start.files.get(name) != entry.declared_files.get(name)
-        ]
         raise UserError(
             f"{entry.path}: {', '.join(changed) or 'the declaration'} changed since"
             f" {start.run} was started, and what is declared stands before training",

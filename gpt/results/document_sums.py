@@ -179,7 +179,10 @@ def _parquet_columns(path: Path) -> dict[str, list]:
                 raise UserError(f"{path} has other columns than {', '.join(FIELDS)}", mend=MEND)
             _require_bounded(path, file.metadata)
             table = file.read()
-    except pyarrow.ArrowException as error:
+            table.validate(full=True)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise  # of the file, which could not be opened
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is no whole Parquet file ({reason})", mend=MEND) from error
     if any(table[name].null_count for name in FIELDS):

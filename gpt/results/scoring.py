@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class Evaluated(NamedTuple):
     documents: DocumentSums | None
 
 
-def of_texts(files: Iterable[str], source: Source, per_document: bool = False) -> Target:
+def of_texts(files: Sequence[str], source: Source, per_document: bool = False) -> Target:
     """Files as one text, by the tokenizer of the weights. Raises UserError."""
     vocab = Vocab.load(source.tokenizer)
     require_own_tokenizer(vocab, source, str(source.tokenizer))

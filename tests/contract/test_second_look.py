@@ -125,7 +125,8 @@ def test_what_rounding_moves_once_is_no_leak(tmp_path, monkeypatch):
 
 def test_no_other_check_notices_such_a_model(tmp_path):
     subject = model_of(tmp_path, changed((LAST, ONLY_HERE + LEAKS["the next token"])))
-    assert all(result.is_right for result in run(subject, CHECKS, lambda result: None))
+    checks = [check for check in CHECKS if check.name in ("repeatable", "rows", "causal", "loss")]
+    assert all(result.is_right for result in run(subject, checks, lambda result: None))
 
 
 @pytest.mark.parametrize("seed", range(5))

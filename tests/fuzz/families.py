@@ -47,7 +47,11 @@ OF_CHECKPOINT = (
 OF_EXPORT = (
     Command("tools/verify_checkpoint.py", ["export"]),
     Command("gpt/eval.py", [*EVAL, "--markdown", "out.md"], ("out.md",)),
-    Command("gpt/eval.py", [*EVAL, "--text", "texts/book 0.txt"]),
+    Command(
+        "gpt/eval.py",
+        [*EVAL, "--text", "texts/book 0.txt", "--per_document", "out.jsonl"],
+        ("out.jsonl",),
+    ),
     Command("gpt/eval.py", [*EVAL, "--join", "runs/a"], ("runs/a/evaluations",)),
     Command("tools/sample.py", [*EVAL, "--tokens", "3"]),
     replace(DRY_RUN, argv=[*DRY_RUN.argv, "--init_from", "export"]),
@@ -94,6 +98,7 @@ OF_SWEEP = (
         ("swept", "swept/*"),
     ),
 )
+OF_ENTRY = (Command("tools/referee.py", ["check", "entry", "--skip_runs"]),)
 OF_HOSTFILE = (
     Command("tools/preflight.py", ["--hostfile", "hostfile", "--timeout", "2", "--json"]),
 )
@@ -113,6 +118,7 @@ ALL_INPUTS = (
     "runs",
     "export",
     "n.json",
+    "entry",
     "hostfile",
     "languini",
     "model.pt",
@@ -127,6 +133,7 @@ COMMANDS = (
     *OF_PREPARING,
     *OF_LANGUINI,
     *OF_SWEEP,
+    *OF_ENTRY,
     *OF_HOSTFILE,
     *OF_THROUGHPUT,
 )
@@ -187,6 +194,7 @@ STAYING = {
     "tools/report.py": ("--watch",),
     "tools/throughput.py": ("--from_reference", "--sweep", "--micro_batch"),
     "tools/sweep.py": ("--launcher",),
+    "tools/referee.py": ("--skip_runs",),
     "tools/prepare_data.py": ("--sample", "--workers"),
 }
 
@@ -287,6 +295,16 @@ FAMILIES: dict[str, Family] = {
         (*OF_DATASET, *OF_LANGUINI),
     ),
     "sweep": of_files(["swept/sweep.json", "n.json"], ["swept", "data"], OF_SWEEP),
+    "entry": of_files(
+        [
+            "entry/entry.json",
+            "entry/baseline.json",
+            "entry/contender.json",
+            "entry/measured.json",
+        ],
+        ["entry", "data"],
+        OF_ENTRY,
+    ),
     "hostfile": of_files(["hostfile"], ["data"], OF_HOSTFILE),
     "json": of_files(["n.json"], ["data"], OF_SETTINGS),
     "settings": of_settings,

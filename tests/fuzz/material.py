@@ -3,6 +3,9 @@
 import shutil
 from pathlib import Path
 
+from gpt.referee.entry import SIDES, read
+from gpt.referee.measurement import Measurement, Speed, configuration, fingerprint
+
 from .server import Command, run
 
 WEIGHTS = "export/model.safetensors"
@@ -12,7 +15,7 @@ OF_TEXTS = ("--input", "texts", "--test_every", "4", "--vocab_size", "300", "--w
 def make(folder: Path) -> None:
     """Make all of it in an empty folder: a dataset, a run with its checkpoints, its consolidated
     weights, files of texts, a dataset that is half prepared, a sweep's folder, the seed project's
-    files."""
+    files, an entry that is measured."""
     for name in ("home", "tmp"):
         (folder / name).mkdir(parents=True)
     _run(folder, "tests/fuzz/first_inputs.py")
@@ -24,6 +27,26 @@ def make(folder: Path) -> None:
         _run(folder, "tools/prepare_data.py", *OF_TEXTS, "--out", "half", "--shard", shard)
     sweep = ("--classes", "n.json", "--out", "swept", "--launcher", "false")
     _run(folder, "tools/sweep.py", *sweep, code=1)
+    _run(folder, "tools/referee.py", "new", "entry", "--from", "n.json", "--max_lr", "1e-3")
+    _measure(folder / "entry")
+
+
+def _measure(folder: Path) -> None:
+    """Keep a measurement that nothing took, by which both sides are equally fast."""
+    entry = read(folder)
+    speeds = {}
+    for side in SIDES:
+        config = configuration(entry, side)
+        batch = config.batch
+        tokens = batch.train_batch_size * config.model.seq_len
+        facts = (fingerprint(entry, side, config), "the GPT", None, config.precision, "torch")
+        turns = ((0.25, 0.25),) * 4
+        speeds[side] = Speed(*facts, batch.micro_size, tokens, 1000, 6000, turns)
+    published = configuration(entry, SIDES[0]).options.tokens_per_second
+    time = "2026-01-01T00:00:00+00:00"
+    machine = {"device": "none", "load_before": 0.0, "load_during": 0.0}
+    measurement = Measurement(entry.declaration, time, speeds, None, published, True, machine)
+    measurement.write(entry.measured)
 
 
 def make_hf(folder: Path) -> None:

@@ -343,6 +343,10 @@ def test_parquet_without_the_column_or_with_numbers(tmp_path, vocab):
     parquet.write_table(twice, path)
     with pytest.raises(UserError, match="a.parquet has 2 columns 'text': rename all but one"):
         build(path, tmp_path / "out", vocab, test_every=2)
+    parquet.write_table(pyarrow.table({"text": ["a"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"text", b"\xff" * 4))
+    with pytest.raises(UserError, match="a.parquet is no whole Parquet file .*: copy it again"):
+        build(path, tmp_path / "out", vocab, test_every=2)
     nested = pyarrow.array([{"text": "a"}])
     parquet.write_table(pyarrow.table({"doc": nested}), path)
     with pytest.raises(UserError, match="the column 'doc' holds struct<text: string>, not text"):

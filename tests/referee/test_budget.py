@@ -1,5 +1,7 @@
 """The steps that equal compute gives, against numbers worked out by hand."""
 
+import json
+
 import pytest
 from measured import measurement_of, steps_of, write_entry, write_side
 
@@ -91,6 +93,17 @@ def test_a_model_file_is_not_run_where_its_flops_are_known(tmp_path):
     assert budget.settings(entry, CONTENDER, flops)["gpt.max_train_steps"] == 2000
 
 
+@pytest.mark.parametrize("known", [{}, {BASELINE: 100}, {BASELINE: 0, CONTENDER: 5}])
+def test_flops_that_are_not_known_are_not_found_by_running_the_model(tmp_path, known):
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "own.py").write_text("raise RuntimeError\n")
+    contender = steps_of(2)
+    contender["gpt"]["model_file"] = "own.py"
+    entry = write_entry(tmp_path / "e", "flops", steps_of(1000), contender)
+    with pytest.raises(UserError, match=r"FLOPs per token of the \w+'s model are not known"):
+        budget.settings(entry, CONTENDER, known)
+
+
 def test_over_tokens_the_steps_follow_the_batch(tmp_path):
     contender = {**steps_of(3), "train_batch_size": 24}
     entry = write_entry(tmp_path / "e", "tokens", steps_of(1000), contender)
@@ -157,6 +170,40 @@ def test_a_measurement_of_another_configuration(tmp_path, change):
         f"{entry.measured} is of another contender than {entry.config_file(CONTENDER)} is now: run"
         f" `python tools/referee.py measure {entry.path}` again"
     )
+
+
+def forge_tokens(tree):
+    """A contender that is said to take twice the tokens in its steps."""
+    facts = tree["sides"][CONTENDER]
+    facts["tokens_per_step"] *= 2
+    facts["tokens_per_second"] *= 2
+    tree["ratio"] = {name: 2 * value for name, value in tree["ratio"].items()}
+
+
+def forge_published(tree):
+    """A class that is said to be made for half the throughput."""
+    tree["reference"] = {"tokens_per_second": 500, "off": 1.0}
+
+
+@pytest.mark.parametrize(
+    "forge, sentence",
+    [
+        (forge_tokens, "is of another contender than"),
+        (forge_published, "has the class's throughput as 500, and"),
+    ],
+)
+def test_a_measurement_that_was_made_consistent_again(tmp_path, forge, sentence):
+    baseline = steps_of(1000)
+    baseline["gpt"]["tokens_per_second"] = 1000
+    entry = write_entry(tmp_path / "e", "hours", baseline, steps_of(1000))
+    rates = {BASELINE: [1000, 1000], CONTENDER: [1100, 1100]}
+    tree = measurement_of(entry, rates, published=1000).as_dict()
+    entry.measured.write_text(json.dumps(tree))
+    assert budget.of(entry)[CONTENDER].steps == 1100
+    forge(tree)
+    entry.measured.write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=sentence):
+        budget.of(entry)
 
 
 def test_a_measurement_of_other_code_or_of_a_moved_entry(tmp_path):

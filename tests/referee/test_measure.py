@@ -10,7 +10,7 @@ from measured import steps_of, write_entry
 
 from gpt.config.resolve import resolve
 from gpt.errors import UserError
-from gpt.referee import measure, measurement, turns
+from gpt.referee import measure, measured_file, turns
 from gpt.referee.entry import BASELINE, CONTENDER
 
 MACHINE = {"device": "a test", "load_during": 0.02, "versions": {"torch": "2"}}
@@ -77,7 +77,7 @@ def test_both_sides_in_one_process(tmp_path, measured):
         " for: the class stays 1.94 min of the reference, which are 2.13 min of this device",
         f"kept in {entry.measured}",
     ]
-    kept = measurement.read(entry)
+    kept = measured_file.read(entry)
     assert kept.together and kept.declaration == entry.declaration
     assert kept.machine["versions"] == {"torch": "2"} and kept.machine["load_before"] == 0
 
@@ -96,7 +96,7 @@ def test_memory_for_one_engine_alone(tmp_path, measured):
     assert processes.orders[1:] == [[BASELINE], [CONTENDER], [CONTENDER], [BASELINE]]
     assert "0.8000 (95% interval 0.8000 to 0.8000)" in words
     assert "each turn was in a process of its own" in words
-    assert not measurement.read(entry).together
+    assert not measured_file.read(entry).together
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_kernels_are_told_apart_from_the_method(tmp_path, measured):
         " method's, and the rest Triton's kernels, which bring the baseline 1.2500 times as much"
     ) in words
     assert " 800 " in words.splitlines()[3]
-    kept = measurement.read(entry)
+    kept = measured_file.read(entry)
     assert kept.method_ratio.value == pytest.approx(1)
 
     (tmp_path / "e" / "own.py").write_text("from gpt.kernels.linear import linear\n")
@@ -198,7 +198,7 @@ def test_a_measurement_that_is_too_uncertain_is_kept_and_told(tmp_path, measured
     seconds = iter([0.1, 0.1, 0.12, 0.1, 0.1, 0.09, 0.13, 0.1])
     with pytest.raises(UserError, match="equal compute over hours needs 3%"):
         measured(entry, Processes(lambda side, tree: next(seconds)))
-    assert measurement.read(entry).ratio.uncertainty > 0.03
+    assert measured_file.read(entry).ratio.uncertainty > 0.03
 
 
 def test_over_flops_the_throughput_is_told_for_information(tmp_path, measured):
@@ -225,7 +225,7 @@ def test_two_real_engines_in_one_process_group(tmp_path, monkeypatch, measured):
 
     words = measured(entry, forked, rounds=3)
     assert "throughput of the contender over the baseline's: " in words
-    kept = measurement.read(entry)
+    kept = measured_file.read(entry)
     assert kept.together and kept.machine["device"].startswith("cpu (")
     for speed in kept.speeds.values():
         assert len(speed.turns) == 3 and all(len(turn) >= 2 for turn in speed.turns)
@@ -242,4 +242,4 @@ def test_the_command_itself(tmp_path, run_command):
     assert done.returncode == 0, done.stderr
     assert "throughput of the contender over the baseline's: " in done.stdout
     assert done.stdout.endswith("kept in e/measured.json\n")
-    assert measurement.read(entry).together
+    assert measured_file.read(entry).together

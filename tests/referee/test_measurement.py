@@ -9,7 +9,7 @@ from measured import measurement_of, write_entry
 from scipy import stats
 
 from gpt.errors import UserError
-from gpt.referee import measurement
+from gpt.referee import measured_file, measurement
 from gpt.referee.entry import BASELINE, CONTENDER
 
 RATES = {BASELINE: [1000, 1010, 990, 1005], CONTENDER: [1100, 1120, 1095, 1111]}
@@ -58,7 +58,7 @@ def test_what_is_kept_is_read_again(tmp_path):
     machine = {"load_before": 0.01, "load_during": 0.02, "gpu_processes": 0}
     before = measurement_of(entry, RATES, 950.0, machine, without_kernels=RATES)
     before.write(entry.measured)
-    after = measurement.read(entry)
+    after = measured_file.read(entry)
     assert after == before
     assert after.ratio == after.method_ratio == before.ratio
     # of four turns of one step: the tokens of four over their seconds
@@ -143,7 +143,7 @@ def test_a_file_that_holds_something_else(tmp_path, path, value, sentence):
     changed(tree, path, value)
     entry.measured.write_text(json.dumps(tree))
     with pytest.raises(UserError) as caught:
-        measurement.read(entry)
+        measured_file.read(entry)
     assert str(caught.value).startswith(f"{entry.measured}: {sentence}")
     assert str(caught.value).endswith(": move it away, and measure again")
 
@@ -153,4 +153,4 @@ def test_a_file_that_is_no_json(tmp_path, text):
     entry = write_entry(tmp_path / "e")
     entry.measured.write_text(text)
     with pytest.raises(UserError, match="move it away, and measure again"):
-        measurement.read(entry)
+        measured_file.read(entry)

@@ -6,12 +6,13 @@ import os
 import shutil
 
 import pytest
+from entry_runs import in_this_process, new_entry, small_dataset
 from synthetic_runs import chain_anew
 
 from gpt.errors import UserError
 from gpt.metrics import chain
 from gpt.referee import entry as entries
-from gpt.referee import judgement, pack, seal
+from gpt.referee import judgement, pack, runs, scores, seal
 
 
 @pytest.fixture
@@ -95,6 +96,7 @@ def test_what_its_readme_says(pack_of_entry):
     out, _ = pack_of_entry
     text = (out / "README.md").read_text()
     assert json.loads((out / "judgement.json").read_text())["verdict"] in text
+    assert "\n- 4 starts of 4 runs: 0 failed, 0 abandoned\n" in text
     command = "python tools/referee.py verify PACK --data_root DATASET --replay 50"
     assert f"{command} --trust_model_file" in text and "Read own.py before" in text
     assert "The names of hosts, the command lines and the paths" in text
@@ -133,6 +135,7 @@ def damage(path):
 
 
 def copied(entry, source, target):
+    shutil.rmtree(entry / target, ignore_errors=True)
     shutil.copytree(entry / source, entry / target)
 
 
@@ -166,27 +169,31 @@ MISTAKES = {
     "no sums of documents": (
         lambda entry: remove(entry / RUN / "evaluations/test-step4.documents.jsonl"),
         "{run}/evaluations/test-step4.documents.jsonl is missing, the sums of each document:"
-        " remove {run}/evaluations/test-step4.json, and `python tools/referee.py run` evaluates"
-        " again",
+        " `python tools/referee.py run` evaluates again",
     ),
     "no export": (
         lambda entry: remove(entry / RUN / "export"),
-        "{run}/export holds no weights: export them: `python tools/zero_to_fp32.py"
-        " {run}/checkpoints {run}/export`",
+        "{run}/export holds no weights: remove the run's folders export and evaluations, and"
+        " `python tools/referee.py run` makes them again",
     ),
     "damaged weights": (
         lambda entry: damage(entry / RUN / "export/model.safetensors"),
-        "{run}/export/model.safetensors is not as it was exported: remove {run}/export, and"
-        " export the checkpoint again",
+        "{run}/export/model.safetensors is not as it was exported: remove the run's folders"
+        " export and evaluations, and `python tools/referee.py run` makes them again",
+    ),
+    "weights of another run": (
+        lambda entry: copied(entry, "runs/contender-seed0/export", f"{RUN}/export"),
+        "{run}/evaluations/test-step4.json is of other weights than {run}/export: remove",
     ),
     "a run that is not declared": (
         lambda entry: copied(entry, RUN, "runs/contender-seed7"),
-        "{entry}/runs/contender-seed7 is no run that the entry declares: move it out of the entry",
+        "{entry}/runs/contender-seed7 is of no seed that {entry}/entry.json declares: a run more is"
+        " no verdict: move it out of the entry",
     ),
     "no record of starts": (
         lambda entry: remove(entry / "starts.jsonl"),
-        "{entry}/starts.jsonl tells of no start, so nobody can see that entry.json was declared"
-        " before training: train with `python tools/referee.py run {entry}`",
+        "{entry}/starts.jsonl has no start of runs/baseline-seed0, so nothing tells that its seed"
+        " was declared before training: train it with `python tools/referee.py run`",
     ),
     "an edited record of starts": (
         lambda entry: edit(entry / "starts.jsonl", '"exit_code": 0', '"exit_code": 1'),
@@ -257,3 +264,39 @@ def test_a_log_that_is_chained_anew_ends_otherwise(pack_of_entry, tmp_path):
     assert chain.first_break(log) is None
     assert chain.head(log) != seal.read(out).runs["baseline-seed0"].chain
     assert seal.problems(seal.read(out)) == [f"{log} is not as it was when the pack was made"]
+
+
+def test_trials_measured_throughputs_and_the_ladder_come_along(tmp_path, monkeypatch):
+    new_entry(tmp_path, small_dataset(tmp_path), seeds=[0], factors=[1.0, 2.0])
+    entry = tmp_path / "entry"
+    (entry / "measured.json").write_text("{}")
+    with in_this_process():
+        runs.train(entry, None, None)
+    shutil.copytree(entry / "runs/baseline-seed0", entry / "ladder/12h base")
+    # a ladder of one scale tells no worth
+    monkeypatch.setattr(
+        judgement,
+        "of_paths",
+        lambda paths: judgement.judge(scores.of_entry(entries.read(paths[0]))),
+    )
+    pack.write(entry, tmp_path / "pack", with_weights=True)
+    files = seal.read(tmp_path / "pack").files
+    assert "measured.json" in files
+    trials = {name for name in files if name.startswith("tuning/")}
+    assert trials == {
+        f"tuning/{side}-x{factor}-seed1000/{name}"
+        for side in ("baseline", "contender")
+        for factor in (1.0, 2.0)
+        for name in ("config.yaml", "metrics.jsonl")
+    }
+    assert {name for name in files if name.startswith("ladder/")} == {
+        f"ladder/12h base/{name}"
+        for name in ("config.yaml", "metrics.jsonl", "evaluations/test-step4.json")
+    }
+    shutil.rmtree(entry / "tuning/baseline-x2.0-seed1000")
+    with pytest.raises(UserError) as error:
+        pack.write(entry, tmp_path / "other", with_weights=True)
+    assert str(error.value) == (
+        f"{entry}/tuning/baseline-x2.0-seed1000/metrics.jsonl: No such file or directory: bring"
+        " the log back"
+    )

@@ -19,8 +19,8 @@ from entry_runs import in_this_process, lines_of, new_entry, small_dataset, trai
 
 from gpt.config.saved import read_config
 from gpt.errors import RunError, UserError
+from gpt.referee import check, final_evaluation, runs, starts, tuning
 from gpt.referee import entry as entries
-from gpt.referee import final_evaluation, runs, starts, tuning
 from gpt.results import document_sums
 from gpt.training.sweep import SweptRun
 
@@ -228,10 +228,11 @@ def test_a_record_that_was_changed_trains_nothing(again):
         train(again)
 
 
-def test_a_pack_is_not_trained(again):
+def test_a_pack_is_neither_checked_nor_trained(again):
     (again.path / entries.SEAL).write_text("{}")
-    with pytest.raises(UserError, match="is a pack, which is sealed: train the entry that it was"):
-        train(again)
+    for use in (train, lambda entry: check.report(entry.path, with_runs=False)):
+        with pytest.raises(UserError, match="is a pack, which is sealed: use the entry that it"):
+            use(again)
 
 
 def test_two_commands_do_not_train_one_entry(again):
@@ -263,10 +264,10 @@ def test_a_command_that_is_ended_goes_on(how, dataset, tmp_path, run_command):
         time.sleep(0.02)
     children = psutil.Process(first.pid).children()
     first.send_signal(how)
-    told = first.communicate(timeout=240)[0]
     for process in children if how == signal.SIGKILL else []:
         process.kill()
         psutil.wait_procs([process])
+    told = first.communicate(timeout=240)[0]
     assert (how == signal.SIGTERM) == ("stopped by SIGTERM: the same command goes on" in told)
     done = run_command(command, tmp_path, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr

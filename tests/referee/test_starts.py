@@ -158,6 +158,10 @@ def change_seeds(folder):
     (folder / "entry.json").write_text(json.dumps({**tree, "seeds": [0, 1, 2]}))
 
 
+def measure(folder):
+    (folder / "measured.json").write_text("{}")
+
+
 def change_text(name):
     def change(folder):
         with open(folder / name, "a") as file:
@@ -174,6 +178,7 @@ def change_text(name):
         (change_text("contender.json"), "contender.json"),
         (change_text("rope.py"), "rope.py"),
         (change_text("part.py"), "part.py"),
+        (measure, "measured.json"),
     ],
 )
 def test_what_changed_since_training_began_is_named(started, change, name):

@@ -2,7 +2,6 @@
 told in a sentence."""
 
 import os
-import shutil
 
 import pytest
 
@@ -13,7 +12,7 @@ from gpt.referee.evidence import Evidence
 RUN = "runs/contender-seed0"
 
 
-def test_an_pack_of_entry_passes(pack_of_entry, capsys):
+def test_an_honest_pack_passes(pack_of_entry, capsys):
     assert verify.report(pack_of_entry[0], None, 0, trusted=True) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     states = {line.split()[-1] if not line else line[:10].strip() for line in lines}
@@ -53,9 +52,8 @@ def test_a_configuration_cannot_smuggle_code_in(packed, tmp_path):
     ]
 
 
-def test_without_the_dataset_what_needs_it_is_left_out(packed, tmp_path):
-    results = _results(packed, ("dataset", "evaluation", "replay"), data_root=None, steps=1)
-    assert results["dataset"].state == verify.OK
+def test_without_the_dataset_what_needs_it_is_left_out(packed):
+    assert _results(packed, ("dataset",))["dataset"].state == verify.OK
     for path in packed.rglob("config.yaml"):
         path.write_text(path.read_text().replace("/books", "/elsewhere"))
     results = _results(packed, ("dataset", "replay"), steps=1)
@@ -63,8 +61,9 @@ def test_without_the_dataset_what_needs_it_is_left_out(packed, tmp_path):
     assert all("name it by --data_root" in result.lines[0] for result in results.values())
 
 
-def test_another_dataset_is_named(packed, sample):
-    results = _results(packed, ("dataset",), data_root=sample)
+def test_another_dataset_is_named(packed, tmp_path):
+    other = build(write_texts(tmp_path / "texts", BOOKS), tmp_path / "other", VOCAB + 20)
+    results = _results(packed, ("dataset",), data_root=other)
     assert results["dataset"].state == verify.FAILED
     assert (
         "has another tokenizer than baseline-seed0 was trained with" in results["dataset"].lines[0]
@@ -135,15 +134,15 @@ DAMAGES = (_remove, _garble, _nest, _become_a_folder, _become_a_pipe)
 
 
 def _cases():
-    """Every damage of every file; one of each file is quick."""
+    """Every damage of every file; one of every other file is quick."""
     for number, name in enumerate(FILES):
-        for damage in DAMAGES:
-            is_quick = damage is DAMAGES[number % len(DAMAGES)]
+        for place, damage in enumerate(DAMAGES):
+            is_quick = number % 10 == 2 * place
             marks = () if is_quick else pytest.mark.slow
             yield pytest.param(name, damage, marks=marks, id=f"{name}-{damage.__name__}")
 
 
-@pytest.mark.parametrize(("name", "damage"), _cases())
+@pytest.mark.parametrize(("name", "damage"), [*_cases()])
 def test_damage_is_told_and_hides_no_other_check(packed, name, damage):
     damage(packed / name)
     results = _results(packed, CHEAP)

@@ -125,6 +125,11 @@ def test_a_table_of_other_things(tmp_path):
     path.write_bytes(b"PAR1 and no more")
     assert mistake(path).startswith(f"{path} is no whole Parquet file (")
     row = {name: [value] for name, value in DOCUMENT.items()}
+    parquet.write_table(pyarrow.table(row), path, compression="none")
+    whole = path.read_bytes()
+    for text in (b"0" * 32, b"text_nats"):  # a value, and the name of a column
+        path.write_bytes(whole.replace(text, b"\xff" * len(text)))
+        assert mistake(path).startswith(f"{path} is no whole Parquet file (")
     for change, problem in (
         ({"tokens": [4.0]}, " has other columns than hash, nats, tokens, text_nats, text_tokens,"),
         ({"name": ["a"]}, " has other columns than hash, nats, tokens, text_nats, text_tokens,"),

@@ -9,6 +9,7 @@ from conftest import load_command
 from synthetic_runs import (
     CODE,
     amend,
+    chain_anew,
     evaluation,
     identified_run,
     synthetic_run,
@@ -186,7 +187,11 @@ def test_one_unusable_folder_costs_a_notice(tmp_path, monkeypatch, capsys):
     (identified_run(tmp_path / "broken") / "config.yaml").write_text("a: [1")
     forged = identified_run(tmp_path / "forged", tokens_per_second=HOUR)
     write_lines(forged, [train(12, 3.0), evaluation(12, 3.0, normalised_ppl=1.5)])
-    names = ["good", "empty", "notes.txt", "quickstart", "broken", "forged"]
+    merged = identified_run(tmp_path / "merged", tokens_per_second=HOUR)
+    chain_anew(merged / "metrics.jsonl")
+    with open(merged / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(evaluation(12, 1.0)) + "\n")
+    names = ["good", "empty", "notes.txt", "quickstart", "broken", "forged", "merged"]
     rows, _, notices, _ = tables(monkeypatch, capsys, tmp_path, *names)
     assert [row["run"] for row in rows] == ["good"]
     beginnings = [
@@ -194,6 +199,7 @@ def test_one_unusable_folder_costs_a_notice(tmp_path, monkeypatch, capsys):
         "left out: notes.txt holds no run (no metrics.jsonl)",
         "left out: broken/config.yaml is not YAML",
         "left out: forged/metrics.jsonl:2 contradicts itself: normalised_ppl is 1.5, and its sums",
+        "left out: merged/metrics.jsonl:16 does not follow from the line before it: a line was",
         "no reference accelerator-hours for quickstart: ",
         "runs without a class are shown by --over tokens, or --over flops",
     ]

@@ -1,7 +1,15 @@
 """Small tokenizers of the package tokenizers, of the kinds that models come with."""
 
 from small_tokenizers import SENTENCES
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 END = "<|endoftext|>"
 
@@ -24,7 +32,7 @@ def byte_level(vocab_size=400, add_prefix_space=False):
 
 def with_byte_pieces(prepend_scheme="never"):
     """BPE of characters, with a piece for each byte that none of them has, as Llama 2 has it; </s>
-    is its id 2."""
+    is its id 2. A text begins with <s>, where special tokens are asked for."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     pieces += ["▁", *"abcdefghijklmnopqrstuvwxyz", "th", "the", "▁the", "▁q"]
     merges = [("t", "h"), ("th", "e"), ("▁", "the"), ("▁", "q")]
@@ -36,6 +44,9 @@ def with_byte_pieces(prepend_scheme="never"):
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return tokenizer
 
 
