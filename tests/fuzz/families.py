@@ -98,7 +98,7 @@ OF_SWEEP = (
         ("swept", "swept/*"),
     ),
 )
-OF_ENTRY = (Command("tools/referee.py", ["check", "entry", "--skip_runs"]),)
+OF_MEASURED = (Command("tools/referee.py", ["check", "measured", "--skip_runs"]),)
 OF_HOSTFILE = (
     Command("tools/preflight.py", ["--hostfile", "hostfile", "--timeout", "2", "--json"]),
 )
@@ -129,7 +129,7 @@ ALL_INPUTS = (
     "runs",
     "export",
     "n.json",
-    "entry",
+    "measured",
     "hostfile",
     "languini",
     "model.pt",
@@ -144,7 +144,7 @@ COMMANDS = (
     *OF_PREPARING,
     *OF_LANGUINI,
     *OF_SWEEP,
-    *OF_ENTRY,
+    *OF_MEASURED,
     *OF_HOSTFILE,
     *OF_THROUGHPUT,
 )
@@ -310,15 +310,15 @@ FAMILIES: dict[str, Family] = {
         (*OF_DATASET, *OF_LANGUINI),
     ),
     "sweep": of_files(["swept/sweep.json", "n.json"], ["swept", "data"], OF_SWEEP),
-    "entry": of_files(
+    "measured": of_files(
         [
-            "entry/entry.json",
-            "entry/baseline.json",
-            "entry/contender.json",
-            "entry/measured.json",
+            "measured/entry.json",
+            "measured/baseline.json",
+            "measured/contender.json",
+            "measured/measured.json",
         ],
-        ["entry", "data"],
-        OF_ENTRY,
+        ["measured", "data"],
+        OF_MEASURED,
     ),
     "hostfile": of_files(["hostfile"], ["data"], OF_HOSTFILE),
     "json": of_files(["n.json"], ["data"], OF_SETTINGS),

@@ -27,8 +27,8 @@ def make(folder: Path) -> None:
         _run(folder, "tools/prepare_data.py", *OF_TEXTS, "--out", "half", "--shard", shard)
     sweep = ("--classes", "n.json", "--out", "swept", "--launcher", "false")
     _run(folder, "tools/sweep.py", *sweep, code=1)
-    _run(folder, "tools/referee.py", "new", "entry", "--from", "n.json", "--max_lr", "1e-3")
-    _measure(folder / "entry")
+    _run(folder, "tools/referee.py", "new", "measured", "--from", "n.json", "--max_lr", "1e-3")
+    _measure(folder / "measured")
 
 
 def _measure(folder: Path) -> None:
