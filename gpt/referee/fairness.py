@@ -45,9 +45,8 @@ class Pair(NamedTuple):
         return self.baseline, self.contender
 
 
-def settle(entry: Entry) -> Pair:
-    """Raises UserError with the mistakes of a side."""
-    has_budget = not awaits_measurement(entry)
+def settle(entry: Entry, has_budget: bool = True) -> Pair:
+    """has_budget: of the pair. Raises UserError with the mistakes of a side, or of the budget."""
     sides = {}
     for name in SIDES:
         settings: dict[str, Any] = entry.overrides(name)
@@ -67,11 +66,6 @@ def settle(entry: Entry) -> Pair:
 
 def awaits_measurement(entry: Entry) -> bool:
     return entry.claim.over == HOURS and not entry.measured.exists()
-
-
-def steps_of(entry: Entry) -> dict[str, int]:
-    """{side: steps that equal compute gives it}. Raises UserError."""
-    return {side: budget.settings(entry, side)["gpt.max_train_steps"] for side in SIDES}
 
 
 def require_fair(entry: Entry) -> None:

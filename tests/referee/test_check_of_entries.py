@@ -75,7 +75,7 @@ def test_a_fair_entry_gets_a_line_for_each_check(dataset, tmp_path, capsys):
     assert code == 0
     assert list(lines) == NAMES and all(line.startswith("ok  ") for line in lines.values())
     assert lines["budget"].endswith(
-        "equal tokens are 4 steps of the baseline and 4 steps of the contender"
+        "equal tokens are the steps 4 of the baseline and 4 of the contender"
     )
     assert "both read the same 11 documents" in lines["data"]
     assert "last_n 16, the whole split after the last step" in lines["scoring"]
@@ -170,7 +170,17 @@ def test_mistakes_of_a_side_end_the_check(dataset, tmp_path, capsys):
     entry = new_entry(tmp_path, dataset)
     set_values(entry, "contender", gpt__seq_len="long")
     code, lines, differences = report(entry, capsys)
-    assert code == 2 and "contender.json:" in lines["budget"] and differences == ""
+    assert code == 2 and list(lines) == ["configuration"] and differences == ""
+    assert "contender.json:" in lines["configuration"]
+
+
+def test_a_budget_that_cannot_be_is_told_once(dataset, tmp_path, capsys):
+    entry = new_entry(tmp_path, dataset, "--max_lr", 0.1)
+    set_values(entry, "baseline", gpt__max_train_steps=1, scheduler__params__decay_steps=1)
+    set_values(entry, "baseline", scheduler__params__warmup_steps=0)
+    code, lines, _ = report(entry, capsys)
+    assert code == 2 and "warmup_steps is 2, more than" in lines["budget"]
+    assert "configuration" not in lines
 
 
 def test_throughputs_that_are_not_measured_are_told(dataset, tmp_path, capsys):
