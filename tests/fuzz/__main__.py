@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import material, server, tries
-from .families import FAMILIES
+from .families import FAMILIES, SLOW
 
 TRIES_OF_A_ROUND = 10
 # of one kind that are kept
@@ -44,8 +44,9 @@ def main() -> int:
             made = args.material or folder / "material"
             if not made.exists():
                 material.make(made)
-            if "hf" in args.families and not (made / "hf").exists():
-                material.make_hf(made)
+            for family, make in SLOW.items():
+                if family in args.families and not (made / family).exists():
+                    make(made)
             held = fuzz(args, folder, made)
     finally:
         shutil.rmtree(folder)

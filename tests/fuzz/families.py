@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from . import command_lines, damage, hostile, seals, settings
+from . import command_lines, damage, hostile, material, seals, settings
 from .material import OF_TEXTS, WEIGHTS
 from .server import Command
 from .workspace import Workspace
@@ -108,6 +108,17 @@ OF_THROUGHPUT = (
         ["--from_reference", "--write_config", "out"],
         ("out",),
     ),
+)
+# the code that came with a pack is run by nobody
+OF_PACK = (
+    Command("tools/referee.py", ["verify", "pack"]),
+    Command("tools/referee.py", ["board", "pack", "--html", "out.html"], ("out.html",)),
+    Command("tools/referee.py", ["judge", "pack", "--json", "out.json"], ("out.json",)),
+)
+OF_ENTRY = (
+    Command("tools/referee.py", ["judge", "entry", "--json", "out.json"], ("out.json",)),
+    Command("tools/referee.py", ["pack", "entry", "--out", "out"], ("out",)),
+    Command("tools/referee.py", ["check", "entry", "--skip_runs"]),
 )
 OF_SETTINGS = (DRY_RUN, DRY_RUN, EXPLAIN)
 # inputs that every command line finds
@@ -270,6 +281,8 @@ def of_environment(rng: random.Random, space: Workspace) -> Command:
     return replace(rng.choice(COMMANDS), environment=environment)
 
 
+# whose inputs are slow to make, and are made where they are asked for: {name: what makes them}
+SLOW = {"hf": material.make_hf, "pack": material.make_entry, "entry": material.make_entry}
 FAMILIES: dict[str, Family] = {
     "dataset": of_files(["data"], ["n.json", "export", "texts"], OF_DATASET),
     "checkpoint": of_files(["runs/a/checkpoints"], ["runs", "data"], OF_CHECKPOINT),
@@ -289,6 +302,8 @@ FAMILIES: dict[str, Family] = {
     "split list": of_files(["rows/held_out.txt"], ["rows"], OF_INPUTS[-4:]),
     "languini": of_files(["languini", "model.pt"], ["data"], OF_LANGUINI),
     "hf": of_files(["hf"], ["data"], OF_HF),
+    "pack": of_files(["pack"], ["books"], OF_PACK),
+    "entry": of_files(["entry"], ["books"], OF_ENTRY),
     "tokenizer": of_files(
         ["data/tokenizer.model"],
         ["data", "texts", "languini", "model.pt", "export", "n.json"],

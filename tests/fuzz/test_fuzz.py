@@ -37,8 +37,7 @@ def fuzzer(good_inputs, tmp_path):
     return tries.Fuzzer(tmp_path, good_inputs)
 
 
-# transformers' folder is slow to make
-@pytest.mark.parametrize("family", sorted(families.FAMILIES.keys() - {"hf"}))
+@pytest.mark.parametrize("family", sorted(families.FAMILIES.keys() - families.SLOW.keys()))
 def test_no_try_breaks_a_rule(fuzzer, family):
     for number in range(TRIES_OF_TRAINING if family == "training" else TRIES):
         result = fuzzer.try_one(family, 0, number)
