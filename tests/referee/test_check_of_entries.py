@@ -1,6 +1,7 @@
 """Whether an entry is a fair comparison: a line for each check, and what differs."""
 
 import json
+import shutil
 
 import pytest
 
@@ -11,7 +12,9 @@ from model_files import LAST, changed
 from small_corpora import BOOKS, build, write_texts
 
 from gpt.contract import checks
+from gpt.data import manifests
 from gpt.errors import UserError
+from gpt.files import hash_file
 from gpt.referee import check, fairness, runs, starts
 from gpt.referee import entry as entries
 
@@ -138,6 +141,34 @@ def test_other_text_is_unfair(dataset, others, tmp_path, capsys):
     set_values(entry, "contender", gpt__data_root=str(others["other text"]))
     code, lines, _ = report(entry, capsys)
     assert code == 2 and "hold other training documents" in lines["data"]
+
+
+def test_other_tokens_of_the_same_text_are_unfair(dataset, tmp_path, capsys):
+    forged = tmp_path / "forged"
+    shutil.copytree(dataset, forged)
+    tokens = forged / "train" / manifests.TOKENS
+    content = bytearray(tokens.read_bytes())
+    content[:2], content[2:4] = content[2:4], content[:2]
+    tokens.write_bytes(content)
+    manifest = manifests.read(forged)
+    manifest["splits"]["train"]["files"][manifests.TOKENS] = hash_file(tokens)
+    manifests.write(forged, manifest)
+    entry = new_entry(tmp_path, dataset)
+    set_values(entry, "contender", gpt__data_root=str(forged))
+    code, lines, _ = report(entry, capsys)
+    assert code == 2 and "hold other tokens of 'train', of the same documents" in lines["tokenizer"]
+
+
+@pytest.mark.parametrize("name", ["../my.py", "/tmp/my.py"])
+def test_code_outside_of_the_entry_is_refused(dataset, tmp_path, capsys, name):
+    entry = new_entry(tmp_path, dataset)
+    set_values(entry, "contender", gpt__model_file=name)
+    code, lines, _ = report(entry, capsys)
+    assert (
+        code == 2
+        and f"gpt.model_file is {name}, which is not in the entry's folder"
+        in (lines["configuration"])
+    )
 
 
 def test_another_tokenizer_of_the_same_bytes_is_fair(dataset, others, tmp_path, capsys):
