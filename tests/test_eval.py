@@ -201,30 +201,6 @@ def require_same_sums(sums, figures):
         assert sums[name] == figures[name]
 
 
-def test_each_document_of_a_split(weights, sample, evaluator, tmp_path, monkeypatch):
-    split = Dataset(sample).split("test")
-    figures = evaluated(
-        monkeypatch,
-        evaluator,
-        tmp_path / "o.json",
-        *("--checkpoint_file", weights, "--data_root", sample),
-        *("--per_document", tmp_path / "a.jsonl"),
-    )
-    count, sums = summed(tmp_path / "a.jsonl")
-    assert count == figures_of(sample, "test")["documents"] > 1
-    require_same_sums(sums, figures)
-    documents = document_sums.read(tmp_path / "a.jsonl")
-    assert documents.bytes.tolist() == split.doc_bytes.tolist()
-    assert documents.tokens.tolist() == (split.doc_tokens + 1).tolist()
-    # by the text itself, which the tokens stand for
-    text = Dataset(sample).vocab.text_bytes(split.tokens[: split.doc_tokens[0]])
-    assert documents.hashes[0] == hashlib.sha256(text).hexdigest()[:32]
-
-
-def figures_of(sample, split):
-    return json.loads((sample / "manifest.json").read_text())["splits"][split]
-
-
 def test_each_text_has_its_own_line(weights, vocab, evaluator, tmp_path, monkeypatch):
     texts = ["The bread\n", "Seven breads later, nobody asks.\n" * 4, "厨房七点开门。"]
     files = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]

@@ -27,6 +27,7 @@ from gpt.parsing import parse_json
 from gpt.reading import read_text
 from gpt.results import scoring
 from gpt.results.scoring import Evaluated, Target, window_within
+from gpt.wording import plural
 
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -55,6 +56,7 @@ ROWS = 256
 # by how much of the largest one a later token may change a logit, by rounding: in fp32, and in less
 CAUSAL_TOLERANCE = 1e-5
 CAUSAL_TOLERANCE_16_BITS = 1e-2
+CAUSAL_PLACES = 8  # of a window that are looked at
 # for everything that transformers opens
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 MEND_FOLDER = "give a folder that save_pretrained of transformers wrote"
@@ -72,22 +74,22 @@ class ForeignModel(nn.Module):
     ) -> TokenScores:
         """tokens, targets int64 (B, T); scored: rows and columns (N,) -> nats and rank (N,), of
         softmax over all outputs that the model has, in fp32."""
-        logits = self._logits(tokens, scored)
+        logits = self.logits(tokens, scored)
         parts = zip(logits.split(ROWS), targets[scored].split(ROWS))
         scores = [score_logits(part, part_targets) for part, part_targets in parts]
         nats, ranks = zip(*scores)
         return TokenScores(torch.cat(nats), torch.cat(ranks))
 
-    def _logits(self, tokens: Tensor, scored: tuple[Tensor, Tensor]) -> Tensor:
+    def logits(self, tokens: Tensor, scored: tuple[Tensor, Tensor]) -> Tensor:
         """(N, V) of the positions that count. Where the output layer gets hidden states (B, T, C)
         it gets those alone, as (1, N, C), so that no logits (B, T, V) are held."""
         head: nn.Module | None = self.model.get_output_embeddings()  # type: ignore[operator]
         selected = []
 
         def select(_: nn.Module, inputs: tuple) -> tuple:
-            hidden, *others = inputs
-            if hidden.shape[:2] != tokens.shape:
+            if not inputs or inputs[0].shape[:2] != tokens.shape:
                 return inputs
+            hidden, *others = inputs
             selected.append(hidden)
             return hidden[scored][None], *others
 
@@ -117,9 +119,10 @@ class ForeignFolder:
         by_default = min(self.longest or LONGEST_BY_DEFAULT, LONGEST_BY_DEFAULT)
         return window_within(self.longest, seq_len or by_default, last_n)
 
-    def load(self, device: str, notify: Notify) -> ForeignModel:
+    def load(self, device: str, seq_len: int, notify: Notify) -> ForeignModel:
         """With its weights, in fp32 on a CPU, in the precision that they are stored in elsewhere.
-        Raises UserError where they are not whole, or the model is not causal."""
+        Raises UserError where they are not whole, or the model is not causal, or takes no windows
+        of seq_len tokens."""
         transformers = import_transformers()
         with _telling(self.path, "weights"):
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
@@ -133,10 +136,14 @@ class ForeignFolder:
             _require_whole(self.path, model, loading)
             if loading["unexpected_keys"]:
                 names = sorted(map(str, loading["unexpected_keys"]))
-                notify(f"{self.path} holds weights that its model leaves out: {', '.join(names)}")
+                notify(
+                    f"{self.path} holds {plural(len(names), 'tensor')} that its model leaves out,"
+                    f" the first is {names[0]}"
+                )
             model = ForeignModel(model).eval().to(device)
-        with _telling(self.path, "model"), torch.no_grad():
-            self._require_causal(model, device)
+        mend = "give a smaller --seq_len, or another model"
+        with _telling(self.path, f"model at {seq_len} tokens", mend), torch.no_grad():
+            self._require_causal(model, device, seq_len)
         return model
 
     def facts(self, model: ForeignModel) -> dict[str, Any]:
@@ -159,16 +166,18 @@ class ForeignFolder:
                 mend="give the tokenizer that it was trained with",
             )
 
-    def _require_causal(self, model: ForeignModel, device: str) -> None:
-        """Raise UserError where a later token changes what is foretold of an earlier one."""
-        length = min(8, self.longest or 8)
-        tokens = torch.arange(length, device=device).repeat(2, 1) % self.tokenizer.size
-        tokens[1, -1] = (tokens[1, -1] + 1) % self.tokenizer.size
-        logits = model.model(input_ids=tokens).logits[:, :-1]
-        is_fp32 = logits.dtype == torch.float32
-        tolerance = CAUSAL_TOLERANCE if is_fp32 else CAUSAL_TOLERANCE_16_BITS
-        first, second = logits.float()
-        if (first - second).abs().max() > tolerance * first.abs().max():
+    def _require_causal(self, model: ForeignModel, device: str, seq_len: int) -> None:
+        """Raise UserError where a window's last token changes what is predicted before it."""
+        windows = torch.arange(seq_len, device=device).repeat(2, 1) % self.tokenizer.size
+        windows[1, -1] = (windows[1, -1] + 1) % self.tokenizer.size
+        places = torch.linspace(0, max(0, seq_len - 2), CAUSAL_PLACES, device=device).long()
+        rows = torch.arange(2, device=device).repeat_interleave(CAUSAL_PLACES)
+        logits = model.logits(windows, (rows, places.repeat(2)))
+        tolerance = CAUSAL_TOLERANCE
+        if logits.dtype != torch.float32:
+            tolerance = CAUSAL_TOLERANCE_16_BITS
+        first, second = logits.float().chunk(2)
+        if seq_len > 1 and (first - second).abs().max() > tolerance * first.abs().max():
             raise UserError(
                 f"{self.path}: its {type(model.model).__name__} sees the tokens that it is to"
                 " predict: what it says of the first ones depends on the last",
@@ -332,7 +341,7 @@ def evaluate(
     belongs to its own vocabulary."""
     for target in targets:
         folder.require_ids(target.stream)
-    model = folder.load(device, notify)
+    model = folder.load(device, window[0], notify)
     facts = {"checkpoint": str(folder.path), "step": None, **folder.facts(model)}
     for target in targets:
         evaluated = scoring.evaluate(model, target, facts, window, device, batch_size)
@@ -341,7 +350,7 @@ def evaluate(
 
 
 @contextmanager
-def _telling(path: Path, what: str) -> Iterator[None]:
+def _telling(path: Path, what: str, mend: str = MEND_FOLDER) -> Iterator[None]:
     """Whatever transformers raises over a folder's files becomes a UserError."""
     try:
         yield
@@ -349,5 +358,5 @@ def _telling(path: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # of a library that believes what it reads, it may be any
         raise UserError(
-            f"{path}: transformers cannot open its {what} ({in_brief(error)})", mend=MEND_FOLDER
+            f"{path}: transformers fails at its {what} ({in_brief(error)})", mend=mend
         ) from error

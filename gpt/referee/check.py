@@ -69,6 +69,7 @@ def report(path: Path, with_runs: bool, own_gradient: bool = False) -> int:
     except UserError as error:
         lines.tell(FAIL, "configuration", str(error))
         return lines.conclude()
+    _tell_baseline(pair, lines)
     for name, check in fairness.CHECKS:
         lines.look(name, partial(check, pair))
     for side in _distinct(pair, MODEL_FILE):
@@ -99,6 +100,19 @@ def _budget_in_words(entry: entries.Entry) -> str:
     steps = fairness.steps_of(entry)
     sides = " and ".join(f"{count:,} steps of the {side}" for side, count in steps.items())
     return f"equal {entry.claim.over} are {sides}"
+
+
+def _tell_baseline(pair: Pair, lines: Report) -> None:
+    """Whether the baseline is the run whose name the claim has."""
+    differences = fairness.differences_from_class(pair.entry)
+    if differences is None:
+        return
+    file = f"ds_configs/{pair.entry.claim.baseline}.json"
+    if not differences:
+        lines.tell(OK, "baseline", f"as {file} has it")
+        return
+    changes = ", ".join(f"{path} {shipped} -> {own}" for path, shipped, own in differences)
+    lines.tell(NOTE, "baseline", f"is not {file}, but another run: {changes}")
 
 
 def _distinct(pair: Pair, file: str) -> list[Side]:

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from gpt.errors import UserError
+from gpt.files import hash_file
 from gpt.metrics import events
 from gpt.referee import seal, starts
 from gpt.referee.entry import Entry
@@ -14,7 +15,8 @@ from gpt.wording import listed, plural
 def seal_is_whole(evidence: Evidence, problems: list[str]) -> str:
     """Every file is as it was when the pack was made, and there is no other."""
     problems += seal.problems(evidence.pack)
-    return f"{plural(len(evidence.pack.files), 'file')} as they were packed"
+    sha256 = hash_file(evidence.path / seal.FILE)["sha256"]
+    return f"{plural(len(evidence.pack.files), 'file')} as pack.json of sha256 {sha256} has them"
 
 
 def is_as_declared(evidence: Evidence, problems: list[str]) -> str:

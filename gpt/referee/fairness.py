@@ -10,12 +10,14 @@ from gpt.config.batch import ACCUMULATION, MICRO
 from gpt.config.identity import SCORING, differing, identity
 from gpt.config.resolve import read
 from gpt.config.run_config import Config, leaves
+from gpt.config.saved import as_dict
 from gpt.data.datasets import Dataset
 from gpt.data.streams import Streams
 from gpt.errors import UserError
 from gpt.referee import budget, starts
 from gpt.referee.entry import BASELINE, CONTENDER, HOURS, SIDES, Entry
 from gpt.training.run_data import RunData
+from gpt.training.sweep import CLASSES
 
 ANEW = "make the entry anew with the same for both"
 
@@ -286,6 +288,19 @@ CHECKS = (
     FairnessCheck("tuning", _same_trials),
     FairnessCheck("declaration", _as_declared),
 )
+
+
+def differences_from_class(entry: Entry) -> list[tuple[str, Any, Any]] | None:
+    """(path, in ds_configs/, in baseline.json) of what makes the baseline another run than the one
+    of its name that comes with the trainer; None where none does. The text is not compared."""
+    file = CLASSES / f"{entry.claim.baseline}.json"
+    if not file.is_file():
+        return None
+    own = read(entry.config_file(BASELINE), 1, entry.overrides(BASELINE)).settle()
+    shipped = read(file, 1, {"gpt.vocab_size": own.model.vocab_size}).settle()
+    of_class, of_entry = (identity(as_dict(config)) for config in (shipped, own))
+    paths = differing([of_class, of_entry])
+    return [(path, of_class.get(path), of_entry.get(path)) for path in paths]
 
 
 # settings that make no curve another one, and speed

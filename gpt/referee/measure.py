@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
 
 def measure_entry(path: Path, rounds: int) -> str:
     """Measure, keep measured.json, and tell it in words. Raises UserError."""
-    entry = entries.read(path)
+    entry = entries.read_unsealed(path)
     if not LEAST_TURNS <= rounds <= MOST_TURNS:
         raise UserError(
             f"--rounds {rounds}: an interval needs {LEAST_TURNS} turns or more of each side",

@@ -59,16 +59,20 @@ def gives_the_same_steps(evidence: Evidence, problems: list[str], steps: int) ->
 
     def look(run: Declared) -> Iterator[str]:
         log = evidence.run(run.name)
-        tolerance = tolerances[run.name] = tolerance_of(log)
+        tolerance = tolerance_of(log)
+        tolerances[run.name] = tolerance
         again = train_again(evidence, run, min(steps, evidence.last_step(run.name)))
         yield from differences(run.name, log, again, tolerance)
 
     of_each(evidence.present, problems, look)
-    return _in_words(steps, list(tolerances.values()))
+    longest = max(map(evidence.last_step, tolerances), default=0)
+    which = f"all {longest}" if steps >= longest else f"the first {steps}"
+    return _in_words(which, list(tolerances.values()))
 
 
-def _in_words(steps: int, tolerances: list[Tolerance]) -> str:
-    words = f"the first {steps} steps of {len(tolerances)} runs as in their logs"
+def _in_words(which: str, tolerances: list[Tolerance]) -> str:
+    """which: of the steps, all or some."""
+    words = f"{which} steps of {len(tolerances)} runs as in their logs"
     others = [tolerance for tolerance in tolerances if tolerance.why]
     if not others:
         return f"{words}, to the last bit"
@@ -118,37 +122,41 @@ def _variant(config: Mapping[str, Any], block: str) -> str | None:
 
 
 def train_again(evidence: Evidence, run: Declared, steps: int) -> Run:
-    """The first steps of a run, made by train.py in a process and a folder of their own. Raises
-    UserError where it fails."""
-    tree, name = tree_of(evidence, run, steps)
+    """The first steps of a run, made in a folder of their own, which is removed. Raises UserError
+    where that fails."""
+    tree = tree_of(evidence, run, steps)
     with tempfile.TemporaryDirectory(prefix="replay-") as folder:
         run_dir = Path(folder) / run.name
         tree["gpt"]["run_dir"] = str(run_dir)
         file = Path(folder) / f"{run.name}.json"
         file.write_text(json.dumps(tree), encoding="utf-8")
-        command = [sys.executable, str(TRAIN), "--ds_config", str(file)]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=_environment(evidence.run(run.name)),
-            check=False,
-        )
-        if done.returncode:
-            raise UserError(
-                f"{run.name} cannot be trained again (exit code {done.returncode}):"
-                f" {_last_words(done.stderr)}"
-            )
+        _train(file, _environment(evidence.run(run.name)))
         return read_run(run_dir)
 
 
-def tree_of(evidence: Evidence, run: Declared, steps: int) -> tuple[dict[str, Any], str]:
-    """(the JSON of a run's first steps, its name): as the run's config.yaml has it, without what
-    writes elsewhere than into its own folder, and with the schedule that it had."""
+def _train(file: Path, environment: dict[str, str]) -> None:
+    """Train a run's JSON by train.py in a process. Raises UserError where that fails."""
+    done = subprocess.run(
+        [sys.executable, str(TRAIN), "--ds_config", str(file)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environment,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(
+            f"{file.stem} cannot be trained again (exit code {done.returncode}):"
+            f" {_last_words(done.stderr)}"
+        )
+
+
+def tree_of(evidence: Evidence, run: Declared, steps: int) -> dict[str, Any]:
+    """The JSON of a run's first steps: as the run's config.yaml has it, without what writes
+    elsewhere than into its own folder, and with the schedule that it had."""
     path = evidence.folder(run.name) / CONFIG
     config = evidence.config(run.name)
-    tree, name = run_to_repeat(path, read_text(path))
+    tree, _ = run_to_repeat(path, read_text(path))
     for block in OBSERVER_KEYS:
         tree.pop(block, None)
     gpt = tree["gpt"]
@@ -168,7 +176,7 @@ def tree_of(evidence: Evidence, run: Declared, steps: int) -> tuple[dict[str, An
     for block in ARGUMENTS_OF:
         if gpt.get(block):
             gpt[block] = _variant(config, block) or _code_of(evidence, run, block)
-    return tree, name
+    return tree
 
 
 def _code_of(evidence: Evidence, run: Declared, block: str) -> str:

@@ -118,12 +118,13 @@ def _append(
 def read(entry: Entry) -> list[Start]:
     """All starts on record, oldest first; none where there is no file. Raises UserError where a
     line is not what was written, or not of a run that the entry declares."""
+    declared = declared_runs(entry)
     starts: list[Start] = []
     previous = BEGINNING
     is_open = False
     for number, line in enumerate(_lines(entry.starts), 1):
         fields = _fields(line)
-        problem = _problem(fields, entry)
+        problem = _problem(fields, declared)
         if problem is None and fields["previous"] != previous:
             problem = "is not chained to the line before it"
         if problem is None and fields["event"] == END:
@@ -192,8 +193,9 @@ def _fields(line: bytes) -> Any:
         return None
 
 
-def _problem(fields: Any, entry: Entry) -> str | None:
-    """Why a line is none of starts.jsonl, whatever stands before it."""
+def _problem(fields: Any, declared: Mapping[str, tuple[str, int]]) -> str | None:
+    """Why a line is none of starts.jsonl, whatever stands before it. declared: of
+    `declared_runs`."""
     if not isinstance(fields, dict) or fields.get("event") not in FIELDS:
         return "is neither a start nor an end"
     if fields.keys() != FIELDS[fields["event"]]:
@@ -204,9 +206,9 @@ def _problem(fields: Any, entry: Entry) -> str | None:
     is_text = all(isinstance(fields[name], str) for name in ("previous", "run", "declaration"))
     if not is_text or not is_number(fields["time"]) or fields["side"] not in SIDES:
         return "has a field of another type"
-    if fields["run"] not in declared_runs(entry):
+    if fields["run"] not in declared:
         return f"is of {fields['run']}, which the entry does not declare"
-    if declared_runs(entry)[fields["run"]] != (fields["side"], fields["seed"]):
+    if declared[fields["run"]] != (fields["side"], fields["seed"]):
         return f"has another side or seed than {fields['run']}"
     if fields["event"] == START:
         files = fields["files"]

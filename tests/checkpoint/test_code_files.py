@@ -1,5 +1,6 @@
 """Code that lies with weights: kept with them, checked, and run by nothing but a user's word."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -15,6 +16,7 @@ from gpt.checkpoint.checkpoint import Checkpoint
 from gpt.checkpoint.manifest import read_content, write_content
 from gpt.checkpoint.weights import consolidate
 from gpt.config import own_code
+from gpt.data.datasets import Dataset
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError
 from gpt.files import hash_file
@@ -145,15 +147,24 @@ def test_what_looks_ahead_in_evaluations_alone_is_refused(sample, tmp_path, load
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_an_evaluation_and_its_documents_by_code_that_is_trusted(run, output_of):
+def test_an_evaluation_and_its_documents_by_code_that_is_trusted(run, sample, output_of):
     weights = run / "export/model.safetensors"
-    documents = run / "evaluations/test-step2.documents.jsonl"
-    command = ["--checkpoint_file", weights, TRUST, "--join", run, "--per_document", documents]
+    file = run / "evaluations/test-step2.documents.jsonl"
+    command = ["--checkpoint_file", weights, TRUST, "--join", run, "--per_document", file]
     output_of("eval", *command, "--last_n", 32, folder="gpt")
     result = json.loads((run / "evaluations/test-step2.json").read_text())
-    sums = document_sums.read(documents).totals()
+    documents = document_sums.read(file)
+    sums = documents.totals()
     assert sums["nats"] == pytest.approx(result["total_loss"], rel=1e-9)
-    assert (sums["tokens"], sums["bytes"]) == (result["tokens"], result["bytes"])
+    assert sums["text_nats"] == pytest.approx(result["text_nats"], rel=1e-9)
+    for name in ("tokens", "text_tokens", "bytes"):
+        assert sums[name] == result[name]
+    split = Dataset(sample).split("test")
+    assert documents.bytes.tolist() == split.doc_bytes.tolist()
+    assert documents.tokens.tolist() == (split.doc_tokens + 1).tolist()
+    # by the text itself, which the tokens stand for
+    text = Dataset(sample).vocab.text_bytes(split.tokens[: split.doc_tokens[0]])
+    assert documents.hashes[0] == hashlib.sha256(text).hexdigest()[:32]
 
 
 def nats(weights, ids):

@@ -232,7 +232,7 @@ def test_tokens_that_do_not_stand_for_the_text_are_noticed(
 def test_positions_that_do_not_count_have_no_logits(model_folder):
     """The output layer gets those that do alone, and what becomes of their logits stays."""
     folder = open_folder(model_folder, lambda sentence: None)
-    model = folder.load("cpu", print)
+    model = folder.load("cpu", 24, print)
     tokens = torch.randint(3, 280, (3, 20), generator=torch.Generator().manual_seed(0))
     targets = tokens.roll(-1, 1)
     mask = torch.zeros(3, 20, dtype=torch.bool)
@@ -247,6 +247,16 @@ def test_positions_that_do_not_count_have_no_logits(model_folder):
     assert sizes == [(1, int(mask.sum()))]
     expected = torch.nn.functional.cross_entropy(logits, targets[mask], reduction="none")
     torch.testing.assert_close(scores.nats.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_the_model_leaves_out_are_told(gpt2_folder, tmp_path):
+    folder = shutil.copytree(gpt2_folder, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    more = {"b.scale": torch.ones(2), "a.scale": torch.ones(2)}
+    save_file({**weights, **more}, folder / "model.safetensors", {"format": "pt"})
+    notices = []
+    open_folder(folder, notices.append).load("cpu", 24, notices.append)
+    assert notices == [f"{folder} holds 2 tensors that its model leaves out, the first is a.scale"]
 
 
 class WithoutHead(torch.nn.Module):
@@ -406,19 +416,19 @@ DAMAGED = {
     ),
     "damaged weights": (
         write("model.safetensors", "no"),
-        "{folder}: transformers cannot open its weights (",
+        "{folder}: transformers fails at its weights (",
     ),
     "other sizes": (
         edit("config.json", n_inner=99),
-        "{folder}: transformers cannot open its weights (",
+        "{folder}: transformers fails at its weights (",
     ),
     "sizes that do not go together": (
         edit("config.json", n_head=0),
-        "{folder}: transformers cannot open its weights (",
+        "{folder}: transformers fails at its weights (",
     ),
     "unknown model": (
         edit("config.json", model_type="of mine"),
-        "{folder}: transformers cannot open its config.json (",
+        "{folder}: transformers fails at its config.json (",
     ),
     "no language model": (
         edit("config.json", model_type="vit"),
@@ -429,7 +439,7 @@ DAMAGED = {
     ),
     "damaged tokenizer": (
         write("tokenizer.json", "{"),
-        "{folder}: transformers cannot open its tokenizer (",
+        "{folder}: transformers fails at its tokenizer (",
     ),
     "tokenizer with an id far off": (
         with_a_distant_id,
@@ -470,6 +480,19 @@ def test_a_model_that_sees_what_it_is_to_predict_is_refused(tmp_path, load_tool)
         f"{folder}: its BertLMHeadModel sees the tokens that it is to predict: what it says of the"
         " first ones depends on the last: give a causal language model"
     )
+
+
+def test_positions_that_its_configuration_promises_and_its_model_has_not(tmp_path, load_tool):
+    """RoBERTa's begin behind the padding id."""
+    sizes = {"intermediate_size": 24, "max_position_embeddings": 26, **SHAPE}
+    config = transformers.RobertaConfig(vocab_size=405, is_decoder=True, **sizes)
+    folder = save(tmp_path / "roberta", config, byte_level(), eos_token=END)
+    (tmp_path / "a.txt").write_text("the fox")
+    tool = load_tool("eval", "gpt")
+    options = ["--hf", folder, "--text", tmp_path / "a.txt"]
+    mistake = tool.mistake(*options)
+    assert mistake.startswith(f"{folder}: transformers fails at its model at 26 tokens (")
+    assert mistake.endswith("): give a smaller --seq_len, or another model")
 
 
 MISTAKES = [

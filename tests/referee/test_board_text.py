@@ -4,13 +4,16 @@ import base64
 import hashlib
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import pytest
 from submissions import BYTES, END_TOKENS, TEXT_TOKENS, submission
 
 from gpt.referee.board import of_submissions
 from gpt.referee.board_page import as_html
 from gpt.referee.board_text import as_markdown
+from gpt.referee.worth import Worth
 from gpt.results.published import of_class
 
 BASE = {0: 1.28, 1: 1.30, 2: 1.29}
@@ -52,6 +55,20 @@ def test_a_row_tells_its_figures_with_their_intervals(tmp_path):
     assert published["contender"] == "6h (published)"
     assert published["nats per token"] == five.loss.in_words()
     assert published["rank"] == published["bits per byte"] == "-"
+
+
+@pytest.mark.parametrize(
+    "low, high, cell",
+    [(1.10, 1.45, "+25.0% (+10.0% to +45.0%)"), (math.nan, math.nan, "+25.0%")],
+    ids=["an interval", "one seed"],
+)
+def test_what_a_difference_is_worth_stands_in_its_row(tmp_path, low, high, cell):
+    pack = submission("rope", BETTER, BASE)
+    worth = Worth(1.25, low, high, -0.1, "tokens", ((1e6, 1.3), (2e6, 1.2)))
+    pack = replace(pack, judgement=replace(pack.judgement, worth=worth))
+    contender, baseline, _ = rows_of(as_markdown(of_submissions([pack]), tmp_path))
+    assert contender["worth of compute"] == cell
+    assert baseline["worth of compute"] == "-"
 
 
 def test_the_pairs_stand_below(tmp_path):

@@ -12,7 +12,7 @@ from small_corpora import BOOKS, build, write_texts
 
 from gpt.contract import checks
 from gpt.errors import UserError
-from gpt.referee import check, runs, starts
+from gpt.referee import check, fairness, runs, starts
 from gpt.referee import entry as entries
 
 NAMES = [
@@ -151,6 +151,19 @@ def test_another_tokenizer_of_the_same_bytes_is_fair(dataset, others, tmp_path, 
         "two, of 300 and 320 ids, of documents that are the same to the byte" in lines["tokenizer"]
     )
     assert "model.vocab_size: 300 -> 320" in differences
+
+
+def test_a_baseline_that_is_not_the_run_of_its_name_is_told(dataset, tmp_path, capsys, monkeypatch):
+    entry = new_entry(tmp_path, dataset)
+    monkeypatch.setattr(fairness, "CLASSES", tmp_path)
+    code, lines, _ = report(entry, capsys)
+    assert code == 0 and lines["baseline"].endswith("as ds_configs/tiny.json has it")
+    set_values(entry, "baseline", scheduler__params__max_lr=1e-5)
+    code, lines, _ = report(entry, capsys)
+    assert code == 0 and lines["baseline"] == (
+        "note  baseline       is not ds_configs/tiny.json, but another run:"
+        " scheduler.params.max_lr 0.003 -> 1e-05"
+    )
 
 
 def test_mistakes_of_a_side_end_the_check(dataset, tmp_path, capsys):

@@ -176,6 +176,13 @@ def test_measuring_again_after_training_began(tmp_path, measured):
     assert entry.measured.read_text() == before
 
 
+def test_a_pack_whose_code_would_be_run(tmp_path, measured):
+    entry = write_entry(tmp_path / "e")
+    (entry.path / "pack.json").write_text("{}")
+    with pytest.raises(UserError, match="is a pack, which is sealed: use the entry that it was"):
+        measured(entry, None)
+
+
 @pytest.mark.parametrize("rounds", [1, 0, -3, 10_001])
 def test_too_few_rounds(tmp_path, measured, rounds):
     entry = write_entry(tmp_path / "e")

@@ -4,6 +4,8 @@ told in a sentence."""
 import os
 
 import pytest
+from entry_runs import VOCAB
+from small_corpora import BOOKS, build, write_texts
 
 from gpt.errors import UserError
 from gpt.referee import check_figures, verify
@@ -62,7 +64,8 @@ def test_without_the_dataset_what_needs_it_is_left_out(packed):
 
 
 def test_another_dataset_is_named(packed, tmp_path):
-    other = build(write_texts(tmp_path / "texts", BOOKS), tmp_path / "other", VOCAB + 20)
+    texts = write_texts(tmp_path / "texts", BOOKS)
+    other = build(texts, tmp_path / "other", VOCAB + 20, test_every=4)
     results = _results(packed, ("dataset",), data_root=other)
     assert results["dataset"].state == verify.FAILED
     assert (

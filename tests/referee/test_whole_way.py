@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 pytestmark = pytest.mark.slow
+CLASS = ROOT / "docs" / "minute.json"  # of the guide
 MINUTE = 60
 REPLAYED = "10"  # steps of each run
 CONTENDERS = {
@@ -17,26 +18,6 @@ CONTENDERS = {
     "renamed": ["--model_file", "modern"],
     "tied": ["--model_file", "modern", "--model_options.tied", "true"],
 }
-
-
-@pytest.fixture(scope="module")
-def class_file(tmp_path_factory, sample):
-    """The quick start, cut down to a hundred steps of half the batch."""
-    tree = json.loads((ROOT / "ds_configs" / "quickstart.json").read_text())
-    tree["train_batch_size"] = tree["train_micro_batch_size_per_gpu"] = 16
-    tree["fp16"]["enabled"] = False
-    tree["scheduler"]["params"].update(warmup_steps=10, decay_steps=100)
-    tree["gpt"].update(
-        data_root=str(sample),
-        max_train_steps=100,
-        eval_every=50,
-        log_grads_every=0,
-        log_ckpt_every=100,
-        max_eval_steps=1,
-    )
-    path = tmp_path_factory.mktemp("classes") / "tiny.json"
-    path.write_text(json.dumps(tree, indent=2))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +34,17 @@ def clean_checkout(tmp_path_factory):
     return folder
 
 
-def test_the_whole_way(run_command, class_file, clean_checkout, sample, tmp_path):
+def test_the_whole_way(run_command, clean_checkout, sample, tmp_path):
     def referee(*words, checkout=ROOT):
         command = [sys.executable, checkout / "tools" / "referee.py", *words]
         done = run_command(command, tmp_path, timeout=15 * MINUTE, PYTHONPATH=str(checkout))
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    tree = json.loads(CLASS.read_text())
+    tree["gpt"]["data_root"] = str(sample)
+    class_file = tmp_path / CLASS.name
+    class_file.write_text(json.dumps(tree))
     verdicts = {}
     for name, options in CONTENDERS.items():
         referee("new", name, "--from", class_file, "--over", "tokens", *options)
@@ -83,6 +68,6 @@ def test_the_whole_way(run_command, class_file, clean_checkout, sample, tmp_path
         if len(cells) > 10
     }
     assert ranks["cooldown"] == "1"
-    assert ranks["renamed"] == ranks["tiny (baseline)"] == "2"
+    assert ranks["renamed"] == ranks["minute (baseline)"] == "2"
     assert ranks["tied"] == "4"
     assert (tmp_path / "board.html").stat().st_size > 1000

@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from gpt.data.datasets import Dataset, Split
 from gpt.errors import UserError
 from gpt.kernels.linear_cross_entropy import TokenScores
 from gpt.results import scoring
@@ -62,3 +63,12 @@ def test_a_model_that_is_sure_of_everything_is_not_believed():
 def test_a_model_that_has_diverged_has_sums_without_numbers():
     result, documents = evaluate([1, 2], nats=float("nan"))
     assert np.isnan(documents.nats).all() and result["tokens"] == 5
+
+
+def test_a_dataset_without_hashes_has_those_of_its_texts(sample, monkeypatch):
+    """One of before format 3."""
+    expected = scoring.of_split(Dataset(sample), "test", per_document=True).documents
+    monkeypatch.setattr(Split, "doc_hashes", None)
+    documents = scoring.of_split(Dataset(sample), "test", per_document=True).documents
+    assert len(set(documents.hashes)) == len(documents.bytes) > 1
+    assert documents.hashes == expected.hashes

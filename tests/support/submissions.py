@@ -52,7 +52,7 @@ def submission(
         (BASELINE, "6h", baseline, ()),
     ):
         scores = tuple(score(side, seed, losses[seed]) for seed in sorted(losses))
-        sides.append(Side(names, scores, amounts, 100, tuple(absent)))
+        sides.append(Side(names, scores, amounts, steps=100, settings={}, missing=tuple(absent)))
     measured_on = {"split": "test", "documents": documents, "bytes": BYTES, "last_n": last_n}
     one_tokenizer = len(set(tokenizers)) == 1
     path = Path(path or name)
