@@ -115,10 +115,9 @@ OF_PACK = (
     Command("tools/referee.py", ["board", "pack", "--html", "out.html"], ("out.html",)),
     Command("tools/referee.py", ["judge", "pack", "--json", "out.json"], ("out.json",)),
 )
-OF_ENTRY = (
-    Command("tools/referee.py", ["judge", "entry", "--json", "out.json"], ("out.json",)),
-    Command("tools/referee.py", ["pack", "entry", "--out", "out"], ("out",)),
-    Command("tools/referee.py", ["check", "entry", "--skip_runs"]),
+OF_TRAINED_ENTRY = (
+    Command("tools/referee.py", ["judge", "trained", "--json", "out.json"], ("out.json",)),
+    Command("tools/referee.py", ["pack", "trained", "--out", "out"], ("out",)),
 )
 OF_SETTINGS = (DRY_RUN, DRY_RUN, EXPLAIN)
 # inputs that every command line finds
@@ -282,7 +281,7 @@ def of_environment(rng: random.Random, space: Workspace) -> Command:
 
 
 # whose inputs are slow to make, and are made where they are asked for: {name: what makes them}
-SLOW = {"hf": material.make_hf, "pack": material.make_entry, "entry": material.make_entry}
+SLOW = {"hf": material.make_hf, "pack": material.make_pack, "trained": material.make_pack}
 FAMILIES: dict[str, Family] = {
     "dataset": of_files(["data"], ["n.json", "export", "texts"], OF_DATASET),
     "checkpoint": of_files(["runs/a/checkpoints"], ["runs", "data"], OF_CHECKPOINT),
@@ -302,8 +301,8 @@ FAMILIES: dict[str, Family] = {
     "split list": of_files(["rows/held_out.txt"], ["rows"], OF_INPUTS[-4:]),
     "languini": of_files(["languini", "model.pt"], ["data"], OF_LANGUINI),
     "hf": of_files(["hf"], ["data"], OF_HF),
-    "pack": of_files(["pack"], ["books"], OF_PACK),
-    "entry": of_files(["entry"], ["books"], OF_ENTRY),
+    "pack": of_files(["pack"], ["of_entries"], OF_PACK),
+    "trained": of_files(["trained"], ["of_entries"], OF_TRAINED_ENTRY),
     "tokenizer": of_files(
         ["data/tokenizer.model"],
         ["data", "texts", "languini", "model.pt", "export", "n.json"],
