@@ -63,12 +63,12 @@ def report(path: Path, with_runs: bool, own_gradient: bool = False) -> int:
     """
     entry = entries.read_unsealed(path)
     lines = Report()
-    _tell_budget(entry, lines)
     try:
-        pair = fairness.settle(entry)
+        pair = fairness.settle(entry, has_budget=False)
     except UserError as error:
         lines.tell(FAIL, "configuration", str(error))
         return lines.conclude()
+    pair = _with_budget(pair, lines)
     _tell_baseline(pair, lines)
     for name, check in fairness.CHECKS:
         lines.look(name, partial(check, pair))
@@ -81,7 +81,9 @@ def report(path: Path, with_runs: bool, own_gradient: bool = False) -> int:
     return code
 
 
-def _tell_budget(entry: entries.Entry, lines: Report) -> None:
+def _with_budget(pair: Pair, lines: Report) -> Pair:
+    """The sides with the steps that equal compute gives them, where those are known."""
+    entry = pair.entry
     if fairness.awaits_measurement(entry):
         lines.tell(
             NOTE,
@@ -89,17 +91,18 @@ def _tell_budget(entry: entries.Entry, lines: Report) -> None:
             "the throughputs, by which the steps of equal hours follow, are not measured yet:"
             f" python tools/referee.py measure {entry.path}",
         )
-        return
-    is_right = lines.look("budget", partial(_budget_in_words, entry))
-    if is_right and entry.claim.over == entries.HOURS:
+        return pair
+    try:
+        pair = fairness.settle(entry)
+    except UserError as error:
+        lines.tell(FAIL, "budget", str(error))
+        return pair
+    steps = [f"{side.config.options.max_train_steps:,} of the {side.name}" for side in pair.sides]
+    lines.tell(OK, "budget", f"equal {entry.claim.over} are the steps {' and '.join(steps)}")
+    if entry.claim.over == entries.HOURS:
         for doubt in doubts(measured_file.read(entry)):
             lines.tell(NOTE, "budget", doubt)
-
-
-def _budget_in_words(entry: entries.Entry) -> str:
-    steps = fairness.steps_of(entry)
-    sides = " and ".join(f"{count:,} steps of the {side}" for side, count in steps.items())
-    return f"equal {entry.claim.over} are {sides}"
+    return pair
 
 
 def _tell_baseline(pair: Pair, lines: Report) -> None:

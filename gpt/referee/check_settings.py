@@ -10,7 +10,7 @@ from gpt.config.code import code_of
 from gpt.config.identity import ARGUMENTS_OF, CODE, MODEL_FILE, differing, identity
 from gpt.config.own_code import MOST_BYTES, hash_of
 from gpt.config.resolve import read
-from gpt.config.run_config import Config, value_at
+from gpt.config.run_config import Config
 from gpt.config.saved import CONFIG, as_dict
 from gpt.data.datasets import Dataset
 from gpt.data.manifests import TOKENIZER
@@ -39,20 +39,13 @@ OF_THE_TEXT = (
 def follow_from_the_entry(evidence: Evidence, problems: list[str]) -> str:
     """Each run is what its side's JSON, the equal compute and the tuning make: in its steps, its
     schedule and all that makes its curve."""
-    expected: dict[str, dict[str, Any]] = {}
-    flops = _flops_per_token(evidence)
-    for side in SIDES:
-        try:
-            expected[side] = tuning.settings_of(evidence.entry, side, flops)
-        except UserError as error:
-            problems.append(str(error))
+    expected = expected_settings(evidence, problems)
 
     def look(run: Declared) -> Iterator[str]:
-        saved = evidence.config(run.name)
-        yield from _against_the_rules(evidence, run, saved)
         if run.side not in expected:
             return
-        config = _resolved(evidence, run, saved, expected[run.side])
+        saved = evidence.config(run.name)
+        config = resolved(evidence, run, expected[run.side])
         rebuilt = identity(_as_saved(config, saved))
         actual = identity(saved)
         for path in differing([rebuilt, actual])[:SHOWN]:
@@ -64,6 +57,19 @@ def follow_from_the_entry(evidence: Evidence, problems: list[str]) -> str:
 
     of_each(evidence.present, problems, look)
     return _difference_of_sides(evidence)
+
+
+def expected_settings(evidence: Evidence, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """{side: {dotted path: value} that equal compute and the tuning lay over its JSON}; problems
+    gets why there is none of a side."""
+    expected: dict[str, dict[str, Any]] = {}
+    flops = _flops_per_token(evidence)
+    for side in SIDES:
+        try:
+            expected[side] = tuning.settings_of(evidence.entry, side, flops)
+        except UserError as error:
+            problems.append(str(error))
+    return expected
 
 
 def _flops_per_token(evidence: Evidence) -> dict[str, int] | None:
@@ -79,29 +85,10 @@ def _flops_per_token(evidence: Evidence) -> dict[str, int] | None:
     return told
 
 
-def _against_the_rules(
-    evidence: Evidence, run: Declared, saved: Mapping[str, Any]
-) -> Iterator[str]:
-    """Of the rules those that a run's own configuration can break: one pass over the text, and the
-    end of the run at the end of its schedule."""
-    path = evidence.folder(run.name) / CONFIG
-    steps = evidence.last_step(run.name)
-    end = value_at(saved["run"], "scheduler.params.decay_steps")
-    if end != steps:
-        yield f"{path}: the schedule ends at step {end}, and the run at {steps}"
-    trained_on = evidence.run(run.name).tokens_until(steps)
-    text = value_at(saved, "dataset.train.tokens")
-    if isinstance(text, int) and trained_on > text:
-        yield (
-            f"{path}: {steps} steps read {trained_on:,} tokens, more than the {text:,} of one pass"
-            " over the text"
-        )
-
-
-def _resolved(
-    evidence: Evidence, run: Declared, saved: Mapping[str, Any], settings: Mapping[str, Any]
-) -> Config:
-    """The configuration that a declared run must have had, on as many ranks."""
+def resolved(evidence: Evidence, run: Declared, settings: Mapping[str, Any]) -> Config:
+    """The configuration that a declared run must have had, on as many ranks. settings: of its side,
+    of `expected_settings`. Raises UserError."""
+    saved = evidence.config(run.name)
     overrides = {
         **settings,
         "gpt.seed": run.seed,

@@ -2,13 +2,15 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from gpt.checkpoint import sources
 from gpt.checkpoint.manifest import WEIGHTS
 from gpt.compute import hardware
+from gpt.quantities import is_number
 from gpt.referee import rounding
 from gpt.referee.check_figures import SUMS, same_documents
 from gpt.referee.evidence import Declared, Evidence, LeftOut, of_each
@@ -19,6 +21,9 @@ from gpt.wording import plural
 # relative, of sums of nats in fp32: on a machine of the same kind, and on another
 SAME_NATS = 1e-6
 NEAR_NATS = 1e-5
+# of figures that are told beside the sums, relative; and of shares of hits, absolute
+SAME_SHARE = 1e-3
+SAME_HITS = 1e-3
 # windows of a batch beyond the evaluator's usual ones, so that no model is made for their number
 MORE_ROWS = 3
 # of one document, in which fewer roundings cancel each other
@@ -135,8 +140,28 @@ def _scored_otherwise(evidence: Evidence, run: Declared, tolerance: float) -> It
                 f"{run.name}: {name} is {told[name]} in its evaluation, and the weights score"
                 f" {scored.result[name]} (equal would be within {within:g})"
             )
+    yield from _shares_otherwise(run, told, scored.result)
     assert scored.documents is not None, "they were asked for"
     yield from _documents_otherwise(evidence, run, scored.documents, OF_A_DOCUMENT * tolerance)
+
+
+def _shares_otherwise(
+    run: Declared, told: Mapping[str, Any], scored: Mapping[str, Any]
+) -> Iterator[str]:
+    """Figures that follow from none of the sums: hits, and those of the seed project."""
+    blocks = (("", told, scored), ("languini.", told.get("languini"), scored["languini"]))
+    for place, block, made in blocks:
+        for name in made if place else ("top1", "top10"):
+            value = block.get(name) if isinstance(block, dict) else None
+            # a rank is a matter of rounding where logits are all but the same
+            allowed = {"abs_tol": SAME_HITS} if name in ("top1", "top10") else {}
+            if not is_number(value) or not math.isclose(
+                value, made[name], rel_tol=SAME_SHARE, **allowed
+            ):
+                yield (
+                    f"{run.name}: {place}{name} is {value} in its evaluation, and the weights make"
+                    f" it {made[name]}"
+                )
 
 
 def _documents_otherwise(

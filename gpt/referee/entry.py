@@ -141,13 +141,20 @@ class Entry:
 
     def overrides(self, side: str) -> dict[str, Any]:
         """{dotted path: value} to lay over a side's JSON, by which the files that it names lie in
-        the entry's folder, wherever that is."""
+        the entry's folder, wherever that is. Raises UserError where one lies elsewhere."""
         gpt = self.tree(side)["gpt"]
         overrides = {}
         for setting in OWN_FILES:
             name = gpt.get(setting)
-            if isinstance(name, str) and variant_called(name) is None:
-                overrides[f"gpt.{setting}"] = str(self.path / name)
+            if not isinstance(name, str) or variant_called(name) is not None:
+                continue
+            if Path(name).name != name:
+                raise UserError(
+                    f"{self.config_file(side)}: gpt.{setting} is {name}, which is not in the"
+                    " entry's folder",
+                    mend="put the file there, and name it without a folder",
+                )
+            overrides[f"gpt.{setting}"] = str(self.path / name)
         return overrides
 
     @property

@@ -12,6 +12,7 @@ from gpt.config.resolve import read
 from gpt.config.run_config import Config, leaves
 from gpt.config.saved import as_dict
 from gpt.data.datasets import Dataset
+from gpt.data.manifests import TOKENS
 from gpt.data.streams import Streams
 from gpt.errors import UserError
 from gpt.referee import budget, starts
@@ -45,9 +46,8 @@ class Pair(NamedTuple):
         return self.baseline, self.contender
 
 
-def settle(entry: Entry) -> Pair:
-    """Raises UserError with the mistakes of a side."""
-    has_budget = not awaits_measurement(entry)
+def settle(entry: Entry, has_budget: bool = True) -> Pair:
+    """has_budget: of the pair. Raises UserError with the mistakes of a side, or of the budget."""
     sides = {}
     for name in SIDES:
         settings: dict[str, Any] = entry.overrides(name)
@@ -67,11 +67,6 @@ def settle(entry: Entry) -> Pair:
 
 def awaits_measurement(entry: Entry) -> bool:
     return entry.claim.over == HOURS and not entry.measured.exists()
-
-
-def steps_of(entry: Entry) -> dict[str, int]:
-    """{side: steps that equal compute gives it}. Raises UserError."""
-    return {side: budget.settings(entry, side)["gpt.max_train_steps"] for side in SIDES}
 
 
 def require_fair(entry: Entry) -> None:
@@ -105,9 +100,16 @@ def _same_training_text(pair: Pair) -> str:
 
 def _tokenizers(pair: Pair) -> str:
     baseline, contender = (side.dataset for side in pair.sides)
-    if baseline.vocab.fingerprint == contender.vocab.fingerprint:
-        return f"the same, of {baseline.vocab.size:,} ids"
     split = pair.baseline.config.options.eval_data_split
+    if baseline.vocab.fingerprint == contender.vocab.fingerprint:
+        for name in ("train", split):
+            if _hash_of_tokens(baseline, name) != _hash_of_tokens(contender, name):
+                raise UserError(
+                    f"{baseline.root} and {contender.root} hold other tokens of {name!r}, of the"
+                    " same documents by the same tokenizer",
+                    mend="give both the same dataset",
+                )
+        return f"the same, of {baseline.vocab.size:,} ids"
     for name in ("train", split):
         sizes = [dataset.facts(name)["scored"]["bytes"] for dataset in (baseline, contender)]
         is_hashed = ":" not in baseline.documents(name)
@@ -120,6 +122,10 @@ def _tokenizers(pair: Pair) -> str:
         f"two, of {baseline.vocab.size:,} and {contender.vocab.size:,} ids, of documents that are"
         " the same to the byte: figures per token say nothing"
     )
+
+
+def _hash_of_tokens(dataset: Dataset, split: str) -> int | str:
+    return dataset.manifest["splits"][split]["files"][TOKENS]["sha256"]
 
 
 def _same_held_out_text(pair: Pair) -> str:

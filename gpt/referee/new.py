@@ -9,7 +9,6 @@ from typing import Any
 
 from gpt.checkpoint.code_files import write_code
 from gpt.config.draft import Draft
-from gpt.config.identity import MODEL_FILE, OPTIMIZER_FILE
 from gpt.config.options import OPTION_KEYS
 from gpt.config.own_code import OwnCode, read_own_code, variant_called
 from gpt.config.reference import FLOPS, MODEL, PRECISION, SPEED
@@ -144,7 +143,7 @@ def _take_code(trees: Mapping[str, dict[str, Any]]) -> list[OwnCode]:
     codes = []
     texts: dict[str, bytes] = {}
     for tree in trees.values():
-        for setting in (MODEL_FILE, OPTIMIZER_FILE):
+        for setting in OWN_FILES:
             name = tree["gpt"].get(setting)
             if name is None or variant_called(name) is not None:
                 continue

@@ -38,10 +38,9 @@ class EntryRun(SweptRun):
 
     def look(self) -> str:
         """As a SweptRun; one that gave up at what is not finite has diverged, too."""
-        super().look()
-        if self.status not in (FINISHED, DIVERGED) and self.config.run_dir.is_dir():
-            if _has_given_up(self.config.run_dir):
-                self.status = DIVERGED
+        is_over = super().look() in (FINISHED, DIVERGED)
+        if not is_over and _has_given_up(self.config.run_dir):
+            self.status = DIVERGED
         return self.status
 
     def train(self, launcher: list[str], train_args: list[str], stop: Stop) -> None:
@@ -65,7 +64,7 @@ class FinalRun(EntryRun):
 def _has_given_up(run_dir: Path) -> bool:
     try:
         return tuning.has_given_up(read_run(run_dir))
-    except UserError:  # of a run that has only begun
+    except UserError:  # there is none yet, or it has only begun
         return False
 
 

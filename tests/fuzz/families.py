@@ -98,7 +98,7 @@ OF_SWEEP = (
         ("swept", "swept/*"),
     ),
 )
-OF_ENTRY = (Command("tools/referee.py", ["check", "entry", "--skip_runs"]),)
+OF_MEASURED = (Command("tools/referee.py", ["check", "measured", "--skip_runs"]),)
 OF_HOSTFILE = (
     Command("tools/preflight.py", ["--hostfile", "hostfile", "--timeout", "2", "--json"]),
 )
@@ -115,10 +115,9 @@ OF_PACK = (
     Command("tools/referee.py", ["board", "pack", "--html", "out.html"], ("out.html",)),
     Command("tools/referee.py", ["judge", "pack", "--json", "out.json"], ("out.json",)),
 )
-OF_ENTRY = (
-    Command("tools/referee.py", ["judge", "entry", "--json", "out.json"], ("out.json",)),
-    Command("tools/referee.py", ["pack", "entry", "--out", "out"], ("out",)),
-    Command("tools/referee.py", ["check", "entry", "--skip_runs"]),
+OF_TRAINED_ENTRY = (
+    Command("tools/referee.py", ["judge", "trained", "--json", "out.json"], ("out.json",)),
+    Command("tools/referee.py", ["pack", "trained", "--out", "out"], ("out",)),
 )
 OF_SETTINGS = (DRY_RUN, DRY_RUN, EXPLAIN)
 # inputs that every command line finds
@@ -129,7 +128,7 @@ ALL_INPUTS = (
     "runs",
     "export",
     "n.json",
-    "entry",
+    "measured",
     "hostfile",
     "languini",
     "model.pt",
@@ -144,7 +143,7 @@ COMMANDS = (
     *OF_PREPARING,
     *OF_LANGUINI,
     *OF_SWEEP,
-    *OF_ENTRY,
+    *OF_MEASURED,
     *OF_HOSTFILE,
     *OF_THROUGHPUT,
 )
@@ -282,7 +281,7 @@ def of_environment(rng: random.Random, space: Workspace) -> Command:
 
 
 # whose inputs are slow to make, and are made where they are asked for: {name: what makes them}
-SLOW = {"hf": material.make_hf, "pack": material.make_entry, "entry": material.make_entry}
+SLOW = {"hf": material.make_hf, "pack": material.make_pack, "trained": material.make_pack}
 FAMILIES: dict[str, Family] = {
     "dataset": of_files(["data"], ["n.json", "export", "texts"], OF_DATASET),
     "checkpoint": of_files(["runs/a/checkpoints"], ["runs", "data"], OF_CHECKPOINT),
@@ -302,23 +301,23 @@ FAMILIES: dict[str, Family] = {
     "split list": of_files(["rows/held_out.txt"], ["rows"], OF_INPUTS[-4:]),
     "languini": of_files(["languini", "model.pt"], ["data"], OF_LANGUINI),
     "hf": of_files(["hf"], ["data"], OF_HF),
-    "pack": of_files(["pack"], ["books"], OF_PACK),
-    "entry": of_files(["entry"], ["books"], OF_ENTRY),
+    "pack": of_files(["pack"], ["of_entries"], OF_PACK),
+    "trained": of_files(["trained"], ["of_entries"], OF_TRAINED_ENTRY),
     "tokenizer": of_files(
         ["data/tokenizer.model"],
         ["data", "texts", "languini", "model.pt", "export", "n.json"],
         (*OF_DATASET, *OF_LANGUINI),
     ),
     "sweep": of_files(["swept/sweep.json", "n.json"], ["swept", "data"], OF_SWEEP),
-    "entry": of_files(
+    "measured": of_files(
         [
-            "entry/entry.json",
-            "entry/baseline.json",
-            "entry/contender.json",
-            "entry/measured.json",
+            "measured/entry.json",
+            "measured/baseline.json",
+            "measured/contender.json",
+            "measured/measured.json",
         ],
-        ["entry", "data"],
-        OF_ENTRY,
+        ["measured", "data"],
+        OF_MEASURED,
     ),
     "hostfile": of_files(["hostfile"], ["data"], OF_HOSTFILE),
     "json": of_files(["n.json"], ["data"], OF_SETTINGS),

@@ -27,8 +27,8 @@ def make(folder: Path) -> None:
         _run(folder, "tools/prepare_data.py", *OF_TEXTS, "--out", "half", "--shard", shard)
     sweep = ("--classes", "n.json", "--out", "swept", "--launcher", "false")
     _run(folder, "tools/sweep.py", *sweep, code=1)
-    _run(folder, "tools/referee.py", "new", "entry", "--from", "n.json", "--max_lr", "1e-3")
-    _measure(folder / "entry")
+    _run(folder, "tools/referee.py", "new", "measured", "--from", "n.json", "--max_lr", "1e-3")
+    _measure(folder / "measured")
 
 
 def _measure(folder: Path) -> None:
@@ -54,10 +54,10 @@ def make_hf(folder: Path) -> None:
     _run(folder, "tools/export_hf.py", "export", "hf")
 
 
-def make_entry(folder: Path) -> None:
-    """Make a referee's entry that is trained, the dataset that it is trained on, and its pack."""
-    _run(folder, "tests/fuzz/first_entry.py")
-    _run(folder, "tools/referee.py", "pack", "entry", "--out", "pack")
+def make_pack(folder: Path) -> None:
+    """Make an entry that is trained, the dataset that it is trained on, and its pack."""
+    _run(folder, "tests/fuzz/trained_entry_here.py")
+    _run(folder, "tools/referee.py", "pack", "trained", "--out", "pack")
 
 
 def _run(folder: Path, tool: str, *argv: str, code: int = 0) -> None:

@@ -1,6 +1,7 @@
 """Whether an entry is a fair comparison: a line for each check, and what differs."""
 
 import json
+import shutil
 
 import pytest
 
@@ -11,7 +12,9 @@ from model_files import LAST, changed
 from small_corpora import BOOKS, build, write_texts
 
 from gpt.contract import checks
+from gpt.data import manifests
 from gpt.errors import UserError
+from gpt.files import hash_file
 from gpt.referee import check, fairness, runs, starts
 from gpt.referee import entry as entries
 
@@ -75,7 +78,7 @@ def test_a_fair_entry_gets_a_line_for_each_check(dataset, tmp_path, capsys):
     assert code == 0
     assert list(lines) == NAMES and all(line.startswith("ok  ") for line in lines.values())
     assert lines["budget"].endswith(
-        "equal tokens are 4 steps of the baseline and 4 steps of the contender"
+        "equal tokens are the steps 4 of the baseline and 4 of the contender"
     )
     assert "both read the same 11 documents" in lines["data"]
     assert "last_n 16, the whole split after the last step" in lines["scoring"]
@@ -140,6 +143,34 @@ def test_other_text_is_unfair(dataset, others, tmp_path, capsys):
     assert code == 2 and "hold other training documents" in lines["data"]
 
 
+def test_other_tokens_of_the_same_text_are_unfair(dataset, tmp_path, capsys):
+    forged = tmp_path / "forged"
+    shutil.copytree(dataset, forged)
+    tokens = forged / "train" / manifests.TOKENS
+    content = bytearray(tokens.read_bytes())
+    content[:2], content[2:4] = content[2:4], content[:2]
+    tokens.write_bytes(content)
+    manifest = manifests.read(forged)
+    manifest["splits"]["train"]["files"][manifests.TOKENS] = hash_file(tokens)
+    manifests.write(forged, manifest)
+    entry = new_entry(tmp_path, dataset)
+    set_values(entry, "contender", gpt__data_root=str(forged))
+    code, lines, _ = report(entry, capsys)
+    assert code == 2 and "hold other tokens of 'train', of the same documents" in lines["tokenizer"]
+
+
+@pytest.mark.parametrize("name", ["../my.py", "/tmp/my.py"])
+def test_code_outside_of_the_entry_is_refused(dataset, tmp_path, capsys, name):
+    entry = new_entry(tmp_path, dataset)
+    set_values(entry, "contender", gpt__model_file=name)
+    code, lines, _ = report(entry, capsys)
+    assert (
+        code == 2
+        and f"gpt.model_file is {name}, which is not in the entry's folder"
+        in (lines["configuration"])
+    )
+
+
 def test_another_tokenizer_of_the_same_bytes_is_fair(dataset, others, tmp_path, capsys):
     entry = new_entry(tmp_path, dataset)
     set_values(
@@ -170,7 +201,17 @@ def test_mistakes_of_a_side_end_the_check(dataset, tmp_path, capsys):
     entry = new_entry(tmp_path, dataset)
     set_values(entry, "contender", gpt__seq_len="long")
     code, lines, differences = report(entry, capsys)
-    assert code == 2 and "contender.json:" in lines["budget"] and differences == ""
+    assert code == 2 and list(lines) == ["configuration"] and differences == ""
+    assert "contender.json:" in lines["configuration"]
+
+
+def test_a_budget_that_cannot_be_is_told_once(dataset, tmp_path, capsys):
+    entry = new_entry(tmp_path, dataset, "--max_lr", 0.1)
+    set_values(entry, "baseline", gpt__max_train_steps=1, scheduler__params__decay_steps=1)
+    set_values(entry, "baseline", scheduler__params__warmup_steps=0)
+    code, lines, _ = report(entry, capsys)
+    assert code == 2 and "warmup_steps is 2, more than" in lines["budget"]
+    assert "configuration" not in lines
 
 
 def test_throughputs_that_are_not_measured_are_told(dataset, tmp_path, capsys):

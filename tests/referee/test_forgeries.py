@@ -105,6 +105,17 @@ def _change_weights(export):
     save_file(weights, file, metadata={"format": "pt", "step": str(STEPS)})
 
 
+def edited_hits(pack, thorough):
+    amend_json(evaluation_of(pack), top10=0.5)
+    return "evaluation", f"{RUN}: top10 is 0.5 in its evaluation, and the weights make it "
+
+
+def other_kernels(pack, thorough):
+    tree = json.loads((pack / "contender.json").read_text())
+    amend_json(pack / "contender.json", gpt={**tree["gpt"], "kernels": "torch"})
+    return "rules", "kernels: kernels is auto for the baseline and torch for the contender"
+
+
 def another_split(pack, thorough):
     path = evaluation_of(pack)
     evaluation = better(json.loads(path.read_text()))
@@ -233,6 +244,8 @@ FORGERIES = (
     edited_metrics,
     other_weights,
     other_weights_and_their_probe,
+    edited_hits,
+    other_kernels,
     another_split,
     dropped_seed,
     dropped_seed_and_its_starts,

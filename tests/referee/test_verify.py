@@ -19,7 +19,7 @@ def test_an_honest_pack_passes(pack_of_entry, capsys):
     *lines, last = capsys.readouterr().out.splitlines()
     states = {line.split()[-1] if not line else line[:10].strip() for line in lines}
     assert states == {"ok", "left out"}
-    assert last == "all 17 checks passed, 1 left out (replay)"
+    assert last == "all 18 checks passed, 1 left out (replay)"
     assert [line for line in lines if line.startswith("left out")] == [
         "left out  replay       --replay N trains the first N steps of every run again"
     ]

@@ -10,6 +10,9 @@ from entry_runs import in_this_process, new_entry, small_dataset
 
 from gpt.referee import runs
 
-new_entry(Path(), small_dataset(Path()), "--max_lr", 0.01, factors=[1.0, 2.0])
+entry = Path("trained")
+data = Path("of_entries")
+data.mkdir()
+new_entry(Path(), small_dataset(data), "--max_lr", 0.01, entry=entry, factors=[1.0, 2.0])
 with in_this_process():
-    runs.train(Path("entry"), None, None)
+    runs.train(entry, None, None)

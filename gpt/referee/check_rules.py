@@ -1,0 +1,59 @@
+"""The rules of a fair comparison, held against a pack."""
+
+from typing import Any
+
+from gpt.errors import UserError
+from gpt.referee import fairness, measured_file, measurement
+from gpt.referee.check_settings import expected_settings, resolved
+from gpt.referee.entry import BASELINE, CONTENDER, HOURS, SIDES
+from gpt.referee.evidence import Evidence, LeftOut
+from gpt.wording import listed
+
+SHOWN = 5  # settings in which a baseline is another run than its class
+
+
+def are_kept(evidence: Evidence, problems: list[str]) -> str:
+    """What `referee.py check` asks of an entry, of the configurations that were trained."""
+    pair = _pair_of(evidence)
+    for name, check in fairness.CHECKS:
+        try:
+            check(pair)
+        except UserError as error:
+            problems.append(f"{name}: {error.what}")
+    words = [f"all {len(fairness.CHECKS)} of `check`", *_of_class(evidence), *_doubts(evidence)]
+    return "; ".join(words)
+
+
+def _pair_of(evidence: Evidence) -> fairness.Pair:
+    """Both sides as they were trained. Raises LeftOut where one is not there, or the dataset."""
+    sides: dict[str, fairness.Side] = {}
+    problems: list[str] = []
+    settings = expected_settings(evidence, problems)
+    if problems:
+        raise UserError(problems[0])
+    for run in evidence.present:
+        if run.side not in sides:
+            config = resolved(evidence, run, settings[run.side])
+            sides[run.side] = fairness.Side(run.side, config, evidence.dataset(run.name))
+    if len(sides) < len(SIDES):
+        raise LeftOut("a side has no run")
+    return fairness.Pair(evidence.entry, sides[BASELINE], sides[CONTENDER], has_budget=True)
+
+
+def _of_class(evidence: Evidence) -> list[str]:
+    """Whether the baseline is the run whose name the claim has, in words."""
+    differences = fairness.differences_from_class(evidence.entry)
+    if differences is None:
+        return []
+    file = f"ds_configs/{evidence.entry.claim.baseline}.json"
+    if not differences:
+        return [f"the baseline is {file}"]
+    paths: list[Any] = [path for path, _, _ in differences]
+    return [f"NOTE: the baseline is not {file}, but another run in {listed(paths, SHOWN)}"]
+
+
+def _doubts(evidence: Evidence) -> list[str]:
+    """What is doubtful about the measured throughputs."""
+    if evidence.entry.claim.over != HOURS:
+        return []
+    return [f"NOTE: {doubt}" for doubt in measurement.doubts(measured_file.read(evidence.entry))]
