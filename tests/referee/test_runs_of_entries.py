@@ -103,6 +103,13 @@ def test_the_best_rate_of_each_side_is_taken_and_told(tuned):
         assert f"{side}-seed0  " in told and f"{rate:g}" in told
 
 
+def test_check_tells_what_the_trials_came_to(tuned, capsys):
+    entry, told = tuned
+    check.report(entry.path, with_runs=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[6:13] == "trials "]
+    assert len(lines) == 2 and all(line[21:] in told for line in lines)
+
+
 def test_a_trial_that_diverged_is_a_trial(tuned):
     entry, _ = tuned
     losses = {1.0: math.nan, 20.0: 5.0}
