@@ -124,6 +124,11 @@ def test_a_side_without_any_score():
     assert result.sentence == "no verdict on rope: rope: seeds 0, 1 not finished"
     assert json.loads(as_json(result))["nats_per_byte"] is None
     assert judgements.in_words(result).startswith(result.sentence)
+    diverged = judge(sides(side("rope", [], diverged=(0, 1)), side("6h", around(3.08))))
+    assert diverged.verdict == NOT_SHOWN
+    assert diverged.sentence == (
+        "rope is not shown to be better or worse than 6h: rope: seeds 0, 1 diverged"
+    )
 
 
 def sums_of(nats):
