@@ -73,6 +73,15 @@ class Judgement:
     claim: str | None = None  # what its entry says of it: BETTER or EQUIVALENT
     notices: tuple[str, ...] = ()
 
+    @property
+    def bears_claim(self) -> bool:
+        """Whether what its entry claims is shown. What is better or worse by less than the margin
+        is equivalent as well."""
+        if self.claim == EQUIVALENT and self.verdict in (BETTER, WORSE):
+            assert self.per_byte is not None, "it has a verdict"
+            return self.per_byte.p_equivalent(self.margin) < SIGNIFICANT
+        return self.verdict == self.claim
+
     @cached_property
     def power(self) -> Power | None:
         """None where one seed alone tells no deviation."""
@@ -320,7 +329,7 @@ def in_words(judgement: Judgement) -> str:
     sides = judgement.sides
     lines = [judgement.sentence]
     if judgement.claim is not None:
-        holds = "holds" if judgement.verdict == judgement.claim else "is not shown"
+        holds = "holds" if judgement.bears_claim else "is not shown"
         lines.append(f"the claim that it is {judgement.claim} {holds}")
     lines.append("")
     for side in (sides.contender, sides.baseline):

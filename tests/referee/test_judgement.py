@@ -1,5 +1,6 @@
 """The verdict: which words for which numbers, against scipy, closed forms and simulated nulls."""
 
+import dataclasses
 import json
 import math
 
@@ -52,6 +53,15 @@ def test_the_sentences():
     tiny = judge(sides(side("rope", around(3.0785, 0.01)), side("6h", around(3.08, 0.01))))
     assert tiny.verdict == BETTER
     assert tiny.sentence.endswith(", by less than 0.5% of token perplexity")
+    for result, claim, bears in (
+        (tiny, EQUIVALENT, True),
+        (tiny, BETTER, True),
+        (better, EQUIVALENT, False),
+        (better, BETTER, True),
+    ):
+        claimed = dataclasses.replace(result, claim=claim)
+        words = "holds" if bears else "is not shown"
+        assert f"the claim that it is {claim} {words}\n" in judgements.in_words(claimed)
     single = judge(sides(side("rope", [3.0]), side("6h", [3.1])))
     assert single.verdict == NOT_SHOWN
     assert single.sentence.endswith("; one seed a side cannot tell how sure that is")
