@@ -1,8 +1,9 @@
 """A table of packs: entries of one class side by side, best first.
 
-What cannot be told apart shares a rank. Every two rows are held against each other by Welch's test
-over their seeds, and Holm's correction (Scand. J. Statist. 6, 1979) keeps the chance that any of
-the differences in a table is none at 5%.
+Every two rows are held against each other by Welch's test over their seeds, and Holm's correction
+(Scand. J. Statist. 6, 1979) keeps the chance that any of the differences in a table is none at 5%.
+A rank is one more than the number of rows that are shown to be better, so what cannot be told from
+the best stands on rank 1 with it.
 """
 
 import math
@@ -15,12 +16,12 @@ from gpt.errors import UserError
 from gpt.referee.entry import BASELINE, CONTENDER
 from gpt.referee.scores import SeedScore
 from gpt.referee.submission import Submission, read
-from gpt.results.intervals import Estimate, holm, mean, welch
+from gpt.results.intervals import LEVEL, Estimate, holm, mean, welch
 from gpt.results.leaderboard import SAME_CLASS
 from gpt.results.published import Published, of_class
 from gpt.wording import listed
 
-SIGNIFICANT = 0.05
+SIGNIFICANT = 1 - LEVEL
 # With two seeds against many of another row, Welch's test finds one difference in ten that is none.
 FEWEST_SEEDS = 3
 SAME_SUM = 1e-6  # relative, up to which two trainings of one seed agree

@@ -17,7 +17,8 @@ from gpt.results.published import FILE, MEASURE, REPOSITORY, SOURCE, Published
 TITLE = "The referee's board"
 RANKS = (
     "p of every two rows: Welch's test over their seeds, corrected by Holm for all pairs of the"
-    " table. Rows with p below 0.05 are told apart; those that are not share a rank."
+    " table. Rows with p below 0.05 are told apart. A rank is one more than the number of rows that"
+    " are shown to be better."
 )
 PUBLISHED_ALONE = (
     f"Published: {MEASURE} ({SOURCE}, {FILE} of {REPOSITORY}). It compares with rows that were"

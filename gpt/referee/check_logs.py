@@ -12,6 +12,7 @@ from gpt.metrics import chain, events
 from gpt.metrics.events import METRICS
 from gpt.metrics.run import Run
 from gpt.referee.evidence import Declared, Evidence, of_each
+from gpt.referee.tuning import has_diverged
 from gpt.wording import first_of, plural
 
 SHOWN = 3  # steps that lack a line
@@ -60,7 +61,8 @@ def _missing(run: Run) -> Iterator[str]:
         yield (
             f"{path} goes on to step {run.last_step}, and the run's config.yaml ends at {last_step}"
         )
-    if run.has_ended_diverged:
+    is_cut_short = has_diverged(run)
+    if is_cut_short:
         last_step = run.last_step
     every = options.get("log_metrics_every") or 0
     if every <= 0:
@@ -69,10 +71,12 @@ def _missing(run: Run) -> Iterator[str]:
         due = range(run.first_step // every * every + every, last_step + 1, every)
         yield from _absent(run, "line of training", due, run.curve(events.TRAIN))
     every = options.get("eval_every") or 0
-    due_evaluations = [] if every <= 0 else [*range(0, last_step, every), last_step]
+    due_evaluations = [] if every <= 0 else [*range(0, last_step, every)]
+    if every > 0 and not is_cut_short:  # what is not finite may end a run before its evaluation
+        due_evaluations.append(last_step)
     evaluations = run.curve(events.EVAL, options["eval_data_split"])
     yield from _absent(run, "evaluation", due_evaluations, evaluations)
-    if options.get("final_eval") and run.whole() is None and not run.has_ended_diverged:
+    if options.get("final_eval") and run.whole() is None and not is_cut_short:
         yield f"{path} has no evaluation of the whole split after step {last_step}"
 
 

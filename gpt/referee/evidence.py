@@ -18,6 +18,7 @@ from gpt.metrics.runs import read_run
 from gpt.referee import entry, seal
 from gpt.referee.scores import documents_file
 from gpt.referee.seal import EXPORT
+from gpt.referee.tuning import has_diverged
 from gpt.results import document_sums, evaluations
 from gpt.results.document_sums import DocumentSums
 
@@ -98,7 +99,7 @@ class Evidence:
 
     def has_diverged(self, name: str) -> bool:
         try:
-            return self.run(name).has_ended_diverged
+            return has_diverged(self.run(name))
         except UserError:
             return False
 

@@ -139,6 +139,11 @@ def _same_held_out_text(pair: Pair) -> str:
             " documents",
             mend=ANEW,
         )
+    if documents[0] == pair.baseline.dataset.documents("train"):
+        raise UserError(
+            f"both are scored on {names[0]!r}, the very text that they are trained on",
+            mend="set gpt.eval_data_split to one that is held out, for both",
+        )
     scored = pair.baseline.dataset.facts(names[0])["scored"]
     return f"both are scored on {names[0]!r}, {scored['bytes']:,} bytes"
 

@@ -71,6 +71,15 @@ class Judgement:
     claim: str | None = None  # what its entry says of it: BETTER or EQUIVALENT
     notices: tuple[str, ...] = ()
 
+    @property
+    def bears_claim(self) -> bool:
+        """Whether what its entry claims is shown. What is better or worse by less than the margin
+        is equivalent as well."""
+        if self.claim == EQUIVALENT and self.verdict in (BETTER, WORSE):
+            assert self.per_byte is not None, "it has a verdict"
+            return self.per_byte.p_equivalent(self.margin) < SIGNIFICANT
+        return self.verdict == self.claim
+
     @cached_property
     def power(self) -> Power | None:
         """None where one seed alone tells no deviation."""
@@ -121,7 +130,8 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
     """ladder: runs of the baseline at other compute. Raises UserError where they cannot be used."""
     contender, baseline = sides.contender, sides.baseline
     if not contender.scores or not baseline.scores:
-        verdict, sentence = _without_scores(sides)
+        verdict = _verdict(sides, None, math.nan)
+        sentence = f"{_opening(sides, verdict)}: {'; '.join(_reasons(sides))}"
         return Judgement(
             contender.name, sides, False, None, None, math.nan, None, None, verdict, sentence
         )
@@ -192,10 +202,11 @@ def _power(sides: Sides, is_paired: bool, difference: float, margin: float) -> P
     return Power(deviation, resolved, needed, for_equivalence)
 
 
-def _verdict(sides: Sides, difference: Difference, margin: float) -> str:
+def _verdict(sides: Sides, difference: Difference | None, margin: float) -> str:
+    """difference: None where a side has no finished run."""
     if sides.contender.missing or sides.baseline.missing or sides.baseline.diverged:
         return NO_VERDICT
-    if sides.contender.diverged or _is_lopsided(sides):
+    if difference is None or sides.contender.diverged or _is_lopsided(sides):
         return NOT_SHOWN
     low, high = difference.interval()
     if high < 0:
@@ -213,12 +224,6 @@ def _is_lopsided(sides: Sides) -> bool:
     seeds against five or more, in one of ten comparisons (simulated)."""
     counts = sorted([len(sides.contender.scores), len(sides.baseline.scores)])
     return counts[0] == 2 and counts[1] > 3
-
-
-def _without_scores(sides: Sides) -> tuple[str, str]:
-    """(verdict, sentence) where a side has no finished run."""
-    reasons = _reasons(sides)
-    return NO_VERDICT, f"{NO_VERDICT} on {sides.contender.name}: {'; '.join(reasons)}"
 
 
 def _reasons(sides: Sides) -> list[str]:
@@ -241,17 +246,11 @@ def _sentence(
     documents: DocumentInterval | None,
 ) -> str:
     contender, baseline = sides.contender, sides.baseline
-    of = {
-        BETTER: f"{contender.name} is better than {baseline.name}",
-        WORSE: f"{contender.name} is worse than {baseline.name}",
-        EQUIVALENT: f"{contender.name} is equivalent to {baseline.name}",
-        NOT_SHOWN: f"{contender.name} is not shown to be better or worse than {baseline.name}",
-        NO_VERDICT: f"{NO_VERDICT} on {contender.name}",
-    }
+    opening = _opening(sides, verdict)
     reasons = _reasons(sides)
     if reasons:
-        return f"{of[verdict]}: {'; '.join(reasons)}"
-    measured = f"{of[verdict]} at equal {sides.over}: {in_nats(per_byte)} a byte"
+        return f"{opening}: {'; '.join(reasons)}"
+    measured = f"{opening} at equal {sides.over}: {in_nats(per_byte)} a byte"
     how = "paired by seed" if is_paired else "Welch"
     counts = f"{len(contender.scores)} seeds against {len(baseline.scores)}, {how}"
     if not math.isfinite(per_byte.error):
@@ -264,6 +263,18 @@ def _sentence(
     if verdict in (BETTER, WORSE) and documents is not None and not _is_sure(documents, verdict):
         sentence += "; but this text is too little to say so of other text"
     return sentence
+
+
+def _opening(sides: Sides, verdict: str) -> str:
+    contender, baseline = sides.contender.name, sides.baseline.name
+    openings = {
+        BETTER: f"{contender} is better than {baseline}",
+        WORSE: f"{contender} is worse than {baseline}",
+        EQUIVALENT: f"{contender} is equivalent to {baseline}",
+        NOT_SHOWN: f"{contender} is not shown to be better or worse than {baseline}",
+        NO_VERDICT: f"{NO_VERDICT} on {contender}",
+    }
+    return openings[verdict]
 
 
 def _is_sure(documents: DocumentInterval, verdict: str) -> bool:

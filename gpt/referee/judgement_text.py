@@ -10,7 +10,7 @@ def in_words(judgement: Judgement) -> str:
     sides = judgement.sides
     lines = [judgement.sentence]
     if judgement.claim is not None:
-        holds = "holds" if judgement.verdict == judgement.claim else "is not shown"
+        holds = "holds" if judgement.bears_claim else "is not shown"
         lines.append(f"the claim that it is {judgement.claim} {holds}")
     lines.append("")
     for side in (sides.contender, sides.baseline):

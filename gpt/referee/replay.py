@@ -36,6 +36,7 @@ SAME_NORM = {"fp32": 1e-2, "fp16": 2e-1, "bf16": 2e-1}
 NEVER = 10**9  # steps between evaluations: one before the first step, and one after the last
 OFFLOADED = ("zero_optimization.offload_param.device", "zero_optimization.offload_optimizer.device")
 LONGEST_MESSAGE = 400
+GAVE_UP = 1  # exit code of a run that cannot go on through no mistake of the user
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,13 @@ def gives_the_same_steps(evidence: Evidence, problems: list[str], steps: int) ->
         log = evidence.run(run.name)
         tolerance = tolerance_of(log)
         tolerances[run.name] = tolerance
-        made = train_again(evidence, run, min(steps, evidence.last_step(run.name)))
-        yield from differences(run.name, log, made, tolerance)
+        again = train_again(evidence, run, min(steps, evidence.last_step(run.name)))
+        yield from differences(run.name, log, again, tolerance)
+        if again.last_step < min(steps, log.last_step):
+            yield (
+                f"{run.name}: trained again it ends after step {again.last_step}, and its log goes"
+                f" on to {log.last_step}"
+            )
 
     of_each(again, problems, look)
     longest = max(map(evidence.last_step, tolerances), default=0)
@@ -124,18 +130,19 @@ def _variant(config: Mapping[str, Any], block: str) -> str | None:
 
 def train_again(evidence: Evidence, run: Declared, steps: int) -> Run:
     """The first steps of a run, made in a folder of their own, which is removed. Raises UserError
-    where that fails."""
+    where it fails otherwise than the run itself did, which may have diverged."""
     tree = tree_of(evidence, run, steps)
     with tempfile.TemporaryDirectory(prefix="replay-") as folder:
         run_dir = Path(folder) / run.name
         tree["gpt"]["run_dir"] = str(run_dir)
         file = Path(folder) / f"{run.name}.json"
         file.write_text(json.dumps(tree), encoding="utf-8")
-        _train(file, _environment(evidence.run(run.name)))
+        may_diverge = evidence.has_diverged(run.name)
+        _train(file, _environment(evidence.run(run.name)), may_diverge)
         return read_run(run_dir)
 
 
-def _train(file: Path, environment: dict[str, str]) -> None:
+def _train(file: Path, environment: dict[str, str], may_diverge: bool) -> None:
     """Train a run's JSON by train.py in a process. Raises UserError where that fails."""
     done = subprocess.run(
         [sys.executable, str(TRAIN), "--ds_config", str(file)],
@@ -145,7 +152,7 @@ def _train(file: Path, environment: dict[str, str]) -> None:
         env=environment,
         check=False,
     )
-    if done.returncode:
+    if done.returncode and not (may_diverge and done.returncode == GAVE_UP):
         raise UserError(
             f"{file.stem} cannot be trained again (exit code {done.returncode}):"
             f" {_last_words(done.stderr)}"

@@ -39,7 +39,7 @@ class EntryRun(SweptRun):
     def look(self) -> str:
         """As a SweptRun; one that gave up at what is not finite has diverged, too."""
         is_over = super().look() in (FINISHED, DIVERGED)
-        if not is_over and _has_given_up(self.config.run_dir):
+        if not is_over and _has_diverged(self.config.run_dir):
             self.status = DIVERGED
         return self.status
 
@@ -61,9 +61,9 @@ class FinalRun(EntryRun):
             final_evaluation.evaluate(self, stop)
 
 
-def _has_given_up(run_dir: Path) -> bool:
+def _has_diverged(run_dir: Path) -> bool:
     try:
-        return tuning.has_given_up(read_run(run_dir))
+        return tuning.has_diverged(read_run(run_dir))
     except UserError:  # there is none yet, or it has only begun
         return False
 

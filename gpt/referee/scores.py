@@ -20,7 +20,7 @@ from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run, read_runs
 from gpt.quantities import is_number
 from gpt.referee.entry import BASELINE, CONTENDER, FLOPS, HOURS, SIDES, TOKENS, Entry
-from gpt.referee.tuning import has_given_up
+from gpt.referee.tuning import has_diverged
 from gpt.results import document_sums, evaluations
 from gpt.results.document_sums import DocumentSums
 from gpt.results.scores import final_scores, has_one_tokenizer, incomparable, split_of
@@ -92,13 +92,14 @@ class Sides:
     @property
     def is_paired(self) -> bool:
         """Whether both sides began with the same weights under every seed, by their untrained
-        evaluations: equal to the last bit."""
+        evaluations: equal to the last bit, and each seed's its own, as it is not where a head
+        begins with zeros and every token costs log(vocabulary)."""
         if self.contender.seeds != self.baseline.seeds:
             return False
-        for score, other in zip(self.contender.scores, self.baseline.scores):
-            if score.untrained is None or score.untrained != other.untrained:
-                return False
-        return True
+        first = [score.untrained for score in self.baseline.scores]
+        if None in first or len(set(first)) < len(first):
+            return False
+        return first == [score.untrained for score in self.contender.scores]
 
 
 def of_entry(entry: Entry) -> Sides:
@@ -113,7 +114,7 @@ def of_entry(entry: Entry) -> Sides:
             folder = entry.run_folder(side, seed)
             run = read_run(folder) if folder.is_dir() else None
             evaluation = None if run is None else _joined(run)
-            if run is not None and (run.has_ended_diverged or has_given_up(run)):
+            if run is not None and has_diverged(run):
                 diverged[side].append(seed)
             elif run is None or evaluation is None:
                 missing[side].append(seed)
@@ -144,15 +145,15 @@ def of_runs(contender: Sequence[Path], baseline: Sequence[Path], over: str | Non
                 f"{run.path} is on both sides", mend="name it as the contender's or the baseline's"
             )
     for run in both:
-        if not run.finished and not run.has_ended_diverged:
+        if not run.finished and not has_diverged(run):
             raise UserError(f"{run.name} is {run.state}", mend="judge finished runs")
-    finished = [run for run in both if not run.has_ended_diverged]
+    finished = [run for run in both if not has_diverged(run)]
     scores = final_scores(finished, [])
     scored: dict[str, list[_Scored]] = {CONTENDER: [], BASELINE: []}
     diverged: dict[str, list[int]] = {CONTENDER: [], BASELINE: []}
     for run in both:
         side = BASELINE if run.path.resolve() in of_baseline else CONTENDER
-        if run.has_ended_diverged:
+        if has_diverged(run):
             diverged[side].append(run.options["seed"])
         else:
             scored[side].append(_Scored(run, scores.figures[run.name]))

@@ -114,7 +114,7 @@ def _final_loss(folder: Path, declared: Mapping[str, Any]) -> float | None:
                 f" {declared[path]} by the entry",
                 mend="move it away, and make the trial with `python tools/referee.py run`",
             )
-    if run.has_ended_diverged or has_given_up(run):
+    if has_diverged(run):
         return math.nan
     evaluation = run.whole() or run.final()
     if not run.finished or evaluation is None:
@@ -122,10 +122,11 @@ def _final_loss(folder: Path, declared: Mapping[str, Any]) -> float | None:
     return evaluation["loss"]
 
 
-def has_given_up(run: Run) -> bool:
-    """Whether training ended at a gradient or a loss that is not finite, and did not go on since:
-    the same again would find the same."""
-    return run.last_event.get("event") == FAILED
+def has_diverged(run: Run) -> bool:
+    """Whether the same again would find no more than that it diverges: training reached its end
+    without numbers, or gave up at a gradient or a loss that is not finite, and did not go on
+    since."""
+    return run.has_ended_diverged or run.last_event.get("event") == FAILED
 
 
 def in_words(entry: Entry, side: str) -> str:

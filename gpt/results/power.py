@@ -24,6 +24,8 @@ from gpt.results.intervals import LEVEL
 
 POWER = 0.8
 MOST_SEEDS = 1000
+# standard errors beyond which a difference is always seen, and scipy's noncentral t no number
+FARTHEST = 1e6
 NODES = 64  # of an average over a distribution, at the quantiles of Gauss and Legendre
 
 
@@ -36,7 +38,7 @@ def power_of(
         return 0.0
     if deviation == 0:
         return float(difference != 0)
-    center = abs(difference) / _error(deviation, count, paired)
+    center = min(abs(difference) / _error(deviation, count, paired), FARTHEST)
     freedoms, weights = _freedoms(count, paired)
     critical = special.stdtrit(freedoms, (1 + level) / 2)
     powers = stats.nct.sf(critical, _freedom_of_variance(count, paired), center)

@@ -113,6 +113,12 @@ UNFAIR = {
     "no end": ("scoring", {"gpt__final_eval": False}, "the contender does not score the whole"),
     "no start": ("scoring", {"gpt__eval_every": 0}, "the contender is never evaluated before"),
     "split": ("split", {"gpt__eval_data_split": "train"}, "scored on 'test' and the contender on"),
+    "train": (
+        "split",
+        {"gpt__eval_data_split": "train"},
+        "both are scored on 'train', the very text that they are trained on: set",
+        "both",
+    ),
     "warm": ("first weights", {"gpt__init_from": "x"}, "one side begins with more training"),
     "bf16": ("precision", BF16, "trains in fp32 and the contender in bf16"),
     "kernels": ("kernels", {"gpt__kernels": "torch"}, "kernels is auto for the baseline and torch"),

@@ -1,5 +1,6 @@
 """The verdict: which words for which numbers, against scipy, closed forms and simulated nulls."""
 
+import dataclasses
 import json
 import math
 
@@ -53,6 +54,15 @@ def test_the_sentences():
     tiny = judge(sides(side("rope", around(3.0785, 0.01)), side("6h", around(3.08, 0.01))))
     assert tiny.verdict == BETTER
     assert tiny.sentence.endswith(", by less than 0.5% of token perplexity")
+    for result, claim, bears in (
+        (tiny, EQUIVALENT, True),
+        (tiny, BETTER, True),
+        (better, EQUIVALENT, False),
+        (better, BETTER, True),
+    ):
+        claimed = dataclasses.replace(result, claim=claim)
+        words = "holds" if bears else "is not shown"
+        assert f"the claim that it is {claim} {words}\n" in in_words(claimed)
     single = judge(sides(side("rope", [3.0]), side("6h", [3.1])))
     assert single.verdict == NOT_SHOWN
     assert single.sentence.endswith("; one seed a side cannot tell how sure that is")
@@ -81,6 +91,14 @@ def test_pairs_only_where_untrained_evaluations_are_the_same():
     assert not result.is_paired and result.verdict == NOT_SHOWN
     result = judge(sides(side("lr", contender), side("6h", baseline)))
     assert not result.is_paired
+
+
+def test_heads_of_zeros_are_no_pairs():
+    """Every model costs log(vocabulary) a token before training then, whatever its weights."""
+    untrained = [(10.0, 9.0)] * 3
+    contender = side("zero", around(3.04), untrained)
+    result = judge(sides(contender, side("6h", around(3.08), untrained)))
+    assert not result.is_paired and result.verdict == BETTER
 
 
 def test_the_same_losses_under_another_name():
@@ -125,6 +143,11 @@ def test_a_side_without_any_score():
     assert result.sentence == "no verdict on rope: rope: seeds 0, 1 not finished"
     assert json.loads(as_json(result))["nats_per_byte"] is None
     assert in_words(result).startswith(result.sentence)
+    diverged = judge(sides(side("rope", [], diverged=(0, 1)), side("6h", around(3.08))))
+    assert diverged.verdict == NOT_SHOWN
+    assert diverged.sentence == (
+        "rope is not shown to be better or worse than 6h: rope: seeds 0, 1 diverged"
+    )
 
 
 def sums_of(nats):

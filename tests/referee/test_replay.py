@@ -27,7 +27,7 @@ NEAR = Tolerance(1e-4, 1e-2, "another processor")
 def in_process(monkeypatch):
     """Replays train as the pack's runs were trained."""
 
-    def train(file, environment):
+    def train(file, environment, may_diverge):
         train_config(load(file), engine=KeepingEngine)
 
     monkeypatch.setattr(replay, "_train", train)

@@ -121,6 +121,12 @@ def test_seeds_that_do_not_scatter_show_everything():
     assert seeds_needed(1e-9, 0.0) == 2 and seeds_for_equivalence(1e-9, 0.0) == 2
 
 
+def test_a_difference_far_beyond_the_scatter_is_seen():
+    for paired in (False, True):
+        assert power_of(1.0, 1e-12, 1000, paired) == 1.0
+        assert seeds_needed(1.0, 1e-12, paired) == 2
+
+
 def test_what_cannot_be_told():
     assert math.isnan(resolvable(math.nan, 3)) and math.isnan(power_of(0.1, math.nan, 3))
     assert seeds_needed(0.1, math.nan) is None and seeds_for_equivalence(0.1, math.nan) is None
