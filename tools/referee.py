@@ -151,12 +151,12 @@ def add_judge(commands):
 
 
 def judge(args, train_args):
-    from gpt.referee import judgement
+    from gpt.referee import judgement, judgement_text
 
     if args.json:
         require_place_for("--json", args.json)
     result = judgement.of_paths(args.runs, args.baseline, args.ladder, args.over)
-    print(judgement.in_words(result))
+    print(judgement_text.in_words(result))
     if args.json:
         write_output("--json", args.json, judgement.as_json(result))
 

@@ -20,14 +20,12 @@ from gpt.errors import UserError
 from gpt.metrics.events import finite
 from gpt.referee import entry as entries
 from gpt.referee import scores, starts
-from gpt.referee.entry import Entry
 from gpt.referee.scores import SeedScore, Side, Sides
 from gpt.referee.worth import Worth, worth_of
 from gpt.results.bootstrap import DocumentInterval, over_documents
 from gpt.results.document_sums import DocumentSums
 from gpt.results.intervals import LEVEL, Difference, paired, welch
 from gpt.results.power import resolvable, seeds_for_equivalence, seeds_needed
-from gpt.wording import plural
 
 BETTER = "better"
 WORSE = "worse"
@@ -109,7 +107,7 @@ def of_paths(
                 mend="leave --baseline and --over out",
             )
         entry = entries.read(paths[0])
-        notices = _read_record(entry)
+        notices = (*starts.require_record(entry),)
         sides = scores.of_entry(entry)
         if ladder is None and entry.ladder.is_dir():
             ladder = [entry.ladder]
@@ -126,35 +124,6 @@ def of_paths(
             mend="give an entry's folder, or runs and --baseline RUN…",
         )
     return judge(scores.of_runs(paths, baseline, over), ladder or ())
-
-
-def _read_record(entry: Entry) -> tuple[str, ...]:
-    """Sentences on the starts of an entry's runs. Raises UserError where the record and the folder
-    do not tell the same, or where what is declared changed since training began."""
-    record = starts.read(entry)
-    starts.require_unchanged(entry, record)
-    started = {start.run for start in record}
-    declared = starts.declared_runs(entry)
-    folders = sorted(path for path in entry.runs.glob("*") if path.is_dir())
-    for folder in folders:
-        run = f"{entry.runs.name}/{folder.name}"
-        if run not in declared:
-            raise UserError(
-                f"{folder} is of no seed that {entry.path / entries.FILE} declares",
-                mend="a run more is no verdict: move it out of the entry",
-            )
-        if run not in started:
-            raise UserError(
-                f"{entry.starts} has no start of {run}, so nothing tells that its seed was declared"
-                " before training",
-                mend="train it with `python tools/referee.py run`",
-            )
-    if not record:
-        return ()
-    abandoned = sum(start.is_abandoned for start in record)
-    failed = sum(start.status == "failed" for start in record)
-    facts = f"{plural(len(record), 'start')} of {plural(len(started), 'run')}"
-    return (f"{facts}: {failed} failed, {abandoned} abandoned",)
 
 
 def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
@@ -281,7 +250,7 @@ def _sentence(
     reasons = _reasons(sides)
     if reasons:
         return f"{opening}: {'; '.join(reasons)}"
-    measured = f"{opening} at equal {sides.over}: {_in_nats(per_byte)} a byte"
+    measured = f"{opening} at equal {sides.over}: {in_nats(per_byte)} a byte"
     how = "paired by seed" if is_paired else "Welch"
     counts = f"{len(contender.scores)} seeds against {len(baseline.scores)}, {how}"
     if not math.isfinite(per_byte.error):
@@ -313,7 +282,7 @@ def _is_sure(documents: DocumentInterval, verdict: str) -> bool:
     return documents.high < 0 if verdict == BETTER else documents.low > 0
 
 
-def _in_nats(difference: Difference) -> str:
+def in_nats(difference: Difference) -> str:
     words = f"{difference.value:+.5f} nats"
     if not math.isfinite(difference.error):
         return words
@@ -321,71 +290,7 @@ def _in_nats(difference: Difference) -> str:
     return f"{words} (95%: {low:+.5f} to {high:+.5f})"
 
 
-# ---- In words, and as JSON
-
-
-def in_words(judgement: Judgement) -> str:
-    """The verdict, and the lines that it rests on."""
-    sides = judgement.sides
-    lines = [judgement.sentence]
-    if judgement.claim is not None:
-        holds = "holds" if judgement.bears_claim else "is not shown"
-        lines.append(f"the claim that it is {judgement.claim} {holds}")
-    lines.append("")
-    for side in (sides.contender, sides.baseline):
-        for score in side.scores:
-            lines.append(
-                f"  {side.name} seed {score.seed}: {score.loss:.5f} nats a token,"
-                f" {score.normalised_loss:.5f} a byte, normalised perplexity"
-                f" {math.exp(score.normalised_loss):.5f}"
-            )
-    if judgement.per_byte is None:
-        return "\n".join([*lines, *judgement.notices]).rstrip()
-    measured_on = sides.measured_on
-    lines.append(
-        f"on the split {measured_on['split']!r}: {measured_on['bytes']:,} bytes, last_n"
-        f" {measured_on['last_n']}"
-    )
-    if judgement.per_token is not None:
-        share = math.expm1(judgement.per_token.value)
-        lines.append(
-            f"difference: {_in_nats(judgement.per_token)} a token, {share:+.2%} of token perplexity"
-        )
-    lines += _rest_in_words(judgement)
-    lines += judgement.notices
-    return "\n".join(lines)
-
-
-def _rest_in_words(judgement: Judgement) -> list[str]:
-    lines = []
-    per_byte = judgement.per_byte
-    assert per_byte is not None
-    if math.isfinite(per_byte.error):
-        lines.append(
-            f"equivalent within {MARGIN:.1%} of token perplexity: p ="
-            f" {per_byte.p_equivalent(judgement.margin):.2g}"
-        )
-    if judgement.documents is not None:
-        documents = judgement.documents
-        lines.append(
-            f"other text: {documents.low:+.5f} to {documents.high:+.5f} nats a byte (95%, bootstrap"
-            f" over {documents.documents} documents, of which {documents.better:.0%} are"
-            " better)"
-        )
-    if judgement.worth is not None:
-        lines.append(judgement.worth.in_words())
-    if judgement.power is not None:
-        resolved = judgement.power.resolved.items()
-        each = ", ".join(f"{count} seeds {share:.2%}" for count, share in resolved)
-        lines.append(f"what seeds a side resolve, in token perplexity, four times of five: {each}")
-        if judgement.power.needed is not None:
-            lines.append(f"seeds a side that would find this difference: {judgement.power.needed}")
-        if judgement.power.for_equivalence is not None:
-            lines.append(
-                "seeds a side that would show equal sides to be equivalent:"
-                f" {judgement.power.for_equivalence}"
-            )
-    return lines
+# ---- As JSON
 
 
 def as_dict(judgement: Judgement) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from gpt.files import hash_file, open_own, sync
 from gpt.parsing import parse_json
 from gpt.quantities import is_number
 from gpt.reading import read_bytes
-from gpt.referee.entry import SIDES, Entry
+from gpt.referee.entry import FILE, SIDES, Entry
+from gpt.wording import plural
 
 BEGINNING = 64 * "0"  # the hash before the first line
 START = "start"
@@ -165,6 +166,35 @@ def require_unchanged(entry: Entry, starts: list[Start]) -> None:
             f" {start.run} was started, and what is declared stands before training",
             mend="put it back, or move starts.jsonl, tuning and runs away to begin anew",
         )
+
+
+def require_record(entry: Entry) -> list[str]:
+    """Sentences on the starts of an entry's runs. Raises UserError where the record and the folder
+    do not tell the same, or where what is declared changed since training began."""
+    record = read(entry)
+    require_unchanged(entry, record)
+    started = {start.run for start in record}
+    declared = declared_runs(entry)
+    folders = sorted(path for path in entry.runs.glob("*") if path.is_dir())
+    for folder in folders:
+        run = f"{entry.runs.name}/{folder.name}"
+        if run not in declared:
+            raise UserError(
+                f"{folder} is of no seed that {entry.path / FILE} declares",
+                mend="a run more is no verdict: move it out of the entry",
+            )
+        if run not in started:
+            raise UserError(
+                f"{entry.starts} has no start of {run}, so nothing tells that its seed was declared"
+                " before training",
+                mend="train it with `python tools/referee.py run`",
+            )
+    if not record:
+        return []
+    abandoned = sum(start.is_abandoned for start in record)
+    failed = sum(start.status == "failed" for start in record)
+    facts = f"{plural(len(record), 'start')} of {plural(len(started), 'run')}"
+    return [f"{facts}: {failed} failed, {abandoned} abandoned"]
 
 
 def _lines(path: Path) -> list[bytes]:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from gpt.referee import judgement as judgements
 from gpt.referee.judgement import BETTER, EQUIVALENT, NO_VERDICT, NOT_SHOWN, WORSE, as_json, judge
+from gpt.referee.judgement_text import in_words
 from gpt.results.document_sums import DocumentSums
 
 # nats a token of the five public seeds of 6h
@@ -61,7 +62,7 @@ def test_the_sentences():
     ):
         claimed = dataclasses.replace(result, claim=claim)
         words = "holds" if bears else "is not shown"
-        assert f"the claim that it is {claim} {words}\n" in judgements.in_words(claimed)
+        assert f"the claim that it is {claim} {words}\n" in in_words(claimed)
     single = judge(sides(side("rope", [3.0]), side("6h", [3.1])))
     assert single.verdict == NOT_SHOWN
     assert single.sentence.endswith("; one seed a side cannot tell how sure that is")
@@ -133,7 +134,7 @@ def test_a_side_without_any_score():
     result = judge(sides(side("rope", [], missing=(0, 1)), side("6h", around(3.08))))
     assert result.sentence == "no verdict on rope: rope: seeds 0, 1 not finished"
     assert json.loads(as_json(result))["nats_per_byte"] is None
-    assert judgements.in_words(result).startswith(result.sentence)
+    assert in_words(result).startswith(result.sentence)
     diverged = judge(sides(side("rope", [], diverged=(0, 1)), side("6h", around(3.08))))
     assert diverged.verdict == NOT_SHOWN
     assert diverged.sentence == (
@@ -167,7 +168,7 @@ def test_the_text_is_a_second_question():
     assert doubtful.documents.high >= 0
     sure = judged(all_documents)
     assert "this text" not in sure.sentence and sure.documents.high < 0
-    assert "over 20 documents, of which 100% are better" in judgements.in_words(sure)
+    assert "over 20 documents, of which 100% are better" in in_words(sure)
 
 
 def test_without_the_documents_of_every_seed_there_is_no_second_answer():
@@ -180,7 +181,7 @@ def test_another_tokenizer_is_compared_by_bytes_alone():
     together = sides(side("rope", around(3.04)), side("6h", around(3.08)), one_tokenizer=False)
     result = judge(together)
     assert result.per_token is None and result.verdict == BETTER
-    assert "a token, " not in judgements.in_words(result).partition("difference")[2]
+    assert "a token, " not in in_words(result).partition("difference")[2]
 
 
 def test_power_of_the_published_seeds():

@@ -12,7 +12,8 @@ from gpt.config.saved import read_config
 from gpt.errors import UserError
 from gpt.referee import entry as entries
 from gpt.referee import scores, starts
-from gpt.referee.judgement import NO_VERDICT, as_json, in_words, of_paths
+from gpt.referee.judgement import NO_VERDICT, as_json, of_paths
+from gpt.referee.judgement_text import in_words
 from gpt.results import document_sums
 from gpt.results.document_sums import DocumentSums
 
