@@ -19,12 +19,14 @@ from gpt.referee.submission import Submission, read
 from gpt.results.intervals import LEVEL, Estimate, holm, mean, welch
 from gpt.results.leaderboard import SAME_CLASS
 from gpt.results.published import Published, of_class
+from gpt.wording import listed
 
 SIGNIFICANT = 1 - LEVEL
 # With two seeds against many of another row, Welch's test finds one difference in ten that is none.
 FEWEST_SEEDS = 3
 SAME_SUM = 1e-6  # relative, up to which two trainings of one seed agree
 SHORT = 12  # characters of a hash
+SHOWN = 5  # of the settings in which runs differ
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def of_packs(paths: Sequence[Path]) -> Board:
     if not submissions:
         raise UserError(f"no pack can be used; {'; '.join(notices)}")
     notices += _copies(submissions)
+    notices += _off_class(submissions)
     return of_submissions(submissions, notices)
 
 
@@ -150,8 +153,14 @@ def _table(submissions: Sequence[Submission], notices: list[str]) -> Table:
         submissions[0],
         tuple(ranked[place] for place in order),
         moved,
-        tuple(of_class(submissions[0].entry.claim.class_name)),
+        tuple(_published(submissions)),
     )
+
+
+def _published(submissions: Sequence[Submission]) -> list[Published]:
+    """What was published of the baselines that are those which come with the trainer."""
+    names = [pack.entry.claim.baseline for pack in submissions if pack.off_class == ()]
+    return [result for name in dict.fromkeys(names) for result in of_class(name)]
 
 
 def _order(row: Row) -> tuple[float, bool, float]:
@@ -219,6 +228,16 @@ def _p_values(rows: Sequence[Row]) -> dict[tuple[int, int], float]:
         for first, second in pairs
     ]
     return dict(zip(pairs, map(float, holm(single))))
+
+
+def _off_class(submissions: Sequence[Submission]) -> list[str]:
+    """Sentences on baselines that are other runs than those of their names."""
+    return [
+        f"{submission.path}: its baseline is not ds_configs/{submission.entry.claim.baseline}.json,"
+        f" but another run in {listed(submission.off_class, SHOWN)}"
+        for submission in submissions
+        if submission.off_class
+    ]
 
 
 def _copies(submissions: Sequence[Submission]) -> list[str]:

@@ -167,7 +167,11 @@ def _published_cells(baseline: Published) -> list[Cell]:
 
 
 def _name(row: Row) -> str:
-    return f"{row.name} (baseline)" if row.is_baseline else row.name
+    if not row.is_baseline:
+        return row.name
+    if row.submissions[0].off_class:
+        return f"{row.name} (baseline, not ds_configs/{row.name}.json)"
+    return f"{row.name} (baseline)"
 
 
 def _seeds(row: Row) -> str:
@@ -198,12 +202,14 @@ def _worth(row: Row) -> str:
 
 
 def _links(row: Row, folder: Path) -> Cell:
-    """To the packs, by their folders' names."""
+    """To the packs, by their folders' names, and which of them nobody can score again."""
     here = folder.resolve()
-    links = []
+    links: list[str | Link] = []
     for submission in row.submissions:
         path = submission.path.resolve()
         links.append(Link(path.name, quote(os.path.relpath(path, here))))
+        if not submission.has_weights:
+            links.append("without weights")
     return tuple(links)
 
 

@@ -12,7 +12,7 @@ from gpt.config.saved import as_dict
 from gpt.config.shape import ModelConfig, load_presets
 from gpt.errors import UserError
 from gpt.referee import entry as entries
-from gpt.referee import fairness, measured_file
+from gpt.referee import fairness, measured_file, tuning
 from gpt.referee.fairness import Pair, Side
 from gpt.referee.measurement import doubts
 
@@ -72,6 +72,7 @@ def report(path: Path, with_runs: bool, own_gradient: bool = False) -> int:
     _tell_baseline(pair, lines)
     for name, check in fairness.CHECKS:
         lines.look(name, partial(check, pair))
+    _tell_trials(pair, lines)
     for side in _distinct(pair, MODEL_FILE):
         _check_model(side, lines, with_runs, own_gradient)
     for side in _distinct(pair, OPTIMIZER_FILE):
@@ -116,6 +117,17 @@ def _tell_baseline(pair: Pair, lines: Report) -> None:
         return
     changes = ", ".join(f"{path} {shipped} -> {own}" for path, shipped, own in differences)
     lines.tell(NOTE, "baseline", f"is not {file}, but another run: {changes}")
+
+
+def _tell_trials(pair: Pair, lines: Report) -> None:
+    """What the trials came to, once they have begun."""
+    if not pair.has_budget or not pair.entry.tuning_runs.exists():
+        return
+    for side in pair.sides:
+        try:
+            lines.tell(NOTE, "trials", tuning.in_words(pair.entry, side.name))
+        except UserError as error:
+            lines.tell(NOTE, "trials", str(error))
 
 
 def _distinct(pair: Pair, file: str) -> list[Side]:

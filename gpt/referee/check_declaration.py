@@ -85,7 +85,7 @@ def every_start_is_told(evidence: Evidence, problems: list[str]) -> str:
             problems.append(f"{entry.path / place} is missing, and {entry.starts} tells of it")
 
     def look(run: Declared) -> list[str]:
-        place = entry.run_folder(run.side, run.seed).relative_to(entry.path).as_posix()
+        place = evidence.folder(run.name).relative_to(entry.path).as_posix()
         seen = len(evidence.run(run.name).events.get(events.START, []))
         if begun[place] and seen <= begun[place]:
             return []
@@ -94,7 +94,7 @@ def every_start_is_told(evidence: Evidence, problems: list[str]) -> str:
             f" metrics of {seen}"
         ]
 
-    of_each(evidence.present, problems, look)
+    of_each([*evidence.present, *evidence.trials], problems, look)
     words = f"{plural(len(record), 'start')} of {plural(len(begun), 'run')}"
     failed = [start.run for start in record if start.exit_code]
     abandoned = [start.run for start in record if start.is_abandoned]

@@ -30,8 +30,9 @@ def are_unbroken(evidence: Evidence, problems: list[str]) -> str:
         if not broken:
             yield from _missing(evidence.run(run.name))
 
-    of_each(evidence.present, problems, look)
-    return f"{plural(len(evidence.present), 'log')}, each unbroken up to its last step"
+    of_each([*evidence.present, *evidence.trials], problems, look)
+    logs = plural(len(evidence.present) + len(evidence.trials), "log")
+    return f"{logs}, each unbroken up to its last step"
 
 
 def _broken(evidence: Evidence, run: Declared) -> Iterator[str]:
@@ -97,7 +98,7 @@ def follow_from_the_settings(evidence: Evidence, problems: list[str]) -> str:
         yield from _off_schedule(metrics)
         yield from _off_compute(metrics)
 
-    of_each(evidence.present, problems, look)
+    of_each([*evidence.present, *evidence.trials], problems, look)
     runs = []
     for run in evidence.present:
         try:

@@ -41,22 +41,34 @@ def follow_from_the_entry(evidence: Evidence, problems: list[str]) -> str:
     schedule and all that makes its curve."""
     expected = expected_settings(evidence, problems)
 
+    flops = _flops_per_token(evidence)
+
     def look(run: Declared) -> Iterator[str]:
-        if run.side not in expected:
-            return
-        saved = evidence.config(run.name)
-        config = resolved(evidence, run, expected[run.side])
-        rebuilt = identity(_as_saved(config, saved))
-        actual = identity(saved)
-        for path in differing([rebuilt, actual])[:SHOWN]:
-            yield (
-                f"{evidence.folder(run.name) / CONFIG}: {path} is {actual.get(path)}, and"
-                f" {run.side}.json at equal {evidence.entry.claim.over} makes it"
-                f" {rebuilt.get(path)}"
-            )
+        if run.side in expected:
+            yield from _otherwise(evidence, run, expected[run.side])
+
+    def look_at_trial(trial: Declared) -> Iterator[str]:
+        entry = evidence.entry
+        _, factor = entry.trial_names[trial.name]
+        settings = tuning.trial_settings(entry, trial.side, flops)
+        yield from _otherwise(evidence, trial, settings[factor])
 
     of_each(evidence.present, problems, look)
+    of_each(evidence.trials, problems, look_at_trial)
     return _difference_of_sides(evidence)
+
+
+def _otherwise(evidence: Evidence, run: Declared, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Where the config.yaml of a run is not what its side's JSON makes."""
+    saved = evidence.config(run.name)
+    config = resolved(evidence, run, settings)
+    rebuilt = identity(_as_saved(config, saved))
+    actual = identity(saved)
+    for path in differing([rebuilt, actual])[:SHOWN]:
+        yield (
+            f"{evidence.folder(run.name) / CONFIG}: {path} is {actual.get(path)}, and"
+            f" {run.side}.json at equal {evidence.entry.claim.over} makes it {rebuilt.get(path)}"
+        )
 
 
 def expected_settings(evidence: Evidence, problems: list[str]) -> dict[str, dict[str, Any]]:
@@ -139,7 +151,7 @@ def one_text_for_all(evidence: Evidence, problems: list[str]) -> str:
     of_each(evidence.present, problems, look)
     scored = {name: value for name, (_, value) in texts.items()}
     split, size = scored.get("scored.split"), scored.get("scored.bytes")
-    return f"one training text, and all are scored on the split {split!r}, {size:,} bytes"
+    return f"one training text, and all are scored on the split {split!r}, {size} bytes"
 
 
 def _facts_of_text(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,8 +294,9 @@ def trainer_is_the_same(evidence: Evidence, problems: list[str]) -> str:
         if hash_there != here["hash"]:
             parts = code.get("parts") or {}
             others = [part for part in here["parts"] if parts.get(part) != here["parts"][part]]
+            commit = code.get("commit")
+            mend = f"check out {commit}" if commit else "no commit is told that holds it"
             raise LeftOut(
-                f"the trainer here is another than made the runs, in {', '.join(others)}: check out"
-                f" {code.get('commit')} to hold them against the same code"
+                f"the trainer here is another than made the runs, in {', '.join(others)}: {mend}"
             )
     return f"{here['hash']}, the trainer that is here"

@@ -29,7 +29,7 @@ class LeftOut(Exception):
 
 @dataclass(frozen=True)
 class Declared:
-    """A final run that an entry declares."""
+    """A run that an entry declares."""
 
     name: str
     side: str
@@ -69,8 +69,17 @@ class Evidence:
             for side in entry.SIDES
         ]
 
+    @property
+    def trials(self) -> list[Declared]:
+        """The trials of the tuning whose folders are there."""
+        names = self.entry.trial_names.items()
+        trials = [Declared(name, side, self.entry.tuning.seed) for name, (side, _) in names]
+        return [trial for trial in trials if self.is_there(trial.name)]
+
     def folder(self, name: str) -> Path:
-        return self.entry.runs / name
+        """Of a final run, or a trial."""
+        is_trial = name in self.entry.trial_names
+        return (self.entry.tuning_runs if is_trial else self.entry.runs) / name
 
     def weights(self, name: str) -> Path:
         return self.folder(name) / EXPORT / WEIGHTS

@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt.checkpoint.code_files import write_code
 from gpt.config.draft import Draft
-from gpt.config.options import OPTION_KEYS
+from gpt.config.options import OPTION_KEYS, SAMPLE
 from gpt.config.own_code import OwnCode, read_own_code, variant_called
 from gpt.config.reference import FLOPS, MODEL, PRECISION, SPEED
 from gpt.config.resolve import override, read
@@ -95,9 +95,9 @@ def _entry(args: argparse.Namespace, class_name: str) -> Entry:
 
 
 def _tree(file: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's JSON with options laid over it, and the dataset's vocabulary size; without its folder
-    and seed, and without a throughput that is another model's. Raises UserError with all mistakes
-    of such a run."""
+    """A run's JSON with options laid over it, and the dataset's place, wherever the entry is used
+    from, and its vocabulary size; without its folder and seed, and without a throughput that is
+    another model's. Raises UserError with all mistakes of such a run."""
     config = _resolved(file, overrides)
     tree, name, lines = read_file(file, overrides)
     draft = Draft(tree, name, 1, file.name, lines)
@@ -110,6 +110,8 @@ def _tree(file: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
         for path in OF_A_THROUGHPUT:
             draft.remove(path)
     draft.put("gpt.vocab_size", config.model.vocab_size, "the dataset")
+    if config.options.data_root != SAMPLE:  # which is built wherever it is absent
+        draft.put("gpt.data_root", str(Path(config.options.data_root).absolute()), "the dataset")
     return draft.tree
 
 

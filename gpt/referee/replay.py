@@ -54,7 +54,8 @@ def gives_the_same_steps(evidence: Evidence, problems: list[str], steps: int) ->
     last of them, as far as the log has them."""
     if steps == 0:
         raise LeftOut("--replay N trains the first N steps of every run again")
-    for run in evidence.present:
+    again = [*evidence.present, *evidence.trials]
+    for run in again:
         _require_possible(evidence, run)
     tolerances: dict[str, Tolerance] = {}
 
@@ -62,15 +63,15 @@ def gives_the_same_steps(evidence: Evidence, problems: list[str], steps: int) ->
         log = evidence.run(run.name)
         tolerance = tolerance_of(log)
         tolerances[run.name] = tolerance
-        again = train_again(evidence, run, min(steps, evidence.last_step(run.name)))
-        yield from differences(run.name, log, again, tolerance)
-        if again.last_step < min(steps, log.last_step):
+        retrained = train_again(evidence, run, min(steps, evidence.last_step(run.name)))
+        yield from differences(run.name, log, retrained, tolerance)
+        if retrained.last_step < min(steps, log.last_step):
             yield (
-                f"{run.name}: trained again it ends after step {again.last_step}, and its log goes"
-                f" on to {log.last_step}"
+                f"{run.name}: trained again it ends after step {retrained.last_step}, and its log"
+                f" goes on to {log.last_step}"
             )
 
-    of_each(evidence.present, problems, look)
+    of_each(again, problems, look)
     longest = max(map(evidence.last_step, tolerances), default=0)
     which = f"all {longest}" if steps >= longest else f"the first {steps}"
     return _in_words(which, list(tolerances.values()))
@@ -172,7 +173,7 @@ def tree_of(evidence: Evidence, run: Declared, steps: int) -> dict[str, Any]:
         "data_root": str(evidence.dataset(run.name).root.resolve()),
         "max_train_steps": steps,
         "eval_every": NEVER if evaluates else 0,
-        "final_eval": False,
+        "final_eval": gpt.get("final_eval") and steps == evidence.last_step(run.name),
         "log_metrics_every": 1,
         "log_grads_every": 0,
         "log_activations_every": 0,
@@ -190,7 +191,9 @@ def _code_of(evidence: Evidence, run: Declared, block: str) -> str:
     """The file of a run's own code in the pack. Raises UserError where it is not the one that
     config.yaml tells."""
     facts = evidence.config(run.name).get(block) or {}
-    path = (evidence.folder(run.name) / CODE_FOLDER / str(facts.get("name"))).resolve()
+    # of a variant that another version of the trainer had, the run alone keeps the file
+    kept = evidence.folder(run.name) / CODE_FOLDER / str(facts.get("name"))
+    path = Path(evidence.entry.overrides(run.side).get(f"gpt.{block}", kept)).resolve()
     code = read_own_code(str(path), block)
     if code.hash != facts.get("hash"):
         raise UserError(f"{path} is {code}, and config.yaml tells {facts.get('hash')}")
@@ -219,6 +222,7 @@ def differences(name: str, log: Run, again: Run, tolerance: Tolerance) -> Iterat
     split = log.options["eval_data_split"]
     kinds = (
         ("evaluation", "total_loss", tolerance.loss, events.EVAL, split),
+        ("final evaluation", "total_loss", tolerance.loss, events.FINAL_EVAL, split),
         ("step", "loss", tolerance.loss, events.TRAIN, None),
         ("step", "grad_norm", tolerance.norm, events.TRAIN, None),
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt.checkpoint.manifest import WEIGHTS
 from gpt.config.identity import digest
 from gpt.errors import UserError
 from gpt.metrics.runs import read_run
@@ -11,17 +12,20 @@ from gpt.referee import entry as entries
 from gpt.referee import judgement, seal, verify
 from gpt.referee.entry import BASELINE, CONTENDER, SIDES, Entry
 from gpt.referee.evidence import Evidence
+from gpt.referee.fairness import differences_from_class
 from gpt.referee.judgement import Judgement
 from gpt.referee.scores import Side
+from gpt.referee.seal import EXPORT
 
 ASK_FOR_ANOTHER = "ask its author for another; `referee.py verify` tells all that is wrong with it"
-# of verify's, those that need neither the dataset nor a model, and run no code
+# of verify's, those that need no model, and run no code
 CHECKS = (
     "seal",
     "declaration",
     "seeds",
     "starts",
     "settings",
+    "rules",
     "data",
     "vocabulary",
     "code",
@@ -42,6 +46,11 @@ class Submission:
     identities: Mapping[str, str]  # {side: digest of its runs, their seeds aside}
     tokenizers: Mapping[str, str | None]  # {side: fingerprint}
     contender_weights: Mapping[str, str]  # {name of a run: sha256 of its weights}
+    # whether they lie in the pack, so that anyone can score them again
+    has_weights: bool
+    # paths of settings by which the baseline is another run than that of its name in ds_configs/;
+    # None where there is none of that name
+    off_class: tuple[str, ...] | None
 
     @property
     def measure(self) -> tuple:
@@ -78,6 +87,8 @@ def read(path: Path) -> Submission:
             f"{path}: no run of its baseline is finished and tells its {sides.over}",
             mend=ASK_FOR_ANOTHER,
         )
+    differences = differences_from_class(entry)
+    scored = [name for name, run in pack.runs.items() if run.weights_sha256 is not None]
     configs = {side: read_run(entry.run_folder(side, entry.seeds[0])).config for side in SIDES}
     return Submission(
         path,
@@ -86,6 +97,8 @@ def read(path: Path) -> Submission:
         {side: digest(config) for side, config in configs.items()},
         {side: (config.get("dataset") or {}).get("tokenizer") for side, config in configs.items()},
         _weights_of(pack, CONTENDER),
+        all((entry.runs / name / EXPORT / WEIGHTS).is_file() for name in scored),
+        None if differences is None else tuple(path for path, _, _ in differences),
     )
 
 

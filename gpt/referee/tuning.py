@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt.config.identity import RUN
 from gpt.config.resolve import read
+from gpt.config.run_config import value_at
 from gpt.config.schedule import own_schedule
 from gpt.errors import UserError
 from gpt.metrics.events import FAILED, METRICS
@@ -18,6 +20,15 @@ from gpt.metrics.runs import read_run
 from gpt.referee import budget
 from gpt.referee.entry import Entry
 from gpt.training import study
+
+# by which a trial is told from another one
+OF_A_TRIAL = (
+    "gpt.seed",
+    "gpt.max_train_steps",
+    "scheduler.params.decay_steps",
+    "scheduler.params.max_lr",
+    "scheduler.params.min_lr",
+)
 
 
 def settings_of(
@@ -28,8 +39,8 @@ def settings_of(
     measured, or trials not made, yet."""
     if not entry.tuning.trials:
         return _untuned(entry, side, flops_per_token)
-    best = factor_of(entry, side, trial_losses(entry, side))
-    return trial_settings(entry, side, flops_per_token)[best]
+    settings = trial_settings(entry, side, flops_per_token)
+    return settings[factor_of(entry, side, trial_losses(entry, side, settings))]
 
 
 def trial_settings(
@@ -77,20 +88,32 @@ def factor_of(entry: Entry, side: str, losses: Mapping[float, float | None]) -> 
     return best
 
 
-def trial_losses(entry: Entry, side: str) -> dict[float, float | None]:
+def trial_losses(
+    entry: Entry, side: str, settings: Mapping[float, Mapping[str, Any]]
+) -> dict[float, float | None]:
     """{factor: nats per token of the trial's last evaluation}: NaN of one that diverged, None of
-    one that is not finished. Raises UserError where a trial's files are damaged."""
+    one that is not finished. settings: of `trial_settings`. Raises UserError where a trial's files
+    are damaged, or it was made with other steps, rate or seed than the entry gives it."""
     losses = {}
     for name, (of_side, factor) in entry.trial_names.items():
         if of_side == side:
-            losses[factor] = _final_loss(entry.tuning_runs / name)
+            declared = {**settings[factor], "gpt.seed": entry.tuning.seed}
+            losses[factor] = _final_loss(entry.tuning_runs / name, declared)
     return losses
 
 
-def _final_loss(folder: Path) -> float | None:
+def _final_loss(folder: Path, declared: Mapping[str, Any]) -> float | None:
     if not (folder / METRICS).is_file():
         return None
     run = read_run(folder)
+    for path in OF_A_TRIAL:
+        actual = value_at(run.config[RUN], path)
+        if actual != declared[path]:
+            raise UserError(
+                f"{folder} is not the trial that the entry declares: {path} is {actual} there, and"
+                f" {declared[path]} by the entry",
+                mend="move it away, and make the trial with `python tools/referee.py run`",
+            )
     if has_diverged(run):
         return math.nan
     evaluation = run.whole() or run.final()
@@ -108,7 +131,7 @@ def has_diverged(run: Run) -> bool:
 
 def in_words(entry: Entry, side: str) -> str:
     """One line on what a side's trials came to."""
-    losses = trial_losses(entry, side)
+    losses = trial_losses(entry, side, trial_settings(entry, side))
     best = factor_of(entry, side, losses)
     trials = []
     for factor, loss in losses.items():

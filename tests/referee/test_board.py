@@ -125,8 +125,10 @@ def test_pairs_are_corrected_for_their_number():
 def test_published_baselines_stand_in_the_table_of_their_class_alone():
     table = only_table(submission("first", shifted(BASE, -0.03), BASE))
     assert [baseline.class_name for baseline in table.published] == ["6h"]
-    quick = only_table(submission("first", shifted(BASE, -0.03), BASE, class_name="quickstart"))
-    assert not quick.published
+    others = {"of no class": None, "off its class": ("scheduler.params.max_lr",)}
+    for off_class in others.values():
+        table = only_table(submission("first", shifted(BASE, -0.03), BASE, off_class=off_class))
+        assert not table.published
 
 
 def test_packs_that_cannot_be_used_are_named_and_left_out(monkeypatch, tmp_path):
@@ -134,6 +136,9 @@ def test_packs_that_cannot_be_used_are_named_and_left_out(monkeypatch, tmp_path)
         if path.name == "forged":
             raise UserError(f"{path} contradicts itself")
         return submission(path.name, shifted(BASE, -0.03), BASE, path=path, weights={"r": "w"})
+
+    def read_off_class(path):
+        return submission("weak", BASE, BASE, path=path, off_class=("scheduler.params.max_lr",))
 
     monkeypatch.setattr(board, "read", read)
     result = of_packs([tmp_path / "good", tmp_path / "forged", tmp_path / "x" / ".." / "good"])
@@ -144,4 +149,9 @@ def test_packs_that_cannot_be_used_are_named_and_left_out(monkeypatch, tmp_path)
     result = of_packs([tmp_path / "good", tmp_path / "again"])
     assert result.notices == (
         f"{tmp_path / 'again'}: r has the very weights of {tmp_path / 'good'}",
+    )
+    monkeypatch.setattr(board, "read", read_off_class)
+    assert of_packs([tmp_path / "weak"]).notices == (
+        f"{tmp_path / 'weak'}: its baseline is not ds_configs/6h.json, but another run in"
+        " scheduler.params.max_lr",
     )

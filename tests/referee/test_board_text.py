@@ -71,6 +71,13 @@ def test_what_a_difference_is_worth_stands_in_its_row(tmp_path, low, high, cell)
     assert baseline["worth of compute"] == "-"
 
 
+def test_a_row_says_what_is_weak_about_it(tmp_path):
+    board = a_board(tmp_path, has_weights=False, off_class=("scheduler.params.max_lr",))
+    contender, baseline = rows_of(as_markdown(board, tmp_path))
+    assert contender["pack"] == "[rope](packs/rope) without weights"
+    assert baseline["contender"] == "6h (baseline, not ds_configs/6h.json)"
+
+
 def test_the_pairs_stand_below(tmp_path):
     lines = as_markdown(a_board(tmp_path), tmp_path).splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith("| p "))

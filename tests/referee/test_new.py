@@ -94,6 +94,13 @@ def test_the_vocabulary_of_the_dataset_stands_in_both(dataset, tmp_path):
         assert entry.tree(side)["gpt"]["vocab_size"] == 300
 
 
+def test_the_dataset_is_named_as_it_is_seen_from_anywhere(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(dataset.parent)
+    entry = new_entry(tmp_path, "books")
+    for side in entries.SIDES:
+        assert entry.tree(side)["gpt"]["data_root"] == str(dataset)
+
+
 def test_a_throughput_of_another_model_is_not_taken_over(dataset, tmp_path):
     speed = {"tokens_per_second": 1000.0}
     entry = new_entry(tmp_path, dataset, "--mlp_dim", 128, baseline=speed)

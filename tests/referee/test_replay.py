@@ -111,11 +111,11 @@ def test_a_replay_writes_nowhere_else(packed):
     assert tree["gpt"]["logger_type"] == "none"
     assert tree["gpt"]["max_train_steps"] == 3
     assert tree["scheduler"]["params"]["decay_steps"] == STEPS
-    assert tree["gpt"]["model_file"] == str(packed / "runs" / RUN.name / "code" / "own.py")
+    assert tree["gpt"]["model_file"] == str(packed / "own.py")
 
 
 def test_code_that_is_not_as_told_is_not_run(packed):
-    file = packed / "runs" / RUN.name / "code" / "own.py"
+    file = packed / "own.py"
     file.write_text(file.read_text() + "\nraise SystemExit('run')\n")
     with pytest.raises(UserError, match="own.py .*, and config.yaml tells "):
         replay.tree_of(Evidence(packed, None, trusted=True), RUN, 1)

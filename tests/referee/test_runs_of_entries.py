@@ -93,7 +93,8 @@ def test_the_best_rate_of_each_side_is_taken_and_told(tuned):
             run_dir = entry.tuning_runs / f"{side}-x{factor}-seed1000"
             losses[factor] = read_metrics(run_dir, "final_eval")[-1]["loss"]
         best = min(losses, key=losses.get)
-        assert tuning.factor_of(entry, side, tuning.trial_losses(entry, side)) == best
+        settings = tuning.trial_settings(entry, side)
+        assert tuning.factor_of(entry, side, tuning.trial_losses(entry, side, settings)) == best
         assert f"{side}: {best:g} times its max_lr, at the edge of those tried," in told
         rate = read_config(entry.run_folder(side, 0) / "config.yaml")["run"]["scheduler"]["params"][
             "max_lr"
@@ -102,12 +103,38 @@ def test_the_best_rate_of_each_side_is_taken_and_told(tuned):
         assert f"{side}-seed0  " in told and f"{rate:g}" in told
 
 
+def test_check_tells_what_the_trials_came_to(tuned, capsys):
+    entry, told = tuned
+    check.report(entry.path, with_runs=False)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[6:13] == "trials "]
+    assert len(lines) == 2 and all(line[21:] in told for line in lines)
+
+
 def test_a_trial_that_diverged_is_a_trial(tuned):
     entry, _ = tuned
     losses = {1.0: math.nan, 20.0: 5.0}
     assert tuning.factor_of(entry, "baseline", losses) == 20
     with pytest.raises(UserError, match="the trial of the baseline at 20 times its max_lr is not"):
         tuning.factor_of(entry, "baseline", {**losses, 20.0: None})
+
+
+@pytest.mark.parametrize(
+    "was, now, sentence",
+    [
+        ("max_lr: 0.003\n", "max_lr: 99.0\n", "scheduler.params.max_lr is 99"),
+        ("seed: 1000\n", "seed: 0\n", "gpt.seed is 0 there, and 1000 by"),
+    ],
+    ids=["rate", "seed"],
+)
+def test_a_trial_that_is_another_is_named(tuned, tmp_path, was, now, sentence):
+    shutil.copytree(tuned[0].path, tmp_path / "entry")
+    entry = entries.read(tmp_path / "entry")
+    file = entry.tuning_runs / "baseline-x1.0-seed1000/config.yaml"
+    file.write_text(file.read_text().replace(was, now))
+    with pytest.raises(UserError) as caught:
+        tuning.settings_of(entry, "baseline")
+    assert "baseline-x1.0-seed1000 is not the trial that the entry declares" in str(caught.value)
+    assert sentence in str(caught.value)
 
 
 def test_every_run_is_exported_and_evaluated(tuned):

@@ -42,6 +42,8 @@ def submission(
     tokenizers=("t" * 64, "t" * 64),
     missing=(),
     weights=None,
+    has_weights=True,
+    off_class=(),
 ):
     """contender, baseline: {seed: nats per byte}. identities, tokenizers: of (baseline,
     contender)."""
@@ -71,4 +73,6 @@ def submission(
         {BASELINE: identities[0], CONTENDER: identities[1] or name},
         {BASELINE: tokenizers[0], CONTENDER: tokenizers[1]},
         weights or {},
+        has_weights,
+        off_class,
     )
