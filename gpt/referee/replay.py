@@ -63,12 +63,12 @@ def gives_the_same_steps(evidence: Evidence, problems: list[str], steps: int) ->
         log = evidence.run(run.name)
         tolerance = tolerance_of(log)
         tolerances[run.name] = tolerance
-        again = train_again(evidence, run, min(steps, evidence.last_step(run.name)))
-        yield from differences(run.name, log, again, tolerance)
-        if again.last_step < min(steps, log.last_step):
+        retrained = train_again(evidence, run, min(steps, evidence.last_step(run.name)))
+        yield from differences(run.name, log, retrained, tolerance)
+        if retrained.last_step < min(steps, log.last_step):
             yield (
-                f"{run.name}: trained again it ends after step {again.last_step}, and its log goes"
-                f" on to {log.last_step}"
+                f"{run.name}: trained again it ends after step {retrained.last_step}, and its log"
+                f" goes on to {log.last_step}"
             )
 
     of_each(again, problems, look)
