@@ -97,6 +97,14 @@ def test_pairs_only_where_untrained_evaluations_are_the_same():
     assert not result.is_paired
 
 
+def test_heads_of_zeros_are_no_pairs():
+    """Every model costs log(vocabulary) a token before training then, whatever its weights."""
+    untrained = [(10.0, 9.0)] * 3
+    contender = side("zero", around(3.04), untrained)
+    result = judge(sides(contender, side("6h", around(3.08), untrained)))
+    assert not result.is_paired and result.verdict == BETTER
+
+
 def test_the_same_losses_under_another_name():
     untrained = [(10.0, 9.0), (11.0, 9.5), (12.0, 9.9)]
     baseline = side("6h", around(3.08), untrained)

@@ -86,6 +86,7 @@ def fewer_nats(line):
     return quantities(**nats, **{name: line[name] for name in names})
 
 
+@pytest.mark.slow
 def test_a_run_of_another_seed_is_named(packed, in_process):
     amend_config(packed / "runs" / RUN.name / "config.yaml", _reseed)
     problems, _ = replayed(packed)

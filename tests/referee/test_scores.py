@@ -99,7 +99,7 @@ def test_sums_of_an_entry_are_those_of_the_joined_evaluations(entry):
     )
     assert score.normalised_loss == pytest.approx(4.001 / 4)
     assert sides.contender.compute["tokens"] == STEPS * 8 * 32
-    assert not sides.is_paired  # untrained, all seeds score the same
+    assert not sides.is_paired  # all of them begin with the same evaluation
     assert sides.measured_on == {
         "split": "test",
         "documents": "2" * 64,

@@ -2,6 +2,7 @@
 told in a sentence."""
 
 import os
+import shutil
 
 import pytest
 from entry_runs import VOCAB
@@ -153,6 +154,15 @@ def test_damage_is_told_and_hides_no_other_check(packed, name, damage):
     assert failed
     assert len(results) == len(CHEAP)
     assert any(name.rpartition("/")[2] in line for line in failed[0].lines)
+
+
+@pytest.mark.parametrize("name", ["runs", "runs/baseline-seed0", "runs/baseline-seed0/export"])
+def test_a_folder_that_is_gone_is_told(packed, name):
+    shutil.rmtree(packed / name)
+    results = _results(packed, CHEAP)
+    assert len(results) == len(CHEAP)
+    assert results["seal"].state == verify.FAILED
+    assert all(result.lines for result in results.values())
 
 
 def test_steps_below_none_are_refused(pack_of_entry):
