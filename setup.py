@@ -20,7 +20,7 @@ setup(
     packages=find_packages(include=["gpt", "gpt.*"]),
     package_data={
         "gpt.config": ["presets.yaml"],
-        "gpt.referee": ["board.css"],
+        "gpt.packs": ["board.css"],
         "gpt.results": ["page.css", "page.js"],
     },
     python_requires=">=3.10",

@@ -35,7 +35,7 @@ FLOORS = [
     },
     {"gpt.metrics", "gpt.checkpoint"},
     {"gpt.engine", "gpt.convert", "gpt.results", "gpt.eval", "gpt.generate"},
-    {"gpt.training", "gpt.referee"},
+    {"gpt.training", "gpt.referee", "gpt.packs"},
     {"gpt.train", "tools"},
 ]
 FORBIDDEN = [("gpt.config", "gpt.data"), ("gpt.data", "gpt.config"), ("gpt.metrics", "gpt.engine")]

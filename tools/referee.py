@@ -170,7 +170,7 @@ def add_pack(commands):
 
 
 def pack(args, train_args):
-    from gpt.referee import pack
+    from gpt.packs import pack
 
     print(pack.write(args.entry, args.out, with_weights=not args.without_weights))
 
@@ -185,7 +185,7 @@ def add_verify(commands):
 
 
 def verify(args, train_args):
-    from gpt.referee import verify
+    from gpt.packs import verify
 
     return verify.report(args.pack, args.data_root, args.replay, args.trust_model_file)
 
@@ -199,9 +199,9 @@ def add_board(commands):
 
 
 def board(args, train_args):
-    from gpt.referee import board
-    from gpt.referee.board_page import as_html
-    from gpt.referee.board_text import as_markdown
+    from gpt.packs import board
+    from gpt.packs.board_page import as_html
+    from gpt.packs.board_text import as_markdown
 
     for name in ("markdown", "html"):
         if getattr(args, name):

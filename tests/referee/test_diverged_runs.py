@@ -10,8 +10,9 @@ from own_code_run import KeepingEngine
 
 from gpt.config.resolve import load
 from gpt.errors import AgreedError
-from gpt.referee import judgement, pack, replay, runs, verify
-from gpt.referee.evidence import Evidence
+from gpt.packs import pack, replay, verify
+from gpt.packs.evidence import Evidence
+from gpt.referee import judgement, runs
 from gpt.referee.judgement import NOT_SHOWN
 
 

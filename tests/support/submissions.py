@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from gpt.packs.submission import Submission
 from gpt.referee.entry import BASELINE, CONTENDER, TOKENS, Claim, Entry, Tuning
 from gpt.referee.judgement import judge
 from gpt.referee.scores import SeedScore, Side, Sides
-from gpt.referee.submission import Submission
 
 BYTES = 40_000
 TEXT_TOKENS = 10_000

@@ -27,7 +27,7 @@ def trained_entry(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pack_of_entry(trained_entry, tmp_path_factory):
     """(the folder of its pack, the words on it)"""
-    from gpt.referee import pack
+    from gpt.packs import pack
 
     out = tmp_path_factory.mktemp("packs") / "pack"
     return out, pack.write(trained_entry, out, with_weights=True)

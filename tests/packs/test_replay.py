@@ -13,10 +13,11 @@ from gpt.compute import hardware
 from gpt.config.resolve import load
 from gpt.errors import UserError
 from gpt.metrics.run import Run
+from gpt.packs import pack, replay, rounding, verify
+from gpt.packs.evidence import Declared, Evidence, LeftOut
+from gpt.packs.replay import Tolerance
 from gpt.quantities import quantities
-from gpt.referee import pack, replay, rounding, runs, verify
-from gpt.referee.evidence import Declared, Evidence, LeftOut
-from gpt.referee.replay import Tolerance
+from gpt.referee import runs
 
 RUN = Declared("contender-seed1", "contender", 1)
 EXACT = Tolerance(0.0, 0.0)

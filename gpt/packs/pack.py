@@ -3,7 +3,7 @@
 What the entry declares, measured.json, starts.jsonl and every log are copied as they are; of the
 trials and of the ladder what they are judged by; of the final runs their own code, their export and
 their evaluation too. judgement.json is made anew, README.md says what it is, and pack.json
-(gpt/referee/seal.py) is written last.
+(gpt/packs/seal.py) is written last.
 """
 
 import hashlib
@@ -29,13 +29,14 @@ from gpt.metrics import chain, events
 from gpt.metrics.events import METRICS
 from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
+from gpt.packs import pack_readme, seal
+from gpt.packs.seal import EXPORT, SealedRun
 from gpt.reading import open_regular
 from gpt.referee import entry as entries
-from gpt.referee import judgement, pack_readme, seal
+from gpt.referee import judgement
 from gpt.referee.entry import SIDES, Entry
 from gpt.referee.judgement import Judgement
 from gpt.referee.scores import SeedScore, Sides, documents_file
-from gpt.referee.seal import EXPORT, SealedRun
 from gpt.results import evaluations
 from gpt.wording import listed, plural
 

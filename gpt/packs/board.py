@@ -13,9 +13,9 @@ from itertools import combinations
 from pathlib import Path
 
 from gpt.errors import UserError
+from gpt.packs.submission import Submission, read
 from gpt.referee.entry import BASELINE, CONTENDER
 from gpt.referee.scores import SeedScore
-from gpt.referee.submission import Submission, read
 from gpt.results.intervals import LEVEL, Estimate, holm, mean, welch
 from gpt.results.leaderboard import SAME_CLASS
 from gpt.results.published import Published, of_class

@@ -22,9 +22,9 @@ from gpt.escaping import in_one_line
 from gpt.metrics import events
 from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
+from gpt.packs import rounding
+from gpt.packs.evidence import Declared, Evidence, LeftOut, of_each
 from gpt.reading import read_text
-from gpt.referee import rounding
-from gpt.referee.evidence import Declared, Evidence, LeftOut, of_each
 from gpt.training.measuring import child_environment
 from gpt.training.sweep import TRAIN
 

@@ -8,11 +8,11 @@ from typing import Any
 from gpt.checkpoint.manifest import PROBE_TOLERANCE
 from gpt.config.identity import digest_with_seed
 from gpt.errors import UserError
+from gpt.packs.evidence import Declared, Evidence, of_each
 from gpt.parsing import parse_json
 from gpt.quantities import is_number
 from gpt.reading import read_text
 from gpt.referee import judgement
-from gpt.referee.evidence import Declared, Evidence, of_each
 from gpt.results.document_sums import DocumentSums
 from gpt.wording import plural
 

@@ -4,8 +4,8 @@ import pytest
 from submissions import submission
 
 from gpt.errors import UserError
-from gpt.referee import board
-from gpt.referee.board import of_packs, of_submissions
+from gpt.packs import board
+from gpt.packs.board import of_packs, of_submissions
 
 BASE = {0: 1.2800, 1: 1.2810, 2: 1.2790}
 

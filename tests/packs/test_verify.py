@@ -9,8 +9,8 @@ from entry_runs import VOCAB
 from small_corpora import BOOKS, build, write_texts
 
 from gpt.errors import UserError
-from gpt.referee import check_figures, verify
-from gpt.referee.evidence import Evidence
+from gpt.packs import check_figures, verify
+from gpt.packs.evidence import Evidence
 
 RUN = "runs/contender-seed0"
 

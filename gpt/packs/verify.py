@@ -7,18 +7,18 @@ from typing import NamedTuple
 
 from gpt.errors import UserError, in_words
 from gpt.escaping import in_one_line
-from gpt.referee import (
+from gpt.packs import (
     check_declaration,
     check_figures,
     check_logs,
     check_rules,
     check_settings,
     check_weights,
-    entry,
     replay,
 )
-from gpt.referee.evidence import Check, Evidence, LeftOut
-from gpt.referee.seal import FILE
+from gpt.packs.evidence import Check, Evidence, LeftOut
+from gpt.packs.seal import FILE
+from gpt.referee import entry
 from gpt.wording import plural
 
 SHOWN = 10  # problems of one check

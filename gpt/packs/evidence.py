@@ -15,9 +15,10 @@ from gpt.data.datasets import Dataset
 from gpt.errors import UserError, in_words
 from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
-from gpt.referee import entry, seal
+from gpt.packs import seal
+from gpt.packs.seal import EXPORT
+from gpt.referee import entry
 from gpt.referee.scores import documents_file
-from gpt.referee.seal import EXPORT
 from gpt.referee.tuning import has_diverged
 from gpt.results import document_sums, evaluations
 from gpt.results.document_sums import DocumentSums

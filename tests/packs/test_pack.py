@@ -11,8 +11,9 @@ from synthetic_runs import chain_anew
 
 from gpt.errors import UserError
 from gpt.metrics import chain
+from gpt.packs import pack, seal
 from gpt.referee import entry as entries
-from gpt.referee import judgement, pack, runs, scores, seal
+from gpt.referee import judgement, runs, scores
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@
 from typing import Any
 
 from gpt.errors import UserError
+from gpt.packs.check_settings import expected_settings, resolved
+from gpt.packs.evidence import Evidence, LeftOut
 from gpt.referee import fairness, measured_file, measurement
-from gpt.referee.check_settings import expected_settings, resolved
 from gpt.referee.entry import BASELINE, CONTENDER, HOURS, SIDES
-from gpt.referee.evidence import Evidence, LeftOut
 from gpt.wording import listed
 
 SHOWN = 5  # settings in which a baseline is another run than its class

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gpt.escaping import markdown_cell
-from gpt.referee.board import SHORT, Board, Row, Table
+from gpt.packs.board import SHORT, Board, Row, Table
 from gpt.referee.entry import FLOPS, HOURS, TOKENS
 from gpt.results.intervals import Estimate, mean
 from gpt.results.leaderboard_text import nominal

@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from gpt.checkpoint import sources
 from gpt.checkpoint.manifest import read_content, write_content
 from gpt.files import hash_file
+from gpt.packs import verify
+from gpt.packs.evidence import Evidence
 from gpt.quantities import quantities
-from gpt.referee import verify
-from gpt.referee.evidence import Evidence
 
 RUN = "contender-seed0"
 OTHER = "contender-seed1"

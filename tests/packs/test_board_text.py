@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 import pytest
 from submissions import BYTES, END_TOKENS, TEXT_TOKENS, submission
 
-from gpt.referee.board import of_submissions
-from gpt.referee.board_page import as_html
-from gpt.referee.board_text import as_markdown
+from gpt.packs.board import of_submissions
+from gpt.packs.board_page import as_html
+from gpt.packs.board_text import as_markdown
 from gpt.referee.worth import Worth
 from gpt.results.published import of_class
 

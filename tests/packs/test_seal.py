@@ -8,7 +8,7 @@ import os
 import pytest
 
 from gpt.errors import UserError
-from gpt.referee import seal
+from gpt.packs import seal
 
 CONTENT = b"a line\n"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

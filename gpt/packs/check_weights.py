@@ -10,10 +10,10 @@ import numpy as np
 from gpt.checkpoint import sources
 from gpt.checkpoint.manifest import WEIGHTS
 from gpt.compute import hardware
+from gpt.packs import rounding
+from gpt.packs.check_figures import SUMS, same_documents
+from gpt.packs.evidence import Declared, Evidence, LeftOut, of_each
 from gpt.quantities import is_number
-from gpt.referee import rounding
-from gpt.referee.check_figures import SUMS, same_documents
-from gpt.referee.evidence import Declared, Evidence, LeftOut, of_each
 from gpt.results import evaluations, scoring
 from gpt.results.document_sums import DocumentSums
 from gpt.wording import plural

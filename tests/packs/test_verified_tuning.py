@@ -10,9 +10,10 @@ from own_code_run import KeepingEngine
 from plain_run import train_config
 
 from gpt.config.resolve import load
+from gpt.packs import pack, replay, verify
+from gpt.packs.evidence import Evidence
 from gpt.quantities import quantities
-from gpt.referee import pack, replay, runs, verify
-from gpt.referee.evidence import Evidence
+from gpt.referee import runs
 
 CHECKS = ("seal", "starts", "settings", "metrics", "curves", "sums", "judgement", "replay")
 

@@ -16,11 +16,11 @@ from gpt.data.datasets import Dataset
 from gpt.data.manifests import TOKENIZER
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError, in_brief
+from gpt.packs.evidence import Declared, Evidence, LeftOut, of_each
+from gpt.packs.seal import EXPORT
 from gpt.reading import read_bytes
 from gpt.referee import tuning
 from gpt.referee.entry import SIDES
-from gpt.referee.evidence import Declared, Evidence, LeftOut, of_each
-from gpt.referee.seal import EXPORT
 from gpt.wording import listed
 
 SHOWN = 5  # settings that differ

@@ -6,9 +6,10 @@ from pathlib import Path
 from gpt.errors import UserError
 from gpt.files import hash_file
 from gpt.metrics import events
-from gpt.referee import seal, starts
+from gpt.packs import seal
+from gpt.packs.evidence import Declared, Evidence, of_each
+from gpt.referee import starts
 from gpt.referee.entry import Entry
-from gpt.referee.evidence import Declared, Evidence, of_each
 from gpt.wording import listed, plural
 
 

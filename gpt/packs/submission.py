@@ -8,14 +8,15 @@ from gpt.checkpoint.manifest import WEIGHTS
 from gpt.config.identity import digest
 from gpt.errors import UserError
 from gpt.metrics.runs import read_run
+from gpt.packs import seal, verify
+from gpt.packs.evidence import Evidence
+from gpt.packs.seal import EXPORT
 from gpt.referee import entry as entries
-from gpt.referee import judgement, seal, verify
+from gpt.referee import judgement
 from gpt.referee.entry import BASELINE, CONTENDER, SIDES, Entry
-from gpt.referee.evidence import Evidence
 from gpt.referee.fairness import differences_from_class
 from gpt.referee.judgement import Judgement
 from gpt.referee.scores import Side
-from gpt.referee.seal import EXPORT
 
 ASK_FOR_ANOTHER = "ask its author for another; `referee.py verify` tells all that is wrong with it"
 # of verify's, those that need no model, and run no code

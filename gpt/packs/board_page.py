@@ -5,8 +5,8 @@ import hashlib
 from pathlib import Path
 
 from gpt.escaping import html_text
-from gpt.referee.board import Board, Table
-from gpt.referee.board_text import (
+from gpt.packs.board import Board, Table
+from gpt.packs.board_text import (
     PUBLISHED_ALONE,
     RANKS,
     TITLE,

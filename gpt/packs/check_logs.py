@@ -11,7 +11,7 @@ from gpt.errors import UserError, in_brief
 from gpt.metrics import chain, events
 from gpt.metrics.events import METRICS
 from gpt.metrics.run import Run
-from gpt.referee.evidence import Declared, Evidence, of_each
+from gpt.packs.evidence import Declared, Evidence, of_each
 from gpt.referee.tuning import has_diverged
 from gpt.wording import first_of, plural
 
