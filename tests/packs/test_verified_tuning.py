@@ -32,7 +32,7 @@ def tuned_pack(tmp_path_factory):
 @pytest.fixture
 def tuned(tuned_pack, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        replay, "_train", lambda file, _: train_config(load(file), engine=KeepingEngine)
+        replay, "_train", lambda file, *_: train_config(load(file), engine=KeepingEngine)
     )
     return shutil.copytree(tuned_pack, tmp_path / "pack")
 
