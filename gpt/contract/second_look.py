@@ -5,6 +5,9 @@ gpt.contract.outputs looks at batches of its own. A model whose outputs depend o
 batch could be blind there, and see everything here.
 """
 
+import math
+from collections import Counter
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,6 +23,17 @@ from gpt.wording import plural
 SAME = 1e-4
 # rows of which a batch of fewer is computed several times, each time from other borders on
 ROWS = 8
+# Positions that are tried, each by other tokens right behind it. Where a model sees the next token
+# at one position in 250, so many miss it once in 60 evaluations; the thorough look's once in
+# 10 million, which is what a text of few batches does not have.
+POSITIONS = 1024
+THOROUGH_POSITIONS = 4096
+# of the evaluation's batches, as many as are computed again
+SHARE = 0.25
+THOROUGH_SHARE = 2.0  # each half of the rows of every batch
+# times that a score must move again, with other tokens behind the same borders: what rounding
+# decides, as between experts that are near a tie, seldom moves so often; what a model sees does
+CONFIRMATIONS = 4
 
 
 class Batch:
@@ -35,18 +49,37 @@ class Batch:
 
 
 class SecondLook:
-    """What an evaluator calls in a model's place: passes on what the model finds, and notes two of
-    its batches, the first and one drawn by chance, so that no model can tell which.
+    """What an evaluator calls in a model's place: passes on what the model finds, and keeps some of
+    its batches, the first and others drawn by chance, so that no model can tell which.
 
-    calls: that the evaluator will make. seed: of what is drawn; None for one of the system's.
+    calls: that the evaluator will make. rows: of most of them. thorough: whether to look at as much
+    as a reader of another's model file would. seed: of what is drawn; None for one of the system's.
     """
 
-    def __init__(self, model: LanguageModel, calls: int, seed: int | None = None):
+    def __init__(
+        self,
+        model: LanguageModel,
+        calls: int,
+        rows: int,
+        thorough: bool = False,
+        seed: int | None = None,
+    ):
         self._model = model
         self._random = np.random.default_rng(seed)
-        self._looked_at = (0, int(self._random.integers(max(1, calls))))
+        positions, share = POSITIONS, SHARE
+        if thorough:
+            positions, share = THOROUGH_POSITIONS, THOROUGH_SHARE
+        fewest = 2 * max(1, ROWS // rows)
+        enough = math.ceil(positions / max(1, rows // 2))
+        looks = max(fewest, min(enough, int(share * calls)))
+        drawn = self._random.permutation(np.arange(looks) % max(1, calls))
+        if looks < calls:
+            drawn = self._random.choice(calls, looks, replace=False)
+        # {call: how often its batch is computed again}
+        self._looks = Counter(drawn.tolist())
+        self._looks[0] = max(1, self._looks[0])
         self._calls = 0
-        self._batches: list[Batch] = []
+        self._batches: list[tuple[Batch, int]] = []
         self._compared_last = np.zeros(0, bool)
 
     def __call__(
@@ -54,8 +87,9 @@ class SecondLook:
     ) -> TokenScores:
         scores = self._model(tokens, targets, scored)
         assert isinstance(scores, TokenScores)
-        for _ in range(self._looked_at.count(self._calls)):
-            self._batches.append(Batch(tokens, targets, scored, scores.nats))
+        if self._looks[self._calls]:
+            batch = Batch(tokens, targets, scored, scores.nats)
+            self._batches.append((batch, self._looks[self._calls]))
         self._calls += 1
         return scores
 
@@ -63,18 +97,15 @@ class SecondLook:
         """Raise UserError unless the batches' scores stay as they are where what comes after them,
         and half of the rows beside them, is another.
 
-        Each batch is computed once more, without targets in sight, from a changed copy: half of its
+        Each batch is computed again, without targets in sight, from a changed copy: half of its
         rows are other tokens from the first on, the others from a border within their scored
-        positions on, and what these score before it is compared. A batch of few rows is computed
-        several times.
+        positions on, and what these score before it is compared.
         """
-        for batch in self._batches:
-            rows = len(batch.tokens)
-            for _ in range(max(1, ROWS // rows)):
-                is_compared = self._half_of(rows)
-                # what rounding decides, as between experts that are near a tie, is seldom two times
-                # another; what a model sees is
-                problem = self._moved(batch, is_compared) and self._moved(batch, is_compared)
+        for batch, looks in self._batches:
+            for _ in range(looks):
+                is_compared = self._half_of(len(batch.tokens))
+                borders = self._borders(batch, is_compared)
+                problem = self._moved_again_and_again(batch, borders)
                 if problem:
                     raise self._mistake(problem)
 
@@ -85,10 +116,29 @@ class SecondLook:
             " the batch's shape; tools/check_model.py looks at it in several",
         )
 
-    def _moved(self, batch: Batch, is_compared: np.ndarray) -> str | None:
-        """Which score is another, in words; None where none is. is_compared: bool (rows,), which
-        rows keep their beginnings."""
-        borders = self._borders(batch, is_compared)
+    def _moved_again_and_again(self, batch: Batch, borders: np.ndarray) -> str | None:
+        """Which score is another whenever the tokens from the borders on are others, in words; None
+        where none is. borders: int64 (rows,)."""
+        before = batch.nats.double().cpu().numpy()
+        moved = np.ones(len(before), bool)
+        after = before
+        for _ in range(1 + CONFIRMATIONS):
+            after, moved_now = self._moved(batch, borders)
+            moved &= moved_now
+            if not moved.any():
+                return None
+        worst = int(np.where(moved, np.abs(before - after), -1.0).argmax())
+        rows, columns = (index.cpu().numpy() for index in batch.scored)
+        height, width = batch.tokens.shape
+        return (
+            f"in a batch of {plural(height, 'row')} of {width - 1} tokens it scores the token"
+            f" behind position {columns[worst]} of row {rows[worst]} with {before[worst]:.4f} nats,"
+            f" and with {after[worst]:.4f} where later tokens and other rows are others"
+        )
+
+    def _moved(self, batch: Batch, borders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(nats where the tokens from the borders on are others, whether they moved though they lie
+        before a border), float64 and bool (N,)."""
         changed = self._other_from(batch.tokens, torch.from_numpy(borders).to(batch.tokens.device))
         with torch.no_grad():
             outputs = self._model.outputs(changed[:, :-1])
@@ -97,16 +147,7 @@ class SecondLook:
         rows, columns = (index.cpu().numpy() for index in batch.scored)
         before = batch.nats.double().cpu().numpy()
         after = again.nats.double().cpu().numpy()
-        moved = np.flatnonzero(~_is_same(before, after) & (columns < borders[rows]))
-        if not len(moved):
-            return None
-        worst = moved[np.abs(before - after)[moved].argmax()]
-        height, width = batch.tokens.shape
-        return (
-            f"in a batch of {plural(height, 'row')} of {width - 1} tokens it scores the token"
-            f" behind position {columns[worst]} of row {rows[worst]} with {before[worst]:.4f} nats,"
-            f" and with {after[worst]:.4f} where later tokens and other rows are others"
-        )
+        return after, ~_is_same(before, after) & (columns < borders[rows])
 
     def _half_of(self, rows: int) -> np.ndarray:
         """bool (rows,), true for half of them at random, and then for the other half."""

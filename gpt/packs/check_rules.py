@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from gpt.config.identity import MODEL_FILE
+from gpt.config.own_code import TRUST
 from gpt.errors import UserError
-from gpt.packs.check_settings import expected_settings, resolved
+from gpt.packs.check_settings import expected_settings, flops_per_token, resolved
 from gpt.packs.evidence import Evidence, LeftOut
-from gpt.referee import fairness, measured_file, measurement
-from gpt.referee.entry import BASELINE, CONTENDER, HOURS, SIDES
+from gpt.referee import fairness, measured_file, measurement, tuning
+from gpt.referee.entry import BASELINE, CONTENDER, FLOPS, HOURS, SIDES
 from gpt.wording import listed
 
 SHOWN = 5  # settings in which a baseline is another run than its class
@@ -20,7 +22,8 @@ def are_kept(evidence: Evidence, problems: list[str]) -> str:
             check(pair)
         except UserError as error:
             problems.append(f"{name}: {error.what}")
-    words = [f"all {len(fairness.CHECKS)} of `check`", *_of_class(evidence), *_doubts(evidence)]
+    words = [f"all {len(fairness.CHECKS)} of `check`", *_of_class(evidence)]
+    words += [*_of_tuning(evidence), *_of_compute(evidence)]
     return "; ".join(words)
 
 
@@ -52,8 +55,32 @@ def _of_class(evidence: Evidence) -> list[str]:
     return [f"NOTE: the baseline is not {file}, but another run in {listed(paths, SHOWN)}"]
 
 
-def _doubts(evidence: Evidence) -> list[str]:
-    """What is doubtful about the measured throughputs."""
-    if evidence.entry.claim.over != HOURS:
+def _of_tuning(evidence: Evidence) -> list[str]:
+    """What the trials of each side came to, in words."""
+    entry = evidence.entry
+    if not entry.tuning.trials:
         return []
-    return [f"NOTE: {doubt}" for doubt in measurement.doubts(measured_file.read(evidence.entry))]
+    return [tuning.in_words(entry, side, flops_per_token(evidence)) for side in SIDES]
+
+
+def _of_compute(evidence: Evidence) -> list[str]:
+    """What equal compute rests on that only the pack's author has seen, in words."""
+    entry = evidence.entry
+    if entry.claim.over == FLOPS and not evidence.trusted:
+        own = {run.side for run in evidence.present if evidence.options(run.name).get(MODEL_FILE)}
+        if not own:
+            return []
+        return [
+            f"NOTE: the FLOPs per token of the {' and the '.join(sorted(own))} are those that the"
+            f" runs tell: read its model file, and give {TRUST} to have them counted"
+        ]
+    if entry.claim.over != HOURS:
+        return []
+    measured = measured_file.read(entry)
+    ratio = measured.ratio
+    words = (
+        f"NOTE: {ratio.used:.4g} times the baseline's throughput (95%: {ratio.low:.4g} to"
+        f" {ratio.high:.4g}) was measured on {measured.machine.get('device')} by whoever made the"
+        " pack: measure again to hold it against"
+    )
+    return [words, *(f"NOTE: {doubt}" for doubt in measurement.doubts(measured))]

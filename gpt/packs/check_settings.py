@@ -40,7 +40,7 @@ def follow_from_the_entry(evidence: Evidence, problems: list[str]) -> str:
     schedule and all that makes its curve."""
     expected = expected_settings(evidence, problems)
 
-    flops = _flops_per_token(evidence)
+    flops = flops_per_token(evidence)
 
     def look(run: Declared) -> Iterator[str]:
         if run.side in expected:
@@ -74,7 +74,7 @@ def expected_settings(evidence: Evidence, problems: list[str]) -> dict[str, dict
     """{side: {dotted path: value} that equal compute and the tuning lay over its JSON}; problems
     gets why there is none of a side."""
     expected: dict[str, dict[str, Any]] = {}
-    flops = _flops_per_token(evidence)
+    flops = flops_per_token(evidence)
     for side in SIDES:
         try:
             expected[side] = tuning.settings_of(evidence.entry, side, flops)
@@ -83,7 +83,7 @@ def expected_settings(evidence: Evidence, problems: list[str]) -> dict[str, dict
     return expected
 
 
-def _flops_per_token(evidence: Evidence) -> dict[str, int] | None:
+def flops_per_token(evidence: Evidence) -> dict[str, int] | None:
     """{side: FLOPs per token that its runs tell}; None where they may be counted here, by the code
     that came with the pack."""
     if evidence.trusted:

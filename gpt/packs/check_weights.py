@@ -129,9 +129,9 @@ def _scored_otherwise(evidence: Evidence, run: Declared, tolerance: float) -> It
     device = hardware.usable_device(None)
     model = source.load().to(device)
     seq_len, last_n = scoring.window_of(source)
-    scored = scoring.evaluate(
-        model, target, facts, (seq_len, last_n), device, scoring.BATCH_TOKENS // seq_len + MORE_ROWS
-    )
+    rows = scoring.BATCH_TOKENS // seq_len + MORE_ROWS
+    window = seq_len, last_n
+    scored = scoring.evaluate(model, target, facts, window, device, rows, thorough=True)
     kept = evidence.evaluation(run.name)
     for name in SUMS.values():
         within = 0.0 if isinstance(kept[name], int) else tolerance

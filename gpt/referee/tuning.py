@@ -129,9 +129,9 @@ def has_diverged(run: Run) -> bool:
     return run.has_ended_diverged or run.last_event.get("event") == FAILED
 
 
-def in_words(entry: Entry, side: str) -> str:
-    """One line on what a side's trials came to."""
-    losses = trial_losses(entry, side, trial_settings(entry, side))
+def in_words(entry: Entry, side: str, flops_per_token: Mapping[str, int] | None = None) -> str:
+    """One line on what a side's trials came to. flops_per_token: as of `budget.of`."""
+    losses = trial_losses(entry, side, trial_settings(entry, side, flops_per_token))
     best = factor_of(entry, side, losses)
     trials = []
     for factor, loss in losses.items():

@@ -144,12 +144,14 @@ def evaluate(
     window: tuple[int, int],
     device: str,
     batch_size: int | None = None,
+    thorough: bool = False,
 ) -> Evaluated:
     """A model's figures on a text, with a bar on a terminal meanwhile.
 
     facts: what the result tells of the weights, such as their "checkpoint" and "step". window:
-    (seq_len, last_n). Raises UserError where a model file's model sees what it may not, or where
-    what is measured cannot be true.
+    (seq_len, last_n). thorough: whether a model file's model is looked at as SecondLook does for
+    another's. Raises UserError where it sees what it may not, or where what is measured cannot be
+    true.
     """
     seq_len, last_n = window
     batch_size = batch_size or max(1, BATCH_TOKENS // seq_len)
@@ -157,14 +159,20 @@ def evaluate(
     documents = None
     if target.documents is not None:
         documents = DocumentTally(target.documents.tokens)
+    look = None
+    if isinstance(model, LanguageModel):
+        look = SecondLook(model, evaluator.calls, batch_size, thorough)
     name = target.facts["split"]
+    tally = _tally(evaluator, look or model, name, device, documents)
+    if look is not None:
+        look.require_blind()
     result = {
         **target.facts,
         **facts,
         "seq_len": seq_len,
         "last_n": last_n,
         "of_tokens": len(target.stream.tokens),
-        **summary(_tally(evaluator, model, name, device, documents)),
+        **summary(tally),
     }
     problem = contradiction(finite(result))
     if problem:
@@ -180,8 +188,6 @@ def evaluate(
 def _tally(
     evaluator: Evaluator, model: Score, name: str, device: str, documents: DocumentTally | None
 ) -> Tally:
-    """Raises UserError where a model file's model sees what it may not."""
-    look = SecondLook(model, evaluator.calls) if isinstance(model, LanguageModel) else None
     with tqdm(
         total=evaluator.calls,
         unit="batch",
@@ -189,10 +195,8 @@ def _tally(
         disable=not sys.stderr.isatty(),
         leave=False,
     ) as bar:
-        tally = evaluator.run(look or model, device, lambda: bar.update() or True, documents)
+        tally = evaluator.run(model, device, lambda: bar.update() or True, documents)
     assert tally is not None
-    if look is not None:
-        look.require_blind()
     return tally
 
 

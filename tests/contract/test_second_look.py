@@ -38,7 +38,7 @@ def subject_of(path):
     return Subject(Architecture(SHAPE, read_own_code(str(path), "gpt.model_file")))
 
 
-def looked_at(subject, batch=BATCH, tokens=TOKENS, seed=0):
+def looked_at(subject, batch=BATCH, tokens=TOKENS, seed=0, thorough=False):
     """The look of an evaluation of a model with the noisy weights of the checks."""
     ids = np.random.default_rng(0).integers(SHAPE.vocab_size, size=tokens).astype(np.uint16)
     stream = SimpleNamespace(tokens=ids, check_ids=lambda ids: None)
@@ -46,7 +46,7 @@ def looked_at(subject, batch=BATCH, tokens=TOKENS, seed=0):
         byte_lengths=np.ones(SHAPE.vocab_size, np.int64), decode=lambda ids: "", eod_id=0
     )
     evaluator = Evaluator(stream, vocab, SHAPE.seq_len, LAST_N, batch)
-    look = SecondLook(subject.model().eval(), evaluator.calls, seed)
+    look = SecondLook(subject.model().eval(), evaluator.calls, batch, thorough, seed)
     assert evaluator.run(look).ours.tokens == tokens
     return look
 
@@ -120,7 +120,9 @@ def test_what_rounding_moves_once_is_no_leak(tmp_path, monkeypatch):
 
     monkeypatch.setattr(look._model, "outputs", moved_once)
     look.require_blind()
-    assert [len(tokens) for tokens in calls] == [BATCH, BATCH, 2, 2, 2, 2]
+    # the first that moved once more, and each of the others once
+    looks = sum(looks for _, looks in look._batches)
+    assert len(calls) == looks + 1 and calls[0].shape == calls[1].shape
 
 
 def test_no_other_check_notices_such_a_model(tmp_path):
@@ -151,3 +153,15 @@ def test_no_call_is_sure_not_to_be_looked_at(tmp_path):
         except UserError:
             refused += 1
     assert refused >= 12
+
+
+def test_a_leak_at_few_positions_is_seen_by_a_thorough_look(tmp_path):
+    """The next token at one position in 60, and only in batches of the evaluator's size."""
+    leak = ONLY_HERE + (
+        "is_seen = (tokens % 8 == 3) & (tokens.roll(1, 1) % 8 == 5)\n"
+        "    x = x + self.embed(tokens).roll(-1, 1) * is_seen[..., None]"
+    )
+    subject = model_of(tmp_path, changed((LAST, leak)))
+    tokens = 6000
+    for seed in range(3):
+        refusal(subject, tokens=tokens, seed=seed, thorough=True)
