@@ -13,7 +13,8 @@ from gpt.parsing import parse_json
 from gpt.quantities import is_number
 from gpt.reading import read_text
 from gpt.referee import judgement
-from gpt.results.document_sums import DocumentSums
+from gpt.referee.scores import SAME_SUM
+from gpt.results.document_sums import FLOATS, DocumentSums
 from gpt.wording import plural
 
 # {name of a sum in pack.json and of documents: its name in an evaluation}
@@ -24,9 +25,6 @@ SUMS = {
     "text_tokens": "text_tokens",
     "bytes": "bytes",
 }
-NATS = ("nats", "text_nats")
-# relative, of float64 sums in another order
-SAME_SUM = 1e-9
 # of what follows from the sums by another version's quantiles of t; of equal models a difference
 # may be 0 on one machine and 1e-19 on another
 SAME_JUDGEMENT = 1e-6
@@ -61,10 +59,11 @@ def _off_pack(evidence: Evidence, run: Declared, evaluation: Mapping[str, Any]) 
     if sealed is None:
         return  # `seeds` tells it
     for name, in_evaluation in SUMS.items():
-        told, actual = sealed.sums.get(name), evaluation[in_evaluation]
-        if told != actual:
+        sealed_sum, actual = sealed.sums.get(name), evaluation[in_evaluation]
+        if sealed_sum != actual:
             yield (
-                f"pack.json: runs.{run.name}.sums.{name} is {told}, and its evaluation has {actual}"
+                f"pack.json: runs.{run.name}.sums.{name} is {sealed_sum}, and its evaluation has"
+                f" {actual}"
             )
     curve = digest_with_seed(evidence.config(run.name))
     facts: dict[str, tuple[Any, Any]] = {
@@ -83,7 +82,7 @@ def _off_documents(
     """Where the sums over documents are not the evaluation's."""
     totals = evidence.documents(run.name).totals()
     for name, in_evaluation in SUMS.items():
-        tolerance = SAME_SUM if name in NATS else 0.0
+        tolerance = SAME_SUM if name in FLOATS else 0.0
         if not math.isclose(totals[name], evaluation[in_evaluation], rel_tol=tolerance):
             yield (
                 f"{run.name}: the {name} of its documents are {totals[name]}, and its evaluation"
@@ -101,54 +100,56 @@ def _off_training(
         return  # `metrics` tells it where there should be one
     precision = evidence.config(run.name).get("precision", "fp32")
     for name in SUMS.values():
-        told, actual = final.get(name), evaluation[name]
+        of_training, actual = final.get(name), evaluation[name]
         is_count = isinstance(actual, int)
         tolerance = 0.0 if is_count else PROBE_TOLERANCE[precision]
-        if told is None or not math.isclose(told, actual, rel_tol=tolerance):
+        if of_training is None or not math.isclose(of_training, actual, rel_tol=tolerance):
             within = "" if is_count else f" (equal would be within {tolerance:g} in {precision})"
             yield (
-                f"{run.name}: {name} is {actual} in its evaluation, and training found {told} with"
-                f" the same weights{within}"
+                f"{run.name}: {name} is {actual} in its evaluation, and training found"
+                f" {of_training} with the same weights{within}"
             )
 
 
-def same_documents(one: DocumentSums, other: DocumentSums) -> str | None:
+def same_documents(first: DocumentSums, second: DocumentSums) -> str | None:
     """In what the documents of two evaluations differ, beside their nats."""
-    if one.hashes != other.hashes:
+    if first.hashes != second.hashes:
         return "other documents"
     for name in ("tokens", "text_tokens", "bytes"):
-        if getattr(one, name).tolist() != getattr(other, name).tolist():
+        if getattr(first, name).tolist() != getattr(second, name).tolist():
             return f"other {name} of documents"
     return None
 
 
 def judgement_follows(evidence: Evidence, problems: list[str]) -> str:
     """The judgement, made anew from the sums, is the one that the pack tells."""
-    made = judgement.of_paths([evidence.path])
-    content = judgement.as_dict(made)
+    recomputed = judgement.of_paths([evidence.path])
+    content = judgement.as_dict(recomputed)
     file = evidence.entry.judgement
     try:
         in_file = parse_json(read_text(file))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error})") from error
-    for place, told in ((str(file), in_file), ("pack.json: judgement", evidence.pack.judgement)):
-        difference = contradiction_of(told, content)
+    for place, claimed in ((str(file), in_file), ("pack.json: judgement", evidence.pack.judgement)):
+        difference = contradiction_of(claimed, content)
         if difference:
             problems.append(f"{place}{difference}")
-    return made.sentence
+    return recomputed.sentence
 
 
-def contradiction_of(told: Any, made: Any, path: str = "") -> str | None:
+def contradiction_of(claimed: Any, recomputed: Any, path: str = "") -> str | None:
     """The first value of a judgement, as plain values, that is not what the sums make: its path,
     and both; None where all are."""
-    if isinstance(told, dict) and isinstance(made, dict):
-        pairs = {f".{name}": (told.get(name), made.get(name)) for name in {**made, **told}}
-    elif isinstance(told, list) and isinstance(made, list) and len(told) == len(made):
-        pairs = {f"[{place}]": pair for place, pair in enumerate(zip(told, made))}
-    elif _is_same(told, made):
+    both = claimed, recomputed
+    if all(isinstance(value, dict) for value in both):
+        names = {**recomputed, **claimed}
+        pairs = {f".{name}": (claimed.get(name), recomputed.get(name)) for name in names}
+    elif all(isinstance(value, list) for value in both) and len(claimed) == len(recomputed):
+        pairs = {f"[{place}]": pair for place, pair in enumerate(zip(claimed, recomputed))}
+    elif _is_same(claimed, recomputed):
         return None
     else:
-        return f"{path} is {told}, and the sums make it {made}"
+        return f"{path} is {claimed}, and the sums make it {recomputed}"
     for name, pair in pairs.items():
         difference = contradiction_of(*pair, f"{path}{name}")
         if difference:
@@ -156,7 +157,7 @@ def contradiction_of(told: Any, made: Any, path: str = "") -> str | None:
     return None
 
 
-def _is_same(told: Any, made: Any) -> bool:
-    if is_number(told) and is_number(made):
-        return math.isclose(told, made, rel_tol=SAME_JUDGEMENT, abs_tol=NEXT_TO_NOTHING)
-    return type(told) is type(made) and told == made
+def _is_same(claimed: Any, recomputed: Any) -> bool:
+    if is_number(claimed) and is_number(recomputed):
+        return math.isclose(claimed, recomputed, rel_tol=SAME_JUDGEMENT, abs_tol=NEXT_TO_NOTHING)
+    return type(claimed) is type(recomputed) and claimed == recomputed

@@ -12,6 +12,7 @@ from gpt.metrics import chain, events
 from gpt.metrics.events import METRICS
 from gpt.metrics.run import Run
 from gpt.packs.evidence import Declared, Evidence, of_each
+from gpt.quantities import is_number
 from gpt.referee.tuning import has_diverged
 from gpt.wording import first_of, plural
 
@@ -105,8 +106,8 @@ def follow_from_the_settings(evidence: Evidence, problems: list[str]) -> str:
             runs.append((run, evidence.run(run.name)))
         except UserError:
             continue  # of_each has told it
-    for (one, metrics), (other, metrics_of_other) in combinations(runs, 2):
-        problems += _same_log(evidence, one, metrics, other, metrics_of_other)
+    for (first, metrics), (second, metrics_of_second) in combinations(runs, 2):
+        problems += _same_log(evidence, first, metrics, second, metrics_of_second)
     return "seed, settings, learning rate and tokens of every line are its run's"
 
 
@@ -161,23 +162,22 @@ def _off_compute(run: Run) -> Iterator[str]:
 
 
 def _is_near(value: Any, expected: float, tolerance: float) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isclose(value, expected, rel_tol=tolerance)
+    return is_number(value) and math.isclose(value, expected, rel_tol=tolerance)
 
 
 def _same_log(
-    evidence: Evidence, one: Declared, metrics: Run, other: Declared, metrics_of_other: Run
+    evidence: Evidence, first: Declared, metrics: Run, second: Declared, metrics_of_second: Run
 ) -> Iterator[str]:
     """Two runs whose losses are the same to the last bit, where they cannot be: seeds of one side,
     or sides whose final weights score differently."""
-    losses = [_losses(run) for run in (metrics, metrics_of_other)]
+    losses = [_losses(run) for run in (metrics, metrics_of_second)]
     if not losses[0] or losses[0] != losses[1]:
         return
-    words = f"{one.name} and {other.name} have the same losses at all {len(losses[0])} steps"
-    if one.seed != other.seed:
+    words = f"{first.name} and {second.name} have the same losses at all {len(losses[0])} steps"
+    if first.seed != second.seed:
         yield f"{words}, and other seeds: one is the log of the other"
         return
-    finals = [evidence.evaluation(run.name)["total_loss"] for run in (one, other)]
+    finals = [evidence.evaluation(run.name)["total_loss"] for run in (first, second)]
     if finals[0] != finals[1]:
         yield f"{words}, and other final evaluations: one is the log of the other"
 

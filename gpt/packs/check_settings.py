@@ -17,10 +17,9 @@ from gpt.data.manifests import TOKENIZER
 from gpt.data.vocab import Vocab
 from gpt.errors import UserError, in_brief
 from gpt.packs.evidence import Declared, Evidence, LeftOut, of_each
-from gpt.packs.seal import EXPORT
 from gpt.reading import read_bytes
 from gpt.referee import tuning
-from gpt.referee.entry import SIDES
+from gpt.referee.entry import EXPORT, SIDES
 from gpt.wording import listed
 
 SHOWN = 5  # settings that differ
@@ -89,12 +88,12 @@ def flops_per_token(evidence: Evidence) -> dict[str, int] | None:
     that came with the pack."""
     if evidence.trusted:
         return None
-    told: dict[str, int] = {}
+    flops_of_sides: dict[str, int] = {}
     for run in evidence.present:
         flops = evidence.run(run.name).flops_per_token
         if flops is not None:
-            told.setdefault(run.side, flops)
-    return told
+            flops_of_sides.setdefault(run.side, flops)
+    return flops_of_sides
 
 
 def resolved(evidence: Evidence, run: Declared, settings: Mapping[str, Any]) -> Config:
@@ -193,22 +192,22 @@ def dataset_is_the_same(evidence: Evidence, problems: list[str]) -> str:
 
 
 def _off_dataset(evidence: Evidence, run: Declared, dataset: Dataset) -> Iterator[str]:
-    told = evidence.config(run.name).get("dataset") or {}
+    of_run = evidence.config(run.name).get("dataset") or {}
     split = evidence.options(run.name)["eval_data_split"]
     actual = dataset.facts(split)
     dataset.split(split).require_as_written()
     for name in ("tokenizer", "train", "scored"):
-        if told.get(name) != actual[name]:
-            which = _which(told.get(name), actual[name])
+        if of_run.get(name) != actual[name]:
+            which = _which(of_run.get(name), actual[name])
             yield f"{dataset.root} has another {name} than {run.name} was trained with ({which})"
 
 
-def _which(told: Any, actual: Any) -> str:
+def _which(of_run: Any, actual: Any) -> str:
     """The first fact in which two blocks differ."""
-    if isinstance(told, dict) and isinstance(actual, dict):
-        name = next(name for name in {**actual, **told} if told.get(name) != actual.get(name))
-        return f"{name} {actual.get(name)}, and the run tells {told.get(name)}"
-    return f"{actual}, and the run tells {told}"
+    if isinstance(of_run, dict) and isinstance(actual, dict):
+        name = next(name for name in {**actual, **of_run} if of_run.get(name) != actual.get(name))
+        return f"{name} {actual.get(name)}, and the run tells {of_run.get(name)}"
+    return f"{actual}, and the run tells {of_run}"
 
 
 def vocabulary_is_whole(evidence: Evidence, problems: list[str]) -> str:

@@ -46,11 +46,11 @@ def are_of_the_runs(evidence: Evidence, problems: list[str]) -> str:
         sha256 = (export.manifest.files.get(WEIGHTS) or {}).get("sha256")
         owners[str(sha256)].append(run)
         sealed = evidence.pack.runs.get(run.name)
-        told = None if sealed is None else str(sealed.weights_sha256)
-        if told not in (None, sha256):
+        sealed_sha256 = None if sealed is None else str(sealed.weights_sha256)
+        if sealed_sha256 not in (None, sha256):
             yield (
-                f"pack.json: runs.{run.name}.weights_sha256 is {told[:12]}, and {export.path} tells"
-                f" {str(sha256)[:12]}"
+                f"pack.json: runs.{run.name}.weights_sha256 is {sealed_sha256[:12]}, and"
+                f" {export.path} tells {str(sha256)[:12]}"
             )
         made_from = (export.manifest.made_from or {}).get("sha256")
         if evidence.evaluation(run.name)["run"].get("sha256") != made_from:
@@ -132,50 +132,50 @@ def _scored_otherwise(evidence: Evidence, run: Declared, tolerance: float) -> It
     rows = scoring.BATCH_TOKENS // seq_len + MORE_ROWS
     window = seq_len, last_n
     scored = scoring.evaluate(model, target, facts, window, device, rows, thorough=True)
-    told = evidence.evaluation(run.name)
+    kept = evidence.evaluation(run.name)
     for name in SUMS.values():
-        within = 0.0 if isinstance(told[name], int) else tolerance
-        if not math.isclose(scored.result[name], told[name], rel_tol=within):
+        within = 0.0 if isinstance(kept[name], int) else tolerance
+        if not math.isclose(scored.result[name], kept[name], rel_tol=within):
             yield (
-                f"{run.name}: {name} is {told[name]} in its evaluation, and the weights score"
+                f"{run.name}: {name} is {kept[name]} in its evaluation, and the weights score"
                 f" {scored.result[name]} (equal would be within {within:g})"
             )
-    yield from _shares_otherwise(run, told, scored.result)
+    yield from _shares_otherwise(run, kept, scored.result)
     assert scored.documents is not None, "they were asked for"
     yield from _documents_otherwise(evidence, run, scored.documents, OF_A_DOCUMENT * tolerance)
 
 
 def _shares_otherwise(
-    run: Declared, told: Mapping[str, Any], scored: Mapping[str, Any]
+    run: Declared, kept: Mapping[str, Any], scored: Mapping[str, Any]
 ) -> Iterator[str]:
     """Figures that follow from none of the sums: hits, and those of the seed project."""
-    blocks = (("", told, scored), ("languini.", told.get("languini"), scored["languini"]))
-    for place, block, made in blocks:
-        for name in made if place else ("top1", "top10"):
+    blocks = (("", kept, scored), ("languini.", kept.get("languini"), scored["languini"]))
+    for place, block, figures in blocks:
+        for name in figures if place else ("top1", "top10"):
             value = block.get(name) if isinstance(block, dict) else None
             # a rank is a matter of rounding where logits are all but the same
             allowed = {"abs_tol": SAME_HITS} if name in ("top1", "top10") else {}
             if not is_number(value) or not math.isclose(
-                value, made[name], rel_tol=SAME_SHARE, **allowed
+                value, figures[name], rel_tol=SAME_SHARE, **allowed
             ):
                 yield (
                     f"{run.name}: {place}{name} is {value} in its evaluation, and the weights make"
-                    f" it {made[name]}"
+                    f" it {figures[name]}"
                 )
 
 
 def _documents_otherwise(
     evidence: Evidence, run: Declared, scored: DocumentSums, tolerance: float
 ) -> Iterator[str]:
-    told = evidence.documents(run.name)
-    other = same_documents(told, scored)
+    kept = evidence.documents(run.name)
+    other = same_documents(kept, scored)
     if other:
         yield f"{run.name}: its sums by document are of {other} than the split's"
         return
-    wrong = np.flatnonzero(~np.isclose(told.nats, scored.nats, rtol=tolerance, atol=0.0))
+    wrong = np.flatnonzero(~np.isclose(kept.nats, scored.nats, rtol=tolerance, atol=0.0))
     if len(wrong):
         first = int(wrong[0])
         yield (
-            f"{run.name}: document {first + 1} has {told.nats[first]} nats in its evaluation, and"
+            f"{run.name}: document {first + 1} has {kept.nats[first]} nats in its evaluation, and"
             f" the weights score {scored.nats[first]} (equal would be within {tolerance:g})"
         )

@@ -16,8 +16,8 @@ from gpt.errors import UserError, in_words
 from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
 from gpt.packs import seal
-from gpt.packs.seal import EXPORT
 from gpt.referee import entry
+from gpt.referee.entry import EXPORT
 from gpt.referee.scores import documents_file
 from gpt.referee.tuning import has_diverged
 from gpt.results import document_sums, evaluations

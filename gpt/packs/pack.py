@@ -30,14 +30,15 @@ from gpt.metrics.events import METRICS
 from gpt.metrics.run import Run
 from gpt.metrics.runs import read_run
 from gpt.packs import pack_readme, seal
-from gpt.packs.seal import EXPORT, SealedRun
+from gpt.packs.seal import SealedRun
 from gpt.reading import open_regular
 from gpt.referee import entry as entries
 from gpt.referee import judgement
-from gpt.referee.entry import SIDES, Entry
+from gpt.referee.entry import EXPORT, SIDES, Entry
 from gpt.referee.judgement import Judgement
 from gpt.referee.scores import SeedScore, Sides, documents_file
 from gpt.results import evaluations
+from gpt.results.document_sums import SUMS
 from gpt.wording import listed, plural
 
 BLOCK = 1 << 20  # bytes that are copied at a time
@@ -351,7 +352,7 @@ def _sealed(final: Final) -> SealedRun:
     sums: dict[str, float] = {}
     documents = weights_sha256 = None
     if final.score is not None and final.export is not None:
-        sums = {name: getattr(final.score, name) for name in seal.SUMS}
+        sums = {name: getattr(final.score, name) for name in SUMS}
         documents = (run.config["dataset"].get("scored") or {}).get("documents")
         weights_sha256 = final.export.manifest.files[WEIGHTS]["sha256"]
     head = chain.head(run.path / METRICS)

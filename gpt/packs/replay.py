@@ -54,8 +54,8 @@ def gives_the_same_steps(evidence: Evidence, problems: list[str], steps: int) ->
     last of them, as far as the log has them."""
     if steps == 0:
         raise LeftOut("--replay N trains the first N steps of every run again")
-    again = [*evidence.present, *evidence.trials]
-    for run in again:
+    replayed = [*evidence.present, *evidence.trials]
+    for run in replayed:
         _require_possible(evidence, run)
     tolerances: dict[str, Tolerance] = {}
 
@@ -71,7 +71,7 @@ def gives_the_same_steps(evidence: Evidence, problems: list[str], steps: int) ->
                 f" goes on to {log.last_step}"
             )
 
-    of_each(again, problems, look)
+    of_each(replayed, problems, look)
     longest = max(map(evidence.last_step, tolerances), default=0)
     which = f"all {longest}" if steps >= longest else f"the first {steps}"
     return _in_words(which, list(tolerances.values()))
@@ -217,7 +217,7 @@ def _last_words(text: str) -> str:
     return in_one_line(words[0])[:LONGEST_MESSAGE]
 
 
-def differences(name: str, log: Run, again: Run, tolerance: Tolerance) -> Iterator[str]:
+def differences(name: str, log: Run, retrained: Run, tolerance: Tolerance) -> Iterator[str]:
     """The first figure of the first steps that is another in a run's log than trained again."""
     split = log.options["eval_data_split"]
     kinds = (
@@ -227,13 +227,14 @@ def differences(name: str, log: Run, again: Run, tolerance: Tolerance) -> Iterat
         ("step", "grad_norm", tolerance.norm, events.TRAIN, None),
     )
     for what, quantity, allowed, kind, of_split in kinds:
-        made = {event["step"]: event.get(quantity) for event in again.curve(kind, of_split)}
+        curve = retrained.curve(kind, of_split)
+        values = {event["step"]: event.get(quantity) for event in curve}
         for event in log.curve(kind, of_split):
             step = event["step"]
-            if step in made and not _is_same(event.get(quantity), made[step], allowed):
+            if step in values and not _is_same(event.get(quantity), values[step], allowed):
                 yield (
                     f"{name}: {quantity} of {what} {step} is {event.get(quantity)} in its log, and"
-                    f" {made[step]} trained again ({_in_short(tolerance, allowed)})"
+                    f" {values[step]} trained again ({_in_short(tolerance, allowed)})"
                 )
                 return
 
@@ -244,7 +245,7 @@ def _in_short(tolerance: Tolerance, allowed: float) -> str:
     return f"equal would be within {allowed:g}: {tolerance.why}"
 
 
-def _is_same(logged: Any, made: Any, allowed: float) -> bool:
-    if not isinstance(logged, (int, float)) or not isinstance(made, (int, float)):
-        return logged is None and made is None
-    return math.isclose(logged, made, rel_tol=allowed)
+def _is_same(logged: Any, retrained: Any, allowed: float) -> bool:
+    if not isinstance(logged, (int, float)) or not isinstance(retrained, (int, float)):
+        return logged is None and retrained is None
+    return math.isclose(logged, retrained, rel_tol=allowed)

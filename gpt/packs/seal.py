@@ -35,14 +35,11 @@ from gpt.parsing import parse_json
 from gpt.quantities import is_number
 from gpt.reading import read_bytes
 from gpt.referee import entry as entries
-from gpt.referee.entry import NAME, SIDES
+from gpt.referee.entry import EXPORT, NAME, SIDES
+from gpt.results.document_sums import COUNTS, FLOATS
 
 FILE = entries.SEAL
 FORMAT = 1
-EXPORT = "export"  # of a run: the folder of its weights
-NATS = ("nats", "text_nats")
-COUNTS = ("tokens", "text_tokens", "bytes")
-SUMS = ("nats", "tokens", "text_nats", "text_tokens", "bytes")
 MOST_BYTES = 64 << 20
 MEND = "get the pack anew"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -155,7 +152,7 @@ _OF_A_FILE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "sha256": (_is_sha256, "a sha256"),
 }
 _OF_SUMS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(NATS, (_is_time, "a number that is not below 0")),
+    **dict.fromkeys(FLOATS, (_is_time, "a number that is not below 0")),
     **dict.fromkeys(COUNTS, (_is_count, "a whole number")),
 }
 

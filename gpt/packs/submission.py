@@ -10,10 +10,9 @@ from gpt.errors import UserError
 from gpt.metrics.runs import read_run
 from gpt.packs import seal, verify
 from gpt.packs.evidence import Evidence
-from gpt.packs.seal import EXPORT
 from gpt.referee import entry as entries
 from gpt.referee import judgement
-from gpt.referee.entry import BASELINE, CONTENDER, SIDES, Entry
+from gpt.referee.entry import BASELINE, CONTENDER, EXPORT, SIDES, Entry
 from gpt.referee.fairness import differences_from_class
 from gpt.referee.judgement import Judgement
 from gpt.referee.scores import Side

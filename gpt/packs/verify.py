@@ -116,8 +116,8 @@ def in_brief(results: list[Result]) -> str:
     """What all came to."""
     failed = [result.name for result in results if result.state == FAILED]
     left_out = [result.name for result in results if result.state == LEFT_OUT]
-    made = len(results) - len(left_out)
+    count = len(results) - len(left_out)
     rest = f", {len(left_out)} left out ({', '.join(left_out)})" if left_out else ""
     if failed:
-        return f"{len(failed)} of {plural(made, 'check')} failed: {', '.join(failed)}{rest}"
-    return f"all {plural(made, 'check')} passed{rest}"
+        return f"{len(failed)} of {plural(count, 'check')} failed: {', '.join(failed)}{rest}"
+    return f"all {plural(count, 'check')} passed{rest}"

@@ -33,6 +33,7 @@ from gpt.reading import read_text
 
 FILE = "entry.json"
 SEAL = "pack.json"  # of a pack
+EXPORT = "export"  # of a run: the folder of its weights
 FORMAT = 1
 CONTENDER = "contender"
 BASELINE = "baseline"

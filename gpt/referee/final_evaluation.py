@@ -10,11 +10,11 @@ from gpt.checkpoint.manifest import WEIGHTS
 from gpt.checkpoint.weights import consolidate
 from gpt.config.own_code import TRUST
 from gpt.errors import RunError
+from gpt.referee.entry import EXPORT
 from gpt.referee.scores import documents_file
 from gpt.results import evaluations
 from gpt.training.sweep import ROOT, Stop, SweptRun
 
-EXPORT = "export"
 EVAL = ROOT / "gpt" / "eval.py"
 
 

@@ -133,7 +133,17 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
         verdict = _verdict(sides, None, math.nan)
         sentence = f"{_opening(sides, verdict)}: {'; '.join(_reasons(sides))}"
         return Judgement(
-            contender.name, sides, False, None, None, math.nan, None, None, verdict, sentence
+            contender.name,
+            sides,
+            False,
+            None,
+            None,
+            math.nan,
+            None,
+            None,
+            verdict,
+            sentence,
+            notices=sides.notices,
         )
     is_paired = sides.is_paired
     compare = paired if is_paired else welch
@@ -156,7 +166,7 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
         worth,
         verdict,
         _sentence(sides, verdict, is_paired, per_byte, margin, documents),
-        notices=(doubt,) if doubt else (),
+        notices=(*sides.notices, doubt) if doubt else sides.notices,
     )
 
 

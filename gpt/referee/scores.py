@@ -1,14 +1,15 @@
 """The final scores of a contender's and a baseline's runs: the sums of each seed's evaluation.
 
 Of an entry's runs it is the evaluation of the whole split that was made of their exported weights
-(eval.py --join), and nothing else counts. Of other runs it is what compare.py ranks by.
+(eval.py --join), and nothing else counts. Of other runs, too, where all of them have one; else it
+is what compare.py ranks by.
 """
 
 import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from gpt.referee.entry import BASELINE, CONTENDER, FLOPS, HOURS, SIDES, TOKENS, 
 from gpt.referee.tuning import has_diverged
 from gpt.results import document_sums, evaluations
 from gpt.results.document_sums import DocumentSums
-from gpt.results.scores import final_scores, has_one_tokenizer, incomparable, split_of
+from gpt.results.scores import WHOLE, final_scores, has_one_tokenizer, incomparable, split_of
 
 # claim.over -> what gpt.metrics.run calls it
 AXIS_OF = {HOURS: "reference_hours", FLOPS: "flops", TOKENS: "tokens"}
@@ -88,6 +89,7 @@ class Sides:
     over: str
     one_tokenizer: bool  # whether figures per token can be compared
     measured_on: Mapping[str, Any]  # the split and how it was scored
+    notices: tuple[str, ...] = ()
 
     @property
     def is_paired(self) -> bool:
@@ -122,7 +124,7 @@ def of_entry(entry: Entry) -> Sides:
                 run.name = folder.name
                 _require_seed(run, seed)
                 _require_own_scoring(run, evaluation)
-                scored[side].append(_Scored(run, evaluation))
+                scored[side].append(_Scored(run, evaluation, True))
     names = {CONTENDER: entry.name, BASELINE: entry.claim.baseline}
     contender, baseline = (
         _side(names[side], scored[side], missing[side], diverged[side])
@@ -148,7 +150,7 @@ def of_runs(contender: Sequence[Path], baseline: Sequence[Path], over: str | Non
         if not run.finished and not has_diverged(run):
             raise UserError(f"{run.name} is {run.state}", mend="judge finished runs")
     finished = [run for run in both if not has_diverged(run)]
-    scores = final_scores(finished, [])
+    figures, is_joined, notices = _figures_of(finished)
     scored: dict[str, list[_Scored]] = {CONTENDER: [], BASELINE: []}
     diverged: dict[str, list[int]] = {CONTENDER: [], BASELINE: []}
     for run in both:
@@ -156,7 +158,7 @@ def of_runs(contender: Sequence[Path], baseline: Sequence[Path], over: str | Non
         if has_diverged(run):
             diverged[side].append(run.options["seed"])
         else:
-            scored[side].append(_Scored(run, scores.figures[run.name]))
+            scored[side].append(_Scored(run, figures[run.name], is_joined))
     if over is None:
         hours = [run.planned(AXIS_OF[HOURS]) for run in finished]
         over = FLOPS if None in hours else HOURS
@@ -165,14 +167,29 @@ def of_runs(contender: Sequence[Path], baseline: Sequence[Path], over: str | Non
         for side in (CONTENDER, BASELINE)
     ]
     everything = [*scored[BASELINE], *scored[CONTENDER]]
-    return _together(sides[0], sides[1], everything, over)
+    return replace(_together(sides[0], sides[1], everything, over), notices=tuple(notices))
+
+
+def _figures_of(runs: Sequence[Run]) -> tuple[Mapping[str, Mapping[str, Any]], bool, list[str]]:
+    """({name of a run: its final evaluation}, whether these are of exported weights, sentences on
+    them). Raises UserError where the runs do not measure the same."""
+    joined = {run.name: _joined(run) for run in runs}
+    evaluations_of_all = {name: figures for name, figures in joined.items() if figures is not None}
+    if len(evaluations_of_all) == len(runs):
+        return evaluations_of_all, True, []
+    notices: list[str] = []
+    scores = final_scores(runs, notices)
+    if not scores.whole:
+        notices.append(f"judged by the part of the split that training scored: {WHOLE}")
+    return scores.figures, False, notices
 
 
 class _Scored(NamedTuple):
-    """A run, and its final evaluation."""
+    """A run, and its final evaluation. is_joined: whether that is of its exported weights."""
 
     run: Run
     figures: Mapping[str, Any]
+    is_joined: bool
 
 
 def _joined(run: Run) -> dict[str, Any] | None:
@@ -257,7 +274,7 @@ def _side(
 
 
 def _score(scored: _Scored) -> SeedScore:
-    run, figures = scored
+    run, figures, is_joined = scored
     for name in ("total_loss", "text_nats"):
         if not is_number(figures.get(name)):
             raise UserError(f"the evaluation of {run.name} has no {name}", mend="evaluate it again")
@@ -270,7 +287,7 @@ def _score(scored: _Scored) -> SeedScore:
         text_tokens=figures["text_tokens"],
         bytes=figures["bytes"],
         untrained=_untrained(run),
-        documents=_documents(run, figures),
+        documents=_documents(run, figures) if is_joined else None,
     )
 
 
@@ -284,10 +301,11 @@ def _untrained(run: Run) -> tuple[float, float] | None:
 
 
 def _documents(run: Run, figures: Mapping[str, Any]) -> DocumentSums | None:
-    """The sums of each document, which must add up to the evaluation's. Raises UserError."""
+    """The sums of each document, which must add up to those of the evaluation beside them. Raises
+    UserError."""
     split = str(run.options.get("eval_data_split"))
     path = documents_file(run.path, split, run.options["max_train_steps"])
-    if figures.get("tokens") != figures.get("of_tokens") or not path.is_file():
+    if not path.is_file():
         return None
     sums = document_sums.read(path)
     for name, of_documents in sums.totals().items():
@@ -308,8 +326,8 @@ def documents_file(run_dir: Path, split: str, step: int) -> Path:
 
 def _together(contender: Side, baseline: Side, scored: Sequence[_Scored], over: str) -> Sides:
     """Raises UserError where the two were not scored alike, or not trained with equal compute."""
-    runs = [run for run, _ in scored]
-    figures = {run.name: figures for run, figures in scored}
+    runs = [run for run, _, _ in scored]
+    figures = {run.name: figures for run, figures, _ in scored}
     reason = incomparable(runs, figures)
     if reason:
         raise UserError(f"the sides cannot be compared: {reason}")
@@ -317,7 +335,7 @@ def _together(contender: Side, baseline: Side, scored: Sequence[_Scored], over: 
         _require_equal(contender, baseline, over)
     measured_on: dict[str, Any] = {}
     if scored:
-        run, facts = scored[0]
+        run, facts, _ = scored[0]
         measured_on = {
             "split": run.options.get("eval_data_split"),
             "documents": split_of(run).get("documents"),

@@ -91,6 +91,10 @@ def test_pairs_only_where_untrained_evaluations_are_the_same():
     assert not result.is_paired and result.verdict == NOT_SHOWN
     result = judge(sides(side("lr", contender), side("6h", baseline)))
     assert not result.is_paired
+    # as of two models whose output layers begin at zero
+    alike = [(10.0, 9.0)] * 3
+    result = judge(sides(side("lr", contender, alike), side("6h", baseline, alike)))
+    assert not result.is_paired
 
 
 def test_heads_of_zeros_are_no_pairs():

@@ -238,6 +238,47 @@ def test_runs_that_are_no_entry(entry, tmp_path):
     assert "contender-seed0 is at step 1 of 12" in refusal(of_paths, contender, baseline)
 
 
+def final_evaluation(run, loss, of_tokens=TOKENS):
+    """What training itself scored at the end, of the whole split or a part."""
+    line = {**evaluation(STEPS, loss, scored=BYTES), "event": "final_eval", "of_tokens": of_tokens}
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def test_runs_are_judged_by_their_exported_weights_where_all_have_an_evaluation(entry):
+    """Training rounds otherwise, and knows no documents."""
+    contender = sorted((entry / "runs").glob("contender*"))
+    baseline = sorted((entry / "runs").glob("baseline*"))
+    counts = np.array([2000, 3000])
+    for place, run in enumerate([*contender, *baseline]):
+        loss = json.loads((run / f"evaluations/test-step{STEPS}.json").read_text())["loss"]
+        final_evaluation(run, loss * (1 + 1e-6))
+        nats = loss * counts
+        sums = DocumentSums(("a" * 32, "b" * 32), nats, counts, nats, counts, 4 * counts)
+        document_sums.write(scores.documents_file(run, "test", STEPS), sums)
+    judged = of_paths(contender, baseline)
+    assert judged.per_byte == of_paths([entry]).per_byte
+    assert judged.documents.documents == 2 and judged.notices == ()
+    # where one has none, what training scored counts for all, and the documents are of none of it
+    (baseline[0] / f"evaluations/test-step{STEPS}.json").unlink()
+    judged = of_paths(contender, baseline)
+    assert judged.sides.contender.scores[0].loss == pytest.approx(3.9 * (1 + 1e-6), rel=1e-12)
+    assert judged.documents is None and judged.notices == ()
+
+
+def test_a_part_of_the_split_is_told(entry):
+    for run in (entry / "runs").iterdir():
+        (run / f"evaluations/test-step{STEPS}.json").unlink()
+    contender = sorted((entry / "runs").glob("contender*"))
+    for seed, run in enumerate(contender):
+        write_lines(run, [train_line(STEPS, 5.0), evaluation(STEPS, 3.9 + seed / 1000)])
+    baseline = sorted((entry / "runs").glob("baseline*"))
+    for seed, run in enumerate(baseline):
+        write_lines(run, [train_line(STEPS, 5.0), evaluation(STEPS, 4.0 + seed / 1000)])
+    (notice,) = of_paths(contender, baseline).notices
+    assert notice.startswith("judged by the part of the split that training scored: score the")
+
+
 def write_ladder(entry, nats_of, **options):
     """The baseline at four other lengths. nats_of: nats per byte for a multiple of its length."""
     for steps in (3, 6, 24, 48):
