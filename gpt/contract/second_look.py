@@ -7,6 +7,7 @@ batch could be blind there, and see everything here.
 
 import math
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,16 +22,21 @@ from gpt.wording import plural
 # on is another. What a model rounds by other means, as in a Fourier transform, is below; what it
 # gains by what it sees is far above at some positions.
 SAME = 1e-4
-# rows of which a batch of fewer is computed several times, each time from other borders on
-ROWS = 8
-# Positions that are tried, each by other tokens right behind it. Where a model sees the next token
-# at one position in 250, so many miss it once in 60 evaluations; the thorough look's once in
-# 10 million, which is what a text of few batches does not have.
-POSITIONS = 1024
-THOROUGH_POSITIONS = 4096
-# of the evaluation's batches, as many as are computed again
-SHARE = 0.25
-THOROUGH_SHARE = 2.0  # each half of the rows of every batch
+
+
+class Effort(NamedTuple):
+    """How hard to look. positions: that are tried, each by other tokens right behind it. share: of
+    the evaluation's batches, as many as are computed again for that at most; fewest: at least."""
+
+    positions: int
+    share: float
+    fewest: int
+
+
+# Where a model sees the next token at one position in 250, a thousand miss it once in 60
+# evaluations, four thousand once in ten million.
+BRIEF = Effort(positions=1024, share=0.25, fewest=8)
+THOROUGH = Effort(positions=4096, share=4.0, fewest=32)
 # times that a score must move again, with other tokens behind the same borders: what rounding
 # decides, as between experts that are near a tie, seldom moves so often; what a model sees does
 CONFIRMATIONS = 4
@@ -52,8 +58,8 @@ class SecondLook:
     """What an evaluator calls in a model's place: passes on what the model finds, and keeps some of
     its batches, the first and others drawn by chance, so that no model can tell which.
 
-    calls: that the evaluator will make. rows: of most of them. thorough: whether to look at as much
-    as a reader of another's model file would. seed: of what is drawn; None for one of the system's.
+    calls: that the evaluator will make. rows: of most of them. seed: of what is drawn; None for one
+    of the system's.
     """
 
     def __init__(
@@ -61,17 +67,13 @@ class SecondLook:
         model: LanguageModel,
         calls: int,
         rows: int,
-        thorough: bool = False,
+        effort: Effort = BRIEF,
         seed: int | None = None,
     ):
         self._model = model
         self._random = np.random.default_rng(seed)
-        positions, share = POSITIONS, SHARE
-        if thorough:
-            positions, share = THOROUGH_POSITIONS, THOROUGH_SHARE
-        fewest = 2 * max(1, ROWS // rows)
-        enough = math.ceil(positions / max(1, rows // 2))
-        looks = max(fewest, min(enough, int(share * calls)))
+        enough = math.ceil(effort.positions / max(1, rows // 2))
+        looks = max(effort.fewest, min(enough, int(effort.share * calls)))
         drawn = self._random.permutation(np.arange(looks) % max(1, calls))
         if looks < calls:
             drawn = self._random.choice(calls, looks, replace=False)

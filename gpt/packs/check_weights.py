@@ -10,6 +10,7 @@ import numpy as np
 from gpt.checkpoint import sources
 from gpt.checkpoint.manifest import WEIGHTS
 from gpt.compute import hardware
+from gpt.contract.second_look import THOROUGH
 from gpt.packs import rounding
 from gpt.packs.check_figures import SUMS, same_documents
 from gpt.packs.evidence import Declared, Evidence, LeftOut, of_each
@@ -131,7 +132,7 @@ def _scored_otherwise(evidence: Evidence, run: Declared, tolerance: float) -> It
     seq_len, last_n = scoring.window_of(source)
     rows = scoring.BATCH_TOKENS // seq_len + MORE_ROWS
     window = seq_len, last_n
-    scored = scoring.evaluate(model, target, facts, window, device, rows, thorough=True)
+    scored = scoring.evaluate(model, target, facts, window, device, rows, THOROUGH)
     kept = evidence.evaluation(run.name)
     for name in SUMS.values():
         within = 0.0 if isinstance(kept[name], int) else tolerance

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from gpt.architecture.language_model import LanguageModel
 from gpt.checkpoint.sources import Source
 from gpt.config.options import LAST_N
-from gpt.contract.second_look import SecondLook
+from gpt.contract.second_look import BRIEF, Effort, SecondLook
 from gpt.data.datasets import Dataset, Split
 from gpt.data.manifests import HASH_BYTES
 from gpt.data.vocab import Vocab
@@ -144,14 +144,13 @@ def evaluate(
     window: tuple[int, int],
     device: str,
     batch_size: int | None = None,
-    thorough: bool = False,
+    effort: Effort = BRIEF,
 ) -> Evaluated:
     """A model's figures on a text, with a bar on a terminal meanwhile.
 
     facts: what the result tells of the weights, such as their "checkpoint" and "step". window:
-    (seq_len, last_n). thorough: whether a model file's model is looked at as SecondLook does for
-    another's. Raises UserError where it sees what it may not, or where what is measured cannot be
-    true.
+    (seq_len, last_n). effort: of the second look at a model file's model. Raises UserError where it
+    sees what it may not, or where what is measured cannot be true.
     """
     seq_len, last_n = window
     batch_size = batch_size or max(1, BATCH_TOKENS // seq_len)
@@ -161,7 +160,7 @@ def evaluate(
         documents = DocumentTally(target.documents.tokens)
     look = None
     if isinstance(model, LanguageModel):
-        look = SecondLook(model, evaluator.calls, batch_size, thorough)
+        look = SecondLook(model, evaluator.calls, batch_size, effort)
     name = target.facts["split"]
     tally = _tally(evaluator, look or model, name, device, documents)
     if look is not None:

@@ -14,7 +14,7 @@ from gpt.architecture.architecture import Architecture
 from gpt.config.own_code import VARIANTS, read_own_code
 from gpt.config.shape import ModelConfig
 from gpt.contract.checks import CHECKS, run
-from gpt.contract.second_look import SecondLook
+from gpt.contract.second_look import BRIEF, THOROUGH, SecondLook
 from gpt.contract.subject import Subject
 from gpt.errors import UserError
 from gpt.evaluation import Evaluator
@@ -38,7 +38,7 @@ def subject_of(path):
     return Subject(Architecture(SHAPE, read_own_code(str(path), "gpt.model_file")))
 
 
-def looked_at(subject, batch=BATCH, tokens=TOKENS, seed=0, thorough=False):
+def looked_at(subject, batch=BATCH, tokens=TOKENS, seed=0, effort=BRIEF):
     """The look of an evaluation of a model with the noisy weights of the checks."""
     ids = np.random.default_rng(0).integers(SHAPE.vocab_size, size=tokens).astype(np.uint16)
     stream = SimpleNamespace(tokens=ids, check_ids=lambda ids: None)
@@ -46,7 +46,7 @@ def looked_at(subject, batch=BATCH, tokens=TOKENS, seed=0, thorough=False):
         byte_lengths=np.ones(SHAPE.vocab_size, np.int64), decode=lambda ids: "", eod_id=0
     )
     evaluator = Evaluator(stream, vocab, SHAPE.seq_len, LAST_N, batch)
-    look = SecondLook(subject.model().eval(), evaluator.calls, batch, thorough, seed)
+    look = SecondLook(subject.model().eval(), evaluator.calls, batch, effort, seed)
     assert evaluator.run(look).ours.tokens == tokens
     return look
 
@@ -164,4 +164,4 @@ def test_a_leak_at_few_positions_is_seen_by_a_thorough_look(tmp_path):
     subject = model_of(tmp_path, changed((LAST, leak)))
     tokens = 6000
     for seed in range(3):
-        refusal(subject, tokens=tokens, seed=seed, thorough=True)
+        refusal(subject, tokens=tokens, seed=seed, effort=THOROUGH)
