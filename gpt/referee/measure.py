@@ -1,6 +1,7 @@
 """The throughput of contender and baseline, which take turns on one device."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean
@@ -8,14 +9,16 @@ from typing import Any, NamedTuple
 
 from gpt.config.run_config import Config
 from gpt.errors import UserError
-from gpt.referee import budget
+from gpt.referee import budget, measured_file
 from gpt.referee import entry as entries
 from gpt.referee.budget import Budget
 from gpt.referee.entry import BASELINE, CONTENDER, HOURS, SIDES, Entry
 from gpt.referee.machine import facts_before
 from gpt.referee.measurement import (
     LEAST_TURNS,
+    MOST_EARLIER,
     MOST_TURNS,
+    Earlier,
     Measurement,
     Speed,
     configuration,
@@ -66,7 +69,8 @@ def measure_entry(path: Path, rounds: int) -> str:
     _require_not_begun(entry)
     configs = {side: configuration(entry, side) for side in SIDES}
     budget.require_schedules(entry, configs)
-    measurement = _measure(entry, configs, rounds)
+    earlier = _earlier(entry)
+    measurement = replace(_measure(entry, configs, rounds), earlier=earlier)
     measurement.write(entry.measured)
     flops_per_token = {side: speed.flops_per_token for side, speed in measurement.speeds.items()}
     return in_words(entry, measurement, budget.of(entry, flops_per_token))
@@ -82,6 +86,20 @@ def _require_not_begun(entry: Entry) -> None:
             mend=f"to begin anew, move {entry.starts.name}, {entry.tuning_runs.name} and"
             f" {entry.runs.name} away",
         )
+
+
+def _earlier(entry: Entry) -> tuple[Earlier, ...]:
+    """What was measured before, which the next measurement keeps. Raises UserError where it cannot
+    be read, or is too much."""
+    if not entry.measured.exists():
+        return ()
+    earlier = measured_file.read(entry).history
+    if len(earlier) > MOST_EARLIER:
+        raise UserError(
+            f"{entry.measured} holds {len(earlier):,} measurements, the most that are kept",
+            mend="go by the last one, or begin with another entry",
+        )
+    return earlier
 
 
 def _measure(entry: Entry, configs: Mapping[str, Config], rounds: int) -> Measurement:

@@ -13,11 +13,21 @@ from gpt.parsing import parse_json
 from gpt.quantities import is_number
 from gpt.reading import read_text
 from gpt.referee.entry import SIDES, Entry
-from gpt.referee.measurement import FORMAT, LEAST_TURNS, MOST_TURNS, Measurement, Speed
+from gpt.referee.measurement import (
+    FORMAT,
+    LEAST_TURNS,
+    MOST_EARLIER,
+    MOST_TURNS,
+    Earlier,
+    Measurement,
+    Speed,
+)
 
 # of figures that were computed twice
 SAME_FIGURE = 1e-9
 TEXTS = ("fingerprint", "model", "precision", "kernels")
+EARLIER_TEXTS = ("time", "declaration", "device")
+RATIOS = ("value", "low", "high", "used")
 COUNTS = ("micro_batch", "tokens_per_step", "parameters", "flops_per_token")
 
 
@@ -47,6 +57,7 @@ def read(entry: Entry) -> Measurement:
         tree["reference"]["tokens_per_second"],
         tree["together"],
         tree["machine"],
+        tuple(Earlier(**facts) for facts in tree.get("earlier", [])),
     )
     contradiction = _contradiction(tree, measurement.as_dict())
     if contradiction:
@@ -79,6 +90,9 @@ def _problem(tree: Any) -> str | None:
     published = tree["reference"].get("tokens_per_second")
     if published is not None and (not is_number(published) or published <= 0):
         return "reference.tokens_per_second must be above 0, or null"
+    problem = _problem_of_earlier(tree.get("earlier", []))
+    if problem:
+        return problem
     without_kernels = tree.get("without_kernels")
     if without_kernels is None:
         return _problem_of_sides(tree.get("sides"), "sides")
@@ -87,6 +101,22 @@ def _problem(tree: Any) -> str | None:
     return _problem_of_sides(tree.get("sides"), "sides") or _problem_of_sides(
         without_kernels.get("sides"), "without_kernels.sides"
     )
+
+
+def _problem_of_earlier(earlier: Any) -> str | None:
+    if not isinstance(earlier, list) or len(earlier) > MOST_EARLIER:
+        return f"earlier must be a list of {MOST_EARLIER:,} measurements or fewer"
+    for number, facts in enumerate(earlier):
+        place = f"earlier.{number}"
+        if not isinstance(facts, dict) or facts.keys() != {*EARLIER_TEXTS, *RATIOS}:
+            return f"{place} must be a block of {', '.join((*EARLIER_TEXTS, *RATIOS))}"
+        for name in EARLIER_TEXTS:
+            if not isinstance(facts[name], str):
+                return f"{place}.{name} must be a text"
+        for name in RATIOS:
+            if not is_number(facts[name]) or facts[name] <= 0:
+                return f"{place}.{name} must be above 0"
+    return None
 
 
 def _problem_of_sides(sides: Any, place: str) -> str | None:

@@ -10,8 +10,8 @@ steps.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,9 @@ MOST_TURNS = 10_000
 MOST_UNCERTAIN = 0.03
 # of the machine, that other processes may take
 MOST_LOAD = 0.1
+MOST_EARLIER = 1000  # measurements that are kept beside the last one
+SHOWN_EARLIER = 5
+SHORT = 12  # characters of a declaration that was measured earlier
 
 Turns = tuple[tuple[float, ...], ...]  # seconds of each step of each turn
 
@@ -98,6 +101,19 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What is kept of a measurement that another one has replaced."""
+
+    time: str
+    declaration: str  # the first 12 characters
+    device: str
+    value: float
+    low: float
+    high: float
+    used: float
+
+
+@dataclass(frozen=True)
 class Measurement:
     """Both sides, as they took turns."""
 
@@ -111,6 +127,7 @@ class Measurement:
     published: float | None
     together: bool  # whether both lived in one process
     machine: Mapping[str, Any]
+    earlier: tuple[Earlier, ...] = ()  # from the first on
 
     @cached_property
     def ratio(self) -> Ratio:
@@ -134,6 +151,14 @@ class Measurement:
             return None
         return self.speeds[BASELINE].tokens_per_second / self.published - 1
 
+    @property
+    def history(self) -> tuple[Earlier, ...]:
+        """The measurements that another one would replace: the earlier ones, and this."""
+        device = str(self.machine.get("device"))
+        declaration = self.declaration[:SHORT]
+        this = Earlier(self.time, declaration, device, **self.ratio.as_dict())
+        return (*self.earlier, this)
+
     def as_dict(self) -> dict[str, Any]:
         """The content of measured.json."""
         return {
@@ -146,6 +171,7 @@ class Measurement:
             "sides": {side: speed.as_dict() for side, speed in self.speeds.items()},
             "without_kernels": self._without_kernels_as_dict(),
             "machine": dict(self.machine),
+            "earlier": [asdict(one) for one in self.earlier],
         }
 
     def _without_kernels_as_dict(self) -> dict[str, Any] | None:
@@ -181,7 +207,7 @@ def halves_disagree(speeds: Mapping[str, Speed]) -> bool:
 
 
 def doubts(measurement: Measurement) -> list[str]:
-    """Why the ratio may be another on a quiet machine, a sentence each."""
+    """Why the ratio may be another on a quiet machine, or by another choice, a sentence each."""
     machine = measurement.machine
     sentences = []
     for name, when in (("load_before", "before"), ("load_during", "while")):
@@ -199,7 +225,18 @@ def doubts(measurement: Measurement) -> list[str]:
             "doubtful: the first half of the turns gives another ratio than the second, beyond"
             " chance"
         )
+    if measurement.earlier:
+        sentences.append(_measured_before(measurement.earlier))
     return sentences
+
+
+def _measured_before(earlier: Sequence[Earlier]) -> str:
+    """That the ratio may have been chosen among several."""
+    last = earlier[-SHOWN_EARLIER:]
+    ratios = ", ".join(f"{measurement.value:.4f}" for measurement in last)
+    times = "once" if len(earlier) == 1 else f"{len(earlier):,} times"
+    which = f", the last {len(last)}" if len(earlier) > len(last) else ""
+    return f"measured {times} before{which}: {ratios}"
 
 
 # ---- What was measured

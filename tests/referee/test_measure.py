@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT
 from forked import fork_ranks
-from measured import steps_of, write_entry
+from measured import steps_of, write_entry, write_side
 
 from gpt.config.resolve import resolve
 from gpt.errors import UserError
@@ -174,6 +174,32 @@ def test_measuring_again_after_training_began(tmp_path, measured):
         " starts.jsonl, tuning and runs away"
     )
     assert entry.measured.read_text() == before
+
+
+def test_measurements_that_others_replaced_are_told(tmp_path, measured):
+    entry = write_entry(tmp_path / "e", "hours", steps_of(1000), steps_of(1000))
+    assert "before" not in measured(entry, Processes(slower_contender))
+    assert "measured once before: 0.8000" in measured(entry, Processes()).splitlines()
+    first_declaration = entry.declaration[:12]
+    write_side(entry, CONTENDER, **steps_of(2000))
+    words = measured(entry, Processes(slower_contender)).splitlines()
+    assert "measured 2 times before: 0.8000, 1.0000" in words
+    kept = measured_file.read(entry)
+    assert [round(one.value, 9) for one in kept.earlier] == [0.8, 1]
+    assert {one.declaration for one in kept.earlier} == {first_declaration}
+    assert kept.earlier[0].device == "a test"
+    for _ in range(4):
+        words = measured(entry, Processes()).splitlines()
+    assert "measured 6 times before, the last 5: 1.0000, 0.8000, 1.0000, 1.0000, 1.0000" in words
+
+
+def test_more_measurements_than_are_kept(tmp_path, measured, monkeypatch):
+    entry = write_entry(tmp_path / "e", "hours", steps_of(1000), steps_of(1000))
+    monkeypatch.setattr(measure, "MOST_EARLIER", 1)
+    measured(entry, Processes())
+    measured(entry, Processes())
+    with pytest.raises(UserError, match="holds 2 measurements, the most that are kept"):
+        measured(entry, None)
 
 
 def test_a_pack_whose_code_would_be_run(tmp_path, measured):

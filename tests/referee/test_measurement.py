@@ -106,6 +106,10 @@ def changed(tree, path, value):
     tree[name] = value
 
 
+EARLIER = {
+    **{"time": "2026-01-01T00:00:00+00:00", "declaration": "0123456789ab", "device": "a test"},
+    **{"value": 1.1, "low": 1.0, "high": 1.2, "used": 1.0},
+}
 BAD = [
     ("format", 2, "it is no measurement of the format 1"),
     ("declaration", None, "declaration must be a text"),
@@ -133,6 +137,15 @@ BAD = [
     ("sides.contender.tokens_per_step", 1, "ratio.value is 1.1"),
     ("without_kernels", 5, "without_kernels must be a block, or null"),
     ("without_kernels", {"sides": 5}, "without_kernels.sides must be a block of baseline and"),
+    ("earlier", 5, "earlier must be a list of 1,000 measurements or fewer"),
+    ("earlier", [{}] * 1001, "earlier must be a list of 1,000 measurements or fewer"),
+    (
+        "earlier",
+        [{}],
+        "earlier.0 must be a block of time, declaration, device, value, low, high, u",
+    ),
+    ("earlier", [{**EARLIER, "value": "x"}], "earlier.0.value must be above 0"),
+    ("earlier", [EARLIER, {**EARLIER, "time": 5}], "earlier.1.time must be a text"),
 ]
 
 
