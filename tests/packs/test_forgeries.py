@@ -248,6 +248,23 @@ def weights_of_another_step(pack, thorough):
     return "weights", f"is of step {STEPS - 1}, and the run ends at {STEPS}"
 
 
+def evaluation_of_other_weights(pack, thorough):
+    path = evaluation_of(pack)
+    run = json.loads(path.read_text())["run"]
+    amend_json(path, run={**run, "sha256": "0" * 64})
+    return "weights", f"{RUN} was evaluated with other weights than those in "
+
+
+def untold_start(pack, thorough):
+    """A run that was started twice, and the record has one of them."""
+    lines = lines_of(run_of(pack))
+    (start,) = [line for line in lines if line["event"] == "start"]
+    write_log(run_of(pack), [*lines, start])
+    if thorough:
+        renew_head(pack, RUN)
+    return "starts", f"tells of 1 start of runs/{RUN}, and the run's own metrics of 2"
+
+
 def edited_code(pack, thorough):
     paths = list(pack.rglob("own.py"))
     assert len(paths) > 4
@@ -286,6 +303,8 @@ FORGERIES = (
     fewer_tokens,
     fewer_nats_of_a_document,
     weights_of_another_step,
+    evaluation_of_other_weights,
+    untold_start,
     edited_code,
 )
 

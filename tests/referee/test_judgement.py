@@ -92,6 +92,9 @@ def test_pairs_only_where_untrained_evaluations_are_the_same():
     result = judge(together)
     assert result.is_paired and result.verdict == BETTER
     assert "paired by seed" in result.sentence
+    # of the pairs' differences, not of the seeds
+    deviation = np.std(np.subtract(contender, baseline), ddof=1) * TOKENS_PER_BYTE
+    assert result.power.deviation == pytest.approx(deviation, rel=1e-6)
     expected = stats.ttest_rel(contender, baseline)
     assert result.per_byte.p == pytest.approx(expected.pvalue, rel=1e-6)
     others = [*untrained[:2], (12.0, math.nextafter(9.9, 10))]
