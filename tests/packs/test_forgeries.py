@@ -220,6 +220,34 @@ def log_with_a_gap(pack, thorough):
     return "metrics", "has no line of training at step 2"
 
 
+def fewer_tokens(pack, thorough):
+    """A run that would have had less compute than it took."""
+    lines = lines_of(run_of(pack))
+    for line in lines:
+        if "train_tokens" in line:
+            line["train_tokens"] //= 2
+    write_log(run_of(pack), lines)
+    if thorough:
+        renew_head(pack, RUN)
+    return "curves", " tells train_tokens "
+
+
+def fewer_nats_of_a_document(pack, thorough):
+    path = next(run_of(pack).glob("evaluations/*.documents.jsonl"))
+    documents = [json.loads(line) for line in path.read_text().splitlines()]
+    documents[1]["nats"] *= 0.99
+    documents[1]["text_nats"] *= 0.98
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    return "sums", f"{RUN}: the nats of its documents are "
+
+
+def weights_of_another_step(pack, thorough):
+    export = run_of(pack) / "export"
+    content = {**read_content(export), "step": STEPS - 1}
+    write_content(export, {name: value for name, value in content.items() if name != "sha256"})
+    return "weights", f"is of step {STEPS - 1}, and the run ends at {STEPS}"
+
+
 def edited_code(pack, thorough):
     paths = list(pack.rglob("own.py"))
     assert len(paths) > 4
@@ -255,6 +283,9 @@ FORGERIES = (
     another_seeds_log,
     truncated_log,
     log_with_a_gap,
+    fewer_tokens,
+    fewer_nats_of_a_document,
+    weights_of_another_step,
     edited_code,
 )
 

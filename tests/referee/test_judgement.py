@@ -73,6 +73,14 @@ def test_the_margin_is_half_a_percent_of_token_perplexity():
     result = judge(sides(side("rope", around(3.04)), side("6h", around(3.08))))
     in_nats_per_token = result.margin / TOKENS_PER_BYTE
     assert math.exp(in_nats_per_token) == pytest.approx(1.005, rel=1e-12)
+    # of the baseline's tokens, whatever the contender's are
+    contender = side("rope", around(3.04))
+    halved = [
+        dataclasses.replace(score, text_tokens=score.text_tokens // 2) for score in contender.scores
+    ]
+    other = dataclasses.replace(contender, scores=tuple(halved))
+    result = judge(sides(other, side("6h", around(3.08)), one_tokenizer=False))
+    assert result.margin == pytest.approx(math.log(1.005) * TOKENS_PER_BYTE, rel=1e-12)
 
 
 def test_pairs_only_where_untrained_evaluations_are_the_same():
