@@ -2,7 +2,9 @@
 
 import math
 
+from gpt.referee.entry import OVER
 from gpt.referee.judgement import MARGIN, Judgement, in_nats
+from gpt.referee.scores import EQUAL, WORDS_OF, Sides
 
 
 def in_words(judgement: Judgement) -> str:
@@ -32,9 +34,23 @@ def in_words(judgement: Judgement) -> str:
         lines.append(
             f"difference: {in_nats(judgement.per_token)} a token, {share:+.2%} of token perplexity"
         )
+    lines += _unequal_in_words(judgement.sides)
     lines += _rest_in_words(judgement)
     lines += judgement.notices
     return "\n".join(lines)
+
+
+def _unequal_in_words(sides: Sides) -> list[str]:
+    """What equal compute is not over, where the sides differ in it."""
+    lines = []
+    for over in OVER:
+        own, others = sides.contender.compute[over], sides.baseline.compute[over]
+        if over == sides.over or own is None or not others:
+            continue
+        ratio = own / others
+        if abs(ratio - 1) > EQUAL:
+            lines.append(f"{sides.contender.name} took {ratio:.3g} times the {WORDS_OF[over]}")
+    return lines
 
 
 def _rest_in_words(judgement: Judgement) -> list[str]:

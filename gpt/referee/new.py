@@ -26,9 +26,10 @@ from gpt.referee.entry import (
     Tuning,
     problem_of,
 )
+from gpt.referee.fairness import require_trainable
 from gpt.training import study
 from gpt.training.run_data import RunData
-from gpt.training.sweep import class_file
+from gpt.training.sweep import CLASSES, class_file
 
 # of a run's JSON, what the referee sets for each run
 OF_THE_REFEREE = ("gpt.run_dir", "gpt.seed")
@@ -45,6 +46,12 @@ def create(args: argparse.Namespace, train_args: Sequence[str]) -> Entry:
     """Make the folder. train_args: options of train.py, which the contender gets. Raises UserError,
     and writes nothing, where the folder is there, or a side is mistaken."""
     file = class_file(args.source)
+    if not file.is_file():
+        classes = ", ".join(sorted(path.stem for path in CLASSES.glob("*.json")))
+        raise UserError(
+            f"--from {args.source}: there is no such file, and no class of that name",
+            mend=f"give a run's JSON, or one of {classes}",
+        )
     overrides = _options_of_contender(args, train_args)
     require_new_folder(args.entry)
     trees = {BASELINE: _tree(file, {}), CONTENDER: _tree(file, overrides)}
@@ -118,7 +125,9 @@ def _tree(file: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _resolved(file: Path, overrides: Mapping[str, Any]) -> Config:
     draft = read(file, 1, dict(overrides))
     draft.add(RunData(draft, may_be_absent=False).mistakes())
-    return draft.settle()
+    config = draft.settle()
+    require_trainable(config)
+    return config
 
 
 def _set_evaluations(trees: Mapping[str, dict[str, Any]]) -> None:

@@ -245,3 +245,11 @@ def test_json_is_the_same_again():
     assert content["contender"]["seeds"][0]["normalised_ppl"] == pytest.approx(
         math.exp(content["contender"]["seeds"][0]["text_nats"] / 400_000)
     )
+
+
+def test_what_is_not_equal_beside_the_compute_that_is():
+    contender = side("rope", around(3.04))
+    cheaper = dataclasses.replace(contender, compute={**contender.compute, "flops": 0.71e18})
+    words = in_words(judge(sides(cheaper, side("6h", around(3.08)))))
+    assert "rope took 0.71 times the FLOPs\n" in words
+    assert "times the" not in in_words(judge(sides(contender, side("6h", around(3.08)))))

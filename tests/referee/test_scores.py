@@ -355,3 +355,17 @@ def test_a_ladder_of_another_method(entry):
     amend(entry / "ladder/24", {"run/optimizer/type": "AdamW"})
     sentence = refusal(of_paths, [entry])
     assert "24 is of another method than the baseline (optimizer.type)" in sentence
+
+
+def test_a_side_that_knows_something_before_training(entry):
+    """The others score 8 nats a token then, and log(2048) is 7.62."""
+    run = entry / "runs/contender-seed0"
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[0] = json.dumps({**evaluation(0, 4.1), "split": "test"})
+    write_lines(run, [json.loads(line) for line in lines])
+    judged = of_paths([entry])
+    assert judged.sides.contender.head_start == 4.1 and judged.sides.baseline.head_start is None
+    assert (
+        "rope scores 4.1000 nats a token before training, which drawn weights do not"
+        in in_words(judged)
+    )
