@@ -3,7 +3,7 @@
     {"previous": sha256 of the line before, without its newline, 64 zeros in the first line,
      "time": seconds since 1970, "event": "start" or "end", "run": "runs/baseline-seed0",
      "side": "baseline", "seed": 0, "declaration": of the entry, "step": where the run stands,
-     of a start "files": {name: sha256} of what is declared, and, over hours, of measured.json,
+     of a start "files": {name: sha256} of what is declared, and of measured.json,
      of an end "exit_code": of what trained, "status": what became of the run}
 
 An end stands right behind its start. A start without one was abandoned: what ran it was killed.
@@ -25,7 +25,7 @@ from gpt.files import hash_file, open_own, sync
 from gpt.parsing import parse_json
 from gpt.quantities import is_number
 from gpt.reading import read_bytes
-from gpt.referee.entry import FILE, HOURS, SIDES, Entry
+from gpt.referee.entry import FILE, SIDES, Entry
 from gpt.wording import plural
 
 BEGINNING = 64 * "0"  # the hash before the first line
@@ -63,10 +63,9 @@ def begin(entry: Entry, run: str, side: str, seed: int, step: int) -> None:
 
 
 def files_of(entry: Entry) -> dict[str, str]:
-    """{name: sha256} of what must not change once training has begun: of the measurement only where
-    equal compute goes by it."""
+    """{name: sha256} of what must not change once training has begun."""
     files = dict(entry.declared_files)
-    if entry.claim.over == HOURS and entry.measured.exists():
+    if entry.measured.exists():
         files[entry.measured.name] = str(hash_file(entry.measured)["sha256"])
     return files
 

@@ -17,11 +17,7 @@ CONTENDER = ("runs/contender-seed0", "contender", 0)
 
 @pytest.fixture
 def entry(tmp_path):
-    return make_entry(tmp_path, over="hours")
-
-
-def make_entry(tmp_path, over):
-    claim = Claim("tiny", "tiny", over, "better")
+    claim = Claim("tiny", "tiny", "tokens", "better")
     entry = Entry(tmp_path, "rope", "", claim, (0, 1), Tuning((0.5, 1.0), 1000))
     entry.write()
     for side, gpt in (("baseline", {}), ("contender", {"model_file": "rope.py"})):
@@ -194,15 +190,6 @@ def test_what_changed_since_training_began_is_named(started, change, name):
         caught.value
     )
     assert "move starts.jsonl, tuning and runs away to begin anew" in str(caught.value)
-
-
-def test_a_measurement_that_decides_nothing_may_change(tmp_path):
-    entry = make_entry(tmp_path, over="tokens")
-    measure(tmp_path)
-    starts.begin(entry, *BASELINE, 0)
-    entry.measured.write_text("{} ")
-    now = entries.read(tmp_path)
-    starts.require_unchanged(now, starts.read(now))
 
 
 def test_an_entry_that_was_moved_is_as_it_was_declared(started, tmp_path_factory):
