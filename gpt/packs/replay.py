@@ -121,7 +121,8 @@ def _require_possible(evidence: Evidence, run: Declared) -> None:
         if options.get(block) and not evidence.trusted and _variant(config, block) is None:
             raise LeftOut(
                 f"{evidence.folder(run.name)}: it would run code that came with the pack"
-                f" ({options[block]}); read it, and give {TRUST} to have it run"
+                f" ({(config.get(block) or {}).get('name')}); read it, and give {TRUST} to have it"
+                " run"
             )
 
 

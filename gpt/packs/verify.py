@@ -1,5 +1,6 @@
 """Whether a pack is what it says."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -70,8 +71,9 @@ def report(path: Path, data_root: Path | None, steps: int, trusted: bool) -> int
     """
     for file in (FILE, entry.FILE):
         if not (path / file).is_file():
+            reason = f"holds no pack (no {file})" if path.exists() else "does not exist"
             raise UserError(
-                f"{path} holds no pack (no {file})",
+                f"{path} {reason}",
                 mend="make one with `python tools/referee.py pack ENTRY --out FOLDER`",
             )
     if steps < 0:
@@ -88,6 +90,7 @@ def make(
     """Make checks, each of which is told at once; one that fails hides no other."""
     results = []
     for name, check in checks.items():
+        begin(name)
         result = _result(name, check, evidence)
         tell(result)
         results.append(result)
@@ -103,7 +106,15 @@ def _result(name: str, check: Check, evidence: Evidence) -> Result:
     except LeftOut as lack:
         if not problems:
             return Result(name, LEFT_OUT, [str(lack)])
+    # what is wrong with the dataset is wrong with it for every run
+    problems = list(dict.fromkeys(problems))
     return Result(name, FAILED, problems) if problems else Result(name, OK, [seen])
+
+
+def begin(name: str) -> None:
+    """Name the check that is under way, where a terminal can put its result in that place."""
+    if sys.stdout.isatty():
+        print(f"{'…':10}{name}", end="\r", flush=True)
 
 
 def tell(result: Result) -> None:

@@ -22,6 +22,8 @@ def in_words(judgement: Judgement) -> str:
                 f" {score.normalised_loss:.5f} a byte, normalised perplexity"
                 f" {math.exp(score.normalised_loss):.5f}"
             )
+    if sides.contender.missing or sides.baseline.missing:
+        lines.append("`python tools/referee.py run` goes on with what is not finished")
     if judgement.per_byte is None:
         return "\n".join([*lines, *judgement.notices]).rstrip()
     measured_on = sides.measured_on
@@ -65,9 +67,9 @@ def _rest_in_words(judgement: Judgement) -> list[str]:
     if judgement.documents is not None:
         documents = judgement.documents
         lines.append(
-            f"other text: {documents.low:+.5f} to {documents.high:+.5f} nats a byte (95%, bootstrap"
-            f" over {documents.documents} documents, of which {documents.better:.0%} are"
-            " better)"
+            f"these very runs on other text, their seeds aside: {documents.low:+.5f} to"
+            f" {documents.high:+.5f} nats a byte (95%, bootstrap over {documents.documents}"
+            f" documents, of which {documents.better:.0%} are better)"
         )
     if judgement.worth is not None:
         lines.append(judgement.worth.in_words())

@@ -38,6 +38,10 @@ MENDS = {
     "name": "give --name",
     "claim.class": "give --class",
     "claim.baseline": "rename the JSON of --from",
+    "seeds": "give each of --seeds once",
+    "a seed": "give whole numbers from 0 on",
+    "the seed": "give another --tuning_seed",
+    "tuning.factors": "give --factors above 0, each once, or none",
 }
 OF_A_THROUGHPUT = (SPEED, FLOPS, MODEL, PRECISION)
 
@@ -74,7 +78,8 @@ def _options_of_contender(args: argparse.Namespace, train_args: Sequence[str]) -
     overrides = study.options_of_method(
         train_args,
         "command line",
-        "the referee sets folder, seed and length, and each run begins with drawn weights",
+        "seeds are given by --seeds, the length by a JSON of your own for --from; each run begins"
+        " with drawn weights, in the entry's folder",
         tool_options=vars(args),
     )
     for setting in OWN_FILES:
@@ -96,8 +101,8 @@ def _entry(args: argparse.Namespace, class_name: str) -> Entry:
     )
     problem = problem_of(entry.as_dict())
     if problem:
-        setting = problem.partition(" ")[0]
-        raise UserError(f"command line: {problem}", MENDS.get(setting, "--help tells the options"))
+        mends = [mend for beginning, mend in MENDS.items() if problem.startswith(beginning)]
+        raise UserError(f"command line: {problem}", mends[0] if mends else "see --help")
     return entry
 
 

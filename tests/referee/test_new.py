@@ -130,7 +130,7 @@ def test_a_throughput_of_another_model_is_not_taken_over(dataset, tmp_path):
 BAD = {
     "the length": (("--max_train_steps", 9), {}, "--max_train_steps is not for a method"),
     "the schedule's": (("--decay_steps", 9), {}, "--decay_steps is not for a method"),
-    "a seed": (("--seed", 1), {}, "--seed is not for a method: the referee sets folder, seed"),
+    "a seed": (("--seed", 1), {}, "--seed is not for a method: seeds are given by --seeds"),
     "a folder": (("--run_dir", "x"), {}, "--run_dir is not for a method"),
     "a warm start": (("--init_from", "x"), {}, "--init_from is not for a method"),
     "a branch": (("--branch_from", "x"), {}, "--branch_from is not for a method"),
