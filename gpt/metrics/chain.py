@@ -5,7 +5,8 @@ before it, by which a line that was changed, added or removed is noticed.
 
 A line's chain is the first 16 hexadecimal digits of sha256(the chain before it + the line up to its
 own chain). Before the first chained line stands, for a chain, as many digits of sha256(all bytes
-before it): none where a run begins, else those of an earlier version, which wrote no chain.
+before it): none where a run begins, else those of an earlier version, which wrote no chain. So it
+is after a damaged line, too, unless the process that goes on still knows the chain before it.
 
 Whoever edits a file by intent can make its chain anew. Then it ends otherwise than what was
 published of it.
@@ -23,7 +24,6 @@ from gpt.reading import open_regular
 
 DIGITS = 16
 MOST_BYTES_OF_LINE = 16 << 20
-BLOCK = 1 << 16  # bytes that are looked through at a time
 _LINK = re.compile(rb', "chain": "([0-9a-f]{%d})"\}\s*\Z' % DIGITS)
 _LONGEST_LINK = 64  # bytes, with its end
 
@@ -44,15 +44,14 @@ def _digest(before: str, body: bytes) -> str:
 
 def before_next(descriptor: int) -> str:
     """The chain before the line that will be appended to a file of whole lines."""
-    size = os.fstat(descriptor).st_size
-    begin = max(0, size - _LONGEST_LINK)
-    link = _LINK.search(os.pread(descriptor, size - begin, begin))
-    if link:
-        return link[1].decode()
-    content = hashlib.sha256()
-    for place in range(0, size, BLOCK):
-        content.update(os.pread(descriptor, BLOCK, place))
-    return content.hexdigest()[:DIGITS]
+    follower = Follower()
+    if not os.fstat(descriptor).st_size:  # a device may have no end
+        return follower.before_next
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(0)
+        for line in lines_of(file):
+            follower.follows(line, parse(line) is not None)
+    return follower.before_next
 
 
 class Follower:
@@ -63,20 +62,30 @@ class Follower:
 
     def __init__(self) -> None:
         self.head: str | None = None
-        self._before = hashlib.sha256()  # all bytes, until a line is chained
+        self._content = hashlib.sha256()  # of all lines
         self._is_torn = False  # since the last chain there was a damaged line
+
+    @property
+    def before_next(self) -> str:
+        """The chain before the line that a process appends which has just opened the file."""
+        if self.head is None or self._is_torn:
+            return self._content.hexdigest()[:DIGITS]
+        return self.head
 
     def follows(self, line: bytes, is_event: bool) -> bool:
         """Whether a line, with its end, is one that was written after those before it. What is no
-        event is passed; after a damaged line any chain is taken."""
+        event is passed; what follows it was written by a process that found it there, or by one
+        that knew the chain before it."""
         link = _LINK.search(line, max(0, len(line) - _LONGEST_LINK))
         if link is None or not is_event:
-            self._before.update(line)
+            self._content.update(line)
             self._is_torn |= not is_event and bool(line.strip())
             return self.head is None or not is_event
-        before = self.head or self._before.hexdigest()[:DIGITS]
-        self.head = link[1].decode()
-        is_next = self._is_torn or _digest(before, line[: link.start()]) == self.head
+        chain, body = link[1].decode(), line[: link.start()]
+        possible = {self.before_next, self.head or self.before_next}
+        is_next = any(_digest(before, body) == chain for before in possible)
+        self._content.update(line)
+        self.head = chain
         self._is_torn = False
         return is_next
 

@@ -89,9 +89,23 @@ FORGERIES = {
     "an invented chain": (lambda a: [*a[:4], a[4][:-19] + "0" * 16 + '"}\n'], 5),
     "an empty line, and then a forged one": (lambda a: [*a[:2], "\n", edited(a[2]), *a[3:]], 4),
     "the first lines without a chain": (lambda a: [*map(without_chain, a[:2]), *a[2:]], 3),
+    "garbage, and then a forged one": (lambda a: [*a[:2], "x\n", edited(a[2]), *a[3:]], 4),
+    "garbage, and then the first forged": (lambda a: ["x\n", edited(a[0]), *a[1:]], 2),
+    "garbage, and a line removed": (lambda a: [*a[:2], "x\n", *a[3:]], 4),
+    "garbage with the chain of a line that is gone": (
+        lambda a: [*a[:2], "x" + a[2][-30:], *a[3:]],
+        4,
+    ),
 }
 # where no line may be empty, and none without a chain
-STRICT = {"an empty line, and then a forged one": 3, "the first lines without a chain": 1}
+STRICT = {
+    "an empty line, and then a forged one": 3,
+    "the first lines without a chain": 1,
+    "garbage, and then a forged one": 3,
+    "garbage, and then the first forged": 1,
+    "garbage, and a line removed": 3,
+    "garbage with the chain of a line that is gone": 3,
+}
 
 
 @pytest.mark.parametrize("what", FORGERIES)
@@ -141,16 +155,35 @@ def test_a_line_that_a_kill_cut_is_gone_and_the_chain_goes_on(kept, run):
     assert chain.first_break(run / "metrics.jsonl") is None
 
 
-def test_after_a_damaged_line_the_chain_begins_anew_with_a_notice(run):
+NULS = "\0" * 40 + "\n"
+
+
+def test_garbage_between_lines_costs_a_notice(run):
+    """Written by something else while training knew the chain before it."""
     lines = lines_of(run)
-    (run / "metrics.jsonl").write_text("".join([*lines[:2], "\0" * 40 + "\n", *lines[3:]]))
+    (run / "metrics.jsonl").write_text("".join([*lines[:2], NULS, *lines[2:]]))
     damaged = read_run(run)
-    assert [event["step"] for event in damaged.curve("train")] == [1, 2, 4, 5]
+    assert [event["step"] for event in damaged.curve("train")] == [1, 2, 3, 4, 5]
     assert damaged.notices == [f"{run}/metrics.jsonl: line 3 is damaged and left out"]
     assert chain.first_break(run / "metrics.jsonl") == 3
-    (run / "metrics.jsonl").write_text("".join([*lines, "\0" * 40 + "\n"]))
+
+
+@pytest.mark.parametrize("damaged", ["garbage", "the last line, but for its chain"])
+def test_after_a_damaged_line_the_chain_begins_anew(damaged, run):
+    *lines, last = lines_of(run)
+    garbage = [last, NULS] if damaged == "garbage" else ["\0" + last[1:]]
+    (run / "metrics.jsonl").write_text("".join([*lines, *garbage]))
     write(run, [6, 7])
-    assert steps_of(run) == [1, 2, 3, 4, 5, 6, 7]
+    steps = [1, 2, 3, 4, 5, 6, 7] if damaged == "garbage" else [1, 2, 3, 4, 6, 7]
+    assert steps_of(run) == steps
+    content = "".join([*lines, *garbage])
+    before = hashlib.sha256(content.encode()).hexdigest()[:16]
+    added = lines_of(run)[-2:]
+    assert [json.loads(line)["chain"] for line in added] == list(chains_by_hand(added, before))
+    # what was found there is held, too
+    (run / "metrics.jsonl").write_text("y" + "".join([*lines, *garbage, *added]))
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 does not follow"):
+        read_run(run)
 
 
 def test_an_empty_line_that_an_editor_leaves_harms_nothing(run):
