@@ -1,7 +1,7 @@
 """Is a model, an optimiser or a schedule better than a baseline at equal compute, and how sure is
 that: a verdict, and a folder by which anyone can check it.
 
-    python tools/referee.py new entries/rope --from ds_configs/6h.json --model_file rope.py
+    python tools/referee.py new entries/rope --from 6h --model_file modern --model_options.rope 1e4
     python tools/referee.py check entries/rope
     python tools/referee.py measure entries/rope
     python tools/referee.py run entries/rope

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gpt.config.saved import CONFIG as OUR_CONFIG
 from gpt.convert.foreign_tokenizer import ForeignTokenizer
+from gpt.convert.transformers_gpt2 import LAST_N
 from gpt.convert.transformers_package import import_transformers
 from gpt.errors import RunError, UserError, in_brief
 from gpt.evaluation import Stream
@@ -115,8 +116,12 @@ class ForeignFolder:
     longest: int | None
 
     def window(self, seq_len: int | None, last_n: int | None) -> tuple[int, int]:
-        """(seq_len, last_n), LONGEST_BY_DEFAULT at most by default. Raises UserError."""
+        """(seq_len, last_n), LONGEST_BY_DEFAULT at most by default, and as the run was evaluated
+        that a model was exported from. Raises UserError."""
         by_default = min(self.longest or LONGEST_BY_DEFAULT, LONGEST_BY_DEFAULT)
+        own = getattr(self.config, LAST_N, None)
+        if last_n is None and type(own) is int and 0 < own <= (seq_len or by_default):
+            last_n = own
         return window_within(self.longest, seq_len or by_default, last_n)
 
     def load(self, device: str, seq_len: int, notify: Notify) -> ForeignModel:

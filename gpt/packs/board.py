@@ -41,7 +41,7 @@ class Row:
     unscored: tuple[int, ...]  # seeds that were declared and have no score: diverged, or absent
     submissions: tuple[Submission, ...]
     is_baseline: bool = False
-    rank: int | None = None  # None where there are no seeds enough to tell
+    rank: int | None = None  # None where it cannot be ranked
 
     @property
     def losses(self) -> list[float]:
@@ -59,7 +59,10 @@ class Row:
 
     @property
     def can_be_ranked(self) -> bool:
-        return len(self.scores) >= FEWEST_SEEDS and not self.unscored
+        """Whether there are seeds enough, all that were declared, of weights that anyone can score
+        again."""
+        has_weights = any(submission.has_weights for submission in self.submissions)
+        return has_weights and len(self.scores) >= FEWEST_SEEDS and not self.unscored
 
 
 @dataclass(frozen=True)
@@ -185,21 +188,30 @@ def _row(submission: Submission, side: str) -> Row:
 
 
 def _baselines(submissions: Sequence[Submission], notices: list[str]) -> list[Row]:
-    """A row for each baseline, with all its seeds: the first pack that has a seed counts."""
+    """A row for each baseline, with all its seeds. Seeds of packs without weights count only where
+    no pack has any; of two scores of one seed the better counts, since a baseline is no worse than
+    it was shown to be."""
     rows: dict[str, Row] = {}
-    for submission in submissions:
+    for submission in sorted(submissions, key=lambda pack: not pack.has_weights):
         row = _row(submission, BASELINE)
         known = rows.setdefault(row.identity, row)
         if known is row:
             continue
         notices += _disagreements(known, row)
+        submissions_of_row = (*known.submissions, submission)
+        if known.submissions[0].has_weights and not submission.has_weights:
+            rows[row.identity] = replace(known, submissions=submissions_of_row)
+            continue
         scores = {**row.scores, **known.scores}
+        for seed in row.scores.keys() & known.scores.keys():
+            both = row.scores[seed], known.scores[seed]
+            scores[seed] = min(both, key=lambda score: score.text_nats)
         unscored = {*known.unscored, *row.unscored} - scores.keys()
         rows[row.identity] = replace(
             known,
             scores=scores,
             unscored=tuple(sorted(unscored)),
-            submissions=(*known.submissions, submission),
+            submissions=submissions_of_row,
         )
     return list(rows.values())
 
@@ -213,8 +225,8 @@ def _disagreements(known: Row, row: Row) -> list[str]:
         if not math.isclose(*nats, rel_tol=SAME_SUM):
             sentences.append(
                 f"the baseline {row.name} with seed {seed} scores {nats[0]:.10g} nats in {paths[0]}"
-                f" and {nats[1]:.10g} in {paths[1]}, where it counts: another device, or not what"
-                " it says"
+                f" and {nats[1]:.10g} in {paths[1]}: another device, or one of them is not what it"
+                " says"
             )
     return sentences
 

@@ -79,7 +79,7 @@ def _require_some(evidence: Evidence, problems: list[str]) -> None:
 def give_the_kept_loss(evidence: Evidence, problems: list[str]) -> str:
     """The weights give the loss on the run's probe batch that they gave when training saved
     them."""
-    _require_all(evidence)
+    runs, hindrance = _computable(evidence)
 
     def look(run: Declared) -> Iterator[str]:
         export = evidence.export(run.name)
@@ -87,14 +87,15 @@ def give_the_kept_loss(evidence: Evidence, problems: list[str]) -> str:
             yield f"{export.path} keeps no probe batch, which a run's weights have"
         _source(evidence, run).load()
 
-    of_each(evidence.scored, problems, look)
-    return f"{plural(len(evidence.scored), 'model')}, each with the loss that training kept"
+    of_each(runs, problems, look)
+    words = f"{plural(len(runs), 'model')}, each with the loss that training kept"
+    return _unless_hindered(words, hindrance)
 
 
 def score_the_same(evidence: Evidence, problems: list[str]) -> str:
     """The weights, scored again on the whole split, have the sums that the pack tells, and so has
     every document."""
-    _require_all(evidence)
+    runs, hindrance = _computable(evidence)
     widest = SAME_NATS
 
     def look(run: Declared) -> Iterator[str]:
@@ -103,16 +104,34 @@ def score_the_same(evidence: Evidence, problems: list[str]) -> str:
         widest = max(widest, tolerance)
         yield from _scored_otherwise(evidence, run, tolerance)
 
-    of_each(evidence.scored, problems, look)
-    return f"{plural(len(evidence.scored), 'model')} scored again: nats within {widest:g}"
+    of_each(runs, problems, look)
+    words = f"{plural(len(runs), 'model')} scored again: nats within {widest:g}"
+    return _unless_hindered(words, hindrance)
 
 
-def _require_all(evidence: Evidence) -> None:
-    """Raise LeftOut where there are no weights to compute with, or their code must not run."""
+def _computable(evidence: Evidence) -> tuple[list[Declared], LeftOut | None]:
+    """(runs whose weights are here and may be computed with, why the others may not). Raises
+    LeftOut where there is none."""
+    runs = []
+    hindrance = None
     for run in evidence.scored:
-        if not evidence.weights(run.name).is_file():
-            raise LeftOut(f"{run.name} came without its weights")
-        evidence.require_trust(run.name)
+        try:
+            if not evidence.weights(run.name).is_file():
+                raise LeftOut(f"{run.name} came without its weights")
+            evidence.require_trust(run.name)
+            runs.append(run)
+        except LeftOut as lack:
+            hindrance = lack
+    if hindrance is not None and not runs:
+        raise hindrance
+    return runs, hindrance
+
+
+def _unless_hindered(words: str, hindrance: LeftOut | None) -> str:
+    """What is right; raises LeftOut with it where some could not be looked at."""
+    if hindrance is not None:
+        raise LeftOut(f"{words}; not all: {hindrance}")
+    return words
 
 
 def _source(evidence: Evidence, run: Declared) -> sources.Source:

@@ -101,6 +101,10 @@ def write(path: Path, out: Path, with_weights: bool) -> str:
     entry = entries.read(path)
     if os.path.lexists(path / seal.FILE):
         raise UserError(f"{path} is a pack already", mend="copy it, or pack an entry")
+    if path.resolve() in out.resolve().parents:
+        raise UserError(
+            f"--out {out} is inside of the entry {path}", mend="name a folder outside of it"
+        )
     verdict = judgement.of_paths([path])
     _require_finished(entry, verdict.sides)
     finals = _finals(entry, verdict.sides)

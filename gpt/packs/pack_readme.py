@@ -39,7 +39,7 @@ def _facts(entry: Entry, verdict: Judgement) -> str:
         f"- class {markdown_cell(entry.claim.class_name)}, against"
         f" {markdown_cell(entry.claim.baseline)}, at equal {entry.claim.over}",
         f"- claimed: {entry.claim.direction}",
-        f"- seeds {seeds}, declared before training",
+        f"- seeds {seeds}, declared before training by the record of its starts",
     ]
     if entry.tuning.trials:
         lines.append(f"- tuned by {plural(entry.tuning.trials, 'trial')} of each side")

@@ -25,6 +25,7 @@ from gpt.metrics.runs import read_run
 from gpt.packs import rounding
 from gpt.packs.evidence import Declared, Evidence, LeftOut, of_each
 from gpt.reading import read_text
+from gpt.referee.tuning import has_diverged
 from gpt.training.measuring import child_environment
 from gpt.training.sweep import TRAIN
 
@@ -63,13 +64,16 @@ def gives_the_same_steps(evidence: Evidence, problems: list[str], steps: int) ->
         log = evidence.run(run.name)
         tolerance = tolerance_of(log)
         tolerances[run.name] = tolerance
-        retrained = train_again(evidence, run, min(steps, evidence.last_step(run.name)))
+        planned = min(steps, evidence.last_step(run.name))
+        retrained = train_again(evidence, run, planned)
         yield from differences(run.name, log, retrained, tolerance)
-        if retrained.last_step < min(steps, log.last_step):
+        if retrained.last_step < min(planned, log.last_step):
             yield (
                 f"{run.name}: trained again it ends after step {retrained.last_step}, and its log"
                 f" goes on to {log.last_step}"
             )
+        elif planned > log.last_step and not has_diverged(retrained):
+            yield f"{run.name}: trained again it goes on, and its log ends at step {log.last_step}"
 
     of_each(replayed, problems, look)
     longest = max(map(evidence.last_step, tolerances), default=0)
@@ -117,7 +121,8 @@ def _require_possible(evidence: Evidence, run: Declared) -> None:
         if options.get(block) and not evidence.trusted and _variant(config, block) is None:
             raise LeftOut(
                 f"{evidence.folder(run.name)}: it would run code that came with the pack"
-                f" ({options[block]}); read it, and give {TRUST} to have it run"
+                f" ({(config.get(block) or {}).get('name')}); read it, and give {TRUST} to have it"
+                " run"
             )
 
 

@@ -1,5 +1,6 @@
 """Whether a pack is what it says."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ SHOWN = 10  # problems of one check
 OK = "ok"
 FAILED = "FAIL"
 LEFT_OUT = "left out"
+EVALUATION = "evaluation"  # the check without which figures rest on the author's word
 
 
 class Result(NamedTuple):
@@ -54,7 +56,7 @@ def checks(steps: int) -> dict[str, Check]:
         "judgement": check_figures.judgement_follows,
         "weights": check_weights.are_of_the_runs,
         "probe": check_weights.give_the_kept_loss,
-        "evaluation": check_weights.score_the_same,
+        EVALUATION: check_weights.score_the_same,
         "trainer": check_settings.trainer_is_the_same,
         "replay": partial(replay.gives_the_same_steps, steps=steps),
     }
@@ -69,8 +71,9 @@ def report(path: Path, data_root: Path | None, steps: int, trusted: bool) -> int
     """
     for file in (FILE, entry.FILE):
         if not (path / file).is_file():
+            reason = f"holds no pack (no {file})" if path.exists() else "does not exist"
             raise UserError(
-                f"{path} holds no pack (no {file})",
+                f"{path} {reason}",
                 mend="make one with `python tools/referee.py pack ENTRY --out FOLDER`",
             )
     if steps < 0:
@@ -87,6 +90,7 @@ def make(
     """Make checks, each of which is told at once; one that fails hides no other."""
     results = []
     for name, check in checks.items():
+        begin(name)
         result = _result(name, check, evidence)
         tell(result)
         results.append(result)
@@ -102,7 +106,15 @@ def _result(name: str, check: Check, evidence: Evidence) -> Result:
     except LeftOut as lack:
         if not problems:
             return Result(name, LEFT_OUT, [str(lack)])
+    # what is wrong with the dataset is wrong with it for every run
+    problems = list(dict.fromkeys(problems))
     return Result(name, FAILED, problems) if problems else Result(name, OK, [seen])
+
+
+def begin(name: str) -> None:
+    """Name the check that is under way, where a terminal can put its result in that place."""
+    if sys.stdout.isatty():
+        print(f"{'…':10}{name}", end="\r", flush=True)
 
 
 def tell(result: Result) -> None:
@@ -118,6 +130,8 @@ def in_brief(results: list[Result]) -> str:
     left_out = [result.name for result in results if result.state == LEFT_OUT]
     count = len(results) - len(left_out)
     rest = f", {len(left_out)} left out ({', '.join(left_out)})" if left_out else ""
+    if EVALUATION in left_out:
+        rest += ": not all figures were held against weights"
     if failed:
         return f"{len(failed)} of {plural(count, 'check')} failed: {', '.join(failed)}{rest}"
     return f"all {plural(count, 'check')} passed{rest}"

@@ -205,9 +205,10 @@ def read(path: Path) -> Entry:
     something else than an entry does."""
     file = path / FILE
     if not file.is_file():
+        reason = f"holds no entry (no {FILE})" if path.exists() else "does not exist"
         raise UserError(
-            f"{path} holds no entry (no {FILE})",
-            mend=f"make one with `python tools/referee.py new {path} --from ds_configs/6h.json`",
+            f"{path} {reason}",
+            mend="give an entry's folder, or make one with `python tools/referee.py new`",
         )
     try:
         tree = parse_json(read_text(file), partial(block_of, place=str(file)))

@@ -79,6 +79,21 @@ def require_fair(entry: Entry) -> None:
             raise UserError(
                 f"{entry.path} is no fair comparison: {name}: {error.what}", error.mend
             ) from error
+    for side in pair.sides:
+        require_trainable(side.config)
+
+
+def require_trainable(config: Config) -> None:
+    """Raise UserError where a file of the user's own builds no model, or no optimizer, that
+    training would take: not one of the other side's runs shall be trained to find that out."""
+    if config.model_code is not None:
+        from gpt.training.start import look_at_model
+
+        look_at_model(config, [])
+    if config.optimizer_code is not None:
+        from gpt.optimizers.trial import require_optimizer
+
+        require_optimizer(config)
 
 
 # ---- The checks: each returns what it saw, or raises UserError
@@ -230,7 +245,11 @@ def _same_beginning(pair: Pair) -> str:
                 mend="let both begin with drawn weights",
             )
     first_weights = pair.baseline.config.options.init_from
-    return f"both with {first_weights}" if first_weights else "both with drawn weights"
+    return (
+        f"both with {first_weights}"
+        if first_weights
+        else "neither side is given any (init_from, branch_from)"
+    )
 
 
 def _same_precision(pair: Pair) -> str:

@@ -8,7 +8,7 @@ documents of the split, both sides' mean over their seeds, tells.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -129,6 +129,7 @@ def of_paths(
 def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
     """ladder: runs of the baseline at other compute. Raises UserError where they cannot be used."""
     contender, baseline = sides.contender, sides.baseline
+    notices = [*sides.notices, *_head_starts(sides)]
     if not contender.scores or not baseline.scores:
         verdict = _verdict(sides, None, math.nan)
         sentence = f"{_opening(sides, verdict)}: {'; '.join(_reasons(sides))}"
@@ -143,7 +144,7 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
             None,
             verdict,
             sentence,
-            notices=sides.notices,
+            notices=tuple(notices),
         )
     is_paired = sides.is_paired
     compare = paired if is_paired else welch
@@ -153,6 +154,8 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
         per_token = compare(_losses(contender), _losses(baseline))
     margin = math.log1p(MARGIN) * _tokens_per_byte(baseline)
     worth, doubt = worth_of(sides, per_byte, ladder) if ladder else (None, None)
+    if doubt:
+        notices.append(doubt)
     documents = _over_documents(sides)
     verdict = _verdict(sides, per_byte, margin)
     return Judgement(
@@ -166,8 +169,17 @@ def judge(sides: Sides, ladder: Sequence[Path] = ()) -> Judgement:
         worth,
         verdict,
         _sentence(sides, verdict, is_paired, per_byte, margin, documents),
-        notices=(*sides.notices, doubt) if doubt else sides.notices,
+        notices=tuple(notices),
     )
+
+
+def _head_starts(sides: Sides) -> Iterator[str]:
+    for side in (sides.contender, sides.baseline):
+        if side.head_start is not None:
+            yield (
+                f"{side.name} scores {side.head_start:.4f} nats a token before training, which"
+                " drawn weights do not: look at what its first weights are made of"
+            )
 
 
 def _normalised_losses(side: Side) -> list[float]:

@@ -2,7 +2,9 @@
 
 import math
 
+from gpt.referee.entry import OVER
 from gpt.referee.judgement import MARGIN, Judgement, in_nats
+from gpt.referee.scores import EQUAL, WORDS_OF, Sides
 
 
 def in_words(judgement: Judgement) -> str:
@@ -20,6 +22,8 @@ def in_words(judgement: Judgement) -> str:
                 f" {score.normalised_loss:.5f} a byte, normalised perplexity"
                 f" {math.exp(score.normalised_loss):.5f}"
             )
+    if sides.contender.missing or sides.baseline.missing:
+        lines.append("`python tools/referee.py run` goes on with what is not finished")
     if judgement.per_byte is None:
         return "\n".join([*lines, *judgement.notices]).rstrip()
     measured_on = sides.measured_on
@@ -32,9 +36,23 @@ def in_words(judgement: Judgement) -> str:
         lines.append(
             f"difference: {in_nats(judgement.per_token)} a token, {share:+.2%} of token perplexity"
         )
+    lines += _unequal_in_words(judgement.sides)
     lines += _rest_in_words(judgement)
     lines += judgement.notices
     return "\n".join(lines)
+
+
+def _unequal_in_words(sides: Sides) -> list[str]:
+    """What equal compute is not over, where the sides differ in it."""
+    lines = []
+    for over in OVER:
+        own, others = sides.contender.compute[over], sides.baseline.compute[over]
+        if over == sides.over or own is None or not others:
+            continue
+        ratio = own / others
+        if abs(ratio - 1) > EQUAL:
+            lines.append(f"{sides.contender.name} took {ratio:.3g} times the {WORDS_OF[over]}")
+    return lines
 
 
 def _rest_in_words(judgement: Judgement) -> list[str]:
@@ -49,9 +67,9 @@ def _rest_in_words(judgement: Judgement) -> list[str]:
     if judgement.documents is not None:
         documents = judgement.documents
         lines.append(
-            f"other text: {documents.low:+.5f} to {documents.high:+.5f} nats a byte (95%, bootstrap"
-            f" over {documents.documents} documents, of which {documents.better:.0%} are"
-            " better)"
+            f"these very runs on other text, their seeds aside: {documents.low:+.5f} to"
+            f" {documents.high:+.5f} nats a byte (95%, bootstrap over {documents.documents}"
+            f" documents, of which {documents.better:.0%} are better)"
         )
     if judgement.worth is not None:
         lines.append(judgement.worth.in_words())

@@ -77,12 +77,12 @@ def measure_entry(path: Path, rounds: int) -> str:
 
 
 def _require_not_begun(entry: Entry) -> None:
-    """Raise UserError where another measurement would change what is equal compute."""
-    is_begun = entry.starts.is_file() and entry.starts.stat().st_size > 0
-    if is_begun and entry.claim.over == HOURS:
+    """Raise UserError where training has begun: what is measured stands before it, like all that is
+    declared."""
+    if entry.starts.is_file() and entry.starts.stat().st_size > 0:
         raise UserError(
-            f"{entry.path} has been trained already by what was measured before ({entry.starts}),"
-            " and another measurement would change what is equal compute",
+            f"{entry.path} has been trained already ({entry.starts}), and what is measured stands"
+            " before training",
             mend=f"to begin anew, move {entry.starts.name}, {entry.tuning_runs.name} and"
             f" {entry.runs.name} away",
         )

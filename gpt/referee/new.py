@@ -26,9 +26,10 @@ from gpt.referee.entry import (
     Tuning,
     problem_of,
 )
+from gpt.referee.fairness import require_trainable
 from gpt.training import study
 from gpt.training.run_data import RunData
-from gpt.training.sweep import class_file
+from gpt.training.sweep import CLASSES, class_file
 
 # of a run's JSON, what the referee sets for each run
 OF_THE_REFEREE = ("gpt.run_dir", "gpt.seed")
@@ -37,6 +38,10 @@ MENDS = {
     "name": "give --name",
     "claim.class": "give --class",
     "claim.baseline": "rename the JSON of --from",
+    "seeds": "give each of --seeds once",
+    "a seed": "give whole numbers from 0 on",
+    "the seed": "give another --tuning_seed",
+    "tuning.factors": "give --factors above 0, each once, or none",
 }
 OF_A_THROUGHPUT = (SPEED, FLOPS, MODEL, PRECISION)
 
@@ -45,6 +50,12 @@ def create(args: argparse.Namespace, train_args: Sequence[str]) -> Entry:
     """Make the folder. train_args: options of train.py, which the contender gets. Raises UserError,
     and writes nothing, where the folder is there, or a side is mistaken."""
     file = class_file(args.source)
+    if not file.is_file():
+        classes = ", ".join(sorted(path.stem for path in CLASSES.glob("*.json")))
+        raise UserError(
+            f"--from {args.source}: there is no such file, and no class of that name",
+            mend=f"give a run's JSON, or one of {classes}",
+        )
     overrides = _options_of_contender(args, train_args)
     require_new_folder(args.entry)
     trees = {BASELINE: _tree(file, {}), CONTENDER: _tree(file, overrides)}
@@ -67,7 +78,8 @@ def _options_of_contender(args: argparse.Namespace, train_args: Sequence[str]) -
     overrides = study.options_of_method(
         train_args,
         "command line",
-        "the referee sets folder, seed and length, and each run begins with drawn weights",
+        "seeds are given by --seeds, the length by a JSON of your own for --from; each run begins"
+        " with drawn weights, in the entry's folder",
         tool_options=vars(args),
     )
     for setting in OWN_FILES:
@@ -89,8 +101,8 @@ def _entry(args: argparse.Namespace, class_name: str) -> Entry:
     )
     problem = problem_of(entry.as_dict())
     if problem:
-        setting = problem.partition(" ")[0]
-        raise UserError(f"command line: {problem}", MENDS.get(setting, "--help tells the options"))
+        mends = [mend for beginning, mend in MENDS.items() if problem.startswith(beginning)]
+        raise UserError(f"command line: {problem}", mends[0] if mends else "see --help")
     return entry
 
 
@@ -118,7 +130,9 @@ def _tree(file: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _resolved(file: Path, overrides: Mapping[str, Any]) -> Config:
     draft = read(file, 1, dict(overrides))
     draft.add(RunData(draft, may_be_absent=False).mistakes())
-    return draft.settle()
+    config = draft.settle()
+    require_trainable(config)
+    return config
 
 
 def _set_evaluations(trees: Mapping[str, dict[str, Any]]) -> None:

@@ -32,6 +32,8 @@ WORDS_OF = {HOURS: "hours of the reference", FLOPS: "FLOPs", TOKENS: "tokens"}
 SHOWN = 5  # of the settings in which runs differ
 # relative difference of compute up to which it is equal; a step may be more
 EQUAL = 0.02
+# of log(vocabulary), above which a loss before training tells of no knowledge
+KNOWS_NOTHING = 0.95
 # relative, of sums that were added up in another order
 SAME_SUM = 1e-9
 
@@ -72,6 +74,8 @@ class Side:
     compute: Mapping[str, float | None]  # {HOURS, FLOPS, TOKENS: what each of its runs takes}
     steps: int  # of each of its runs; 0 where there is none
     settings: Mapping[str, Any]  # what its runs have in common; nothing where there is none
+    # what its runs scored before training, where that is less than drawn weights know
+    head_start: float | None = None  # nats per token
     missing: tuple[int, ...] = ()  # declared seeds that are not finished, or not evaluated
     diverged: tuple[int, ...] = ()
 
@@ -270,7 +274,16 @@ def _side(
         settings = run.identity
         steps = run.options["max_train_steps"]
         compute = {over: run.planned(axis) for over, axis in AXIS_OF.items()}
-    return Side(name, tuple(scores), compute, steps, settings, tuple(missing), tuple(diverged))
+    return Side(
+        name,
+        tuple(scores),
+        compute,
+        steps,
+        settings,
+        head_start=_head_start([own.run for own in scored]),
+        missing=tuple(missing),
+        diverged=tuple(diverged),
+    )
 
 
 def _score(scored: _Scored) -> SeedScore:
@@ -289,6 +302,18 @@ def _score(scored: _Scored) -> SeedScore:
         untrained=_untrained(run),
         documents=_documents(run, figures) if is_joined else None,
     )
+
+
+def _head_start(runs: Sequence[Run]) -> float | None:
+    """The lowest loss before training, where it is well below log(vocabulary), which a model pays
+    for a token that knows nothing."""
+    losses = []
+    for run in runs:
+        curve = run.curve(events.EVAL, run.options.get("eval_data_split"))
+        loss = curve[0].get("loss") if curve and curve[0]["step"] == 0 else None
+        if is_number(loss) and loss < KNOWS_NOTHING * math.log(run.model.vocab_size):
+            losses.append(loss)
+    return min(losses, default=None)
 
 
 def _untrained(run: Run) -> tuple[float, float] | None:

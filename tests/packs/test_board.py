@@ -53,7 +53,7 @@ def test_another_baseline_of_the_class_is_a_row_of_its_own():
     assert [row.is_baseline for row in table.rows].count(True) == 2
 
 
-def test_a_seed_that_scores_otherwise_in_another_pack_is_told_and_the_first_counts():
+def test_a_seed_that_scores_otherwise_in_another_pack_is_told_and_the_better_counts():
     result = of_submissions(
         [
             submission("first", shifted(BASE, -0.03), BASE),
@@ -61,12 +61,27 @@ def test_a_seed_that_scores_otherwise_in_another_pack_is_told_and_the_first_coun
         ]
     )
     (baseline,) = [row for row in result.tables[0].rows if row.is_baseline]
-    assert baseline.scores[1].normalised_loss == BASE[1]
+    assert baseline.scores[1].normalised_loss == 1.27
     (notice,) = result.notices
     assert notice == (
-        "the baseline 6h with seed 1 scores 50800 nats in second and 51240 in first, where it"
-        " counts: another device, or not what it says"
+        "the baseline 6h with seed 1 scores 50800 nats in second and 51240 in first: another"
+        " device, or one of them is not what it says"
     )
+
+
+def test_packs_without_weights_have_no_rank_and_no_say_on_a_baseline_that_others_have():
+    worse = {seed: loss + 0.1 for seed, loss in BASE.items()}
+    result = of_submissions(
+        [
+            submission("aaa", shifted(BASE, -0.5), worse, has_weights=False),
+            submission("whole", shifted(BASE, -0.03), BASE),
+        ]
+    )
+    ranks = {row.name: row.rank for row in result.tables[0].rows}
+    assert ranks == {"whole": 1, "6h": 2, "aaa": None}
+    (baseline,) = [row for row in result.tables[0].rows if row.is_baseline]
+    assert {seed: score.normalised_loss for seed, score in baseline.scores.items()} == BASE
+    assert len(baseline.submissions) == 2
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,51 @@ def log_with_a_gap(pack, thorough):
     return "metrics", "has no line of training at step 2"
 
 
+def fewer_tokens(pack, thorough):
+    """A run that would have had less compute than it took."""
+    lines = lines_of(run_of(pack))
+    for line in lines:
+        if "train_tokens" in line:
+            line["train_tokens"] //= 2
+    write_log(run_of(pack), lines)
+    if thorough:
+        renew_head(pack, RUN)
+    return "curves", " tells train_tokens "
+
+
+def fewer_nats_of_a_document(pack, thorough):
+    path = next(run_of(pack).glob("evaluations/*.documents.jsonl"))
+    documents = [json.loads(line) for line in path.read_text().splitlines()]
+    documents[1]["nats"] *= 0.99
+    documents[1]["text_nats"] *= 0.98
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    return "sums", f"{RUN}: the nats of its documents are "
+
+
+def weights_of_another_step(pack, thorough):
+    export = run_of(pack) / "export"
+    content = {**read_content(export), "step": STEPS - 1}
+    write_content(export, {name: value for name, value in content.items() if name != "sha256"})
+    return "weights", f"is of step {STEPS - 1}, and the run ends at {STEPS}"
+
+
+def evaluation_of_other_weights(pack, thorough):
+    path = evaluation_of(pack)
+    run = json.loads(path.read_text())["run"]
+    amend_json(path, run={**run, "sha256": "0" * 64})
+    return "weights", f"{RUN} was evaluated with other weights than those in "
+
+
+def untold_start(pack, thorough):
+    """A run that was started twice, and the record has one of them."""
+    lines = lines_of(run_of(pack))
+    (start,) = [line for line in lines if line["event"] == "start"]
+    write_log(run_of(pack), [*lines, start])
+    if thorough:
+        renew_head(pack, RUN)
+    return "starts", f"tells of 1 start of runs/{RUN}, and the run's own metrics of 2"
+
+
 def edited_code(pack, thorough):
     paths = list(pack.rglob("own.py"))
     assert len(paths) > 4
@@ -255,6 +300,11 @@ FORGERIES = (
     another_seeds_log,
     truncated_log,
     log_with_a_gap,
+    fewer_tokens,
+    fewer_nats_of_a_document,
+    weights_of_another_step,
+    evaluation_of_other_weights,
+    untold_start,
     edited_code,
 )
 

@@ -301,3 +301,12 @@ def test_trials_measured_throughputs_and_the_ladder_come_along(tmp_path, monkeyp
         f"{entry}/tuning/baseline-x2.0-seed1000/metrics.jsonl: No such file or directory: bring"
         " the log back"
     )
+
+
+def test_a_pack_inside_of_its_entry(trained_entry):
+    """Where judge would take it for a run."""
+    out = trained_entry / "runs" / "pack"
+    with pytest.raises(UserError) as caught:
+        pack.write(trained_entry, out, with_weights=True)
+    assert str(caught.value).startswith(f"--out {out} is inside of the entry {trained_entry}")
+    assert not out.exists()

@@ -80,6 +80,15 @@ def test_an_edited_log_is_named_however_well_it_is_chained(packed, in_process):
         assert rest.endswith("(on a CPU of the same kind it is the same to the last bit)")
 
 
+def test_a_run_that_did_not_diverge_is_named(packed, in_process):
+    """As a forger would have it of the baseline's best trial."""
+    run = packed / "runs" / "baseline-seed0"
+    lines = [line for line in lines_of(run) if line["step"] <= 2 and line["event"] != "final_eval"]
+    write_log(run, [*lines, {"event": "failed", "step": 2, "reason": "so it says", "time": 0.0}])
+    problems, _ = replayed(packed, STEPS)
+    assert problems == ["baseline-seed0: trained again it goes on, and its log ends at step 2"]
+
+
 def fewer_nats(line):
     """An evaluation's figures, all of which follow from sums that are a little less."""
     names = ("tokens", "text_tokens", "bytes")

@@ -13,6 +13,7 @@ from small_corpora import BOOKS, build, write_texts
 
 from gpt.contract import checks
 from gpt.data import manifests
+from gpt.data.streams import Streams
 from gpt.errors import UserError
 from gpt.files import hash_file
 from gpt.referee import check, fairness, runs, starts
@@ -140,6 +141,18 @@ def test_what_is_unfair_fails_and_is_not_trained(dataset, tmp_path, capsys, case
         runs.train(entry.path, None, None)
     assert str(caught.value).startswith(f"{entry.path} is no fair comparison: {name}: ")
     assert not entry.starts.exists() and not entry.runs.exists()
+
+
+def test_one_pass_is_one_pass_to_the_step(dataset, tmp_path, capsys):
+    entry = new_entry(tmp_path, dataset)
+    side = fairness.settle(entry).baseline
+    batch = side.config.batch.train_batch_size
+    streams = Streams(side.dataset.split("train"), batch, side.config.model.seq_len)
+    for steps, state in ((streams.first_repeat, "ok"), (streams.first_repeat + 1, "FAIL")):
+        for name in entries.SIDES:
+            set_values(entry, name, gpt__max_train_steps=steps)
+        _, lines, _ = report(entries.read(entry.path), capsys)
+        assert lines["one pass"].startswith(state), lines["one pass"]
 
 
 def test_other_text_is_unfair(dataset, others, tmp_path, capsys):

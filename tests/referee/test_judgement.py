@@ -73,6 +73,14 @@ def test_the_margin_is_half_a_percent_of_token_perplexity():
     result = judge(sides(side("rope", around(3.04)), side("6h", around(3.08))))
     in_nats_per_token = result.margin / TOKENS_PER_BYTE
     assert math.exp(in_nats_per_token) == pytest.approx(1.005, rel=1e-12)
+    # of the baseline's tokens, whatever the contender's are
+    contender = side("rope", around(3.04))
+    halved = [
+        dataclasses.replace(score, text_tokens=score.text_tokens // 2) for score in contender.scores
+    ]
+    other = dataclasses.replace(contender, scores=tuple(halved))
+    result = judge(sides(other, side("6h", around(3.08)), one_tokenizer=False))
+    assert result.margin == pytest.approx(math.log(1.005) * TOKENS_PER_BYTE, rel=1e-12)
 
 
 def test_pairs_only_where_untrained_evaluations_are_the_same():
@@ -84,6 +92,9 @@ def test_pairs_only_where_untrained_evaluations_are_the_same():
     result = judge(together)
     assert result.is_paired and result.verdict == BETTER
     assert "paired by seed" in result.sentence
+    # of the pairs' differences, not of the seeds
+    deviation = np.std(np.subtract(contender, baseline), ddof=1) * TOKENS_PER_BYTE
+    assert result.power.deviation == pytest.approx(deviation, rel=1e-6)
     expected = stats.ttest_rel(contender, baseline)
     assert result.per_byte.p == pytest.approx(expected.pvalue, rel=1e-6)
     others = [*untrained[:2], (12.0, math.nextafter(9.9, 10))]
@@ -234,3 +245,11 @@ def test_json_is_the_same_again():
     assert content["contender"]["seeds"][0]["normalised_ppl"] == pytest.approx(
         math.exp(content["contender"]["seeds"][0]["text_nats"] / 400_000)
     )
+
+
+def test_what_is_not_equal_beside_the_compute_that_is():
+    contender = side("rope", around(3.04))
+    cheaper = dataclasses.replace(contender, compute={**contender.compute, "flops": 0.71e18})
+    words = in_words(judge(sides(cheaper, side("6h", around(3.08)))))
+    assert "rope took 0.71 times the FLOPs\n" in words
+    assert "times the" not in in_words(judge(sides(contender, side("6h", around(3.08)))))

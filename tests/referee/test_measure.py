@@ -160,8 +160,10 @@ def test_kernels_are_told_apart_from_the_method(tmp_path, measured):
     assert len(again.orders) == 1
 
 
-def test_measuring_again_after_training_began(tmp_path, measured):
-    entry = write_entry(tmp_path / "e", "hours", steps_of(1000), steps_of(1000))
+@pytest.mark.parametrize("over", ["hours", "tokens"])
+def test_measuring_again_after_training_began(over, tmp_path, measured):
+    """What is measured is among what stands before training, whatever equal compute is."""
+    entry = write_entry(tmp_path / "e", over, steps_of(1000), steps_of(1000))
     measured(entry, Processes())
     measured(entry, Processes())
     entry.starts.write_text("{}\n")
@@ -169,9 +171,8 @@ def test_measuring_again_after_training_began(tmp_path, measured):
     with pytest.raises(UserError) as caught:
         measured(entry, Processes(slower_contender))
     assert str(caught.value) == (
-        f"{entry.path} has been trained already by what was measured before ({entry.starts}), and"
-        " another measurement would change what is equal compute: to begin anew, move"
-        " starts.jsonl, tuning and runs away"
+        f"{entry.path} has been trained already ({entry.starts}), and what is measured stands"
+        " before training: to begin anew, move starts.jsonl, tuning and runs away"
     )
     assert entry.measured.read_text() == before
 

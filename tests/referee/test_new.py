@@ -10,12 +10,13 @@ from conftest import write_run
 pytest.importorskip("torch")
 
 from entry_runs import new_entry, small_dataset
+from model_files import changed
 
 from gpt.config.resolve import load
 from gpt.errors import UserError
 from gpt.referee import entry as entries
 
-MODEL = "import part\n\n\ndef build(shape):\n    return part.build(shape)\n"
+MODEL = "import part\n\n\ndef build(shape, base=1.0):\n    return part.build(shape, base)\n"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def model_file(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "rope.py").write_text(MODEL)
-    (folder / "part.py").write_text("def build(shape):\n    return None\n")
+    (folder / "part.py").write_text(changed())
     (folder / "beside.py").write_text("not imported\n")
     return folder / "rope.py"
 
@@ -67,6 +68,24 @@ def test_code_of_ones_own_goes_with_the_entry(dataset, tmp_path, model_file):
     entry.path.rename(elsewhere)
     moved = resolved(entries.read(elsewhere), "contender").model_code
     assert moved.hash == code.hash and moved.path == elsewhere / "rope.py"
+
+
+@pytest.mark.parametrize(
+    "model, option, sentence",
+    [
+        ("modern", "bais", "model_options.bais is no option of modern"),
+        (None, "bse", "build takes no option 'bse' (did you mean 'base'?)"),
+    ],
+)
+def test_an_option_that_the_model_does_not_have(
+    model, option, sentence, dataset, tmp_path, model_file
+):
+    """No baseline is trained before that is known."""
+    model = model or str(model_file)
+    with pytest.raises(UserError) as caught:
+        new_entry(tmp_path, dataset, f"--model_options.{option}", 2, model_file=model)
+    assert sentence in str(caught.value)
+    assert not (tmp_path / "entry").exists()
 
 
 def test_a_variant_stays_a_name(dataset, tmp_path):
@@ -111,7 +130,7 @@ def test_a_throughput_of_another_model_is_not_taken_over(dataset, tmp_path):
 BAD = {
     "the length": (("--max_train_steps", 9), {}, "--max_train_steps is not for a method"),
     "the schedule's": (("--decay_steps", 9), {}, "--decay_steps is not for a method"),
-    "a seed": (("--seed", 1), {}, "--seed is not for a method: the referee sets folder, seed"),
+    "a seed": (("--seed", 1), {}, "--seed is not for a method: seeds are given by --seeds"),
     "a folder": (("--run_dir", "x"), {}, "--run_dir is not for a method"),
     "a warm start": (("--init_from", "x"), {}, "--init_from is not for a method"),
     "a branch": (("--branch_from", "x"), {}, "--branch_from is not for a method"),
@@ -120,7 +139,11 @@ BAD = {
     "a mistyped one of its own": (("--factorz", 1), {}, "(did you mean '--factors'?)"),
     "a mistaken value": (("--max_lr", -1), {}, "scheduler.params.max_lr is -1, must be above 0"),
     "no dataset": (("--data_root", "nowhere"), {}, "nowhere"),
-    "no file": ((), {"source": "6x"}, "cannot read the config 6x"),
+    "no file": (
+        (),
+        {"source": "6x"},
+        "--from 6x: there is no such file, and no class",
+    ),
     "no model file": ((), {"model_file": "no.py"}, "no.py"),
     "a name with a slash": ((), {"name": "a/b"}, "name must be of letters, digits"),
     "a class": ((), {"class_name": "6 h"}, "claim.class must be of letters, digits"),
@@ -155,7 +178,7 @@ def test_a_folder_that_is_there_is_left_alone(dataset, tmp_path):
 
 
 def test_two_files_of_one_name_are_refused(dataset, tmp_path, model_file):
-    (tmp_path / "part.py").write_text("def build(parameters):\n    return 3\n")
+    (tmp_path / "part.py").write_text(changed() + "# another\n")
     with pytest.raises(UserError) as caught:
         new_entry(
             tmp_path,

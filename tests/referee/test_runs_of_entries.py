@@ -99,7 +99,11 @@ def test_the_best_rate_of_each_side_is_taken_and_told(tuned):
         rate = read_config(entry.run_folder(side, 0) / "config.yaml")["run"]["scheduler"]["params"][
             "max_lr"
         ]
-        assert rate == own * best == tuning.settings_of(entry, side)["scheduler.params.max_lr"]
+        chosen = tuning.settings_of(entry, side)
+        assert rate == own * best == chosen["scheduler.params.max_lr"]
+        floors = {factor: block["scheduler.params.min_lr"] for factor, block in settings.items()}
+        assert floors[20.0] == 20.0 * floors[1.0] > 0
+        assert chosen["scheduler.params.min_lr"] == floors[best]
         assert f"{side}-seed0  " in told and f"{rate:g}" in told
 
 

@@ -206,6 +206,27 @@ def test_unequal_compute(entry):
     assert sentence == ("the runs of rope do not tell their hours: compare over flops or tokens")
 
 
+def lengthen(entry, steps):
+    """Have the contender train so many steps."""
+    for seed in (0, 1):
+        run = identified_run(entry / f"runs/contender-seed{seed}", steps, seed=seed)
+        file = score_run(run, 3.9 + seed / 1000)
+        content = json.loads(file.read_text())
+        content["step"] = content["run"]["step"] = steps
+        file.with_name(f"test-step{steps}.json").write_text(json.dumps(content))
+
+
+def test_more_steps_than_equal_compute_has(entry):
+    lengthen(entry, STEPS + 1)  # a step more may be rounding, with so few
+    scores.of_entry(entries.read(entry))
+    lengthen(entry, STEPS + 2)
+    sentence = refusal(scores.of_entry, entries.read(entry))
+    assert sentence == (
+        "rope and tiny were not trained with equal compute: 3584 and 3072 tokens: train both for as"
+        " much"
+    )
+
+
 def test_documents_must_add_up_to_the_evaluation(entry):
     run = entry / "runs/contender-seed0"
     file = scores.documents_file(run, "test", STEPS)
@@ -334,3 +355,17 @@ def test_a_ladder_of_another_method(entry):
     amend(entry / "ladder/24", {"run/optimizer/type": "AdamW"})
     sentence = refusal(of_paths, [entry])
     assert "24 is of another method than the baseline (optimizer.type)" in sentence
+
+
+def test_a_side_that_knows_something_before_training(entry):
+    """The others score 8 nats a token then, and log(2048) is 7.62."""
+    run = entry / "runs/contender-seed0"
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[0] = json.dumps({**evaluation(0, 4.1), "split": "test"})
+    write_lines(run, [json.loads(line) for line in lines])
+    judged = of_paths([entry])
+    assert judged.sides.contender.head_start == 4.1 and judged.sides.baseline.head_start is None
+    assert (
+        "rope scores 4.1000 nats a token before training, which drawn weights do not"
+        in in_words(judged)
+    )

@@ -90,9 +90,10 @@ def test_pairs_need_partners():
         paired([3.0, 3.1, 3.2], [3.0, 3.1])
 
 
+@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("margin", [0.002, 0.005, 0.02])
-def test_equivalence_is_two_one_sided_tests(margin):
-    differences = [0.0012, -0.0021, 0.0033, 0.0009]
+def test_equivalence_is_two_one_sided_tests(margin, sign):
+    differences = [sign * value for value in (0.0012, -0.0021, 0.0033, 0.0009)]
     above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
     below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
     difference = paired(differences, [0.0] * 4)
