@@ -171,7 +171,7 @@ class Measurement:
             "sides": {side: speed.as_dict() for side, speed in self.speeds.items()},
             "without_kernels": self._without_kernels_as_dict(),
             "machine": dict(self.machine),
-            "earlier": [asdict(one) for one in self.earlier],
+            "earlier": [asdict(measurement) for measurement in self.earlier],
         }
 
     def _without_kernels_as_dict(self) -> dict[str, Any] | None:

@@ -186,8 +186,8 @@ def test_measurements_that_others_replaced_are_told(tmp_path, measured):
     words = measured(entry, Processes(slower_contender)).splitlines()
     assert "measured 2 times before: 0.8000, 1.0000" in words
     kept = measured_file.read(entry)
-    assert [round(one.value, 9) for one in kept.earlier] == [0.8, 1]
-    assert {one.declaration for one in kept.earlier} == {first_declaration}
+    assert [round(earlier.value, 9) for earlier in kept.earlier] == [0.8, 1]
+    assert {earlier.declaration for earlier in kept.earlier} == {first_declaration}
     assert kept.earlier[0].device == "a test"
     for _ in range(4):
         words = measured(entry, Processes()).splitlines()
