@@ -203,7 +203,7 @@ class Failing(PlainEngine):
 
 
 def test_a_run_that_failed_went_on_and_branched_is_chained_throughout(sample, tmp_path):
-    gpt = {"log_ckpt_every": 2, "eval_every": 2, "max_train_steps": 4}
+    gpt = {"log_ckpt_every": 1, "eval_every": 2, "max_train_steps": 4}
     run = tmp_path / "run"
     with pytest.raises(SilentError):
         train(run, sample, engine=Failing, gpt=gpt)
