@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from gpt.training.measuring import LAUNCHER_VARIABLES
+
 NEEDS = {
     "ip": "iproute2",
     "ssh": "openssh-client",
@@ -124,7 +126,9 @@ class Hosts:
             "--pid",
             f"--wd={cwd or self.folder}",
         ]
-        environment = {**os.environ, "PATH": PATH, **env}
+        # not as the rank that a test before this one may have made of its own process
+        own = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+        environment = {**own, "PATH": PATH, **env}
         return subprocess.Popen(
             [*enter, *map(str, command)],
             env=environment,
