@@ -24,6 +24,7 @@ from gpt.reading import open_regular
 
 DIGITS = 16
 MOST_BYTES_OF_LINE = 16 << 20
+BLOCK = 1 << 16  # bytes at the end of a file in which its last line is looked for
 _LINK = re.compile(rb', "chain": "([0-9a-f]{%d})"\}\s*\Z' % DIGITS)
 _LONGEST_LINK = 64  # bytes, with its end
 
@@ -44,8 +45,16 @@ def _digest(before: str, body: bytes) -> str:
 
 def before_next(descriptor: int) -> str:
     """The chain before the line that will be appended to a file of whole lines."""
+    size = os.fstat(descriptor).st_size
+    tail = os.pread(descriptor, min(size, BLOCK), max(0, size - BLOCK))
+    begin = tail.rfind(b"\n", 0, len(tail) - 1) + 1
+    if begin or size <= BLOCK:  # the last line is whole
+        last_line = tail[begin:]
+        link = _LINK.search(last_line)
+        if link and parse(last_line) is not None:
+            return link[1].decode()
     follower = Follower()
-    if not os.fstat(descriptor).st_size:  # a device may have no end
+    if not size:  # a device may have no end
         return follower.before_next
     with open(descriptor, "rb", closefd=False) as file:
         file.seek(0)

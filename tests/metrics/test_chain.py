@@ -216,3 +216,12 @@ def test_a_run_that_failed_went_on_and_branched_is_chained_throughout(sample, tm
         assert steps_of(folder) == steps
         assert chain.first_break(folder / "metrics.jsonl") is None
     assert any(json.loads(line)["event"] == "resume" for line in lines_of(run))
+
+
+def test_a_long_log_is_not_read_again_where_it_goes_on(run, monkeypatch):
+    parsed = []
+    parse = chain.parse
+    monkeypatch.setattr(chain, "parse", lambda line: parsed.append(line) or parse(line))
+    with open(run / "metrics.jsonl", "rb") as file:
+        before = chain.before_next(file.fileno())
+    assert before == json.loads(lines_of(run)[-1])["chain"] and len(parsed) == 1

@@ -15,8 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-from gpt.training.measuring import LAUNCHER_VARIABLES
-
 NEEDS = {
     "ip": "iproute2",
     "ssh": "openssh-client",
@@ -126,9 +124,7 @@ class Hosts:
             "--pid",
             f"--wd={cwd or self.folder}",
         ]
-        # not as the rank that a test before this one may have made of its own process
-        own = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-        environment = {**own, "PATH": PATH, **env}
+        environment = {**os.environ, "PATH": PATH, **env}
         return subprocess.Popen(
             [*enter, *map(str, command)],
             env=environment,
