@@ -66,14 +66,15 @@ class Context:
         model = self._model
         device = model.head.weight.device
         ids = torch.tensor(tokens, device=device)[None]
-        positions = torch.arange(start, start + len(tokens), device=device)
-        stream = model.embed(ids, positions)  # (1, T, C)
+        stream = model.embed(ids, start)  # (1, T, C)
         branch: Tensor | None = None
+        bias: Tensor | None = None
         with sdpa_kernel(BACKENDS):
             for layer, block in enumerate(model.blocks):
-                branch, stream = block(branch, stream, attend=partial(self._attend, layer, start))
+                attend = partial(self._attend, layer, start)
+                branch, stream, bias = block(branch, stream, bias, attend=attend)
         assert branch is not None
-        hidden, _ = model.ln_f(branch[:, -1], stream[:, -1])
+        hidden, _ = model.ln_f(branch[:, -1], stream[:, -1], bias)
         return model.head(hidden)[0].float().cpu()
 
     def _attend(self, layer: int, start: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

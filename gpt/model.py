@@ -6,7 +6,8 @@ bias and eps 1e-5, biases everywhere but the head, head not tied to the embeddin
 Shapes: B batch, T tokens, C h_dim, H heads, D head_dim, V vocabulary.
 
 The residual stream runs beside the blocks: each branch's output is added to it by the LayerNorm of
-the next branch, so that one kernel can do both. `kernels` is "torch" or "triton", see gpt/kernels.
+the next branch, so that one kernel can do both, and add the bias of the branch's last layer on the
+way. `kernels` is "torch" or "triton", see gpt/kernels.
 
 `python gpt/model.py [preset]` builds a model, feeds it a batch and prints shapes and parameter
 counts.
@@ -31,8 +32,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt.config.shape import ModelConfig
-from gpt.kernels.attention import causal_attention, split_heads
+from gpt.kernels.attention import causal_attention
+from gpt.kernels.embedding import embed
 from gpt.kernels.gelu import linear_gelu
+from gpt.kernels.heads import linear_heads
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear import linear
 from gpt.kernels.linear_cross_entropy import TokenScores, linear_cross_entropy, score_tokens
@@ -56,22 +59,55 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-class Attention(nn.Module):
-    """Causal self-attention. q, k and v are strided views of one GEMM's output, never copied."""
+class Projection(nn.Linear):
+    """The last layer of a branch. Its bias may be left to the AddNorm behind it, whose kernel adds
+    it, and sums its gradient, on the way."""
 
-    def __init__(self, config: ModelConfig):
-        super().__init__()
+    def __init__(self, width: int, h_dim: int, kernels: str):
+        super().__init__(width, h_dim)
+        self.kernels = kernels
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """x: (…, width). Returns values (…, C), and the bias (C,) that is still to be added to
+        them, or None."""
+        if self.kernels == "triton":
+            # A view, not the parameter: an engine that gathers weights for each module's forward
+            # takes them from the parameter behind it.
+            return linear(x, self.weight), self.bias.view_as(self.bias)
+        return linear(x, self.weight, self.bias), None
+
+
+class HeadsLinear(nn.Linear):
+    """The queries, keys and values of all heads: strided views of one GEMM's output, not copied."""
+
+    def __init__(self, config: ModelConfig, kernels: str):
+        super().__init__(config.h_dim, 3 * config.n_heads * config.head_dim)
         self.n_heads = config.n_heads
-        width = config.n_heads * config.head_dim
-        self.qkv = Linear(config.h_dim, 3 * width)
-        self.c_proj = Linear(width, config.h_dim)
+        self.kernels = kernels
 
-    def forward(self, x: Tensor, attend: Attend | None = None) -> Tensor:
-        """x and the result: (B, T, C). attend: in place of `causal_attention`, to take in the keys
-        and values of earlier tokens."""
+    def forward(  # type: ignore[override]
+        self, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x: (B, T, C). Returns q, k and v, each (B, H, T, D)."""
+        return linear_heads(x, self.weight, self.bias, self.n_heads, self.kernels)
+
+
+class Attention(nn.Module):
+    """Causal self-attention."""
+
+    def __init__(self, config: ModelConfig, kernels: str):
+        super().__init__()
+        self.qkv = HeadsLinear(config, kernels)
+        self.c_proj = Projection(config.n_heads * config.head_dim, config.h_dim, kernels)
+
+    def forward(self, x: Tensor, attend: Attend | None = None) -> tuple[Tensor, Tensor | None]:
+        """x: (B, T, C). attend: in place of `causal_attention`, to take in the keys and values of
+        earlier tokens. Returns what Projection does."""
         if attend is None:
             attend = causal_attention
-        q, k, v = split_heads(self.qkv(x), self.n_heads)  # each (B, H, T, D)
+        q, k, v = self.qkv(x)
         return self.c_proj(attend(q, k, v))
 
 
@@ -84,13 +120,15 @@ class AddNorm(nn.LayerNorm):
 
     # what torch's LayerNorm takes and returns is one tensor
     def forward(  # type: ignore[override]
-        self, branch: Tensor | None, stream: Tensor
+        self, branch: Tensor | None, stream: Tensor, branch_bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """branch, stream: (B, T, C), branch None for none. Returns (LayerNorm of the new stream,
-        new stream)."""
+        """branch, stream: (B, T, C), branch None for none; branch_bias: (C,), added to it, None for
+        none. Returns (LayerNorm of the new stream, new stream)."""
         if branch is None:
             return layer_norm(stream, self.weight, self.bias, self.eps, self.kernels), stream
-        return add_layer_norm(branch, stream, self.weight, self.bias, self.eps, self.kernels)
+        return add_layer_norm(
+            branch, stream, self.weight, self.bias, self.eps, self.kernels, branch_bias
+        )
 
 
 class LinearGELU(nn.Linear):
@@ -108,9 +146,10 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig, kernels: str):
         super().__init__()
         self.c_fc = LinearGELU(config, kernels)
-        self.c_proj = Linear(config.mlp_dim, config.h_dim)
+        self.c_proj = Projection(config.mlp_dim, config.h_dim, kernels)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x: (…, C). Returns what Projection does."""
         return self.c_proj(self.c_fc(x))
 
 
@@ -118,7 +157,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, kernels: str):
         super().__init__()
         self.ln1 = AddNorm(config, kernels)
-        self.attn = Attention(config)
+        self.attn = Attention(config, kernels)
         self.ln2 = AddNorm(config, kernels)
         self.mlp = MLP(config, kernels)
 
@@ -126,21 +165,49 @@ class Block(nn.Module):
         self,
         branch: Tensor | None,
         stream: Tensor,
+        branch_bias: Tensor | None = None,
         scored: Scored | None = None,
         attend: Attend | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """(output of the last branch, stream without it), each (B, T, C), for those of the block
-        before; None at first.
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(output of the last branch, stream without it, bias still to be added to the output), for
+        those of the block before; branch None at first.
 
-        scored: the positions for which they are needed; then each is (N, C). attend: see Attention.
+        branch, stream: (B, T, C); branch_bias: (C,) or None. scored: the positions for which they
+        are needed; then each is (N, C). attend: see Attention.
         """
-        x, stream = self.ln1(branch, stream)
-        x = self.attn(x, attend=attend)
+        x, stream = self.ln1(branch, stream, branch_bias)
+        x, bias = self.attn(x, attend=attend)
         if scored is not None:
             x = x[scored]
             stream = stream[scored]
-        x, stream = self.ln2(x, stream)
-        return self.mlp(x), stream
+        x, stream = self.ln2(x, stream, bias)
+        x, bias = self.mlp(x)
+        return x, stream, bias
+
+
+class TokenEmbedding(nn.Embedding):
+    def __init__(self, config: ModelConfig, kernels: str):
+        super().__init__(config.vocab_size, config.h_dim)
+        self.kernels = kernels
+
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, positions: Tensor
+    ) -> Tensor:
+        """Scaled embeddings of tokens (B, T), int64, and the rows (T, C) of their positions added:
+        (B, T, C)."""
+        scale = math.sqrt(self.embedding_dim)
+        return embed(tokens, self.weight, positions, scale, self.kernels)
+
+
+class PositionEmbedding(nn.Embedding):
+    def __init__(self, config: ModelConfig):
+        super().__init__(config.seq_len, config.h_dim)
+
+    def forward(  # type: ignore[override]
+        self, start: int, length: int
+    ) -> Tensor:
+        """The rows (length, C) of the positions from `start` on: a view."""
+        return self.weight[start : start + length]
 
 
 class Head(nn.Module):
@@ -193,8 +260,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
-        self.token_embedding = nn.Embedding(config.vocab_size, config.h_dim)
-        self.position_embedding = nn.Embedding(config.seq_len, config.h_dim)
+        self.token_embedding = TokenEmbedding(config, kernels)
+        self.position_embedding = PositionEmbedding(config)
         self._compiled = compile != "none"
         # compiled: plain torch inside, for no compiler fuses across operations of our own
         block_kernels = "torch" if self._compiled else kernels
@@ -232,11 +299,10 @@ class GPT(nn.Module):
         """{parameter name: number of equal matrices that lie one under the other in it}"""
         return {f"blocks.{index}.attn.qkv.weight": 3 for index in range(len(self.blocks))}
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """The residual stream (B, T, C) as it enters the first block. tokens: (B, T), positions:
-        (T,), both int64."""
-        scale = math.sqrt(self.config.h_dim)
-        return self.token_embedding(tokens) * scale + self.position_embedding(positions)
+    def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """The residual stream (B, T, C) as it enters the first block. tokens: (B, T) int64, of the
+        positions from `start` on."""
+        return self.token_embedding(tokens, self.position_embedding(start, tokens.shape[1]))
 
     def forward(
         self,
@@ -254,11 +320,10 @@ class GPT(nn.Module):
         tokens, targets: (B, T) int64. One method for all three, since engines prepare and gather
         weights around `forward` alone.
         """
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        stream = self.embed(tokens, positions)
+        stream = self.embed(tokens)
         with eager_without_gradients(self._compiled):
-            branch, stream = self._through_blocks(stream, scored)
-        hidden, _ = self.ln_f(branch, stream)  # (B, T, C), or (N, C) of scored positions
+            branch, stream, bias = self._through_blocks(stream, scored)
+        hidden, _ = self.ln_f(branch, stream, bias)  # (B, T, C), or (N, C) of scored positions
         if targets is None:
             return self.head(hidden)
         if scored is None:
@@ -267,24 +332,25 @@ class GPT(nn.Module):
 
     def _through_blocks(
         self, stream: Tensor, scored: Scored | None
-    ) -> tuple[Tensor | None, Tensor]:
-        """(output of the last branch, stream without it): (B, T, C), or (N, C) of scored
-        positions."""
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """(output of the last branch, stream without it, bias still to be added to the output): the
+        first two (B, T, C), or (N, C) of scored positions."""
         recomputed = self.activation_checkpointing and torch.is_grad_enabled()
         last = len(self.blocks) - 1
         branch: Tensor | None = None
+        bias: Tensor | None = None
         for layer, block in enumerate(self.blocks):
             needed = scored if layer == last else None
             if not recomputed:
-                branch, stream = block(branch, stream, needed)
+                branch, stream, bias = block(branch, stream, bias, needed)
                 continue
             # one tensor to keep, not two
             if branch is not None:
-                stream = stream + branch
-            branch, stream = checkpoint(
-                block, None, stream, needed, use_reentrant=False, preserve_rng_state=False
+                stream = stream + (branch if bias is None else branch + bias)
+            branch, stream, bias = checkpoint(
+                block, None, stream, None, needed, use_reentrant=False, preserve_rng_state=False
             )
-        return branch, stream
+        return branch, stream, bias
 
 
 def main() -> None:

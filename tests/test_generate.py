@@ -113,7 +113,7 @@ def test_the_pass_with_a_cache_is_held_against_the_model(model):
 
 def test_a_model_of_changed_code_is_not_sampled_from(model, monkeypatch):
     def sharper(self, x, attend=None):
-        q, k, v = attention.split_heads(self.qkv(x), self.n_heads)
+        q, k, v = self.qkv(x)
         attend = attend or (lambda *qkv: attention.causal_attention(qkv[0] * 5, *qkv[1:]))
         return self.c_proj(attend(q, k, v))
 

@@ -303,14 +303,17 @@ def add_layer_norm(
     bias: Tensor,
     eps: float = 1e-5,
     kernels: str = "torch",
+    x_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(normed, total): total = residual + x, added in fp32 and rounded once; normed =
+    """(normed, total): total = residual + x + x_bias, added in fp32 and rounded once; normed =
     LayerNorm(total).
 
-    x, residual: (…, width), any strides; weight, bias: (width,) of one dtype. total has the
-    residual's dtype, normed the weight's. kernels: "torch" or "triton" (for widths up to 8192; its
-    results are contiguous). Differentiable once.
+    x, residual: (…, width), any strides; weight, bias: (width,) of one dtype; x_bias: (width,) of
+    x's, or None for none. total has the residual's dtype, normed the weight's. kernels: "torch" or
+    "triton" (for widths up to 8192; its results are contiguous). Differentiable once.
     """
+    if x_bias is not None:
+        x = x + x_bias
     if kernels == "triton":
         normed, total, _ = _layer_norm(x, residual, weight, bias, eps)
         return normed, total

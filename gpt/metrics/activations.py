@@ -9,7 +9,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from gpt.cluster.world import World
-from gpt.model import GPT
+from gpt.model import GPT, AddNorm
 
 
 class ActivationStatistics:
@@ -91,10 +91,15 @@ def _watched_modules(model: GPT) -> dict[str, torch.nn.Module]:
 
 
 def _adds_to(sums: _Sums) -> Callable:
-    """A hook that adds a module's output to `sums`; AddNorm's is (norm, stream)."""
+    """A hook that adds what a module gives to `sums`: of an AddNorm the stream, of a branch its
+    values, with the bias that is left to the AddNorm behind it."""
 
-    def hook(module: torch.nn.Module, inputs: tuple, output: torch.Tensor | tuple) -> None:
-        values = output[1] if isinstance(output, tuple) else output
+    def hook(module: torch.nn.Module, inputs: tuple, output: tuple) -> None:
+        if isinstance(module, AddNorm):
+            _, values = output
+        else:
+            values, bias = output
+            values = values if bias is None else values + bias
         sums.add(values.detach())
 
     return hook

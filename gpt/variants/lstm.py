@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gpt.architecture.own_module import Shape
 from gpt.kernels.triton_shared import statistics_dtype
-from gpt.model import INITIAL_STD, MLP, AddNorm, Linear
+from gpt.model import INITIAL_STD, MLP, AddNorm, Linear, Projection
 
 
 def scan(factors: Tensor, terms: Tensor) -> Tensor:
@@ -76,11 +76,11 @@ class QuasiLSTM(nn.Module):
         super().__init__()
         width = shape.n_heads * shape.head_dim
         self.gates = Linear(shape.h_dim, 4 * width)  # of f, i, o and z
-        self.c_proj = Linear(width, shape.h_dim)
+        self.c_proj = Projection(width, shape.h_dim, shape.kernels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x and the result: (B, T, C). Gates and state are in fp32 at least: in 16 bits a gate that
-        keeps its state for long would round to 1."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x: (B, T, C). Returns what Projection does. Gates and state are in fp32 at least: in 16
+        bits a gate that keeps its state for long would round to 1."""
         gates = self.gates(x).to(statistics_dtype(x))
         f, i, o, z = gates.chunk(4, -1)  # each (B, T, W)
         state = Recurrence.apply(f.sigmoid(), i.sigmoid() * z.tanh())
@@ -95,12 +95,16 @@ class Block(nn.Module):
         self.ln2 = AddNorm(shape, shape.kernels)
         self.mlp = MLP(shape, shape.kernels)
 
-    def forward(self, branch: Tensor | None, stream: Tensor) -> tuple[Tensor, Tensor]:
-        """(output of the last branch, stream without it), each (B, T, C), for those of the block
-        before; None at first."""
-        x, stream = self.ln1(branch, stream)
-        x, stream = self.ln2(self.lstm(x), stream)
-        return self.mlp(x), stream
+    def forward(
+        self, branch: Tensor | None, stream: Tensor, branch_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(output of the last branch, stream without it, bias still to be added to the output), for
+        those of the block before; branch None at first. branch, stream: (B, T, C)."""
+        x, stream = self.ln1(branch, stream, branch_bias)
+        x, bias = self.lstm(x)
+        x, stream = self.ln2(x, stream, bias)
+        x, bias = self.mlp(x)
+        return x, stream, bias
 
 
 class LSTM(nn.Module):
@@ -138,9 +142,10 @@ class LSTM(nn.Module):
         """tokens (B, T) int64 to hidden states (B, T, C)."""
         stream = self.token_embedding(tokens) * math.sqrt(self.shape.h_dim)
         branch = None
+        bias = None
         for block in self.blocks:
-            branch, stream = block(branch, stream)
-        hidden, _ = self.ln_f(branch, stream)
+            branch, stream, bias = block(branch, stream, bias)
+        hidden, _ = self.ln_f(branch, stream, bias)
         return hidden
 
 

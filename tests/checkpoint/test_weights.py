@@ -11,11 +11,11 @@ from conftest import ROOT, write_run
 from finished_run import damage
 from safetensors.torch import load_file
 
-import gpt.model
 from gpt.checkpoint.manifest import read_content, write_content
 from gpt.checkpoint.weights import consolidate, consolidate_mean, load_model, open_folder
 from gpt.config.saved import read_config
 from gpt.errors import UserError
+from gpt.kernels import heads
 
 TRAIN = ROOT / "gpt" / "train.py"
 
@@ -191,12 +191,12 @@ def test_weights_that_another_models_code_trained_are_not_used(finished, tmp_pat
     consolidate(finished / "runs/tiny/checkpoints", folder)
     config = read_config(folder / "config.yaml")
     load_model(folder / "model.safetensors", config, folder)
-    split_heads = gpt.model.split_heads
+    split_heads = heads.split_heads
 
     def hotter(*arguments):
         q, k, v = split_heads(*arguments)
         return 5 * q, k, v
 
-    monkeypatch.setattr(gpt.model, "split_heads", hotter)
+    monkeypatch.setattr(heads, "split_heads", hotter)
     with pytest.raises(UserError, match="when they were consolidated: the model's code has chang"):
         load_model(folder / "model.safetensors", config, folder)
