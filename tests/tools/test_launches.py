@@ -1,5 +1,5 @@
-"""What a GPU is given for a micro-batch, counted on the meta device: ceilings, so that no cast, copy
-or sum comes back unseen; and sums by hand."""
+"""What a GPU is given for a micro-batch, counted on the meta device: ceilings, so that no cast,
+copy or sum comes back unseen; and sums by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every kernel that a GPU is given for a micro-batch of the GPT by gpt/kernels, counted without one.
+"""Every kernel that a GPU is given for a micro-batch of the GPT, counted without a GPU.
 
 A forward and a backward pass run on torch's meta device, which has shapes and no numbers. torch's
 operations are seen by its dispatcher; those of gpt/kernels run their own code, with a recorder in
