@@ -79,8 +79,10 @@ def num_warps(block: int) -> int:
 
 
 @functools.cache
-def _multiprocessors(index: int | None) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1024
+    return torch.cuda.get_device_properties(device.index).multi_processor_count
 
 
 def resident_warps(block: int) -> int:
@@ -97,8 +99,9 @@ def share_rows(
 
     warps: how many of them work on one row. resident: how many a multiprocessor holds.
     """
-    multiprocessors = _multiprocessors(device.index) if device.type == "cuda" else 1024
-    programs = min(-(-rows // ROWS_PER_PROGRAM), multiprocessors * max(1, resident // warps))
+    programs = min(
+        -(-rows // ROWS_PER_PROGRAM), _multiprocessors(device) * max(1, resident // warps)
+    )
     per_program = -(-rows // max(1, programs))
     return -(-rows // max(1, per_program)), per_program
 

@@ -107,6 +107,9 @@ def whole_steps(lab):
             ms=1e3 * seconds,
             tokens_per_second=rate,
             mfu=lab.mfu(rate, shape),
+            tokens_on_paper=(
+                lab.tokens_on_paper(shape, rows, ACCUMULATION) if name == "ours, eager" else None
+            ),
             **_cost(lab, steps, seconds),
             ready_seconds=ready,
             rounds_ms=[round(1e3 * t, 3) for t in times[name]],
@@ -215,6 +218,7 @@ def sweep(lab):
                     micro_batch=rows,
                     tokens_per_second=rate,
                     mfu=lab.mfu(rate, shape),
+                    tokens_on_paper=lab.tokens_on_paper(shape, rows, ACCUMULATION),
                     peak_bytes=peak,
                     seconds=time.monotonic() - began,
                 )
