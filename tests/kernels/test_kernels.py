@@ -9,6 +9,7 @@ from conftest import ROOT
 from gpt.kernels import triton_shared
 
 INTERPRETED = {**os.environ, "TRITON_INTERPRET": "1"}
+FILES = ["interpreted_kernels.py", "interpreted_embedding.py"]
 
 
 def run_interpreted(*options):
@@ -19,7 +20,7 @@ def run_interpreted(*options):
         sys.executable,
         "-m",
         "pytest",
-        "tests/support/interpreted_kernels.py",
+        *(f"tests/support/{file}" for file in FILES),
         "-p",
         "no:cacheprovider",
         *options,
