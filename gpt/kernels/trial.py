@@ -168,32 +168,54 @@ def _roundings_off(result: Tensor, exact: Tensor) -> float:
 
 
 def _layer_norm_results(make: _Values, widths: _Widths) -> _Results:
+    yield from _sum_and_norm_results(make, widths, has_bias=True)
+    yield from _sum_and_norm_results(make, widths, has_bias=False)
     width = widths.h_dim
-    for added in (True, False):
-        x = make(width)
-        stream = make(width)
-        grad = make(width)
-        grad_total = make(width)
-        weight = make(width, 1)
-        bias = make(width, 1)
-        leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
-        if added:
-            normed, total = add_layer_norm(x, stream, weight, bias, kernels="triton")
-            yield "sum with the stream", total, _exact(x) + _exact(stream)
-            gradients = torch.autograd.grad((normed, total), leaves, (grad, grad_total))
-        else:
-            normed = layer_norm(x, weight, bias, kernels="triton")
-            total = x
-            gradients = torch.autograd.grad(normed, leaves, grad)
-        exact_leaves = [_exact(tensor) for tensor in (total, weight, bias)]
-        exact_total, exact_weight, exact_bias = exact_leaves
-        exact = F.layer_norm(exact_total, (width,), exact_weight, exact_bias, eps=1e-5)
-        exact_gradients = list(torch.autograd.grad(exact, exact_leaves, _exact(grad)))
-        if added:
-            exact_gradients[0] = exact_gradients[0] + _exact(grad_total)
-        yield "result", normed, exact
-        names = ("gradient", "gradient of the weight", "gradient of the bias")
-        yield from zip(names, gradients, exact_gradients)
+    x = make(width).requires_grad_()
+    weight, bias = (make(width, 1).requires_grad_() for _ in range(2))
+    normed = layer_norm(x, weight, bias, kernels="triton")
+    yield from _norm_results(x, [x, weight, bias], normed, (normed,), (make(width),))
+
+
+def _sum_and_norm_results(make: _Values, widths: _Widths, has_bias: bool) -> _Results:
+    """Of a branch added to the stream, whose own bias is still to be added or has been."""
+    width = widths.h_dim
+    x = make(width)
+    stream = make(width)
+    leaves = [tensor.requires_grad_() for tensor in (x, make(width, 1), make(width, 1))]
+    exact_total = _exact(x) + _exact(stream)
+    x_bias = None
+    if has_bias:
+        x_bias = make(width, 1).requires_grad_()
+        leaves.append(x_bias)
+        exact_total = exact_total + _exact(x_bias)
+    _, weight, bias, *_ = leaves
+    normed, total = add_layer_norm(x, stream, weight, bias, kernels="triton", x_bias=x_bias)
+    yield "sum with the stream", total, exact_total
+    gradients = (make(width), make(width))
+    yield from _norm_results(total, leaves, normed, (normed, total), gradients)
+
+
+def _norm_results(
+    total: Tensor,
+    leaves: list[Tensor],
+    normed: Tensor,
+    outputs: tuple[Tensor, ...],
+    gradients: tuple[Tensor, ...],
+) -> _Results:
+    """Of normed = LayerNorm(total). leaves: x, weight, bias and x's bias, if it has one. gradients:
+    of the outputs, normed first and total, if it is one, behind it."""
+    exact_leaves = [_exact(tensor) for tensor in (total, *leaves[1:3])]
+    exact_total, exact_weight, exact_bias = exact_leaves
+    exact = F.layer_norm(exact_total, (total.shape[1],), exact_weight, exact_bias, eps=1e-5)
+    yield "result", normed, exact
+    exact_gradients = list(torch.autograd.grad(exact, exact_leaves, _exact(gradients[0])))
+    for grad_total in gradients[1:]:
+        exact_gradients[0] = exact_gradients[0] + _exact(grad_total)
+    exact_gradients.append(exact_gradients[0].sum(0))
+    names = [f"gradient of the {name}" for name in ("weight", "bias", "branch's bias")]
+    results = torch.autograd.grad(outputs, leaves, gradients)
+    yield from zip(["gradient", *names], results, exact_gradients)
 
 
 def _gelu_results(make: _Values, widths: _Widths) -> _Results:

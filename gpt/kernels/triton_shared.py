@@ -47,7 +47,7 @@ except Exception as error:
         return lambda function: function
 
 
-# The fewest rows for which a program writes a row of partial sums of its own. A partial sum costs 8
+# The fewest rows for which a program writes a row of partial sums of its own. Two such sums cost 8
 # bytes written and 8 read per column, a row of a 16-bit LayerNorm backward 8 in all: 16 rows keep
 # the sums at an eighth of the traffic.
 ROWS_PER_PROGRAM = 16
@@ -56,9 +56,6 @@ ROWS_PER_PROGRAM = 16
 # them are resident at once on every GPU from capability 8.0 on (65,536 registers, at least 48
 # warps), so no program waits for another's end.
 RESIDENT_WARPS = 32
-# beyond it a thread has 16 columns and up to 128 registers
-WIDE_ROW = 4096
-WARPS_OF_WIDE_ROWS = 16
 
 
 def interpreted() -> bool:
@@ -80,12 +77,6 @@ def num_warps(block: int) -> int:
 @functools.cache
 def _multiprocessors(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
-
-
-def resident_warps(block: int) -> int:
-    """Warps that one multiprocessor holds at once of a looping kernel whose programs have `block`
-    columns."""
-    return RESIDENT_WARPS if block <= WIDE_ROW else WARPS_OF_WIDE_ROWS
 
 
 def share_rows(
