@@ -2,8 +2,7 @@
 
 Launch parameters are fixed functions of the width, never tuned at run time, so that the order in
 which a kernel adds up depends on the shapes and the GPU model alone. That holds for these kernels:
-torch's attention and embedding, whose backward passes may add up in any order on a GPU, promise
-less.
+torch's attention, whose backward pass may add up in any order on a GPU, promises less.
 """
 
 import functools
@@ -99,7 +98,7 @@ def share_rows(
 
 def as_rows(tensor: torch.Tensor) -> torch.Tensor:
     """(…, width) as (rows, width) with a contiguous last dimension; a view wherever one exists."""
-    rows = tensor.reshape(-1, tensor.shape[-1])
+    rows = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
