@@ -71,11 +71,11 @@ class _InBlocks(torch.autograd.Function):
         grad = grad.transpose(1, 2)
         result = result.transpose(1, 2)
         grad_q = torch.empty_like(q)
-        grad_k = grad_v = None
+        of_keys: list[Tensor] = []  # and of values
         # from the last block on, whose queries see all keys
         for (start, end, mask), log_sums in reversed(list(zip(_blocks(q), sums))):
             queries = slice(start, end)
-            grad_q[:, :, queries], of_k, of_v = _flash_backward(
+            grad_q[:, :, queries], *of_block = _flash_backward(
                 grad[:, :, queries],
                 q[:, :, queries],
                 k[:, :, :end],
@@ -86,12 +86,10 @@ class _InBlocks(torch.autograd.Function):
                 False,
                 attn_mask=mask,
             )
-            if grad_k is None:
-                grad_k, grad_v = of_k, of_v
-            else:
-                grad_k[:, :, :end] += of_k
-                grad_v[:, :, :end] += of_v
-        return grad_q, grad_k, grad_v
+            for total, part in zip(of_keys, of_block):
+                total[:, :, :end] += part
+            of_keys = of_keys or of_block
+        return grad_q, *of_keys
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
