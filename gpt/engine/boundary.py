@@ -32,7 +32,7 @@ from gpt.cluster.world import World, to_device
 from gpt.compute.hardware import DTYPES, keep_freed_memory, share_cores
 from gpt.compute.memory import is_offloaded
 from gpt.config.run_config import Config
-from gpt.engine import acceptance, loss_scale, muon, read_back
+from gpt.engine import acceptance, cuda_graph, loss_scale, muon, read_back
 from gpt.engine.acceptance import settings_of
 from gpt.engine.device import prepare_gpu
 from gpt.engine.gradients import find_by_norm, sum_in_fp32
@@ -249,7 +249,14 @@ class Engine:
             gradient_norms,
             config.optimizer_code is not None,
         )
-        self._steps = Steps(self._ds, self._stage, self._shards, self._names, world)
+        graphed = None
+        # what a user should know of how the steps are made
+        self.notices: list[str] = []
+        if config.options.cuda_graph:
+            shape = config.batch.micro_size, config.model.seq_len + 1
+            graphed, hindrance = cuda_graph.capture(self._ds, self._names, shape, world)
+            self.notices += [hindrance] if hindrance else []
+        self._steps = Steps(self._ds, self._stage, self._shards, self._names, world, graphed)
         differences = read_back.differences(self._ds, config, groups)
         if differences:
             raise RunError(
