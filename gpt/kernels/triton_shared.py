@@ -89,7 +89,7 @@ def share_rows(
     warps: how many of them work on one row. resident: how many a multiprocessor holds.
     """
     multiprocessors = _multiprocessors(device.index) if device.type == "cuda" else 1024
-    programs = min(-(-rows // ROWS_PER_PROGRAM), multiprocessors * max(1, resident // warps))
+    programs = min(-(-rows // ROWS_PER_PROGRAM), max(1, multiprocessors * resident // warps))
     per_program = -(-rows // max(1, programs))
     return -(-rows // max(1, per_program)), per_program
 

@@ -20,6 +20,7 @@ def run_interpreted(*options):
         "-m",
         "pytest",
         "tests/support/interpreted_kernels.py",
+        "tests/support/interpreted_heads.py",
         "-p",
         "no:cacheprovider",
         *options,
