@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gpt.errors import RunError, in_brief
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
+from gpt.kernels.embedding import CHUNK, embed
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.heads import pack_heads
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
@@ -31,6 +32,8 @@ from gpt.kernels.triton_shared import interpreted, jit, on_device_of, tl
 # The kernels that walk over rows take 16 each; interpreted, a row takes milliseconds.
 ROWS = 64
 INTERPRETED_ROWS = 4
+# the embedding's kernels walk over ids, too
+INTERPRETED_IDS = 16
 # How far off a result may be, in roundings of its dtype. In 16 bits little but the last rounding
 # shows; in fp32 the order of a sum does, and an exponential's error, which grows with its argument.
 _TOLERANCE = {torch.float32: 64, torch.float16: 4, torch.bfloat16: 4}
@@ -267,9 +270,36 @@ def _cross_entropy_results(make: _Values, widths: _Widths) -> _Results:
     yield "gradient", logits, exact_gradient * shift
 
 
+def _embedding_results(make: _Values, widths: _Widths) -> _Results:
+    """The tokens of id 0 fill a chunk; the last id of the vocabulary occurs, too."""
+    vocab_size = min(widths.vocab_size, INTERPRETED_IDS) if interpreted() else widths.vocab_size
+    sequences = 2 + CHUNK // make.rows
+    grad = torch.stack([make(widths.h_dim) for _ in range(sequences)])
+    tokens = (torch.arange(sequences * make.rows) - CHUNK).clamp(0, vocab_size - 1)
+    tokens[-1] = vocab_size - 1
+    ids, place = tokens.view(sequences, make.rows).unique(return_inverse=True)
+    rows = torch.cat([make(widths.h_dim) for _ in range(sequences)])[: len(ids)]
+    weight = torch.zeros(vocab_size, widths.h_dim, dtype=make.dtype, device=make.device)
+    weight[ids] = rows
+    positions = make(widths.h_dim)
+    leaves = [tensor.requires_grad_() for tensor in (weight, positions)]
+    result = embed(ids[place].to(make.device), *leaves, 1.5, kernels="triton")
+    exact_leaves = [_exact(tensor) for tensor in (rows, positions)]
+    exact = F.embedding(place, exact_leaves[0]) * 1.5 + exact_leaves[1]
+    yield "result", result, exact
+    grad_weight, grad_positions = torch.autograd.grad(result, leaves, grad)
+    exact_gradients = torch.autograd.grad(exact, exact_leaves, _exact(grad))
+    yield "gradient of the weight", grad_weight[ids], exact_gradients[0]
+    yield "gradient of the positions", grad_positions, exact_gradients[1]
+    occurs = torch.zeros(vocab_size, dtype=torch.bool)
+    occurs[ids] = True
+    yield "gradient of ids without a token", (grad_weight != 0).any(1), occurs
+
+
 _TRIALS: dict[str, Callable[[_Values, _Widths], _Results]] = {
     "LayerNorm": _layer_norm_results,
     "GELU": _gelu_results,
     "QKV": _heads_results,
     "cross-entropy": _cross_entropy_results,
+    "embedding": _embedding_results,
 }
