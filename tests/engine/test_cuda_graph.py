@@ -25,7 +25,7 @@ CASES = {
 }
 
 
-def course(world, waits, folder, cuda_graph, settings):
+def course(world, folder, cuda_graph, settings):
     """All that a user may see of a run that saves, watches, refuses a batch and goes back."""
     settings = {**SMALLEST, **settings, "cuda_graph": cuda_graph}
     engine, config = make(world, 1, accumulation=3, ranks_batch=6, **settings)
@@ -36,7 +36,6 @@ def course(world, waits, folder, cuda_graph, settings):
             engine.load(folder, "saved")
         watch = ActivationStatistics(engine.module) if step == WATCHED else None
         marks = []
-        waits.clear()
         result = engine.step(
             batch(config, step + 100 * world.rank),
             want_norms=step % 2 == 0,
@@ -44,7 +43,6 @@ def course(world, waits, folder, cuda_graph, settings):
             mark=marks.append,
             watch=watch,
         )
-        waited = waits.total
         found.append(
             [
                 result.applied,
@@ -54,7 +52,6 @@ def course(world, waits, folder, cuda_graph, settings):
                 result.norms,
                 engine.loss_scale,
                 marks,
-                waited,
                 watch.summary(world) if watch else None,
                 engine.probe(batch(config, step)[0, :1, :5]),
             ]
@@ -74,9 +71,9 @@ def test_a_run_by_a_graph_is_the_run_without_it_to_the_last_bit(capfd, tmp_path,
         with fake_graphs() as graph:
             for name, settings in CASES.items():
                 before = torch.get_rng_state()
-                usual = course(world, waits, tmp_path / name / "usual", False, settings)
+                usual = course(world, tmp_path / name / "usual", False, settings)
                 replays = graph.replays
-                graphed = course(world, waits, tmp_path / name / "graphed", True, settings)
+                graphed = course(world, tmp_path / name / "graphed", True, settings)
                 assert torch.equal(before, torch.get_rng_state())
                 # the watched step is made without the graph
                 assert graph.replays - replays == 3 * (STEPS - 1)
