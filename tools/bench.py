@@ -6,10 +6,11 @@
     python tools/bench.py --paper --preset small        how fast it should be on GPUs, by arithmetic
 
 step      training steps (forward, backward, fused Adam; no DeepSpeed) of a preset, in turn with the
-          same steps of the same model written in the most obvious way
-          (tools/benchmarks/plain_gpt.py), of transformers' GPT2 (if it is installed; for a preset
-          whose heads do not fill h_dim, both with heads that do), and of the model under
-          torch.compile
+          same steps of the same model written in the most obvious way, and as nanoGPT has it
+          (tools/benchmarks/plain_gpt.py): fused attention, all logits at once, in bf16 by autocast
+          with weights in fp32, the whole under torch.compile; of transformers' GPT2 (if it is
+          installed; for a preset whose heads do not fill h_dim, both with heads that do); of ours
+          under torch.compile; and, on a CPU in bf16, of ours in fp32
 kernels   each operation of the hot loop, beside eager and compiled torch, against the roofline
 eval      the evaluator, beside a loop that feeds one window at a time through the full output layer
 
@@ -58,6 +59,11 @@ def parse():
     parser.add_argument(
         "--accumulation", type=int, default=2, help="forward passes per step (default 2)"
     )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="of all models (default bf16 on a GPU that has it, else fp32)",
+    )
     parser.add_argument("--seq_len", type=int, default=512)
     parser.add_argument("--vocab_size", type=int, default=16384)
     parser.add_argument(
@@ -89,9 +95,11 @@ def check(args, presets):
                 f"{part!r} is no part of the bench",
                 mend=f"give some of {', '.join(PARTS)}, or none for all",
             )
-    if args.paper and (args.parts or args.png or args.compile):
+    measured = (args.parts, args.png, args.compile, args.precision)
+    if args.paper and any(measured):
         raise UserError(
-            "--paper measures nothing", mend="leave the parts, --png and --compile away"
+            "--paper measures nothing, and is of bf16",
+            mend="leave the parts, --png, --compile and --precision away",
         )
     if args.preset is not None and args.preset not in presets:
         raise UserError(f"--preset {args.preset}", mend=f"choose one of {', '.join(presets)}")
@@ -124,7 +132,7 @@ def measure(args, presets):
     from tools.benchmarks import evaluator, kernels, step
     from tools.benchmarks.device import Device, Work
 
-    device = Device()
+    device = Device(args.precision)
     work = Work(
         micro_batch=args.micro_batch or (32 if device.on_gpu else 4),
         accumulation=args.accumulation,

@@ -67,12 +67,15 @@ except ValueError as refusal:
     ) from refusal
 import deepspeed.ops
 from deepspeed.ops.op_builder import AsyncIOBuilder
-from deepspeed.runtime import lr_schedules
+from deepspeed.runtime import compiler, lr_schedules
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
+
+with muon.left_uncompiled(compiler):
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
 LEAVE_SECONDS = 60.0
 # types in DeepSpeed's optimizer files
@@ -177,11 +180,6 @@ def _gather_by_block(model: torch.nn.Module) -> None:
 
 def _make_muon(groups: list[dict]) -> torch.optim.Optimizer:
     """DeepSpeed's Muon, and torch's AdamW for the groups without `use_muon`."""
-    # only where it is used: importing them hands functions to torch.compile
-    from deepspeed.runtime.zero.muon import original_muon
-    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
-
-    muon.run_eagerly(original_muon)
     return MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": True})
 
 

@@ -9,6 +9,7 @@ from conftest import ROOT
 from gpt.kernels import triton_shared
 
 INTERPRETED = {**os.environ, "TRITON_INTERPRET": "1"}
+INTERPRETED_TESTS = sorted((ROOT / "tests/support").glob("interpreted_*.py"))
 
 
 def run_interpreted(*options):
@@ -19,7 +20,7 @@ def run_interpreted(*options):
         sys.executable,
         "-m",
         "pytest",
-        "tests/support/interpreted_kernels.py",
+        *map(str, INTERPRETED_TESTS),
         "-p",
         "no:cacheprovider",
         *options,
