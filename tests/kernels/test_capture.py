@@ -25,6 +25,11 @@ class Hindrances(TorchDispatchMode):
         super().__init__()
         self.found = []
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """torch would load its compiler to keep it off: seconds in every process."""
+        return False
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = function._schema.name.split("::")[1]

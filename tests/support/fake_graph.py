@@ -50,6 +50,11 @@ class Capture(TorchDispatchMode):
         self.fresh = {}  # {storage: a tensor in it} of what the capture made
         self.before = {}  # {storage: (it, its content)} of what it wrote upon
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """torch would load its compiler to keep it off: seconds in every process."""
+        return False
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function._schema.name.split("::")[1] in NOT_CAPTURED:
