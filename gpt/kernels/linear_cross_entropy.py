@@ -6,6 +6,7 @@ the rows go through the output layer in chunks (one, where a GPU has room for it
 gradient overwrites its logits at once, in the forward pass.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -85,21 +86,23 @@ def _add_wide(
     """Nats of one chunk in fp32 or fp64, its gradients added.
 
     Exponentials are left unnormalised: their sums divide the far smaller factors and products.
+    Their base is 2, for which CPUs take less than half the time; log2(e) goes into the inputs.
     """
     kept = (targets != IGNORE_INDEX)[:, None]
     ids = targets[:, None].masked_fill(~kept, 0)
     inputs = hidden[part]
-    exponentials = matmul(inputs, weight.t())
+    exponentials = matmul(inputs * math.log2(math.e), weight.t())
     target_logits = exponentials.gather(1, ids)
     peak = exponentials.amax(1, keepdim=True)
-    total = exponentials.sub_(peak).exp_().sum(1, keepdim=True)
+    total = exponentials.sub_(peak).exp2_().sum(1, keepdim=True)
     exponentials.scatter_add_(1, ids, -total)  # the one-hot
     factor = kept / total
     if gradients.hidden is not None:
         torch.mul(matmul(exponentials, weight), factor, out=gradients.hidden[part])
     if gradients.needs_weight:
         gradients.add_product(inputs * factor, exponentials)
-    return (total.log() + peak - target_logits).masked_fill(~kept, 0.0)
+    bits = total.log2() + peak - target_logits
+    return (bits * math.log(2)).masked_fill(~kept, 0.0)
 
 
 def _add_narrow(
