@@ -39,8 +39,9 @@ def capped(logits: Tensor, cap: float | None) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _chunks(rows: int, vocab_size: int, device_type: str) -> list[slice]:
-    elements = CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["default"])
+def _chunks(rows: int, vocab_size: int, kind: str) -> list[slice]:
+    """kind: of device, or another key of CHUNK_ELEMENTS."""
+    elements = CHUNK_ELEMENTS.get(kind, CHUNK_ELEMENTS["default"])
     size = max(1, elements // vocab_size)
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
@@ -133,6 +134,11 @@ def _add_narrow(
         gradients.add_product(inputs, logits)
     elif has_fp32_results(logits):
         gradients.add(matmul_to_fp32(logits.t(), inputs))
+    elif inputs.dtype == torch.bfloat16:
+        # A sum in its range, which is fp32's. Those of several chunks are added up in fp32.
+        product = logits.t() @ inputs
+        is_only_chunk = inputs.shape[0] == hidden.shape[0]
+        gradients.add(product if is_only_chunk else product.to(nats.dtype))
     else:
         factor = _safe_factor(inputs, gradients.shift)
         product = (logits.t() @ (inputs * factor.to(inputs.dtype))).to(nats.dtype)
@@ -164,7 +170,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         shift = 1.0 if is_wide else GRADIENT_SHIFT
         gradients = _Gradients(hidden, ctx.needs_input_grad, shift)
         total = torch.zeros((), dtype=sum_dtype, device=hidden.device)
-        for part in _chunks(hidden.shape[0], weight.shape[0], hidden.device.type):
+        kind = hidden.device.type
+        if kind == "cpu" and hidden.dtype == torch.bfloat16:
+            kind = "cpu in bf16"
+        for part in _chunks(hidden.shape[0], weight.shape[0], kind):
             if is_wide and kernels == "torch" and cap is None:
                 nats = _add_wide(hidden, weight, targets[part], gradients, part)
             else:
