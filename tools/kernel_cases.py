@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 H_DIMS = [768, 1024, 1536, 2048, 4096, 8192]
 MLP_DIMS = [3072, 4096, 6144, 8192, 16384, 32768]
+HEAD_DIM = 64
 VOCAB_SIZE = 16384
 ROWS = 64
 
@@ -30,6 +31,7 @@ def cases() -> Iterator[Case]:
     yield from norm_cases()
     yield from sum_cases()
     yield from gelu_cases()
+    yield from heads_cases()
     yield from entropy_cases()
     yield from embedding_cases()
 
@@ -101,6 +103,20 @@ def gelu_cases() -> Iterator[Case]:
         for direction, launch in directions.items():
             kernel = f"_gelu_{direction}_kernel"
             yield Case(f"bias_gelu {direction}", width, gelu, kernel, partial(launch, width))
+
+
+def heads_cases() -> Iterator[Case]:
+    import torch
+
+    from gpt.kernels import heads
+
+    def backward(width, dtype):
+        grad = torch.empty(ROWS, width // HEAD_DIM, HEAD_DIM, dtype=dtype)
+        packed = torch.empty(ROWS, 3 * width, dtype=dtype)
+        heads.launch(grad, grad, grad, packed, torch.empty(4, 3 * width), 16)
+
+    for width in H_DIMS:
+        yield Case("heads backward", width, heads, "_pack_kernel", partial(backward, width))
 
 
 def entropy_cases() -> Iterator[Case]:

@@ -23,6 +23,7 @@ from gpt.errors import RunError, in_brief
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
 from gpt.kernels.embedding import CHUNK, embed
 from gpt.kernels.gelu import bias_gelu
+from gpt.kernels.heads import pack_heads
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import GRADIENT_SHIFT
 from gpt.kernels.sizes import Widths
@@ -48,11 +49,15 @@ class _Widths:
     h_dim: int
     mlp_dim: int
     vocab_size: int
+    n_heads: int
+    head_dim: int
 
     @classmethod
     def of(cls, model: Widths) -> "_Widths":
-        widths = (model.h_dim, model.mlp_dim, model.vocab_size)
-        return cls(*(max(_NARROWEST, width) for width in widths))
+        widths = [model.h_dim, model.mlp_dim, model.vocab_size]
+        widths = [max(_NARROWEST, width) for width in widths]
+        n_heads = max(model.n_heads, -(-_NARROWEST // model.head_dim))
+        return cls(*widths, n_heads, model.head_dim)
 
 
 def problem(device: torch.device, model: Widths, dtype: torch.dtype) -> tuple[str, str] | None:
@@ -232,6 +237,17 @@ def _gelu_results(make: _Values, widths: _Widths) -> _Results:
     yield from zip(("gradient", "gradient of the bias"), gradients, exact_gradients)
 
 
+def _heads_results(make: _Values, widths: _Widths) -> _Results:
+    width = widths.n_heads * widths.head_dim
+    grads = [make(width) for _ in range(3)]
+    # (B, H, T, D), as attention hands them back
+    heads = [grad.view(1, -1, widths.n_heads, widths.head_dim).transpose(1, 2) for grad in grads]
+    packed, column_sums = pack_heads(*heads)
+    exact = torch.cat([_exact(grad) for grad in grads], 1)
+    yield "gradient", packed[0], exact
+    yield "gradient of the bias", column_sums, exact.sum(0)
+
+
 def _cross_entropy_results(make: _Values, widths: _Widths) -> _Results:
     vocab_size = widths.vocab_size
     logits = make(vocab_size, scale=3.0)
@@ -267,7 +283,8 @@ def _embedding_results(make: _Values, widths: _Widths) -> _Results:
     weight[ids] = rows
     positions = make(widths.h_dim)
     leaves = [tensor.requires_grad_() for tensor in (weight, positions)]
-    result = embed(ids[place].to(make.device), *leaves, 1.5, kernels="triton")
+    tokens = ids[place].to(make.device)
+    result = embed(tokens, weight, positions, 1.5, kernels="triton")
     exact_leaves = [_exact(tensor) for tensor in (rows, positions)]
     exact = F.embedding(place, exact_leaves[0]) * 1.5 + exact_leaves[1]
     yield "result", result, exact
@@ -283,6 +300,7 @@ def _embedding_results(make: _Values, widths: _Widths) -> _Results:
 _TRIALS: dict[str, Callable[[_Values, _Widths], _Results]] = {
     "LayerNorm": _layer_norm_results,
     "GELU": _gelu_results,
+    "QKV": _heads_results,
     "cross-entropy": _cross_entropy_results,
     "embedding": _embedding_results,
 }

@@ -89,9 +89,8 @@ def share_rows(
 
     warps: how many of them work on one row. resident: how many a multiprocessor holds.
     """
-    programs = min(
-        -(-rows // ROWS_PER_PROGRAM), _multiprocessors(device) * max(1, resident // warps)
-    )
+    at_once = _multiprocessors(device) * resident
+    programs = min(-(-rows // ROWS_PER_PROGRAM), max(1, at_once // warps))
     per_program = -(-rows // max(1, programs))
     return -(-rows // max(1, per_program)), per_program
 
