@@ -12,7 +12,9 @@ step      training steps (forward, backward, fused Adam; no DeepSpeed) of a pres
           installed; for a preset whose heads do not fill h_dim, both with heads that do); of ours
           under torch.compile; and, on a CPU in bf16, of ours in fp32
 kernels   each operation of the hot loop, beside eager and compiled torch, against the roofline
-eval      the evaluator, beside a loop that feeds one window at a time through the full output layer
+eval      the evaluator, beside what its matrix products cost at the device's matmul rate (its bar:
+          90% of that), and beside a loop that feeds one window at a time through the full output
+          layer
 
 --paper   nothing of these, and no device: a model of a training step on an RTX 3090, an A100 and an
           H100, from its kernels and bytes as they are counted, and rates that are assumed

@@ -15,8 +15,8 @@ SMALL = ModelConfig(**load_presets()["small"], vocab_size=16384, seq_len=512)
 ROWS = 32
 # Of forward and backward of `small` with 32 x 512 tokens in bf16. Raise them only for what is worth
 # it on a GPU, and say there why.
-MOST_KERNELS = 437
-MOST_BYTES = 37.9e9
+MOST_KERNELS = 355
+MOST_BYTES = 35.3e9
 MOST_BYTES_OF_ADDITIONS = 0.67e9  # to the gradients of earlier micro-batches: 6 a parameter
 BLOCK = ModelConfig(1, 768, 3072, 12, 64, vocab_size=64, seq_len=64)
 
@@ -61,7 +61,7 @@ def test_bytes_of_the_large_operations_are_those_by_hand(small):
     backward = by_name["_scaled_dot_product_flash_attention_backward"]
     assert backward == pytest.approx(96 * unit, rel=0.01)
     assert by_name["gelu_forward"] == pytest.approx(96 * unit, rel=0.01)
-    assert by_name["gelu_backward"] == pytest.approx(144 * unit, rel=0.02)
+    assert by_name["gelu_backward"] == pytest.approx(144 * unit, rel=0.03)
     assert by_name["layer_norm_forward"] == pytest.approx(98 * unit, rel=0.01)
     assert by_name["cross_entropy"] == pytest.approx(2 * logits, rel=0.01)
 

@@ -50,7 +50,6 @@ MEMORY = "memory"
 KERNELS = {
     "_scaled_dot_product_flash_attention_backward": 3,  # sums of rows, gradients, dq to 16 bits
     "embedding_dense_backward": 13,  # a radix sort of the ids, bounds of their runs, sums
-    "sort": 11,  # places, a histogram and its sums, a pass over every byte of a key
 }
 WITHOUT_KERNEL = frozenset(
     "_unsafe_view empty empty_like empty_strided is_same_size new_empty new_empty_strided".split()
@@ -61,7 +60,7 @@ BACKWARD_PRODUCTS = 2.5
 # What a Triton kernel writes over its input, and where it reads rows of a table: as many as are in
 # another argument.
 OVERWRITTEN = {"_cross_entropy_kernel": "logits"}
-GATHERED: dict[str, tuple[str, str]] = {}
+GATHERED = {"_embed_forward_kernel": ("weight", "result")}
 
 
 class Launch(NamedTuple):
@@ -228,6 +227,8 @@ def _torch_launch(function: Any, args: Any, kwargs: Any, result: Any) -> Launch:
     if name in ("embedding", "index_select"):
         total += _bytes(result) - _bytes(args[0])  # of the table as many rows as are asked for
     kernels = KERNELS.get(name, 1)
+    if name == "sort":  # places, a histogram and its sums, a pass over every byte of a key
+        kernels = 3 + args[0].element_size()
     if name in ("mm", "addmm"):
         a, b = args[-2:] if name == "addmm" else args[:2]
         size = (a.shape[0], b.shape[1], a.shape[1])
