@@ -125,7 +125,9 @@ def capture(
     try:
         passes = GraphedPasses(ds, parameters, shape, world.device)
     except RuntimeError as error:
-        reason = in_brief(_first(error))
+        # the end of a capture that has failed raises an error of its own
+        first = error.__context__
+        reason = in_brief(first if isinstance(first, RuntimeError) else error)
     for rank, hindrance in enumerate(world.gather(reason)):
         if hindrance is not None:
             return None, (
@@ -135,15 +137,8 @@ def capture(
     return passes, None
 
 
-def _first(error: BaseException) -> BaseException:
-    """What went wrong first: the end of a capture that has failed raises an error of its own."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
-
-
 def _close(pool: tuple[int, int]) -> None:
-    """Have the allocator leave a pool that a failed capture may not have left, until when it gives
-    no memory back."""
-    with suppress(RuntimeError):
+    """Have the allocator leave the pool of a failed capture. Where torch has not done so, it gives
+    no memory back any more."""
+    with suppress(RuntimeError):  # of a pool that it has left
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)

@@ -95,7 +95,7 @@ def _positions_backward_kernel(
     """Each program sums the gradients at one position over the `count` sequences of the batch."""
     position = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    sums = tl.zeros((ROWS, BLOCK), WIDE)
+    sums = tl.full((ROWS, BLOCK), 0, WIDE)
     for first in range(0, count, ROWS):
         sequence = first + tl.arange(0, ROWS)[:, None]
         row = (sequence * length + position).to(tl.int64)
@@ -135,7 +135,7 @@ def _runs_kernel(
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     if tl.program_id(1) == 0:
         ids = tl.program_id(0) * IDS + tl.arange(0, IDS)
-        low = tl.zeros((IDS,), tl.int32)
+        low = tl.full((IDS,), 0, tl.int32)
         high = low + rows
         for _ in range(halvings):
             middle = (low + high) // 2
@@ -149,7 +149,7 @@ def _runs_kernel(
     first_key = tl.load(keys + start, mask=whole, other=0)
     last_key = tl.load(keys + start + CHUNK - 1, mask=whole, other=0)
     if whole & (first_key == last_key):
-        sums = tl.zeros((ROWS, BLOCK), chunk_sums.dtype.element_ty)
+        sums = tl.full((ROWS, BLOCK), 0, chunk_sums.dtype.element_ty)
         for offset in range(0, CHUNK, ROWS):
             row = tl.load(order + start + offset + tl.arange(0, ROWS))[:, None]
             places = grad + row * grad_stride + column
@@ -176,28 +176,32 @@ def _weight_backward_kernel(
     """One program an id, and BLOCK columns: adds the sums of the chunks that lie wholly in its run,
     and the rows before and behind them, and writes the id's row."""
     id = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     first = tl.load(first_of_id + id)
     end = tl.load(first_of_id + id + 1)
-    first_chunk = (first + CHUNK - 1) // CHUNK
-    end_chunk = end // CHUNK
-    head_end = min(first_chunk * CHUNK, end)
-    skipped = max(end_chunk * CHUNK, head_end) - head_end
-    sums = tl.zeros((ROWS, BLOCK), chunk_sums.dtype.element_ty)
-    for start in range(first, end - skipped, ROWS):
-        place = start + tl.arange(0, ROWS)
-        present = place < end - skipped
-        place = tl.where(place < head_end, place, place + skipped)
-        row = tl.load(order + place, mask=present, other=0)[:, None]
-        places = grad + row * grad_stride + column
-        value = tl.load(places, mask=present[:, None] & (column < width), other=0.0)
-        sums += value.to(chunk_sums.dtype.element_ty)
-    for start in range(first_chunk, end_chunk, ROWS):
-        chunk = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
-        inside = (chunk < end_chunk) & (column < width)
-        sums += tl.load(chunk_sums + chunk * width + column, mask=inside, other=0.0)
-    total = (tl.sum(sums, 0)[None, :] * scale).to(grad_weight.dtype.element_ty)
-    tl.store(grad_weight + id * width + column, total, mask=column < width)
+    total = tl.full((BLOCK,), 0, chunk_sums.dtype.element_ty)
+    if first < end:
+        columns = column[None, :]
+        first_chunk = (first + CHUNK - 1) // CHUNK
+        end_chunk = end // CHUNK
+        head_end = min(first_chunk * CHUNK, end)
+        skipped = max(end_chunk * CHUNK, head_end) - head_end
+        sums = tl.full((ROWS, BLOCK), 0, chunk_sums.dtype.element_ty)
+        for start in range(first, end - skipped, ROWS):
+            place = start + tl.arange(0, ROWS)
+            present = place < end - skipped
+            place = tl.where(place < head_end, place, place + skipped)
+            row = tl.load(order + place, mask=present, other=0)[:, None]
+            inside = present[:, None] & (columns < width)
+            value = tl.load(grad + row * grad_stride + columns, mask=inside, other=0.0)
+            sums += value.to(chunk_sums.dtype.element_ty)
+        for start in range(first_chunk, end_chunk, ROWS):
+            chunk = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
+            inside = (chunk < end_chunk) & (columns < width)
+            sums += tl.load(chunk_sums + chunk * width + columns, mask=inside, other=0.0)
+        total = tl.sum(sums, 0) * scale
+    places = grad_weight + id * width + column
+    tl.store(places, total.to(grad_weight.dtype.element_ty), mask=column < width)
 
 
 def block_size(width: int) -> int:

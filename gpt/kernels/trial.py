@@ -283,7 +283,8 @@ def _embedding_results(make: _Values, widths: _Widths) -> _Results:
     weight[ids] = rows
     positions = make(widths.h_dim)
     leaves = [tensor.requires_grad_() for tensor in (weight, positions)]
-    result = embed(ids[place].to(make.device), *leaves, 1.5, kernels="triton")
+    tokens = ids[place].to(make.device)
+    result = embed(tokens, weight, positions, 1.5, kernels="triton")
     exact_leaves = [_exact(tensor) for tensor in (rows, positions)]
     exact = F.embedding(place, exact_leaves[0]) * 1.5 + exact_leaves[1]
     yield "result", result, exact

@@ -13,7 +13,7 @@ import pytest
 import torch
 from fake_cuda import Stream
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 # operations that wait for the device, or whose results have a shape that depends on data
 NOT_CAPTURED = frozenset(
@@ -50,6 +50,11 @@ class Capture(TorchDispatchMode):
         self.fresh = {}  # {storage: a tensor in it} of what the capture made
         self.before = {}  # {storage: (it, its content)} of what it wrote upon
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """torch would load its compiler to keep it off: seconds in every process."""
+        return False
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function._schema.name.split("::")[1] in NOT_CAPTURED:
@@ -62,7 +67,8 @@ class Capture(TorchDispatchMode):
         for result in filter(is_tensor, tree_leaves(results)):
             if key(result) not in known:
                 self.fresh[key(result)] = result
-        self.graph.tape.append((function, args, kwargs, results))
+        # the memory that they lie in now, wherever the tensors themselves lie at a replay
+        self.graph.tape.append((function, *map(addresses, (args, kwargs, results))))
         return results
 
     def _keep(self, tensors):
@@ -71,18 +77,20 @@ class Capture(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 self.before[key(tensor)] = storage, storage.clone()
 
-    def __exit__(self, *error):
-        super().__exit__(*error)
+    def __exit__(self, kind, *error):
+        super().__exit__(kind, *error)
         for storage, content in self.before.values():
             storage.copy_(content)
         for tensor in self.fresh.values():
             if tensor.is_floating_point():
-                torch.as_strided(
-                    tensor.detach(),
-                    (tensor.untyped_storage().nbytes() // tensor.itemsize,),
-                    (1,),
-                    0,
-                ).fill_(float("nan"))
+                size = tensor.untyped_storage().nbytes() // tensor.itemsize
+                torch.as_strided(tensor.detach(), (size,), (1,), 0).fill_(float("nan"))
+        if kind is not None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error")
+
+
+def addresses(values):
+    return tree_map_only(torch.Tensor, torch.Tensor.detach, values)
 
 
 def is_tensor(value):
