@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.kernels.linear import linear
+from gpt.kernels.partial_sums import finish
 from gpt.kernels.triton_shared import (
     as_rows,
     jit,
@@ -29,17 +30,20 @@ from gpt.kernels.triton_shared import (
 COLUMNS = 1024
 # rows of a forward program: four independent loads a thread
 FORWARD_ROWS = 4
+# warps of the backward kernel that a multiprocessor holds at once, of up to 80 registers a thread
+RESIDENT_WARPS = 24
 
 
 @jit()
-def _sigmoid_2u(z):
-    """(s, 1 - s) for z in [-16, 16], where neither exp nor z^3 overflows. At |z| = 16 s is 0 or 1
-    to 1e-137."""
-    double_u = 1.5957691216057308 * (z + 0.044715 * z * z * z)
-    tail = tl.exp(-tl.abs(double_u))
-    large = 1.0 / (1.0 + tail)
-    small = tail * large
-    return tl.where(double_u >= 0, large, small), tl.where(double_u >= 0, small, large)
+def _exp_and_sigmoid(z):
+    """(exp(-2u), s), with the logarithm of 2 in the constants. Where exp overflows s is 0.
+
+    1 / (1 + e) as the square of a reciprocal root: one instruction and a product, where a division
+    takes five to keep its divisor in range.
+    """
+    e = tl.exp2(z * (-2.302208198144325 - 0.1029432395800235 * (z * z)))
+    root = tl.rsqrt(1.0 + e)
+    return e, root * root
 
 
 @jit(do_not_specialize=["rows"])
@@ -60,7 +64,7 @@ def _gelu_forward_kernel(
     inside = (row < rows) & (column < width)
     z = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(WIDE)
     z += tl.load(bias + column, mask=column < width, other=0.0).to(WIDE)
-    s, _ = _sigmoid_2u(tl.minimum(tl.maximum(z, -16.0), 16.0))
+    _, s = _exp_and_sigmoid(z)
     tl.store(result + row * width + column, (z * s).to(result.dtype.element_ty), mask=inside)
 
 
@@ -81,7 +85,8 @@ def _gelu_backward_kernel(
     """Each program walks over its rows, BLOCK columns of them, and leaves its sums of d x in
     partial (programs, width).
 
-    d gelu / d z = s + z s (1 - s) d(2u)/dz.
+    d gelu / d z = s + z s (1 - s) d(2u)/dz, where 1 - s = s exp(-2u). Beyond |z| = 10 it is 0 or 1
+    to 1e-35, and at -10 exp(-2u) is still finite.
     """
     program = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -89,16 +94,16 @@ def _gelu_backward_kernel(
     shift = tl.load(bias + column, mask=inside, other=0.0).to(partial.dtype.element_ty)
     bias_sum = tl.zeros((BLOCK,), partial.dtype.element_ty)
     first = program * rows_per_program
-    for index in range(first, min(first + rows_per_program, rows)):
+    for index in tl.range(first, min(first + rows_per_program, rows), num_stages=2):
         row = tl.cast(index, tl.int64)
         value = tl.load(x + row * x_stride + column, mask=inside, other=0.0)
         z = value.to(partial.dtype.element_ty) + shift
         upstream = tl.load(grad + row * grad_stride + column, mask=inside, other=0.0)
         upstream = upstream.to(partial.dtype.element_ty)
-        z = tl.minimum(tl.maximum(z, -16.0), 16.0)
-        s, one_minus_s = _sigmoid_2u(z)
-        slope = 1.5957691216057308 * (1.0 + 0.134145 * z * z)
-        result = upstream * (s + z * s * one_minus_s * slope)
+        z = tl.minimum(tl.maximum(z, -10.0), 10.0)
+        e, s = _exp_and_sigmoid(z)
+        slope = 1.5957691216057308 + 0.21406444881780076 * (z * z)
+        result = upstream * (s + z * slope * (s * (s * e)))
         bias_sum += result
         tl.store(grad_x + row * width + column, result.to(grad_x.dtype.element_ty), mask=inside)
     tl.store(partial + program * width + column, bias_sum, mask=inside)
@@ -106,6 +111,12 @@ def _gelu_backward_kernel(
 
 def block_size(width: int) -> int:
     return min(COLUMNS, next_power_of_2(width))
+
+
+def backward_warps(block: int) -> int:
+    """Twice the columns a thread that `num_warps` gives: what a row costs beside its numbers, the
+    loop and the prefetch, is spread over 16 of them."""
+    return max(1, num_warps(block) // 2)
 
 
 def launch_forward(x: Tensor, bias: Tensor, result: Tensor) -> None:
@@ -155,7 +166,7 @@ def launch_backward(
             rows_per_program,
             width,
             BLOCK=block,
-            num_warps=num_warps(block),
+            num_warps=backward_warps(block),
         )
 
 
@@ -178,11 +189,11 @@ def _bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, 
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, width = as_rows(x).shape
     block = block_size(width)
-    warps = num_warps(block) * -(-width // block)
-    programs, per_program = share_rows(rows, warps, x.device)
+    warps = backward_warps(block) * -(-width // block)
+    programs, per_program = share_rows(rows, warps, x.device, RESIDENT_WARPS)
     partial = torch.empty((programs, width), dtype=statistics_dtype(x), device=x.device)
     launch_backward(as_rows(grad), as_rows(x), bias, grad_x, partial, per_program)
-    return grad_x, partial.sum(0).to(bias.dtype)
+    return grad_x, finish(partial[None], bias.dtype)[0]
 
 
 @_bias_gelu_backward.register_fake

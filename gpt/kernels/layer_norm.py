@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt.errors import UserError
+from gpt.kernels.partial_sums import finish
 from gpt.kernels.triton_shared import (
     as_rows,
     jit,
     next_power_of_2,
     num_warps,
     on_device_of,
-    resident_warps,
     share_rows,
     statistics_dtype,
     tl,
@@ -27,6 +27,11 @@ from gpt.kernels.triton_shared import (
 
 # a program holds a whole row in registers
 MAXIMUM_WIDTH = 8192
+# Of a row, up to which the backward kernel prefetches: twice as many, of three tensors, would take
+# half of a multiprocessor's shared memory.
+PREFETCHED_BYTES = 8192
+# Of the backward kernel on a multiprocessor: of its 65,536 registers each thread has up to 80.
+RESIDENT_WARPS = 24
 
 
 # How a row of statistics is aligned depends on the number of rows, and is to cost no compilation of
@@ -34,6 +39,7 @@ MAXIMUM_WIDTH = 8192
 @jit(do_not_specialize_on_alignment=["mean", "rstd"])
 def _layer_norm_forward_kernel(
     x,
+    x_bias,
     residual,
     weight,
     bias,
@@ -47,11 +53,14 @@ def _layer_norm_forward_kernel(
     eps,
     BLOCK: tl.constexpr,
 ):
-    """One program a row. residual and total are both None where there is nothing to add."""
+    """One program a row. residual and total are both None where there is nothing to add; x_bias is
+    None where x has no bias to come."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     value = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(mean.dtype.element_ty)
+    if x_bias is not None:
+        value += tl.load(x_bias + columns, mask=inside, other=0.0).to(mean.dtype.element_ty)
     if residual is not None:
         stream = tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0)
         value += stream.to(mean.dtype.element_ty)
@@ -87,10 +96,13 @@ def _layer_norm_backward_kernel(
     rows,
     rows_per_program,
     width,
+    SUMS: tl.constexpr,
+    STAGES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Each program walks over its rows and leaves its sums of d weight and d bias in partial (2,
-    programs, width).
+    """Each program walks over its rows and leaves its sums of d weight and d bias, and with SUMS 3
+    of d total, in partial (SUMS, programs, width). The next row is loaded, asynchronously into
+    shared memory, while this one is computed.
 
     With n = (total - mean) * rstd and g = d normed * weight: d total = rstd * (g - avg(g) - n *
     avg(g * n)) + the gradient that comes to total from elsewhere (grad_total; None for none).
@@ -101,27 +113,37 @@ def _layer_norm_backward_kernel(
     gain = tl.load(weight + columns, mask=inside, other=0.0).to(mean.dtype.element_ty)
     weight_sum = tl.zeros((BLOCK,), mean.dtype.element_ty)
     bias_sum = tl.zeros((BLOCK,), mean.dtype.element_ty)
+    if SUMS == 3:
+        total_sum = tl.zeros((BLOCK,), mean.dtype.element_ty)
+    share = 1.0 / tl.cast(width, mean.dtype.element_ty)
     first = program * rows_per_program
-    for index in range(first, min(first + rows_per_program, rows)):
+    last = min(first + rows_per_program, rows)
+    for index in tl.range(first, last, num_stages=STAGES):
         row = tl.cast(index, tl.int64)
         value = tl.load(total + row * total_stride + columns, mask=inside, other=0.0)
         value = value.to(mean.dtype.element_ty)
         upstream = tl.load(grad_normed + row * normed_stride + columns, mask=inside, other=0.0)
         upstream = upstream.to(mean.dtype.element_ty)
         scale = tl.load(rstd + row)
-        normal = tl.where(inside, (value - tl.load(mean + row)) * scale, 0.0)
+        # not 0 beyond the width, where upstream and gain are
+        normal = (value - tl.load(mean + row)) * scale
         weight_sum += upstream * normal
         bias_sum += upstream
         upstream *= gain
-        along = tl.sum(upstream * normal, 0) / width
-        result = (upstream - tl.sum(upstream, 0) / width - normal * along) * scale
+        along = tl.sum(upstream * normal, 0) * share
+        result = (upstream - tl.sum(upstream, 0) * share - normal * along) * scale
         if grad_total is not None:
             past = tl.load(grad_total + row * total_grad_stride + columns, mask=inside, other=0.0)
             result += past.to(mean.dtype.element_ty)
+        if SUMS == 3:
+            total_sum += result
         places = grad_input + row * width + columns
         tl.store(places, result.to(grad_input.dtype.element_ty), mask=inside)
     tl.store(partial + program * width + columns, weight_sum, mask=inside)
     tl.store(partial + (tl.num_programs(0) + program) * width + columns, bias_sum, mask=inside)
+    if SUMS == 3:
+        places = partial + (2 * tl.num_programs(0) + program) * width + columns
+        tl.store(places, total_sum, mask=inside)
 
 
 def block_size(width: int) -> int:
@@ -133,8 +155,15 @@ def block_size(width: int) -> int:
     return next_power_of_2(width)
 
 
+def _stages(block: int, *loaded: Tensor) -> int:
+    """Of a loop over rows of these tensors: 2 loads the next row while this one is computed."""
+    row_bytes = block * max(tensor.element_size() for tensor in loaded)
+    return 2 if row_bytes <= PREFETCHED_BYTES else 1
+
+
 def launch_forward(
     x: Tensor,
+    x_bias: Tensor | None,
     residual: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -143,13 +172,14 @@ def launch_forward(
     stats: Tensor,
     eps: float,
 ) -> None:
-    """x, residual: (rows, width), rows strided. Written: normed and total (rows, width), stats (2,
-    rows): mean, rstd."""
+    """x, residual: (rows, width), rows strided; x_bias: (width,), contiguous. Written: normed and
+    total (rows, width), stats (2, rows): mean, rstd."""
     rows, width = x.shape
     block = block_size(width)
     with on_device_of(x):
         _layer_norm_forward_kernel[(rows,)](
             x,
+            x_bias,
             residual,
             weight,
             bias,
@@ -175,12 +205,14 @@ def launch_backward(
     partial: Tensor,
     rows_per_program: int,
 ) -> None:
-    """Matrices (rows, width), rows strided; grad_input and partial (2, programs, width) are
-    contiguous and written."""
+    """Matrices (rows, width), rows strided; grad_input and partial (2 or 3, programs, width) are
+    contiguous and written. partial: sums of d weight, d bias and, as a third, of grad_input before
+    it is rounded."""
     rows, width = total.shape
     block = block_size(width)
+    sums, programs, _ = partial.shape
     with on_device_of(total):
-        _layer_norm_backward_kernel[(partial.shape[1],)](
+        _layer_norm_backward_kernel[(programs,)](
             grad_normed,
             grad_total,
             total,
@@ -194,13 +226,20 @@ def launch_backward(
             rows,
             rows_per_program,
             width,
+            SUMS=sums,
+            STAGES=_stages(block, grad_normed, total),
             BLOCK=block,
             num_warps=num_warps(block),
         )
 
 
 def _empty_results(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor,
+    x_bias: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     normed = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
     if residual is None:
@@ -213,17 +252,28 @@ def _empty_results(
 
 @torch.library.custom_op("gpt::layer_norm", mutates_args=())
 def _layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor,
+    x_bias: Tensor | None,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(normed, total, stats); total is empty where there is no residual."""
     assert weight.shape == bias.shape == x.shape[-1:]
     assert weight.is_contiguous() and bias.is_contiguous()
     assert residual is None or residual.shape == x.shape
-    normed, total, stats = _empty_results(x, residual, weight, bias, eps)
+    normed, total, stats = _empty_results(x, x_bias, residual, weight, bias, eps)
     if residual is None:
-        launch_forward(as_rows(x), None, weight, bias, normed, None, stats, eps)
-    else:
-        launch_forward(as_rows(x), as_rows(residual), weight, bias, normed, total, stats, eps)
+        assert x_bias is None
+        launch_forward(as_rows(x), None, None, weight, bias, normed, None, stats, eps)
+        return normed, total, stats
+    if x_bias is not None:
+        # whose gradient is summed and cast together with the weight's
+        assert x_bias.shape == weight.shape and x_bias.dtype == weight.dtype
+        x_bias = x_bias.contiguous()
+    rows = as_rows(x), x_bias, as_rows(residual)
+    launch_forward(*rows, weight, bias, normed, total, stats, eps)
     return normed, total, stats
 
 
@@ -232,14 +282,19 @@ _layer_norm.register_fake(_empty_results)
 
 @torch.library.custom_op("gpt::layer_norm_backward", mutates_args=())
 def _layer_norm_backward(
-    grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, stats: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of total, weight and bias."""
+    grad_normed: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    stats: Tensor,
+    sums: int,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of total; (sums, width): gradients of weight, bias and, with 3 sums, x_bias."""
     grad_input = torch.empty(total.shape, dtype=total.dtype, device=total.device)
     rows, width = as_rows(total).shape
     block = block_size(width)
-    programs, per_program = share_rows(rows, num_warps(block), total.device, resident_warps(block))
-    partial = torch.empty((2, programs, width), dtype=stats.dtype, device=total.device)
+    programs, per_program = share_rows(rows, num_warps(block), total.device, RESIDENT_WARPS)
+    partial = torch.empty((sums, programs, width), dtype=stats.dtype, device=total.device)
     launch_backward(
         as_rows(grad_normed),
         None if grad_total is None else as_rows(grad_total),
@@ -250,20 +305,24 @@ def _layer_norm_backward(
         partial,
         per_program,
     )
-    grad_weight, grad_bias = (sums.sum(0).to(weight.dtype) for sums in partial)
-    return grad_input, grad_weight, grad_bias
+    return grad_input, finish(partial, weight.dtype)
 
 
 @_layer_norm_backward.register_fake
 def _(
-    grad_normed: Tensor, grad_total: Tensor | None, total: Tensor, weight: Tensor, stats: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_normed: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    weight: Tensor,
+    stats: Tensor,
+    sums: int,
+) -> tuple[Tensor, Tensor]:
     grad_input = torch.empty(total.shape, dtype=total.dtype, device=total.device)
-    return grad_input, torch.empty_like(weight), torch.empty_like(weight)
+    return grad_input, weight.new_empty((sums, weight.shape[0]))
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    x, residual, weight, _, _ = inputs
+    x, _, residual, weight, _, _ = inputs
     _, total, stats = output
     ctx.set_materialize_grads(False)
     if residual is None:
@@ -279,18 +338,24 @@ def _backward(
     ctx: Any, grad_normed: Tensor | None, grad_total: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     total, weight, stats = ctx.saved_tensors
-    grad_weight = grad_bias = None
+    needs_x, needs_x_bias, needs_residual, *_ = ctx.needs_input_grad
+    grad_weight = grad_bias = grad_x_bias = None
     if grad_normed is not None:
-        grad_total, grad_weight, grad_bias = _layer_norm_backward(
-            grad_normed, grad_total, total, weight, stats
+        sums = 3 if needs_x_bias else 2
+        grad_total, grads = _layer_norm_backward(
+            grad_normed, grad_total, total, weight, stats, sums
         )
+        grad_weight, grad_bias = grads[0], grads[1]
+        if needs_x_bias:
+            grad_x_bias = grads[2]
+    elif needs_x_bias and grad_total is not None:
+        grad_x_bias = as_rows(grad_total).sum(0, dtype=stats.dtype).to(weight.dtype)
     # of the sum, hence of both
-    needs_x, needs_residual, *_ = ctx.needs_input_grad
     grad_residual = grad_total if needs_residual else None
     grad_x = grad_total if needs_x else None
     if grad_x is not None:
         grad_x = grad_x.to(ctx.x_dtype)
-    return grad_x, grad_residual, grad_weight, grad_bias, None
+    return grad_x, grad_x_bias, grad_residual, grad_weight, grad_bias, None
 
 
 _layer_norm.register_autograd(_backward, setup_context=_setup_context)
@@ -308,15 +373,16 @@ def add_layer_norm(
     """(normed, total): total = residual + x + x_bias, added in fp32 and rounded once; normed =
     LayerNorm(total).
 
-    x, residual: (…, width), any strides; weight, bias: (width,) of one dtype; x_bias: (width,) of
-    x's, or None for none. total has the residual's dtype, normed the weight's. kernels: "torch" or
-    "triton" (for widths up to 8192; its results are contiguous). Differentiable once.
+    x, residual: (…, width), any strides; weight, bias and x_bias, None for none: (width,) of one
+    dtype. total has the residual's dtype, normed the weight's. kernels: "torch", which rounds x +
+    x_bias to x's dtype first, or "triton" (for widths up to 8192; its results are contiguous).
+    Differentiable once.
     """
+    if kernels == "triton":
+        normed, total, _ = _layer_norm(x, x_bias, residual, weight, bias, eps)
+        return normed, total
     if x_bias is not None:
         x = x + x_bias
-    if kernels == "triton":
-        normed, total, _ = _layer_norm(x, residual, weight, bias, eps)
-        return normed, total
     # mixed dtypes are promoted to fp32 before the sum
     total = (residual + x).to(residual.dtype)
     return layer_norm(total, weight, bias, eps), total
@@ -328,6 +394,6 @@ def layer_norm(
     """LayerNorm of x (…, width), in the dtype of weight and bias (width,); the rest as in
     `add_layer_norm`."""
     if kernels == "triton":
-        return _layer_norm(x, None, weight, bias, eps)[0]
+        return _layer_norm(x, None, None, weight, bias, eps)[0]
     normed = F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), eps)
     return normed.to(weight.dtype)

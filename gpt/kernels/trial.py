@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gpt.errors import RunError, in_brief
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
+from gpt.kernels.embedding import CHUNK, embed
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import GRADIENT_SHIFT
@@ -30,6 +31,8 @@ from gpt.kernels.triton_shared import interpreted, jit, on_device_of, tl
 # The kernels that walk over rows take 16 each; interpreted, a row takes milliseconds.
 ROWS = 64
 INTERPRETED_ROWS = 4
+# the embedding's kernels walk over ids, too
+INTERPRETED_IDS = 16
 # How far off a result may be, in roundings of its dtype. In 16 bits little but the last rounding
 # shows; in fp32 the order of a sum does, and an exponential's error, which grows with its argument.
 _TOLERANCE = {torch.float32: 64, torch.float16: 4, torch.bfloat16: 4}
@@ -165,32 +168,54 @@ def _roundings_off(result: Tensor, exact: Tensor) -> float:
 
 
 def _layer_norm_results(make: _Values, widths: _Widths) -> _Results:
+    yield from _sum_and_norm_results(make, widths, has_bias=True)
+    yield from _sum_and_norm_results(make, widths, has_bias=False)
     width = widths.h_dim
-    for added in (True, False):
-        x = make(width)
-        stream = make(width)
-        grad = make(width)
-        grad_total = make(width)
-        weight = make(width, 1)
-        bias = make(width, 1)
-        leaves = [tensor.requires_grad_() for tensor in (x, weight, bias)]
-        if added:
-            normed, total = add_layer_norm(x, stream, weight, bias, kernels="triton")
-            yield "sum with the stream", total, _exact(x) + _exact(stream)
-            gradients = torch.autograd.grad((normed, total), leaves, (grad, grad_total))
-        else:
-            normed = layer_norm(x, weight, bias, kernels="triton")
-            total = x
-            gradients = torch.autograd.grad(normed, leaves, grad)
-        exact_leaves = [_exact(tensor) for tensor in (total, weight, bias)]
-        exact_total, exact_weight, exact_bias = exact_leaves
-        exact = F.layer_norm(exact_total, (width,), exact_weight, exact_bias, eps=1e-5)
-        exact_gradients = list(torch.autograd.grad(exact, exact_leaves, _exact(grad)))
-        if added:
-            exact_gradients[0] = exact_gradients[0] + _exact(grad_total)
-        yield "result", normed, exact
-        names = ("gradient", "gradient of the weight", "gradient of the bias")
-        yield from zip(names, gradients, exact_gradients)
+    x = make(width).requires_grad_()
+    weight, bias = (make(width, 1).requires_grad_() for _ in range(2))
+    normed = layer_norm(x, weight, bias, kernels="triton")
+    yield from _norm_results(x, [x, weight, bias], normed, (normed,), (make(width),))
+
+
+def _sum_and_norm_results(make: _Values, widths: _Widths, has_bias: bool) -> _Results:
+    """Of a branch added to the stream, whose own bias is still to be added or has been."""
+    width = widths.h_dim
+    x = make(width)
+    stream = make(width)
+    leaves = [tensor.requires_grad_() for tensor in (x, make(width, 1), make(width, 1))]
+    exact_total = _exact(x) + _exact(stream)
+    x_bias = None
+    if has_bias:
+        x_bias = make(width, 1).requires_grad_()
+        leaves.append(x_bias)
+        exact_total = exact_total + _exact(x_bias)
+    _, weight, bias, *_ = leaves
+    normed, total = add_layer_norm(x, stream, weight, bias, kernels="triton", x_bias=x_bias)
+    yield "sum with the stream", total, exact_total
+    gradients = (make(width), make(width))
+    yield from _norm_results(total, leaves, normed, (normed, total), gradients)
+
+
+def _norm_results(
+    total: Tensor,
+    leaves: list[Tensor],
+    normed: Tensor,
+    outputs: tuple[Tensor, ...],
+    gradients: tuple[Tensor, ...],
+) -> _Results:
+    """Of normed = LayerNorm(total). leaves: x, weight, bias and x's bias, if it has one. gradients:
+    of the outputs, normed first and total, if it is one, behind it."""
+    exact_leaves = [_exact(tensor) for tensor in (total, *leaves[1:3])]
+    exact_total, exact_weight, exact_bias = exact_leaves
+    exact = F.layer_norm(exact_total, (total.shape[1],), exact_weight, exact_bias, eps=1e-5)
+    yield "result", normed, exact
+    exact_gradients = list(torch.autograd.grad(exact, exact_leaves, _exact(gradients[0])))
+    for grad_total in gradients[1:]:
+        exact_gradients[0] = exact_gradients[0] + _exact(grad_total)
+    exact_gradients.append(exact_gradients[0].sum(0))
+    names = [f"gradient of the {name}" for name in ("weight", "bias", "branch's bias")]
+    results = torch.autograd.grad(outputs, leaves, gradients)
+    yield from zip(["gradient", *names], results, exact_gradients)
 
 
 def _gelu_results(make: _Values, widths: _Widths) -> _Results:
@@ -229,8 +254,35 @@ def _cross_entropy_results(make: _Values, widths: _Widths) -> _Results:
     yield "gradient", logits, exact_gradient * shift
 
 
+def _embedding_results(make: _Values, widths: _Widths) -> _Results:
+    """The tokens of id 0 fill a chunk; the last id of the vocabulary occurs, too."""
+    vocab_size = min(widths.vocab_size, INTERPRETED_IDS) if interpreted() else widths.vocab_size
+    sequences = 2 + CHUNK // make.rows
+    grad = torch.stack([make(widths.h_dim) for _ in range(sequences)])
+    tokens = (torch.arange(sequences * make.rows) - CHUNK).clamp(0, vocab_size - 1)
+    tokens[-1] = vocab_size - 1
+    ids, place = tokens.view(sequences, make.rows).unique(return_inverse=True)
+    rows = torch.cat([make(widths.h_dim) for _ in range(sequences)])[: len(ids)]
+    weight = torch.zeros(vocab_size, widths.h_dim, dtype=make.dtype, device=make.device)
+    weight[ids] = rows
+    positions = make(widths.h_dim)
+    leaves = [tensor.requires_grad_() for tensor in (weight, positions)]
+    result = embed(ids[place].to(make.device), *leaves, 1.5, kernels="triton")
+    exact_leaves = [_exact(tensor) for tensor in (rows, positions)]
+    exact = F.embedding(place, exact_leaves[0]) * 1.5 + exact_leaves[1]
+    yield "result", result, exact
+    grad_weight, grad_positions = torch.autograd.grad(result, leaves, grad)
+    exact_gradients = torch.autograd.grad(exact, exact_leaves, _exact(grad))
+    yield "gradient of the weight", grad_weight[ids], exact_gradients[0]
+    yield "gradient of the positions", grad_positions, exact_gradients[1]
+    occurs = torch.zeros(vocab_size, dtype=torch.bool)
+    occurs[ids] = True
+    yield "gradient of ids without a token", (grad_weight != 0).any(1), occurs
+
+
 _TRIALS: dict[str, Callable[[_Values, _Widths], _Results]] = {
     "LayerNorm": _layer_norm_results,
     "GELU": _gelu_results,
     "cross-entropy": _cross_entropy_results,
+    "embedding": _embedding_results,
 }

@@ -2,8 +2,7 @@
 
 Launch parameters are fixed functions of the width, never tuned at run time, so that the order in
 which a kernel adds up depends on the shapes and the GPU model alone. That holds for these kernels:
-torch's attention and embedding, whose backward passes may add up in any order on a GPU, promise
-less.
+torch's attention, whose backward pass may add up in any order on a GPU, promises less.
 """
 
 import functools
@@ -48,7 +47,7 @@ except Exception as error:
         return lambda function: function
 
 
-# The fewest rows for which a program writes a row of partial sums of its own. A partial sum costs 8
+# The fewest rows for which a program writes a row of partial sums of its own. Two such sums cost 8
 # bytes written and 8 read per column, a row of a 16-bit LayerNorm backward 8 in all: 16 rows keep
 # the sums at an eighth of the traffic.
 ROWS_PER_PROGRAM = 16
@@ -57,9 +56,6 @@ ROWS_PER_PROGRAM = 16
 # them are resident at once on every GPU from capability 8.0 on (65,536 registers, at least 48
 # warps), so no program waits for another's end.
 RESIDENT_WARPS = 32
-# beyond it a thread has 16 columns and up to 128 registers
-WIDE_ROW = 4096
-WARPS_OF_WIDE_ROWS = 16
 
 
 def interpreted() -> bool:
@@ -79,14 +75,10 @@ def num_warps(block: int) -> int:
 
 
 @functools.cache
-def _multiprocessors(index: int | None) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
-
-
-def resident_warps(block: int) -> int:
-    """Warps that one multiprocessor holds at once of a looping kernel whose programs have `block`
-    columns."""
-    return RESIDENT_WARPS if block <= WIDE_ROW else WARPS_OF_WIDE_ROWS
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1024
+    return torch.cuda.get_device_properties(device.index).multi_processor_count
 
 
 def share_rows(
@@ -97,15 +89,16 @@ def share_rows(
 
     warps: how many of them work on one row. resident: how many a multiprocessor holds.
     """
-    multiprocessors = _multiprocessors(device.index) if device.type == "cuda" else 1024
-    programs = min(-(-rows // ROWS_PER_PROGRAM), multiprocessors * max(1, resident // warps))
+    programs = min(
+        -(-rows // ROWS_PER_PROGRAM), _multiprocessors(device) * max(1, resident // warps)
+    )
     per_program = -(-rows // max(1, programs))
     return -(-rows // max(1, per_program)), per_program
 
 
 def as_rows(tensor: torch.Tensor) -> torch.Tensor:
     """(…, width) as (rows, width) with a contiguous last dimension; a view wherever one exists."""
-    rows = tensor.reshape(-1, tensor.shape[-1])
+    rows = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 

@@ -18,11 +18,12 @@ from variants import EVERY_OPTION, trainable
 
 from gpt.config.shape import ModelConfig
 from gpt.errors import UserError
-from gpt.kernels import cross_entropy, gelu, layer_norm, trial, triton_shared
+from gpt.kernels import cross_entropy, gelu, layer_norm, partial_sums, trial, triton_shared
 from gpt.kernels.choice import choose
 from gpt.kernels.cross_entropy import score_logits, softmax_gradient_
 from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm
+from gpt.kernels.partial_sums import COLUMNS, ROWS
 
 TRITON = pytest.param(
     "triton",
@@ -48,8 +49,17 @@ pytestmark = pytest.mark.usefixtures("one_thread", "short_walks")
 
 @pytest.fixture
 def short_walks(monkeypatch):
-    """Two rows to a program: five rows make three programs, the last with one row."""
+    """Two rows to a program: five rows make three programs, the last with one row; and two of the
+    three partial sums to a turn of the loop that joins them."""
     monkeypatch.setattr(triton_shared, "ROWS_PER_PROGRAM", 2)
+    monkeypatch.setattr(partial_sums, "ROWS", 2)
+    monkeypatch.setattr(partial_sums, "COLUMNS", 1024)
+
+
+@pytest.fixture
+def tiles_of_a_run(short_walks, monkeypatch):
+    monkeypatch.setattr(partial_sums, "ROWS", ROWS)
+    monkeypatch.setattr(partial_sums, "COLUMNS", COLUMNS)
 
 
 def random(*shape, seed=0, scale=1.0, offset=0.0, dtype=torch.float32):
@@ -76,20 +86,32 @@ def close(got, expected, bound):
 @pytest.mark.parametrize("rows, width", [(1, 7), (5, 100), (3, 1025)])
 def test_layer_norm_stays_in_its_buffers(rows, width, kernels):
     x, residual, grad_normed, grad_total = (strided(random(rows, width, seed=s)) for s in range(4))
-    weight = fenced(random(width, seed=5))
-    bias = fenced(random(width, seed=6))
+    weight, bias, x_bias = (fenced(random(width, seed=s)) for s in (5, 6, 7))
     outputs = Outputs()
-    for residual, grad_total in [(residual, grad_total), (None, None)]:  # noqa: B020
+    for branch_bias, stream, grad_stream, sums in [
+        (x_bias, residual, grad_total, 3),
+        (None, residual, grad_total, 2),
+        (None, None, None, 2),
+    ]:
         normed = outputs(rows, width)
         total = outputs(rows, width)
         stats = outputs(2, rows)
-        layer_norm.launch_forward(x, residual, weight, bias, normed, total, stats, 1e-5)
-        source = total if residual is not None else total.copy_(x)
+        layer_norm.launch_forward(x, branch_bias, stream, weight, bias, normed, total, stats, 1e-5)
+        source = total if stream is not None else total.copy_(x)
         programs, per_program = triton_shared.share_rows(rows, 1, x.device)
-        grads = outputs(rows, width), outputs(2, programs, width)
+        grads = outputs(rows, width), outputs(sums, programs, width)
         layer_norm.launch_backward(
-            grad_normed, grad_total, source, weight, stats, *grads, per_program
+            grad_normed, grad_stream, source, weight, stats, *grads, per_program
         )
+    outputs.check()
+
+
+@only_triton
+@pytest.mark.parametrize("quantities, programs, width", [(1, 1, 7), (3, 5, 100), (2, 300, 1025)])
+def test_partial_sums_stay_in_their_buffers(quantities, programs, width, kernels, tiles_of_a_run):
+    partial = fenced(random(quantities, programs, width))
+    outputs = Outputs()
+    partial_sums.launch(partial, outputs(quantities, width))
     outputs.check()
 
 
@@ -208,6 +230,68 @@ def test_layer_norm(rows, width, dtype, offset, kernels):
 
 
 @both
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+@pytest.mark.parametrize("dtype", UNIT)
+@pytest.mark.parametrize("rows, width", [(5, 100), (3, 768), (1, 1025)])
+def test_layer_norm_of_a_branch_whose_bias_is_still_to_come(rows, width, dtype, offset, kernels):
+    """The sum of three carries two additions' errors in fp32 and one rounding, in torch two;
+    everything else is computed from the sum as it is. The bias's gradient sums those of the rows,
+    before they are rounded or, in torch, after."""
+    x, residual = (
+        strided(random(rows, width, seed=s, offset=offset / 2, dtype=dtype)) for s in (1, 2)
+    )
+    grad_normed, grad_total = (strided(random(rows, width, seed=s, dtype=dtype)) for s in (3, 4))
+    weight, bias, x_bias = (
+        fenced(random(width, seed=s, offset=1.0, dtype=dtype)) for s in (5, 6, 7)
+    )
+    leaves = [tensor.requires_grad_() for tensor in (x, residual, weight, bias, x_bias)]
+    normed, total = add_layer_norm(*leaves[:4], kernels=kernels, x_bias=x_bias)
+    sizes = np.abs(double(x)) + np.abs(double(x_bias)) + np.abs(double(residual))
+    roundings = 2 * 2.0**-24
+    if kernels == "torch":
+        roundings += UNIT[dtype]
+    close(total, double(x) + double(x_bias) + double(residual), roundings * sizes)
+    bounds = layer_norm_bounds(*map(double, (total, weight, grad_normed)), kernels)
+    expected = numpy_layer_norm(*map(double, (total, weight, bias, grad_normed, grad_total)))
+    close(normed, expected[0], bounds[0])
+    if kernels == "torch" and dtype == torch.float16:
+        return  # whose backward keeps the mean in fp16 on a CPU
+    grad_x, *grads, grad_x_bias = torch.autograd.grad(
+        (normed, total), leaves, (grad_normed, grad_total)
+    )
+    assert torch.equal(grad_x, grads[0]) and grad_x_bias.dtype == dtype
+    for gradient, exact, bound in zip(grads, expected[1:], bounds[1:]):
+        close(gradient, exact, bound)
+    each = bounds[1] + 2.0**-24 * rows * np.abs(expected[1])
+    close(grad_x_bias, expected[1].sum(0), each.sum(0))
+
+
+@only_triton
+def test_a_bias_whose_gradient_only_comes_from_the_stream(kernels):
+    leaves = [random(3, 7, seed=s).requires_grad_() for s in (1, 2)] + [
+        random(7, seed=s).requires_grad_() for s in (3, 4, 5)
+    ]
+    *others, x_bias = leaves
+    _, total = add_layer_norm(*others, kernels=kernels, x_bias=x_bias)
+    weights = random(3, 7, seed=6)
+    (grad_x_bias,) = torch.autograd.grad((total * weights).sum(), x_bias)
+    torch.testing.assert_close(grad_x_bias, weights.sum(0))
+
+
+@only_triton
+@pytest.mark.parametrize("dtype", UNIT)
+@pytest.mark.parametrize(
+    "quantities, programs, width", [(1, 0, 5), (1, 1, 7), (3, 300, 100), (2, 513, 64)]
+)
+def test_partial_sums(quantities, programs, width, dtype, kernels, tiles_of_a_run):
+    partial = random(quantities, programs, width, dtype=torch.promote_types(dtype, torch.float32))
+    result = partial_sums.finish(partial, dtype)
+    assert result.dtype == dtype
+    unit = torch.finfo(partial.dtype).eps * (np.log2(programs + 1) + 2)
+    close(result, double(partial).sum(1), unit * np.abs(double(partial)).sum(1))
+
+
+@both
 def test_residual_stream_wider_than_the_weights(kernels):
     # whose rows have no common stride
     x = random(3, 2, 64, dtype=torch.float16).transpose(0, 1).requires_grad_()
@@ -304,7 +388,8 @@ def test_gelu_of_extreme_numbers(dtype, large, kernels):
     result = bias_gelu(x, torch.zeros(4, dtype=dtype), kernels)
     result.sum().backward()
     assert torch.equal(result, torch.tensor([[large, 0, 0, large]], dtype=dtype))
-    assert x.grad.tolist() == [[1, 0, 0.5, 1]]
+    # 1e-35: the slope at -10, beyond which it stays
+    np.testing.assert_allclose(x.grad, [[1, 0, 0.5, 1]], rtol=2.0**-22, atol=1e-35)
 
 
 # ---- Cross-entropy
@@ -418,6 +503,10 @@ def test_gradients_agree_with_finite_differences(kernels):
     inputs = leaves64((3, 5), (3, 5), (5,), (5,))
     assert torch.autograd.gradcheck(lambda *args: add_layer_norm(*args, kernels=kernels), inputs)
     assert torch.autograd.gradcheck(
+        lambda x_bias, *args: add_layer_norm(*args, kernels=kernels, x_bias=x_bias),
+        leaves64((3,), (3, 3), (3, 3), (3,), (3,)),
+    )
+    assert torch.autograd.gradcheck(
         lambda *args: layer_norm.layer_norm(*args, kernels=kernels), inputs[1:]
     )
     assert torch.autograd.gradcheck(lambda *args: bias_gelu(*args, kernels=kernels), inputs[1:3])
@@ -426,13 +515,16 @@ def test_gradients_agree_with_finite_differences(kernels):
 @only_triton
 def test_operations_are_registered_soundly(kernels):
     x, residual, weight, bias = leaves64((2, 3, 5), (2, 3, 5), (5,), (5,))
-    stats = torch.ones(2, 6)
+    stats = torch.ones(2, 6, dtype=torch.float64)
+    detached = [tensor.detach() for tensor in (x, residual, x, weight)]
     logits = random(2, 9)
     targets = torch.tensor([3, -100])
     for name, *args in [
-        ("layer_norm", x, residual, weight, bias, 1e-5),
-        ("layer_norm", x, None, weight, bias, 1e-5),
-        ("layer_norm_backward", *(t.detach() for t in (x, residual, x, weight)), stats.double()),
+        ("layer_norm", x, bias, residual, weight, bias, 1e-5),
+        ("layer_norm", x, None, residual, weight, bias, 1e-5),
+        ("layer_norm", x, None, None, weight, bias, 1e-5),
+        ("layer_norm_backward", *detached, stats, 2),
+        ("layer_norm_backward", *detached, stats, 3),
         ("bias_gelu", x, bias),
         ("bias_gelu_backward", *(t.detach() for t in (x, residual, bias))),
         ("softmax_gradient_", logits, targets, 1.0, True),
@@ -462,12 +554,13 @@ def test_right_kernels_pass_the_trial(widths, dtype):
 
 # launcher, place of the result that is spoilt among its arguments, what the trial says
 WRONG = [
-    (layer_norm, "launch_forward", 4, "LayerNorm kernels give a wrong result"),
-    (layer_norm, "launch_forward", 5, "LayerNorm kernels give a wrong sum with the stream"),
+    (layer_norm, "launch_forward", 5, "LayerNorm kernels give a wrong result"),
+    (layer_norm, "launch_forward", 6, "LayerNorm kernels give a wrong sum with the stream"),
     # mean and rstd
-    (layer_norm, "launch_forward", 6, "LayerNorm kernels give a wrong gradient"),
+    (layer_norm, "launch_forward", 7, "LayerNorm kernels give a wrong gradient"),
     (layer_norm, "launch_backward", 5, "LayerNorm kernels give a wrong gradient"),
     (layer_norm, "launch_backward", 6, "LayerNorm kernels give a wrong gradient of the weight"),
+    (partial_sums, "launch", 1, "LayerNorm kernels give a wrong gradient of the weight"),
     (gelu, "launch_forward", 2, "GELU kernels give a wrong result"),
     (gelu, "launch_backward", 3, "GELU kernels give a wrong gradient"),
     (gelu, "launch_backward", 4, "GELU kernels give a wrong gradient of the bias"),
@@ -508,6 +601,31 @@ def test_wrong_kernels_are_found(module, launcher, place, words, spoil, kernels,
     monkeypatch.setattr(trial, "problem", lambda device, *rest: problem(CPU, *rest))
     choice, reason = choose("auto", torch.device("cuda", 0), MODEL, torch.float16)
     assert choice == "torch" and reason.startswith(f"Triton's {words}")
+
+
+def forgets_the_bias(launch, x, x_bias, *others):
+    launch(x, None, *others)
+
+
+def sums_too_little(launch, *args):
+    launch(*args)
+    *_, partial, _ = args
+    partial[2:, 0] = 0
+
+
+@only_triton
+@pytest.mark.parametrize(
+    "launcher, wrong, words",
+    [
+        ("launch_forward", forgets_the_bias, "a wrong sum with the stream"),
+        ("launch_backward", sums_too_little, "a wrong gradient of the branch's bias"),
+    ],
+)
+def test_wrong_only_where_a_branch_hands_on_its_bias(launcher, wrong, words, kernels, monkeypatch):
+    right = getattr(layer_norm, launcher)
+    monkeypatch.setattr(layer_norm, launcher, lambda *args: wrong(right, *args))
+    with pytest.raises(UserError, match=f"Triton's LayerNorm kernels give {words} here"):
+        choose("triton", CPU, MODEL, torch.float16)
 
 
 @only_triton
