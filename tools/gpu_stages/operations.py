@@ -4,7 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gpt.kernels.embedding import embed
 from gpt.kernels.gelu import bias_gelu
+from gpt.kernels.heads import linear_heads
 from gpt.kernels.layer_norm import add_layer_norm
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy
 from gpt.model import GPT
@@ -31,6 +33,7 @@ def single(lab):
             bench.norm_and_gelu,
             bench.head,
             bench.embedding,
+            bench.heads,
             bench.attention,
             bench.copies,
         ):
@@ -122,6 +125,14 @@ class Bench:
             add_layer_norm(x, stream, weight, bias, 1e-5, kernels), (x, stream, weight, bias)
         )
         self.take("add + LayerNorm, backward", back, moved=4 * self.unit)
+        branch_bias = self.random(c, grad=True)
+
+        def add_with_bias():
+            return add_layer_norm(x, stream, weight, bias, 1e-5, kernels, branch_bias)
+
+        self.take("add + bias + LayerNorm, forward", add_with_bias, moved=4 * self.unit)
+        back = self.backward(add_with_bias(), (x, stream, weight, bias, branch_bias))
+        self.take("add + bias + LayerNorm, backward", back, moved=4 * self.unit)
         hidden = self.random(n, m, grad=True)
         wide_bias = self.random(m, grad=True)
         self.take(
@@ -150,14 +161,31 @@ class Bench:
         )
 
     def embedding(self):
-        table = self.random(self.shape.vocab_size, self.shape.h_dim, grad=True)
-        ids = torch.randint(
-            self.shape.vocab_size, (self.rows, self.shape.seq_len), device=self.lab.device
+        s = self.shape
+        table, positions = (
+            self.random(count, s.h_dim, grad=True) for count in (s.vocab_size, s.seq_len)
         )
-        self.take("embedding, forward", lambda: F.embedding(ids, table), moved=2 * self.unit)
-        self.take(
-            "embedding, backward", self.backward(F.embedding(ids, table), (table,)), moved=self.unit
+        ids = torch.randint(s.vocab_size, (self.rows, s.seq_len), device=self.lab.device)
+
+        def work():
+            return embed(ids, table, positions, s.h_dim**0.5, self.lab.kernels)
+
+        self.take("embedding, forward", work, moved=2 * self.unit)
+        back = self.backward(work(), (table, positions))
+        self.take("embedding, backward", back, moved=self.unit + table.nbytes, kind=None)
+
+    def heads(self):
+        """The gradients of q, k and v as attention hands them back, with the product's own."""
+        s = self.shape
+        width = s.n_heads * s.head_dim
+        x = self.random(self.rows, s.seq_len, s.h_dim, grad=True)
+        weight = self.random(3 * width, s.h_dim, grad=True)
+        bias = self.random(3 * width, grad=True)
+        back = self.backward(
+            linear_heads(x, weight, bias, s.n_heads, self.lab.kernels), (x, weight, bias)
         )
+        flops = 4 * self.n * s.h_dim * 3 * width
+        self.take("heads, backward, with both products", back, flops=flops, kind=None)
 
     def attention(self):
         s = self.shape
