@@ -155,9 +155,12 @@ def block_size(width: int) -> int:
     return next_power_of_2(width)
 
 
-def _stages(block: int, *loaded: Tensor) -> int:
-    """Of a loop over rows of these tensors: 2 loads the next row while this one is computed."""
-    row_bytes = block * max(tensor.element_size() for tensor in loaded)
+def _stages(block: int, grad_normed: Tensor, grad_total: Tensor | None, total: Tensor) -> int:
+    """Of the backward kernel's loop: 2 loads the next row while this one is computed."""
+    # once a model, and with prefetch it spills registers on compute capability 10.0
+    if grad_total is None:
+        return 1
+    row_bytes = block * max(grad_normed.element_size(), total.element_size())
     return 2 if row_bytes <= PREFETCHED_BYTES else 1
 
 
@@ -227,7 +230,7 @@ def launch_backward(
             rows_per_program,
             width,
             SUMS=sums,
-            STAGES=_stages(block, grad_normed, total),
+            STAGES=_stages(block, grad_normed, grad_total, total),
             BLOCK=block,
             num_warps=num_warps(block),
         )
