@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt.config.shape import ModelConfig
 from gpt.kernels.attention import causal_attention
+from gpt.kernels.compiler import eagerly
 from gpt.kernels.embedding import embed
 from gpt.kernels.gelu import linear_gelu
 from gpt.kernels.heads import linear_heads
@@ -234,7 +235,7 @@ class Head(nn.Module):
 def eager_without_gradients(is_compiled: bool) -> AbstractContextManager:
     """Inside, what is compiled for training runs eagerly where no gradients are asked for."""
     if is_compiled and not torch.is_grad_enabled():
-        return torch.compiler.set_stance("force_eager")
+        return eagerly()
     return nullcontext()
 
 

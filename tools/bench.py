@@ -3,14 +3,21 @@
     python tools/bench.py                               everything, with shapes that suit the device
     python tools/bench.py step --preset mini --json out.json
     python tools/bench.py kernels --png roofline.png
+    python tools/bench.py --paper --preset small        how fast it should be on GPUs, by arithmetic
 
 step      training steps (forward, backward, fused Adam; no DeepSpeed) of a preset, in turn with the
-          same steps of the same model written in the most obvious way
-          (tools/benchmarks/plain_gpt.py), of transformers' GPT2 (if it is installed; for a preset
-          whose heads do not fill h_dim, both with heads that do), and of the model under
-          torch.compile
+          same steps of the same model written in the most obvious way, and as nanoGPT has it
+          (tools/benchmarks/plain_gpt.py): fused attention, all logits at once, in bf16 by autocast
+          with weights in fp32, the whole under torch.compile; of transformers' GPT2 (if it is
+          installed; for a preset whose heads do not fill h_dim, both with heads that do); of ours
+          under torch.compile; and, on a CPU in bf16, of ours in fp32
 kernels   each operation of the hot loop, beside eager and compiled torch, against the roofline
-eval      the evaluator, beside a loop that feeds one window at a time through the full output layer
+eval      the evaluator, beside what its matrix products cost at the device's matmul rate (its bar:
+          90% of that), and beside a loop that feeds one window at a time through the full output
+          layer
+
+--paper   nothing of these, and no device: a model of a training step on an RTX 3090, an A100 and an
+          H100, from its kernels and bytes as they are counted, and rates that are assumed
 
 All that is compared runs in one process in turn, and ratios are medians over single rounds, so that
 a noisy machine slows all. The device's own matmul rate and memory bandwidth are measured there and
@@ -34,20 +41,30 @@ def main():
     args = parse()
     presets = load_presets()
     check(args, presets)
-    measure(args, presets)
+    if args.paper:
+        on_paper(args, presets)
+    else:
+        measure(args, presets)
 
 
 def parse():
     parser = Parser(__doc__)
     parser.add_argument("parts", nargs="*", metavar="|".join(PARTS), help="default: all of them")
-    parser.add_argument("--preset", help="model shape (default small on a GPU, mini on a CPU)")
+    parser.add_argument(
+        "--preset", help="model shape (default small on a GPU and on paper, mini on a CPU)"
+    )
     parser.add_argument(
         "--micro_batch",
         type=int,
-        help="sequences per forward pass (default 32 on a GPU, 4 on a CPU)",
+        help="sequences per forward pass (default 32 on a GPU and on paper, 4 on a CPU)",
     )
     parser.add_argument(
         "--accumulation", type=int, default=2, help="forward passes per step (default 2)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        help="of all models (default bf16 on a GPU that has it, else fp32)",
     )
     parser.add_argument("--seq_len", type=int, default=512)
     parser.add_argument("--vocab_size", type=int, default=16384)
@@ -61,6 +78,9 @@ def parse():
         "--compile",
         action="store_true",
         help="torch.compile too on a CPU, where it compiles for minutes",
+    )
+    parser.add_argument(
+        "--paper", action="store_true", help="compute what GPUs should attain; measure nothing"
     )
     parser.add_argument("--json", metavar="FILE", help="write the results here as well")
     parser.add_argument(
@@ -77,6 +97,12 @@ def check(args, presets):
                 f"{part!r} is no part of the bench",
                 mend=f"give some of {', '.join(PARTS)}, or none for all",
             )
+    measured = (args.parts, args.png, args.compile, args.precision)
+    if args.paper and any(measured):
+        raise UserError(
+            "--paper measures nothing, and is of bf16",
+            mend="leave the parts, --png, --compile and --precision away",
+        )
     if args.preset is not None and args.preset not in presets:
         raise UserError(f"--preset {args.preset}", mend=f"choose one of {', '.join(presets)}")
     least = {"micro_batch": 1, "accumulation": 1, "seq_len": 2, "vocab_size": 1, "rounds": 1}
@@ -86,12 +112,29 @@ def check(args, presets):
             raise UserError(f"--{name} {value}", mend="give a positive number")
 
 
+def on_paper(args, presets):
+    from gpt.config.shape import ModelConfig
+    from tools.benchmarks import paper
+
+    preset = args.preset or "small"
+    shape = ModelConfig(**presets[preset], vocab_size=args.vocab_size, seq_len=args.seq_len)
+    facts = paper.report(preset, shape, args.micro_batch or 32, args.accumulation)
+    print(paper.text(facts))
+    write(args, facts)
+
+
+def write(args, result):
+    if args.json:
+        result = {"command": ["tools/bench.py", *sys.argv[1:]], **result}
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
 def measure(args, presets):
     from gpt.config.shape import ModelConfig
     from tools.benchmarks import evaluator, kernels, step
     from tools.benchmarks.device import Device, Work
 
-    device = Device()
+    device = Device(args.precision)
     work = Work(
         micro_batch=args.micro_batch or (32 if device.on_gpu else 4),
         accumulation=args.accumulation,
@@ -106,7 +149,6 @@ def measure(args, presets):
         flush=True,
     )
     result = {
-        "command": ["tools/bench.py", *sys.argv[1:]],
         "preset": preset,
         "micro_batch": work.micro_batch,
         "seq_len": args.seq_len,
@@ -123,8 +165,7 @@ def measure(args, presets):
             kernels.draw(result, args.png)
     if "eval" in parts:
         result["eval"] = evaluator.measure(device, shape, work)
-    if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(args, result)
 
 
 if __name__ == "__main__":

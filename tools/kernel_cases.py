@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 H_DIMS = [768, 1024, 1536, 2048, 4096, 8192]
 MLP_DIMS = [3072, 4096, 6144, 8192, 16384, 32768]
+HEAD_DIM = 64
 VOCAB_SIZE = 16384
 ROWS = 64
 
@@ -30,7 +31,9 @@ def cases() -> Iterator[Case]:
     yield from norm_cases()
     yield from sum_cases()
     yield from gelu_cases()
+    yield from heads_cases()
     yield from entropy_cases()
+    yield from embedding_cases()
 
 
 def norm_cases() -> Iterator[Case]:
@@ -102,6 +105,20 @@ def gelu_cases() -> Iterator[Case]:
             yield Case(f"bias_gelu {direction}", width, gelu, kernel, partial(launch, width))
 
 
+def heads_cases() -> Iterator[Case]:
+    import torch
+
+    from gpt.kernels import heads
+
+    def backward(width, dtype):
+        grad = torch.empty(ROWS, width // HEAD_DIM, HEAD_DIM, dtype=dtype)
+        packed = torch.empty(ROWS, 3 * width, dtype=dtype)
+        heads.launch(grad, grad, grad, packed, torch.empty(4, 3 * width), 16)
+
+    for width in H_DIMS:
+        yield Case("heads backward", width, heads, "_pack_kernel", partial(backward, width))
+
+
 def entropy_cases() -> Iterator[Case]:
     import torch
 
@@ -118,3 +135,48 @@ def entropy_cases() -> Iterator[Case]:
         launch_for_result = partial(launch, want_rank, want_gradient)
         kernel = "_cross_entropy_kernel"
         yield Case(f"cross_entropy {name}", VOCAB_SIZE, cross_entropy, kernel, launch_for_result)
+
+
+def embedding_cases() -> Iterator[Case]:
+    import torch
+
+    from gpt.kernels import embedding
+
+    vocab_size = 1024
+
+    def forward(width, dtype):
+        weight = torch.empty(vocab_size, width, dtype=dtype)
+        tokens = torch.empty(2, ROWS // 2, dtype=torch.int64)
+        keys = torch.empty(ROWS, dtype=torch.int16)
+        result = torch.empty(ROWS // 2 * 2, width, dtype=dtype)
+        embedding.launch_forward(tokens, weight, weight[: ROWS // 2], 2.5, result, keys)
+
+    def positions(width, dtype):
+        grad = torch.empty(ROWS, width, dtype=dtype)
+        embedding.launch_positions_backward(grad, grad[: ROWS // 2])
+
+    def runs_and_weight(width, dtype):
+        grad = torch.empty(ROWS, width, dtype=dtype)
+        keys = torch.empty(ROWS, dtype=torch.int16)
+        order = torch.empty(ROWS, dtype=torch.int64)
+        first_of_id = torch.empty(vocab_size + 1, dtype=torch.int32)
+        chunk_sums = torch.empty(ROWS // embedding.CHUNK, width)
+        return grad, keys, order, first_of_id, chunk_sums
+
+    def runs(width, dtype):
+        embedding.launch_runs(*runs_and_weight(width, dtype))
+
+    def weight(width, dtype):
+        grad, _, order, first_of_id, chunk_sums = runs_and_weight(width, dtype)
+        grad_weight = torch.empty(vocab_size, width, dtype=dtype)
+        embedding.launch_weight_backward(grad, order, first_of_id, chunk_sums, 2.5, grad_weight)
+
+    kernels = {
+        "embed forward": ("_embed_forward_kernel", forward),
+        "embed backward positions": ("_positions_backward_kernel", positions),
+        "embed backward runs": ("_runs_kernel", runs),
+        "embed backward weight": ("_weight_backward_kernel", weight),
+    }
+    for width in H_DIMS:
+        for name, (kernel, launch) in kernels.items():
+            yield Case(name, width, embedding, kernel, partial(launch, width))

@@ -14,7 +14,10 @@ from gpt.architecture.own_module import build_module
 from gpt.config.own_code import OwnCode
 from gpt.config.run_config import Config
 from gpt.config.shape import ModelConfig
+from gpt.kernels import compiler
 from gpt.model import GPT
+
+compiler.leave_unloaded()
 
 Model = GPT | LanguageModel
 
@@ -41,7 +44,7 @@ class Architecture:
         """The model without its parameters' memory: their values come one by one, by
         `initial_weights` or from a file. Raises UserError where the user's file cannot make it."""
         if self.code is None:
-            with torch.device("meta"):
+            with torch.device("meta"), compiler.NothingDrawn():
                 return GPT(self.shape, None, activation_checkpointing, kernels, compile)
         # compiled: plain torch inside, for no compiler fuses across operations of our own
         inside = kernels if compile == "none" else "torch"

@@ -39,6 +39,7 @@ from gpt.config.options import MODEL_OPTIONS_KEY
 from gpt.config.own_code import OwnCode
 from gpt.config.shape import ModelConfig
 from gpt.errors import UserError
+from gpt.kernels.compiler import NothingDrawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,8 @@ def _on_paper() -> Iterator[None]:
 
     nn.Module.register_parameter = register_on_paper  # type: ignore[assignment, method-assign]
     try:
-        yield
+        with NothingDrawn():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 

@@ -247,6 +247,9 @@ def _cost_of_evaluations(config: Config, times: int, count: int | None) -> str:
 
 def _host(config: Config) -> list[str]:
     """Whether a GPU would wait for its host."""
+    if config.options.cuda_graph:
+        graph = "launches a micro-batch as one CUDA graph (experimental)"
+        return [f"host           {graph}: its time is not estimated"]
     batch = config.batch
     seq_len = config.model.seq_len
     speed = config.options.tokens_per_second

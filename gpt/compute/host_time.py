@@ -20,12 +20,14 @@ GATHER_SECONDS = 100e-6  # ZeRO 3: to fetch and release a parameter tensor, both
 RANGE = 1.5
 
 # Launches of one micro-batch: of a block, and of embeddings, last LayerNorm and head (its ends).
-BLOCK = 24
-ENDS = 42
-BLOCK_FORWARD = 8  # of a block's, those of its forward pass
-# of them gpt/kernels': two LayerNorms and a GELU, both ways
-CUSTOM_BLOCK = 6
-CUSTOM_ENDS = 3
+BLOCK = 21
+ENDS = 24
+# Of a block under activation checkpointing: its forward pass again, and three sums outside of it.
+BLOCK_AGAIN = 11
+# of them gpt/kernels': two LayerNorms and a GELU, both ways, and the gradients of heads; at the
+# ends a LayerNorm both ways, cross-entropy, and the embedding, whose gradients are two
+CUSTOM_BLOCK = 7
+CUSTOM_ENDS = 6
 CUSTOM_FORWARD = 3
 # parameter tensors
 TENSORS_BLOCK = 12
@@ -55,7 +57,7 @@ def launches(model: ModelConfig, stage: int, checkpointing: bool) -> Launches:
     total = BLOCK * layers + ENDS
     custom = CUSTOM_BLOCK * layers + CUSTOM_ENDS
     if checkpointing:
-        total += BLOCK_FORWARD * layers
+        total += BLOCK_AGAIN * layers
         custom += CUSTOM_FORWARD * layers
     total += PER_TENSOR[stage] * tensors
     return Launches(total - custom, custom, tensors if stage == 3 else 0)

@@ -62,6 +62,7 @@ def memory(
     norms: bool = False,
     zero: Mapping = MappingProxyType({}),
     kernels: str = "torch",
+    graphed: bool = False,
 ) -> Memory:
     """Memory of one rank under a ZeRO stage (Rajbhandari et al., arXiv 1910.02054, with DeepSpeed's
     own buffers).
@@ -70,7 +71,8 @@ def memory(
     numbers per parameter that the optimizer keeps (Adam 2). accumulation: micro-batches per step,
     whose gradients are summed in fp32 if fp32_sums. norms: in a step that finds the norms of the
     updates. zero: the configuration's block zero_optimization. kernels: "torch", or "triton", whose
-    cross-entropy makes no fp32 copy of 16-bit logits.
+    cross-entropy makes no fp32 copy of 16-bit logits. graphed: a CUDA graph makes the passes, and
+    keeps their memory, and that of the gradients, beside all that follows.
     """
     width = bytes_of(precision)
     rank = _Rank(costs.parameters, world_size, stage, width, fp32_sums, accumulation, zero)
@@ -91,6 +93,9 @@ def memory(
     elif norms:
         update += rank.weights_before_the_update()
     micro_batch = rank.micro_batch(activations + logits) + gathered
+    most = max(micro_batch, gradients + reduction, update)
+    if graphed:
+        most = activations + logits + gradients + max(buckets + reduction, update)
     return Memory(
         weights=weights,
         gradients=gradients,
@@ -102,7 +107,7 @@ def memory(
         reduction=reduction,
         update=update,
         host=host,
-        total=weights + optimizer + max(micro_batch, gradients + reduction, update),
+        total=weights + optimizer + most,
         is_whole=known_activations is not None,
     )
 

@@ -8,10 +8,9 @@ again in the backward pass not at all. Not seen are kernels that are no operator
 
 import inspect
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gpt.compute.operators import Results, makes_tensors, product_flops
+from gpt.kernels.compiler import eagerly
 
 
 class Operations(NamedTuple):
@@ -79,10 +79,7 @@ def kept(
 def _as_on_a_gpu(device: torch.device, counter: "_Counter") -> Iterator[None]:
     """Inside, attention is fused, nothing is compiled, and tensors that the model makes without a
     device are on this one."""
-    # torch.compile has loaded it, where the model uses that
-    is_compiled = "torch._dynamo" in sys.modules
-    stance = torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
-    with stance, device, _FusedAttention(counter):
+    with eagerly(), device, _FusedAttention(counter):
         yield
 
 

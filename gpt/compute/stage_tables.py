@@ -65,6 +65,7 @@ def memory_at(config: Config, stage: int, checkpointing: bool) -> Memory:
         norms=options.log_grads_every > 0,
         zero=config.deepspeed["zero_optimization"],
         kernels="torch" if options.kernels == "torch" else "triton",
+        graphed=options.cuda_graph and stage == 1,
     )
 
 

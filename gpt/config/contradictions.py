@@ -23,6 +23,14 @@ PARAMS_IN_ORDER = {
     "OneCycle": (("cycle_min_lr", "cycle_max_lr"),),
 }
 
+# keys of DeepSpeed's that ask for something between the operations of a pass
+BESIDE_BACKWARD = (
+    "zero_optimization.overlap_comm",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "flops_profiler.enabled",
+)
+
 
 def contradictions(draft: Draft) -> list[Mistake]:
     """All contradictions in a draft whose values were checked one by one."""
@@ -147,6 +155,37 @@ def _loading(draft: Draft) -> Iterator[Mistake]:
         )
 
 
+def _passes_as_one_graph(draft: Draft) -> Iterator[Mistake]:
+    path = "gpt.cuda_graph"
+    if not draft.get(path):
+        return
+    stage = draft.get("zero_optimization.stage")
+    if stage not in (None, 1):
+        yield about(path, f"is true, which needs zero_optimization.stage 1, and it is {stage}")
+    if not draft.lacks("gpt.model_file"):
+        yield about(
+            path,
+            "is true, and model_file's model may compute otherwise from pass to pass, where a graph"
+            " repeats the first: leave it out",
+        )
+    compiled = draft.get("gpt.compile")
+    if compiled not in (None, "none"):
+        yield about(
+            path,
+            f"is true, and gpt.compile is {compiled}, which may compile anew at any step, where a"
+            " graph stays as it is: give --compile none",
+        )
+    if draft.get("zero_optimization.offload_optimizer.device") not in (None, "none"):
+        yield about(path, "is true, which keeps gradients on the GPU: leave offload_optimizer out")
+    for name in BESIDE_BACKWARD:
+        if draft.get(name):
+            yield about(
+                path,
+                f"is true, and {name} works within each pass, where a graph is one whole: leave one"
+                " of them out",
+            )
+
+
 def _evaluation_of_nothing(draft: Draft) -> Iterator[Mistake]:
     if draft.get("gpt.max_eval_steps") == 0:
         yield about(
@@ -181,6 +220,7 @@ RULES = (
     _divided_before_the_sum,
     _loading,
     *OF_OPTIMIZER,
+    _passes_as_one_graph,
     _evaluation_of_nothing,
     *OF_SCHEDULE,
     _in_the_wrong_order,

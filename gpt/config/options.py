@@ -61,6 +61,13 @@ class Options:
         "GEMMs. Needs a C++ compiler",
         choices=("none", "default", "max-autotune"),
     )
+    cuda_graph: bool = option(
+        bool,
+        False,
+        "experimental, not yet run on a GPU: launch the forward and backward pass of a micro-batch "
+        "as one CUDA graph, which keeps the memory of its activations for the whole run. Needs a "
+        "GPU and ZeRO stage 1",
+    )
     seed: int = option(
         int,
         0,

@@ -70,6 +70,11 @@ def require_machine(config: Config, device: str, compiles_async_io: Callable[[],
                 f"{path} needs an NVIDIA GPU, and DeepSpeed computes on {device!r} here",
                 mend="leave it out",
             )
+    if device != "cuda" and config.options.cuda_graph:
+        raise UserError(
+            f"cuda_graph needs an NVIDIA GPU, and DeepSpeed computes on {device!r} here",
+            mend="leave it out",
+        )
     for block, package in PACKAGES.items():
         is_enabled = value_at(config.deepspeed, f"{block}.enabled")
         if is_enabled and importlib.util.find_spec(package) is None:

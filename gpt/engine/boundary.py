@@ -32,7 +32,7 @@ from gpt.cluster.world import World, to_device
 from gpt.compute.hardware import DTYPES, keep_freed_memory, share_cores
 from gpt.compute.memory import is_offloaded
 from gpt.config.run_config import Config
-from gpt.engine import acceptance, loss_scale, muon, read_back
+from gpt.engine import acceptance, cuda_graph, loss_scale, muon, read_back
 from gpt.engine.acceptance import settings_of
 from gpt.engine.device import prepare_gpu
 from gpt.engine.gradients import find_by_norm, sum_in_fp32
@@ -67,12 +67,15 @@ except ValueError as refusal:
     ) from refusal
 import deepspeed.ops
 from deepspeed.ops.op_builder import AsyncIOBuilder
-from deepspeed.runtime import lr_schedules
+from deepspeed.runtime import compiler, lr_schedules
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
+
+with muon.left_uncompiled(compiler):
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
 LEAVE_SECONDS = 60.0
 # types in DeepSpeed's optimizer files
@@ -177,11 +180,6 @@ def _gather_by_block(model: torch.nn.Module) -> None:
 
 def _make_muon(groups: list[dict]) -> torch.optim.Optimizer:
     """DeepSpeed's Muon, and torch's AdamW for the groups without `use_muon`."""
-    # only where it is used: importing them hands functions to torch.compile
-    from deepspeed.runtime.zero.muon import original_muon
-    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
-
-    muon.run_eagerly(original_muon)
     return MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": True})
 
 
@@ -251,7 +249,14 @@ class Engine:
             gradient_norms,
             config.optimizer_code is not None,
         )
-        self._steps = Steps(self._ds, self._stage, self._shards, self._names, world)
+        graphed = None
+        # what a user should know of how the steps are made
+        self.notices: list[str] = []
+        if config.options.cuda_graph:
+            shape = config.batch.micro_size, config.model.seq_len + 1
+            graphed, hindrance = cuda_graph.capture(self._ds, self._names, shape, world)
+            self.notices += [hindrance] if hindrance else []
+        self._steps = Steps(self._ds, self._stage, self._shards, self._names, world, graphed)
         differences = read_back.differences(self._ds, config, groups)
         if differences:
             raise RunError(

@@ -61,9 +61,22 @@ def sum_in_fp32(optimizer: Any) -> None:
     """
     optimizer.gradient_accumulation_dtype = torch.float32
     optimizer.use_separate_grad_accum = optimizer.use_grad_accum_attribute = True
+    optimizer._fill_param_grad_accum_attribute = _sum_up
     # neither contiguous_gradients nor overlap_comm needs them
     if not optimizer._grad_acc_hooks:
         optimizer.create_gradient_handling_hooks()
+
+
+def _sum_up(parameter: Any) -> None:
+    """As DeepSpeed does it, in one kernel: without first a cast of the gradient as a tensor of its
+    own."""
+    if parameter.grad is None:
+        return
+    if parameter.grad_accum is None:
+        parameter.grad_accum = parameter.grad.float()
+    else:
+        parameter.grad_accum.add_(parameter.grad)
+    parameter.grad = None
 
 
 def forget(optimizer: Any) -> None:

@@ -7,6 +7,8 @@ Part of the boundary that gpt/engine/boundary.py is: it changes DeepSpeed's obje
 nothing of its modules.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -15,15 +17,18 @@ import torch
 from gpt.cluster.world import World
 from gpt.engine.gradients import norm_over_ranks
 
-COMPILED = ("zeropower_via_newtonschulz5", "zeropower_via_gram_newtonschulz", "muon_update")
 
-
-def run_eagerly(module: ModuleType) -> None:
-    """Have DeepSpeed's Muon run without torch.compile, which needs a compiler and a new graph for
-    every shape of matrix. module: deepspeed.runtime.zero.muon.original_muon."""
-    for name in COMPILED:
-        function = getattr(module, name)
-        setattr(module, name, getattr(function, "_torchdynamo_orig_callable", function))
+@contextmanager
+def left_uncompiled(compiler: ModuleType) -> Iterator[None]:
+    """Inside, DeepSpeed's Muon is imported without torch.compile, which needs a compiler and a new
+    graph for every shape of matrix, and whose machinery each rank would load, for DeepSpeed imports
+    its Muon for every optimizer. compiler: deepspeed.runtime.compiler."""
+    usual = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        yield
+    finally:
+        compiler.compile = usual
 
 
 def keep_gradient_norms(zero: Any, stage: int, world: World) -> dict:

@@ -15,6 +15,7 @@ import torch
 
 from gpt.cluster.world import World, to_device
 from gpt.engine import loss_scale
+from gpt.engine.cuda_graph import GraphedPasses
 from gpt.engine.gradients import forget
 from gpt.engine.loss_scale import LossScaleExhausted
 from gpt.engine.optimizer import without_steps
@@ -37,14 +38,24 @@ class StepResult:
 
 
 class Steps:
-    """The optimiser steps of DeepSpeed's engine `ds`. stage: of ZeRO. names: {parameter: name}."""
+    """The optimiser steps of DeepSpeed's engine `ds`. stage: of ZeRO. names: {parameter: name}.
+    graphed: makes the passes in DeepSpeed's place; None: none does."""
 
-    def __init__(self, ds: Any, stage: int, shards: Shards, names: dict, world: World):
+    def __init__(
+        self,
+        ds: Any,
+        stage: int,
+        shards: Shards,
+        names: dict,
+        world: World,
+        graphed: GraphedPasses | None,
+    ):
         self._ds = ds
         self._stage = stage
         self._shards = shards
         self._names = names
         self._world = world
+        self._graphed = graphed
 
     def take(
         self,
@@ -59,18 +70,17 @@ class Steps:
         before_update = None
         refused = False
         exhausted = False
+        if self._graphed is not None:
+            self._graphed.begin(loss_scale.current(self._ds))
         for index, micro_batch in enumerate(to_device(batch, self._world.device), 1):
             last = index == len(batch)
-            with watch or nullcontext():
-                loss = self._ds(micro_batch[:, :-1], micro_batch[:, 1:])
+            loss = self._forward(micro_batch, watch)
             total += loss.detach() / len(batch)
             if last and accept is not None:
                 mean_loss = self._world.sum(total.clone()).item() / self._world.size
                 refused = not accept(mean_loss)
-                if refused:
-                    loss = loss_scale.refused(loss)
             mark("forward")
-            self._ds.backward(loss)
+            self._backward(loss, last, refused)
             mark("backward")
             if want_norms and last:
                 before_update = self._shards.before_update(loss_scale.current(self._ds))
@@ -82,6 +92,21 @@ class Steps:
             mark("step")
         norms = self._shards.norms(before_update) if before_update and applied else None
         return StepResult(applied, refused, exhausted, total, self._grad_norm(), norms)
+
+    def _forward(
+        self, micro_batch: torch.Tensor, watch: AbstractContextManager | None
+    ) -> torch.Tensor:
+        """The loss of a micro-batch; a graph makes the backward pass with it."""
+        if self._graphed is not None:
+            return self._graphed.run(micro_batch, watch)
+        with watch or nullcontext():
+            return self._ds(micro_batch[:, :-1], micro_batch[:, 1:])
+
+    def _backward(self, loss: torch.Tensor, last: bool, refused: bool) -> None:
+        if self._graphed is None:
+            self._ds.backward(loss_scale.refused(loss) if refused else loss)
+        elif last:
+            self._graphed.hand_over(refused)
 
     def _update(self, last: bool, refused: bool) -> bool:
         """Have the optimizer step if this was the last micro-batch; returns whether it did."""

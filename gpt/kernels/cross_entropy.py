@@ -6,6 +6,8 @@ one pass over the row (Milakov, Gimelshein, arXiv 1805.02867). All arithmetic is
 fp64 logits), whatever the logits are.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,8 @@ from gpt.kernels.triton_shared import (
 IGNORE_INDEX = -100
 # the most logits that a program looks at together
 BLOCK = 4096
+# Logits that a CPU goes through at a time, in fp32: two cores' caches hold them from pass to pass.
+CPU_BLOCK = 1 << 19
 
 
 @jit()
@@ -163,13 +167,31 @@ def softmax_gradient_(
     """
     if kernels == "triton":
         return _softmax_gradient_(logits, targets, scale, want_gradient)
+    if logits.device.type != "cpu" or logits.dtype == statistics_dtype(logits):
+        return _softmax_gradient_by_torch_(logits, targets, scale, want_gradient)
+    nats = _empty_nats(logits)
+    rows = max(1, CPU_BLOCK // logits.shape[1])
+    for start in range(0, logits.shape[0], rows):
+        part = slice(start, start + rows)
+        nats[part] = _softmax_gradient_by_torch_(logits[part], targets[part], scale, want_gradient)
+    return nats
+
+
+def _softmax_gradient_by_torch_(
+    logits: Tensor, targets: Tensor, scale: float, want_gradient: bool
+) -> Tensor:
     # The logits themselves where they may be overwritten and are wide enough, else a copy.
     work = logits.to(statistics_dtype(logits), copy=not want_gradient)
     ignored = (targets == IGNORE_INDEX)[:, None]
     target_ids = targets[:, None].masked_fill(ignored, 0)
     work -= work.amax(1, keepdim=True)
     target_logits = work.gather(1, target_ids)
-    total = work.exp_().sum(1, keepdim=True)
+    if logits.dtype == work.dtype:
+        work.exp_()
+    else:
+        # Powers of two cost a CPU less than half; what the product rounds is lost in 16 bits.
+        work.mul_(math.log2(math.e)).exp2_()
+    total = work.sum(1, keepdim=True)
     nats = (total.log() - target_logits).masked_fill_(ignored, 0.0)
     if want_gradient:
         work *= (scale / total).masked_fill_(ignored, 0.0)

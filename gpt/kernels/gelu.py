@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt.kernels import gelu_by_sigmoid
 from gpt.kernels.linear import linear
 from gpt.kernels.partial_sums import finish
 from gpt.kernels.triton_shared import (
@@ -229,4 +230,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, kernels: str = "torch")
     `bias_gelu`."""
     if kernels == "triton":
         return _bias_gelu(linear(x, weight), bias)
-    return F.gelu(linear(x, weight, bias), approximate="tanh")
+    result = linear(x, weight, bias)
+    if gelu_by_sigmoid.takes(result):
+        return gelu_by_sigmoid.gelu_(result)
+    return F.gelu(result, approximate="tanh")

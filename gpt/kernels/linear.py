@@ -2,7 +2,8 @@
 
 For fp32 on CPUs torch takes MKL, which leaves the AVX-512 units of AMD's processors unused. oneDNN,
 which torch brings as well, uses them on every make: on two cores of an EPYC it takes half the time
-(`python tools/bench.py kernels`).
+(`python tools/bench.py kernels`). For bf16 torch takes oneDNN too, but adds a bias in a pass of its
+own.
 """
 
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from gpt.kernels.processor import has_fast_bf16
 
 # torch.compile's own way to oneDNN: x @ weight.T + bias, any strides. None where this torch was
 # built without it.
@@ -23,16 +26,22 @@ _WIDE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 _WITH_FP32_RESULTS = {"cuda"} if "dtype" in torch.ops.aten.mm.overloads() else set()
 
 
-def by_onednn(x: Tensor) -> bool:
-    """Whether products of x with tensors of its kind go to oneDNN, which refuses empty ones."""
+def by_onednn(x: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether products of x, if it is of `dtype`, with tensors of its kind go to oneDNN, which
+    refuses empty ones."""
     return (
         _WIDE
         and _onednn is not None
         and x.device.type == "cpu"
-        and x.dtype == torch.float32
+        and x.dtype == dtype
         and x.numel() > 0
         and not torch.compiler.is_compiling()
     )
+
+
+def in_fast_bf16(x: Tensor) -> bool:
+    """Whether x is of bf16, on a CPU with instructions for its products."""
+    return has_fast_bf16() and by_onednn(x, torch.bfloat16)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -69,8 +78,8 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = matmul(upstream, weight).view(x.shape)
         if ctx.needs_input_grad[1]:
-            # oneDNN is faster with the longer side as columns
-            if weight.shape[0] >= weight.shape[1]:
+            # oneDNN is faster with the longer side as columns, in fp32
+            if by_onednn(x) and weight.shape[0] >= weight.shape[1]:
                 grad_weight = matmul(rows.t(), upstream).t()
             else:
                 grad_weight = matmul(upstream.t(), rows)
@@ -81,7 +90,7 @@ class _Linear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias. x: (…, K), weight: (N, K), bias: (N,). Differentiable once."""
-    if by_onednn(x):
+    if by_onednn(x) or in_fast_bf16(x):
         return _Linear.apply(x, weight, bias)
     if x.dim() <= 2:
         return F.linear(x, weight, bias)

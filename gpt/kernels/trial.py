@@ -21,7 +21,9 @@ from torch import Tensor
 
 from gpt.errors import RunError, in_brief
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
+from gpt.kernels.embedding import CHUNK, embed
 from gpt.kernels.gelu import bias_gelu
+from gpt.kernels.heads import pack_heads
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import GRADIENT_SHIFT
 from gpt.kernels.sizes import Widths
@@ -30,6 +32,8 @@ from gpt.kernels.triton_shared import interpreted, jit, on_device_of, tl
 # The kernels that walk over rows take 16 each; interpreted, a row takes milliseconds.
 ROWS = 64
 INTERPRETED_ROWS = 4
+# the embedding's kernels walk over ids, too
+INTERPRETED_IDS = 16
 # How far off a result may be, in roundings of its dtype. In 16 bits little but the last rounding
 # shows; in fp32 the order of a sum does, and an exponential's error, which grows with its argument.
 _TOLERANCE = {torch.float32: 64, torch.float16: 4, torch.bfloat16: 4}
@@ -45,11 +49,15 @@ class _Widths:
     h_dim: int
     mlp_dim: int
     vocab_size: int
+    n_heads: int
+    head_dim: int
 
     @classmethod
     def of(cls, model: Widths) -> "_Widths":
-        widths = (model.h_dim, model.mlp_dim, model.vocab_size)
-        return cls(*(max(_NARROWEST, width) for width in widths))
+        widths = [model.h_dim, model.mlp_dim, model.vocab_size]
+        widths = [max(_NARROWEST, width) for width in widths]
+        n_heads = max(model.n_heads, -(-_NARROWEST // model.head_dim))
+        return cls(*widths, n_heads, model.head_dim)
 
 
 def problem(device: torch.device, model: Widths, dtype: torch.dtype) -> tuple[str, str] | None:
@@ -229,6 +237,17 @@ def _gelu_results(make: _Values, widths: _Widths) -> _Results:
     yield from zip(("gradient", "gradient of the bias"), gradients, exact_gradients)
 
 
+def _heads_results(make: _Values, widths: _Widths) -> _Results:
+    width = widths.n_heads * widths.head_dim
+    grads = [make(width) for _ in range(3)]
+    # (B, H, T, D), as attention hands them back
+    heads = [grad.view(1, -1, widths.n_heads, widths.head_dim).transpose(1, 2) for grad in grads]
+    packed, column_sums = pack_heads(*heads)
+    exact = torch.cat([_exact(grad) for grad in grads], 1)
+    yield "gradient", packed[0], exact
+    yield "gradient of the bias", column_sums, exact.sum(0)
+
+
 def _cross_entropy_results(make: _Values, widths: _Widths) -> _Results:
     vocab_size = widths.vocab_size
     logits = make(vocab_size, scale=3.0)
@@ -251,8 +270,37 @@ def _cross_entropy_results(make: _Values, widths: _Widths) -> _Results:
     yield "gradient", logits, exact_gradient * shift
 
 
+def _embedding_results(make: _Values, widths: _Widths) -> _Results:
+    """The tokens of id 0 fill a chunk; the last id of the vocabulary occurs, too."""
+    vocab_size = min(widths.vocab_size, INTERPRETED_IDS) if interpreted() else widths.vocab_size
+    sequences = 2 + CHUNK // make.rows
+    grad = torch.stack([make(widths.h_dim) for _ in range(sequences)])
+    tokens = (torch.arange(sequences * make.rows) - CHUNK).clamp(0, vocab_size - 1)
+    tokens[-1] = vocab_size - 1
+    ids, place = tokens.view(sequences, make.rows).unique(return_inverse=True)
+    rows = torch.cat([make(widths.h_dim) for _ in range(sequences)])[: len(ids)]
+    weight = torch.zeros(vocab_size, widths.h_dim, dtype=make.dtype, device=make.device)
+    weight[ids] = rows
+    positions = make(widths.h_dim)
+    leaves = [tensor.requires_grad_() for tensor in (weight, positions)]
+    tokens = ids[place].to(make.device)
+    result = embed(tokens, weight, positions, 1.5, kernels="triton")
+    exact_leaves = [_exact(tensor) for tensor in (rows, positions)]
+    exact = F.embedding(place, exact_leaves[0]) * 1.5 + exact_leaves[1]
+    yield "result", result, exact
+    grad_weight, grad_positions = torch.autograd.grad(result, leaves, grad)
+    exact_gradients = torch.autograd.grad(exact, exact_leaves, _exact(grad))
+    yield "gradient of the weight", grad_weight[ids], exact_gradients[0]
+    yield "gradient of the positions", grad_positions, exact_gradients[1]
+    occurs = torch.zeros(vocab_size, dtype=torch.bool)
+    occurs[ids] = True
+    yield "gradient of ids without a token", (grad_weight != 0).any(1), occurs
+
+
 _TRIALS: dict[str, Callable[[_Values, _Widths], _Results]] = {
     "LayerNorm": _layer_norm_results,
     "GELU": _gelu_results,
+    "QKV": _heads_results,
     "cross-entropy": _cross_entropy_results,
+    "embedding": _embedding_results,
 }

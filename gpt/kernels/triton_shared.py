@@ -2,8 +2,7 @@
 
 Launch parameters are fixed functions of the width, never tuned at run time, so that the order in
 which a kernel adds up depends on the shapes and the GPU model alone. That holds for these kernels:
-torch's attention and embedding, whose backward passes may add up in any order on a GPU, promise
-less.
+torch's attention, whose backward pass may add up in any order on a GPU, promises less.
 """
 
 import functools
@@ -76,8 +75,10 @@ def num_warps(block: int) -> int:
 
 
 @functools.cache
-def _multiprocessors(index: int | None) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1024
+    return torch.cuda.get_device_properties(device.index).multi_processor_count
 
 
 def share_rows(
@@ -88,15 +89,15 @@ def share_rows(
 
     warps: how many of them work on one row. resident: how many a multiprocessor holds.
     """
-    multiprocessors = _multiprocessors(device.index) if device.type == "cuda" else 1024
-    programs = min(-(-rows // ROWS_PER_PROGRAM), multiprocessors * max(1, resident // warps))
+    at_once = _multiprocessors(device) * resident
+    programs = min(-(-rows // ROWS_PER_PROGRAM), max(1, at_once // warps))
     per_program = -(-rows // max(1, programs))
     return -(-rows // max(1, per_program)), per_program
 
 
 def as_rows(tensor: torch.Tensor) -> torch.Tensor:
     """(…, width) as (rows, width) with a contiguous last dimension; a view wherever one exists."""
-    rows = tensor.reshape(-1, tensor.shape[-1])
+    rows = tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 

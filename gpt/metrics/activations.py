@@ -9,6 +9,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from gpt.cluster.world import World
+from gpt.kernels.compiler import eagerly
 from gpt.model import GPT, AddNorm
 
 
@@ -31,7 +32,7 @@ class ActivationStatistics:
         self._hooks: list[RemovableHandle] = []
         for name, module in self._modules.items():
             self._hooks.append(module.register_forward_hook(_adds_to(self._sums[name])))
-        self._eager = torch.compiler.set_stance("force_eager")
+        self._eager = eagerly()
         self._eager.__enter__()
 
     def __exit__(self, *error: object) -> None:

@@ -87,6 +87,8 @@ def announcement(
     micro = f"micro batch {batch.micro_size}, accumulation {batch.accumulation}"
     tokens = f"{batch.train_batch_size} x {model.seq_len} tokens a step ({micro}) from {data_root}"
     compiled = f"compile: {config.options.compile}"
+    if config.options.cuda_graph:
+        compiled += ", cuda_graph: experimental"
     whose = f" of {config.model_code}" if config.model_code else ""
     if config.optimizer_code:
         engine += f", optimizer of {config.optimizer_code}"

@@ -264,7 +264,7 @@ def _same_precision(pair: Pair) -> str:
 
 def _same_kernels(pair: Pair) -> str:
     baseline, contender = (side.config.options for side in pair.sides)
-    for name in ("kernels", "compile"):
+    for name in ("kernels", "compile", "cuda_graph"):
         values = getattr(baseline, name), getattr(contender, name)
         if values[0] != values[1]:
             raise UserError(

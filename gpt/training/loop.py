@@ -86,6 +86,7 @@ class Loop:
         if isinstance(model, LanguageModel):
             require_same_constants(model, world)
         self._engine = make_engine(model, config, world, model.initial_weights(options.seed))
+        self._notices += self._engine.notices
         metrics = Metrics(active=world.rank == 0)
         progress = Progress(options.max_train_steps, active=world.rank == 0)
         self._saver = Saver(

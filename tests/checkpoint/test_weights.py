@@ -99,8 +99,9 @@ def test_consolidated_weights_are_verified_too(run, run_command):
 def test_the_mean_of_the_last_checkpoints(run, run_command):
     checkpoints = run / "runs/tiny/checkpoints"
     command = [sys.executable, ROOT / "tools/zero_to_fp32.py", checkpoints, "mean", "--average", 3]
-    done = run_command(command, run)
+    done = run_command(command, run, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0, done.stderr
+    assert "torch.nn" in done.stderr and "torch._dynamo" not in done.stderr
     assert "parameters that are the mean of those after the steps 4, 5, 6, from" in done.stdout
     assert "the loss of averaged weights on the last probe batch is 7." in done.stdout
     assert "verified; the loss" in done.stdout

@@ -173,23 +173,22 @@ def test_memory_is_what_the_engine_allocates(cases, tmp_path, run_command):
             )
 
 
+SMALL_SHAPE = {
+    "vocab_size": 16384,
+    "seq_len": 512,
+    "last_n": 128,
+    "n_layers": None,
+    "h_dim": None,
+    "mlp_dim": None,
+    "n_heads": None,
+    "head_dim": None,
+}
+
+
 def test_the_table_counts_buckets_and_the_steps_that_find_norms():
     def row(name, **gpt):
         config = resolve(
-            tiny_run(
-                gpt={
-                    "preset": "small",
-                    "vocab_size": 16384,
-                    "seq_len": 512,
-                    "last_n": 128,
-                    "n_layers": None,
-                    "h_dim": None,
-                    "mlp_dim": None,
-                    "n_heads": None,
-                    "head_dim": None,
-                    **gpt,
-                }
-            ),
+            tiny_run(gpt={"preset": "small", **SMALL_SHAPE, **gpt}),
             "tiny",
         )
         line = next(
@@ -203,6 +202,29 @@ def test_the_table_counts_buckets_and_the_steps_that_find_norms():
     assert row("update", log_grads_every=1) == pytest.approx(
         [value + 0.41 for value in row("update")], abs=0.011
     )
+
+
+def test_a_graph_keeps_the_memory_of_its_passes():
+    """Beside the buckets and copies of the reduction, and the update, which otherwise come when the
+    activations have gone."""
+
+    def rows(on):
+        gpt = {"cuda_graph": on, "max_train_steps": 6}
+        tree = tiny_run(gpt={**gpt, "preset": "small", **SMALL_SHAPE}, bf16={"enabled": True})
+        lines = report(resolve(tree, "tiny"), None).splitlines()
+        assert any("as one CUDA graph (experimental)" in line for line in lines) == on
+        # of ZeRO stages 1 to 3
+        table = {line[:36].strip(): line[36:].split() for line in lines if line.startswith("  ")}
+        names = "weights gradients optimizer activations logits buckets reduction update".split()
+        return {name: float(table[name][0]) for name in [*names, "most at once"]}, table
+
+    usual, usual_table = rows(False)
+    graphed, table = rows(True)
+    kept = sum(graphed[name] for name in ("weights optimizer activations logits gradients").split())
+    after = max(graphed["buckets"] + graphed["reduction"], graphed["update"])
+    assert graphed["most at once"] == pytest.approx(kept + after, abs=0.04)
+    assert graphed["most at once"] > usual["most at once"]
+    assert table["most at once"][1:] == usual_table["most at once"][1:]
 
 
 def test_memory_of_the_zero_paper():

@@ -448,6 +448,7 @@ def zero(**keys):
 
 CYCLE = {"cycle_min_lr": 1e-4, "cycle_max_lr": 1e-3, "cycle_momentum": False}
 MUON = {"optimizer": {"type": "Muon"}}
+GRAPH = {"gpt": {"cuda_graph": True}}
 TOGETHER = [
     (
         scheduler("WarmupLR", warmup_num_steps=0),
@@ -532,6 +533,36 @@ TOGETHER = [
             "gradient_predivide_factor is 2.0, which stage 3 has only with"
             f" {ZERO}.reduce_scatter false"
         ),
+    ),
+    (
+        {**zero(stage=2), **GRAPH},
+        f"gpt.cuda_graph is true, which needs {ZERO}.stage 1, and it is 2",
+    ),
+    (
+        {"gpt": {"cuda_graph": True, "model_file": "modern"}},
+        "gpt.cuda_graph is true, and model_file's model may compute otherwise from pass to pass,"
+        " where a graph repeats the first: leave it out",
+    ),
+    (
+        {"gpt": {"cuda_graph": True, "compile": "default"}},
+        "gpt.cuda_graph is true, and gpt.compile is default, which may compile anew at any step,"
+        " where a graph stays as it is: give --compile none",
+    ),
+    (
+        {**zero(stage=1, offload_optimizer={"device": "cpu"}), **GRAPH},
+        "gpt.cuda_graph is true, which keeps gradients on the GPU: leave offload_optimizer out",
+    ),
+    *(
+        (
+            {**options, **GRAPH},
+            f"gpt.cuda_graph is true, and {name} works within each pass, where a graph is one"
+            " whole: leave one of them out",
+        )
+        for name, options in (
+            (f"{ZERO}.overlap_comm", zero(stage=1, overlap_comm=True)),
+            ("wall_clock_breakdown", {"wall_clock_breakdown": True}),
+            ("flops_profiler.enabled", {"flops_profiler": {"enabled": True}}),
+        )
     ),
     (
         {"optimizer": {"type": "Adam", "params": {"amsgrad": True, "torch_adam": False}}},

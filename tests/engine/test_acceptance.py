@@ -29,6 +29,7 @@ def offloaded(**values):
             "zero_optimization.zero_quantized_weights",
         ),
         (config_of(aio={"use_gds": True}), "aio.use_gds"),
+        (config_of(gpt={"cuda_graph": True}), "cuda_graph"),
     ],
 )
 def test_what_only_nvidias_gpus_have(config, path):

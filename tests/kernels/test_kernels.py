@@ -44,7 +44,7 @@ def test_all_sizes_against_float64():
 @pytest.mark.parametrize("warps", [1, 4, 12, 32])
 @pytest.mark.parametrize("multiprocessors", [82, 108])
 def test_every_row_has_one_program(monkeypatch, rows, warps, multiprocessors):
-    monkeypatch.setattr(triton_shared, "_multiprocessors", lambda index: multiprocessors)
+    monkeypatch.setattr(triton_shared, "_multiprocessors", lambda device: multiprocessors)
     programs, per_program = triton_shared.share_rows(rows, warps, torch.device("cuda", 0))
     walked = [
         row

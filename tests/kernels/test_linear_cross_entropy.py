@@ -108,7 +108,8 @@ def test_launches_of_the_head(monkeypatch, fp32_results, chunks, dtype):
     """Three products a chunk, its softmax as one kernel, and the sum of its nats; no pass over the
     weight's gradient but to add chunks up and to scale the sum."""
     rows, vocab_size = 64, 37
-    monkeypatch.setitem(kernel.CHUNK_ELEMENTS, "cpu", rows // chunks * vocab_size)
+    for kind in ("cpu", "cpu in bf16"):
+        monkeypatch.setitem(kernel.CHUNK_ELEMENTS, kind, rows // chunks * vocab_size)
     monkeypatch.setattr(
         kernel,
         "softmax_gradient_",
@@ -133,7 +134,25 @@ def test_launches_of_the_head(monkeypatch, fp32_results, chunks, dtype):
 def test_one_chunk_where_there_is_room_for_it():
     assert len(kernel._chunks(32 * 512, 16384, "cuda")) == 1
     assert len(kernel._chunks(128 * 512, 50304, "cuda")) == 13
-    assert len(kernel._chunks(32 * 512, 16384, "cpu")) == 64
+    assert len(kernel._chunks(32 * 512, 16384, "cpu")) == 32
+
+
+@pytest.mark.parametrize("shift", [-3000.0, 0.0, 3000.0])
+def test_improbable_targets_in_fp32(shift):
+    """Hundreds of nats, where the target's own exponential is 0, at logits of any level."""
+    levels = torch.tensor([0.0, 150.0, 400.0, 400.0, 1.0])
+    weight = torch.stack([levels, torch.ones(5)], 1).requires_grad_()
+    hidden = torch.tensor([[1.0, shift]]).expand(5, 2).clone().requires_grad_()
+    nats, gradients = [], []
+    for target in range(5):
+        loss = linear_cross_entropy(hidden[target : target + 1], weight, torch.tensor([target]))
+        nats.append(loss.item())
+        gradients.append(torch.autograd.grad(loss, weight)[0][:, 0])
+    logits = np.broadcast_to(levels.double().numpy(), (5, 5))
+    peak = logits.max() + np.log(2)  # two are as probable
+    np.testing.assert_allclose(nats, peak - logits[0], atol=4096 * 2.0**-23)
+    expected = np.exp(logits - peak) - np.eye(5)
+    np.testing.assert_allclose(torch.stack(gradients).numpy(), expected, atol=1e-3)
 
 
 FP16_CASES = [

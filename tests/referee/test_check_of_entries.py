@@ -123,6 +123,11 @@ UNFAIR = {
     "warm": ("first weights", {"gpt__init_from": "x"}, "one side begins with more training"),
     "bf16": ("precision", BF16, "trains in fp32 and the contender in bf16"),
     "kernels": ("kernels", {"gpt__kernels": "torch"}, "kernels is auto for the baseline and torch"),
+    "graph": (
+        "kernels",
+        {"gpt__cuda_graph": True, "zero_optimization__stage": 1},
+        "cuda_graph is False for the baseline and True for the contender: kernels are measured",
+    ),
     "compiled": ("kernels", {"gpt__compile": "default"}, "kernels are measured apart from methods"),
 }
 

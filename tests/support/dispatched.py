@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 WITHOUT_KERNEL = frozenset(
     "_local_scalar_dense _record_function_enter_new _record_function_exit _reshape_alias"
     " _unsafe_view alias as_strided detach empty empty_like empty_strided expand is_pinned"
-    " is_same_size lift_fresh narrow new_empty new_empty_strided permute resize_ select set_ slice"
-    " split split_with_sizes squeeze t transpose unbind unsqueeze view".split()
+    " is_same_size lift_fresh narrow new_empty new_empty_strided permute promote_types resize_"
+    " select set_ slice split split_with_sizes squeeze t transpose unbind unsqueeze view".split()
 )
 
 
@@ -21,6 +21,11 @@ class Dispatched(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.names = Counter()
+
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """torch would load its compiler to keep it off: seconds in every process."""
+        return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.names[function._schema.name.split("::")[1]] += 1

@@ -14,8 +14,11 @@ def finished(tmp_path_factory, sample, run_command):
     """A run of six steps with a checkpoint at each, of which the last three are kept."""
     folder = tmp_path_factory.mktemp("finished")
     config = write_run(folder, gpt={"data_root": str(sample), "log_ckpt_every": 1})
-    done = run_command([sys.executable, TRAIN, "--ds_config", config], folder)
+    command = [sys.executable, TRAIN, "--ds_config", config]
+    done = run_command(command, folder, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0, done.stderr
+    # a run that compiles nothing loads no compiler
+    assert "deepspeed.runtime.engine" in done.stderr and "torch._dynamo" not in done.stderr
     return folder
 
 

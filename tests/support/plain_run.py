@@ -22,6 +22,7 @@ class PlainEngine:
     rate."""
 
     loss_scale = 1.0
+    notices = ()
 
     def __init__(self, model, config, world, weights):
         self.world = world

@@ -111,11 +111,11 @@ class Plant:
         self._on_batch(lambda index, batch: batch)
 
         def changed(mlp, x):
-            y = forward(mlp, x)
-            if not self._is_target(mlp, value):
-                return y
-            self._struck("nan")
-            return y * float("nan")
+            y, bias = forward(mlp, x)
+            if self._is_target(mlp, value):
+                self._struck("nan")
+                y = y * float("nan")
+            return y, bias
 
         replace(model.MLP, "forward", changed)
 
@@ -134,8 +134,8 @@ class Plant:
                 return gradient * float("inf")
 
         def changed(mlp, x):
-            y = forward(mlp, x)
-            return Overflow.apply(y) if self._is_target(mlp, value) else y
+            y, bias = forward(mlp, x)
+            return (Overflow.apply(y) if self._is_target(mlp, value) else y), bias
 
         replace(model.MLP, "forward", changed)
 

@@ -12,15 +12,15 @@ from gpt.config.resolve import resolve
 from gpt.engine import boundary
 
 
-def make(world, stage, precision="fp32", accumulation=2, ranks_batch=4, zero=(), **gpt):
-    """An Engine of a tiny model."""
+def make(world, stage, precision="fp32", accumulation=2, ranks_batch=4, zero=(), others=(), **gpt):
+    """An Engine of a tiny model. others: further keys of DeepSpeed's."""
     halves = {} if precision == "fp32" else {precision: {"enabled": True}}
     tree = tiny_run(
         zero_optimization={"stage": stage, **dict(zero)},
         train_batch_size=ranks_batch * world.size,
         gradient_accumulation_steps=accumulation,
         gpt=gpt,
-        **halves,
+        **{**halves, **dict(others)},
     )
     config = resolve(tree, "test", world.size)
     model = build(config, "torch")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from gpt.compute.hardware import keep_freed_memory, peak_flops
+from gpt.compute.hardware import DTYPES, keep_freed_memory, peak_flops
 from gpt.kernels.linear import matmul
 
 WARM_UP_ROUNDS = 2
@@ -34,21 +34,23 @@ class Work(NamedTuple):
 class Device:
     """The GPU here, or the CPU where there is none."""
 
-    def __init__(self):
+    def __init__(self, precision: str | None = None):
+        """precision: fp32 or bf16; None for what suits the device."""
         self.on_gpu = torch.cuda.is_available()
         if not self.on_gpu:
             keep_freed_memory()  # of all that is compared
         self.torch = torch.device("cuda" if self.on_gpu else "cpu")
-        # On a CPU 16-bit numbers are slow; on a GPU bf16 runs at the speed of fp16 and needs no
-        # loss scaling here.
-        half = self.on_gpu and torch.cuda.is_bf16_supported()
-        self.dtype = torch.bfloat16 if half else torch.float32
+        # Few CPUs multiply in bf16; on a GPU it runs at the speed of fp16 and needs no loss scaling
+        # here.
+        has_half = self.on_gpu and torch.cuda.is_bf16_supported()
+        precision = precision or ("bf16" if has_half else "fp32")
+        self.dtype = DTYPES[precision]
         if self.on_gpu:
             self.name = torch.cuda.get_device_name()
         else:
             self.name = f"CPU, {torch.get_num_threads()} threads"
         # FLOP/s of the data sheet; None: not known
-        self.peak = peak_flops(self.name, "bf16" if half else "fp32")
+        self.peak = peak_flops(self.name, precision)
         side = 8192 if self.on_gpu else 2048
         self._square = torch.randn(side, side, device=self.torch).to(self.dtype)
         self._product = torch.empty_like(self._square)

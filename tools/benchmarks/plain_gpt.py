@@ -1,6 +1,6 @@
 """The same model as gpt/model.py written in the most obvious way, for tools/bench.py to compare
 with: attention by two matrix products with a softmax between them, all logits of a batch at once,
-torch's own LayerNorm, GELU and cross-entropy.
+torch's own LayerNorm, GELU and cross-entropy. And as PyTorch's users write it today.
 """
 
 if __name__ == "__main__":
@@ -65,3 +65,34 @@ class PlainGPT(nn.Module):
             )
             x = x + self._linear(hidden, f"{block}/mlp/c_proj")
         return self._norm(x, "ln_f") @ self.weights["head/weight"].t()
+
+
+class UsualGPT(PlainGPT):
+    """PlainGPT as PyTorch's users write it for a GPU: fused attention, and the loss in fp32."""
+
+    def _attention(self, x, name):
+        batch, length, _ = x.shape
+        heads = (batch, length, self.config.n_heads, self.config.head_dim)
+        q, k, v = (
+            part.view(heads).transpose(1, 2) for part in self._linear(x, f"{name}/qkv").chunk(3, -1)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self._linear(y.transpose(1, 2).reshape(batch, length, -1), f"{name}/c_proj")
+
+    def forward(self, tokens, targets):
+        return F.cross_entropy(self.logits(tokens).flatten(0, 1).float(), targets.flatten())
+
+
+class MixedGPT(nn.Module):
+    """A UsualGPT as nanoGPT trains: weights and residual stream in fp32, products in `dtype` by
+    autocast. Called as that is."""
+
+    def __init__(self, inner: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.inner = inner
+        self.dtype = dtype
+
+    def forward(self, tokens, targets):
+        is_mixed = self.dtype != torch.float32
+        with torch.autocast(tokens.device.type, self.dtype, enabled=is_mixed):
+            return self.inner(tokens, targets)

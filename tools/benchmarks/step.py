@@ -17,14 +17,20 @@ from gpt.config.shape import ModelConfig
 from gpt.kernels.choice import choose
 from gpt.model import GPT
 from tools.benchmarks.device import Device, Work, ratio
-from tools.benchmarks.plain_gpt import PlainGPT
+from tools.benchmarks.plain_gpt import MixedGPT, PlainGPT, UsualGPT
+
+OURS_WIDE = "ours, fp32"
 
 
 def measure(device: Device, shape: ModelConfig, work: Work) -> list:
     """One group of results per shape: {"shape", "models": {name: {"tokens_per_second", …}}}."""
     makers = {"ours": ours, "plain": plain}
     if work.compile:
-        makers["ours, compiled"] = compiled
+        makers |= {"ours, compiled": compiled, "nanoGPT-like": nanogpt_like}
+    else:
+        makers["nanoGPT-like, eager"] = nanogpt_like_eager
+    if not device.on_gpu and device.dtype != torch.float32:
+        makers[OURS_WIDE] = ours_wide
     groups = [_group(device, shape, work, makers)]
     if have_transformers():
         square = dataclasses.replace(shape, head_dim=shape.h_dim // shape.n_heads)
@@ -43,18 +49,35 @@ def have_transformers() -> bool:
     return True
 
 
+# Each makes a model whose products are in `dtype`, on the device.
+
+
 def ours(shape: ModelConfig, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     kernels, _ = choose("auto", device, shape, dtype)
-    return GPT(shape, kernels=kernels)
+    return GPT(shape, kernels=kernels).to(device, dtype)
+
+
+def ours_wide(shape: ModelConfig, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    return ours(shape, device, torch.float32)
 
 
 def compiled(shape: ModelConfig, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     kernels, _ = choose("auto", device, shape, dtype)
-    return GPT(shape, kernels=kernels, compile="default")
+    return GPT(shape, kernels=kernels, compile="default").to(device, dtype)
 
 
 def plain(shape: ModelConfig, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
-    return PlainGPT(GPT(shape))
+    return PlainGPT(GPT(shape)).to(device, dtype)
+
+
+def nanogpt_like(shape: ModelConfig, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    return MixedGPT(torch.compile(UsualGPT(GPT(shape)).to(device)), dtype)
+
+
+def nanogpt_like_eager(
+    shape: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> torch.nn.Module:
+    return MixedGPT(UsualGPT(GPT(shape)).to(device), dtype)
 
 
 class _Transformers(torch.nn.Module):
@@ -89,14 +112,13 @@ class _Transformers(torch.nn.Module):
 def transformers_gpt2(
     shape: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> torch.nn.Module:
-    return _Transformers(shape)
+    return _Transformers(shape).to(device, dtype)
 
 
 class Steps:
     """A model with its optimizer; calling it makes one optimiser step on its batch.
 
-    make: makes the model of a shape, a device and a dtype. tokens: (accumulation, rows,
-    seq_len + 1), int64, on the device.
+    make: one of the above. tokens: (accumulation, rows, seq_len + 1), int64, on the device.
     """
 
     def __init__(
@@ -107,7 +129,7 @@ class Steps:
         dtype: torch.dtype,
         tokens: torch.Tensor,
     ):
-        self.model = make(shape, device, dtype).to(device, dtype)
+        self.model = make(shape, device, dtype)
         self.tokens = tokens
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True
@@ -142,7 +164,9 @@ def _group(device, shape, work, makers) -> dict:
         if device.on_gpu:
             figures["step_bytes"] = _gpu_bytes(steps[name])
         else:
-            figures["step_bytes"] = _cpu_bytes(makers[name], shape, work)
+            figures["step_bytes"] = _cpu_bytes(makers[name], shape, device.dtype, work)
+        if name == OURS_WIDE:  # the rate and the peak are those of 16 bits
+            figures["share_of_matmul_rate"] = figures["mfu"] = None
         models[name] = figures
     steps.clear()
     gc.collect()
@@ -179,14 +203,18 @@ def _print_group(shape, work, matmul_rate, models):
     )
     for name, figures in models.items():
         columns = [
-            f"  {name:16s} {figures['tokens_per_second']:>10,.0f} tokens/s",
-            f"{figures['share_of_matmul_rate']:>4.0%} of the matmul rate",
+            f"  {name:19s} {figures['tokens_per_second']:>10,.0f} tokens/s",
+            f"{_share(figures['share_of_matmul_rate'])} of the matmul rate",
             f"{figures['ours_is_faster_by']:5.2f} x ours' time",
             f"{_mebibytes(figures['step_bytes'])} MiB a step",
         ]
         if figures["mfu"] is not None:
             columns.insert(2, f"MFU {figures['mfu']:4.0%}")
         print("  ".join(columns), flush=True)
+
+
+def _share(value):
+    return f"{value:>4.0%}" if value is not None else "   –"
 
 
 def _mebibytes(count):
@@ -202,19 +230,19 @@ def _gpu_bytes(step) -> int:
     return torch.cuda.max_memory_allocated() - held
 
 
-def _cpu_bytes(make, shape, work) -> int | None:
+def _cpu_bytes(make, shape, dtype, work) -> int | None:
     """The same of a process of its own, by Linux's count of its resident memory; None on other
     systems."""
     if not Path("/proc/self/clear_refs").exists():
         return None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(_resident_growth, make, shape, work).result()
+        return executor.submit(_resident_growth, make, shape, dtype, work).result()
 
 
-def _resident_growth(make, shape, work):
+def _resident_growth(make, shape, dtype, work):
     size = (work.accumulation, work.micro_batch, shape.seq_len + 1)
     tokens = torch.zeros(size, dtype=torch.int64)
-    step = Steps(make, shape, torch.device("cpu"), torch.float32, tokens[:1, :1, :2])
+    step = Steps(make, shape, torch.device("cpu"), dtype, tokens[:1, :1, :2])
     step()  # makes moments, with hardly an activation
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
     held = _resident("VmRSS")

@@ -13,6 +13,7 @@ from gpt.config.resolve import resolve
 from gpt.engine import boundary
 from gpt.metrics.meter import TimeSplit
 from gpt.model import GPT
+from tools.benchmarks import paper
 from tools.gpu_stages.lab import TINY
 from tools.gpu_stages.profiled import profiled
 
@@ -76,6 +77,7 @@ def _measure(lab, preset, precision):
         ms=1e3 * taken,
         tokens_per_second=tokens / taken,
         mfu=lab.mfu(tokens / taken, config.model, precision),
+        tokens_on_paper=_on_paper(lab, config, precision),
         peak_bytes=peak,
         estimated_bytes=memory_at(config, 1, False).total,
         launches=seen.launches,
@@ -89,6 +91,13 @@ def _measure(lab, preset, precision):
         lab.row("heaviest", preset=preset, precision=precision, name=name[:110], count=count, ms=ms)
     _keep_trace(lab, seen.trace)
     boundary.disconnect()
+
+
+def _on_paper(lab, config, precision):
+    if precision != "bf16":  # the one that the model is of
+        return None
+    rows = config.batch.micro_size
+    return lab.tokens_on_paper(config.model, rows, ACCUMULATION, paper.ZERO_1)
 
 
 def _config(lab, preset, precision):

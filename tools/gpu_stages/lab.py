@@ -14,6 +14,8 @@ from gpt.compute import hardware
 from gpt.config.shape import ModelConfig, load_presets
 from gpt.errors import in_brief
 from gpt.kernels.layer_norm import layer_norm
+from tools.benchmarks import paper
+from tools.benchmarks.launches import Launch
 from tools.gpu_stages.findings import Findings
 
 # Half the distance from 1 to the next number, and the smallest number above 0.
@@ -124,6 +126,24 @@ class Lab:
         """Share of the device's peak by its data sheet; None where that is not known."""
         peak = hardware.peak_flops(hardware.device_name(self.device), precision)
         return tokens_per_second * shape.matmul_flops_per_token() / peak if peak else None
+
+    # ---- What bench.py --paper says
+
+    @property
+    def _gpu(self) -> paper.Gpu | None:
+        return paper.gpu_of(hardware.device_name(self.device))
+
+    def tokens_on_paper(
+        self, shape: ModelConfig, rows: int, accumulation: int, around: paper.Around = paper.PLAIN
+    ) -> float | None:
+        """Tokens/s of steps of ours in bf16; None of a device that it does not know."""
+        if self._gpu is None or self.no_triton:
+            return None
+        step = paper.step(shape, rows, accumulation, around)
+        return 1e3 * step.tokens / step.milliseconds(self._gpu)
+
+    def ms_on_paper(self, launch: Launch) -> float | None:
+        return None if self._gpu is None else paper.milliseconds(self._gpu, launch)
 
     # ---- Clocks
 

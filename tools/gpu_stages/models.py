@@ -6,33 +6,16 @@ import statistics
 import time
 
 import torch
-import torch.nn.functional as F
 
 from gpt import model as gpt_model
 from gpt.model import GPT
-from tools.benchmarks.plain_gpt import PlainGPT
+from tools.benchmarks.plain_gpt import UsualGPT
 from tools.gpu_stages.profiled import profiled
 
 ACCUMULATION = 2
 APART = 0.2  # nats between the losses of models in bf16
 WARM_UP_SECONDS = 120  # after which no further model is compiled
 SWEEP = {"small": (8, 16, 32, 64, 128), "medium": (8, 16, 32, 64, 128)}
-
-
-class UsualGPT(PlainGPT):
-    """PlainGPT as PyTorch's users write it for a GPU: fused attention, and the loss in fp32."""
-
-    def _attention(self, x, name):
-        batch, length, _ = x.shape
-        heads = (batch, length, self.config.n_heads, self.config.head_dim)
-        q, k, v = (
-            part.view(heads).transpose(1, 2) for part in self._linear(x, f"{name}/qkv").chunk(3, -1)
-        )
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self._linear(y.transpose(1, 2).reshape(batch, length, -1), f"{name}/c_proj")
-
-    def forward(self, tokens, targets):
-        return F.cross_entropy(self.logits(tokens).flatten(0, 1).float(), targets.flatten())
 
 
 class Steps:
@@ -77,7 +60,7 @@ def _makers(lab, shape):
 def _transformers(shape):
     from tools.benchmarks.step import transformers_gpt2
 
-    return transformers_gpt2(shape, None, torch.bfloat16)
+    return transformers_gpt2(shape, torch.device("cpu"), torch.bfloat16)
 
 
 def whole_steps(lab):
@@ -107,6 +90,9 @@ def whole_steps(lab):
             ms=1e3 * seconds,
             tokens_per_second=rate,
             mfu=lab.mfu(rate, shape),
+            tokens_on_paper=(
+                lab.tokens_on_paper(shape, rows, ACCUMULATION) if name == "ours, eager" else None
+            ),
             **_cost(lab, steps, seconds),
             ready_seconds=ready,
             rounds_ms=[round(1e3 * t, 3) for t in times[name]],
@@ -215,6 +201,7 @@ def sweep(lab):
                     micro_batch=rows,
                     tokens_per_second=rate,
                     mfu=lab.mfu(rate, shape),
+                    tokens_on_paper=lab.tokens_on_paper(shape, rows, ACCUMULATION),
                     peak_bytes=peak,
                     seconds=time.monotonic() - began,
                 )

@@ -8,6 +8,15 @@ from gpt.kernels.gelu import bias_gelu
 from gpt.kernels.layer_norm import add_layer_norm
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy
 from gpt.model import GPT
+from tools.benchmarks.launches import (
+    ATTENTION,
+    ATTENTION_BACKWARD,
+    INPUT_GRADIENT,
+    MEMORY,
+    PRODUCT,
+    WEIGHT_GRADIENT,
+    Launch,
+)
 from tools.gpu_stages.kernels import refused
 
 DTYPE = torch.bfloat16
@@ -45,13 +54,18 @@ class Bench:
     def random(self, *size, grad=False):
         return torch.randn(size, device=self.lab.device).to(DTYPE).requires_grad_(grad)
 
-    def take(self, what, work, flops=None, moved=None, repeats=20):
+    def take(self, what, work, flops=None, moved=None, repeats=20, kind=MEMORY, size=()):
+        """kind, size: of the one launch that it is on paper; None for more than one."""
         ms = self.lab.milliseconds(work, repeats)
+        on_paper = None
+        if kind is not None:
+            on_paper = self.lab.ms_on_paper(Launch(what, kind, 1, moved or 0, flops or 0, size))
         self.lab.row(
             "operations",
             preset=self.preset,
             what=what,
             ms=ms,
+            ms_on_paper=on_paper,
             flops_per_second=flops and 1e3 * flops / ms,
             bytes_per_second=moved and 1e3 * moved / ms,
         )
@@ -75,12 +89,19 @@ class Bench:
             weight = self.random(out, inner)
             grad = self.random(n, out)
             bias = self.random(out)
-            for way, work in (
-                ("forward", lambda: F.linear(x, weight, bias)),
-                ("input's gradient", lambda: grad @ weight),
-                ("weight's gradient", lambda: grad.t() @ x),
+            for way, work, kind, size in (
+                ("forward", lambda: F.linear(x, weight, bias), PRODUCT, (n, out, inner)),
+                ("input's gradient", lambda: grad @ weight, INPUT_GRADIENT, (n, inner, out)),
+                ("weight's gradient", lambda: grad.t() @ x, WEIGHT_GRADIENT, (out, inner, n)),
             ):
-                self.take(f"product {name}, {way}", work, flops=2 * n * out * inner, repeats=15)
+                self.take(
+                    f"product {name}, {way}",
+                    work,
+                    flops=2 * n * out * inner,
+                    repeats=15,
+                    kind=kind,
+                    size=size,
+                )
             if name == "qkv":
                 self.take("bias gradient of qkv", lambda: grad.sum(0), moved=grad.nbytes)
 
@@ -125,6 +146,7 @@ class Bench:
             ),
             flops=6 * n * c * v,
             repeats=10,
+            kind=None,
         )
 
     def embedding(self):
@@ -167,8 +189,9 @@ class Bench:
                 raise
             self.lab.row("operations", preset=self.preset, what=name, failed="torch has none here")
             return
-        self.take(f"{name}, forward", forward, flops=flops)
-        self.take(f"{name}, backward", self.backward(result, qkv), flops=2.5 * flops)
+        self.take(f"{name}, forward", forward, flops=flops, kind=ATTENTION)
+        backward = self.backward(result, qkv)
+        self.take(f"{name}, backward", backward, flops=2.5 * flops, kind=ATTENTION_BACKWARD)
         self.lab.row(
             "host",
             what=f"{name}, {self.preset}",

@@ -45,6 +45,7 @@ SPEED = [
     ("ms", _shown("ms", "{:.2f}")),
     ("tokens/s", _shown("tokens_per_second", "{:,.0f}")),
     ("MFU", _shown("mfu", "{:.1%}")),
+    ("tokens/s on paper", _shown("tokens_on_paper", "{:,.0f}")),
 ]
 PEAK = ("peak GiB", _shown("peak_bytes", "{:.2f}", 2**-30))
 LAUNCHES = ("launches", _shown("launches", "{:,}"))
@@ -61,7 +62,8 @@ TABLES = [
         (
             "Two micro-batches and one fused AdamW step of `small` in bf16, all in turn in one "
             "process: medians. MFU is the share of the data sheet's peak, by the FLOPs of "
-            "gpt/config/shape.py; peak memory is that of a step beside what lasts."
+            "gpt/config/shape.py; peak memory is that of a step beside what lasts;"
+            " on paper is what `bench.py --paper` computes."
         ),
         "models",
         [
@@ -144,6 +146,7 @@ TABLES = [
             PRESET,
             ("operation", _shown("what")),
             ("ms", _shown("ms", "{:.4f}")),
+            ("ms on paper", _shown("ms_on_paper", "{:.4f}")),
             *RATES,
             ("attained", attained),
         ],
