@@ -30,8 +30,10 @@ MAXIMUM_WIDTH = 8192
 # Of a row, up to which the backward kernel prefetches: twice as many, of three tensors, would take
 # half of a multiprocessor's shared memory.
 PREFETCHED_BYTES = 8192
-# Of the backward kernel on a multiprocessor: of its 65,536 registers each thread has up to 80.
+# Warps of the backward kernel on a multiprocessor. Of its 65,536 registers each thread has up to 80
+# in rows of up to 1,024 columns, up to 128 beyond.
 RESIDENT_WARPS = 24
+WARPS_OF_WIDE_ROWS = 16
 
 
 # How a row of statistics is aligned depends on the number of rows, and is to cost no compilation of
@@ -153,6 +155,11 @@ def block_size(width: int) -> int:
             mend=f'the Triton kernel takes at most {MAXIMUM_WIDTH}, set kernels to "torch"',
         )
     return next_power_of_2(width)
+
+
+def resident_warps(block: int) -> int:
+    """On one multiprocessor at once, of the backward kernel with `block` columns a program."""
+    return RESIDENT_WARPS if block <= 1024 else WARPS_OF_WIDE_ROWS
 
 
 def _stages(block: int, grad_normed: Tensor, grad_total: Tensor | None, total: Tensor) -> int:
@@ -296,7 +303,8 @@ def _layer_norm_backward(
     grad_input = torch.empty(total.shape, dtype=total.dtype, device=total.device)
     rows, width = as_rows(total).shape
     block = block_size(width)
-    programs, per_program = share_rows(rows, num_warps(block), total.device, RESIDENT_WARPS)
+    resident = resident_warps(block)
+    programs, per_program = share_rows(rows, num_warps(block), total.device, resident)
     partial = torch.empty((sums, programs, width), dtype=stats.dtype, device=total.device)
     launch_backward(
         as_rows(grad_normed),

@@ -42,9 +42,6 @@ def find(name, width=768):
     return case
 
 
-OFTEN = ("sm_80", "sm_90")  # A100, H100; the others under the marker `slow`
-
-
 def narrowest_cases():
     """Each kernel at its narrowest width; the others differ in how wide a program is."""
     first = {}
@@ -60,9 +57,9 @@ def assert_within(gates, table, measured):
     assert not worse, "\n".join(worse)
 
 
-@pytest.mark.parametrize("arch", OFTEN)
-def test_narrow_kernels_are_within_the_table(gates, table, arch):
-    measured = [gates.measure(case, "fp16", arch) for case in narrowest_cases()]
+def test_narrow_kernels_are_within_the_table(gates, table):
+    """On an H100; the other widths and architectures under the marker `slow`."""
+    measured = [gates.measure(case, "fp16", "sm_90") for case in narrowest_cases()]
     assert_within(gates, table, measured)
 
 
@@ -93,13 +90,13 @@ def test_table_is_whole_and_sound(gates):
             "add_bias_layer_norm backward",
             layer_norm.block_size,
             triton_shared.num_warps,
-            layer_norm.RESIDENT_WARPS,
+            layer_norm.resident_warps,
         ),
         (
             "bias_gelu backward",
             gelu.block_size,
             gelu.backward_warps,
-            gelu.RESIDENT_WARPS,
+            lambda block: gelu.RESIDENT_WARPS,
         ),
     ],
 )
@@ -115,7 +112,7 @@ def test_looping_programs_are_all_resident(gates, kernel, block_size, warps_of, 
         gate = table[kernel, width]
         # of sm_86, sm_89, sm_120
         fitting = min(65536 // (32 * gate.registers * warps), 100 * 1024 // (gate.shared + 1024))
-        assert max(1, resident_warps // warps) <= fitting
+        assert max(1, resident_warps(block) // warps) <= fitting
 
 
 @pytest.mark.parametrize(
@@ -207,10 +204,10 @@ def test_rows_that_are_not_aligned(gates):
 
 def test_command(gates, table, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["kernel_gates.py", "--arch", "sm_80", "--dtype", "fp16"])
-    monkeypatch.setattr(gates, "cases", narrowest_cases)
+    few_cases = [find("bias_gelu backward", 3072), find("layer_norm forward")]
+    monkeypatch.setattr(gates, "cases", lambda: few_cases)
     assert gates.main() == 0
-    number = len(narrowest_cases())
-    assert f"{number} compilations within the table" in capsys.readouterr().out
+    assert "2 compilations within the table" in capsys.readouterr().out
     monkeypatch.setattr(gates, "TABLE", tmp_path / "table.yaml")
     key = "bias_gelu backward", 3072
     gates.write_table(["3.7.1"], {**table, key: table[key]._replace(registers=8)})
