@@ -1,12 +1,15 @@
 """What a GPU is given for a micro-batch, counted on the meta device: ceilings, so that no cast,
 copy or sum comes back unseen; and sums by hand."""
 
+import json
+
 import pytest
 import torch
+from conftest import ROOT
 
 import gpt.model
 from gpt.config.shape import ModelConfig, load_presets
-from tools.benchmarks import launches
+from tools.benchmarks import launches, paper
 from tools.benchmarks.launches import kernels, moved
 
 pytest.importorskip("triton")
@@ -31,6 +34,15 @@ def test_small_stays_below_its_ceilings(small):
     print(f"{kernels(both)} kernels, {moved(both) / 1e9:.3f} GB")
     assert kernels(both) <= MOST_KERNELS and moved(both) <= MOST_BYTES
     assert kernels(small.additions) == 149 and moved(small.additions) <= MOST_BYTES_OF_ADDITIONS
+
+
+def test_committed_figures_are_of_these_launches(small):
+    """If not: `tools/bench.py --paper --accumulation 4 --json FILE` writes them anew."""
+    both = small.forward + small.backward
+    facts = json.loads((ROOT / "tools/bench_results/paper_small.json").read_text(encoding="utf-8"))
+    counted = [facts["kernels_of_a_micro_batch"], facts["bytes_of_a_micro_batch"]]
+    assert counted == [kernels(both), moved(both)]
+    assert f"{moved(both) / 1e9:.1f} GB" in paper.text(facts)
 
 
 def test_products_are_those_of_the_shape(small):

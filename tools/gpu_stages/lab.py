@@ -139,8 +139,13 @@ class Lab:
         """Tokens/s of steps of ours in bf16; None of a device that it does not know."""
         if self._gpu is None or self.no_triton:
             return None
-        step = paper.step(shape, rows, accumulation, around)
-        return 1e3 * step.tokens / step.milliseconds(self._gpu)
+        rate = None
+        with self.attempt(
+            "facts", fact="what bench.py --paper computes"
+        ):  # and measure all the same
+            step = paper.step(shape, rows, accumulation, around)
+            rate = 1e3 * step.tokens / step.milliseconds(self._gpu)
+        return rate
 
     def ms_on_paper(self, launch: Launch) -> float | None:
         return None if self._gpu is None else paper.milliseconds(self._gpu, launch)
