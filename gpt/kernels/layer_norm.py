@@ -162,12 +162,14 @@ def resident_warps(block: int) -> int:
     return RESIDENT_WARPS if block <= 1024 else WARPS_OF_WIDE_ROWS
 
 
-def _stages(block: int, grad_normed: Tensor, grad_total: Tensor | None, total: Tensor) -> int:
-    """Of the backward kernel's loop: 2 loads the next row while this one is computed."""
-    # once a model, and with prefetch it spills registers on compute capability 10.0
-    if grad_total is None:
+def _stages(block: int, sums: int, matrices: tuple[Tensor | None, ...]) -> int:
+    """Of the backward kernel's loop over rows of these: 2 loads the next row while this one is
+    computed."""
+    loaded = [matrix for matrix in matrices if matrix is not None]
+    # the first LayerNorm of a model, which for compute capability 10.0 would spill registers
+    if sums == 2 and len(loaded) == 2:
         return 1
-    row_bytes = block * max(grad_normed.element_size(), total.element_size())
+    row_bytes = block * max(matrix.element_size() for matrix in loaded)
     return 2 if row_bytes <= PREFETCHED_BYTES else 1
 
 
@@ -237,7 +239,7 @@ def launch_backward(
             rows_per_program,
             width,
             SUMS=sums,
-            STAGES=_stages(block, grad_normed, grad_total, total),
+            STAGES=_stages(block, sums, (grad_normed, grad_total, total)),
             BLOCK=block,
             num_warps=num_warps(block),
         )
