@@ -113,7 +113,7 @@ def heads_cases() -> Iterator[Case]:
     def backward(width, dtype):
         grad = torch.empty(ROWS, width // HEAD_DIM, HEAD_DIM, dtype=dtype)
         packed = torch.empty(ROWS, 3 * width, dtype=dtype)
-        heads.launch(grad, grad, grad, packed, torch.empty(4, 3 * width), 16)
+        heads.launch([grad] * 3, packed, torch.empty(4, 3 * width), 16)
 
     for width in H_DIMS:
         yield Case("heads backward", width, heads, "_pack_kernel", partial(backward, width))

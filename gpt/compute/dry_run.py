@@ -15,6 +15,7 @@ from gpt.config.schedule import CosineSchedule
 from gpt.data.datasets import Dataset
 from gpt.data.windows import windows
 from gpt.files import free_space
+from gpt.kernels.processor import advice_on_bf16
 from gpt.wording import duration, plural
 
 
@@ -94,6 +95,7 @@ def _model(config: Config) -> list[str]:
         ),
         *_optimizer(config),
         _learning_rate(config),
+        *_on_a_cpu(config),
     ]
 
 
@@ -129,6 +131,12 @@ def _precision(config: Config) -> str:
     if config.precision == "fp16":
         return "fp16 as on a GPU (a machine without one trains in fp32)"
     return config.precision
+
+
+def _on_a_cpu(config: Config) -> Iterator[str]:
+    advice = advice_on_bf16(config.precision)
+    if advice is not None:
+        yield f"on a CPU       {advice}"
 
 
 def _learning_rate(config: Config) -> str:

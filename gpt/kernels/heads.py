@@ -5,6 +5,7 @@ them into the gradient of the GEMM's output and sums its columns, the gradient o
 way: in fp32 (fp64 for fp64 tensors), per program and then over programs, always in the same order.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -80,25 +81,16 @@ def block_size(width: int) -> int:
     return min(COLUMNS, next_power_of_2(width))
 
 
-def launch(
-    grad_q: Tensor,
-    grad_k: Tensor,
-    grad_v: Tensor,
-    packed: Tensor,
-    partial: Tensor,
-    rows_per_program: int,
-) -> None:
-    """grad_*: (rows, H, D), any strides with a contiguous last dimension; packed (rows, 3 * H * D)
-    and partial (programs, 3 * H * D) are contiguous and written."""
-    rows, n_heads, head_dim = grad_q.shape
+def launch(grads: Sequence[Tensor], packed: Tensor, partial: Tensor, rows_per_program: int) -> None:
+    """grads: of q, k and v, each (rows, H, D), any strides with a contiguous last dimension; packed
+    (rows, 3 * H * D) and partial (programs, 3 * H * D) are contiguous and written."""
+    rows, n_heads, head_dim = grads[0].shape
     width = n_heads * head_dim
     block = block_size(width)
-    strides = [stride for grad in (grad_q, grad_k, grad_v) for stride in grad.stride()[:2]]
-    with on_device_of(grad_q):
+    strides = [stride for grad in grads for stride in grad.stride()[:2]]
+    with on_device_of(packed):
         _pack_kernel[(partial.shape[0], -(-width // block), 3)](
-            grad_q,
-            grad_k,
-            grad_v,
+            *grads,
             packed,
             partial,
             *strides,
@@ -131,7 +123,7 @@ def pack_heads(grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, 
     warps = 3 * -(-width // block_size(width)) * WARPS
     programs, per_program = share_rows(rows, warps, packed.device, RESIDENT_WARPS)
     partial = packed.new_empty((programs, 3 * width), dtype=statistics_dtype(packed))
-    launch(*grads, packed.flatten(0, 1), partial, per_program)
+    launch(grads, packed.flatten(0, 1), partial, per_program)
     return packed, finish(partial[None], packed.dtype)[0]
 
 

@@ -54,10 +54,13 @@ class _Widths:
 
     @classmethod
     def of(cls, model: Widths) -> "_Widths":
-        widths = [model.h_dim, model.mlp_dim, model.vocab_size]
-        widths = [max(_NARROWEST, width) for width in widths]
-        n_heads = max(model.n_heads, -(-_NARROWEST // model.head_dim))
-        return cls(*widths, n_heads, model.head_dim)
+        return cls(
+            h_dim=max(_NARROWEST, model.h_dim),
+            mlp_dim=max(_NARROWEST, model.mlp_dim),
+            vocab_size=max(_NARROWEST, model.vocab_size),
+            n_heads=max(model.n_heads, -(-_NARROWEST // model.head_dim)),
+            head_dim=model.head_dim,
+        )
 
 
 def problem(device: torch.device, model: Widths, dtype: torch.dtype) -> tuple[str, str] | None:

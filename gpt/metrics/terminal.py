@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from gpt import standard_streams
 from gpt.config.run_config import Config
+from gpt.kernels.processor import advice_on_bf16
 from gpt.wording import duration
 
 
@@ -92,9 +93,11 @@ def announcement(
     whose = f" of {config.model_code}" if config.model_code else ""
     if config.optimizer_code:
         engine += f", optimizer of {config.optimizer_code}"
+    advice = advice_on_bf16(config.precision) if device == "cpu" else None
+    remark = f"; {advice}" if advice else ""
     return (
         f"{config.run_dir}: {parameters:,} parameters{whose}, {engine}; {tokens};"
-        f" kernels: {which_kernels} ({why}), attention: {attention}, {compiled}"
+        f" kernels: {which_kernels} ({why}), attention: {attention}, {compiled}{remark}"
     )
 
 

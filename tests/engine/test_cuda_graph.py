@@ -125,8 +125,7 @@ def test_a_graph_that_one_rank_cannot_capture_is_left_out_by_all(capfd, monkeypa
         cuda_graph.GraphedPasses._passes = failing  # in this rank's process alone
         found = []
         with fake_graphs() as graph:
-            for place in (None, OF_ONE_STEP = {"cuda_graph": True, "max_train_steps": 1, "max_eval_steps": 1}
-WARMING_UP, CAPTURING):
+            for place in (None, WARMING_UP, CAPTURING):
                 failing_at = place if world.rank == 1 else None
                 engine, config = make(world, 1, "bf16", cuda_graph=place is not None, **SMALLEST)
                 results = [engine.step(batch(config, step)) for step in range(3)]
