@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, tiny_run
 from dispatched import Launches
 from tiny_engines import batch, make, on_ranks
@@ -11,7 +12,7 @@ from gpt.compute.dry_run import report
 from gpt.compute.host_time import launches
 from gpt.config.resolve import load, resolve
 from gpt.config.shape import ModelConfig, load_presets
-from gpt.kernels import linear
+from gpt.kernels import gelu_by_sigmoid, linear
 
 MICRO = "train_micro_batch_size_per_gpu"
 STAGE = "zero_optimization.stage"
@@ -34,6 +35,11 @@ def flash_attention(q, k, v):
     return values.transpose(1, 2).flatten(2)
 
 
+def torch_attention(q, k, v):
+    values = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return values.transpose(1, 2).flatten(2)
+
+
 @pytest.mark.parametrize("layers", [2, 12])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_launches_are_what_torch_makes(layers, checkpointing, monkeypatch):
@@ -53,10 +59,14 @@ def test_launches_are_what_torch_makes(layers, checkpointing, monkeypatch):
     assert counted.total == pytest.approx(expected.torch + expected.custom, rel=0.1)
 
 
-def test_gradients_cost_as_many_launches_as_are_counted(capfd):
+def test_gradients_cost_as_many_launches_as_are_counted(capfd, monkeypatch):
     """What two blocks more cost a micro-batch, neither the first nor the last of a step, under each
-    ZeRO stage, beside stage 1; on the branches that DeepSpeed takes on CUDA. In bf16, whose sums
-    are in fp32, as much as in fp16."""
+    ZeRO stage, beside stage 1; on the branches that DeepSpeed takes on CUDA, and by no operations
+    that are for CPUs alone. In bf16, whose sums are in fp32, as much as in fp16."""
+
+    monkeypatch.setattr(gpt.model, "causal_attention", torch_attention)
+    monkeypatch.setattr(gelu_by_sigmoid, "takes", lambda x: False)
+    monkeypatch.setattr(linear, "_onednn", None)
 
     def work(world, waits):
         of_two_blocks = []
