@@ -161,6 +161,11 @@ class _Counter(TorchDispatchMode):
         self.is_paused = False
         self._results = Results()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """To be kept from torch.compile, it would load it."""
+        return False
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:

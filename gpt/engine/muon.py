@@ -9,7 +9,6 @@ nothing of its modules.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,10 +18,10 @@ from gpt.engine.gradients import norm_over_ranks
 
 
 @contextmanager
-def left_uncompiled(compiler: ModuleType) -> Iterator[None]:
+def left_uncompiled(compiler: Any) -> Iterator[None]:
     """Inside, DeepSpeed's Muon is imported without torch.compile, which needs a compiler and a new
     graph for every shape of matrix, and whose machinery each rank would load, for DeepSpeed imports
-    its Muon for every optimizer. compiler: deepspeed.runtime.compiler."""
+    its Muon for every optimizer. compiler: the module deepspeed.runtime.compiler."""
     usual = compiler.compile
     compiler.compile = lambda: lambda function: function
     try:

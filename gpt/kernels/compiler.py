@@ -39,7 +39,7 @@ def leave_unloaded() -> None:
             _call_directly(function)
     for kind in OPTIMIZERS:
         if "step" in vars(kind):
-            kind.step = torch.no_grad()(inspect.unwrap(kind.step))
+            setattr(kind, "step", torch.no_grad()(inspect.unwrap(kind.step)))  # noqa: B010
 
 
 def _call_directly(wrapper: Any) -> None:

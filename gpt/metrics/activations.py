@@ -3,6 +3,7 @@ branches add to it."""
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -32,11 +33,11 @@ class ActivationStatistics:
         self._hooks: list[RemovableHandle] = []
         for name, module in self._modules.items():
             self._hooks.append(module.register_forward_hook(_adds_to(self._sums[name])))
-        self._eager = eagerly()
-        self._eager.__enter__()
+        self._eager = ExitStack()
+        self._eager.enter_context(eagerly())
 
     def __exit__(self, *error: object) -> None:
-        self._eager.__exit__(*error)
+        self._eager.close()
         for hook in self._hooks:
             hook.remove()
 

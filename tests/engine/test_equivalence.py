@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, tiny_run, write_run
 from plain_torch import plain_torch
 
-STEPS, RANKS = 30, (1, 2, 4)
+STEPS, RANKS = 12, (1, 2, 4)
 OFFLOAD = {"offload_optimizer": {"device": "cpu"}}
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 import torch
+import torch._dynamo  # noqa: F401  what DeepSpeed's ZeRO 3 imports in every rank
 
 PATIENCE = 600.0  # seconds for which ranks may run
 

@@ -21,6 +21,11 @@ class LiveStorages(TorchDispatchMode):
         self.bytes = self.peak = 0
         self._alive = {}  # {id of a storage: a weak reference to it}
 
+    @classmethod
+    def _should_skip_dynamo(cls):
+        """torch would load its compiler to keep it off: seconds in every process."""
+        return False
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         given = {

@@ -74,6 +74,7 @@ def test_the_first_table_tells_right_from_not_run(whole):
     absent = {name for name, row in named.items() if "not run" in row}
     assert absent == {
         "memory accesses",
+        "steps by a CUDA graph",
         "attention: cudnn",
         "attention: efficient",
     }  # which a CPU lacks

@@ -197,7 +197,7 @@ def test_a_commit_that_dies_anywhere_loses_nothing(again, tmp_path):
 
 
 def test_two_kills(sample, tmp_path):
-    check(2, 60, sample, tmp_path)
+    check(2, 30, sample, tmp_path)
 
 
 @pytest.mark.slow

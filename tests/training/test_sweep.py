@@ -16,7 +16,7 @@ from conftest import ROOT, read_metrics, write_run
 from without_torch import needs_torch
 
 SWEEP = ROOT / "tools" / "sweep.py"
-STEPS = 400
+STEPS = 200
 
 
 @pytest.fixture(scope="module")

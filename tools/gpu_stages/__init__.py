@@ -30,8 +30,11 @@ class Stage(NamedTuple):
 
 KERNELS = (
     "add + LayerNorm",
+    "add + bias + LayerNorm",
     "LayerNorm",
     "GELU with bias",
+    "heads",
+    "embedding",
     "misaligned rows",
     "cross-entropy",
     "ranks of targets",
@@ -55,7 +58,7 @@ STAGES = [
     ),
     Stage(
         "whole-models",
-        "kernels.models",
+        "whole_models.models",
         60,
         {
             "model of four layers": HALF,
@@ -77,7 +80,7 @@ STAGES = [
         110,
         {"all-reduce": ONE, "two ranks learn as one does": ONE, "a killed rank is named": ONE},
     ),
-    Stage("graph", "models.graph", 45),
+    Stage("graph", "engines.graph", 60, {"steps by a CUDA graph": ONE}),
     Stage("sweep", "models.sweep", 70),
     Stage("engine-medium", "engines.medium_bf16", 70, {"engine, medium": ("bf16",)}),
 ]

@@ -100,7 +100,49 @@ def _on_paper(lab, config, precision):
     return lab.tokens_on_paper(config.model, rows, ACCUMULATION, paper.ZERO_1)
 
 
-def _config(lab, preset, precision):
+def graph(lab):
+    """Are steps by `--cuda_graph` those without it, and what do they save?"""
+    world = boundary.connect()
+    with lab.attempt("graph", must=True, model="small"):
+        engines = {}
+        for is_graphed in (False, True):
+            # a CPU has no graphs, and refuses them
+            config = _config(lab, "small", "bf16", cuda_graph=is_graphed and not lab.dry)
+            model = build(config, lab.kernels)
+            engines[is_graphed] = boundary.Engine(model, config, world, model.initial_weights(0))
+        rows, length = config.batch.micro_size, config.model.seq_len + 1
+        tokens = lab.tokens(ACCUMULATION, rows, length, vocab_size=config.model.vocab_size)
+        batch = tokens.cpu().numpy()
+        losses = {
+            kind: [made.step(batch).loss.item() for _ in range(3)] for kind, made in engines.items()
+        }
+        milliseconds = {kind: [] for kind in engines}
+        for _ in range(2 if lab.dry else 10):
+            for kind, made in engines.items():
+                seconds = lab.wall_seconds(lambda: made.step(batch), 1)
+                milliseconds[kind].append(1e3 * seconds)
+        eager, graphed = (statistics.median(milliseconds[kind]) for kind in (False, True))
+        notice = "; ".join(engines[True].notices)
+        lab.row(
+            "graph",
+            model="small",
+            micro_batch=rows,
+            eager_ms=eager,
+            graph_ms=graphed,
+            gain=1 - graphed / eager,
+            notice=notice,
+        )
+        if lab.dry:
+            lab.not_run("steps by a CUDA graph", "it needs a GPU")
+        else:
+            apart = max(abs(one - other) for one, other in zip(losses[False], losses[True]))
+            faults = [notice] if notice else []
+            faults += [] if apart < NEAR["bf16"] else [f"losses are {apart:.4f} nats apart"]
+            lab.check("steps by a CUDA graph", "", faults, f"losses {apart:.4f} nats apart")
+    boundary.disconnect()
+
+
+def _config(lab, preset, precision, **options):
     rows = lab.rows(preset)
     tree = classes.shipped_tree(preset, ACCUMULATION * rows)
     tree.pop("train_micro_batch_size_per_gpu", None)
@@ -108,7 +150,7 @@ def _config(lab, preset, precision):
     tree["fp16"]["enabled"], tree["bf16"] = precision == "fp16", {"enabled": precision == "bf16"}
     tree["scheduler"]["params"]["warmup_steps"] = 5  # so that the loss of so few steps sinks
     # So that the estimate is of steps as these are.
-    tree["gpt"] |= {"kernels": lab.kernels, "log_grads_every": 0}
+    tree["gpt"] |= {"kernels": lab.kernels, "log_grads_every": 0, **options}
     if lab.dry:
         tree["gpt"] |= vars(TINY)
     return resolve(tree, "gpu_check")

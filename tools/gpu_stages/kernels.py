@@ -1,4 +1,4 @@
-"""Are the kernels right? Each against float64 on the same device; models against fp32 and torch."""
+"""Are the kernels right? Each against float64 on the same device."""
 
 import functools
 import math
@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt.compute.hardware import DTYPES
-from gpt.config.shape import ModelConfig
 from gpt.kernels.attention import causal_attention
 from gpt.kernels.cross_entropy import IGNORE_INDEX, score_logits, softmax_gradient_
+from gpt.kernels.embedding import embed
 from gpt.kernels.gelu import bias_gelu
+from gpt.kernels.heads import linear_heads
 from gpt.kernels.layer_norm import add_layer_norm, layer_norm
 from gpt.kernels.linear_cross_entropy import linear_cross_entropy
 from gpt.kernels.sizes import CHUNK_ELEMENTS
-from gpt.model import GPT
-from tools.gpu_stages import BACKENDS, HALF
-from tools.gpu_stages.lab import SMALLEST, TINY, UNIT
+from tools.gpu_stages import BACKENDS
+from tools.gpu_stages.lab import SMALLEST, UNIT
 
 WIDTHS = (128, 768, 1000, 1024, 1025, 1536, 2048)  # with some that no vector load divides
 ROWS = (1, 17, 1000, 16384)
@@ -35,7 +35,6 @@ VOCABULARIES = (2048, 5000, 16384)
 WORST = {"fp32": 256.0, "bf16": 16.0, "fp16": 16.0}
 TOGETHER = {"fp32": 64.0, "bf16": 3.0, "fp16": 3.0}
 SHIFT = 1024.0  # a factor on cross-entropy's gradient
-LOSS_SCALE = 2.0**14  # of fp16 models
 
 
 class Trial:
@@ -137,8 +136,11 @@ def _operations(lab, precision):
 
 def _works():
     yield "add + LayerNorm", _add_layer_norm
+    yield "add + bias + LayerNorm", _add_bias_layer_norm
     yield "LayerNorm", _layer_norm
     yield "GELU with bias", _gelu
+    yield "heads", _heads
+    yield "embedding", _embedding
     yield "misaligned rows", _misaligned
     yield "cross-entropy", _cross_entropy
     yield "ranks of targets", _ranks
@@ -178,6 +180,23 @@ def _add_layer_norm(lab, trial):
         )
 
 
+def _add_bias_layer_norm(lab, trial):
+    for rows, width, where in _sizes(lab):
+        inputs = [
+            random(lab, rows, width, scale=3, offset=2),
+            random(lab, rows, width),
+            random(lab, width, offset=1),
+            random(lab, width),
+            random(lab, width),
+        ]
+        trial.compare(
+            where,
+            lambda x, r, w, b, x_bias: add_layer_norm(x, r, w, b, 1e-5, lab.kernels, x_bias),
+            lambda x, r, w, b, x_bias: (_norm(x + x_bias + r, w, b), x + x_bias + r),
+            inputs,
+        )
+
+
 def _layer_norm(lab, trial):
     for rows, width, where in _sizes(lab):
         inputs = [
@@ -195,6 +214,36 @@ def _gelu(lab, trial):
             lambda x, b: bias_gelu(x, b, lab.kernels),
             lambda x, b: F.gelu(x + b, approximate="tanh"),
             [random(lab, rows, width, scale=3), random(lab, width)],
+        )
+
+
+def _heads(lab, trial):
+    n_heads, head_dim = (2, 16) if lab.dry else (12, 64)
+    width = 3 * n_heads * head_dim
+    for rows, length in ((1, 5), (2, 8)) if lab.dry else ((1, 300), (32, 512)):
+        trial.compare(
+            f"{rows} x {length:,}",
+            lambda x, w, b: linear_heads(x, w, b, n_heads, lab.kernels),
+            lambda x, w, b: tuple(
+                part.unflatten(2, (n_heads, head_dim)).transpose(1, 2)
+                for part in F.linear(x, w, b).chunk(3, 2)
+            ),
+            [random(lab, rows, length, 1), random(lab, width, 1), random(lab, width)],
+        )
+
+
+def _embedding(lab, trial):
+    """Ids as frequent as words are: the first as a third of all tokens, many not at all."""
+    for vocabulary, width in ((40, 16),) if lab.dry else ((2048, 128), (16384, 768), (50257, 1024)):
+        rows, length = (2, 8) if lab.dry else (16, 512)
+        frequent = torch.rand(rows, length, device=lab.device) ** 4
+        tokens = (frequent * vocabulary).long()
+        tokens[torch.rand(rows, length, device=lab.device) < 1 / 3] = 0
+        trial.compare(
+            f"{rows * length:,} tokens of {vocabulary:,} ids of {width}",
+            lambda w, p: embed(tokens, w, p, width**0.5, lab.kernels),
+            lambda w, p: F.embedding(tokens, w) * width**0.5 + p,
+            [random(lab, vocabulary, width, scale=0.02), random(lab, length, width, scale=0.02)],
         )
 
 
@@ -310,80 +359,3 @@ def _attention_backend(lab, backend, precision):
         else:
             trial.faults.append("it takes some lengths and refuses others")
     trial.end()
-
-
-# ---- Whole models
-
-
-def models(lab):
-    """Gradients of four layers against fp32; of shipped shapes, Triton's against plain torch's."""
-    torch.manual_seed(0)
-    four = TINY if lab.dry else ModelConfig(4, 768, 3072, 12, 64, 16384, 512)
-    exact = _gradient(lab, four, "fp32", "torch")
-    for precision in HALF:
-        loss, found = _gradient(lab, four, precision, lab.kernels)
-        plain = _apart(_gradient(lab, four, precision, "torch")[1], exact[1])
-        apart = _apart(found, exact[1])
-        limit = {"bf16": 0.06, "fp16": 0.008}[precision]
-        faults = (
-            []
-            if apart < min(limit, 1.5 * plain + 1e-4)
-            else ["the gradient is further from fp32's than it may be"]
-        )
-        faults += (
-            []
-            if abs(loss - exact[0]) < {"bf16": 0.02, "fp16": 0.003}[precision]
-            else [f"the loss is {loss}, in fp32 {exact[0]}"]
-        )
-        lab.check(
-            "model of four layers",
-            precision,
-            faults,
-            f"gradient {apart:.2%} from fp32's, by plain torch {plain:.2%}",
-        )
-    for preset in ("small", "medium"):
-        for precision in HALF:
-            if lab.no_triton and not lab.dry:
-                lab.not_run(
-                    f"{preset} at its real shape",
-                    f"Triton does not run here: {lab.no_triton}",
-                    precision,
-                )
-            else:
-                _as_plain_torch(lab, preset, precision)
-
-
-def _as_plain_torch(lab, preset, precision):
-    config = lab.shape(preset)
-    (loss, found), (plain_loss, plain) = (
-        _gradient(lab, config, precision, way) for way in (lab.kernels, "torch")
-    )
-    apart = _apart(found, plain)
-    limit = {"bf16": 0.08, "fp16": 0.012}[precision]
-    faults = [] if bool(torch.isfinite(found).all()) else ["the gradient is not finite"]
-    faults += [] if apart < limit else [f"the gradient is {apart:.2%} from plain torch's"]
-    faults += (
-        []
-        if abs(loss - plain_loss) < 0.01
-        else [f"the loss is {loss}, by plain torch {plain_loss}"]
-    )
-    lab.check(
-        f"{preset} at its real shape", precision, faults, f"gradient {apart:.2%} from plain torch's"
-    )
-
-
-def _gradient(lab, config, precision, kernels):
-    """(loss, the whole gradient in fp32) of one batch, the same for every call of one shape."""
-    tokens = lab.tokens(4, config.seq_len + 1, vocab_size=config.vocab_size)
-    model = GPT(config, 0, kernels=kernels).to(lab.device, DTYPES[precision])
-    scale = LOSS_SCALE if precision == "fp16" else 1.0
-    loss = model(tokens[:, :-1], tokens[:, 1:])
-    (loss * scale).backward()
-    return (
-        loss.item(),
-        torch.cat([parameter.grad.float().flatten() for parameter in model.parameters()]) / scale,
-    )
-
-
-def _apart(found, exact):
-    return ((found - exact).norm() / exact.norm()).item()

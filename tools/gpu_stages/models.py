@@ -139,49 +139,6 @@ def _cost(lab, steps, seconds):
     }
 
 
-def graph(lab):
-    """A micro-step as one CUDA graph, not kernel by kernel: what the gaps between them cost."""
-    shape, rows = lab.shape("small"), lab.rows("small")
-    model = GPT(shape, 0, kernels=lab.kernels).to(lab.device, torch.bfloat16)
-    tokens = lab.tokens(rows, shape.seq_len + 1, vocab_size=shape.vocab_size)
-    inputs = tokens[:, :-1].contiguous()
-    targets = tokens[:, 1:].contiguous()
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-
-    def micro_step():
-        model(inputs, targets).backward()
-
-    replay = micro_step
-    with lab.attempt("graph", model="ours, eager"):
-        if not lab.dry:
-            replay = _captured(micro_step)
-        eager = lab.milliseconds(micro_step, 20)
-        replayed = lab.milliseconds(replay, 20)
-        lab.row(
-            "graph",
-            model="ours, eager",
-            micro_batch=rows,
-            eager_ms=eager,
-            graph_ms=replayed,
-            gain=1 - replayed / eager,
-        )
-
-
-def _captured(work):
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        work()
-    return captured.replay
-
-
 def sweep(lab):
     """Steps of two shapes by the sequences of a micro-batch, until memory ends."""
     for preset, sizes in SWEEP.items():
