@@ -69,6 +69,10 @@ def norm_cases() -> Iterator[Case]:
                 kernel = f"_layer_norm_{direction}_kernel"
                 launch_at_width = partial(launch, width, added, biased)
                 yield Case(f"{name} {direction}", width, layer_norm, kernel, launch_at_width)
+        # whose sum goes nowhere else
+        launch_last = partial(backward, width, False, True)
+        kernel = "_layer_norm_backward_kernel"
+        yield Case("last layer_norm backward", width, layer_norm, kernel, launch_last)
 
 
 def sum_cases() -> Iterator[Case]:

@@ -7,12 +7,15 @@ it with a table.
     python tools/kernel_gates.py --widen                let it hold for this version of triton, too
 
 The table, tests/support/kernel_gates.yaml, holds for each kernel and width, over all dtypes and
-architectures and the versions of triton that it names, the most registers a thread and bytes of
-shared memory a program may take, and how many of its loads from global memory must be 128 bits
-wide. Registers come in steps of 8, as GPUs hand them out: within a step as many programs fit on a
-multiprocessor. Spilled registers and atomics are never allowed. The kernels come with the launch
-parameters of a training run: the tool calls their launchers, with a recorder in the kernel's place.
-Exit code 0: all within the table; 1: a kernel is not, and is named. Needs triton, no GPU.
+architectures and the versions of triton that it names, ceilings: registers a thread, bytes of
+shared memory a program, instructions of the kernel's loops (of all of it where it has none); and
+floors: loads from global memory that are 128 bits wide, and asynchronous ones, into shared memory,
+by which a loop fetches what its next turn computes with. Registers come in steps of 8, as GPUs hand
+them out: within a step as many programs fit on a multiprocessor. The table allows a twentieth more
+instructions than it was made of, for versions of triton differ by a few. Spilled registers and
+atomics are never allowed. The kernels come with the launch parameters of a training run: the tool
+calls their launchers, with a recorder in the kernel's place. Exit code 0: all within the table; 1:
+a kernel is not, and is named. Needs triton, no GPU.
 """
 
 import math
@@ -33,10 +36,20 @@ ARCHITECTURES = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
 DTYPES = ["fp16", "bf16"]
 # registers a thread: a warp is given multiples of 256 (CUDA's occupancy calculator)
 STEP = 8
+# of instructions, for other versions of triton
+MARGIN = 1.05
 
 # In PTX
-LOAD_128 = r"\bld\.global\S*\.(?:v4\.[bfsu]32|v2\.[bfsu]64|v8\.[bfsu]16|b128)\b"
+LOAD_128 = (
+    r"\bld\.global\S*\.(?:v4\.[bfsu]32|v2\.[bfsu]64|v8\.[bfsu]16|b128)\b"
+    r"|\bcp\.async\.c[ag]\.shared\.global\S* [^;]*, 0x10\b"
+)
+ASYNC_COPY = r"\bcp\.async\.c[ag]\.shared\.global\b"
 ATOMIC = r"\b(?:atom|red)\.\S+"
+
+# In SASS: an instruction's address and the rest of it without its condition, and a jump's target
+INSTRUCTION = r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([^;]*);"
+JUMP = r"(?:BRA|JMP)\b.*\b0x([0-9a-f]+)"
 
 
 class Gate(NamedTuple):
@@ -46,7 +59,9 @@ class Gate(NamedTuple):
     width: int
     registers: int  # a thread; a ceiling, in whole STEPs
     shared: int  # bytes a program; a ceiling
+    instructions: int  # of its loops, or of all of it; a ceiling, with MARGIN
     loads_128: int  # instructions that load 128 bits a thread from global memory; a floor
+    async_copies: int  # instructions that load into shared memory in the background; a floor
 
     def key(self):
         return self[:2]
@@ -61,7 +76,9 @@ class Figures(NamedTuple):
     arch: str
     registers: int
     shared: int
+    instructions: int
     loads_128: int
+    async_copies: int = 0
     spills: int = 0  # bytes a thread
     atomics: int = 0  # instructions
 
@@ -137,21 +154,40 @@ def _is_known_to_be_aligned(parameter, value):
 
 
 def _resources(cubin):
-    """(registers a thread, bytes of stack and local memory a thread) of the one kernel in
-    a cubin."""
+    """(registers a thread, instructions of its loops or of all of it, bytes of stack and local
+    memory a thread) of the one kernel in a cubin."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        tool = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        tool = [knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
         text = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
     usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     registers, stack, local = map(int, usage.groups())
-    return registers, stack + local
+    return registers, instructions_of(text), stack + local
 
 
-# {compilation: (registers, shared, loads_128, spills, atomics)}
+def instructions_of(sass) -> int:
+    """Instructions in the loops of a disassembled kernel; without loops all of them but the padding
+    behind its end."""
+    instructions = {
+        int(address, 16): operation
+        for address, operation in re.findall(INSTRUCTION, sass, re.MULTILINE)
+    }
+    in_loops = set()
+    for address, operation in instructions.items():
+        jump = re.match(JUMP, operation)
+        # what jumps to itself only keeps the end
+        if jump and int(jump[1], 16) < address:
+            start = int(jump[1], 16)
+            in_loops.update(place for place in instructions if start <= place <= address)
+    if in_loops:
+        return len(in_loops)
+    return sum(not operation.startswith("NOP") for operation in instructions.values())
+
+
+# {compilation: Figures' fields from `registers` on}
 _compiled = {}
 
 
@@ -166,7 +202,7 @@ def measure(case, dtype, arch) -> Figures:
 
 
 def _compile(kernel, signature, constants, attributes, options, arch):
-    """(registers, shared, loads_128, spills, atomics)"""
+    """Figures' fields from `registers` on."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -174,10 +210,12 @@ def _compile(kernel, signature, constants, attributes, options, arch):
     source = ASTSource(kernel, signature, constants, attributes)
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     program = triton.compile(source, target=target, options=options)
-    loads_128 = len(re.findall(LOAD_128, program.asm["ptx"]))
-    atomics = len(re.findall(ATOMIC, program.asm["ptx"]))
-    registers, spills = _resources(program.asm["cubin"])
-    return registers, program.metadata.shared, loads_128, spills, atomics
+    loads_128, async_copies, atomics = (
+        len(re.findall(pattern, program.asm["ptx"])) for pattern in (LOAD_128, ASYNC_COPY, ATOMIC)
+    )
+    registers, instructions, spills = _resources(program.asm["cubin"])
+    shared = program.metadata.shared
+    return registers, shared, instructions, loads_128, async_copies, spills, atomics
 
 
 def complaints(figures: Figures, allowed: Gate | None) -> list[str]:
@@ -188,18 +226,22 @@ def complaints(figures: Figures, allowed: Gate | None) -> list[str]:
     ceilings = {
         "registers": allowed.registers,
         "shared": allowed.shared,
+        "instructions": allowed.instructions,
         "spills": 0,
         "atomics": 0,
+    }
+    floors = {
+        "128-bit loads": (figures.loads_128, allowed.loads_128),
+        "asynchronous copies": (figures.async_copies, allowed.async_copies),
     }
     sentences = []
     for field, most in ceilings.items():
         value = getattr(figures, field)
         if value > most:
             sentences.append(f"{name}: {field} {value}, the table allows {most}")
-    if figures.loads_128 < allowed.loads_128:
-        sentences.append(
-            f"{name}: 128-bit loads {figures.loads_128}, the table wants {allowed.loads_128}"
-        )
+    for quantity, (value, least) in floors.items():
+        if value < least:
+            sentences.append(f"{name}: {quantity} {value}, the table wants {least}")
     return sentences
 
 
@@ -209,7 +251,14 @@ def gates_for(measured: list[Figures]) -> dict:
     for figures in measured:
         key = figures.key()
         registers = math.ceil(figures.registers / STEP) * STEP
-        gate = Gate(*key, registers, figures.shared, figures.loads_128)
+        gate = Gate(
+            *key,
+            registers=registers,
+            shared=figures.shared,
+            instructions=math.ceil(figures.instructions * MARGIN),
+            loads_128=figures.loads_128,
+            async_copies=figures.async_copies,
+        )
         gates[key] = _wider(gates.get(key, gate), gate)
     return gates
 
@@ -220,7 +269,9 @@ def _wider(first: Gate, second: Gate) -> Gate:
         *first.key(),
         registers=max(first.registers, second.registers),
         shared=max(first.shared, second.shared),
+        instructions=max(first.instructions, second.instructions),
         loads_128=min(first.loads_128, second.loads_128),
+        async_copies=min(first.async_copies, second.async_copies),
     )
 
 
@@ -238,7 +289,9 @@ def write_table(versions, gates):
         "# Ceilings for the compiled kernels over dtypes and architectures, made by"
         " `python tools/kernel_gates.py --write`.",
         "# registers: a thread, in steps of 8; shared: bytes a program;"
-        " loads_128: the fewest 128-bit loads from global memory.",
+        " instructions: of its loops, or of all of it where it has none.",
+        "# Floors: loads_128: 128-bit loads from global memory;"
+        " async_copies: asynchronous loads into shared memory.",
         "# Spills and atomics are never allowed.",
         "triton: [" + ", ".join(f'"{version}"' for version in versions) + "]",
         "gates:",
@@ -296,7 +349,9 @@ def print_row(figures):
         f"{figures.kernel:24s} {figures.width:6d} {figures.dtype} {figures.arch:6s}",
         f"registers {figures.registers:3d}",
         f"shared {figures.shared:5d}",
+        f"instructions {figures.instructions:4d}",
         f"128-bit loads {figures.loads_128:2d}",
+        f"async copies {figures.async_copies:2d}",
         f"spills {figures.spills}",
     ]
     print("  ".join(columns))

@@ -101,7 +101,7 @@ def _gelu_backward_kernel(
         z = value.to(partial.dtype.element_ty) + shift
         upstream = tl.load(grad + row * grad_stride + column, mask=inside, other=0.0)
         upstream = upstream.to(partial.dtype.element_ty)
-        z = tl.minimum(tl.maximum(z, -10.0), 10.0)
+        z = tl.clamp(z, -10.0, 10.0, propagate_nan=tl.PropagateNan.ALL)
         e, s = _exp_and_sigmoid(z)
         slope = 1.5957691216057308 + 0.21406444881780076 * (z * z)
         result = upstream * (s + z * slope * (s * (s * e)))

@@ -30,8 +30,10 @@ MAXIMUM_WIDTH = 8192
 # Of a row, up to which the backward kernel prefetches: twice as many, of three tensors, would take
 # half of a multiprocessor's shared memory.
 PREFETCHED_BYTES = 8192
-# Of the backward kernel on a multiprocessor: of its 65,536 registers each thread has up to 80.
+# Warps of the backward kernel on a multiprocessor. Of its 65,536 registers each thread has up to 80
+# in rows of up to 1,024 columns, up to 128 beyond.
 RESIDENT_WARPS = 24
+WARPS_OF_WIDE_ROWS = 16
 
 
 # How a row of statistics is aligned depends on the number of rows, and is to cost no compilation of
@@ -155,9 +157,19 @@ def block_size(width: int) -> int:
     return next_power_of_2(width)
 
 
-def _stages(block: int, *loaded: Tensor) -> int:
-    """Of a loop over rows of these tensors: 2 loads the next row while this one is computed."""
-    row_bytes = block * max(tensor.element_size() for tensor in loaded)
+def resident_warps(block: int) -> int:
+    """On one multiprocessor at once, of the backward kernel with `block` columns a program."""
+    return RESIDENT_WARPS if block <= 1024 else WARPS_OF_WIDE_ROWS
+
+
+def _stages(block: int, sums: int, matrices: tuple[Tensor | None, ...]) -> int:
+    """Of the backward kernel's loop over rows of these: 2 loads the next row while this one is
+    computed."""
+    loaded = [matrix for matrix in matrices if matrix is not None]
+    # the first LayerNorm of a model, which for compute capability 10.0 would spill registers
+    if sums == 2 and len(loaded) == 2:
+        return 1
+    row_bytes = block * max(matrix.element_size() for matrix in loaded)
     return 2 if row_bytes <= PREFETCHED_BYTES else 1
 
 
@@ -227,7 +239,7 @@ def launch_backward(
             rows_per_program,
             width,
             SUMS=sums,
-            STAGES=_stages(block, grad_normed, total),
+            STAGES=_stages(block, sums, (grad_normed, grad_total, total)),
             BLOCK=block,
             num_warps=num_warps(block),
         )
@@ -293,7 +305,8 @@ def _layer_norm_backward(
     grad_input = torch.empty(total.shape, dtype=total.dtype, device=total.device)
     rows, width = as_rows(total).shape
     block = block_size(width)
-    programs, per_program = share_rows(rows, num_warps(block), total.device, RESIDENT_WARPS)
+    resident = resident_warps(block)
+    programs, per_program = share_rows(rows, num_warps(block), total.device, resident)
     partial = torch.empty((sums, programs, width), dtype=stats.dtype, device=total.device)
     launch_backward(
         as_rows(grad_normed),

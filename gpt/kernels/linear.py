@@ -41,7 +41,8 @@ def by_onednn(x: Tensor, dtype: torch.dtype = torch.float32) -> bool:
 
 def in_fast_bf16(x: Tensor) -> bool:
     """Whether x is of bf16, on a CPU with instructions for its products."""
-    return has_fast_bf16() and by_onednn(x, torch.bfloat16)
+    # in this order, for a compiler cannot follow the other into a file
+    return by_onednn(x, torch.bfloat16) and has_fast_bf16()
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -50,6 +50,27 @@ def test_an_update_is_a_few_launches_however_many_parameters(capfd):
     )
 
 
+def test_bf16_gradients_are_cast_in_the_kernel_that_adds_them(capfd):
+    """At ZeRO 1, whose sums are in fp32: a step's first backward pass casts each, the next adds."""
+
+    def work(world, waits):
+        engine, config = make(world, 1, "bf16", accumulation=4)
+        ran = []  # of each part of the step, in order
+        with Launches() as counted:
+
+            def mark(part):
+                ran.append((part, counted.names["_to_copy"], counted.names["add_"]))
+                counted.names.clear()
+
+            engine.step(batch(config), mark=mark)
+        return len(list(engine.module.parameters())), ran
+
+    tensors, ran = on_ranks(1, work, capfd)
+    first, second = [counts for part, *counts in ran if part == "backward"][:2]
+    assert tensors == 29
+    assert [a - b for a, b in zip(first, second)] == [tensors, -tensors]
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_step_waits_twice_for_the_device_however_many_micro_batches(
     stage, sample, tmp_path, capfd
