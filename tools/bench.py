@@ -33,6 +33,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from gpt.errors import Parser, UserError, command
 
 PARTS = ("step", "kernels", "eval")
+DEFAULT_ROUNDS = 10
 
 
 def main():
@@ -71,8 +72,7 @@ def parse():
     parser.add_argument(
         "--rounds",
         type=int,
-        default=10,
-        help="rounds that are timed, after two that are not (default 10)",
+        help=f"rounds that are timed, after two that are not (default {DEFAULT_ROUNDS})",
     )
     parser.add_argument(
         "--compile",
@@ -97,11 +97,11 @@ def check(args, presets):
                 f"{part!r} is no part of the bench",
                 mend=f"give some of {', '.join(PARTS)}, or none for all",
             )
-    measured = (args.parts, args.png, args.compile, args.precision)
+    measured = (args.parts, args.png, args.compile, args.precision, args.rounds is not None)
     if args.paper and any(measured):
         raise UserError(
             "--paper measures nothing, and is of bf16",
-            mend="leave the parts, --png, --compile and --precision away",
+            mend="leave out the parts, --rounds, --png, --compile and --precision",
         )
     if args.preset is not None and args.preset not in presets:
         raise UserError(f"--preset {args.preset}", mend=f"choose one of {', '.join(presets)}")
@@ -138,7 +138,7 @@ def measure(args, presets):
     work = Work(
         micro_batch=args.micro_batch or (32 if device.on_gpu else 4),
         accumulation=args.accumulation,
-        rounds=args.rounds,
+        rounds=args.rounds or DEFAULT_ROUNDS,
         compile=args.compile or device.on_gpu,
     )
     preset = args.preset or ("small" if device.on_gpu else "mini")
@@ -153,7 +153,7 @@ def measure(args, presets):
         "micro_batch": work.micro_batch,
         "seq_len": args.seq_len,
         "vocab_size": args.vocab_size,
-        "rounds": args.rounds,
+        "rounds": work.rounds,
         **device.facts(),
     }
     parts = args.parts or PARTS

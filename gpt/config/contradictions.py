@@ -57,7 +57,7 @@ def _of_the_gpt_alone(draft: Draft) -> Iterator[Mistake]:
 
 def _two_precisions(draft: Draft) -> Iterator[Mistake]:
     if draft.get("fp16.enabled") and draft.get("bf16.enabled"):
-        yield about("fp16.enabled", "and bf16.enabled are both true: choose one")
+        yield about("fp16.enabled", "and bf16.enabled are both true: set one to false")
 
 
 def _16_bits_without_zero(draft: Draft) -> Iterator[Mistake]:

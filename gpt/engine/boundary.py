@@ -78,6 +78,9 @@ with muon.left_uncompiled(compiler):
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
 LEAVE_SECONDS = 60.0
+# As other versions of Python do it: 3.11.2 pickles a member of an enumeration as a call of getattr,
+# which no checkpoint is read with.
+ZeroStageEnum.__reduce_ex__ = lambda stage, protocol: (ZeroStageEnum, (stage.value,))
 # types in DeepSpeed's optimizer files
 _PICKLED = (LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address)
 

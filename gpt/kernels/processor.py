@@ -31,12 +31,12 @@ def advice_on_bf16(precision: str) -> str | None:
     takes fp32) or bf16; None where nothing does."""
     if precision == "bf16" and not has_fast_bf16():
         return (
-            "this CPU has no instructions for bf16 (AVX512-BF16 or AMX): in fp32 mini trains about"
-            f" {TIMES_AS_SLOW} times as fast (--bf16.enabled false)"
+            "this CPU has no instructions for bf16 (AVX512-BF16 or AMX): in fp32 a model trains up"
+            f" to {TIMES_AS_SLOW} times as fast (--bf16.enabled false)"
         )
     if precision != "bf16" and has_fast_bf16():
         return (
-            f"this CPU has instructions for bf16, in which mini trains about {TIMES_AS_FAST} times"
-            " as fast as in fp32 (--fp16.enabled false --bf16.enabled true)"
+            f"this CPU has instructions for bf16, in which a model trains up to {TIMES_AS_FAST}"
+            " times as fast as in fp32 (--fp16.enabled false --bf16.enabled true)"
         )
     return None

@@ -64,7 +64,9 @@ def test_a_mistaken_shape_is_told_where_it_stands(tmp_path):
 
 def test_values_that_contradict_each_other():
     both = tiny_run(fp16={"enabled": True}, bf16={"enabled": True})
-    with pytest.raises(UserError, match="fp16.enabled and bf16.enabled are both true: choose one"):
+    with pytest.raises(
+        UserError, match="fp16.enabled and bf16.enabled are both true: set one to false"
+    ):
         resolve(both, "tiny")
     for block in ("fp16", "bf16"):
         with pytest.raises(UserError, match="zero_optimization.stage is 0 with 16-bit training"):

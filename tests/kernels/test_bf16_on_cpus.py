@@ -44,11 +44,11 @@ def cpu(monkeypatch, tmp_path):
 FAST = "avx512f avx512_bf16 rdpid"
 SLOW = "avx512f avx512_vnni"
 PAYS = (
-    "this CPU has instructions for bf16, in which mini trains about 1.8 times as fast as in fp32"
+    "this CPU has instructions for bf16, in which a model trains up to 1.8 times as fast as in fp32"
     " (--fp16.enabled false --bf16.enabled true)"
 )
 COSTS = (
-    "this CPU has no instructions for bf16 (AVX512-BF16 or AMX): in fp32 mini trains about 2.4"
+    "this CPU has no instructions for bf16 (AVX512-BF16 or AMX): in fp32 a model trains up to 2.4"
     " times as fast (--bf16.enabled false)"
 )
 

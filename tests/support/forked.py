@@ -45,9 +45,12 @@ def fork_ranks(size: int, work) -> list:
                 work()
                 code = 0
             finally:
-                if code:
-                    sys.excepthook(*sys.exc_info())
-                os._exit(code)
+                # whatever happens: a rank that went on would run its parent's other tests
+                try:
+                    if code:
+                        sys.excepthook(*sys.exc_info())
+                finally:
+                    os._exit(code)
         ranks[child] = rank
     while ranks:
         for child, rank in list(ranks.items()):

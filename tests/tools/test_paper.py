@@ -115,7 +115,7 @@ def test_the_command_says_that_it_is_a_model(bench, tmp_path, monkeypatch, capsy
         assert 0 < speed["mfu"] < speed["limit_mfu"] < 1
 
 
-@pytest.mark.parametrize("rest", [["step"], ["--png", "x.png"], ["--precision", "fp32"]])
+@pytest.mark.parametrize("rest", [["step"], ["--rounds", "3"], ["--precision", "fp32"]])
 def test_what_is_measured_does_not_go_with_it(rest):
     run = subprocess.run(
         [sys.executable, "tools/bench.py", "--paper", *rest],
@@ -124,5 +124,5 @@ def test_what_is_measured_does_not_go_with_it(rest):
         text=True,
     )
     assert run.returncode == 2
-    sentence = "leave the parts, --png, --compile and --precision away"
+    sentence = "leave out the parts, --rounds, --png, --compile and --precision"
     assert f"--paper measures nothing, and is of bf16: {sentence}" in run.stderr
