@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from gpt.kernels.triton_shared import (
+    block_size,
     jit,
-    next_power_of_2,
     num_warps,
     on_device_of,
     statistics_dtype,
@@ -93,7 +93,7 @@ def launch(
     """logits: (n, V), rows strided, overwritten if `gradient`; nats (n,) and rank (n,) int64 or
     None are written."""
     rows, vocab_size = logits.shape
-    block = min(BLOCK, next_power_of_2(vocab_size))
+    block = block_size(vocab_size, BLOCK)
     with on_device_of(logits):
         _cross_entropy_kernel[(rows,)](
             logits,

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from gpt.kernels.triton_shared import (
     as_rows,
+    block_size,
     jit,
-    next_power_of_2,
     num_warps,
     on_device_of,
     statistics_dtype,
     tl,
+    wide,
 )
 
 # the most columns of one program: four warps with 8 numbers a thread
@@ -139,10 +140,10 @@ def _runs_kernel(
         high = low + rows
         for _ in range(halvings):
             middle = (low + high) // 2
-            open = low < high
-            smaller = tl.load(keys + middle, mask=open, other=0) < ids
-            low = tl.where(open & smaller, middle + 1, low)
-            high = tl.where(open & (smaller == 0), middle, high)
+            is_open = low < high
+            smaller = tl.load(keys + middle, mask=is_open, other=0) < ids
+            low = tl.where(is_open & smaller, middle + 1, low)
+            high = tl.where(is_open & (smaller == 0), middle, high)
         tl.store(first_of_id + ids, low, mask=ids <= vocab_size)
     start = program * CHUNK
     whole = start + CHUNK <= rows
@@ -204,22 +205,13 @@ def _weight_backward_kernel(
     tl.store(places, total.to(grad_weight.dtype.element_ty), mask=column < width)
 
 
-def block_size(width: int) -> int:
-    return min(COLUMNS, next_power_of_2(width))
-
-
-def _wide(dtype: torch.dtype) -> Any:
-    """Triton's name of what sums of numbers of this dtype are kept in."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 def launch_forward(
     tokens: Tensor, weight: Tensor, positions: Tensor, scale: float, result: Tensor, keys: Tensor
 ) -> None:
     """tokens: (B, T), positions: (T, width), both with strided rows; weight: (V, width). Written:
     result (B * T, width) and keys (B * T,): the tokens, or V for those outside the vocabulary."""
     rows, width = result.shape
-    block = block_size(width)
+    block = block_size(width, COLUMNS)
     with on_device_of(weight):
         _embed_forward_kernel[(-(-rows // ROWS), -(-width // block))](
             tokens,
@@ -234,7 +226,7 @@ def launch_forward(
             weight.shape[0],
             width,
             scale,
-            WIDE=_wide(weight.dtype),
+            WIDE=wide(weight.dtype),
             ROWS=ROWS,
             BLOCK=block,
             num_warps=num_warps(block),
@@ -244,7 +236,7 @@ def launch_forward(
 def launch_positions_backward(grad: Tensor, grad_positions: Tensor) -> None:
     """grad: (B * T, width), rows strided; grad_positions (T, width) is written."""
     length, width = grad_positions.shape
-    block = block_size(width)
+    block = block_size(width, COLUMNS)
     with on_device_of(grad):
         _positions_backward_kernel[(length, -(-width // block))](
             grad,
@@ -253,7 +245,7 @@ def launch_positions_backward(grad: Tensor, grad_positions: Tensor) -> None:
             length,
             grad.shape[0] // max(1, length),
             width,
-            WIDE=_wide(grad.dtype),
+            WIDE=wide(grad.dtype),
             ROWS=ROWS,
             BLOCK=block,
             num_warps=num_warps(block),
@@ -267,7 +259,7 @@ def launch_runs(
     they come from. Written: first_of_id (V + 1,) int32 and of chunk_sums (N // CHUNK, width) the
     rows of chunks with equal keys."""
     rows, width = grad.shape
-    block = block_size(width)
+    block = block_size(width, COLUMNS)
     programs = max(chunk_sums.shape[0], -(-first_of_id.shape[0] // IDS))
     with on_device_of(grad):
         _runs_kernel[(programs, -(-width // block))](
@@ -299,7 +291,7 @@ def launch_weight_backward(
 ) -> None:
     """The arguments of `launch_runs`, with its results; grad_weight (V, width) is written."""
     vocab_size, width = grad_weight.shape
-    block = block_size(width)
+    block = block_size(width, COLUMNS)
     with on_device_of(grad):
         _weight_backward_kernel[(vocab_size, -(-width // block))](
             grad,

@@ -18,21 +18,20 @@ from gpt.kernels.linear import linear
 from gpt.kernels.partial_sums import finish
 from gpt.kernels.triton_shared import (
     as_rows,
+    block_size,
     jit,
-    next_power_of_2,
     num_warps,
     on_device_of,
     share_rows,
     statistics_dtype,
     tl,
+    wide,
 )
 
 # the most columns of one program: four warps with 8 numbers a thread
 COLUMNS = 1024
 # rows of a forward program: four independent loads a thread
 FORWARD_ROWS = 4
-# warps of the backward kernel that a multiprocessor holds at once, of up to 80 registers a thread
-RESIDENT_WARPS = 24
 
 
 @jit()
@@ -110,10 +109,6 @@ def _gelu_backward_kernel(
     tl.store(partial + program * width + column, bias_sum, mask=inside)
 
 
-def block_size(width: int) -> int:
-    return min(COLUMNS, next_power_of_2(width))
-
-
 def backward_warps(block: int) -> int:
     """Twice the columns a thread that `num_warps` gives: what a row costs beside its numbers, the
     loop and the prefetch, is spread over 16 of them."""
@@ -123,8 +118,7 @@ def backward_warps(block: int) -> int:
 def launch_forward(x: Tensor, bias: Tensor, result: Tensor) -> None:
     """x: (rows, width), rows strided; bias: (width,); result, contiguous, is written."""
     rows, width = x.shape
-    block = block_size(width)
-    wide = tl.float64 if x.dtype == torch.float64 else tl.float32
+    block = block_size(width, COLUMNS)
     grid = (-(-rows // FORWARD_ROWS), -(-width // block))
     with on_device_of(x):
         _gelu_forward_kernel[grid](
@@ -134,7 +128,7 @@ def launch_forward(x: Tensor, bias: Tensor, result: Tensor) -> None:
             x.stride(0),
             rows,
             width,
-            WIDE=wide,
+            WIDE=wide(x.dtype),
             ROWS=FORWARD_ROWS,
             BLOCK=block,
             num_warps=num_warps(block),
@@ -152,7 +146,7 @@ def launch_backward(
     """grad, x: (rows, width), rows strided; grad_x and partial (programs, width) are contiguous and
     written."""
     rows, width = x.shape
-    block = block_size(width)
+    block = block_size(width, COLUMNS)
     grid = (partial.shape[0], -(-width // block))
     with on_device_of(x):
         _gelu_backward_kernel[grid](
@@ -189,9 +183,9 @@ def _bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, 
     """Gradients of x and bias."""
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows, width = as_rows(x).shape
-    block = block_size(width)
+    block = block_size(width, COLUMNS)
     warps = backward_warps(block) * -(-width // block)
-    programs, per_program = share_rows(rows, warps, x.device, RESIDENT_WARPS)
+    programs, per_program = share_rows(rows, warps, x.device)
     partial = torch.empty((programs, width), dtype=statistics_dtype(x), device=x.device)
     launch_backward(as_rows(grad), as_rows(x), bias, grad_x, partial, per_program)
     return grad_x, finish(partial[None], bias.dtype)[0]

@@ -15,8 +15,8 @@ from gpt.kernels.attention import split_heads
 from gpt.kernels.linear import linear
 from gpt.kernels.partial_sums import finish
 from gpt.kernels.triton_shared import (
+    block_size,
     jit,
-    next_power_of_2,
     on_device_of,
     share_rows,
     statistics_dtype,
@@ -28,8 +28,6 @@ from gpt.kernels.triton_shared import (
 COLUMNS = 256
 ROWS = 8
 WARPS = 2
-# warps that a multiprocessor holds at once, of up to 80 registers a thread
-RESIDENT_WARPS = 24
 
 
 @jit(do_not_specialize=["rows", "rows_per_program"])
@@ -77,16 +75,12 @@ def _pack_kernel(
     tl.store(places, tl.sum(total, 0), mask=inside)
 
 
-def block_size(width: int) -> int:
-    return min(COLUMNS, next_power_of_2(width))
-
-
 def launch(grads: Sequence[Tensor], packed: Tensor, partial: Tensor, rows_per_program: int) -> None:
     """grads: of q, k and v, each (rows, H, D), any strides with a contiguous last dimension; packed
     (rows, 3 * H * D) and partial (programs, 3 * H * D) are contiguous and written."""
     rows, n_heads, head_dim = grads[0].shape
     width = n_heads * head_dim
-    block = block_size(width)
+    block = block_size(width, COLUMNS)
     strides = [stride for grad in grads for stride in grad.stride()[:2]]
     with on_device_of(packed):
         _pack_kernel[(partial.shape[0], -(-width // block), 3)](
@@ -104,7 +98,7 @@ def launch(grads: Sequence[Tensor], packed: Tensor, partial: Tensor, rows_per_pr
         )
 
 
-def _as_rows(grad: Tensor) -> Tensor:
+def _heads_as_rows(grad: Tensor) -> Tensor:
     """(B, H, T, D) as (B * T, H, D) with a contiguous last dimension: a view of what torch's fused
     attention lays out, (B, T, H, D) in memory, a copy of what has no common stride of rows."""
     rows = grad.transpose(1, 2).flatten(0, 1)
@@ -117,11 +111,11 @@ def pack_heads(grad_q: Tensor, grad_k: Tensor, grad_v: Tensor) -> tuple[Tensor, 
     gradients (B, H, T, D)."""
     assert grad_q.shape == grad_k.shape == grad_v.shape
     packed, _ = _empty_results(grad_q, grad_k, grad_v)
-    grads = [_as_rows(grad) for grad in (grad_q, grad_k, grad_v)]
+    grads = [_heads_as_rows(grad) for grad in (grad_q, grad_k, grad_v)]
     rows, n_heads, head_dim = grads[0].shape
     width = n_heads * head_dim
-    warps = 3 * -(-width // block_size(width)) * WARPS
-    programs, per_program = share_rows(rows, warps, packed.device, RESIDENT_WARPS)
+    warps = 3 * -(-width // block_size(width, COLUMNS)) * WARPS
+    programs, per_program = share_rows(rows, warps, packed.device)
     partial = packed.new_empty((programs, 3 * width), dtype=statistics_dtype(packed))
     launch(grads, packed.flatten(0, 1), partial, per_program)
     return packed, finish(partial[None], packed.dtype)[0]

@@ -1,9 +1,9 @@
 """LayerNorm with the residual addition before it, forward and backward in one kernel each.
 
-total = residual + x, rounded once; normed = (total - mean) / sqrt(variance + eps) * weight + bias
-over the last dimension (Ba, Kiros, Hinton, arXiv 1607.06450). Statistics and partial sums are in
-fp32 (fp64 for fp64 tensors). The gradients of weight and bias are summed per program and then over
-programs, always in the same order.
+total = residual + x + x_bias, rounded once; normed = (total - mean) / sqrt(variance + eps) *
+weight + bias over the last dimension (Ba, Kiros, Hinton, arXiv 1607.06450). Statistics and partial
+sums are in fp32 (fp64 for fp64 tensors). The gradients of weight, bias and x_bias are summed per
+program and then over programs, always in the same order.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from gpt.errors import UserError
 from gpt.kernels.partial_sums import finish
 from gpt.kernels.triton_shared import (
+    RESIDENT_WARPS,
     as_rows,
     jit,
     next_power_of_2,
@@ -30,10 +31,9 @@ MAXIMUM_WIDTH = 8192
 # Of a row, up to which the backward kernel prefetches: twice as many, of three tensors, would take
 # half of a multiprocessor's shared memory.
 PREFETCHED_BYTES = 8192
-# Warps of the backward kernel on a multiprocessor. Of its 65,536 registers each thread has up to 80
-# in rows of up to 1,024 columns, up to 128 beyond.
-RESIDENT_WARPS = 24
-WARPS_OF_WIDE_ROWS = 16
+# RESIDENT_WARPS of the backward kernel in rows of more than 1,024 columns, of which each thread has
+# up to 128 registers
+RESIDENT_WARPS_OF_WIDE_ROWS = 16
 
 
 # How a row of statistics is aligned depends on the number of rows, and is to cost no compilation of
@@ -56,7 +56,7 @@ def _layer_norm_forward_kernel(
     BLOCK: tl.constexpr,
 ):
     """One program a row. residual and total are both None where there is nothing to add; x_bias is
-    None where x has no bias to come."""
+    None where x already has its bias, or has none."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -103,8 +103,8 @@ def _layer_norm_backward_kernel(
     BLOCK: tl.constexpr,
 ):
     """Each program walks over its rows and leaves its sums of d weight and d bias, and with SUMS 3
-    of d total, in partial (SUMS, programs, width). The next row is loaded, asynchronously into
-    shared memory, while this one is computed.
+    of d total, in partial (SUMS, programs, width). With STAGES 2 the next row is loaded,
+    asynchronously into shared memory, while this one is computed.
 
     With n = (total - mean) * rstd and g = d normed * weight: d total = rstd * (g - avg(g) - n *
     avg(g * n)) + the gradient that comes to total from elsewhere (grad_total; None for none).
@@ -159,7 +159,7 @@ def block_size(width: int) -> int:
 
 def resident_warps(block: int) -> int:
     """On one multiprocessor at once, of the backward kernel with `block` columns a program."""
-    return RESIDENT_WARPS if block <= 1024 else WARPS_OF_WIDE_ROWS
+    return RESIDENT_WARPS if block <= 1024 else RESIDENT_WARPS_OF_WIDE_ROWS
 
 
 def _stages(block: int, sums: int, matrices: tuple[Tensor | None, ...]) -> int:

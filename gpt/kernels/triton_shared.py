@@ -9,6 +9,7 @@ import functools
 import re
 import sys
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -52,10 +53,10 @@ except Exception as error:
 # the sums at an eighth of the traffic.
 ROWS_PER_PROGRAM = 16
 
-# Warps per multiprocessor that the looping kernels ask for. Up to 64 registers a thread, all of
+# Warps per multiprocessor that the looping kernels ask for. Up to 80 registers a thread, all of
 # them are resident at once on every GPU from capability 8.0 on (65,536 registers, at least 48
 # warps), so no program waits for another's end.
-RESIDENT_WARPS = 32
+RESIDENT_WARPS = 24
 
 
 def interpreted() -> bool:
@@ -66,6 +67,11 @@ def interpreted() -> bool:
 
 def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
+
+
+def block_size(width: int, most: int) -> int:
+    """Columns of a program that takes up to `most`, a power of 2, of `width`."""
+    return min(most, next_power_of_2(width))
 
 
 def num_warps(block: int) -> int:
@@ -104,6 +110,11 @@ def as_rows(tensor: torch.Tensor) -> torch.Tensor:
 def statistics_dtype(tensor: torch.Tensor) -> torch.dtype:
     """fp32, or fp64 for fp64 tensors: what sums and statistics are kept in."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def wide(dtype: torch.dtype) -> Any:
+    """Triton's name of `statistics_dtype`, for tensors of this dtype."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def on_device_of(tensor: torch.Tensor) -> AbstractContextManager:

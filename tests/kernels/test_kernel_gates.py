@@ -7,7 +7,7 @@ import pytest
 triton = pytest.importorskip("triton")
 
 from gpt.errors import UserError
-from gpt.kernels import gelu, layer_norm, triton_shared
+from gpt.kernels import gelu, heads, layer_norm, triton_shared
 from tools import kernel_cases
 from tools.kernel_cases import cases
 
@@ -94,9 +94,15 @@ def test_table_is_whole_and_sound(gates):
         ),
         (
             "bias_gelu backward",
-            gelu.block_size,
+            lambda width: triton_shared.block_size(width, gelu.COLUMNS),
             gelu.backward_warps,
-            lambda block: gelu.RESIDENT_WARPS,
+            lambda block: triton_shared.RESIDENT_WARPS,
+        ),
+        (
+            "heads backward",
+            lambda width: triton_shared.block_size(width, heads.COLUMNS),
+            lambda block: heads.WARPS,
+            lambda block: triton_shared.RESIDENT_WARPS,
         ),
     ],
 )

@@ -1,11 +1,7 @@
 """The linear layer of queries, keys and values by Triton under its interpreter, against float64.
 
-Run by tests/kernels/test_kernels.py in one process with interpreted_kernels.py, which tells why.
+Run by tests/kernels/test_kernels.py, together with interpreted_kernels.py.
 """
-
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import dataclasses
 
@@ -14,6 +10,7 @@ import pytest
 import torch
 from dispatched import Dispatched
 from fences import Outputs, strided
+from interpreted_kernels import double, random
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt.config.shape import ModelConfig
@@ -36,14 +33,6 @@ MODEL = ModelConfig(
 def short_walks(monkeypatch):
     """Ten rows to a program: a tile of eight, and two rows of another."""
     monkeypatch.setattr(triton_shared, "ROWS_PER_PROGRAM", 10)
-
-
-def random(*shape, seed=0, dtype=torch.float32):
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
-
-
-def double(tensor):
-    return tensor.detach().double().numpy()
 
 
 # (B, H, T, D) in memory, by what lays the gradients out so
@@ -83,7 +72,7 @@ def test_gradients_are_packed_and_summed(layout, dtype=torch.float16):
             for s in range(3)
         ]
         if layout == "flash":
-            assert heads._as_rows(grads[0]).data_ptr() == grads[0].data_ptr()  # not copied
+            assert heads._heads_as_rows(grads[0]).data_ptr() == grads[0].data_ptr()  # not copied
         packed, sums = pack_heads(*grads)
         columns = np.concatenate(
             [double(grad).transpose(0, 2, 1, 3).reshape(batch * length, -1) for grad in grads], 1
