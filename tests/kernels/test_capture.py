@@ -23,7 +23,7 @@ class Hindrances(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.names = []
 
     @classmethod
     def _should_skip_dynamo(cls):
@@ -36,7 +36,7 @@ class Hindrances(TorchDispatchMode):
         tensors = [value for value in tree_leaves((args, kwargs)) if torch.is_tensor(value)]
         on_host = any(tensor.device.type == "cpu" for tensor in tensors)
         if name in NOT_CAPTURED or on_host:
-            self.found.append(name)
+            self.names.append(name)
         return function(*args, **kwargs)
 
 
@@ -49,7 +49,7 @@ def test_a_micro_batch_can_be_captured(dtype, chunks, monkeypatch):
         passes = launches.micro_batch(SHAPE, ROWS, dtype)
     ran = [launch.name for launch in passes.forward + passes.backward]
     assert ran.count("cross_entropy") == chunks
-    assert hindrances.found == []
+    assert hindrances.names == []
 
 
 def waiting(x):
@@ -80,4 +80,4 @@ def test_what_a_graph_cannot_hold_is_seen(work, name, monkeypatch):
             launches.micro_batch(SHAPE, ROWS)
         except (RuntimeError, NotImplementedError):  # of the meta device, which has no numbers
             pass
-    assert name in hindrances.found
+    assert name in hindrances.names

@@ -84,13 +84,13 @@ def test_embedding_stays_in_its_buffers(rows, width, kernels, short_chunks):
 
 def fenced_order(keys):
     """(sorted keys, their rows), each between numbers that would lead out of every buffer."""
-    found = []
+    fenced_values = []
     for values in torch.sort(keys, stable=True):
         whole = torch.full((len(values) + 2 * MARGIN,), torch.iinfo(values.dtype).max)
         whole = whole.to(values.dtype)
         whole[MARGIN:-MARGIN] = values
-        found.append(whole[MARGIN:-MARGIN])
-    return found
+        fenced_values.append(whole[MARGIN:-MARGIN])
+    return fenced_values
 
 
 # ---- Against float64
@@ -149,15 +149,15 @@ def test_embedding_with_long_chunks(kernels):
 @pytest.mark.parametrize("vocab_size", [32767, 32768])
 def test_the_last_id_of_a_large_vocabulary(vocab_size, kernels, monkeypatch):
     """Keys of 16 bits and of 32."""
-    found = []
+    arguments = []
     monkeypatch.setattr(embedding, "IDS", 8192)
-    monkeypatch.setattr(embedding, "launch_weight_backward", lambda *args: found.extend(args))
+    monkeypatch.setattr(embedding, "launch_weight_backward", lambda *args: arguments.extend(args))
     weight = random(vocab_size, 1).requires_grad_()
     tokens = torch.tensor([[vocab_size - 1, vocab_size, vocab_size - 1]])
     result = embed(tokens, weight, torch.zeros(3, 1), SCALE, kernels)
     assert result.isnan().flatten().tolist() == [False, True, False]
     result.sum().backward()
-    _, order, first, *_ = found
+    _, order, first, *_ = arguments
     assert order.tolist() == [0, 2, 1]
     assert first[-3:].tolist() == [0, 0, 2]
 

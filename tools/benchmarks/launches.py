@@ -135,8 +135,8 @@ def _replace(stack: contextlib.ExitStack, owner: Any, name: str, value: Any) -> 
 
 def _triton_kernels() -> Iterator[tuple[Any, str, Any]]:
     """(module, name, kernel) of all in gpt/kernels."""
-    for found in pkgutil.iter_modules(gpt.kernels.__path__):
-        module = importlib.import_module(f"gpt.kernels.{found.name}")
+    for info in pkgutil.iter_modules(gpt.kernels.__path__):
+        module = importlib.import_module(f"gpt.kernels.{info.name}")
         for name, value in list(vars(module).items()):
             # Triton's are told by what they are made of: a function of Python's, and a grid
             if hasattr(value, "__getitem__") and inspect.isfunction(getattr(value, "fn", None)):
