@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+# Of what workers and their ranks compute on the machine's cores, threads would only wait for one
+# another. Before torch is imported, which reads this once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from devices import pytest_configure  # noqa: F401  (a hook)
 from without_torch import ABSENT, skip_if_it_was_needed

@@ -166,7 +166,7 @@ def _passes_as_one_graph(draft: Draft) -> Iterator[Mistake]:
         yield about(
             path,
             "is true, and model_file's model may compute otherwise from pass to pass, where a graph"
-            " repeats the first: leave it out",
+            " repeats the first: leave one of them out",
         )
     compiled = draft.get("gpt.compile")
     if compiled not in (None, "none"):

@@ -92,20 +92,31 @@ class _InBlocks(torch.autograd.Function):
         return grad_q, *of_keys
 
 
+def _goes_in_blocks(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether these gain by blocks, and are such as the fused kernel reads right: it looks neither
+    at the last dimension's stride nor at how wide the values are."""
+    return (
+        q.device.type == "cpu"
+        and q.shape[2] > CPU_QUERIES
+        and q.shape == k.shape == v.shape
+        and q.stride(3) == k.stride(3) == v.stride(3) == 1
+        and not torch.compiler.is_compiling()
+    )
+
+
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D), causal) v. q, k, v: (B, H, T, D), any strides with a contiguous last
-    dimension.
+    """softmax(q k^T / sqrt(D), causal) v. q, k, v: (B, H, T, D), any strides; fast with a
+    contiguous last dimension.
 
     Returns (B, T, H * D).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         # torch's kernel for CPUs takes half as long again in bf16, and rounds more
         return causal_attention(q.float(), k.float(), v.float()).bfloat16()
-    length = q.shape[2]
-    if q.device.type != "cpu" or length <= CPU_QUERIES or torch.compiler.is_compiling():
-        values = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return values.transpose(1, 2).flatten(2)
-    return _InBlocks.apply(q, k, v).flatten(2)
+    if _goes_in_blocks(q, k, v):
+        return _InBlocks.apply(q, k, v).flatten(2)
+    values = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return values.transpose(1, 2).flatten(2)
 
 
 def backend(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> str:

@@ -541,7 +541,7 @@ TOGETHER = [
     (
         {"gpt": {"cuda_graph": True, "model_file": "modern"}},
         "gpt.cuda_graph is true, and model_file's model may compute otherwise from pass to pass,"
-        " where a graph repeats the first: leave it out",
+        " where a graph repeats the first: leave one of them out",
     ),
     (
         {"gpt": {"cuda_graph": True, "compile": "default"}},

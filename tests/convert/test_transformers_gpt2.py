@@ -314,7 +314,7 @@ def test_a_model_of_changed_code_has_no_counterpart(vocab, tmp_path, load_tool, 
         n_layers=1, h_dim=8, mlp_dim=8, n_heads=2, head_dim=4, vocab_size=vocab.size, seq_len=16
     )
     config = foreign_config("rope", 30, shape, vocab.fingerprint)
-    weights = Positionless(shape, seed=None).state_dict()
+    weights = Positionless(shape, seed=0).state_dict()
     write_folder(tmp_path / "export", weights, config, vocab.model, {})
     monkeypatch.setattr("gpt.architecture.architecture.GPT", Positionless)
     assert load_tool("export_hf").mistake(tmp_path / "export", tmp_path / "gpt2") == (

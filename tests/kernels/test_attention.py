@@ -71,6 +71,28 @@ def test_strides_of_no_common_matrix():
     np.testing.assert_allclose(joined.numpy(), of_qkv, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_second_channel_and_the_last_two_dimensions_swapped(dtype):
+    """What a model of the user's own may give: no last dimension is contiguous."""
+    length = CPU_QUERIES + 9
+    q = values(2, 3, length, 10).to(dtype)[..., ::2]
+    k = values(2, 3, 5, length, seed=1).to(dtype).transpose(2, 3)
+    v = values(2, 3, length, 10, seed=2).to(dtype)[..., 1::2]
+    qkv = torch.cat([tensor.transpose(1, 2).flatten(2) for tensor in (q, k, v)], 2)
+    expected, _ = exact(qkv.double().numpy(), 3, np.zeros((2, length, 15)))
+    result = causal_attention(q, k, v).double().numpy()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=16 * torch.finfo(dtype).eps)
+
+
+def test_values_may_be_wider_than_queries():
+    length = CPU_QUERIES + 9
+    q, k = (values(1, 2, length, 4, seed=seed).float() for seed in range(2))
+    v = values(1, 2, length, 8, seed=2).float()
+    halves = [causal_attention(q, k, part).unflatten(2, (2, 4)) for part in v.split(4, 3)]
+    result = causal_attention(q, k, v).unflatten(2, (2, 8))
+    torch.testing.assert_close(result, torch.cat(halves, 3))
+
+
 def test_no_query_sees_what_comes_after_it():
     length = 2 * CPU_QUERIES + 3
     qkv = values(1, length, 24).float()

@@ -103,10 +103,12 @@ def test_two_ranks_find_the_same_losses(one_rank, tmp_path, run_command):
 
 @pytest.mark.parametrize("launcher", ["python", "torchrun"])
 def test_other_launchers_do_the_same(launcher, one_rank, tmp_path, run_command):
+    # torchrun's OMP_NUM_THREADS=1 asks for nothing, but one core takes one thread
+    one_core = ["taskset", "--cpu-list", min(os.sched_getaffinity(0))]
     start = (
         [sys.executable]
         if launcher == "python"
-        else ["torchrun", "--master_port", 29613, "--nproc_per_node", 1]
+        else [*one_core, "torchrun", "--master_port", 29613, "--nproc_per_node", 1]
     )
     done = run_command([*start, TRAIN, "--ds_config", one_rank / "tiny.json"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
