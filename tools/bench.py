@@ -25,6 +25,7 @@ then. FLOPs by gpt/config/shape.py.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -105,6 +106,10 @@ def check(args, presets):
         )
     if args.preset is not None and args.preset not in presets:
         raise UserError(f"--preset {args.preset}", mend=f"choose one of {', '.join(presets)}")
+    for option, name in (("--json", args.json), ("--png", args.png)):
+        # before minutes of measuring
+        if name is not None and not os.access(Path(name).resolve().parent, os.W_OK):
+            raise UserError(f"{option} {name} cannot be written", mend="name a folder that exists")
     least = {"micro_batch": 1, "accumulation": 1, "seq_len": 2, "vocab_size": 1, "rounds": 1}
     for name, smallest in least.items():
         value = getattr(args, name)

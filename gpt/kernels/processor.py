@@ -31,8 +31,8 @@ def advice_on_bf16(precision: str) -> str | None:
     takes fp32) or bf16; None where nothing does."""
     if precision == "bf16" and not has_fast_bf16():
         return (
-            "this CPU has no instructions for bf16 (AVX512-BF16 or AMX): in fp32 a model trains up"
-            f" to {TIMES_AS_SLOW} times as fast (--bf16.enabled false)"
+            "of this CPU no instructions for bf16 are known (AVX512-BF16, AMX), without which a"
+            f" model trains up to {TIMES_AS_SLOW} times as fast in fp32 (--bf16.enabled false)"
         )
     if precision != "bf16" and has_fast_bf16():
         return (

@@ -126,3 +126,9 @@ def test_what_is_measured_does_not_go_with_it(rest):
     assert run.returncode == 2
     sentence = "leave out the parts, --rounds, --png, --compile and --precision"
     assert f"--paper measures nothing, and is of bf16: {sentence}" in run.stderr
+
+
+@pytest.mark.parametrize("option", ["--json", "--png"])
+def test_what_could_not_be_written_is_not_measured(option, load_tool):
+    mistake = load_tool("bench").mistake("step", option, "no/such/folder/file")
+    assert mistake == (f"{option} no/such/folder/file cannot be written: name a folder that exists")
