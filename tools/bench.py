@@ -25,13 +25,13 @@ then. FLOPs by gpt/config/shape.py.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt.errors import Parser, UserError, command
+from gpt.files import require_place_for, write_output
 
 PARTS = ("step", "kernels", "eval")
 DEFAULT_ROUNDS = 10
@@ -107,9 +107,8 @@ def check(args, presets):
     if args.preset is not None and args.preset not in presets:
         raise UserError(f"--preset {args.preset}", mend=f"choose one of {', '.join(presets)}")
     for option, name in (("--json", args.json), ("--png", args.png)):
-        # before minutes of measuring
-        if name is not None and not os.access(Path(name).resolve().parent, os.W_OK):
-            raise UserError(f"{option} {name} cannot be written", mend="name a folder that exists")
+        if name is not None:
+            require_place_for(option, name)
     least = {"micro_batch": 1, "accumulation": 1, "seq_len": 2, "vocab_size": 1, "rounds": 1}
     for name, smallest in least.items():
         value = getattr(args, name)
@@ -131,7 +130,7 @@ def on_paper(args, presets):
 def write(args, result):
     if args.json:
         result = {"command": ["tools/bench.py", *sys.argv[1:]], **result}
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_output("--json", args.json, json.dumps(result, indent=1) + "\n")
 
 
 def measure(args, presets):

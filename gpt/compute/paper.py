@@ -19,11 +19,10 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gpt.compute.operators import Results, makes_tensors, product_flops
-from gpt.kernels.compiler import eagerly
+from gpt.kernels.compiler import DispatchMode, eagerly
 
 
 class Operations(NamedTuple):
@@ -148,7 +147,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(DispatchMode):
     """Counts the FLOPs of the matrix products that are computed inside."""
 
     supports_higher_order_operators = True
@@ -160,11 +159,6 @@ class _Counter(TorchDispatchMode):
         self.is_backward = False
         self.is_paused = False
         self._results = Results()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """To be kept from torch.compile, it would load it."""
-        return False
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 MACHINERY = "torch._dynamo"
 # Torch keeps the compiler away from these, which every run calls, and loads it for that.
@@ -69,3 +70,11 @@ class NothingDrawn(TorchFunctionMode):
             if tensor.is_meta:
                 return tensor
         return func(*args, **(kwargs or {}))
+
+
+class DispatchMode(TorchDispatchMode):
+    """One that torch does not load its compiler's machinery for, in order to keep it off."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False

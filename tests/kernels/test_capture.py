@@ -4,12 +4,12 @@ gpt/kernels either, waits for the device, has a shape that depends on data or re
 import pytest
 import torch
 from fake_graph import NOT_CAPTURED
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import gpt.model
 from gpt.config.shape import ModelConfig
 from gpt.kernels import linear_cross_entropy
+from gpt.kernels.compiler import DispatchMode
 from tools.benchmarks import launches
 
 pytest.importorskip("triton")
@@ -18,17 +18,12 @@ SHAPE = ModelConfig(2, 64, 256, 4, 16, vocab_size=128, seq_len=32)
 ROWS = 4
 
 
-class Hindrances(TorchDispatchMode):
+class Hindrances(DispatchMode):
     """What would end a capture, of operations on the meta device, which stands for a GPU."""
 
     def __init__(self):
         super().__init__()
         self.names = []
-
-    @classmethod
-    def _should_skip_dynamo(cls):
-        """torch would load its compiler to keep it off: seconds in every process."""
-        return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -3,7 +3,7 @@ is a launch or more."""
 
 from collections import Counter
 
-from torch.utils._python_dispatch import TorchDispatchMode
+from gpt.kernels.compiler import DispatchMode
 
 # Operations that only look at a tensor in another way, or make one without writing to it.
 WITHOUT_KERNEL = frozenset(
@@ -14,18 +14,13 @@ WITHOUT_KERNEL = frozenset(
 )
 
 
-class Dispatched(TorchDispatchMode):
+class Dispatched(DispatchMode):
     """`with Dispatched() as ran: …` leaves in ran.names a Counter of the operations' names, such as
     "mm" and "add_"."""
 
     def __init__(self):
         super().__init__()
         self.names = Counter()
-
-    @classmethod
-    def _should_skip_dynamo(cls):
-        """torch would load its compiler to keep it off: seconds in every process."""
-        return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.names[function._schema.name.split("::")[1]] += 1

@@ -12,8 +12,9 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from fake_cuda import Stream
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from gpt.kernels.compiler import DispatchMode
 
 # operations that wait for the device, or whose results have a shape that depends on data
 NOT_CAPTURED = frozenset(
@@ -40,7 +41,7 @@ class Graph:
                     old.copy_(new)
 
 
-class Capture(TorchDispatchMode):
+class Capture(DispatchMode):
     """In the place of torch.cuda.graph."""
 
     def __init__(self, graph, pool, stream, capture_error_mode):
@@ -49,11 +50,6 @@ class Capture(TorchDispatchMode):
         self.graph = graph
         self.fresh = {}  # {storage: a tensor in it} of what the capture made
         self.before = {}  # {storage: (it, its content)} of what it wrote upon
-
-    @classmethod
-    def _should_skip_dynamo(cls):
-        """torch would load its compiler to keep it off: seconds in every process."""
-        return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -4,11 +4,12 @@ touched yet."""
 import weakref
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from gpt.kernels.compiler import DispatchMode
 
-class LiveStorages(TorchDispatchMode):
+
+class LiveStorages(DispatchMode):
     """Counts the storages of all tensors that are made inside, until the last reference to them is
     gone.
 
@@ -20,11 +21,6 @@ class LiveStorages(TorchDispatchMode):
         super().__init__()
         self.bytes = self.peak = 0
         self._alive = {}  # {id of a storage: a weak reference to it}
-
-    @classmethod
-    def _should_skip_dynamo(cls):
-        """torch would load its compiler to keep it off: seconds in every process."""
-        return False
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))

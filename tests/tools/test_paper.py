@@ -131,4 +131,6 @@ def test_what_is_measured_does_not_go_with_it(rest):
 @pytest.mark.parametrize("option", ["--json", "--png"])
 def test_what_could_not_be_written_is_not_measured(option, load_tool):
     mistake = load_tool("bench").mistake("step", option, "no/such/folder/file")
-    assert mistake == (f"{option} no/such/folder/file cannot be written: name a folder that exists")
+    assert mistake == (
+        f"{option} no/such/folder/file: give the name of a file in a folder that exists"
+    )
